@@ -1,0 +1,138 @@
+"""The judge: reads a picture of the storybook world back into objects and background.
+
+A small segmentation network, trained on drawn scenes only (``python -m demo.train judge``) and never used to train a generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Thing
+
+WEIGHTS = Path(__file__).parent / "model" / "judge" / "judge.safetensors"
+
+LEAST_AREA = 24
+"""Smallest object in pixels of the 64 x 64 label map; smaller patches are not objects."""
+
+_CLASSES = [(c, k) for c in COLOURS for k in KINDS]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object that the judge sees."""
+
+    colour: str
+    kind: str
+    mask: Tensor
+    """Where it is, bool ``[64, 64]`` over the whole picture."""
+
+    @property
+    def thing(self) -> tuple[str, str]:
+        """Colour and kind."""
+        return self.colour, self.kind
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in one picture."""
+
+    background: str
+    objects: tuple[Found, ...]
+    """Largest first."""
+
+    def shows(self, things: list[Thing]) -> bool:
+        """Whether the objects are exactly ``things``: each there once, in kind and colour, and nothing else."""
+        return sorted(f.thing for f in self.objects) == sorted((t.colour, t.kind) for t in things)
+
+    def missing(self, things: list[Thing]) -> list[Thing]:
+        """Those of ``things`` that are not there in kind and colour, each found object counted once."""
+        left = [f.thing for f in self.objects]
+        absent = []
+        for thing in things:
+            if (thing.colour, thing.kind) in left:
+                left.remove((thing.colour, thing.kind))
+            else:
+                absent.append(thing)
+        return absent
+
+
+class Judge(nn.Module):
+    """Segmenter: picture ``[B, 3, 128, 128]`` in 0..1 to class logits ``[B, 37, 64, 64]`` (0: no object) and background logits ``[B, 6]``."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        w = width
+        self.stem = _stage(3, w, stride=2)
+        self.down = nn.ModuleList([_stage(w, 2 * w, stride=2), _stage(2 * w, 3 * w, stride=2), _stage(3 * w, 4 * w, stride=2)])
+        self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, 2 * w)])
+        self.classes = nn.Conv2d(2 * w, 1 + len(_CLASSES), 1)
+        self.place = nn.Linear(4 * w, len(BACKGROUNDS))
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        x = self.stem(picture * 2 - 1)
+        skips = []
+        for stage in self.down:
+            skips.append(x)
+            x = stage(x)
+        place = self.place(x.mean((2, 3)))
+        for stage, skip in zip(self.up, reversed(skips), strict=True):
+            x = stage(torch.cat([nn.functional.interpolate(x, scale_factor=2.0), skip], 1))
+        return self.classes(x), place
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Judge:
+        """The shipped judge, in evaluation mode."""
+        judge = cls()
+        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        return judge.eval()
+
+    @torch.no_grad()
+    def look(self, pictures: Tensor) -> list[Verdict]:
+        """Judge ``pictures`` [B, 3, H, W] in 0..1; any square size."""
+        if pictures.shape[-2:] != (128, 128):
+            pictures = nn.functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
+        logits, places = self(pictures.float())
+        labels = logits.softmax(1)
+        labels = nn.functional.avg_pool2d(labels, 3, 1, 1, count_include_pad=False).argmax(1)
+        names = list(BACKGROUNDS)
+        return [Verdict(names[int(p)], tuple(_objects(m))) for m, p in zip(labels, places.argmax(1), strict=True)]
+
+
+def _objects(labels: Tensor) -> list[Found]:
+    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first."""
+    patches = connected_components(labels)
+    found = []
+    for patch in patches[labels > 0].unique().tolist():
+        mask = patches == patch
+        if int(mask.sum()) >= LEAST_AREA:
+            colour, kind = _CLASSES[int(labels[mask][0]) - 1]
+            found.append(Found(colour, kind, mask))
+    return sorted(found, key=lambda f: -int(f.mask.sum()))
+
+
+def connected_components(labels: Tensor) -> Tensor:
+    """Number the eight-connected patches of equal label of ``labels`` [H, W]; equal numbers are one patch."""
+    height, width = labels.shape
+    patches = torch.arange(1, height * width + 1, dtype=torch.float32).view(height, width)
+    present = [labels == v for v in labels.unique()]
+    while True:
+        spread = torch.zeros_like(patches)
+        for mask in present:
+            inside = torch.where(mask, patches, 0.0)
+            spread = spread + nn.functional.max_pool2d(inside[None, None], 3, 1, 1)[0, 0] * mask
+        if torch.equal(spread, patches):
+            return patches.long()
+        patches = spread
+
+
+def _stage(inside: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+        nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training of the shipped storybook weights: ``python -m demo.train vae|judge|text|unet``."""

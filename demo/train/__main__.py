@@ -1,0 +1,33 @@
+"""``python -m demo.train <part>``: train one part of the storybook model."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+import torch
+
+from demo.train.loop import launch
+
+PARTS = ("vae", "judge", "text", "unet")
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train one part of the storybook model. Resumes when interrupted.")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--folder", default="output/train", help="checkpoints, logs and exported weights (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=20, help="length of the whole run, earlier tries counted in (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=1 if torch.cuda.is_available() else 2, help="processes of one thread each (default: 2, with a GPU 1)"
+    )
+    parser.add_argument(
+        "--scale", type=int, default=8 if torch.cuda.is_available() else 1, help="multiplies the batch size (default: 1, with a GPU 8)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    launch(importlib.import_module(f"demo.train.{options.part}").train, options.processes, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Train the judge on drawn scenes: labels per pixel from the exact masks, background per picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demo.judge import Judge, Verdict
+from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Scene, random_scene
+from demo.train.loop import Trainer, device
+from demo.train.vae import HELD_OUT
+
+
+def labels(scene: Scene) -> np.ndarray:
+    """Class per pixel at half size, int64 ``[64, 64]``: 0 no object, else 1 + 6 * colour + kind."""
+    colours, kinds = list(COLOURS), list(KINDS)
+    table = np.array([0, *(1 + len(kinds) * colours.index(o.colour) + kinds.index(o.kind) for o in scene.objects)])
+    return table[scene.object_map()[1::2, 1::2]]
+
+
+def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
+    """Blur, noise and brightness, so that pictures that are a little soft or off in colour are still read."""
+    if rng.random() < 0.5:
+        side = int(rng.integers(64, 128))
+        pictures = nn.functional.interpolate(
+            nn.functional.interpolate(pictures, (side, side), mode="bilinear", antialias=True), (128, 128), mode="bilinear"
+        )
+    pictures = pictures + torch.randn_like(pictures) * rng.uniform(0, 0.04)
+    return (pictures * rng.uniform(0.92, 1.08) + rng.uniform(-0.03, 0.03)).clamp(0, 1)
+
+
+def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
+    """Share of held-out drawn scenes of which the judge names every object and the background right."""
+    right = 0
+    for start in range(0, scenes, 32):
+        batch = [random_scene(seed + i) for i in range(start, min(start + 32, scenes))]
+        pictures = torch.from_numpy(np.stack([s.picture() for s in batch])).permute(0, 3, 1, 2).float() / 255
+        verdicts: list[Verdict] = judge.look(pictures)
+        right += sum(v.shows([o.thing for o in s.objects]) and v.background == s.background for s, v in zip(batch, verdicts, strict=True))
+    return right / scenes
+
+
+def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+    """One process of the judge's training."""
+    torch.manual_seed(options.seed)
+    model = Judge().to(device(), memory_format=torch.channels_last)
+    trainer = Trainer(model, Path(options.folder) / "judge", rank, processes, minutes=options.minutes, rate=3e-3, average=0.99)
+    rng = np.random.default_rng([options.seed, rank, trainer.step])
+    places = list(BACKGROUNDS)
+    going = True
+    while going:
+        scenes = [random_scene(int(rng.integers(HELD_OUT))) for _ in range(16 * options.scale)]
+        pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 255
+        truth = torch.from_numpy(np.stack([labels(s) for s in scenes])).to(device())
+        where = torch.tensor([places.index(s.background) for s in scenes], device=device())
+        with torch.autocast(device().type, torch.bfloat16):
+            logits, place = model(augmented(rng, pictures).contiguous(memory_format=torch.channels_last))
+        loss = nn.functional.cross_entropy(logits.float(), truth) + 0.1 * nn.functional.cross_entropy(place.float(), where)
+        going = trainer.update(loss, len(scenes), pixels=(logits.argmax(1) == truth).float().mean())
+        if trainer.due(1.5) or not going:
+            if rank == 0:
+                judged = Judge()
+                judged.load_state_dict({k: v.cpu() for k, v in trainer.averaged().items()})
+                trainer.record(exact=exact(judged.eval(), 200))
+                folder = Path(options.folder) / "export" / "judge"
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file({k: v.half() if v.is_floating_point() else v for k, v in judged.state_dict().items()}, folder / "judge.safetensors")
+            trainer.save()

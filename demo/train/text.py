@@ -1,0 +1,85 @@
+"""Prepare the text encoder before the UNet starts: every noun must know its colour and material, the end the whole scene.
+
+Seconds of training here save the UNet from learning, through its own loss, that colours belong to the noun behind them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from demo.storybook import BACKGROUNDS, COLOURS, KINDS, MATERIALS, random_things
+from demo.train.loop import Trainer, device
+from demo.train.words import END, WIDTH, export, new_text_encoder, shrink, training_caption, word_ids
+
+
+class Probe(nn.Module):
+    """Linear read-outs of a text encoder's last hidden states."""
+
+    def __init__(self, text: nn.Module) -> None:
+        super().__init__()
+        self.text = text
+        self.kind = nn.Linear(WIDTH, len(KINDS))
+        self.colour = nn.Linear(WIDTH, len(COLOURS))
+        self.material = nn.Linear(WIDTH, len(MATERIALS))
+        self.place = nn.Linear(WIDTH, len(BACKGROUNDS) + 1)
+        self.whole = nn.Linear(WIDTH, len(KINDS) * len(COLOURS))
+
+    def forward(self, ids: Tensor, nouns: Tensor, things: Tensor, places: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and the share of nouns read fully right.
+
+        ``nouns`` [K, 2] (caption, position), ``things`` [K, 3] (material, colour, kind), ``places`` [B], ``counts`` [B, 36].
+        """
+        hidden = self.text(ids)[0]
+        at = hidden[nouns[:, 0], nouns[:, 1]]
+        outputs = (self.material(at), self.colour(at), self.kind(at))
+        loss = sum(nn.functional.cross_entropy(o, things[:, i]) for i, o in enumerate(outputs))
+        right = torch.stack([o.argmax(1) == things[:, i] for i, o in enumerate(outputs)]).all(0).float().mean()
+        end = hidden[torch.arange(len(ids)), (ids == END).int().argmax(1)]
+        loss = loss + nn.functional.cross_entropy(self.place(end), places)
+        loss = loss + 4 * nn.functional.binary_cross_entropy_with_logits(self.whole(end), counts)
+        return loss, right
+
+
+def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+    """One process of the preparation."""
+    torch.manual_seed(options.seed)
+    export_folder = Path(options.folder) / "export"
+    ids = word_ids(export_folder / "tokenizer")
+    model = Probe(shrink(new_text_encoder(), ids)).to(device())
+    trainer = Trainer(model, Path(options.folder) / "text", rank, processes, minutes=options.minutes, rate=2e-3, average=0.99)
+    rng = np.random.default_rng([options.seed, rank, trainer.step])
+    materials, colours, kinds, places = list(MATERIALS), list(COLOURS), list(KINDS), list(BACKGROUNDS)
+    going = True
+    while going:
+        rows, nouns, things, where, counts = [], [], [], [], []
+        for b in range(32 * options.scale):
+            place, scene = random_things(rng, held_out=False)
+            tokens, positions = training_caption(rng, place, scene, ids)
+            rows.append(tokens)
+            nouns += [(b, p) for p in positions]
+            things += [(materials.index(t.material), colours.index(t.colour), kinds.index(t.kind)) for t in scene]
+            named = any(ids[w] in tokens for w in place_words(place, ids))
+            where.append(places.index(place) if named else len(places))
+            counts.append([float(any(t.kind == k and t.colour == c for t in scene)) for k in kinds for c in colours])
+        batch = [torch.tensor(x, device=device()) for x in (rows, nouns, things, where, counts)]
+        loss, right = model(*batch)
+        going = trainer.update(loss, len(rows), right=right)
+    if rank == 0:
+        state = {k[5:]: v for k, v in trainer.averaged().items() if k.startswith("text.")}
+        export(model.text, state, export_folder / "text_encoder")
+    trainer.save()
+
+
+def place_words(place: str, ids: dict[str, int]) -> list[str]:
+    """The words that name a background and no other."""
+    return [
+        w
+        for phrase in BACKGROUNDS[place]
+        for w in phrase.split()
+        if w in ids and w not in {"a", "in", "the", "at", "by", "with", "over", "mountains"}
+    ]

@@ -1,0 +1,292 @@
+"""The document: a stack of layers with what diffusion needs to know about each.
+
+Every class checks itself when it is made, so a document that exists is a valid one. Change a field with
+:func:`dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from layered_core.errors import LayeredError, invalid
+
+MAX_SIDE = 16_384
+"""Greatest canvas or layer side in pixels."""
+
+MAX_LAYERS = 50
+"""Greatest number of layers; ComfyUI's own limit for LAYERS."""
+
+BLEND_MODES = (
+    "normal", "multiply", "screen", "overlay", "darken", "lighten", "color-dodge", "color-burn", "hard-light", "soft-light",
+    "difference", "exclusion", "linear-dodge", "linear-burn", "vivid-light", "pin-light", "linear-light", "hard-mix", "subtract",
+    "divide", "grain-extract", "grain-merge", "hue", "saturation", "color", "luminosity",
+)  # fmt: skip
+"""Names of blend modes, as ComfyUI's LAYERS spell them."""
+
+HINTS = ("none", "picture", "canny", "scribble", "lineart", "depth", "normal", "pose", "segmentation")
+"""What a layer's ControlNet hint is drawn by; ``picture`` is the layer itself, ``none`` no control."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a layer steers a ControlNet."""
+
+    hint: str = "none"
+    """How the hint is drawn from the layer's picture, one of ``HINTS``. Neutral: ``none``."""
+    strength: float = 1.0
+    """Weight of the ControlNet's residuals inside the layer, 0..2. Neutral: 0."""
+    start: float = 0.0
+    """Share of the sampling at which control begins, 0..1. Neutral: 0."""
+    end: float = 1.0
+    """Share of the sampling at which control ends, ``start``..1. Neutral: 1."""
+
+    def __post_init__(self) -> None:
+        _one_of("control.hint", self.hint, HINTS)
+        _number("control.strength", self.strength, 0, 2)
+        _number("control.start", self.start, 0, 1)
+        _number("control.end", self.end, self.start, 1)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that acts on one layer."""
+
+    name: str
+    """File name without folder, as the host lists it."""
+    strength: float = 1.0
+    """Multiplier of the weights, -4..4. Neutral: 0."""
+
+    def __post_init__(self) -> None:
+        _text("lora.name", self.name)
+        if not self.name or "/" in self.name or "\\" in self.name or self.name.startswith("."):
+            raise invalid("lora.name", self.name, "a file name without folder")
+        _number("lora.strength", self.strength, -4, 4)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What diffusion needs to know about one layer, beside its picture, words and place."""
+
+    inside: float = 1.0
+    """How strongly the layer's words are attended to inside its visible mask, 0..1. Neutral: 0."""
+    outside: float = 1.0
+    """How strongly the layer's words are kept out of the rest of the canvas, 0..1. Neutral: 0."""
+    noise: float = 0.8
+    """How far the layer may change, 0 (frozen) to 1 (free). Neutral: 1."""
+    control: Control = field(default_factory=Control)
+    """How the layer steers a ControlNet. Neutral: hint ``none``."""
+    embedding: str | None = None
+    """Name of a textual-inversion embedding put before the layer's words, or None. Neutral: None."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs that act on this layer. Neutral: empty."""
+    seed: int | None = None
+    """Seed of the layer's own noise, 0..2**63-1, or None for the picture's. Neutral: None."""
+
+    def __post_init__(self) -> None:
+        _number("inside", self.inside, 0, 1)
+        _number("outside", self.outside, 0, 1)
+        _number("noise", self.noise, 0, 1)
+        if not isinstance(self.control, Control):
+            raise invalid("control", self.control, "hint, strength, start, end")
+        if self.embedding is not None:
+            _text("embedding", self.embedding)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer: a picture, or only a place for one, with words."""
+
+    name: str
+    """What the layer is called; unique in its document."""
+    image: Tensor | None = None
+    """RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, of any size: it is scaled to ``width`` x ``height``. None: to be generated."""
+    mask: Tensor | None = None
+    """Float32 ``[H, W]``, 1 where the layer is, in its own frame as ``image`` is; multiplies the image's alpha. None: everywhere."""
+    prompt: str = ""
+    """What the layer shows. Neutral: empty."""
+    negative: str = ""
+    """What the layer must not show. Neutral: empty."""
+    x: float = 0
+    """Left edge before rotation, canvas pixels; may be off the canvas. Neutral: 0."""
+    y: float = 0
+    """Top edge before rotation, canvas pixels. Neutral: 0."""
+    width: int = 0
+    """Width on the canvas, pixels, 1..16384. 0: the image's (or mask's) own. Neutral: 0."""
+    height: int = 0
+    """Height on the canvas, pixels, 1..16384. 0: the image's (or mask's) own. Neutral: 0."""
+    rotation: float = 0.0
+    """Turn about the centre, degrees clockwise. Neutral: 0."""
+    flip_h: bool = False
+    """Mirror left to right, before rotation. Neutral: False."""
+    flip_v: bool = False
+    """Mirror top to bottom, before rotation. Neutral: False."""
+    opacity: float = 1.0
+    """Multiplies the alpha, 0..1. Neutral: 1."""
+    blend_mode: str = "normal"
+    """One of ``BLEND_MODES``. Neutral: ``normal``."""
+    visible: bool = True
+    """Hidden layers take no part in anything. Neutral: True."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """What diffusion needs to know. See :class:`Recipe`."""
+
+    def __post_init__(self) -> None:
+        _text("name", self.name)
+        if not self.name.strip():
+            raise invalid("a layer's name", self.name, "a non-empty string")
+        try:
+            self._check()
+        except LayeredError as error:
+            raise LayeredError(f"layer {self.name!r}: {error}") from None
+
+    def _check(self) -> None:
+        frame = None
+        for what, tensor, channels in (("image", self.image, 4), ("mask", self.mask, 0)):
+            if tensor is None:
+                continue
+            shape = tuple(getattr(tensor, "shape", ()))
+            if not isinstance(tensor, Tensor) or len(shape) != (3 if channels else 2) or (channels and shape[-1] != channels):
+                raise invalid(f"{what}'s shape", list(shape), "[height, width, 4] (RGBA)" if channels else "[height, width]")
+            if not all(1 <= s <= MAX_SIDE for s in shape[:2]):
+                raise invalid(f"{what}'s size", f"{shape[1]}x{shape[0]}", f"1..{MAX_SIDE} pixels a side")
+            if not tensor.is_floating_point():
+                raise invalid(f"{what}'s type", str(tensor.dtype), "a floating-point type with values 0..1")
+            if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+                raise invalid(f"{what}'s values", f"{float(tensor.min())}..{float(tensor.max())}", "0..1 and no NaN")
+            frame = frame or (shape[1], shape[0])
+        _text("prompt", self.prompt)
+        _text("negative", self.negative)
+        _number("x", self.x, -4 * MAX_SIDE, 4 * MAX_SIDE)
+        _number("y", self.y, -4 * MAX_SIDE, 4 * MAX_SIDE)
+        for axis, size in (("width", self.width), ("height", self.height)):
+            _whole(axis, size, 0, MAX_SIDE)
+            if size == 0:
+                if frame is None:
+                    raise invalid(axis, 0, f"1..{MAX_SIDE}", "A layer without image or mask needs a box: give width and height")
+                object.__setattr__(self, axis, frame[0] if axis == "width" else frame[1])
+        _number("rotation", self.rotation, -36_000, 36_000)
+        _number("opacity", self.opacity, 0, 1)
+        _one_of("blend_mode", self.blend_mode, BLEND_MODES)
+        for what, value in (("flip_h", self.flip_h), ("flip_v", self.flip_v), ("visible", self.visible)):
+            if not isinstance(value, bool):
+                raise invalid(what, value, "true or false")
+        if not isinstance(self.recipe, Recipe):
+            raise invalid("recipe", self.recipe, "a recipe")
+
+    @property
+    def coverage(self) -> Tensor:
+        """Where the layer is, float32 ``[H, W]`` in its own frame: alpha times mask; all ones for a bare box."""
+        mask = torch.ones(self.height, self.width) if self.mask is None else self.mask.float()
+        if self.image is None:
+            return mask
+        alpha = self.image[..., 3].float()
+        if self.mask is None:
+            return alpha
+        if mask.shape != alpha.shape:
+            mask = torch.nn.functional.interpolate(mask[None, None], alpha.shape, mode="bilinear", antialias=True)[0, 0]
+        return alpha * mask
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDocument:
+    """A canvas and its layers."""
+
+    width: int
+    """Canvas width in pixels, 1..16384."""
+    height: int
+    """Canvas height in pixels, 1..16384."""
+    layers: tuple[Layer, ...] = ()
+    """Back to front; at most 50; names are unique."""
+    background: tuple[float, float, float] | None = None
+    """Colour behind all layers, RGB 0..1, or None for transparent. Neutral: None."""
+    prompt: str = ""
+    """Words for the whole picture. Empty: the visible layers' prompts joined."""
+    negative: str = ""
+    """What the whole picture must not show. Neutral: empty."""
+
+    def __post_init__(self) -> None:
+        _whole("canvas width", self.width, 1, MAX_SIDE)
+        _whole("canvas height", self.height, 1, MAX_SIDE)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if len(self.layers) > MAX_LAYERS:
+            raise invalid("number of layers", len(self.layers), f"at most {MAX_LAYERS}")
+        for name in (names := [layer.name for layer in self.layers]):
+            if names.count(name) > 1:
+                raise invalid("layer name", name, "names that occur once", f"{names.count(name)} layers have it: rename one")
+        if self.background is not None:
+            if not isinstance(self.background, Sequence) or len(self.background) != 3:
+                raise invalid("background", self.background, "three numbers 0..1 (red, green, blue), or null")
+            for value in self.background:
+                _number("background", value, 0, 1)
+        _text("prompt", self.prompt)
+        _text("negative", self.negative)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def layer(self, name: str) -> Layer:
+        """The layer called ``name``; raises :class:`LayeredError` that lists the names there are."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise invalid("layer name", name, ", ".join(repr(x.name) for x in self.layers) or "none: the document is empty")
+
+    def with_layer(self, layer: Layer) -> LayerDocument:
+        """A document in which ``layer`` takes the place of the one of its name, or lies on top when there is none."""
+        if any(x.name == layer.name for x in self.layers):
+            return replace(self, layers=tuple(layer if x.name == layer.name else x for x in self.layers))
+        return replace(self, layers=(*self.layers, layer))
+
+    @property
+    def words(self) -> str:
+        """The prompt of the whole picture: ``prompt``, or the visible layers' prompts joined, front to back."""
+        return self.prompt or ", ".join(x.prompt for x in reversed(self.layers) if x.visible and x.prompt)
+
+
+def identical(a: LayerDocument, b: LayerDocument) -> bool:
+    """Whether two documents are equal in every field and every pixel."""
+    if len(a) != len(b) or any(getattr(a, f.name) != getattr(b, f.name) for f in fields(a) if f.name != "layers"):
+        return False
+    return all(_identical_layers(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _identical_layers(a: Layer, b: Layer) -> bool:
+    for f in fields(a):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        same = (
+            torch.equal(x, y)
+            if isinstance(x, Tensor) and isinstance(y, Tensor)
+            else (x is y if isinstance(x, Tensor) or isinstance(y, Tensor) else x == y)
+        )
+        if not same:
+            return False
+    return True
+
+
+def _number(where: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+        raise invalid(where, value, f"a number {low:g}..{high:g}")
+
+
+def _whole(where: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise invalid(where, value, f"a whole number {low}..{high}")
+
+
+def _text(where: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise invalid(where, value, "a string")
+
+
+def _one_of(where: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise invalid(where, value, ", ".join(allowed))

@@ -1,0 +1,145 @@
+"""Documents as JSON with PNG files beside it.
+
+The keys are the fields of :class:`~layered_core.document.LayerDocument`, :class:`~layered_core.document.Layer` and
+:class:`~layered_core.document.Recipe`, under their own names; ``image`` and ``mask`` hold file names relative to the document.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from layered_core.document import Control, Layer, LayerDocument, Lora, Recipe
+from layered_core.errors import LayeredError, invalid
+from layered_core.pictures import read_mask, read_picture, write_picture, write_whole
+
+VERSION = 1
+"""Version of the format; a document of another version is refused."""
+
+
+def read_document(path: str | Path) -> LayerDocument:
+    """Read a document and its pictures.
+
+    Raises:
+        LayeredError: in one line, naming file, layer and field.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise invalid("document", str(path), "an existing JSON file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise LayeredError(f"document {str(path)!r} cannot be read: {error}") from None
+    try:
+        return _document(data, path.parent)
+    except LayeredError as error:
+        raise LayeredError(f"{path.name}: {error}") from error
+
+
+def write_document(document: LayerDocument, folder: str | Path) -> Path:
+    """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns the JSON's path.
+
+    8-bit pixels come back exactly; the JSON is written last, so a folder with one is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = []
+    for index, layer in enumerate(document):
+        entry = _entries(layer, skip={"image", "mask", "recipe"})
+        stem = f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9]+', '_', layer.name).strip('_') or 'layer'}"
+        for what, pixels in (("image", layer.image), ("mask", layer.mask)):
+            if pixels is not None:
+                file = folder / f"{stem}{'_mask' if what == 'mask' else ''}.png"
+                write_picture(pixels, file)
+                entry[what] = file.name
+        if layer.recipe != Recipe():
+            entry["recipe"] = _recipe_entries(layer.recipe)
+        layers.append(entry)
+    data = {"version": VERSION, **_entries(document, skip={"layers"}), "layers": layers}
+    path = folder / "document.json"
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def _document(data: object, folder: Path) -> LayerDocument:
+    entries = _known(data, {f.name for f in fields(LayerDocument)} | {"version"}, "document")
+    version = entries.pop("version", None)
+    if version != VERSION:
+        raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
+    layers = entries.pop("layers", [])
+    if not isinstance(layers, list):
+        raise invalid("layers", layers, "a list")
+    for key in ("width", "height"):
+        if key not in entries:
+            raise invalid(f"canvas {key}", None, "a whole number of pixels")
+    if isinstance(entries.get("background"), list):
+        entries["background"] = tuple(entries["background"])
+    return LayerDocument(layers=tuple(_layer(item, i, folder) for i, item in enumerate(layers)), **entries)
+
+
+def _layer(data: object, index: int, folder: Path) -> Layer:
+    name = data.get("name") if isinstance(data, Mapping) else None
+    where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
+    entries = _known(data, {f.name for f in fields(Layer)}, where)
+    try:
+        if "name" not in entries:
+            raise invalid("name", None, "a string that no other layer has")
+        pixels: dict[str, Tensor] = {}
+        for key, read in (("image", read_picture), ("mask", read_mask)):
+            file = entries.pop(key, None)
+            if file is not None:
+                pixels[key] = read(_inside(folder, file, key))
+        recipe = _recipe(entries.pop("recipe", {}))
+    except LayeredError as error:
+        raise LayeredError(f"{where}: {error}") from error
+    return Layer(recipe=recipe, **pixels, **entries)
+
+
+def _recipe(data: object) -> Recipe:
+    entries = _known(data, {f.name for f in fields(Recipe)}, "recipe")
+    if "control" in entries:
+        entries["control"] = Control(**_known(entries["control"], {f.name for f in fields(Control)}, "control"))
+    if "loras" in entries:
+        if not isinstance(entries["loras"], list):
+            raise invalid("loras", entries["loras"], "a list")
+        loras = [_known(item, {f.name for f in fields(Lora)}, "loras") for item in entries["loras"]]
+        entries["loras"] = tuple(Lora(**{"name": "", **item}) for item in loras)
+    return Recipe(**entries)
+
+
+def _recipe_entries(recipe: Recipe) -> dict[str, Any]:
+    entries = _entries(recipe, skip={"control", "loras"})
+    if recipe.control != Control():
+        entries["control"] = _entries(recipe.control)
+    if recipe.loras:
+        entries["loras"] = [_entries(lora) for lora in recipe.loras]
+    return entries
+
+
+def _entries(item: object, skip: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]  # an empty frozenset is a fine default
+    """The fields of a dataclass that differ from their defaults."""
+    return {f.name: getattr(item, f.name) for f in fields(item) if f.name not in skip and getattr(item, f.name) != f.default}  # type: ignore[arg-type]  # always a dataclass here
+
+
+def _known(data: object, allowed: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise invalid(where, data, "a JSON object")
+    for key in data:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, 1)
+            raise invalid(f"{where}: key", key, ", ".join(sorted(allowed)), f"Did you mean {close[0]!r}?" if close else "")
+    return dict(data)
+
+
+def _inside(folder: Path, file: object, key: str) -> Path:
+    if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts or "\\" in file or "\0" in file:
+        raise invalid(key, file, "a file name relative to the document, without '..'")
+    return folder / file

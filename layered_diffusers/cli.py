@@ -1,0 +1,197 @@
+"""The ``layered`` command: render documents and show the demo, without ComfyUI.
+
+Exit codes: 0 done, 1 stopped by the user, 2 bad input or a missing piece, said in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from layered_diffusers.pipeline import LayeredDiffusionPipeline
+    from layered_diffusers.sampling import Progress
+
+_INSTALL = "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        from layered_core.errors import LayeredError
+    except ModuleNotFoundError:
+        return _complain(_INSTALL)
+    try:
+        options.run(options)
+    except LayeredError as error:
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        return _complain(f"{error}; {_INSTALL}")
+    except OSError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("stopped", 1)
+    return 0
+
+
+def _complain(text: str, code: int = 2) -> int:
+    sys.stderr.write(f"layered: {' '.join(text.split())}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="layered", description="Make and edit pictures layer by layer with a diffusion model.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    render = commands.add_parser(
+        "render",
+        help="turn a layer document into one coherent picture",
+        description="Composite the layers of a document, then let the model redraw the whole so that they belong together.",
+    )
+    render.add_argument("document", type=Path, help="document in JSON, pictures beside it")
+    render.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    render.add_argument(
+        "--strength", type=_range(0, 1), default=0.6, metavar="0..1", help="0 keeps the composite, 1 keeps only the words (default: %(default)s)"
+    )
+    render.add_argument("--composite-only", action="store_true", help="write the plain composite with its alpha; no model is loaded")
+    _sampling_options(render)
+    render.set_defaults(run=_render)
+
+    generate = commands.add_parser("generate", help="make a picture from words", description="Make a picture from words alone.")
+    generate.add_argument("prompt", help="what it shows, e.g. 'a red ball by the sea'")
+    generate.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    generate.add_argument("--width", type=_range(1, 16384, whole=True), metavar="PX", help="default: the model's own")
+    generate.add_argument("--height", type=_range(1, 16384, whole=True), metavar="PX", help="default: the model's own")
+    _sampling_options(generate)
+    generate.set_defaults(run=_generate)
+
+    demo = commands.add_parser(
+        "demo",
+        help="make a gallery of layered pictures with the shipped model",
+        description="Make a gallery with the shipped storybook model; open index.html in it.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("output/demo"), metavar="FOLDER", help="default: %(default)s")
+    demo.add_argument(
+        "--seed", type=_range(0, 2**31, whole=True), default=0, metavar="N", help="another seed makes other scenes (default: %(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any Stable Diffusion 1.x, 2.x or XL folder in the diffusers layout (default: the shipped storybook)"
+    )
+    parser.add_argument("--steps", type=_range(1, 1000, whole=True), default=25, metavar="N", help="sampling steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=_range(0, 50), default=3.0, metavar="G", help="classifier-free guidance, 1 is none (default: %(default)s)")
+    parser.add_argument("--seed", type=_range(0, 2**63 - 1, whole=True), default=0, metavar="N", help="of the noise (default: %(default)s)")
+    parser.add_argument("--negative", default="", metavar="WORDS", help="what the picture must not show")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)")
+
+
+def _range(low: float, high: float, whole: bool = False):  # noqa: ANN202
+    """An argparse type: a number within bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number {low:g}..{high:g}")
+        return value
+
+    return parse
+
+
+def _render(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from layered_core.compositing import composite
+    from layered_core.document_json import read_document
+    from layered_core.pictures import write_picture, write_whole
+
+    _check_out(options.out)
+    document = read_document(options.document)
+    if options.composite_only:
+        write_picture(composite(document), options.out)
+        return
+    if options.negative:
+        document = replace(document, negative=options.negative)
+    with _Bar("render") as bar:
+        picture = _pipeline(options).render(
+            document, seed=options.seed, strength=options.strength, steps=options.steps, guidance=options.guidance, progress=bar.step
+        )
+    write_whole(options.out, lambda file: picture.save(file, "PNG"))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from layered_core.pictures import write_whole
+
+    _check_out(options.out)
+    with _Bar("generate") as bar:
+        picture = _pipeline(options).generate_layer(
+            options.prompt, seed=options.seed, negative=options.negative, width=options.width, height=options.height, steps=options.steps,
+            guidance=options.guidance, progress=bar.step,
+        )  # fmt: skip
+    write_whole(options.out, lambda file: picture.save(file, "PNG"))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from demo.gallery import make_gallery
+
+    with _Bar("demo") as bar:
+        page = make_gallery(options.out, seed=options.seed, progress=bar.step)
+    sys.stdout.write(f"{page}\n")
+
+
+def _pipeline(options: argparse.Namespace) -> LayeredDiffusionPipeline:
+    from layered_core.errors import LayeredError
+    from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+    try:
+        return LayeredDiffusionPipeline.from_pretrained(options.model, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # torch has no such device
+        raise LayeredError(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _check_out(path: Path) -> None:
+    from layered_core.errors import invalid
+
+    if path.suffix.lower() != ".png":
+        raise invalid("output file", str(path), "a name that ends in .png")
+    if not path.parent.is_dir():
+        raise invalid("output folder", str(path.parent), "an existing folder")
+
+
+class _Bar:
+    """A progress bar on standard error that appears with the first step."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def step(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` steps."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.title, unit="step", file=sys.stderr)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+if TYPE_CHECKING:
+    _check: Progress = _Bar("").step

@@ -1,0 +1,245 @@
+"""The pipeline: pictures from words and from layer documents, on the storybook model or any Stable Diffusion folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from layered_core.compositing import composite, over_colour
+from layered_core.document import MAX_SIDE, LayerDocument
+from layered_core.errors import invalid
+from layered_core.masks import mask_pyramid
+from layered_core.pictures import to_image
+from layered_diffusers.loading import STORYBOOK, find_model, load_model
+from layered_diffusers.sampling import KeepOutside, Method, Progress, Run, noised, sample
+
+_GREY = (150 / 255, 150 / 255, 150 / 255)
+"""What shows through holes of a document without background: Collage Diffusion's canvas colour."""
+
+
+class LayeredDiffusionPipeline:
+    """Layer-wise generation with one Stable Diffusion model.
+
+    ``pipeline = LayeredDiffusionPipeline.from_pretrained()`` then :meth:`generate_layer`, :meth:`add_layer`, :meth:`render`.
+    All pictures are Pillow images; all masks mean 1 (white) = may change.
+    """
+
+    def __init__(self, model: StableDiffusionPipeline | StableDiffusionXLPipeline, side: int | None = None) -> None:
+        """``model``: a loaded diffusers pipeline. ``side``: default picture side in pixels; None for the model's own."""
+        self.model = model
+        self.scale = 8 if not hasattr(model, "vae_scale_factor") else int(model.vae_scale_factor)
+        self.side = side or int(model.unet.config.sample_size) * self.scale
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path | None = None, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> LayeredDiffusionPipeline:
+        """Load a model from disk.
+
+        Args:
+            path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face cache, or None for the storybook.
+            device: None for the GPU when there is one.
+            dtype: None for float16 on a GPU, float32 elsewhere.
+
+        Raises:
+            LayeredError: the model is missing, broken, or of another family. Nothing is downloaded.
+        """
+        device = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.float16 if device.type == "cuda" and find_model(path_or_id) != STORYBOOK else torch.float32)
+        return cls(load_model(path_or_id, device, dtype))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 25,
+        guidance: float = 3.0,
+        seeds: Sequence[int] | None = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        methods: Sequence[Method] = (),
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample a batch of pictures; everything else is made of this.
+
+        Args:
+            prompts: one a picture.
+            negative: what no picture must show.
+            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size: padded inside, cropped after.
+            steps: sampling steps, 1..1000.
+            guidance: classifier-free guidance, 0..50; 1 turns it off.
+            seeds: one a picture, each with its own noise whatever the batch; None for 0, 1, 2, ...
+            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None for noise alone.
+            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left of it).
+            methods: what acts on the run.
+            progress: called after each step.
+
+        Returns:
+            ``[B, 3, H, W]`` float32 in 0..1 on the CPU.
+
+        Raises:
+            LayeredError: a value out of range, named.
+        """
+        _check_range("steps", steps, 1, 1000)
+        _check_range("guidance", guidance, 0, 50)
+        _check_range("strength", strength, 0, 1)
+        if not prompts:
+            raise invalid("prompts", list(prompts), "at least one")
+        seeds = list(range(len(prompts))) if seeds is None else list(seeds)
+        if len(seeds) != len(prompts):
+            raise invalid("seeds", seeds, f"one a prompt, that is {len(prompts)}")
+        for seed in seeds:
+            _check_range("seed", seed, 0, 2**63 - 1)
+        if start is not None:
+            height, width = height or start.shape[-2], width or start.shape[-1]
+        width, height = width or self.side, height or self.side
+        _check_range("width", width, 1, MAX_SIDE)
+        _check_range("height", height, 1, MAX_SIDE)
+
+        padded_height, padded_width = self._padded(height), self._padded(width)
+        shape = (len(prompts), self.model.unet.config.in_channels, padded_height // self.scale, padded_width // self.scale)
+        noise = torch.cat([torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
+        noise = noise.to(self.model.device, self.model.unet.dtype)
+        context, added = self._words(list(prompts), negative, padded_width, padded_height)
+        scheduler = copy.deepcopy(self.model.scheduler)
+        scheduler.set_timesteps(steps, device=self.model.device)
+        skipped = steps - min(int(steps * strength + 0.5), steps) if start is not None else 0
+        run = Run(
+            self.model.unet, scheduler, scheduler.timesteps[skipped * scheduler.order :], noise * scheduler.init_noise_sigma, noise, context, guidance,
+            added, torch.Generator().manual_seed(seeds[0]),
+        )  # fmt: skip
+        if start is not None:
+            clean = self.encode(start).expand(shape)
+            if skipped or strength < 1:
+                run.latents = noised(run, clean, 0)
+        latents = sample(run, methods, progress)
+        return self.decode(latents)[..., :height, :width]
+
+    def generate_layer(self, prompt: str, *, seed: int = 0, **options: object) -> Image.Image:
+        """A picture from words alone, e.g. the background of a scene. ``options`` as :meth:`generate`."""
+        return to_image(self.generate([prompt], seeds=[seed], **options)[0].permute(1, 2, 0))  # type: ignore[arg-type]  # passed through
+
+    def add_layer(
+        self,
+        image: Image.Image,
+        prompt: str,
+        mask: Image.Image | Tensor | None = None,
+        *,
+        seed: int = 0,
+        strength: float | None = None,
+        **options: object,
+    ) -> Image.Image:
+        """Add something to a picture.
+
+        Args:
+            image: the picture so far.
+            prompt: what is added (the storybook model wants the bare object: ``a red ball``).
+            mask: where; white may change. A Pillow image or ``[H, W]`` in 0..1 of the picture's size. Pixels where it is 0 stay equal
+                to the bit; soft values blend. None: the whole picture is redrawn from ``strength`` (default 0.7).
+            seed: of the noise.
+            strength: how far the masked part may depart from what is there, 0..1. Default 1 with a mask.
+
+        Raises:
+            LayeredError: the mask has another size than the picture.
+        """
+        start = _pixels(image)
+        if mask is None:
+            pictures = self.generate([prompt], seeds=[seed], start=start, strength=0.7 if strength is None else strength, **options)  # type: ignore[arg-type]  # passed through
+            return to_image(pictures[0].permute(1, 2, 0))
+        mask = torch.from_numpy(_array(mask.convert("L"))) if isinstance(mask, Image.Image) else mask.float()
+        if tuple(mask.shape) != start.shape[-2:]:
+            raise invalid("mask size", f"{mask.shape[-1]}x{mask.shape[-2]}", f"the picture's, {start.shape[-1]}x{start.shape[-2]}")
+        clean = self.encode(start)
+        cells = self.latent_mask(mask)
+        pictures = self.generate(
+            [prompt], seeds=[seed], start=start, strength=1.0 if strength is None else strength, methods=[KeepOutside(clean, cells)], **options  # type: ignore[arg-type]  # passed through
+        )  # fmt: skip
+        blended = torch.where(mask > 0, pictures * mask + start.cpu() * (1 - mask), start.cpu())
+        return to_image(blended[0].permute(1, 2, 0))
+
+    def render(self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, **options: object) -> Image.Image:
+        """Turn a document into one picture: composite, then SDEdit on the whole with the layers' words.
+
+        Args:
+            document: its composite is where sampling starts; its words (``document.words``) are the prompt.
+            seed: of the noise.
+            strength: 0 keeps the composite (through the VAE), 1 keeps only the words.
+        """
+        pictures = self.generate(
+            [document.words], negative=document.negative, seeds=[seed], start=self.flat(document), strength=strength, **options  # type: ignore[arg-type]  # passed through
+        )  # fmt: skip
+        return to_image(pictures[0].permute(1, 2, 0))
+
+    def flat(self, document: LayerDocument) -> Tensor:
+        """The document's composite over its background (grey where there is none), ``[1, 3, H, W]``."""
+        return over_colour(composite(document), document.background or _GREY).permute(2, 0, 1)[None]
+
+    def latent_mask(self, mask: Tensor) -> Tensor:
+        """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats the edge."""
+        height, width = self._padded(mask.shape[-2]), self._padded(mask.shape[-1])
+        padded = functional.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate")
+        cells = mask_pyramid(padded, [(height // self.scale, width // self.scale)])[0][0, 0]
+        return cells.to(self.model.device, self.model.unet.dtype)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures ``[B, 3, H, W]`` in 0..1 to model latents ``[B, C, h, w]`` (the VAE's mean), padded by repeating the edge."""
+        vae = self.model.vae
+        height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
+        padded = functional.pad(pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate")
+        encoded = vae.encode(padded.to(vae.device, vae.dtype) * 2 - 1)
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return latents.to(self.model.unet.dtype) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model latents ``[B, C, h, w]`` to pictures ``[B, 3, H, W]`` float32 in 0..1 on the CPU."""
+        vae = self.model.vae
+        pictures = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+        return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+    def _padded(self, side: int) -> int:
+        """The next side that the model takes."""
+        unit = self.scale * 2 ** (len(self.model.unet.config.block_out_channels) - 1)
+        return -(-side // unit) * unit
+
+    @torch.no_grad()
+    def _words(self, prompts: list[str], negative: str, width: int, height: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode the words: context, uncond then cond, and what SDXL wants beside it."""
+        model = self.model
+        negatives = [negative] * len(prompts)
+        encoded = model.encode_prompt(
+            prompt=prompts, negative_prompt=negatives, device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=True
+        )
+        if not isinstance(model, StableDiffusionXLPipeline):
+            return torch.cat([encoded[1], encoded[0]]), {}
+        cond, uncond, pooled, pooled_uncond = encoded
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=model.device, dtype=cond.dtype).expand(2 * len(prompts), 6)
+        return torch.cat([uncond, cond]), {"text_embeds": torch.cat([pooled_uncond, pooled]), "time_ids": sizes}
+
+
+def _array(image: Image.Image):  # noqa: ANN202
+    import numpy as np
+
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """A Pillow image as ``[1, 3, H, W]`` in 0..1; transparent parts over grey."""
+    rgba = torch.from_numpy(_array(image.convert("RGBA")))
+    return over_colour(rgba, _GREY).permute(2, 0, 1)[None]
+
+
+def _check_range(where: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise invalid(where, value, f"{low}..{high}")

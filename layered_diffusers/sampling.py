@@ -1,0 +1,111 @@
+"""The sampling loop, and the place where methods act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+Progress = Callable[[int, int], None]
+"""Called after every step with the steps done and the steps in all. May raise to stop."""
+
+
+@dataclass
+class Run:
+    """One sampling run: what a method may read and change."""
+
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    timesteps: Tensor
+    """Timesteps still to run, ``[T]``, falling."""
+    latents: Tensor
+    """Noisy latents ``[B, C, h, w]``."""
+    noise: Tensor
+    """The unit noise the run began with, ``[B, C, h, w]``."""
+    context: Tensor
+    """Words, uncond then cond, ``[2 B, N, C]``."""
+    guidance: float
+    """Classifier-free guidance scale; 1 is the conditional prediction alone."""
+    added: dict[str, Tensor] = field(default_factory=dict)
+    """SDXL's pooled words and sizes, uncond then cond."""
+    generator: torch.Generator | None = None
+    """Source of any fresh noise."""
+
+
+class Method:
+    """What a way of control does to a run. Subclasses override what they need; every default does nothing."""
+
+    def start(self, run: Run, stack: ExitStack) -> None:
+        """Before the first step. What must be undone goes on ``stack``, which is closed also after an error."""
+
+    def before_step(self, run: Run, index: int) -> None:
+        """Before the model sees ``run.latents`` at ``run.timesteps[index]``."""
+
+    def model_inputs(self, run: Run, model_input: Tensor, index: int) -> dict[str, Any]:
+        """Further keyword arguments of the UNet; ``model_input`` is ``[2 B, C, h, w]``, uncond then cond."""
+        return {}
+
+    def after_step(self, run: Run, index: int) -> None:
+        """After the scheduler's step; ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after the last."""
+
+
+@torch.no_grad()
+def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None = None) -> Tensor:
+    """Denoise ``run.latents`` over ``run.timesteps``; returns clean latents ``[B, C, h, w]``."""
+    with ExitStack() as stack:
+        for method in methods:
+            method.start(run, stack)
+        total = len(run.timesteps)
+        for index, t in enumerate(run.timesteps):
+            for method in methods:
+                method.before_step(run, index)
+            model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
+            more: dict[str, Any] = {}
+            for method in methods:
+                more.update(method.model_inputs(run, model_input, index))
+            if run.added:
+                more["added_cond_kwargs"] = run.added
+            uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
+            prediction = uncond + run.guidance * (cond - uncond)
+            run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
+            for method in methods:
+                method.after_step(run, index)
+            if progress is not None:
+                progress(index + 1, total)
+    return run.latents
+
+
+def _step_arguments(run: Run) -> dict[str, Any]:
+    """The generator, for schedulers whose step takes one."""
+    names = run.scheduler.step.__code__.co_varnames[: run.scheduler.step.__code__.co_argcount]
+    return {"generator": run.generator} if "generator" in names and run.generator is not None else {}
+
+
+def noised(run: Run, clean: Tensor, index: int) -> Tensor:
+    """``clean`` latents at the noise level of ``run.timesteps[index]``, with the run's own noise; clean past the last step."""
+    if index >= len(run.timesteps):
+        return clean
+    t = run.timesteps[index].expand(len(clean))
+    return run.scheduler.add_noise(clean, run.noise, t)
+
+
+class KeepOutside(Method):
+    """Hold everything outside a mask to a given picture: after each step, ``x = mask x + (1 - mask) noised(clean)``.
+
+    Blended latent diffusion (arXiv 2206.02779 section 3.2).
+    """
+
+    def __init__(self, clean: Tensor, mask: Tensor) -> None:
+        """``clean`` latents ``[1 or B, C, h, w]``; ``mask`` ``[h, w]``, 1 where the picture may change."""
+        self.clean, self.mask = clean, mask
+
+    def after_step(self, run: Run, index: int) -> None:
+        """See the class."""
+        kept = noised(run, self.clean.expand_as(run.latents), index + 1)
+        run.latents = run.latents * self.mask + kept * (1 - self.mask)
