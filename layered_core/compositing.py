@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layered_core.document import Layer, LayerDocument
-from layered_core.errors import invalid
-from layered_core.placement import place
+from .document import Layer, LayerDocument
+from .errors import invalid
+from .placement import place
 
 
 def premultiplied(layer: Layer, width: int, height: int) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from layered_core.errors import LayeredError, invalid
+from .errors import LayeredError, invalid
 
 MAX_SIDE = 16_384
 """Greatest canvas or layer side in pixels."""

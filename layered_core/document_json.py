@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from layered_core.document import Control, Layer, LayerDocument, Lora, Recipe
-from layered_core.errors import LayeredError, invalid
-from layered_core.pictures import read_mask, read_picture, write_picture, write_whole
+from .document import Control, Layer, LayerDocument, Lora, Recipe
+from .errors import LayeredError, invalid
+from .pictures import read_mask, read_picture, write_picture, write_whole
 
 VERSION = 1
 """Version of the format; a document of another version is refused."""

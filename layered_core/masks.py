@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from layered_core.document import LayerDocument
-from layered_core.placement import place
+from .document import LayerDocument
+from .placement import place
 
 
 def layer_alphas(document: LayerDocument) -> Tensor:

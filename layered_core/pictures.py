@@ -14,8 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from layered_core.document import MAX_SIDE
-from layered_core.errors import LayeredError, invalid
+from .document import MAX_SIDE
+from .errors import LayeredError, invalid
 
 
 def read_picture(path: Path) -> Tensor:

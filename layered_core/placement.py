@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from layered_core.document import Layer
+from .document import Layer
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in canvas pixels, right and bottom exclusive."""
