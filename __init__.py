@@ -1,0 +1,17 @@
+"""Layered diffusion for ComfyUI. ComfyUI imports this folder as a custom node pack; everything else is imported when it asks for the nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes import LayeredDiffusionExtension
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint() -> LayeredDiffusionExtension:
+    """What ComfyUI calls to learn the pack's nodes."""
+    from .nodes import LayeredDiffusionExtension
+
+    return LayeredDiffusionExtension()

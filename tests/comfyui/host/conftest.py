@@ -1,0 +1,162 @@
+"""Boot a real ComfyUI without a server and load the pack from this repository. Runs under the host's own python, see ../test_host.py."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+COMFY = Path(os.environ["COMFYUI_PATH"])
+PACK = Path(__file__).resolve().parents[3]
+
+sys.path.insert(0, str(COMFY))
+sys.argv = sys.argv[:1]
+
+import torch  # noqa: E402
+
+with contextlib.suppress(RuntimeError):
+    # torchvision built for CUDA cannot register its operators on a CPU torch, and without their names it cannot be imported.
+    if not torch.cuda.is_available():
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from comfy.cli_args import args  # noqa: E402
+
+BASE = Path(tempfile.mkdtemp(prefix="comfyui_base_"))
+args.cpu = not torch.cuda.is_available()
+args.database_url = "sqlite:///:memory:"
+args.base_directory = str(BASE)
+args.disable_api_nodes = True
+
+import utils.extra_config  # noqa: E402, F401  # before nodes, which puts comfy/ on the path, where utils.py shadows utils/
+import execution  # noqa: E402, I001
+import folder_paths  # noqa: E402
+import nodes  # noqa: E402
+import server  # noqa: E402
+
+import pytest  # noqa: E402
+
+for kind in ("input", "output", "temp", "user"):
+    (BASE / kind).mkdir(exist_ok=True)
+
+LOOP = asyncio.new_event_loop()
+asyncio.set_event_loop(LOOP)
+
+
+class NoServer:
+    """What the executor wants of a server."""
+
+    client_id = last_node_id = last_prompt_id = None
+    sockets_metadata: dict = {}
+
+    def __init__(self):
+        self.events = []
+
+    def send_sync(self, event, data, sid=None):
+        self.events.append((event, data))
+
+    def queue_updated(self):
+        pass
+
+
+class Host:
+    """A ComfyUI in this process."""
+
+    def __init__(self):
+        self.input = BASE / "input"
+        self.output = BASE / "output"
+        self.fresh()
+
+    def fresh(self):
+        """An executor that remembers nothing."""
+        self.server = NoServer()
+        self.executor = execution.PromptExecutor(
+            self.server, cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 0, "ram_inactive": 0, "lru": 0}
+        )
+
+    def validate(self, prompt):
+        """(valid, error, outputs, node errors), as the server's /prompt checks."""
+        return LOOP.run_until_complete(execution.validate_prompt("id", prompt, None))
+
+    def run(self, prompt):
+        """Run an API prompt; returns ``{node id: ui output}``."""
+        valid, error, outputs, node_errors = self.validate(prompt)
+        assert valid, (error, node_errors)
+        LOOP.run_until_complete(self.executor.execute_async(prompt, f"id{random.random()}", {}, outputs))
+        assert self.executor.success, self.executor.status_messages
+        return self.executor.history_result["outputs"]
+
+    def error_of(self, prompt):
+        """Run a prompt that must fail; returns what the user is told."""
+        valid, error, outputs, node_errors = self.validate(prompt)
+        if not valid:
+            return str(error) + str(node_errors)
+        LOOP.run_until_complete(self.executor.execute_async(prompt, f"id{random.random()}", {}, outputs))
+        assert not self.executor.success, "the prompt ran through"
+        return str(self.executor.status_messages[-1])
+
+    def value(self, prompt, node, slot=0):
+        """Run ``prompt`` and return what ``node`` gives at ``slot``; other nodes that end in nothing are left out."""
+        caught = []
+        Catch.caught = caught
+        prompt = {**prompt, "catch": {"class_type": "TestCatch", "inputs": {"value": [node, slot]}, "_meta": {}}}
+        valid, error, _, node_errors = self.validate(prompt)
+        assert valid, (error, node_errors)
+        LOOP.run_until_complete(self.executor.execute_async(prompt, f"id{random.random()}", {}, ["catch"]))
+        assert self.executor.success, self.executor.status_messages
+        return caught[-1]
+
+
+class Catch:
+    """A node that keeps what it is given."""
+
+    caught: list = []
+    RETURN_TYPES = ()
+    FUNCTION = "catch"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"value": ("*",)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):  # noqa: N802
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, **_):  # noqa: N802
+        return random.random()
+
+    def catch(self, value):
+        Catch.caught.append(value)
+        return ()
+
+
+@pytest.fixture(scope="session")
+def host():
+    server.PromptServer(LOOP)
+
+    async def boot():
+        await nodes.init_builtin_extra_nodes()
+        assert await nodes.load_custom_node(str(PACK), module_parent="custom_nodes"), "ComfyUI could not load the pack: see the log above"
+
+    LOOP.run_until_complete(boot())
+    nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
+    folder_paths.set_input_directory(str(BASE / "input"))
+    yield Host()
+    shutil.rmtree(BASE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def pack(host):
+    """A module of the pack by its path, e.g. ``pack("nodes.layers")``: the very objects that the nodes use."""
+    root = str(PACK).replace(".", "_x_")
+
+    def module(path):
+        return sys.modules[f"{root}.{path}"]
+
+    return module

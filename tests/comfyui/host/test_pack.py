@@ -1,0 +1,42 @@
+"""The pack as ComfyUI sees it."""
+
+import re
+
+import nodes as comfy_nodes
+
+PREFIX = "LD_"
+
+
+def ours():
+    return {k: v for k, v in comfy_nodes.NODE_CLASS_MAPPINGS.items() if k.startswith(PREFIX)}
+
+
+def test_every_node_loads_under_a_prefixed_id_and_a_plain_name(host):
+    assert {"LD_LoadLayer", "LD_LayerFromImage", "LD_LayerComposite", "LD_LayerPreview", "LD_LoadDemoModel"} <= set(ours())
+    for node_id, node in ours().items():
+        schema = node.GET_SCHEMA()
+        assert node.__name__ == node_id.removeprefix(PREFIX) or node.__name__ == f"{node_id.removeprefix(PREFIX)}Clone"
+        assert schema.display_name
+        assert not schema.display_name.startswith(PREFIX)
+        assert schema.category.startswith("layered diffusion/")
+        assert schema.search_aliases, node_id
+        assert schema.description, node_id
+
+
+def test_every_input_has_a_tooltip_and_every_widget_names_its_neutral_value(host):
+    for node_id, node in ours().items():
+        schema = node.GET_SCHEMA()
+        for item in schema.inputs:
+            assert item.tooltip, f"{node_id}.{item.id}"
+            if type(item).__module__.endswith("_io") and item.get_io_type() in ("INT", "FLOAT", "BOOLEAN") and item.id != "size":
+                assert "Neutral" in item.tooltip, f"{node_id}.{item.id}"
+        for item in schema.outputs:
+            assert item.tooltip, f"{node_id} output {item.display_name}"
+
+
+def test_every_mask_socket_says_what_1_means(host):
+    for node_id, node in ours().items():
+        schema = node.GET_SCHEMA()
+        for item in [*schema.inputs, *schema.outputs]:
+            if item.get_io_type() == "MASK":
+                assert re.search(r"\b1 (is|where|means)", item.tooltip), f"{node_id}.{item.id}: {item.tooltip}"
