@@ -94,6 +94,8 @@ def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
 
     prefix = "text_model."
     weights = {prefix + k.removeprefix(prefix): v for k, v in _weights(folder, "text_encoder").items()}
+    # Nothing of SD1.5 uses it, but ComfyUI's class has it and would leave it uninitialised.
+    weights["text_projection.weight"] = torch.eye(shape["hidden_size"])
     with torch.inference_mode(False):
         clip = comfy.sd.CLIP(
             comfy.supported_models_base.ClipTarget(StorybookTokenizer, StorybookEncoder),

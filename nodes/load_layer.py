@@ -181,9 +181,9 @@ class LayerFromImage(io.ComfyNode):
 
 def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
     """The layer that a node's inputs describe."""
-    control = Control(hint=values["control_hint"], strength=values["control_strength"])
     placement = ("prompt", "negative", "x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible")
     try:
+        control = Control(hint=values["control_hint"], strength=values["control_strength"])
         recipe = Recipe(inside=values["inside"], outside=values["outside"], noise=values["noise"], control=control)
     except LayeredError as error:
         raise LayeredError(f"layer {name!r}: {error}") from None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import os
 import random
 import shutil
@@ -32,13 +33,15 @@ args.database_url = "sqlite:///:memory:"
 args.base_directory = str(BASE)
 args.disable_api_nodes = True
 
-import utils.extra_config  # noqa: E402, F401  # before nodes, which puts comfy/ on the path, where utils.py shadows utils/
-import execution  # noqa: E402, I001
+# Before nodes, which puts comfy/ on the path, where utils.py shadows utils/.
+importlib.import_module("utils.extra_config")
+
+import execution  # noqa: E402
 import folder_paths  # noqa: E402
-import nodes  # noqa: E402
+import pytest  # noqa: E402
 import server  # noqa: E402
 
-import pytest  # noqa: E402
+import nodes  # noqa: E402
 
 for kind in ("input", "output", "temp", "user"):
     (BASE / kind).mkdir(exist_ok=True)
@@ -80,6 +83,8 @@ class Host:
 
     def validate(self, prompt):
         """(valid, error, outputs, node errors), as the server's /prompt checks."""
+        for item in prompt.values():
+            item.pop("is_changed", None)  # the executor writes it into the prompt, and believes it when it sees it again
         return LOOP.run_until_complete(execution.validate_prompt("id", prompt, None))
 
     def run(self, prompt):
@@ -97,7 +102,8 @@ class Host:
             return str(error) + str(node_errors)
         LOOP.run_until_complete(self.executor.execute_async(prompt, f"id{random.random()}", {}, outputs))
         assert not self.executor.success, "the prompt ran through"
-        return str(self.executor.status_messages[-1])
+        event, details = self.executor.status_messages[-1]
+        return details["exception_message"] if event == "execution_error" else event
 
     def value(self, prompt, node, slot=0):
         """Run ``prompt`` and return what ``node`` gives at ``slot``; other nodes that end in nothing are left out."""

@@ -1,0 +1,87 @@
+"""No node changes the MODEL, CLIP or VAE that it is given: sampling with the original afterwards gives the same bits."""
+
+import comfy.model_management
+import pytest
+import torch
+from graph import from_image, load, node
+from PIL import Image
+
+import nodes as comfy_nodes
+
+LOADER = {"loader": node("LD_LoadDemoModel")}
+
+EXAMPLES = {
+    "LD_LoadDemoModel": {},
+    "LD_LoadLayer": {"it": load("red.png")},
+    "LD_LayerFromImage": {"it": from_image(width=8, height=8)},
+    "LD_LayerComposite": {"a": load("red.png"), "it": node("LD_LayerComposite", layers=["a", 0], backdrop="transparent")},
+    "LD_LayerPreview": {"a": load("red.png"), "it": node("LD_LayerPreview", layers=["a", 0], size=64)},
+}
+"""For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
+
+
+def models(host):
+    """MODEL, positive and negative words; the very objects that every prompt with "loader" gets while the executor remembers it."""
+    words = {
+        "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
+        "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
+    }
+    prompt = {**LOADER, **words}
+    return host.value(prompt, "loader", 0), host.value(prompt, "p"), host.value(prompt, "n")
+
+
+def sample(model, positive, negative, callback=None):
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(1, 4, 16, 16)}
+        if callback is not None:
+            model = model.clone()
+            model.set_model_sampler_post_cfg_function(callback)
+        return comfy_nodes.common_ksampler(model, 7, 3, 3.0, "euler", "normal", positive, negative, latent)[0]["samples"]
+
+
+def explode(arguments):
+    raise RuntimeError("broken on purpose")
+
+
+def interrupt(arguments):
+    comfy.model_management.interrupt_current_processing()
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def of_ours():
+    return sorted(k for k in comfy_nodes.NODE_CLASS_MAPPINGS if k.startswith("LD_"))
+
+
+def test_every_node_is_looked_at(host):
+    assert sorted(EXAMPLES) == of_ours()
+
+
+@pytest.mark.parametrize("node_id", sorted(EXAMPLES))
+def test_sampling_with_the_original_gives_the_same_bits_after_the_node_ran_broke_and_was_interrupted(host, node_id):
+    Image.new("RGBA", (16, 16), (255, 0, 0, 255)).save(host.input / "red.png")
+    host.fresh()
+    model, positive, negative = models(host)
+    before = sample(model, positive, negative)
+
+    prompt = {**LOADER, **EXAMPLES[node_id]}
+    schema = comfy_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
+    name = "it" if "it" in prompt else "loader"
+    results = [host.value(prompt, name, slot) for slot in range(len(schema.outputs))]
+    assert host.value(prompt, "loader", 0) is model, "the model was loaded anew: nothing is compared"
+    touched = [r for r, o in zip(results, schema.outputs, strict=True) if o.get_io_type() == "MODEL"] or [model]
+    for patched in touched:
+        sample(patched, positive, negative)
+        with pytest.raises(RuntimeError, match="broken on purpose"):
+            sample(patched, positive, negative, explode)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched, positive, negative, interrupt)
+    assert torch.equal(sample(model, positive, negative), before)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(host):
+    model, positive, negative = models(host)
+    first = sample(model, positive, negative)
+    assert torch.equal(sample(model, positive, negative), first)
+    with torch.inference_mode():
+        other = comfy_nodes.common_ksampler(model, 8, 3, 3.0, "euler", "normal", positive, negative, {"samples": torch.zeros(1, 4, 16, 16)})[0]
+    assert not torch.equal(other["samples"], first)
