@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from layered_core.document import Layer, LayerDocument
+try:
+    # As part of the ComfyUI pack, whose folder is a package under a name that ComfyUI chooses.
+    from ..layered_core.document import Layer, LayerDocument
+except ImportError:
+    from layered_core.document import Layer, LayerDocument
 
 CANVAS = 128
 """Side of a scene in pixels."""

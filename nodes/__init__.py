@@ -8,8 +8,9 @@ from .demo_model import LoadDemoModel
 from .layer_composite import LayerComposite
 from .layer_preview import LayerPreview
 from .load_layer import LayerFromImage, LoadLayer
+from .storybook_picture import StorybookPicture
 
-NODES: list[type[io.ComfyNode]] = [LoadLayer, LayerFromImage, LayerComposite, LayerPreview, LoadDemoModel]
+NODES: list[type[io.ComfyNode]] = [LoadLayer, LayerFromImage, LayerComposite, LayerPreview, LoadDemoModel, StorybookPicture]
 
 
 class LayeredDiffusionExtension(ComfyExtension):

@@ -15,6 +15,7 @@ EXAMPLES = {
     "LD_LoadLayer": {"it": load("red.png")},
     "LD_LayerFromImage": {"it": from_image(width=8, height=8)},
     "LD_LayerComposite": {"a": load("red.png"), "it": node("LD_LayerComposite", layers=["a", 0], backdrop="transparent")},
+    "LD_StorybookPicture": {"it": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=64, seed=0)},
     "LD_LayerPreview": {"a": load("red.png"), "it": node("LD_LayerPreview", layers=["a", 0], size=64)},
 }
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""

@@ -12,7 +12,7 @@ def ours():
 
 
 def test_every_node_loads_under_a_prefixed_id_and_a_plain_name(host):
-    assert {"LD_LoadLayer", "LD_LayerFromImage", "LD_LayerComposite", "LD_LayerPreview", "LD_LoadDemoModel"} <= set(ours())
+    assert {"LD_LoadLayer", "LD_LayerFromImage", "LD_LayerComposite", "LD_LayerPreview", "LD_LoadDemoModel", "LD_StorybookPicture"} <= set(ours())
     for node_id, node in ours().items():
         schema = node.GET_SCHEMA()
         assert node.__name__ == node_id.removeprefix(PREFIX) or node.__name__ == f"{node_id.removeprefix(PREFIX)}Clone"
