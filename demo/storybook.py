@@ -13,17 +13,17 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-try:
+if TYPE_CHECKING or __package__ == "demo":
+    from layered_core.document import Layer, LayerDocument
+else:
     # As part of the ComfyUI pack, whose folder is a package under a name that ComfyUI chooses.
     from ..layered_core.document import Layer, LayerDocument
-except ImportError:
-    from layered_core.document import Layer, LayerDocument
 
 CANVAS = 128
 """Side of a scene in pixels."""
