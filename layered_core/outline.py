@@ -37,7 +37,7 @@ def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
 def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
     """Whether the layer's bounding box has no pixel on a canvas of ``width`` x ``height``."""
     xs, ys = zip(*corners(layer), strict=True)
-    return max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height
+    return bool(max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height)
 
 
 def outlined(document: LayerDocument, side: int = 768) -> Tensor:
@@ -60,7 +60,7 @@ def outlined(document: LayerDocument, side: int = 768) -> Tensor:
     image = Image.fromarray((flat.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     image = image.resize((document.width * scale, document.height * scale), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(14, max(image.size) // 42))
+    font = ImageFont.load_default(size=max(14, max(image.size) // 26))
     for number, layer in enumerate(document, 1):
         if layer.visible:
             _draw(pen, layer, number, scale, font, image.size)

@@ -1,0 +1,135 @@
+"""The pack over HTTP, as a user's ComfyUI has it: every node is offered, every shipped workflow runs, and its pictures show what they should."""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+API = sorted((PACK / "workflows" / "api").glob("*.json"))
+
+sys.path.insert(0, str(HERE))
+from comfy_server import Server  # noqa: E402
+from host_env import find_host  # noqa: E402
+
+sys.path.remove(str(HERE))
+
+
+@pytest.fixture(scope="module")
+def server(request, tmp_path_factory):
+    host = find_host()
+    if isinstance(host, str):
+        conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", None) == str(HERE / "conftest.py"))
+        conftest.SKIPPED.append(f"ComfyUI over HTTP ({host})")
+        pytest.skip(host)
+    server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
+    yield server
+    server.stop()
+
+
+def pictures(server, entry, node):
+    """What ``node`` showed, as float ``[H, W, C]`` arrays in 0..1."""
+    shown = entry["outputs"][node]["images"]
+    return [np.asarray(Image.open(io.BytesIO(server.picture(image))), dtype=np.float32) / 255 for image in shown]
+
+
+def test_the_pack_is_imported_without_a_complaint(server):
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log
+    assert "Error while calling comfy_entrypoint" not in log
+    assert re.search(r"seconds: .*layered-diffusion", log)
+
+
+def test_every_node_is_offered_with_its_words_and_place_in_the_menu(server):
+    ours = {k: v for k, v in server.get("/object_info").items() if k.startswith("LD_")}
+    assert {"LD_LoadLayer", "LD_LayerFromImage", "LD_LayerComposite", "LD_LayerPreview", "LD_LoadDemoModel", "LD_StorybookPicture"} <= set(ours)
+    for name, info in ours.items():
+        assert info["python_module"] == "custom_nodes.layered-diffusion", name
+        assert info["category"].startswith("layered diffusion/"), name
+        assert len(info["output_tooltips"]) == len(info["output"]), name
+
+
+def test_every_node_has_a_help_page(server):
+    for name in (k for k in server.get("/object_info") if k.startswith("LD_")):
+        with __import__("urllib.request").request.urlopen(f"{server.url}/extensions/layered-diffusion/docs/{name}/en.md") as answer:
+            assert answer.status == 200
+            assert answer.read().decode().startswith("# ")
+
+
+def test_the_words_are_there_in_english_and_chinese(server):
+    words = server.get("/i18n")
+    nodes = server.get("/object_info")
+    for language in ("en", "zh"):
+        for name in (k for k in nodes if k.startswith("LD_")):
+            entry = words[language]["nodeDefs"][name]
+            assert entry["display_name"], (language, name)
+            inputs = {k for group in ("required", "optional") for k in nodes[name]["input"].get(group, {})}
+            assert set(entry.get("inputs", {})) == inputs, (language, name)
+            assert all(i["tooltip"] for i in entry.get("inputs", {}).values()), (language, name)
+
+
+def test_the_workflows_are_offered_as_templates(server):
+    names = {f.stem for f in (PACK / "workflows").glob("*.json")}
+    assert names == {f.stem for f in API}
+    assert set(server.get("/workflow_templates")["layered-diffusion"]) == names
+
+
+SHOWN = {
+    "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "star")}),
+    "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
+}
+"""What the saved picture of each workflow shows: its node, the landscape and the objects."""
+
+
+def test_every_workflow_says_here_what_it_shows():
+    assert set(SHOWN) == {f.stem for f in API}
+
+
+@pytest.mark.parametrize("file", API, ids=lambda f: f.stem)
+def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, file):
+    from demo.judge import Judge
+
+    entry = server.run(json.loads(file.read_text()))
+    node, background, things = SHOWN[file.stem]
+    (picture,) = pictures(server, entry, node)
+    assert picture.shape == (128, 128, 3)
+    (verdict,) = Judge.load().look(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+    assert verdict.background == background
+    assert {f.thing for f in verdict.objects} == things
+
+
+def test_the_sampled_collage_keeps_the_layout_and_is_not_the_collage(server):
+    entry = server.run(json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
+    (collage,), (sampled,) = pictures(server, entry, "11"), pictures(server, entry, "18")
+    error = float(((collage - sampled) ** 2).mean())
+    assert 0.0003 < error < 0.03
+
+
+def test_what_is_shown_in_the_node_is_what_is_saved(server):
+    entry = server.run(json.loads((PACK / "workflows/api/02_compose_and_save.json").read_text()))
+    (shown,), (saved,) = pictures(server, entry, "13"), pictures(server, entry, "14")
+    assert np.array_equal(shown, saved)
+
+
+def test_the_visible_masks_of_a_finished_picture_sum_to_one(server):
+    entry = server.run(json.loads((PACK / "workflows/api/02_compose_and_save.json").read_text()))
+    masks = pictures(server, entry, "17")
+    assert len(masks) == 3
+    assert np.abs(sum(m[..., 0] for m in masks) - 1).max() <= 2 / 255
+
+
+def test_a_wrong_file_is_answered_with_400_and_a_named_error(server):
+    prompt = {
+        "1": {"class_type": "LD_LoadLayer", "inputs": {"image": "../../secret.png"}, "_meta": {}},
+        "2": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}},
+    }
+    code, answer = server.queue(prompt)
+    assert code == 400
+    assert "leads out of the folder" in json.dumps(answer["node_errors"])
