@@ -34,7 +34,7 @@ class StorybookPicture(io.ComfyNode):
                     tooltip="Side of the square picture, pixels; an object has an empty border of 15 % around it for its halo. Has no neutral value.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1,
+                    "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
                     tooltip="Where hills, sun and stars of a landscape are; objects do not vary. Neutral: any value, each is a picture as good.",
                 ),
             ],
