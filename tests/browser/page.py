@@ -1,0 +1,101 @@
+"""ComfyUI's page in a headless Chromium."""
+
+import contextlib
+import json
+import os
+import shutil
+
+READY = "() => window.app?.graph && window.app?.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 50"
+
+
+def find_browser():
+    """Path of a Chromium, or a line that says what is missing."""
+    if not __import__("importlib.util").util.find_spec("playwright"):
+        return "playwright is not installed: pip install playwright"
+    named = os.environ.get("CHROMIUM")
+    path = named or next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (p := shutil.which(n))), None)
+    return f"{path}" if path and os.path.exists(path) else None
+
+
+def why_no_browser():
+    """A line that says what is missing, or None."""
+    found = find_browser()
+    if found is None:
+        return "no Chromium on this machine: install the package chromium, or set CHROMIUM"
+    return found if "not installed" in found else None
+
+
+class Page:
+    """An open page. ``complaints`` holds what the browser's console had to say that is not ComfyUI's own."""
+
+    def __init__(self, page, server):
+        self.page, self.server = page, server
+        self.complaints = []
+        page.on("console", lambda m: self._note(m.type, m.text, m.location.get("url", "")))
+        page.on("pageerror", lambda e: self._note("error", str(e), ""))
+        page.on("response", lambda r: r.status >= 400 and self._note("error", f"{r.status} {r.url}", r.url))
+        page.goto(server.url, wait_until="domcontentloaded")
+        page.wait_for_function(READY, timeout=120_000)
+
+    def _note(self, kind, text, url):
+        """Keep errors that name us: our files, our nodes, or pictures of ours that are not there."""
+        ours = ("layered-diffusion", "layered_diffusion", "LD_", "/view?", "/docs/")
+        if kind == "error" and any(o in text or o in url for o in ours):
+            self.complaints.append(f"{text} {url}")
+
+    def setting(self, name, value):
+        self.page.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
+
+    def open(self, file):
+        """Open a graph-format workflow as a user does."""
+        self.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", json.loads(file.read_text(encoding="utf-8")))
+        self.page.wait_for_timeout(800)
+
+    def open_api(self, prompt, name="test"):
+        self.page.evaluate("async ([prompt, name]) => { await app.loadApiJson(prompt, name); }", [prompt, name])
+        self.page.wait_for_timeout(800)
+
+    def nodes(self):
+        """(id, type, whether the frontend knows the type) of every node."""
+        return self.page.evaluate("() => app.graph.nodes.map(n => [String(n.id), n.type, n.type in LiteGraph.registered_node_types])")
+
+    def prompt(self):
+        """What the page would send to the server."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def queue(self, wait_for, timeout_ms=300_000):
+        """Press Run; wait until every node of ``wait_for`` shows something, and its picture has come."""
+        self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
+        self.page.wait_for_function("(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms)
+        loaded = "(ids) => ids.every(id => { const n = app.graph.getNodeById(id); return n.imgs?.length && n.imgs.every(i => i.naturalWidth > 0) })"
+        self.page.wait_for_function(loaded, arg=list(wait_for), timeout=30_000)
+        self.page.wait_for_timeout(500)
+
+    def look(self, scale, offset):
+        """Move the canvas."""
+        self.page.evaluate(
+            "([s, o]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = o; app.canvas.setDirty(true, true); }", [scale, list(offset)]
+        )
+        self.page.wait_for_timeout(500)
+
+    def shoot(self, path, box=None):
+        """Save what is seen, or ``box`` = (x, y, width, height) of it, as JPEG."""
+        clip = dict(zip(("x", "y", "width", "height"), box, strict=True)) if box else None
+        self.page.screenshot(path=str(path), type="jpeg", quality=88, clip=clip)
+
+
+@contextlib.contextmanager
+def browser(size=(1900, 1000)):
+    """A function that opens ComfyUI's page."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        chromium = playwright.chromium.launch(executable_path=find_browser(), args=flags)
+
+        def new(server):
+            server.post("/settings", {"Comfy.TutorialCompleted": True})
+            return Page(chromium.new_page(viewport={"width": size[0], "height": size[1]}), server)
+
+        yield new
+        chromium.close()

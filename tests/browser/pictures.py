@@ -1,0 +1,91 @@
+"""Take the pictures of the workflows and help pages from a real browser: ``python tests/browser/pictures.py``. Run it when nodes or model change."""
+
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(PACK)]
+
+import page as pages  # noqa: E402
+from comfy_server import Server  # noqa: E402
+from host_env import find_host  # noqa: E402
+
+NODES = {
+    "LD_LayerFromImage": ("01_storybook_collage", ["2", "4", "6"]),
+    "LD_LayerComposite": ("01_storybook_collage", ["11"]),
+    "LD_LayerPreview": ("01_storybook_collage", ["10"]),
+    "LD_LoadDemoModel": ("02_compose_and_save", ["1", "2", "3", "4", "5", "6"]),
+    "LD_StorybookPicture": ("01_storybook_collage", ["1", "3", "5"]),
+}
+"""Whose help page shows which nodes of which workflow."""
+
+RESULTS = {"01_storybook_collage": ("10", "18"), "02_compose_and_save": ("12", "14")}
+"""The two pictures of each workflow that its thumbnail shows side by side."""
+
+
+def crop(page, ids, path, margin=30):
+    """Save the part of the canvas that holds the nodes ``ids``."""
+    boxes = page.page.evaluate("(ids) => ids.map(i => { const n = app.graph.getNodeById(i); return [...n.pos, ...n.size]; })", ids)
+    left, top = min(b[0] for b in boxes) - margin, min(b[1] for b in boxes) - 30 - margin
+    right, bottom = max(b[0] + b[2] for b in boxes) + margin, max(b[1] + b[3] for b in boxes) + margin
+    # Clear of the page's own bars.
+    page.look(1.0, (90 - left, 110 - top))
+    page.shoot(path, (90, 110, right - left, bottom - top))
+
+
+def thumbnail(server, entry, ids, path):
+    """The pictures of two nodes side by side, 512 pixels high."""
+    pictures = [Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][0]))).convert("RGB") for i in ids]
+    sheet = Image.new("RGB", (512 * len(pictures), 512))
+    for n, picture in enumerate(pictures):
+        small = picture.width < 512
+        sheet.paste(picture.resize((512, 512), Image.Resampling.BICUBIC if small else Image.Resampling.LANCZOS), (512 * n, 0))
+    sheet.save(path, quality=88)
+
+
+def main():
+    from demo.storybook import Thing, sprite
+
+    with tempfile.TemporaryDirectory() as folder, pages.browser((2900, 1300)) as new:
+        server = Server(*find_host(), Path(folder) / "base")
+        try:
+            for name, ids in RESULTS.items():
+                entry = server.run(json.loads((PACK / f"workflows/api/{name}.json").read_text()))
+                thumbnail(server, entry, ids, PACK / f"workflows/{name}.jpg")
+            for thing in (Thing("glass", "blue", "ball"), Thing("solid", "green", "tree")):
+                Image.fromarray(sprite(thing, 128)[0]).save(server.base / "input" / f"{thing.colour} {thing.kind}.png")
+            page = new(server)
+            page.setting("Comfy.Minimap.Visible", False)
+            for name in RESULTS:
+                page.open(PACK / f"workflows/{name}.json")
+                page.queue(RESULTS[name][:1])
+                if name == "01_storybook_collage":
+                    crop(page, [n[0] for n in page.nodes()], PACK / "web/docs/graph.jpg")
+                for node, (workflow, ids) in NODES.items():
+                    if workflow == name:
+                        crop(page, ids, PACK / f"web/docs/{node}/picture.jpg")
+            defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"]["inputs"]
+            inputs = {k: v for k, v in defaults.items() if not isinstance(v, list)} | {"prompt": "", "name": ""}
+            ball = {**inputs, "image": "blue ball.png", "prompt": "a glass blue ball", "x": 40, "y": 30, "layers": ["1", 0]}
+            prompt = {
+                "1": {"class_type": "LD_LoadLayer", "inputs": {**inputs, "image": "green tree.png", "prompt": "a green tree"}, "_meta": {}},
+                "2": {"class_type": "LD_LoadLayer", "inputs": ball, "_meta": {}},
+                "3": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["2", 0], "size": 768}, "_meta": {}},
+            }
+            page.open_api(prompt)
+            page.page.evaluate("() => ['1', '2', '3'].forEach((i, n) => { app.graph.getNodeById(i).pos = [460 * n, 0]; })")
+            page.page.evaluate("() => app.graph.getNodeById('3').setSize([400, 480])")
+            page.queue(["3"])
+            crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LoadLayer/picture.jpg")
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

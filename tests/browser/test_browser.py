@@ -1,0 +1,117 @@
+"""A user's view: headless Chromium opens every workflow on a real server, runs it, and sees the pictures in the nodes."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+GRAPHS = sorted((PACK / "workflows").glob("*.json"))
+
+sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui")]
+import page as pages  # noqa: E402
+from comfy_server import Server  # noqa: E402
+from host_env import find_host  # noqa: E402
+
+del sys.path[:2]
+
+
+@pytest.fixture(scope="module")
+def server(request, tmp_path_factory):
+    host = find_host()
+    missing = host if isinstance(host, str) else pages.why_no_browser()
+    if missing:
+        conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", None) == str(HERE / "conftest.py"))
+        conftest.SKIPPED.append(f"ComfyUI in a browser ({missing})")
+        pytest.skip(missing)
+    server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    with pages.browser() as new:
+        yield new(server)
+
+
+@pytest.fixture(autouse=True)
+def no_complaint_of_ours(page):
+    """Whatever a test does, the console must hold no error that names us."""
+    page.complaints.clear()
+    yield
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
+def test_a_workflow_opens_with_no_missing_node(page, file):
+    page.open(file)
+    nodes = page.nodes()
+    assert len(nodes) == len(json.loads(file.read_text())["nodes"])
+    assert [n for n in nodes if not n[2]] == []
+
+
+@pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
+def test_the_graph_and_the_api_form_of_a_workflow_say_the_same(page, file):
+    """Titles aside, and inputs at their defaults that only the page writes."""
+    page.open(file)
+    from_page = page.prompt()
+    from_file = json.loads((PACK / "workflows" / "api" / file.name).read_text())
+    assert set(from_page) == set(from_file)
+    for key, node in from_file.items():
+        assert from_page[key]["class_type"] == node["class_type"]
+        got = {k: v for k, v in from_page[key]["inputs"].items() if k in node["inputs"]}
+        assert got == node["inputs"], key
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes_2"])
+@pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
+def test_a_workflow_runs_from_the_page_and_the_composite_is_seen_in_the_node(page, server, file, vue):
+    page.setting("Comfy.VueNodes.Enabled", vue)
+    page.open(file)
+    composite = [n[0] for n in page.nodes() if n[1] == "LD_LayerComposite"]
+    page.queue(composite)
+    for node in composite:
+        image = page.page.evaluate("(id) => app.nodeOutputs[id].images[0]", node)
+        shown = np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"))
+        assert shown.shape == (128, 128, 3)
+        assert shown.std() > 20
+
+
+def test_the_preview_picture_fills_the_node_with_what_the_layers_look_like(page):
+    """Pixels of the page itself, not of the file: the red house is on the screen."""
+    page.setting("Comfy.VueNodes.Enabled", False)
+    page.open(PACK / "workflows/01_storybook_collage.json")
+    page.queue(["10"])
+    x, y = page.page.evaluate("() => app.graph.getNodeById('10').pos")
+    page.look(1.0, (300 - x, 200 - y))
+    screen = np.asarray(Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")).astype(int)
+    red, green, blue = np.moveaxis(screen, -1, 0)
+    # The house fills about a seventh of the drawing, which is about 350 pixels wide.
+    assert ((abs(red - 216) < 12) & (abs(green - 44) < 12) & (abs(blue - 52) < 12)).sum() > 3000
+
+
+def test_a_bad_file_is_told_at_the_node(page):
+    page.setting("Comfy.VueNodes.Enabled", False)
+    defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"]["inputs"]
+    inputs = {k: v for k, v in defaults.items() if not isinstance(v, list)}
+    layer = {"class_type": "LD_LoadLayer", "inputs": {**inputs, "image": "gone.png"}, "_meta": {}}
+    page.open_api({"1": layer, "2": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}}})
+    page.complaints.clear()  # the frontend asks for the missing file's thumbnail: that is its 404
+    page.page.evaluate("() => app.queuePrompt(0, 1)")
+    page.page.wait_for_function("() => Object.keys(app.lastNodeErrors ?? {}).includes('1')", timeout=30_000)
+    errors = page.page.evaluate("() => JSON.stringify(app.lastNodeErrors)")
+    assert "gone.png" in errors
+    assert "upload it" in errors
+    page.complaints.clear()
+
+
+def test_the_help_page_has_its_picture(page):
+    fetch = "async (url) => { const r = await fetch(url); return [r.status, (await r.blob()).type]; }"
+    for name in {n[1] for n in page.nodes() if n[1].startswith("LD_")} | {"LD_LayerComposite"}:
+        assert page.page.evaluate(fetch, f"/extensions/layered-diffusion/docs/{name}/picture.jpg") == [200, "image/jpeg"]

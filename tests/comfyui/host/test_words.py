@@ -1,0 +1,51 @@
+"""The words in locales/ and web/docs follow the nodes."""
+
+import json
+from pathlib import Path
+
+import nodes as comfy_nodes
+import pytest
+
+PACK = Path(__file__).resolve().parents[3]
+
+
+def schemas():
+    return {k: v.GET_SCHEMA() for k, v in comfy_nodes.NODE_CLASS_MAPPINGS.items() if k.startswith("LD_")}
+
+
+def test_the_english_words_are_those_of_the_nodes(host):
+    words = json.loads((PACK / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(words) == set(schemas())
+    for name, schema in schemas().items():
+        assert words[name]["display_name"] == schema.display_name
+        assert words[name]["description"] == schema.description
+        assert words[name].get("inputs", {}) == {i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs}
+        assert words[name].get("outputs", {}) == {str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)}
+
+
+@pytest.mark.parametrize("language", ["zh"])
+def test_a_translation_has_every_word_and_leaves_no_tooltip_in_english(host, language):
+    english, words = (json.loads((PACK / f"locales/{k}/nodeDefs.json").read_text(encoding="utf-8")) for k in ("en", language))
+    assert set(words) == set(english)
+    for name in english:
+        for group in ("inputs", "outputs"):
+            assert set(words[name].get(group, {})) == set(english[name].get(group, {})), name
+            for key, entry in english[name].get(group, {}).items():
+                assert words[name][group][key]["tooltip"] != entry["tooltip"], f"{name}.{key}"
+        assert words[name]["display_name"] != english[name]["display_name"]
+
+
+def test_a_help_page_names_every_input_and_has_a_picture_that_exists(host):
+    for name, schema in schemas().items():
+        folder = PACK / "web/docs" / name
+        page = (folder / "en.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {schema.display_name}\n")
+        for item in schema.inputs:
+            assert (item.display_name or item.id) in page, f"{name}: {item.id}"
+        for item in schema.outputs:
+            if name not in ("LD_LoadLayer", "LD_LayerFromImage"):
+                assert item.display_name in page, f"{name}: {item.display_name}"
+        assert "Paper" in page
+        pictures = [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+        assert len(pictures) == 1
+        assert (folder / pictures[0]).stat().st_size > 1000
