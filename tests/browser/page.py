@@ -1,6 +1,7 @@
 """ComfyUI's page in a headless Chromium."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -9,20 +10,12 @@ READY = "() => window.app?.graph && window.app?.extensionManager && Object.keys(
 
 
 def find_browser():
-    """Path of a Chromium, or a line that says what is missing."""
-    if not __import__("importlib.util").util.find_spec("playwright"):
-        return "playwright is not installed: pip install playwright"
-    named = os.environ.get("CHROMIUM")
-    path = named or next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (p := shutil.which(n))), None)
-    return f"{path}" if path and os.path.exists(path) else None
-
-
-def why_no_browser():
-    """A line that says what is missing, or None."""
-    found = find_browser()
-    if found is None:
-        return "no Chromium on this machine: install the package chromium, or set CHROMIUM"
-    return found if "not installed" in found else None
+    """(path of a Chromium, None), or (None, a line that says what is missing)."""
+    if importlib.util.find_spec("playwright") is None:
+        return None, "playwright is not installed: pip install playwright"
+    names = [os.environ["CHROMIUM"]] if "CHROMIUM" in os.environ else ["chromium", "chromium-browser", "google-chrome", "chrome"]
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    return path, None if path else "no Chromium on this machine: install the package chromium, or set CHROMIUM"
 
 
 class Page:
@@ -91,7 +84,7 @@ def browser(size=(1900, 1000)):
 
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        chromium = playwright.chromium.launch(executable_path=find_browser(), args=flags)
+        chromium = playwright.chromium.launch(executable_path=find_browser()[0], args=flags)
 
         def new(server):
             server.post("/settings", {"Comfy.TutorialCompleted": True})

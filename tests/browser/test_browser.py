@@ -24,7 +24,7 @@ del sys.path[:2]
 @pytest.fixture(scope="module")
 def server(request, tmp_path_factory):
     host = find_host()
-    missing = host if isinstance(host, str) else pages.why_no_browser()
+    missing = host if isinstance(host, str) else pages.find_browser()[1]
     if missing:
         conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", None) == str(HERE / "conftest.py"))
         conftest.SKIPPED.append(f"ComfyUI in a browser ({missing})")

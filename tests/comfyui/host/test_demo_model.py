@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 
 import comfy.model_sampling
+import folder_paths
 import pytest
 import torch
-from safetensors.torch import load_file
+from graph import node
+from safetensors.torch import load_file, save_file
 
 PACK = Path(__file__).resolve().parents[3]
 REFERENCE = Path(__file__).resolve().parent.parent / "reference.py"
@@ -97,6 +99,47 @@ def test_a_lora_changes_it_and_only_the_clone(host, loaded):
     assert clone.add_patches(comfy.lora.load_lora(lora, keys)), "no key of the LoRA was found in the model"
     assert torch.equal(comfy.utils.get_attr(patcher.model, keys[name]), before)
     assert not patcher.patches
+
+
+def test_a_lora_file_works_through_comfyuis_own_loader(host, loaded):
+    width = loaded[0].model.model_config.unet_config["context_dim"]
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    random = torch.Generator().manual_seed(0)
+    weights = {
+        f"{name}.lora_up.weight": torch.randn(64, 4, generator=random),
+        f"{name}.lora_down.weight": torch.randn(4, width, generator=random),
+        f"{name}.alpha": torch.tensor(4.0),
+    }
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "made_up.safetensors")
+
+    def picture(strength):
+        prompt = {
+            "m": node("LD_LoadDemoModel"),
+            "l": node("LoraLoader", model=["m", 0], clip=["m", 1], lora_name="made_up.safetensors", strength_model=strength, strength_clip=strength),
+            "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["l", 1]),
+            "n": node("CLIPTextEncode", text="", clip=["m", 1]),
+            "e": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+            "k": node("KSampler", seed=1, steps=2, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, model=["l", 0], positive=["p", 0],
+                      negative=["n", 0], latent_image=["e", 0]),
+        }  # fmt: skip
+        return host.value(prompt, "k")["samples"]
+
+    plain = picture(0.0)
+    assert not torch.allclose(picture(1.0), plain, atol=1e-2)
+    assert torch.equal(picture(0.0), plain)
+
+
+def test_a_textual_inversion_embedding_is_read_by_its_name(loaded):
+    clip = loaded[1]
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    ball = clip.tokenize("ball")["l"][0][1][0]
+    save_file({"emb_params": table[ball : ball + 1].float().clone()}, folder / "thing.safetensors")
+    named, written = (clip.encode_from_tokens(clip.tokenize(text)) for text in ("a red embedding:thing in a meadow", "a red ball in a meadow"))
+    assert torch.allclose(named, written, atol=1e-5)
 
 
 def test_every_lora_key_of_the_text_encoder_is_known(loaded):

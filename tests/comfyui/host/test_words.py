@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-import nodes as comfy_nodes
 import pytest
+
+import nodes as comfy_nodes
 
 PACK = Path(__file__).resolve().parents[3]
 
