@@ -82,7 +82,7 @@ def test_the_workflows_are_offered_as_templates(server):
 
 
 SHOWN = {
-    "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "star")}),
+    "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "heart")}),
     "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
 }
 """What the saved picture of each workflow shows: its node, the landscape and the objects."""
