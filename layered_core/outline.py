@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .compositing import composite, over_colour
 from .document import Layer, LayerDocument
+from .pictures import to_image
 
 _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
 """Outline colours, taken in turn."""
@@ -47,28 +48,29 @@ def outlined(document: LayerDocument, side: int = 768) -> Tensor:
 
     Args:
         document: any document whose blend modes can be composited.
-        side: the longer side of the result is at least this many pixels, so that words stay legible.
+        side: the longer side of the result, pixels. A smaller canvas is enlarged a whole number of times, to this or somewhat more, so
+            that words stay legible; a larger one is reduced.
 
     Returns:
         RGB float32 ``[H', W', 3]`` in 0..1.
     """
-    pixels = composite(document)
-    scale = max(1, math.ceil(side / max(document.width, document.height)))
-    cells = (torch.arange(document.height)[:, None] * scale // 16 + torch.arange(document.width) * scale // 16) % 2
-    board = torch.where(cells[..., None] == 0, _CHECKS[0], _CHECKS[1])
-    flat = over_colour(pixels, board.expand(-1, -1, 3))
-    image = Image.fromarray((flat.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-    image = image.resize((document.width * scale, document.height * scale), Image.Resampling.NEAREST)
+    longest = max(document.width, document.height)
+    scale = math.ceil(side / longest) if longest <= side else side / longest
+    rows, columns = ((torch.arange(n) * scale / 16).floor() for n in (document.height, document.width))
+    board = torch.where((rows[:, None] + columns) % 2 == 0, *_CHECKS)[..., None].expand(-1, -1, 3)
+    image = to_image(over_colour(composite(document), board))
+    size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
+    image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(14, max(image.size) // 26))
+    font = ImageFont.load_default(size=max(14, max(size) // 26))
     for number, layer in enumerate(document, 1):
         if layer.visible:
-            _draw(pen, layer, number, scale, font, image.size)
+            _draw(pen, layer, number, scale, font, size)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
 def _draw(
-    pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int]
+    pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int]
 ) -> None:
     """One layer's outline and label; the label stays on the canvas."""
     colour = _COLOURS[(number - 1) % len(_COLOURS)]

@@ -28,7 +28,7 @@ class LayerPreview(io.ComfyNode):
                 LAYERS.Input("layers", tooltip="The stack to show. Layers still to be generated are dashed, hidden ones left out."),
                 io.Int.Input(
                     "size", default=768, min=64, max=4096, step=64, advanced=True,
-                    tooltip="The drawing's longer side is at least this many pixels, so that names can be read. Changes nothing but the drawing.",
+                    tooltip="Longer side of the drawing, pixels: small canvases are enlarged to make names legible, large ones reduced.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The drawing, without alpha.")],

@@ -136,7 +136,7 @@ class LayerFromImage(io.ComfyNode):
         """What the user sees."""
         return io.Schema(
             node_id="LD_LayerFromImage",
-            display_name="Layer From Image or Box",
+            display_name="Layer From Image",
             category=CATEGORY,
             description=(
                 "Lay a picture of the graph on a stack as a layer with words, place and recipe. "
