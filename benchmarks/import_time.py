@@ -17,17 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 _SCRIPT = """
-import os, sys, runpy
+import json, os, sys, time
 sys.path.insert(0, os.getcwd())
-import conftest, asyncio, json, time
-import nodes, server
-server.PromptServer(conftest.LOOP)
-conftest.LOOP.run_until_complete(nodes.init_builtin_extra_nodes())
+import boot
+boot.load_extras()
 before = set(sys.modules)
 start = time.perf_counter()
-loaded = conftest.LOOP.run_until_complete(nodes.load_custom_node(str(conftest.PACK), module_parent="custom_nodes"))
+loaded = boot.load_pack()
 seconds = time.perf_counter() - start
-root = str(conftest.PACK).replace(".", "_x_")
+root = str(boot.PACK).replace(".", "_x_")
 new = sorted(m for m in set(sys.modules) - before if not m.startswith(root))
 print("RESULT" + json.dumps({"loaded": loaded, "seconds": seconds, "new": new}))
 """

@@ -218,7 +218,7 @@ def _input_pictures() -> list[str]:
 def _picture_path(name: str) -> Path:
     """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it, ``[output]`` or ``[temp]``) folder."""
     allowed = "the name of a picture in ComfyUI's input folder"
-    if "\0" in name:
+    if not isinstance(name, str) or "\0" in name:
         raise invalid("image", name, allowed)
     try:
         path = Path(folder_paths.get_annotated_filepath(name))

@@ -125,6 +125,25 @@ def test_the_visible_masks_of_a_finished_picture_sum_to_one(server):
     assert np.abs(sum(m[..., 0] for m in masks) - 1).max() <= 2 / 255
 
 
+def test_an_uploaded_picture_keeps_its_alpha_and_its_colours(server):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    pixels[..., 3] = np.maximum(pixels[..., 3], 1)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    head = b'--cut\r\nContent-Disposition: form-data; name="image"; filename="up.png"\r\nContent-Type: image/png\r\n\r\n'
+    request = urllib.request.Request(f"{server.url}/upload/image", head + png.getvalue() + b"\r\n--cut--\r\n")
+    request.add_header("Content-Type", "multipart/form-data; boundary=cut")
+    name = json.loads(urllib.request.urlopen(request).read())["name"]
+    widgets = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["2"]["inputs"]
+    widgets = {k: v for k, v in widgets.items() if not isinstance(v, list)} | {"image": name, "canvas_width": 0, "canvas_height": 0}
+    prompt = {
+        "1": {"class_type": "LD_LoadLayer", "inputs": widgets, "_meta": {}},
+        "2": {"class_type": "LD_LayerComposite", "inputs": {"layers": ["1", 0], "backdrop": "transparent"}, "_meta": {}},
+    }
+    (shown,) = pictures(server, server.run(prompt), "2")
+    assert np.abs(shown * 255 - pixels).max() <= 1
+
+
 def test_a_wrong_file_is_answered_with_400_and_a_named_error(server):
     prompt = {
         "1": {"class_type": "LD_LoadLayer", "inputs": {"image": "../../secret.png"}, "_meta": {}},

@@ -1,53 +1,16 @@
-"""Boot a real ComfyUI without a server and load the pack from this repository. Runs under the host's own python, see ../test_host.py."""
+"""A real ComfyUI without a server, with the pack of this repository. Runs under the host's own python, see ../test_host.py."""
 
-import asyncio
-import contextlib
-import importlib
-import os
 import random
 import shutil
 import sys
-import tempfile
-from pathlib import Path
 
-COMFY = Path(os.environ["COMFYUI_PATH"])
-PACK = Path(__file__).resolve().parents[3]
+from boot import BASE, LOOP, PACK, load_extras, load_pack  # isort: skip  # first: it makes ComfyUI importable
 
-sys.path.insert(0, str(COMFY))
-sys.argv = sys.argv[:1]
+import execution
+import folder_paths
+import pytest
 
-import torch  # noqa: E402
-
-with contextlib.suppress(RuntimeError):
-    # torchvision built for CUDA cannot register its operators on a CPU torch, and without their names it cannot be imported.
-    if not torch.cuda.is_available():
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-from comfy.cli_args import args  # noqa: E402
-
-BASE = Path(tempfile.mkdtemp(prefix="comfyui_base_"))
-args.cpu = not torch.cuda.is_available()
-args.database_url = "sqlite:///:memory:"
-args.base_directory = str(BASE)
-args.disable_api_nodes = True
-
-# Before nodes, which puts comfy/ on the path, where utils.py shadows utils/.
-importlib.import_module("utils.extra_config")
-
-import execution  # noqa: E402
-import folder_paths  # noqa: E402
-import pytest  # noqa: E402
-import server  # noqa: E402
-
-import nodes  # noqa: E402
-
-for kind in ("input", "output", "temp", "user"):
-    (BASE / kind).mkdir(exist_ok=True)
-
-LOOP = asyncio.new_event_loop()
-asyncio.set_event_loop(LOOP)
+import nodes
 
 
 class NoServer:
@@ -144,13 +107,8 @@ class Catch:
 
 @pytest.fixture(scope="session")
 def host():
-    server.PromptServer(LOOP)
-
-    async def boot():
-        await nodes.init_builtin_extra_nodes()
-        assert await nodes.load_custom_node(str(PACK), module_parent="custom_nodes"), "ComfyUI could not load the pack: see the log above"
-
-    LOOP.run_until_complete(boot())
+    load_extras()
+    assert load_pack(), "ComfyUI could not load the pack: see the log above"
     nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
     folder_paths.set_input_directory(str(BASE / "input"))
     yield Host()

@@ -30,7 +30,7 @@ def test_a_missing_file_is_named_before_running(host):
     told(str(errors), "gone.png", "input folder", "upload it")
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "../secret.png [output]", "red.png\0.txt", "..", ""])
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "sub/../../secret.png", "../secret.png [output]", "red.png\0.txt", "..", "", 5])
 def test_a_file_outside_the_input_folder_is_refused_before_running(host, name):
     Image.new("RGB", (4, 4)).save(host.input.parent / "secret.png")
     valid, _, _, errors = host.validate({"1": load(name), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
