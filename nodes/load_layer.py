@@ -218,18 +218,12 @@ def _input_pictures() -> list[str]:
 def _picture_path(name: str) -> Path:
     """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it, ``[output]`` or ``[temp]``) folder."""
     allowed = "the name of a picture in ComfyUI's input folder"
-    if not isinstance(name, str) or "\0" in name:
+    if not isinstance(name, str):
         raise invalid("image", name, allowed)
     try:
         path = Path(folder_paths.get_annotated_filepath(name))
     except ValueError:
-        raise invalid(
-            "image", name, allowed, "A path that leads out of the folder is not read: copy the file there, or drop it on the node"
-        ) from None
-    bare, base = folder_paths.annotated_filepath(name)
-    # Links inside the folder may lead out of it.
-    if not path.resolve().is_relative_to(Path(base or folder_paths.get_input_directory()).resolve()):
-        raise invalid("image", name, allowed, "A link that leads out of the folder is not read: copy the file there")
-    if not bare or not path.is_file():
+        raise invalid("image", name, allowed, "A path or link that leads out of the folder is not read: copy the file there") from None
+    if not path.is_file():
         raise invalid("image", name, allowed, "There is no such file: upload it with the button on the node")
     return path

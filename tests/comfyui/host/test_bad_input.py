@@ -103,7 +103,7 @@ def test_the_51st_layer_is_refused(host):
     prompt = {"batch": node("EmptyImage", width=4, height=4, batch_size=50, color=255), "50": from_image(image=["batch", 0])}
     prompt["51"] = load("red.png", layers=["50", 0])
     prompt["end"] = node("LD_LayerPreview", layers=["51", 0], size=64)
-    told(host.error_of(prompt), "number of layers is 51", "at most 50")
+    told(host.error_of(prompt), "number of layers is 51", "at most 50", "Composite some of them first")
 
 
 def test_51_layers_of_core_are_refused(host):

@@ -71,6 +71,12 @@ def test_the_vae_encodes_and_decodes_as_diffusers_does(loaded, reference):
     assert_close(decoded, (reference["decoded"] / 2 + 0.5).clamp(0, 1), 1e-3)
 
 
+def test_the_latents_of_its_vae_are_those_that_it_samples(loaded, reference):
+    model = loaded[0].model
+    assert torch.equal(model.process_latent_in(reference["latents"]), reference["latents"])
+    assert torch.equal(model.process_latent_out(reference["latents"]), reference["latents"])
+
+
 def test_its_noise_schedule_is_the_one_it_was_trained_on(loaded, folder):
     model = loaded[0].model
     schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
