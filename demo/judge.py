@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Thing
+from .storybook import BACKGROUNDS, COLOURS, KINDS, Thing
 
 WEIGHTS = Path(__file__).parent / "model" / "judge" / "judge.safetensors"
 
@@ -64,13 +64,13 @@ class Verdict:
 class Judge(nn.Module):
     """Segmenter: picture ``[B, 3, 128, 128]`` in 0..1 to class logits ``[B, 37, 64, 64]`` (0: no object) and background logits ``[B, 6]``."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         w = width
         self.stem = _stage(3, w, stride=2)
         self.down = nn.ModuleList([_stage(w, 2 * w, stride=2), _stage(2 * w, 3 * w, stride=2), _stage(3 * w, 4 * w, stride=2)])
-        self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, 2 * w)])
-        self.classes = nn.Conv2d(2 * w, 1 + len(_CLASSES), 1)
+        self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, w)])
+        self.classes = nn.Conv2d(w, 1 + len(_CLASSES), 1)
         self.place = nn.Linear(4 * w, len(BACKGROUNDS))
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,13 +105,21 @@ class Judge(nn.Module):
 
 
 def _objects(labels: Tensor) -> list[Found]:
-    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first."""
+    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first.
+
+    A patch that touches one of the same colour and more than twice its size is a misread part of it, and goes to it.
+    """
     patches = connected_components(labels)
-    found = []
-    for patch in patches[labels > 0].unique().tolist():
+    numbers, areas = patches[labels > 0].unique(return_counts=True)
+    found: list[Found] = []
+    for patch in numbers[areas.argsort(descending=True)].tolist():
         mask = patches == patch
-        if int(mask.sum()) >= LEAST_AREA:
-            colour, kind = _CLASSES[int(labels[mask][0]) - 1]
+        colour, kind = _CLASSES[int(labels[mask][0]) - 1]
+        around = nn.functional.max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0] > 0
+        whole = next((i for i, f in enumerate(found) if f.colour == colour and bool((f.mask & around).any()) and f.mask.sum() > 2 * mask.sum()), None)
+        if whole is not None:
+            found[whole] = Found(colour, found[whole].kind, found[whole].mask | mask)
+        elif int(mask.sum()) >= LEAST_AREA:
             found.append(Found(colour, kind, mask))
     return sorted(found, key=lambda f: -int(f.mask.sum()))
 

@@ -110,7 +110,7 @@ class Scene:
     @property
     def size(self) -> int:
         """Side of the square canvas in pixels."""
-        return self.background_image.shape[0]
+        return int(self.background_image.shape[0])
 
     def picture(self) -> np.ndarray:
         """The finished picture, uint8 ``[H, W, 3]``: every object over what is behind it."""

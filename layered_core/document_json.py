@@ -14,8 +14,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .document import Control, Layer, LayerDocument, Lora, Recipe
 from .errors import LayeredError, invalid
 from .pictures import read_mask, read_picture, write_picture, write_whole
@@ -92,23 +90,28 @@ def _layer(data: object, index: int, folder: Path) -> Layer:
     try:
         if "name" not in entries:
             raise invalid("name", None, "a string that no other layer has")
-        pixels: dict[str, Tensor] = {}
+        pixels: dict[str, Any] = {}
         for key, read in (("image", read_picture), ("mask", read_mask)):
             file = entries.pop(key, None)
             if file is not None:
                 pixels[key] = read(_inside(folder, file, key))
-        recipe = _recipe(entries.pop("recipe", {}))
+        recipe = read_recipe(entries.pop("recipe", {}))
     except LayeredError as error:
         raise LayeredError(f"{where}: {error}") from error
     return Layer(recipe=recipe, **pixels, **entries)
 
 
-def _recipe(data: object) -> Recipe:
+def read_recipe(data: object) -> Recipe:
+    """A recipe from plain values under its fields' names; missing ones take their defaults.
+
+    Raises:
+        LayeredError: an unknown key or a bad value, named.
+    """
     entries = _known(data, {f.name for f in fields(Recipe)}, "recipe")
     if "control" in entries:
         entries["control"] = Control(**_known(entries["control"], {f.name for f in fields(Control)}, "control"))
     if "loras" in entries:
-        if not isinstance(entries["loras"], list):
+        if not isinstance(entries["loras"], (list, tuple)):
             raise invalid("loras", entries["loras"], "a list")
         loras = [_known(item, {f.name for f in fields(Lora)}, "loras") for item in entries["loras"]]
         entries["loras"] = tuple(Lora(**{"name": "", **item}) for item in loras)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .document import MAX_SIDE
@@ -19,7 +19,7 @@ from .errors import LayeredError, invalid
 
 
 def read_picture(path: Path) -> Tensor:
-    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque.
+    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque. Turned as its EXIF says.
 
     Raises:
         LayeredError: the file is missing, no picture, cut short, or larger than ``MAX_SIDE`` a side.
@@ -32,7 +32,7 @@ def read_picture(path: Path) -> Tensor:
             with Image.open(path) as picture:
                 if max(picture.size) > MAX_SIDE:
                     raise invalid(f"size of picture {path.name}", f"{picture.width}x{picture.height}", f"at most {MAX_SIDE} pixels a side")
-                pixels = np.asarray(picture.convert("RGBA"))
+                pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
     except LayeredError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -41,11 +41,11 @@ def read_picture(path: Path) -> Tensor:
 
 
 def read_mask(path: Path) -> Tensor:
-    """Read a mask as float32 ``[H, W]``: alpha where the picture has any transparency, else brightness; 1 is where the layer is."""
+    """Read a mask as float32 ``[H, W]``, 1 where the layer is: alpha if any pixel is transparent, else brightness (the greatest channel)."""
     pixels = read_picture(path)
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
-    return pixels[..., :3].mean(-1)
+    return pixels[..., :3].amax(-1)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
-    from layered_diffusers.sampling import Progress
 
 _INSTALL = "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
 
@@ -94,7 +95,7 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)")
 
 
-def _range(low: float, high: float, whole: bool = False):  # noqa: ANN202
+def _range(low: float, high: float, whole: bool = False) -> Callable[[str], float]:
     """An argparse type: a number within bounds."""
 
     def parse(text: str) -> float:
@@ -174,7 +175,7 @@ class _Bar:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.bar = None
+        self.bar: tqdm[NoReturn] | None = None
 
     def __enter__(self) -> _Bar:
         return self
@@ -191,7 +192,3 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-if TYPE_CHECKING:
-    _check: Progress = _Bar("").step

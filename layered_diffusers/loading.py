@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Read by huggingface_hub when it is imported: a model that is not on disk is an error at once, not a retried connection.
@@ -11,8 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from layered_core.errors import LayeredError, invalid
 
@@ -81,10 +85,29 @@ def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch
     folder = find_model(path_or_id)
     check_model(folder)
     try:
-        model = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None)
+        with _quiet():
+            model = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise LayeredError(f"model {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(model, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise invalid("model family", type(model).__name__, "StableDiffusionPipeline (1.x, 2.x) or StableDiffusionXLPipeline")
     model.set_progress_bar_config(disable=True)
     return model.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers' and transformers' loading bars and remarks off the screen: an AutoencoderTiny is meant to be there."""
+    bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        if bars[0]:
+            diffusers_logging.enable_progress_bar()
+        if bars[1]:
+            transformers_logging.enable_progress_bar()

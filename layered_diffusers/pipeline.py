@@ -6,12 +6,14 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from layered_core.blending import keep_outside
 from layered_core.compositing import composite, over_colour
 from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import invalid
@@ -101,8 +103,10 @@ class LayeredDiffusionPipeline:
         for seed in seeds:
             _check_range("seed", seed, 0, 2**63 - 1)
         if start is not None:
-            height, width = height or start.shape[-2], width or start.shape[-1]
-        width, height = width or self.side, height or self.side
+            height = start.shape[-2] if height is None else height
+            width = start.shape[-1] if width is None else width
+        width = self.side if width is None else width
+        height = self.side if height is None else height
         _check_range("width", width, 1, MAX_SIDE)
         _check_range("height", height, 1, MAX_SIDE)
 
@@ -115,9 +119,16 @@ class LayeredDiffusionPipeline:
         scheduler.set_timesteps(steps, device=self.model.device)
         skipped = steps - min(int(steps * strength + 0.5), steps) if start is not None else 0
         run = Run(
-            self.model.unet, scheduler, scheduler.timesteps[skipped * scheduler.order :], noise * scheduler.init_noise_sigma, noise, context, guidance,
-            added, torch.Generator().manual_seed(seeds[0]),
-        )  # fmt: skip
+            unet=self.model.unet,
+            scheduler=scheduler,
+            timesteps=scheduler.timesteps[skipped * scheduler.order :],
+            latents=noise * scheduler.init_noise_sigma,
+            noise=noise,
+            context=context,
+            guidance=guidance,
+            added=added,
+            generator=torch.Generator().manual_seed(seeds[0]),
+        )
         if start is not None:
             clean = self.encode(start).expand(shape)
             if skipped or strength < 1:
@@ -164,8 +175,7 @@ class LayeredDiffusionPipeline:
         pictures = self.generate(
             [prompt], seeds=[seed], start=start, strength=1.0 if strength is None else strength, methods=[KeepOutside(clean, cells)], **options  # type: ignore[arg-type]  # passed through
         )  # fmt: skip
-        blended = torch.where(mask > 0, pictures * mask + start.cpu() * (1 - mask), start.cpu())
-        return to_image(blended[0].permute(1, 2, 0))
+        return to_image(keep_outside(pictures, start, mask)[0].permute(1, 2, 0))
 
     def render(self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, **options: object) -> Image.Image:
         """Turn a document into one picture: composite, then SDEdit on the whole with the layers' words.
@@ -228,9 +238,7 @@ class LayeredDiffusionPipeline:
         return torch.cat([uncond, cond]), {"text_embeds": torch.cat([pooled_uncond, pooled]), "time_ids": sizes}
 
 
-def _array(image: Image.Image):  # noqa: ANN202
-    import numpy as np
-
+def _array(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / 255
 
 

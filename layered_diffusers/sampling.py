@@ -12,6 +12,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from layered_core.blending import keep_outside
+from layered_core.guidance import classifier_free
+
 Progress = Callable[[int, int], None]
 """Called after every step with the steps done and the steps in all. May raise to stop."""
 
@@ -72,7 +75,7 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
             if run.added:
                 more["added_cond_kwargs"] = run.added
             uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
-            prediction = uncond + run.guidance * (cond - uncond)
+            prediction = classifier_free(uncond, cond, run.guidance)
             run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
             for method in methods:
                 method.after_step(run, index)
@@ -96,10 +99,7 @@ def noised(run: Run, clean: Tensor, index: int) -> Tensor:
 
 
 class KeepOutside(Method):
-    """Hold everything outside a mask to a given picture: after each step, ``x = mask x + (1 - mask) noised(clean)``.
-
-    Blended latent diffusion (arXiv 2206.02779 section 3.2).
-    """
+    """Hold everything outside a mask to a given picture, after each step at that step's noise: blended latent diffusion."""
 
     def __init__(self, clean: Tensor, mask: Tensor) -> None:
         """``clean`` latents ``[1 or B, C, h, w]``; ``mask`` ``[h, w]``, 1 where the picture may change."""
@@ -108,4 +108,4 @@ class KeepOutside(Method):
     def after_step(self, run: Run, index: int) -> None:
         """See the class."""
         kept = noised(run, self.clean.expand_as(run.latents), index + 1)
-        run.latents = run.latents * self.mask + kept * (1 - self.mask)
+        run.latents = keep_outside(run.latents, kept, self.mask)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..layered_core.document import MAX_LAYERS, Control, Layer, LayerDocument, Lora, Recipe
+from ..layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe
+from ..layered_core.document_json import read_recipe
 from ..layered_core.errors import LayeredError, invalid
 from ..layered_core.outline import canvas_extent
 
@@ -203,26 +204,10 @@ NEUTRAL = Recipe(inside=0.0, outside=0.0, noise=1.0)
 
 
 def _recipe(entries: object, name: str) -> Recipe:
-    """A recipe from plain values, as :func:`dataclasses.asdict` gives them."""
     try:
-        values = _known(entries, Recipe, "recipe")
-        if isinstance(values.get("control"), Mapping):
-            values["control"] = Control(**_known(values["control"], Control, "recipe: control"))
-        if "loras" in values:
-            values["loras"] = tuple(Lora(**_known({"name": "", **lora}, Lora, "recipe: loras")) for lora in values["loras"])
-        return Recipe(**values)
+        return read_recipe(entries)
     except LayeredError as error:
         raise LayeredError(f"layer {name!r}: {error}") from None
-
-
-def _known(entries: object, kind: type, where: str) -> dict[str, Any]:
-    allowed = [f.name for f in fields(kind)]
-    if not isinstance(entries, Mapping):
-        raise invalid(where, entries, "a mapping")
-    for key in entries:
-        if key not in allowed:
-            raise invalid(f"{where}: key", key, ", ".join(allowed))
-    return dict(entries)
 
 
 def _with_unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:

@@ -24,14 +24,15 @@ def labels(scene: Scene) -> np.ndarray:
 
 
 def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
-    """Blur, noise and brightness, so that pictures that are a little soft or off in colour are still read."""
-    if rng.random() < 0.5:
-        side = int(rng.integers(64, 128))
+    """Blur, noise and changes of colour, so that pictures that are a little soft or off in colour are still read."""
+    if rng.random() < 0.6:
+        side = int(rng.integers(40, 128))
         pictures = nn.functional.interpolate(
             nn.functional.interpolate(pictures, (side, side), mode="bilinear", antialias=True), (128, 128), mode="bilinear"
         )
     pictures = pictures + torch.randn_like(pictures) * rng.uniform(0, 0.04)
-    return (pictures * rng.uniform(0.92, 1.08) + rng.uniform(-0.03, 0.03)).clamp(0, 1)
+    gain, shift = torch.empty(2, len(pictures), 3, 1, 1, device=pictures.device)
+    return (pictures * gain.uniform_(0.92, 1.08) + shift.uniform_(-0.04, 0.04)).clamp(0, 1)
 
 
 def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
@@ -48,10 +49,13 @@ def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
 def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     """One process of the judge's training."""
     torch.manual_seed(options.seed)
-    model = Judge().to(device(), memory_format=torch.channels_last)
+    model = Judge().to(device())
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
     trainer = Trainer(model, Path(options.folder) / "judge", rank, processes, minutes=options.minutes, rate=3e-3, average=0.99)
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     places = list(BACKGROUNDS)
+    weights = torch.ones(1 + len(COLOURS) * len(KINDS), device=device())
+    weights[0] = 0.4
     going = True
     while going:
         scenes = [random_scene(int(rng.integers(HELD_OUT))) for _ in range(16 * options.scale)]
@@ -60,7 +64,8 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         where = torch.tensor([places.index(s.background) for s in scenes], device=device())
         with torch.autocast(device().type, torch.bfloat16):
             logits, place = model(augmented(rng, pictures).contiguous(memory_format=torch.channels_last))
-        loss = nn.functional.cross_entropy(logits.float(), truth) + 0.1 * nn.functional.cross_entropy(place.float(), where)
+        # Most pixels are background: weighed down, or small objects come last.
+        loss = nn.functional.cross_entropy(logits.float(), truth, weights) + 0.3 * nn.functional.cross_entropy(place.float(), where)
         going = trainer.update(loss, len(scenes), pixels=(logits.argmax(1) == truth).float().mean())
         if trainer.due(1.5) or not going:
             if rank == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 
 # glibc must be told before the process starts: returning memory at every step stalls CPU training.
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296", "OMP_NUM_THREADS": "1"}
@@ -27,7 +29,9 @@ def launch(worker: Callable[[int, int, Any], None], processes: int, options: Any
     """
     os.environ.update(_MEMORY)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(29500 + os.getpid() % 2000))
-    mp.start_processes(_entry, (processes, worker, options), processes, start_method="spawn")
+    # The workers are daemons, and a termination is an ordinary exit, so that none outlives this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    start_processes(_entry, (processes, worker, options), processes, daemon=True, start_method="spawn")
 
 
 def _entry(rank: int, processes: int, worker: Callable[[int, int, Any], None], options: Any) -> None:  # noqa: ANN401

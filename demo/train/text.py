@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from demo.storybook import BACKGROUNDS, COLOURS, KINDS, MATERIALS, random_things
 from demo.train.loop import Trainer, device
-from demo.train.words import END, WIDTH, export, new_text_encoder, shrink, training_caption, word_ids
+from demo.train.tokenizer import END
+from demo.train.words import WIDTH, export, new_text_encoder, shrink, training_caption, word_ids
 
 
 class Probe(nn.Module):

@@ -25,7 +25,8 @@ def write(folder: Path) -> None:
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise SystemExit("open-clip-torch is not installed: pip install --no-deps open-clip-torch")
-    text = gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8").read()
+    with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+        text = file.read()
     merges = text.split("\n")[1 : 49152 - 256 - 2 + 1]
     symbols = byte_symbols()
     entries = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]

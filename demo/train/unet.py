@@ -34,9 +34,16 @@ SCHEDULE: dict[str, Any] = {
 def new_unet() -> UNet2DConditionModel:
     """The UNet's architecture: SD1.5's blocks at small width, attention at the two upper resolutions."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128, 128), cross_attention_dim=64, attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 128),
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
 
 
 class FloatGroupNorm(nn.GroupNorm):
@@ -82,7 +89,8 @@ class Replay:
         """Draw, encode and store ``count`` fresh scenes."""
         scenes = [random_scene(int(self.rng.integers(HELD_OUT)), held_out=False) for _ in range(count)]
         pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = self.vae.encoder(pictures)
+        with torch.autocast(device().type, torch.bfloat16):
+            latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
         for scene, latent in zip(scenes, latents, strict=True):
             owner = scene.object_map().reshape(16, 8, 16, 8)
             self.latents[self.next] = latent.half()
@@ -127,7 +135,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")
-    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device()).requires_grad_(False)
+    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
     text = CLIPTextModel.from_pretrained(export / "text_encoder").float().to(device()).requires_grad_(False)
     model = new_unet()
     for module in model.modules():
@@ -145,7 +153,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     going = True
     while going:
         count = options.scale * (16 if trainer.progress < 0.5 else 32)
-        replay.add(count // 4 if replay.filled < 4000 else max(count // 8, 1))
+        replay.add(count // 4 if replay.filled < 4000 else max(count // 16, 1))
         latents, tokens, masks, nouns = replay.batch(count, ids)
         t = torch.randint(0, 1000, (count,), device=device())
         alpha = alphas[t].view(-1, 1, 1, 1)

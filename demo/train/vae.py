@@ -23,7 +23,7 @@ HELD_OUT = 10_000_000
 
 def crops(rng: np.random.Generator, side: int, count: int) -> Tensor:
     """Random crops of fresh scenes, 70 % around an object, ``[count, 3, side, side]`` in -1..1; four crops a scene."""
-    batch = []
+    batch: list[np.ndarray] = []
     while len(batch) < count:
         scene = random_scene(int(rng.integers(HELD_OUT)))
         picture = scene.picture()

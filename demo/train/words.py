@@ -73,6 +73,8 @@ def new_text_encoder() -> CLIPTextModel:
 class FewWords(nn.Module):
     """A token embedding with one row for each word of the storybook and one shared by all other words."""
 
+    rows: Tensor
+
     def __init__(self, full: Tensor, known: Sequence[int]) -> None:
         super().__init__()
         rows = torch.zeros(VOCABULARY, dtype=torch.long)

@@ -1,0 +1,168 @@
+"""How good the shipped model is, by the judge: ``python -m benchmarks.storybook [--json]``.
+
+Prompts put objects into landscapes in which training never showed them (:func:`demo.storybook.is_held_out`); scenes for the VAE and the
+judge have seeds that training never drew. The judge was trained on drawn scenes only and took no part in training the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+from tqdm import tqdm
+
+from demo.judge import Judge, Verdict
+from demo.storybook import BACKGROUNDS, Thing, caption, random_things
+from demo.train.judge import exact as judge_exact
+from demo.train.vae import psnr
+from layered_core.pictures import to_image
+from layered_diffusers.loading import STORYBOOK
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+GOALS = {"one_object_exact": 0.90, "two_object_exact": 0.60, "background": 0.90, "vae_psnr": 30.0, "judge_exact": 0.97}
+
+
+class Prompt(NamedTuple):
+    """What a picture is asked to show."""
+
+    background: str
+    things: list[Thing]
+
+    @property
+    def words(self) -> str:
+        """The caption."""
+        return caption([t.words for t in self.things], BACKGROUNDS[self.background][0])
+
+
+def held_out_prompts(count: int, objects: int, seed: int = 0) -> list[Prompt]:
+    """``count`` prompts with ``objects`` different objects each, every one held out in its landscape; backgrounds in turn."""
+    rng = np.random.default_rng([seed, objects])
+    names = list(BACKGROUNDS)
+    prompts: list[Prompt] = []
+    while len(prompts) < count:
+        background, things = random_things(rng, objects, names[len(prompts) % len(names)], held_out=True)
+        if len({(t.colour, t.kind) for t in things}) == objects:
+            prompts.append(Prompt(background, things))
+    return prompts
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927)."""
+    z, p = 1.96, right / count
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
+
+
+class Tally:
+    """Counts of right answers under their names."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, list[bool]] = {}
+
+    def add(self, name: str, right: bool) -> None:
+        """Count one answer."""
+        self.counts.setdefault(name, []).append(right)
+
+    def judge(self, condition: str, prompt: Prompt, verdict: Verdict) -> None:
+        """Count every figure of one picture."""
+        background = verdict.background == prompt.background
+        kinds, colours = [f.kind for f in verdict.objects], [f.colour for f in verdict.objects]
+        self.add("background", background)
+        # One object: it is there, right in kind and colour, and nothing else is. Two objects: the same of both, and the background too.
+        right = verdict.shows(prompt.things)
+        self.add(f"{condition}_exact", right and (background or len(prompt.things) == 1))
+        self.add(f"{condition}_each", not verdict.missing(prompt.things[:1]))
+        self.add(f"{condition}_kind", prompt.things[0].kind in kinds)
+        self.add(f"{condition}_colour", prompt.things[0].colour in colours)
+        self.add(f"{condition}_extra", len(verdict.objects) > len(prompt.things))
+        self.add(f"{condition}_fewer", len(verdict.objects) < len(prompt.things))
+
+
+def sample(pipeline: LayeredDiffusionPipeline, prompts: list[Prompt], steps: int, guidance: float, batch: int, title: str) -> Tensor:
+    """A picture for every prompt, seed i for the i-th; ``[n, 3, 128, 128]``."""
+    pictures = []
+    for start in tqdm(range(0, len(prompts), batch), desc=title, unit="batch", file=sys.stderr):
+        part = prompts[start : start + batch]
+        seeds = list(range(start, start + len(part)))
+        pictures.append(pipeline.generate([p.words for p in part], seeds=seeds, steps=steps, guidance=guidance))
+    return torch.cat(pictures)
+
+
+def sheet(pictures: Tensor, columns: int = 12, rows: int = 6) -> Tensor:
+    """The first pictures as one, ``[H, W, 3]``."""
+    shown = pictures[: columns * rows]
+    columns = min(columns, len(shown))
+    shown = shown[: len(shown) // columns * columns]
+    grid = shown.reshape(-1, columns, *shown.shape[1:]).permute(0, 3, 1, 4, 2)
+    return grid.reshape(-1, columns * shown.shape[-1], 3)
+
+
+def measure(model: Path, count: int, steps: int, guidance: float, batch: int, scenes: int, pictures_out: Path | None) -> dict[str, object]:
+    """Everything the command prints."""
+    pipeline = LayeredDiffusionPipeline.from_pretrained(model)
+    judge = Judge.load(model / "judge" / "judge.safetensors")
+    tally = Tally()
+    began = time.perf_counter()
+    for condition, objects in (("one_object", 1), ("two_object", 2)):
+        prompts = held_out_prompts(count, objects)
+        pictures = sample(pipeline, prompts, steps, guidance, batch, condition)
+        if pictures_out is not None:
+            pictures_out.mkdir(parents=True, exist_ok=True)
+            to_image(sheet(pictures)).save(pictures_out / f"{condition}.png")
+        for prompt, verdict in zip(prompts, judge.look(pictures), strict=True):
+            tally.judge(condition, prompt, verdict)
+    seconds = (time.perf_counter() - began) / (2 * count)
+    vae = AutoencoderTiny.from_pretrained(model / "vae").float()
+    result: dict[str, object] = {name: round(sum(a) / len(a), 4) for name, a in tally.counts.items()}
+    result["vae_psnr"] = round(psnr(vae, scenes), 2)
+    seen = judge_exact(judge, 2 * scenes)
+    result["judge_exact"] = round(seen, 4)
+    result["seconds_per_picture"] = round(seconds, 3)
+    result["intervals"] = {name: [round(x, 3) for x in wilson(sum(a), len(a))] for name, a in tally.counts.items()} | {
+        "judge_exact": [round(x, 3) for x in wilson(round(seen * 2 * scenes), 2 * scenes)]
+    }
+    result["n"] = {"prompts a condition": count, "vae scenes": scenes, "judge scenes": 2 * scenes}
+    result["settings"] = {"steps": steps, "guidance": guidance, "batch": batch, "device": str(pipeline.model.device)}
+    return result
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.storybook", description="Judge the storybook model on held-out prompts.")
+    parser.add_argument("-n", type=int, default=240, help="prompts a condition (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=200, help="drawn scenes for the VAE, and half as many as for the judge (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=24, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--model", type=Path, default=STORYBOOK, help="the model's folder (default: the shipped one)")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write sheets of the pictures")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    if options.n < 1 or options.scenes < 1:
+        parser.error("-n and --scenes must be at least 1")
+    result = measure(options.model, options.n, options.steps, options.guidance, options.batch, options.scenes, options.pictures)
+    if options.json:
+        print(json.dumps(result))
+        return
+    intervals = result["intervals"]
+    assert isinstance(intervals, dict)
+    print("| figure | value | 95 % interval | goal |\n| --- | --- | --- | --- |")
+    for name, value in result.items():
+        if isinstance(value, float):
+            low_high = " – ".join(f"{x:.3f}" for x in intervals[name]) if name in intervals else ""
+            print(f"| {name} | {value} | {low_high} | {f'≥ {GOALS[name]}' if name in GOALS else ''} |")
+    print(f"\n{result['n']}, {result['settings']}")
+
+
+if __name__ == "__main__":
+    main()

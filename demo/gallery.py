@@ -1,0 +1,227 @@
+"""The demo: what the project does, made with the shipped model and shown on one page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from demo.storybook import CANVAS, Thing, caption, draw_background, place_object
+from layered_core.compositing import composite, premultiplied, straight
+from layered_core.document import Layer, LayerDocument
+from layered_core.document_json import write_document
+from layered_core.masks import layer_alphas, visible_masks
+from layered_core.pictures import to_image, write_whole
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+STEPS = 25
+PROMPTS = (
+    "a red ball in a meadow",
+    "a yellow star at night",
+    "a blue house in the snow",
+    "a purple mushroom by the sea",
+    "a green tree and a white house in the desert",
+    "a red heart and a yellow star at sunset",
+)
+STRENGTHS = (0.2, 0.4, 0.6, 0.8)
+
+Progress = Callable[[int, int], None]
+
+
+def collage_document(seed: int = 0) -> LayerDocument:
+    """A hand-made collage as a user would bring it: cut-outs that overlap, one of them glass, one glowing, over a landscape."""
+    rng = np.random.default_rng(seed)
+    backdrop = torch.from_numpy(draw_background("meadow", rng).astype(np.float32) / 255)
+    layers = [
+        Layer("meadow", torch.cat([backdrop, torch.ones(CANVAS, CANVAS, 1)], -1), prompt="in a meadow"),
+        _cut_out("house", Thing("solid", "blue", "house"), (14, 50, 52, 50)),
+        _cut_out("tree", Thing("solid", "green", "tree"), (70, 34, 46, 60)),
+        _cut_out("mushroom", Thing("solid", "red", "mushroom"), (46, 78, 40, 40)),
+        _cut_out("star", Thing("glowing", "yellow", "star"), (40, 8, 34, 34)),
+    ]
+    words = caption([x.prompt for x in layers[1:]], layers[0].prompt)
+    return LayerDocument(CANVAS, CANVAS, tuple(layers), prompt=words)
+
+
+def make_gallery(folder: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
+    """Make the demo's pictures in ``folder`` (made if missing) and a page that shows them; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = LayeredDiffusionPipeline.from_pretrained()
+    tell = _Counter(progress, total=STEPS + sum(round(STEPS * s) for s in STRENGTHS) + 3 * STEPS)
+    page = _Page(folder)
+    _from_words(pipeline, page, seed, tell)
+    _from_layers(pipeline, page, seed, tell)
+    _in_stages(pipeline, page, seed, tell)
+    return page.write()
+
+
+def _from_words(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+    page.heading("From words", "Each picture is sampled from one sentence and its own seed.")
+    seeds = [seed + i for i in range(len(PROMPTS))]
+    pictures = pipeline.generate(PROMPTS, seeds=seeds, steps=STEPS, progress=tell.run())
+    for index, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
+        page.picture(f"words_{index + 1}.png", to_image(picture.permute(1, 2, 0)), prompt)
+    page.end_row()
+
+
+def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+    document = collage_document(seed)
+    write_document(document, page.folder / "collage")
+    page.heading(
+        "From layers",
+        f"What went in: {len(document)} layers, back to front, and under each the part of it that is seen once those above are on top. "
+        "The document is in <code>collage/</code>; <code>layered render collage/document.json -o out.png</code> makes such a picture again.",
+    )
+    masks, _ = visible_masks(layer_alphas(document))
+    for index, layer in enumerate(document):
+        pixels = straight(premultiplied(layer, document.width, document.height))
+        page.picture(
+            f"layer_{index + 1}_{layer.name}.png", to_image(pixels), f"{layer.name}: “{layer.prompt}”, at {layer.x:g}, {layer.y:g}", checkered=True
+        )
+    page.end_row()
+    for index, (layer, mask) in enumerate(zip(document, masks, strict=True)):
+        page.picture(f"mask_{index + 1}_{layer.name}.png", to_image(mask), f"visible mask of {layer.name}")
+    page.end_row()
+    page.note(
+        f"What came out: “{document.words}”, redrawn as a whole from its composite. Little noise keeps the collage, much of it lets the model decide."
+    )
+    page.picture("composite.png", to_image(composite(document)), "composite, no model")
+    for strength in STRENGTHS:
+        picture = pipeline.render(document, seed=seed, strength=strength, steps=STEPS, progress=tell.run())
+        page.picture(f"render_{round(100 * strength):03d}.png", picture, f"strength {strength:g}")
+    page.end_row()
+
+
+def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+    page.heading(
+        "In stages", "A background from words, then one thing after another where the mask allows it. Pixels outside the mask stay equal to the bit."
+    )
+    stage = pipeline.generate_layer("sunset over the mountains", seed=seed, steps=STEPS, progress=tell.run())
+    page.picture("stage_1.png", stage, "“sunset over the mountains”")
+    for index, (prompt, box) in enumerate((("a green tree", (8, 40, 60, 108)), ("a white house", (64, 56, 120, 116)))):
+        mask = _soft_box(box)
+        page.picture(f"stage_{index + 2}_mask.png", to_image(mask), "where the next thing may be")
+        stage = pipeline.add_layer(stage, prompt, mask, seed=seed + index + 1, steps=STEPS, progress=tell.run())
+        page.picture(f"stage_{index + 2}.png", stage, f"+ “{prompt}”")
+    page.end_row()
+
+
+def _cut_out(name: str, thing: Thing, box: tuple[float, float, float, float]) -> Layer:
+    item = place_object(thing, box)
+    image = torch.from_numpy(item.image.astype(np.float32) / 255)
+    return Layer(name, image, prompt=thing.words, x=item.x, y=item.y)
+
+
+def _soft_box(box: tuple[int, int, int, int]) -> Tensor:
+    """A mask ``[H, W]``: 1 in the box, falling to 0 over four pixels inside its border."""
+    left, top, right, bottom = box
+    xs, ys = torch.arange(CANVAS) + 0.5, torch.arange(CANVAS) + 0.5
+    inside_x = torch.minimum(xs - left, right - xs)
+    inside_y = torch.minimum(ys - top, bottom - ys)
+    return (torch.minimum(inside_x[None, :], inside_y[:, None]) / 4).clamp(0, 1)
+
+
+class _Counter:
+    """Joins the progress of several runs into one."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def run(self) -> Progress:
+        """The callback of the next run."""
+        begun = self.done
+
+        def step(done: int, _: int) -> None:
+            self.done = begun + done
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+
+        return step
+
+
+class _Page:
+    """An HTML page of pictures with captions, and one sheet of them all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts: list[str] = []
+        self.row: list[str] = []
+        self.sheet: list[list[Image.Image]] = [[]]
+
+    def heading(self, title: str, text: str) -> None:
+        """Start a section; ``text`` is HTML."""
+        self.parts.append(f"<h2>{html.escape(title)}</h2><p>{text}</p>")
+
+    def note(self, text: str) -> None:
+        """A paragraph of plain text."""
+        self.parts.append(f"<p>{html.escape(text)}</p>")
+
+    def picture(self, name: str, image: Image.Image, text: str, checkered: bool = False) -> None:
+        """Save a picture and put it into the current row."""
+        write_whole(self.folder / name, lambda file: image.save(file, "PNG"))
+        kind = ' class="checkered"' if checkered else ""
+        alt = html.escape(text, quote=True)
+        self.row.append(f'<figure><img src="{name}" alt="{alt}"{kind}><figcaption>{html.escape(text)}</figcaption></figure>')
+        shown = Image.new("RGB", image.size, (255, 255, 255))
+        if image.mode == "RGBA":
+            shown = _checkerboard(image.size)
+            shown.paste(image, (0, 0), image)
+        else:
+            shown.paste(image.convert("RGB"))
+        self.sheet[-1].append(shown)
+
+    def end_row(self) -> None:
+        """Close the row of pictures."""
+        self.parts.append(f'<div class="row">{"".join(self.row)}</div>')
+        self.row = []
+        self.sheet.append([])
+
+    def write(self) -> Path:
+        """Write ``overview.png`` and ``index.html``; returns the page."""
+        rows = [r for r in self.sheet if r]
+        gap = 8
+        side = CANVAS + gap
+        sheet = Image.new("RGB", (max(len(r) for r in rows) * side + gap, len(rows) * side + gap), (255, 255, 255))
+        for y, row in enumerate(rows):
+            for x, image in enumerate(row):
+                sheet.paste(image, (gap + x * side, gap + y * side))
+        write_whole(self.folder / "overview.png", lambda file: sheet.save(file, "PNG"))
+        text = _HTML.replace("BODY", "\n".join(self.parts))
+        path = self.folder / "index.html"
+        write_whole(path, lambda file: file.write(text.encode()))
+        return path
+
+
+def _checkerboard(size: tuple[int, int]) -> Image.Image:
+    board = Image.new("RGB", size, (255, 255, 255))
+    pen = ImageDraw.Draw(board)
+    for y in range(0, size[1], 8):
+        for x in range(y % 16, size[0], 16):
+            pen.rectangle((x, y, x + 7, y + 7), fill=(214, 214, 214))
+    return board
+
+
+_HTML = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Layered Diffusion: demo</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222; background: #fafafa }
+h1, h2 { line-height: 1.2 } h2 { margin-top: 2em }
+.row { display: flex; flex-wrap: wrap; gap: 14px; margin: 14px 0 }
+figure { margin: 0; width: 188px } figcaption { font-size: 13px; color: #555 }
+img { width: 188px; height: 188px; border-radius: 6px; box-shadow: 0 1px 4px #0003 }
+.checkered { background: repeating-conic-gradient(#d6d6d6 0 25%, #fff 0 50%) 0 0 / 24px 24px }
+code { background: #eee; padding: 0 .3em; border-radius: 3px }
+</style>
+<h1>Layered Diffusion</h1>
+<p>Pictures made layer by layer, with the tiny storybook model that ships with the project. 128 pixels a side, on the CPU, nothing downloaded.</p>
+BODY
+</html>
+"""

@@ -1,0 +1,114 @@
+"""The command line: exit codes, one-line errors, nothing written when something is wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo.storybook import random_scene
+from layered_core.compositing import composite
+from layered_core.document import Layer, LayerDocument
+from layered_core.document_json import read_document, write_document
+from layered_core.pictures import read_picture
+from layered_diffusers.cli import main
+
+
+def scene(folder):
+    return write_document(random_scene(4, count=2).document(), folder)
+
+
+def test_help_reads_well_and_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; from layered_diffusers.cli import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in ("render", "generate", "demo"):
+        assert command in done.stdout
+
+
+def test_without_torch_a_command_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None; from layered_diffusers.cli import main; sys.exit(main(['render', 'x.json', '-o', 'x.png']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "layered-diffusion[headless]" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_render_writes_a_picture_of_the_canvas_size(tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert main(["render", str(scene(tmp_path / "scene")), "-o", str(out), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
+    assert Image.open(out).size == (128, 128)
+    assert "1/1" in capsys.readouterr().err  # the progress bar
+
+
+def test_render_is_reproducible(tmp_path):
+    path = scene(tmp_path / "scene")
+    for name in ("a.png", "b.png"):
+        main(["render", str(path), "-o", str(tmp_path / name), "--steps", "2", "--seed", "9", "--device", "cpu"])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
+
+
+def test_composite_only_keeps_alpha(tmp_path):
+    document = LayerDocument(4, 4, (Layer("a", torch.full((4, 4, 4), 0.2)),))
+    path = write_document(document, tmp_path / "scene")
+    assert main(["render", str(path), "-o", str(tmp_path / "out.png"), "--composite-only"]) == 0
+    torch.testing.assert_close(read_picture(tmp_path / "out.png"), composite(read_document(path)), atol=1 / 510, rtol=0)
+
+
+def test_generate_writes_a_picture_of_the_size_asked(tmp_path):
+    out = tmp_path / "out.png"
+    assert main(["generate", "a red ball", "-o", str(out), "--steps", "1", "--width", "64", "--height", "96", "--device", "cpu"]) == 0
+    assert Image.open(out).size == (64, 96)
+
+
+def bad(data):
+    def make(folder):
+        path = folder / "scene.json"
+        path.write_text(json.dumps(data))
+        return ["render", str(path), "-o", str(folder / "out.png")]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            bad({"version": 1, "width": 8, "height": 8, "layers": [{"name": "sky", "opacity": 3, "width": 1, "height": 1}]}),
+            "layer 'sky': opacity is 3",
+        ),
+        (bad({"version": 1, "width": 0, "height": 8}), "canvas width is 0"),
+        (bad({"version": 1, "width": 8, "height": 8, "layers": [{"name": "sky", "image": "no.png"}]}), "no.png"),
+        (lambda f: ["render", str(f / "none.json"), "-o", str(f / "out.png")], "none.json"),
+        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.gif")], "a name that ends in .png"),
+        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "gone" / "out.png")], "an existing folder"),
+        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.png"), "--model", "no/such-model"], "Nothing is downloaded"),
+        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.png"), "--device", "warp9"], "device 'warp9' cannot be used"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_two_and_nothing_written(make, says, tmp_path, capsys):
+    assert main(make(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("option", [["--steps", "0"], ["--strength", "nan"], ["--seed", "-1"], ["--guidance", "x"]])
+def test_options_out_of_range_are_refused(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["render", "x.json", "-o", str(tmp_path / "out.png"), *option])
+    assert caught.value.code == 2
+    assert "is not a" in capsys.readouterr().err
+
+
+def test_an_interrupt_exits_with_one_and_writes_nothing(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("layered_diffusers.pipeline.LayeredDiffusionPipeline.render", stop)
+    assert main(["render", str(scene(tmp_path / "scene")), "-o", str(tmp_path / "out.png"), "--device", "cpu"]) == 1
+    assert not (tmp_path / "out.png").exists()
