@@ -71,7 +71,11 @@ class Judge(nn.Module):
         self.down = nn.ModuleList([_stage(w, 2 * w, stride=2), _stage(2 * w, 3 * w, stride=2), _stage(3 * w, 4 * w, stride=2)])
         self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, w)])
         self.classes = nn.Conv2d(w, 1 + len(_CLASSES), 1)
-        self.place = nn.Linear(4 * w, len(BACKGROUNDS))
+        # Landscapes are told by their broad colours alone: fine detail of a generated picture must not mislead.
+        self.place = nn.Sequential(
+            nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(2 * w * 16, len(BACKGROUNDS)),
+        )  # fmt: skip
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
@@ -80,10 +84,9 @@ class Judge(nn.Module):
         for stage in self.down:
             skips.append(x)
             x = stage(x)
-        place = self.place(x.mean((2, 3)))
         for stage, skip in zip(self.up, reversed(skips), strict=True):
             x = stage(torch.cat([nn.functional.interpolate(x, scale_factor=2.0), skip], 1))
-        return self.classes(x), place
+        return self.classes(x), self.place(picture * 2 - 1)
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:

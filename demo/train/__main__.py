@@ -24,6 +24,10 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=int, default=8 if torch.cuda.is_available() else 1, help="multiplies the batch size (default: 1, with a GPU 8)"
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help="start from random weights (default: from the last checkpoint, else from the shipped weights)"
+    )
+    parser.add_argument("--rate", type=float, help="greatest learning rate (default: the part's own)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     launch(importlib.import_module(f"demo.train.{options.part}").train, options.processes, options)

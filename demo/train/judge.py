@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.judge import Judge, Verdict
+from demo.judge import WEIGHTS, Judge, Verdict
 from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Scene, random_scene
-from demo.train.loop import Trainer, device
+from demo.train.loop import Trainer, device, start_from
 from demo.train.vae import HELD_OUT
 
 
@@ -49,9 +49,11 @@ def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
 def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     """One process of the judge's training."""
     torch.manual_seed(options.seed)
-    model = Judge().to(device())
+    model = Judge()
+    start_from(model, WEIGHTS, options.fresh)
+    model.to(device())
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
-    trainer = Trainer(model, Path(options.folder) / "judge", rank, processes, minutes=options.minutes, rate=3e-3, average=0.99)
+    trainer = Trainer(model, Path(options.folder) / "judge", rank, processes, minutes=options.minutes, rate=options.rate or 3e-3, average=0.99)
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     places = list(BACKGROUNDS)
     weights = torch.ones(1 + len(COLOURS) * len(KINDS), device=device())

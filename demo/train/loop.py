@@ -48,6 +48,15 @@ def _entry(rank: int, processes: int, worker: Callable[[int, int, Any], None], o
             dist.destroy_process_group()
 
 
+def start_from(model: nn.Module, file: Path, fresh: bool) -> None:
+    """Begin with the weights of ``file`` that fit ``model``, unless there is no such file or ``fresh`` is asked for."""
+    if fresh or not file.exists():
+        return
+    own = model.state_dict()
+    shipped = {k: v.to(own[k].dtype) for k, v in load_file(file).items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(shipped, strict=False)
+
+
 def device() -> torch.device:
     """The GPU when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

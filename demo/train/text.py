@@ -52,7 +52,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     export_folder = Path(options.folder) / "export"
     ids = word_ids(export_folder / "tokenizer")
     model = Probe(shrink(new_text_encoder(), ids)).to(device())
-    trainer = Trainer(model, Path(options.folder) / "text", rank, processes, minutes=options.minutes, rate=2e-3, average=0.99)
+    trainer = Trainer(model, Path(options.folder) / "text", rank, processes, minutes=options.minutes, rate=options.rate or 2e-3, average=0.99)
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     materials, colours, kinds, places = list(MATERIALS), list(COLOURS), list(KINDS), list(BACKGROUNDS)
     going = True

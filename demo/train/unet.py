@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from demo.storybook import Thing, random_scene
-from demo.train.loop import Trainer, device
+from demo.train.loop import Trainer, device, start_from
+from demo.train.ship import MODEL
 from demo.train.vae import HELD_OUT
 from demo.train.words import pad, training_caption, word_ids
 
@@ -138,13 +139,16 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
     text = CLIPTextModel.from_pretrained(export / "text_encoder").float().to(device()).requires_grad_(False)
     model = new_unet()
+    start_from(model, MODEL / "unet" / "diffusion_pytorch_model.safetensors", options.fresh)
     for module in model.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = FloatGroupNorm
     record = RecordingAttention()
     model.set_attn_processor(record)
     model.to(device(), memory_format=torch.channels_last)
-    trainer = Trainer(model, Path(options.folder) / "unet", rank, processes, minutes=options.minutes, rate=1e-3, average=0.999, warmup=300)
+    trainer = Trainer(
+        model, Path(options.folder) / "unet", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.999, warmup=300
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = Replay(vae, rng)
     replay.add(256)

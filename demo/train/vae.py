@@ -15,7 +15,8 @@ from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from demo.storybook import CANVAS, random_scene
-from demo.train.loop import Trainer, device
+from demo.train.loop import Trainer, device, start_from
+from demo.train.ship import MODEL
 
 HELD_OUT = 10_000_000
 """Seeds from here on are never trained on."""
@@ -90,8 +91,9 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     torch.manual_seed(options.seed)
     model = AutoencoderTiny(in_channels=3, out_channels=3, latent_channels=4, scaling_factor=1.0)
     start_from_low_pass(model)
+    start_from(model, MODEL / "vae" / "diffusion_pytorch_model.safetensors", options.fresh)
     model.to(device(), memory_format=torch.channels_last)
-    trainer = Trainer(model, Path(options.folder) / "vae", rank, processes, minutes=options.minutes, rate=5e-4, average=0.998)
+    trainer = Trainer(model, Path(options.folder) / "vae", rank, processes, minutes=options.minutes, rate=options.rate or 5e-4, average=0.998)
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     going = True
     while going:
