@@ -6,14 +6,13 @@ Every class checks itself when it is made, so a document that exists is a valid 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from .errors import LayeredError, invalid
+from .errors import LayeredError, check_number, check_whole, invalid
 
 MAX_SIDE = 16_384
 """Greatest canvas or layer side in pixels."""
@@ -47,9 +46,9 @@ class Control:
 
     def __post_init__(self) -> None:
         _one_of("control.hint", self.hint, HINTS)
-        _number("control.strength", self.strength, 0, 2)
-        _number("control.start", self.start, 0, 1)
-        _number("control.end", self.end, self.start, 1)
+        check_number("control.strength", self.strength, 0, 2)
+        check_number("control.start", self.start, 0, 1)
+        check_number("control.end", self.end, self.start, 1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Lora:
         _text("lora.name", self.name)
         if not self.name or "/" in self.name or "\\" in self.name or self.name.startswith("."):
             raise invalid("lora.name", self.name, "a file name without folder")
-        _number("lora.strength", self.strength, -4, 4)
+        check_number("lora.strength", self.strength, -4, 4)
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,15 @@ class Recipe:
     """Seed of the layer's own noise, 0..2**63-1, or None for the picture's. Neutral: None."""
 
     def __post_init__(self) -> None:
-        _number("inside", self.inside, 0, 1)
-        _number("outside", self.outside, 0, 1)
-        _number("noise", self.noise, 0, 1)
+        check_number("inside", self.inside, 0, 1)
+        check_number("outside", self.outside, 0, 1)
+        check_number("noise", self.noise, 0, 1)
         if not isinstance(self.control, Control):
             raise invalid("control", self.control, "hint, strength, start, end")
         if self.embedding is not None:
             _text("embedding", self.embedding)
         if self.seed is not None:
-            _whole("seed", self.seed, 0, 2**63 - 1)
+            check_whole("seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +161,16 @@ class Layer:
             frame = frame or (shape[1], shape[0])
         _text("prompt", self.prompt)
         _text("negative", self.negative)
-        _number("x", self.x, -4 * MAX_SIDE, 4 * MAX_SIDE)
-        _number("y", self.y, -4 * MAX_SIDE, 4 * MAX_SIDE)
+        check_number("x", self.x, -4 * MAX_SIDE, 4 * MAX_SIDE)
+        check_number("y", self.y, -4 * MAX_SIDE, 4 * MAX_SIDE)
         for axis, size in (("width", self.width), ("height", self.height)):
-            _whole(axis, size, 0, MAX_SIDE)
+            check_whole(axis, size, 0, MAX_SIDE)
             if size == 0:
                 if frame is None:
                     raise invalid(axis, 0, f"1..{MAX_SIDE}", "A layer without image or mask needs a box: give width and height")
                 object.__setattr__(self, axis, frame[0] if axis == "width" else frame[1])
-        _number("rotation", self.rotation, -36_000, 36_000)
-        _number("opacity", self.opacity, 0, 1)
+        check_number("rotation", self.rotation, -36_000, 36_000)
+        check_number("opacity", self.opacity, 0, 1)
         _one_of("blend_mode", self.blend_mode, BLEND_MODES)
         for what, value in (("flip_h", self.flip_h), ("flip_v", self.flip_v), ("visible", self.visible)):
             if not isinstance(value, bool):
@@ -211,8 +210,8 @@ class LayerDocument:
     """What the whole picture must not show. Neutral: empty."""
 
     def __post_init__(self) -> None:
-        _whole("canvas width", self.width, 1, MAX_SIDE)
-        _whole("canvas height", self.height, 1, MAX_SIDE)
+        check_whole("canvas width", self.width, 1, MAX_SIDE)
+        check_whole("canvas height", self.height, 1, MAX_SIDE)
         object.__setattr__(self, "layers", tuple(self.layers))
         if len(self.layers) > MAX_LAYERS:
             raise invalid("number of layers", len(self.layers), f"at most {MAX_LAYERS}")
@@ -223,7 +222,7 @@ class LayerDocument:
             if not isinstance(self.background, Sequence) or len(self.background) != 3:
                 raise invalid("background", self.background, "three numbers 0..1 (red, green, blue), or null")
             for value in self.background:
-                _number("background", value, 0, 1)
+                check_number("background", value, 0, 1)
         _text("prompt", self.prompt)
         _text("negative", self.negative)
 
@@ -270,16 +269,6 @@ def _identical_layers(a: Layer, b: Layer) -> bool:
         if not same:
             return False
     return True
-
-
-def _number(where: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
-        raise invalid(where, value, f"a number {low:g}..{high:g}")
-
-
-def _whole(where: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise invalid(where, value, f"a whole number {low}..{high}")
 
 
 def _text(where: str, value: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class LayeredError(ValueError):
     """Bad input, said in one line: where, what was got, what is allowed, how to fix it."""
@@ -20,3 +22,15 @@ def invalid(where: str, got: object, allowed: str, fix: str = "") -> LayeredErro
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return LayeredError(f"{where} is {shown}; allowed: {allowed}" + (f". {fix}" if fix else ""))
+
+
+def check_number(where: str, value: object, low: float, high: float) -> None:
+    """Raise :class:`LayeredError` unless ``value`` is a finite number of ``low``..``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+        raise invalid(where, value, f"a number {low:g}..{high:g}")
+
+
+def check_whole(where: str, value: object, low: int, high: int) -> None:
+    """Raise :class:`LayeredError` unless ``value`` is an int of ``low``..``high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise invalid(where, value, f"a whole number {low}..{high}")

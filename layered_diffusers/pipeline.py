@@ -16,7 +16,7 @@ from torch.nn import functional
 from layered_core.blending import keep_outside
 from layered_core.compositing import composite, over_colour
 from layered_core.document import MAX_SIDE, LayerDocument
-from layered_core.errors import invalid
+from layered_core.errors import check_number, check_whole, invalid
 from layered_core.masks import mask_pyramid
 from layered_core.pictures import to_image
 from layered_diffusers.loading import STORYBOOK, find_model, load_model
@@ -92,23 +92,23 @@ class LayeredDiffusionPipeline:
         Raises:
             LayeredError: a value out of range, named.
         """
-        _check_range("steps", steps, 1, 1000)
-        _check_range("guidance", guidance, 0, 50)
-        _check_range("strength", strength, 0, 1)
+        check_whole("steps", steps, 1, 1000)
+        check_number("guidance", guidance, 0, 50)
+        check_number("strength", strength, 0, 1)
         if not prompts:
             raise invalid("prompts", list(prompts), "at least one")
         seeds = list(range(len(prompts))) if seeds is None else list(seeds)
         if len(seeds) != len(prompts):
             raise invalid("seeds", seeds, f"one a prompt, that is {len(prompts)}")
         for seed in seeds:
-            _check_range("seed", seed, 0, 2**63 - 1)
+            check_whole("seed", seed, 0, 2**63 - 1)
         if start is not None:
             height = start.shape[-2] if height is None else height
             width = start.shape[-1] if width is None else width
         width = self.side if width is None else width
         height = self.side if height is None else height
-        _check_range("width", width, 1, MAX_SIDE)
-        _check_range("height", height, 1, MAX_SIDE)
+        check_whole("width", width, 1, MAX_SIDE)
+        check_whole("height", height, 1, MAX_SIDE)
 
         padded_height, padded_width = self._padded(height), self._padded(width)
         shape = (len(prompts), self.model.unet.config.in_channels, padded_height // self.scale, padded_width // self.scale)
@@ -246,8 +246,3 @@ def _pixels(image: Image.Image) -> Tensor:
     """A Pillow image as ``[1, 3, H, W]`` in 0..1; transparent parts over grey."""
     rgba = torch.from_numpy(_array(image.convert("RGBA")))
     return over_colour(rgba, _GREY).permute(2, 0, 1)[None]
-
-
-def _check_range(where: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise invalid(where, value, f"{low}..{high}")

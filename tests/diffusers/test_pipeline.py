@@ -152,10 +152,11 @@ def test_sampling_leaves_the_model_as_it_was(pipeline):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"steps": 0}, "steps is 0; allowed: 1..1000"),
-        ({"steps": float("nan")}, "steps is nan"),
-        ({"guidance": -1}, "guidance is -1"),
-        ({"strength": 1.5}, "strength is 1.5; allowed: 0..1"),
+        ({"steps": 0}, "steps is 0; allowed: a whole number 1..1000"),
+        ({"steps": 2.5}, "steps is 2.5; allowed: a whole number"),
+        ({"guidance": -1}, "guidance is -1; allowed: a number 0..50"),
+        ({"strength": 1.5}, "strength is 1.5; allowed: a number 0..1"),
+        ({"guidance": float("nan")}, "guidance is nan"),
         ({"seeds": [-1]}, "seed is -1"),
         ({"seeds": [1, 2]}, "one a prompt, that is 1"),
         ({"width": 0}, "width is 0"),
