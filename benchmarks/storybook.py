@@ -1,7 +1,7 @@
 """How good the shipped model is, by the judge: ``python -m benchmarks.storybook [--json]``.
 
-Prompts put objects into landscapes in which training never showed them (:func:`demo.storybook.is_held_out`); scenes for the VAE and the
-judge have seeds that training never drew. The judge was trained on drawn scenes only and took no part in training the model.
+Prompts are worded as no training caption is (:func:`demo.storybook.is_held_out`); scenes for the VAE and the judge have seeds that
+training never drew. The judge was trained on drawn scenes only and took no part in training the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo.judge import Judge, Verdict
-from demo.storybook import BACKGROUNDS, Thing, caption, random_things
+from demo.storybook import BACKGROUNDS, Thing, caption, is_held_out, random_things
 from demo.train.judge import exact as judge_exact
 from demo.train.vae import psnr
 from layered_core.pictures import to_image
@@ -36,22 +36,19 @@ class Prompt(NamedTuple):
 
     background: str
     things: list[Thing]
-
-    @property
-    def words(self) -> str:
-        """The caption."""
-        return caption([t.words for t in self.things], BACKGROUNDS[self.background][0])
+    words: str
 
 
 def held_out_prompts(count: int, objects: int, seed: int = 0) -> list[Prompt]:
-    """``count`` prompts with ``objects`` different objects each, every one held out in its landscape; backgrounds in turn."""
+    """``count`` prompts with ``objects`` different objects each, all of held-out wording; backgrounds in turn."""
     rng = np.random.default_rng([seed, objects])
     names = list(BACKGROUNDS)
     prompts: list[Prompt] = []
     while len(prompts) < count:
-        background, things = random_things(rng, objects, names[len(prompts) % len(names)], held_out=True)
-        if len({(t.colour, t.kind) for t in things}) == objects:
-            prompts.append(Prompt(background, things))
+        background, things = random_things(rng, objects, names[len(prompts) % len(names)])
+        words = caption([t.words for t in things], BACKGROUNDS[background][0])
+        if is_held_out(words) and len({(t.colour, t.kind) for t in things}) == objects:
+            prompts.append(Prompt(background, things, words))
     return prompts
 
 

@@ -59,7 +59,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     while going:
         rows, nouns, things, where, counts = [], [], [], [], []
         for b in range(32 * options.scale):
-            place, scene = random_things(rng, held_out=False)
+            place, scene = random_things(rng)
             tokens, positions = training_caption(rng, place, scene, ids)
             rows.append(tokens)
             nouns += [(b, p) for p in positions]

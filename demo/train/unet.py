@@ -88,7 +88,7 @@ class Replay:
     @torch.no_grad()
     def add(self, count: int) -> None:
         """Draw, encode and store ``count`` fresh scenes."""
-        scenes = [random_scene(int(self.rng.integers(HELD_OUT)), held_out=False) for _ in range(count)]
+        scenes = [random_scene(int(self.rng.integers(HELD_OUT))) for _ in range(count)]
         pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(device().type, torch.bfloat16):
             latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
@@ -157,7 +157,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     going = True
     while going:
         count = options.scale * (16 if trainer.progress < 0.5 else 32)
-        replay.add(count // 4 if replay.filled < 4000 else max(count // 16, 1))
+        replay.add(count // 8 if replay.filled < 4000 else max(count // 16, 1))
         latents, tokens, masks, nouns = replay.batch(count, ids)
         t = torch.randint(0, 1000, (count,), device=device())
         alpha = alphas[t].view(-1, 1, 1, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from demo.storybook import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing, random_caption
+from demo.storybook import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing, is_held_out, random_caption
 from demo.train.tokenizer import END, START
 
 LENGTH = 77
@@ -42,6 +42,10 @@ def training_caption(rng: np.random.Generator, background: str, things: Sequence
     One in eight has words around it that the storybook does not know (``high quality``, ``photo of``): they must do nothing.
     """
     caption, order = random_caption(rng, background, things)
+    for _ in range(20):  # every scene has wordings that are not held out
+        if not is_held_out(caption):
+            break
+        caption, order = random_caption(rng, background, things)
     tokens = encode(caption, ids)
     nouns = {ids[k] for k in KINDS}
     positions = [i for i, t in enumerate(tokens) if t in nouns]
