@@ -9,6 +9,9 @@ from .document import Layer, LayerDocument
 from .errors import invalid
 from .placement import place
 
+GREY = (150 / 255, 150 / 255, 150 / 255)
+"""What shows through holes where a picture must be opaque: Collage Diffusion's canvas colour."""
+
 
 def premultiplied(layer: Layer, width: int, height: int) -> Tensor:
     """The layer on an empty canvas, float32 ``[H, W, 4]``, colours multiplied by alpha; empty for a hidden or pictureless layer.

@@ -14,16 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from layered_core.blending import keep_outside
-from layered_core.compositing import composite, over_colour
+from layered_core.compositing import GREY, composite, over_colour
 from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import check_number, check_whole, invalid
 from layered_core.masks import mask_pyramid
 from layered_core.pictures import to_image
 from layered_diffusers.loading import STORYBOOK, find_model, load_model
 from layered_diffusers.sampling import KeepOutside, Method, Progress, Run, noised, sample
-
-_GREY = (150 / 255, 150 / 255, 150 / 255)
-"""What shows through holes of a document without background: Collage Diffusion's canvas colour."""
 
 
 class LayeredDiffusionPipeline:
@@ -161,7 +158,7 @@ class LayeredDiffusionPipeline:
             strength: how far the masked part may depart from what is there, 0..1. Default 1 with a mask.
 
         Raises:
-            LayeredError: the mask has another size than the picture.
+            LayeredError: the mask has another size than the picture, or values that are not 0..1.
         """
         start = _pixels(image)
         if mask is None:
@@ -170,6 +167,8 @@ class LayeredDiffusionPipeline:
         mask = torch.from_numpy(_array(mask.convert("L"))) if isinstance(mask, Image.Image) else mask.float()
         if tuple(mask.shape) != start.shape[-2:]:
             raise invalid("mask size", f"{mask.shape[-1]}x{mask.shape[-2]}", f"the picture's, {start.shape[-1]}x{start.shape[-2]}")
+        if not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise invalid("mask values", f"{float(mask.min())}..{float(mask.max())}", "0..1 and no NaN, 1 where the picture may change")
         clean = self.encode(start)
         cells = self.latent_mask(mask)
         pictures = self.generate(
@@ -192,7 +191,7 @@ class LayeredDiffusionPipeline:
 
     def flat(self, document: LayerDocument) -> Tensor:
         """The document's composite over its background (grey where there is none), ``[1, 3, H, W]``."""
-        return over_colour(composite(document), document.background or _GREY).permute(2, 0, 1)[None]
+        return over_colour(composite(document), document.background or GREY).permute(2, 0, 1)[None]
 
     def latent_mask(self, mask: Tensor) -> Tensor:
         """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats the edge."""
@@ -245,4 +244,4 @@ def _array(image: Image.Image) -> np.ndarray:
 def _pixels(image: Image.Image) -> Tensor:
     """A Pillow image as ``[1, 3, H, W]`` in 0..1; transparent parts over grey."""
     rgba = torch.from_numpy(_array(image.convert("RGBA")))
-    return over_colour(rgba, _GREY).permute(2, 0, 1)[None]
+    return over_colour(rgba, GREY).permute(2, 0, 1)[None]

@@ -8,18 +8,18 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io, ui
 
-from ..layered_core.compositing import composite, over_colour
+from ..layered_core.compositing import GREY, composite, over_colour
 from ..layered_core.errors import invalid
 from ..layered_core.masks import layer_alphas, visible_masks
 from .layers import LAYERS, read_stack
 
 BACKDROPS: dict[str, tuple[float, float, float] | None] = {
     "transparent": None,
-    "grey": (150 / 255, 150 / 255, 150 / 255),
+    "grey": GREY,
     "black": (0.0, 0.0, 0.0),
     "white": (1.0, 1.0, 1.0),
 }
-"""What shows where no layer is; grey is Collage Diffusion's canvas."""
+"""What shows where no layer is."""
 
 
 class LayerComposite(io.ComfyNode):

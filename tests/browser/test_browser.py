@@ -22,13 +22,11 @@ del sys.path[:2]
 
 
 @pytest.fixture(scope="module")
-def server(request, tmp_path_factory):
+def server(skip_suite, tmp_path_factory):
     host = find_host()
     missing = host if isinstance(host, str) else pages.find_browser()[1]
     if missing:
-        conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", None) == str(HERE / "conftest.py"))
-        conftest.SKIPPED.append(f"ComfyUI in a browser ({missing})")
-        pytest.skip(missing)
+        skip_suite("ComfyUI in a browser", missing)
     server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
     yield server
     server.stop()

@@ -49,14 +49,10 @@ def results():
 
 
 @pytest.mark.parametrize(("file", "test"), names(), ids=lambda v: v.removeprefix("test_"))
-def test_on_the_host(file, test, request):
+def test_on_the_host(file, test, skip_suite):
     host = find_host()
     if isinstance(host, str):
-        conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", None) == str(HERE / "conftest.py"))
-        line = f"ComfyUI, in process and over HTTP ({host})"
-        if line not in conftest.SKIPPED:
-            conftest.SKIPPED.append(line)
-        pytest.skip(host)
+        skip_suite("ComfyUI in process", host)
     cases, log = results()
     assert (file, test) in cases, f"the host did not run it:\n{log[-4000:]}"
     problems = [p for p in cases[file, test] if p is not None]

@@ -24,12 +24,10 @@ sys.path.remove(str(HERE))
 
 
 @pytest.fixture(scope="module")
-def server(request, tmp_path_factory):
+def server(skip_suite, tmp_path_factory):
     host = find_host()
     if isinstance(host, str):
-        conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", None) == str(HERE / "conftest.py"))
-        conftest.SKIPPED.append(f"ComfyUI over HTTP ({host})")
-        pytest.skip(host)
+        skip_suite("ComfyUI over HTTP", host)
     server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
     yield server
     server.stop()

@@ -98,6 +98,12 @@ def test_a_mask_of_another_size_is_refused(pipeline):
         pipeline.add_layer(picture(), "a red ball", Image.new("L", (64, 64)))
 
 
+@pytest.mark.parametrize("value", [float("nan"), 255.0, -0.5])
+def test_mask_values_that_are_not_zero_to_one_are_refused(pipeline, value):
+    with pytest.raises(LayeredError, match="mask values is .*; allowed: 0..1"):
+        pipeline.add_layer(picture(), "a red ball", torch.full((128, 128), value))
+
+
 def test_rendering_follows_the_document(pipeline):
     scene = random_scene(11, count=2)
     near = np.asarray(pipeline.render(scene.document(), strength=0.2, steps=10), int)
