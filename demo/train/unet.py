@@ -131,6 +131,12 @@ def attention_loss(maps: list[Tensor], masks: Tensor, nouns: Tensor, weight: Ten
     return total / len(maps)
 
 
+def timesteps(count: int) -> Tensor:
+    """Half of them anywhere in 0..999, half in 400..999, where it is decided how many objects there are and where."""
+    first = 400 * torch.randint(0, 2, (count,), device=device())
+    return first + (torch.rand(count, device=device()) * (1000 - first)).long()
+
+
 def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     """One process of the UNet's training."""
     torch.manual_seed(options.seed + rank)
@@ -159,7 +165,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         count = options.scale * (16 if trainer.progress < 0.5 else 32)
         replay.add(count // 8 if replay.filled < 4000 else max(count // 16, 1))
         latents, tokens, masks, nouns = replay.batch(count, ids)
-        t = torch.randint(0, 1000, (count,), device=device())
+        t = timesteps(count)
         alpha = alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
