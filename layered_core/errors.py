@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 
 class LayeredError(ValueError):
     """Bad input, said in one line: where, what was got, what is allowed, how to fix it."""
@@ -26,7 +24,7 @@ def invalid(where: str, got: object, allowed: str, fix: str = "") -> LayeredErro
 
 def check_number(where: str, value: object, low: float, high: float) -> None:
     """Raise :class:`LayeredError` unless ``value`` is a finite number of ``low``..``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise invalid(where, value, f"a number {low:g}..{high:g}")
 
 
