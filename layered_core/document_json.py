@@ -1,7 +1,8 @@
 """Documents as JSON with PNG files beside it.
 
 The keys are the fields of :class:`~layered_core.document.LayerDocument`, :class:`~layered_core.document.Layer` and
-:class:`~layered_core.document.Recipe`, under their own names; ``image`` and ``mask`` hold file names relative to the document.
+:class:`~layered_core.document.Recipe`, under their own names; ``image`` and ``mask`` hold file names relative to the document, and
+``workflow`` what the host wants kept. ``schema/document.schema.json`` says the same to other programs.
 """
 
 from __future__ import annotations
@@ -10,38 +11,51 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from .document import Control, Layer, LayerDocument, Lora, Recipe
 from .errors import LayeredError, invalid
+from .limits import Budget, Limits, check_file
 from .pictures import read_mask, read_picture, write_picture, write_whole
 
 VERSION = 1
 """Version of the format; a document of another version is refused."""
 
+MAX_JSON_BYTES = 2**26
+"""Greatest size of the JSON itself: parsed, it takes many times as much memory."""
 
-def read_document(path: str | Path) -> LayerDocument:
+
+def read_document(path: str | Path, limits: Limits | None = None) -> LayerDocument:
     """Read a document and its pictures.
 
     Raises:
         LayeredError: in one line, naming file, layer and field.
     """
-    path = Path(path)
+    return read_document_and_workflow(path, limits)[0]
+
+
+def read_document_and_workflow(path: str | Path, limits: Limits | None = None) -> tuple[LayerDocument, Mapping[str, Any]]:
+    """As :func:`read_document`, and what :func:`write_document` was given as ``workflow``, or nothing."""
+    path, limits = Path(path), limits or Limits()
+    check_file(path, "document", replace(limits, max_file_bytes=min(limits.max_file_bytes, MAX_JSON_BYTES)))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise invalid("document", str(path), "an existing JSON file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         raise LayeredError(f"document {str(path)!r} cannot be read: {error}") from None
     try:
-        return _document(data, path.parent)
+        entries = _known(data, {f.name for f in fields(LayerDocument)} | {"version", "workflow", "$schema"}, "document")
+        entries.pop("$schema", None)
+        workflow = entries.pop("workflow", {})
+        if not isinstance(workflow, Mapping):
+            raise invalid("workflow", workflow, "a JSON object")
+        return _document(entries, path.parent, Budget(limits)), workflow
     except LayeredError as error:
         raise LayeredError(f"{path.name}: {error}") from error
 
 
-def write_document(document: LayerDocument, folder: str | Path) -> Path:
+def write_document(document: LayerDocument, folder: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
     """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns the JSON's path.
 
     8-bit pixels come back exactly; the JSON is written last, so a folder with one is complete.
@@ -51,39 +65,43 @@ def write_document(document: LayerDocument, folder: str | Path) -> Path:
     layers = []
     for index, layer in enumerate(document):
         entry = _entries(layer, skip={"image", "mask", "recipe"})
-        stem = f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9]+', '_', layer.name).strip('_') or 'layer'}"
+        stem = f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9]+', '_', layer.name).strip('_')[:100] or 'layer'}"
         for what, pixels in (("image", layer.image), ("mask", layer.mask)):
             if pixels is not None:
                 file = folder / f"{stem}{'_mask' if what == 'mask' else ''}.png"
                 write_picture(pixels, file)
                 entry[what] = file.name
         if layer.recipe != Recipe():
-            entry["recipe"] = _recipe_entries(layer.recipe)
+            entry["recipe"] = recipe_entries(layer.recipe)
         layers.append(entry)
     data = {"version": VERSION, **_entries(document, skip={"layers"}), "layers": layers}
+    if workflow:
+        data["workflow"] = workflow
     path = folder / "document.json"
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    # Half a surrogate pair is a string to Python and JSON, but has no UTF-8: it is written as its escape.
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
     return path
 
 
-def _document(data: object, folder: Path) -> LayerDocument:
-    entries = _known(data, {f.name for f in fields(LayerDocument)} | {"version"}, "document")
+def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDocument:
     version = entries.pop("version", None)
     if version != VERSION:
         raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
     layers = entries.pop("layers", [])
     if not isinstance(layers, list):
         raise invalid("layers", layers, "a list")
+    if len(layers) > budget.limits.max_layers:
+        raise invalid("number of layers", len(layers), f"at most {budget.limits.max_layers}")
     for key in ("width", "height"):
         if key not in entries:
             raise invalid(f"canvas {key}", None, "a whole number of pixels")
     if isinstance(entries.get("background"), list):
         entries["background"] = tuple(entries["background"])
-    return LayerDocument(layers=tuple(_layer(item, i, folder) for i, item in enumerate(layers)), **entries)
+    return LayerDocument(layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)), **entries)
 
 
-def _layer(data: object, index: int, folder: Path) -> Layer:
+def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
     entries = _known(data, {f.name for f in fields(Layer)}, where)
@@ -94,7 +112,7 @@ def _layer(data: object, index: int, folder: Path) -> Layer:
         for key, read in (("image", read_picture), ("mask", read_mask)):
             file = entries.pop(key, None)
             if file is not None:
-                pixels[key] = read(_inside(folder, file, key))
+                pixels[key] = read(_inside(folder, file, key), budget)
         recipe = read_recipe(entries.pop("recipe", {}))
     except LayeredError as error:
         raise LayeredError(f"{where}: {error}") from error
@@ -118,7 +136,8 @@ def read_recipe(data: object) -> Recipe:
     return Recipe(**entries)
 
 
-def _recipe_entries(recipe: Recipe) -> dict[str, Any]:
+def recipe_entries(recipe: Recipe) -> dict[str, Any]:
+    """Plain values under their fields' names, those at their defaults left out; the inverse of :func:`read_recipe`."""
     entries = _entries(recipe, skip={"control", "loras"})
     if recipe.control != Control():
         entries["control"] = _entries(recipe.control)
@@ -145,4 +164,7 @@ def _known(data: object, allowed: set[str], where: str) -> dict[str, Any]:
 def _inside(folder: Path, file: object, key: str) -> Path:
     if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts or "\\" in file or "\0" in file:
         raise invalid(key, file, "a file name relative to the document, without '..'")
-    return folder / file
+    path = folder / file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise invalid(key, file, "a file in the document's folder", "A link that leads out of it is not followed: copy the file there")
+    return path

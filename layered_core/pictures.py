@@ -14,35 +14,46 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .document import MAX_SIDE
 from .errors import LayeredError, invalid
+from .limits import Budget, Limits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
+"""What is read, as Pillow names it. Not all that Pillow knows: some formats start other programs."""
 
 
-def read_picture(path: Path) -> Tensor:
+def read_picture(source: Path, budget: Budget | None = None) -> Tensor:
     """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque. Turned as its EXIF says.
 
     Raises:
-        LayeredError: the file is missing, no picture, cut short, or larger than ``MAX_SIDE`` a side.
+        LayeredError: the file is missing, no picture, cut short, or larger than the limits of ``budget``.
     """
-    if not path.is_file():
-        raise invalid("picture", str(path), "an existing file", "Paths are relative to the document's folder")
+    if not source.is_file():
+        raise invalid("picture", str(source), "an existing file", "Paths are relative to the document's folder")
+    return decode_picture(source, str(source), budget or Budget(Limits()))
+
+
+def decode_picture(source: Path | BinaryIO, name: str, budget: Budget, formats: tuple[str, ...] = FORMATS) -> Tensor:
+    """As :func:`read_picture`, from a file or its bytes, of ``formats`` only; ``name`` is what errors call it."""
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                if max(picture.size) > MAX_SIDE:
-                    raise invalid(f"size of picture {path.name}", f"{picture.width}x{picture.height}", f"at most {MAX_SIDE} pixels a side")
+            with Image.open(source, formats=[f for f in formats if f in Image.OPEN]) as picture:
+                budget.take(f"picture {Path(name).name}", *picture.size)
+                if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion cuts off at 255
+                    grey = np.asarray(picture).astype(np.float32).clip(0, 65535) / 65535
+                    return torch.from_numpy(np.stack([grey, grey, grey, np.ones_like(grey)], -1))
                 pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
     except LayeredError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise LayeredError(f"picture {str(path)!r} cannot be read: {error}. Save it again as PNG") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
     return torch.from_numpy(pixels.astype(np.float32) / 255)
 
 
-def read_mask(path: Path) -> Tensor:
+def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
     """Read a mask as float32 ``[H, W]``, 1 where the layer is: alpha if any pixel is transparent, else brightness (the greatest channel)."""
-    pixels = read_picture(path)
+    pixels = read_picture(path, budget)
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
     return pixels[..., :3].amax(-1)

@@ -1,0 +1,93 @@
+"""The front door to layered files: any format by its name's end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .document import LayerDocument
+from .document_json import read_document_and_workflow, write_document
+from .errors import LayeredError, invalid
+from .exchange import LayerFile, rounded
+from .limits import Limits
+from .openraster import read_openraster, write_openraster
+from .psd_read import read_psd
+from .psd_write import write_psd
+
+EXTENSIONS = (".psd", ".psb", ".ora", ".json")
+"""What the names of layered files end in; ``.json`` is a document with PNG files beside it."""
+
+
+def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
+    """Read a PSD, PSB, OpenRaster or JSON document, or a folder with a ``document.json``.
+
+    Raises:
+        LayeredError: the file is missing, broken, of another format, or exceeds ``limits``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "document.json"
+    match path.suffix.lower():
+        case ".psd" | ".psb":
+            return read_psd(path, limits)
+        case ".ora":
+            return read_openraster(path, limits)
+        case ".json":
+            return LayerFile(*read_document_and_workflow(path, limits))
+    raise invalid("layered file", str(path), f"a name that ends in {', '.join(EXTENSIONS)}")
+
+
+def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None, bits: int = 32) -> Path:
+    """Write a PSD, PSB or OpenRaster file by the end of ``path``; a ``path`` without one becomes a new folder of PNG files and JSON.
+
+    The file or folder appears whole or not at all.
+
+    Args:
+        document: any.
+        path: what to write; its folder exists.
+        workflow: what the host wants kept with the file, plain JSON values.
+        bits: how exactly pixels are kept: rounded to 8 or 16 bits a channel, or 32 for as they are, which makes pictures from a sampler
+            several times larger. PNG files always have 8.
+
+    Returns:
+        What :func:`read_layers` takes.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise invalid("output folder", str(path.parent), "an existing folder")
+    document = rounded(document, bits)
+    match path.suffix.lower():
+        case ".psd" | ".psb":
+            write_psd(document, path, workflow)
+        case ".ora":
+            write_openraster(document, path, workflow)
+        case "":
+            return write_folder(document, path, workflow)
+        case _:
+            raise invalid("layered file", str(path), "a name that ends in .psd, .psb or .ora, or a folder's name without a dot")
+    return path
+
+
+def write_folder(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
+    """Write a new folder with ``document.json`` and its PNG files, whole or not at all; returns the JSON's path."""
+    path = Path(path)
+    if path.exists():
+        raise invalid("output folder", str(path), "a name that is not taken")
+    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        write_document(document, made, workflow)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(made, 0o777 & ~umask)
+        os.rename(made, path)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise LayeredError(f"folder {str(path)!r} cannot be written: {error}") from error
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return path / "document.json"
