@@ -132,15 +132,17 @@ class _Reader:
             self.warnings.append("the colour profile is not sRGB; the numbers are taken as they are, so colours may look different")
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
-        found = list(self._layers(pairs)) if pairs else [_Found(self._merged(), False, 0, None)]
+        found = list(self._layers(pairs))
         found.reverse()
         self._clip(found)
-        kept = [f for f in found if f.layer is not None]
-        entries = private.pop("layers", []) if private else []
-        _match([(f.layer, f.id) for f in kept if f.layer is not None], entries)
+        entries = private.pop("layers", None)
+        if not pairs and entries != []:  # a picture without layers, and not an empty document of ours
+            found = [_Found(self._merged(), False, 0, None)]
+        kept = [(f.layer, f.id) for f in found if f.layer is not None]
+        _match(kept, entries or [])
         stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
         blobs = {key[len(BLOB) :].decode("ascii", "replace"): data for key, _, data in (item.partition(b"\n") for item in stored)}
-        layers = [f.layer for f in kept if f.layer is not None]
+        layers = [layer for layer, _ in kept]
         size = self.header.width, self.header.height
         return restore(size, layers, private, lambda key, count: _inflate(blobs.get(key), count), self.budget, self.warnings)
 
