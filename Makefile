@@ -5,15 +5,20 @@
 PYTHON ?= python3
 # A package index for torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU build on Linux.
 TORCH_INDEX ?=
+# Results of make bench-all; give the same folder again to go on after an interruption.
+BENCH ?= results/$(shell date +%F)-$(shell git rev-parse --short HEAD)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test test-all lint bench train-demo clean
+.PHONY: help demo test test-all fuzz lint bench bench-all bench-model train-demo clean
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "make lint         ruff and mypy only"
 	@echo "make test-all     the slow tests too"
-	@echo "make bench        the figures of the shipped model (python -m benchmarks.storybook)"
+	@echo "make fuzz         2,000 broken files, none of which may do harm"
+	@echo "make bench        one suite of the bench: SUITE=layout N=32; make bench SUITE=all for all"
+	@echo "make bench-all    all suites, and write docs/evaluation.md from them; N=32"
+	@echo "make bench-model  the figures of the shipped model, docs/storybook.md"
 	@echo "make train-demo   train the shipped model again: hours on a CPU, minutes on a GPU; resumes"
 	@echo "make clean        remove .venv and output"
 
@@ -22,7 +27,7 @@ help:
 	@echo "Installing into .venv (once, a few minutes) ..."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	@$(PIP) -e ".[headless,dev]"
+	@$(PIP) -e ".[headless,eval,dev]"
 	@touch .venv/installed
 
 demo: .venv/installed
@@ -37,7 +42,17 @@ test: lint
 test-all: lint
 	@$(BIN)/python -m pytest
 
+fuzz: .venv/installed
+	@LAYERED_FUZZ=$(or $(FILES),2000) $(BIN)/python -m pytest tests/core/test_files_fuzz.py
+
 bench: .venv/installed
+	@$(BIN)/python -m layered_diffusers bench $(or $(SUITE),layout) -n $(or $(N),32)
+
+bench-all: .venv/installed
+	@$(BIN)/python -m layered_diffusers bench all -n $(or $(N),32) --out $(BENCH)
+	@$(BIN)/python -m benchmarks.page $(BENCH)
+
+bench-model: .venv/installed
 	@$(BIN)/python -m benchmarks.storybook
 
 train-demo: .venv/installed
@@ -46,6 +61,7 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train text --minutes 2 --processes 1
 	@$(BIN)/python -m demo.train vae --minutes 20
 	@$(BIN)/python -m demo.train judge --minutes 4
+	@$(BIN)/python -m demo.train.harmony --minutes 12
 	@$(BIN)/python -m demo.train unet --minutes $(or $(MINUTES),300)
 
 clean:
