@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 from comfy_api.latest import io, ui
 
-from ..layered_core.compositing import GREY, composite, over_colour
+from ..layered_core.compositing import GREY, composite
 from ..layered_core.errors import invalid
 from ..layered_core.masks import layer_alphas, visible_masks
 from .layers import LAYERS, read_stack
@@ -20,6 +21,9 @@ BACKDROPS: dict[str, tuple[float, float, float] | None] = {
     "white": (1.0, 1.0, 1.0),
 }
 """What shows where no layer is."""
+
+RULES = ("comfyui", "photoshop")
+"""By which colour arithmetic layers are laid on one another; the first is the node's."""
 
 
 class LayerComposite(io.ComfyNode):
@@ -38,7 +42,13 @@ class LayerComposite(io.ComfyNode):
                 LAYERS.Input("layers", tooltip="The stack to flatten."),
                 io.Combo.Input(
                     "backdrop", options=list(BACKDROPS), default="transparent",
-                    tooltip="What shows where no layer is. Transparent: the picture has an alpha channel if it has holes. Neutral: transparent.",
+                    tooltip="What lies behind all layers. Transparent: the picture has an alpha channel if it has holes. Neutral: transparent.",
+                ),
+                io.Combo.Input(
+                    "rules", options=list(RULES), default=RULES[0], optional=True,
+                    tooltip="comfyui: as Create Layered Image; soft edges and some modes in linear light, modes other than normal show only on "
+                    "what is there. photoshop: as Photoshop, Krita's OpenRaster and browsers; all in sRGB. Neutral: either, for opaque layers of "
+                    "mode normal.",
                 ),
             ],
             outputs=[
@@ -54,17 +64,16 @@ class LayerComposite(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], backdrop: str) -> io.NodeOutput:
+    def execute(cls, layers: Mapping[str, Any], backdrop: str, rules: str = RULES[0]) -> io.NodeOutput:
         """Composite and split."""
         document = read_stack(layers)
         if not len(document):
             raise invalid("layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer")
-        pixels = composite(document)
+        pixels = composite(document, rules)
         alpha = pixels[..., 3]
-        colour = BACKDROPS[backdrop]
-        if colour is not None:
-            pixels = over_colour(pixels, colour)
-        elif bool((alpha == 1).all()):
+        if BACKDROPS[backdrop] is not None and document.background is None:
+            pixels = composite(replace(document, background=BACKDROPS[backdrop]), rules)
+        if bool((pixels[..., 3] == 1).all()):
             pixels = pixels[..., :3]
         shown, _ = visible_masks(layer_alphas(document))
         image, alpha, shown = (t.to(comfy.model_management.intermediate_device()) for t in (pixels[None], alpha[None], shown))

@@ -1,17 +1,18 @@
-"""Source-over, placement and resampling of the plain composite."""
+"""Compositing: placement, resampling, alpha and what each rule set lays where. The blend modes are in test_blend_modes.py."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from layered_core import compositing
 from layered_core.compositing import composite, over_colour, straight
-from layered_core.document import Layer, LayerDocument
-from layered_core.errors import LayeredError
+from layered_core.document import BLEND_MODES, Layer, LayerDocument
 from layered_core.pictures import to_image
-from layered_core.placement import bounds, place
+from layered_core.placement import bounds, place, window
 
 
 def picture(height, width, seed):
@@ -110,9 +111,138 @@ def test_an_area_is_kept_under_rotation():
     assert abs(float(seen.sum()) - 600) < 6
 
 
-def test_a_blend_mode_that_is_not_composited_is_said_not_ignored():
-    with pytest.raises(LayeredError, match="layer 'a': blend_mode is 'multiply'"):
-        composite(LayerDocument(2, 2, (Layer("a", torch.ones(2, 2, 4), blend_mode="multiply"),)))
+def solid(*rgba, height=2, width=3):
+    return torch.tensor(rgba, dtype=torch.float32).expand(height, width, 4).clone()
+
+
+def one(name, *rgba, **fields):
+    return Layer(name, solid(*rgba), **fields)
+
+
+def test_photoshop_rules_lay_any_mode_where_nothing_is_and_comfyui_rules_only_normal():
+    document = LayerDocument(3, 2, (one("a", 0.2, 0.4, 0.6, 0.5, blend_mode="multiply"),))
+    torch.testing.assert_close(composite(document, "photoshop"), solid(0.2, 0.4, 0.6, 0.5))
+    assert not composite(document, "comfyui").any()
+
+
+def test_half_of_white_on_black_is_half_the_light_by_comfyui_rules_and_half_the_number_by_photoshops():
+    document = LayerDocument(3, 2, (one("white", 1, 1, 1, 1, opacity=0.5),), background=(0.0, 0.0, 0.0))
+    torch.testing.assert_close(composite(document, "photoshop")[0, 0, :3], torch.full((3,), 0.5))
+    torch.testing.assert_close(composite(document, "comfyui")[0, 0, :3], torch.full((3,), 0.735357), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
+def test_what_is_laid_on_nothing_comes_through_to_the_bit(rules):
+    pixels = picture(9, 11, 4)
+    pixels[..., 3] = 1
+    assert torch.equal(composite(LayerDocument(11, 9, (Layer("a", pixels),)), rules), pixels)
+
+
+@pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
+def test_the_background_is_an_opaque_layer_under_all(rules):
+    layers = Layer("a", picture(5, 6, 1), blend_mode="multiply"), Layer("b", picture(5, 6, 2))
+    sheet = Layer("sheet", torch.tensor([[[0.1, 0.5, 0.9, 1.0]]]), width=6, height=5)
+    with_colour = composite(LayerDocument(6, 5, layers, background=(0.1, 0.5, 0.9)), rules)
+    torch.testing.assert_close(with_colour, composite(LayerDocument(6, 5, (sheet, *layers)), rules), atol=1e-6, rtol=0)
+    assert bool((with_colour[..., 3] == 1).all())
+
+
+@pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
+def test_a_mask_is_the_same_as_alpha(rules):
+    pixels, mask = picture(8, 8, 1), picture(8, 8, 2)[..., 0]
+    baked = torch.cat([pixels[..., :3], pixels[..., 3:] * mask[..., None]], -1)
+    back = Layer("back", picture(12, 12, 3))
+    for blend_mode in ("normal", "screen"):
+        a, b = (
+            composite(LayerDocument(12, 12, (back, Layer("front", p, m, x=2, y=3, flip_h=True, blend_mode=blend_mode))), rules)
+            for p, m in ((pixels, mask), (baked, None))
+        )
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_a_mask_of_another_size_is_fitted_to_the_picture():
+    mask = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    out = composite(LayerDocument(8, 8, (Layer("a", torch.ones(8, 8, 4), mask),)))
+    assert out[0, 0, 3] == out[7, 7, 3] == 1
+    assert out[0, 7, 3] == out[7, 0, 3] == 0
+
+
+@pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
+@pytest.mark.parametrize("mode", BLEND_MODES)
+def test_a_layer_of_no_opacity_or_no_visibility_changes_no_bit(rules, mode):
+    back = Layer("back", picture(6, 6, 0))
+    alone = composite(LayerDocument(6, 6, (back,)), rules)
+    clear = torch.cat([picture(6, 6, 1)[..., :3], torch.zeros(6, 6, 1)], -1)
+    for layer in (
+        Layer("a", picture(6, 6, 1), opacity=0.0, blend_mode=mode),
+        Layer("a", picture(6, 6, 1), visible=False, blend_mode=mode),
+        Layer("a", clear, blend_mode=mode),
+        Layer("a", width=6, height=6, blend_mode=mode),
+    ):
+        assert torch.equal(composite(LayerDocument(6, 6, (back, layer)), rules), alone)
+
+
+@pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
+def test_bands_leave_no_seam(rules, monkeypatch):
+    layers = [Layer(str(i), picture(40, 50, i), x=3 * i, y=2 * i, rotation=17 * i, blend_mode=m) for i, m in enumerate(("normal", "screen", "hue"))]
+    document = LayerDocument(60, 50, layers)
+    whole = composite(document, rules)
+    monkeypatch.setattr(compositing, "_band_pixels", lambda device: 1)
+    torch.testing.assert_close(composite(document, rules), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_type_gives_the_picture_in_float32_or_better(dtype):
+    layers = [Layer(str(i), picture(9, 9, i).to(dtype), rotation=5.0 * i, blend_mode=m) for i, m in enumerate(("normal", "overlay", "color"))]
+    exact = [Layer(x.name, x.image.double(), rotation=x.rotation, blend_mode=x.blend_mode) for x in layers]
+    for rules in ("comfyui", "photoshop"):
+        out = composite(LayerDocument(9, 9, layers), rules)
+        assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(out.double(), composite(LayerDocument(9, 9, exact), rules), atol=1e-4, rtol=0)
+
+
+def test_what_an_opaque_layer_covers_is_not_worked_on(monkeypatch):
+    looked = []
+    monkeypatch.setattr(compositing, "window", lambda pixels, layer, box: looked.append(layer.name) or window(pixels, layer, box))
+    cover = Layer("cover", torch.ones(4, 4, 4))
+    front = Layer("front", picture(4, 4, 1), blend_mode="screen")
+    composite(LayerDocument(4, 4, (Layer("back", picture(4, 4, 0)), cover, front)))
+    assert set(looked) == {"cover", "front"}
+    for change in ({"opacity": 0.9}, {"blend_mode": "multiply"}, {"x": 1}):
+        looked.clear()
+        composite(LayerDocument(4, 4, (Layer("back", picture(4, 4, 0)), replace(cover, **change), front)))
+        assert set(looked) == {"back", "cover", "front"}
+
+
+def test_compositing_changes_no_layer():
+    layers = [Layer(str(i), picture(7, 7, i), picture(7, 7, 9)[..., 0], blend_mode=m) for i, m in enumerate(("normal", "color-burn", "hue"))]
+    kept = [(x.image.clone(), x.mask.clone()) for x in layers]
+    for rules in ("comfyui", "photoshop"):
+        composite(LayerDocument(7, 7, layers), rules)
+    for layer, (image, mask) in zip(layers, kept, strict=True):
+        assert torch.equal(layer.image, image)
+        assert torch.equal(layer.mask, mask)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 30.0])
+def test_an_enlarged_layer_has_sharp_edges(rotation):
+    """Its edge is one canvas pixel wide, however coarse its own pixels are."""
+    alpha = composite(LayerDocument(80, 80, (Layer("a", torch.ones(2, 2, 4), x=20, y=20, width=40, height=40, rotation=rotation),)))[..., 3]
+    soft = int(((alpha > 0.01) & (alpha < 0.99)).sum())
+    assert soft == 0 if rotation == 0 else soft < 2 * 160
+    assert float(alpha.sum()) == pytest.approx(1600, rel=0.005)
+
+
+def test_an_unaligned_layer_covers_its_edge_pixels_in_part():
+    alpha = composite(LayerDocument(8, 3, (Layer("a", torch.ones(1, 4, 4), x=1.25, y=1),)))[1, :, 3]
+    torch.testing.assert_close(alpha, torch.tensor([0, 0.75, 1, 1, 1, 0.25, 0, 0]), atol=1e-6, rtol=0)
+
+
+def test_shrinking_averages_all_pixels():
+    stripes = torch.ones(4, 64, 4)
+    stripes[:, ::2, :3] = 0
+    out = composite(LayerDocument(8, 4, (Layer("a", stripes, width=8, height=4),)))
+    torch.testing.assert_close(out[:, 1:-1, :3], torch.full((4, 6, 3), 0.5), atol=0.03, rtol=0)
 
 
 def test_straight_undoes_premultiplication():

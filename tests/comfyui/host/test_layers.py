@@ -116,7 +116,7 @@ def test_a_stack_of_cores_nodes_only_works_with_neutral_recipes(host, pictures, 
 
 
 def test_cores_create_layered_image_shows_our_stack_as_we_do(host, pictures):
-    """Hard edges only: the two blend soft ones in different colour spaces."""
+    """Made by our nodes; stacks of every kind are compared in test_compositing.py."""
     prompt = {
         "1": load("opaque.png", canvas_width=128, canvas_height=96),
         "2": load("quarters.png", x=100, y=-4, rotation=90.0, flip_h=True, layers=["1", 0]),
