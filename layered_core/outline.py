@@ -41,15 +41,16 @@ def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
     return bool(max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height)
 
 
-def outlined(document: LayerDocument, side: int = 768) -> Tensor:
+def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:
     """The composite over a checkerboard with every layer's outline, number (1 is at the back) and name on it.
 
     Layers without a picture are dashed, hidden ones are left out.
 
     Args:
-        document: any document whose blend modes can be composited.
+        document: any document.
         side: the longer side of the result, pixels. A smaller canvas is enlarged a whole number of times, to this or somewhat more, so
             that words stay legible; a larger one is reduced.
+        rules: of compositing, see :func:`~layered_core.compositing.composite`.
 
     Returns:
         RGB float32 ``[H', W', 3]`` in 0..1.
@@ -58,7 +59,7 @@ def outlined(document: LayerDocument, side: int = 768) -> Tensor:
     scale = math.ceil(side / longest) if longest <= side else side / longest
     rows, columns = ((torch.arange(n) * scale / 16).floor() for n in (document.height, document.width))
     board = torch.where((rows[:, None] + columns) % 2 == 0, *_CHECKS)[..., None].expand(-1, -1, 3)
-    image = to_image(over_colour(composite(document), board))
+    image = to_image(over_colour(composite(document, rules), board))
     size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)

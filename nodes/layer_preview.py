@@ -38,5 +38,5 @@ class LayerPreview(io.ComfyNode):
     @classmethod
     def execute(cls, layers: Mapping[str, Any], size: int) -> io.NodeOutput:
         """Draw."""
-        image = outlined(read_stack(layers), size)[None].to(comfy.model_management.intermediate_device())
+        image = outlined(read_stack(layers), size, "comfyui")[None].to(comfy.model_management.intermediate_device())
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
