@@ -1,9 +1,11 @@
 """A part changes, the rest stays equal to the bit."""
 
+import pytest
 import torch
 
-from layered_core.blending import keep_outside
+from layered_core.blending import BLENDS, feather, gaussian_blur, grow, keep_outside, match_colours, meet_border, multi_band, paste
 from layered_core.guidance import classifier_free
+from layered_core.metrics import seam_gradient_ratio
 
 
 def test_zero_keeps_and_one_changes_to_the_bit_and_between_is_linear():
@@ -27,3 +29,103 @@ def test_what_is_kept_survives_even_when_the_change_is_not_a_number():
 def test_guidance_one_is_the_conditional_prediction_and_zero_the_other():
     uncond, cond = torch.tensor([1.0]), torch.tensor([3.0])
     assert [float(classifier_free(uncond, cond, s)) for s in (0, 1, 3)] == [1, 3, 7]
+
+
+def scene(size=64):
+    generator = torch.Generator().manual_seed(3)
+    kept = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 5, generator=generator), (size, size), mode="bicubic")[0].clamp(0, 1)
+    mask = torch.zeros(size, size)
+    mask[20:44, 16:48] = 1
+    return kept, mask
+
+
+@pytest.mark.parametrize("pixels", [-3, -1, 0, 1, 4])
+def test_growing_moves_every_border_by_that_many_pixels(pixels):
+    mask = torch.zeros(20, 30)
+    mask[6:14, 8:20] = 0.5
+    wanted = torch.zeros(20, 30)
+    wanted[6 - pixels : 14 + pixels, 8 - pixels : 20 + pixels] = 0.5
+    assert torch.equal(grow(mask, pixels), wanted)
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 2, 5, 8])
+def test_a_feather_keeps_the_inside_and_ends_after_exactly_its_width(pixels):
+    _, mask = scene()
+    soft = feather(mask, pixels)
+    assert bool((soft[mask == 1] == 1).all())
+    row = soft[32]
+    assert torch.equal(row > 0, grow(mask, pixels)[32] > 0)
+    assert bool((row[:17].diff() >= 0).all())
+
+
+def test_a_blur_of_a_step_is_the_error_function():
+    step = torch.zeros(1, 64)
+    step[:, 32:] = 1
+    x = (torch.arange(64) + 0.5 - 32) / 3
+    torch.testing.assert_close(gaussian_blur(step, 3.0)[0], 0.5 * (1 + torch.erf(x / 2**0.5)), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("soften", [0, 6])
+def test_every_paste_keeps_what_is_outside_to_the_bit_and_stays_in_range(blend, soften):
+    kept, mask = scene()
+    soft = feather(mask, soften)
+    out = paste(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), kept, soft, blend)
+    assert torch.equal(out[:, soft == 0], kept[:, soft == 0])
+    assert 0 <= float(out.min()) <= float(out.max()) <= 1
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_pasting_a_picture_onto_itself_changes_nothing(blend):
+    kept, mask = scene()
+    torch.testing.assert_close(paste(kept.clone(), kept, feather(mask, 4), blend), kept, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("shift", [-0.1, 0.1])
+def test_a_shift_of_colour_leaves_no_seam(blend, shift):
+    """Mean gradient on the border at most 1.2 times that beside it, where the plain paste has several times that."""
+    kept, mask = scene()
+    kept = 0.2 + 0.6 * kept
+    inner = feather(grow(mask, -8), 8)
+    plain = torch.where(mask > 0, kept + shift, kept)
+    assert seam_gradient_ratio(plain, mask) > 1.8
+    assert seam_gradient_ratio(paste(kept + shift, kept, inner, blend), (inner > 0).float()) <= 1.2
+
+
+def test_meeting_the_border_without_screening_is_the_harmonic_membrane():
+    """On a strip between two borders Laplace's equation has the straight line as its solution."""
+    kept = torch.zeros(1, 3, 11)
+    kept[..., 10] = 1.0
+    inside = torch.zeros(3, 11, dtype=torch.bool)
+    inside[:, 1:10] = True
+    out = meet_border(torch.zeros(1, 3, 11), kept, inside, reach=float("inf"), tolerance=1e-6)
+    torch.testing.assert_close(out[0, 1], torch.linspace(0, 1, 11) * inside[1], atol=1e-4, rtol=0)
+
+
+def test_meeting_the_border_falls_off_by_e_in_its_reach():
+    kept, changed = torch.ones(1, 3, 400), torch.zeros(1, 3, 400)
+    inside = torch.zeros(3, 400, dtype=torch.bool)
+    inside[:, 1:] = True
+    out = meet_border(changed, kept, inside, reach=8.0, tolerance=1e-6)[0, 1]
+    assert float(out[50] / out[42]) == pytest.approx(1 / 2.718, rel=0.01)
+
+
+def test_a_whole_or_an_empty_region_has_no_border_to_meet():
+    changed, kept = torch.rand(3, 8, 8), torch.rand(3, 8, 8)
+    for inside in (torch.ones(8, 8, dtype=torch.bool), torch.zeros(8, 8, dtype=torch.bool)):
+        assert torch.equal(meet_border(changed, kept, inside), changed)
+
+
+def test_colours_are_matched_where_both_show_the_same_and_only_by_what_a_vae_does():
+    kept, mask = scene()
+    changed = (kept - 0.5) * 1.1 + 0.53
+    changed[:, mask > 0] = 0.9
+    out = match_colours(changed, kept, 1 - mask)
+    torch.testing.assert_close(out[:, mask == 0], kept[:, mask == 0], atol=0.01, rtol=0)
+    assert torch.equal(match_colours(changed, kept, mask * 0.1), changed)
+
+
+def test_bands_of_equal_pictures_add_up_again():
+    kept, mask = scene(61)
+    torch.testing.assert_close(multi_band(kept, kept, mask), kept, atol=1e-5, rtol=0)

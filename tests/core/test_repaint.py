@@ -1,0 +1,143 @@
+"""Repainting a region: its plan, its change map in cells, and the paste that leaves the rest alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from layered_core.blending import BLENDS
+from layered_core.document import Layer, LayerDocument
+from layered_core.errors import LayeredError
+from layered_core.metrics import seam_gradient_ratio
+from layered_core.repaint import plan_repaint, plan_whole, region_of, tighten
+
+
+def picture(height=64, width=64, seed=0):
+    small = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, (height, width), mode="bicubic")[0].clamp(0, 1)
+
+
+def box(height=64, width=64, at=(20, 16, 44, 48)):
+    mask = torch.zeros(height, width)
+    mask[at[1] : at[3], at[0] : at[2]] = 1
+    return mask
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 67), (40, 90)])
+@pytest.mark.parametrize("side", [0, 128])
+@pytest.mark.parametrize("blend", BLENDS)
+def test_pixels_outside_the_soft_mask_are_equal_to_the_bit_whatever_was_sampled(size, side, blend):
+    before = picture(*size)
+    plan = plan_repaint(before, box(*size, at=(10, 8, 30, 28)), soften=5, side=side, unit=8)
+    sampled = torch.rand(2, *plan.cut().shape, generator=torch.Generator().manual_seed(1))
+    after = plan.paste(sampled, blend)
+    assert after.shape == (2, 3, *size)
+    assert torch.equal(after[..., plan.mask == 0], before[:, plan.mask == 0].expand(2, -1, -1))
+    assert not torch.equal(after[0], after[1])
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_a_repaint_in_slightly_other_colours_leaves_no_seam(blend):
+    before = 0.2 + 0.6 * picture()
+    plan = plan_repaint(before, box(), widen=-8, soften=8)
+    after = plan.paste((plan.cut() * 0.9 + 0.1)[None], blend)[0]
+    assert seam_gradient_ratio(after, (plan.mask > 0).float()) <= 1.2
+    assert seam_gradient_ratio(after, plan.mask) <= 1.2
+
+
+def test_the_change_of_a_cell_is_the_mean_of_its_pixels():
+    plan = plan_repaint(picture(), box(at=(16, 16, 44, 48)), noise=0.5, soften=0)
+    cells = plan.cells(8, 8)
+    assert cells.shape == (8, 8)
+    assert cells[3].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.25, 0, 0]
+
+
+def test_cells_follow_the_latents_whatever_the_vae_divides_by():
+    plan = plan_repaint(picture(96, 64), box(96, 64), side=128, unit=32)
+    height, width = plan.cut().shape[-2:]
+    for divisor in (4, 8, 16, 32):
+        assert plan.cells(height // divisor, width // divisor).shape == (height // divisor, width // divisor)
+
+
+def test_with_no_noise_the_picture_stays_as_it_is():
+    before = picture()
+    plan = plan_repaint(before, box(), noise=0.0)
+    assert bool((plan.cells(8, 8) == 0).all())
+    assert torch.equal(plan.paste(torch.rand(1, 3, 64, 64))[0], before)
+
+
+def test_a_mask_of_all_pixels_gives_what_was_sampled():
+    plan = plan_repaint(picture(), torch.ones(64, 64))
+    sampled = torch.rand(1, 3, 64, 64)
+    assert torch.equal(plan.paste(sampled), sampled)
+
+
+def test_a_whole_picture_keeps_what_may_not_change_and_pads_the_rest():
+    before, change = picture(61, 67), torch.zeros(61, 67)
+    change[:, 30:] = 0.4
+    plan = plan_whole(before, change, unit=8)
+    assert plan.cut().shape == (3, 64, 72)
+    after = plan.paste(torch.rand(1, 3, 64, 72))[0]
+    assert torch.equal(after[:, :, :30], before[:, :, :30])
+
+
+def layers(**second):
+    opaque = torch.ones(16, 16, 4)
+    back, front = Layer("back", opaque), Layer("front", opaque[:, :8], **second)
+    return LayerDocument(16, 16, (back, front))
+
+
+def test_the_region_of_layers_is_where_they_are_seen():
+    assert region_of(layers(), ["back"])[0].tolist() == [0.0] * 8 + [1.0] * 8
+    assert bool((region_of(layers(), ["back", "front"]) == 1).all())
+
+
+def test_a_name_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(LayeredError, match="layer name is 'middle'; allowed: 'back', 'front'"):
+        region_of(layers(), ["middle"])
+    with pytest.raises(LayeredError, match="names of layers to redo"):
+        region_of(layers(), [])
+
+
+def test_a_layer_that_is_not_seen_cannot_be_redone():
+    covered = LayerDocument(16, 16, (layers().layers[1], layers().layers[0]))
+    for document, name in ((layers(visible=False), "front"), (covered, "front")):
+        covered_or_hidden = replace(
+            document, layers=tuple(replace(x, name="front") if i == 0 and document is covered else x for i, x in enumerate(document))
+        )
+        with pytest.raises(LayeredError, match=f"layer '{name}': seen pixels is 0.*covered"):
+            region_of(covered_or_hidden, [name])
+
+
+@pytest.mark.parametrize(
+    ("mask", "values", "says"),
+    [
+        (torch.ones(32, 64), {}, "mask size is '64x32'; allowed: the picture's, 64x64"),
+        (torch.zeros(64, 64), {}, "mask is '0 everywhere'"),
+        (torch.full((64, 64), 2.0), {}, "mask values is"),
+        (torch.full((64, 64), torch.nan), {}, "mask values is"),
+        (box(), {"noise": 1.1}, "noise is 1.1; allowed: a number 0..1"),
+        (box(), {"noise": float("nan")}, "noise is nan"),
+        (box(), {"soften": -1}, "feather is -1"),
+        (box(), {"widen": 5000}, "grow is 5000"),
+        (box(), {"widen": -64}, "mask is '0 everywhere'"),
+    ],
+)
+def test_bad_input_is_named(mask, values, says):
+    with pytest.raises(LayeredError) as caught:
+        plan_repaint(picture(), mask, **values)
+    assert says in str(caught.value)
+
+
+def test_an_unknown_blend_is_named():
+    with pytest.raises(LayeredError, match="blend is 'glue'; allowed: gradient, multi-band, feather"):
+        plan_repaint(picture(), box()).paste(torch.zeros(1, 3, 64, 64), "glue")
+
+
+def test_a_soft_border_stays_inside_a_region_and_narrows_for_a_small_one():
+    assert tighten(box(), 8) == (-8, 8)
+    widen, soften = tighten(box(at=(20, 20, 27, 27)), 8)
+    assert (widen, soften) == (-2, 2)
+    plan = plan_repaint(picture(), box(), widen=-8, soften=8)
+    assert bool((plan.mask[box() == 0] == 0).all())
+    assert float(plan.mask.max()) == 1

@@ -1,0 +1,119 @@
+"""Stages: their seeds, the layer a stage adds, and the place it finds."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layered_core.compositing import composite
+from layered_core.document import Layer, LayerDocument
+from layered_core.errors import LayeredError
+from layered_core.stages import changed_region, difference_matte, least_alpha, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+
+
+def ball(size=64, colour=(0.9, 0.1, 0.1)):
+    """A picture, the same with a soft-edged disc on it, and the disc's alpha."""
+    rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    before = torch.stack([columns / size, 0.5 + 0.3 * (rows / 7).sin(), 1 - rows / size])
+    alpha = (16.5 - ((rows - 30) ** 2 + (columns - 34) ** 2).sqrt()).clamp(0, 1)
+    return before, torch.tensor(colour)[:, None, None] * alpha + before * (1 - alpha), alpha
+
+
+@given(st.integers(0, 2**63 - 1), st.text(max_size=20))
+def test_a_stages_seed_depends_on_base_and_name_alone_and_fits(base, name):
+    seed = stage_seed(base, name)
+    assert seed == stage_seed(base, name)
+    assert 0 <= seed < 2**63
+    assert seed != stage_seed(base + 1, name)
+    assert seed != stage_seed(base, name + "x")
+
+
+def test_seeds_stay_the_same_over_versions():
+    """From Python's hashlib by hand: int(sha256(b"7 tree").hexdigest()[:16], 16) >> 1."""
+    assert stage_seed(7, "tree") == int("97db6ac22ec27f55", 16) >> 1
+
+
+def test_a_difference_matte_finds_the_disc():
+    before, after, alpha = ball()
+    matte = difference_matte(before, after)
+    assert float((matte - alpha).abs().mean()) < 0.02
+    assert bool((matte[alpha == 0] == 0).all())
+    assert bool((matte[alpha == 1] == 1).all())
+
+
+def test_the_layer_over_the_picture_before_it_is_the_picture_after_it():
+    before, after, _ = ball()
+    rgba = uncovered(before, after, difference_matte(before, after))
+    again = rgba[..., :3].permute(2, 0, 1) * rgba[..., 3] + before * (1 - rgba[..., 3])
+    torch.testing.assert_close(again[:, rgba[..., 3] > 0], after[:, rgba[..., 3] > 0], atol=1e-5, rtol=0)
+    assert float((again - after).abs().max()) <= 0.06
+
+
+@pytest.mark.parametrize("rules", ["photoshop", "comfyui"])
+def test_so_it_is_when_composited_by_either_set_of_rules(rules):
+    before, after, _ = ball()
+    opaque = torch.cat([before, torch.ones(1, 64, 64)]).permute(1, 2, 0)
+    rgba = uncovered(before, after, difference_matte(before, after), linear=rules == "comfyui")
+    out = composite(LayerDocument(64, 64, (Layer("before", opaque), Layer("ball", rgba))), rules)[..., :3].permute(2, 0, 1)
+    differs = (out - after).abs().amax(0)
+    assert float(differs.mean()) < 0.003
+    assert float(differs.max()) <= 0.08
+
+
+def test_no_alpha_below_the_least_can_give_the_picture():
+    before, after, _ = ball()
+    least = least_alpha(before, after)
+    at = least > 0.05
+    for factor, fits in ((1.0, True), (0.9, False)):
+        alpha = (least * factor).clamp_min(1e-6)
+        colour = (after - (1 - alpha) * before) / alpha
+        overshoot = torch.maximum(-colour.amin(0), colour.amax(0) - 1)[at]
+        assert bool((overshoot <= 1e-4).all()) == fits
+
+
+def test_a_thing_of_the_colour_behind_it_has_its_hole_closed():
+    before, after, alpha = ball()
+    after[:, 29:32, 33:36] = before[:, 29:32, 33:36]
+    assert bool((difference_matte(before, after)[alpha == 1] == 1).all())
+
+
+def test_the_mask_itself_can_be_the_alpha_and_other_words_are_refused():
+    before, after, alpha = ball()
+    assert torch.equal(stage_alpha(before, after, alpha, "mask"), alpha)
+    assert bool((stage_alpha(before, after, alpha, "difference")[alpha == 0] == 0).all())
+    with pytest.raises(LayeredError, match="alpha is 'magic'; allowed: difference, mask"):
+        stage_alpha(before, after, alpha, "magic")
+
+
+def test_the_place_of_a_thing_is_where_its_draft_differs_most():
+    before, after, alpha = ball()
+    noisy = after + 0.05 * torch.rand(after.shape, generator=torch.Generator().manual_seed(0))
+    region = changed_region(before, noisy)
+    iou = float((region * (alpha > 0.5)).sum() / ((region + (alpha > 0.5)) > 0).sum())
+    assert iou > 0.75
+
+
+def test_the_place_is_one_connected_part():
+    before = torch.zeros(3, 64, 64)
+    draft = before.clone()
+    draft[:, 8:24, 8:24], draft[:, 40:48, 40:48] = 1.0, 0.9
+    region = changed_region(before, draft)
+    assert bool((region[10:22, 10:22] == 1).all())
+    assert bool((region[38:50, 38:50] == 0).all())
+
+
+def test_a_stage_keeps_its_box_and_takes_its_picture_from_the_canvas():
+    canvas = torch.rand(20, 30, 4)
+    layer = with_stage(Layer("ball", x=25, y=-3, width=10, height=8, mask=torch.ones(4, 5), prompt="a ball"), canvas)
+    assert (layer.x, layer.y, layer.width, layer.height) == (25, 0, 5, 5)
+    assert torch.equal(layer.image, canvas[0:5, 25:30])
+    assert layer.prompt == "a ball"
+    assert layer.mask is None
+
+
+def test_a_stage_may_paint_where_its_box_or_mask_is_whatever_its_picture():
+    mask = torch.zeros(4, 4)
+    mask[:, :2] = 1
+    assert stage_region(Layer("a", torch.zeros(4, 4, 4), mask, x=1), 6, 4)[0].tolist() == [0, 1, 1, 0, 0, 0]
+    with pytest.raises(LayeredError, match="layer 'a': place is 'x 9, y 0'"):
+        stage_region(Layer("a", width=2, height=2, x=9), 6, 4)
