@@ -55,6 +55,17 @@ def read_document_and_workflow(path: str | Path, limits: Limits | None = None) -
         raise LayeredError(f"{path.name}: {error}") from error
 
 
+def pictures_of(path: Path) -> list[Path]:
+    """The files beside a document that it names and that exist; nothing where it is broken, which reading it will say."""
+    try:
+        check_file(path, "document", Limits(max_file_bytes=MAX_JSON_BYTES))
+        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        files = [_inside(path.parent, layer[key], key) for layer in layers for key in ("image", "mask") if layer.get(key) is not None]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
+    return [file for file in files if file.is_file()]
+
+
 def write_document(document: LayerDocument, folder: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
     """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns the JSON's path.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .document import LayerDocument
-from .document_json import read_document_and_workflow, write_document
+from .document_json import pictures_of, read_document_and_workflow, write_document
 from .errors import LayeredError, invalid
 from .exchange import LayerFile, rounded
 from .limits import Limits
@@ -39,6 +40,17 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
         case ".json":
             return LayerFile(*read_document_and_workflow(path, limits))
     raise invalid("layered file", str(path), f"a name that ends in {', '.join(EXTENSIONS)}")
+
+
+def content_hash(path: str | Path) -> str:
+    """Changes when the content of a layered file, or of the pictures beside a JSON document, does."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in [path, *(pictures_of(path) if path.suffix.lower() == ".json" else [])]:
+        with file.open("rb") as data:
+            while chunk := data.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None, bits: int = 32) -> Path:

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .arrange_layers import ArrangeLayers
+from .control_hint import LayerControlHint
+from .demo_control import LoadDemoControlNet
 from .demo_model import LoadDemoModel
+from .edit_layer import EditLayer
 from .layer_composite import LayerComposite
 from .layer_preview import LayerPreview
+from .layout_metrics import LayoutMetrics
 from .load_layer import LayerFromImage, LoadLayer
+from .load_layers import LoadLayers
+from .masked_control import MaskedControlNetApply
+from .save_layers import SaveLayers
+from .select_layers import SelectLayers
+from .split_layer import JoinLayer, SplitLayer
 from .storybook_picture import StorybookPicture
 
-NODES: list[type[io.ComfyNode]] = [LoadLayer, LayerFromImage, LayerComposite, LayerPreview, LoadDemoModel, StorybookPicture]
+NODES: list[type[io.ComfyNode]] = [
+    LoadLayer,
+    LayerFromImage,
+    LayerComposite,
+    LayerPreview,
+    LoadDemoModel,
+    StorybookPicture,
+    ArrangeLayers,
+    EditLayer,
+    SelectLayers,
+    SplitLayer,
+    JoinLayer,
+    MaskedControlNetApply,
+    LayerControlHint,
+    LoadDemoControlNet,
+    LoadLayers,
+    SaveLayers,
+    LayoutMetrics,
+]
 
 
 class LayeredDiffusionExtension(ComfyExtension):

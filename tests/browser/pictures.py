@@ -22,10 +22,12 @@ NODES = {
     "LD_LayerPreview": ("01_storybook_collage", ["10"]),
     "LD_LoadDemoModel": ("02_compose_and_save", ["1", "2", "3", "4", "5", "6"]),
     "LD_StorybookPicture": ("01_storybook_collage", ["1", "3", "5"]),
+    "LD_LoadLayers": ("03_psd_in_psd_out", ["1", "2"]),
+    "LD_SaveLayers": ("03_psd_in_psd_out", ["11"]),
 }
 """Whose help page shows which nodes of which workflow."""
 
-RESULTS = {"01_storybook_collage": ("10", "18"), "02_compose_and_save": ("12", "14")}
+RESULTS = {"01_storybook_collage": ("10", "18"), "02_compose_and_save": ("12", "14"), "03_psd_in_psd_out": ("2", "11")}
 """The two pictures of each workflow that its thumbnail shows side by side."""
 
 
@@ -49,6 +51,20 @@ def thumbnail(server, entry, ids, path):
     sheet.save(path, quality=88)
 
 
+def measure(page, prompt):
+    """Layout Metrics at the end of the collage workflow, its table beside it."""
+    layers = next(n["inputs"]["layers"] for n in prompt.values() if n["class_type"] == "LD_LayerPreview")
+    image = next([i, 0] for i, n in prompt.items() if n["class_type"] == "VAEDecode")
+    prompt["90"] = {"class_type": "LD_LayoutMetrics", "inputs": {"layers": layers, "image": image, "names": ""}, "_meta": {}}
+    prompt["91"] = {"class_type": "PreviewAny", "inputs": {"source": ["90", 0]}, "_meta": {}}
+    page.open_api(prompt)
+    page.page.evaluate("() => { const n = app.graph.getNodeById('90'); n.pos = [3000, 0]; n.setSize([340, 480]); }")
+    page.page.evaluate("() => { const n = app.graph.getNodeById('91'); n.pos = [3380, 0]; n.setSize([560, 320]); }")
+    page.look(1.0, (100 - 3000, 150))  # a node out of sight does not load its picture
+    page.queue(["90"])
+    crop(page, ["90", "91"], PACK / "web/docs/LD_LayoutMetrics/picture.jpg")
+
+
 def main():
     from demo.storybook import Thing, sprite
 
@@ -64,7 +80,7 @@ def main():
             page.setting("Comfy.Minimap.Visible", False)
             for name in RESULTS:
                 page.open(PACK / f"workflows/{name}.json")
-                page.queue(RESULTS[name][:1])
+                page.queue(RESULTS[name])
                 if name == "01_storybook_collage":
                     crop(page, [n[0] for n in page.nodes()], PACK / "web/docs/graph.jpg")
                 for node, (workflow, ids) in NODES.items():
@@ -83,6 +99,10 @@ def main():
             page.page.evaluate("() => app.graph.getNodeById('3').setSize([400, 480])")
             page.queue(["3"])
             crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LoadLayer/picture.jpg")
+            measure(page, json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
+            from layer_pictures import take
+
+            take(page, server)
         finally:
             server.stop()
 

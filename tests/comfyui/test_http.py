@@ -82,6 +82,7 @@ def test_the_workflows_are_offered_as_templates(server):
 SHOWN = {
     "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "heart")}),
     "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
+    "03_psd_in_psd_out": ("11", "meadow", {("red", "house"), ("green", "tree")}),
 }
 """What the saved picture of each workflow shows: its node, the landscape and the objects."""
 
@@ -108,6 +109,21 @@ def test_the_sampled_collage_keeps_the_layout_and_is_not_the_collage(server):
     (collage,), (sampled,) = pictures(server, entry, "11"), pictures(server, entry, "18")
     error = float(((collage - sampled) ** 2).mean())
     assert 0.0003 < error < 0.03
+
+
+def test_the_psd_that_comes_out_holds_the_layers_that_went_in_and_the_sampled_one(server, tmp_path):
+    from psd_tools import PSDImage
+
+    entry = server.run(json.loads((PACK / "workflows/api/03_psd_in_psd_out.json").read_text()))
+    (saved,) = entry["outputs"]["11"]["layered_files"]
+    psd = PSDImage.open(io.BytesIO(server.picture(saved)))
+    before = PSDImage.open(PACK / "demo/files/storybook.psd")
+    assert [x.name for x in psd] == [*(x.name for x in before), "sampled"]
+    for theirs, ours in zip(before, psd, strict=False):
+        assert np.array_equal(theirs.numpy(), ours.numpy())
+        assert (theirs.offset, theirs.visible, theirs.blend_mode) == (ours.offset, ours.visible, ours.blend_mode)
+    (sampled,) = pictures(server, entry, "11")
+    assert np.abs(psd[-1].numpy()[..., :3] - sampled).max() < 1.5 / 255
 
 
 def test_what_is_shown_in_the_node_is_what_is_saved(server):

@@ -3,7 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from graph import from_image, load, node
+from graph import KEPT, from_image, load, node
 from PIL import Image
 
 import nodes as comfy_nodes
@@ -16,6 +16,25 @@ EXAMPLES = {
     "LD_LayerFromImage": {"it": from_image(width=8, height=8)},
     "LD_LayerComposite": {"a": load("red.png"), "it": node("LD_LayerComposite", layers=["a", 0], backdrop="transparent")},
     "LD_StorybookPicture": {"it": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=64, seed=0)},
+    "LD_ArrangeLayers": {
+        "a": load("red.png"),
+        "it": node("LD_ArrangeLayers", layers=["a", 0], arrangement={"version": 1, "layers": {"red": {"x": 4}}}),
+    },
+    "LD_EditLayer": {"a": load("red.png"), "it": node("LD_EditLayer", layers=["a", 0], layer="red", **{**KEPT, "visible": "off"})},
+    "LD_SelectLayers": {"a": load("red.png"), "it": node("LD_SelectLayers", layers=["a", 0], which="red")},
+    "LD_SplitLayer": {"a": load("red.png"), "it": node("LD_SplitLayer", layers=["a", 0], layer="red")},
+    "LD_JoinLayer": {
+        "a": load("red.png"),
+        "p": node("LD_SplitLayer", layers=["a", 0], layer="red"),
+        "it": node("LD_JoinLayer", layers=["a", 0], layer="red", image=["p", 0]),
+    },
+    "LD_LoadLayers": {"it": node("LD_LoadLayers", file="storybook.psd [example]", memory_limit=1)},
+    "LD_SaveLayers": {"a": load("red.png"), "it": node("LD_SaveLayers", layers=["a", 0], filename_prefix="leak", format="ora", bits="8")},
+    "LD_LayoutMetrics": {
+        "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
+        "p": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
+        "it": node("LD_LayoutMetrics", layers=["a", 0], image=["p", 0], names=""),
+    },
     "LD_LayerPreview": {"a": load("red.png"), "it": node("LD_LayerPreview", layers=["a", 0], size=64)},
 }
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
