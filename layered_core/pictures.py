@@ -43,12 +43,11 @@ def decode_picture(source: Path | BinaryIO, name: str, budget: Budget, formats: 
                 if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion cuts off at 255
                     grey = np.asarray(picture).astype(np.float32).clip(0, 65535) / 65535
                     return torch.from_numpy(np.stack([grey, grey, grey, np.ones_like(grey)], -1))
-                pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
+                return from_image(ImageOps.exif_transpose(picture))
     except LayeredError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
-    return torch.from_numpy(pixels.astype(np.float32) / 255)
 
 
 def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
@@ -57,6 +56,11 @@ def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
     return pixels[..., :3].amax(-1)
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """A Pillow image as RGBA float32 ``[H, W, 4]``, 0..1; opaque where it has no alpha."""
+    return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

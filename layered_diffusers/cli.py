@@ -54,12 +54,14 @@ def _parser() -> argparse.ArgumentParser:
         help="turn a layer document into one coherent picture",
         description="Composite the layers of a document, then let the model redraw the whole so that they belong together.",
     )
-    render.add_argument("document", type=Path, help="document in JSON, pictures beside it")
-    render.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    render.add_argument("document", type=Path, help="layered file: .psd, .psb, .ora, or .json with pictures beside it")
+    render.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="picture (.png), or the document with the picture on top (.psd, .psb, .ora)"
+    )
     render.add_argument(
         "--strength", type=_range(0, 1), default=0.6, metavar="0..1", help="0 keeps the composite, 1 keeps only the words (default: %(default)s)"
     )
-    render.add_argument("--composite-only", action="store_true", help="write the plain composite with its alpha; no model is loaded")
+    render.add_argument("--composite-only", action="store_true", help="write the plain composite, or the document as it is; no model is loaded")
     _sampling_options(render)
     render.set_defaults(run=_render)
 
@@ -81,6 +83,24 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_range(0, 2**31, whole=True), default=0, metavar="N", help="another seed makes other scenes (default: %(default)s)"
     )
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure the methods on the storybook, with baselines in the same run",
+        description="Make and judge the scenes of suites; an interrupted run goes on where it was. Writes tables, plots and JSON.",
+    )
+    bench.add_argument("suites", nargs="+", metavar="SUITE", help="a file name in benchmarks/suites, e.g. layout; or all")
+    bench.add_argument("-n", type=int, default=32, metavar="N", help="scenes (default: %(default)s)")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/<date>-<commit>")
+    bench.add_argument("--json", action="store_true", help="print a last line with all figures as one JSON object")
+    bench.add_argument("--fresh", action="store_true", help="put old results aside and measure all anew")
+    bench.add_argument("--processes", type=_range(1, 64, whole=True), default=2, metavar="N", help="of one thread each (default: %(default)s)")
+    bench.add_argument("--model", metavar="FOLDER", help="a model of the storybook world (default: the shipped one)")
+    bench.add_argument("--steps", type=_range(1, 1000, whole=True), default=25, metavar="N", help="sampling steps (default: %(default)s)")
+    bench.add_argument("--guidance", type=_range(0, 50), default=3.0, metavar="G", help="classifier-free guidance (default: %(default)s)")
+    bench.add_argument("--clip", type=Path, metavar="FOLDER", help="any CLIP in the transformers layout, for CLIP scores besides")
+    bench.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -114,13 +134,21 @@ def _render(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from layered_core.compositing import composite
-    from layered_core.document_json import read_document
-    from layered_core.pictures import write_picture, write_whole
+    from layered_core.document import Layer
+    from layered_core.exchange import unique_names
+    from layered_core.files import read_layers, write_layers
+    from layered_core.pictures import from_image, write_picture, write_whole
 
-    _check_out(options.out)
-    document = read_document(options.document)
+    _check_out(options.out, (".png", ".psd", ".psb", ".ora"))
+    read = read_layers(options.document)
+    for warning in read.warnings:
+        _complain(f"{options.document.name}: {warning}")
+    document, layered = read.document, options.out.suffix.lower() != ".png"
     if options.composite_only:
-        write_picture(composite(document), options.out)
+        if layered:
+            write_layers(document, options.out, read.workflow)
+        else:
+            write_picture(composite(document), options.out)
         return
     if options.negative:
         document = replace(document, negative=options.negative)
@@ -128,7 +156,11 @@ def _render(options: argparse.Namespace) -> None:
         picture = _pipeline(options).render(
             document, seed=options.seed, strength=options.strength, steps=options.steps, guidance=options.guidance, progress=bar.step
         )
-    write_whole(options.out, lambda file: picture.save(file, "PNG"))
+    if layered:
+        layers = unique_names([*document.layers, Layer("render", from_image(picture))])
+        write_layers(replace(document, layers=layers), options.out, read.workflow, bits=8)
+    else:
+        write_whole(options.out, lambda file: picture.save(file, "PNG"))
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -151,6 +183,18 @@ def _demo(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{page}\n")
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from benchmarks.bench import Settings, default_out
+    from benchmarks.command import bench
+    from layered_diffusers.loading import find_model
+
+    settings = Settings(
+        options.n, find_model(options.model), options.out or default_out(), options.steps, options.guidance, options.device, options.clip,
+        options.processes, options.fresh,
+    )  # fmt: skip
+    bench(options.suites, settings, options.json)
+
+
 def _pipeline(options: argparse.Namespace) -> LayeredDiffusionPipeline:
     from layered_core.errors import LayeredError
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -161,11 +205,11 @@ def _pipeline(options: argparse.Namespace) -> LayeredDiffusionPipeline:
         raise LayeredError(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _check_out(path: Path) -> None:
+def _check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
     from layered_core.errors import invalid
 
-    if path.suffix.lower() != ".png":
-        raise invalid("output file", str(path), "a name that ends in .png")
+    if path.suffix.lower() not in ends:
+        raise invalid("output file", str(path), f"a name that ends in {' or '.join(ends)}")
     if not path.parent.is_dir():
         raise invalid("output folder", str(path.parent), "an existing folder")
 

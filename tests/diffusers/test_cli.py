@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from psd_tools import PSDImage
 
 from demo.storybook import random_scene
 from layered_core.compositing import composite
-from layered_core.document import Layer, LayerDocument
+from layered_core.document import Layer, LayerDocument, identical
 from layered_core.document_json import read_document, write_document
+from layered_core.files import read_layers, write_layers
 from layered_core.pictures import read_picture
 from layered_diffusers.cli import main
 
@@ -49,6 +51,35 @@ def test_render_is_reproducible(tmp_path):
     for name in ("a.png", "b.png"):
         main(["render", str(path), "-o", str(tmp_path / name), "--steps", "2", "--seed", "9", "--device", "cpu"])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
+
+
+@pytest.mark.parametrize("end", [".psd", ".ora"])
+def test_a_layered_file_is_rendered_and_comes_out_with_the_picture_on_top(tmp_path, end):
+    document = random_scene(4, count=2).document()
+    path = write_layers(document, tmp_path / f"scene{end}", {"prompt": {"1": {}}})
+    out = tmp_path / f"out{end}"
+    assert main(["render", str(path), "-o", str(out), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
+    read = read_layers(out)
+    assert [layer.name for layer in read.document] == [*(layer.name for layer in document), "render"]
+    assert read.document.layers[-1].image.shape == (128, 128, 4)
+    assert read.workflow == {"prompt": {"1": {}}}
+    assert main(["render", str(path), "-o", str(tmp_path / "plain.png"), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
+    assert torch.equal(read_picture(tmp_path / "plain.png"), read.document.layers[-1].image)
+
+
+def test_a_document_is_turned_into_another_format(tmp_path, capsys):
+    path = scene(tmp_path / "scene")
+    assert main(["render", str(path), "-o", str(tmp_path / "a.psd"), "--composite-only"]) == 0
+    assert main(["render", str(tmp_path / "a.psd"), "-o", str(tmp_path / "b.ora"), "--composite-only"]) == 0
+    assert identical(read_layers(tmp_path / "b.ora").document, read_document(path))
+
+
+def test_what_a_file_has_and_a_document_cannot_keep_is_told(tmp_path, capsys):
+    psd = PSDImage.new("RGBA", (9, 9))
+    psd.create_group([psd.create_pixel_layer(Image.new("RGBA", (4, 4), "red"), name="in")], name="group", blend_mode=b"scrn")
+    psd.save(tmp_path / "a.psd")
+    assert main(["render", str(tmp_path / "a.psd"), "-o", str(tmp_path / "a.png"), "--composite-only"]) == 0
+    assert capsys.readouterr().err == "layered: a.psd: group 'group': a document has no groups; its blend mode is left out\n"
 
 
 def test_composite_only_keeps_alpha(tmp_path):
