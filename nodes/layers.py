@@ -94,6 +94,15 @@ def stack_canvas(stack: object) -> tuple[int, int] | None:
     return (width, height) if width > 0 and height > 0 else None
 
 
+def frame_names(stack: object) -> list[str | None]:
+    """For every picture that ComfyUI's compositor counts in a LAYERS document, back to front, the name of our layer; None for a background."""
+    layers = iter(read_stack(stack))
+    names: list[str | None] = []
+    for item in _items(stack):
+        names += [None] if _is_backdrop(item) else [next(layers).name for _ in range(len(item["image"]))]
+    return names
+
+
 def mask_to_presence(mask: Tensor) -> Tensor:
     """A LAYERS mask (1 is transparent) as the core's (1 is where the layer is), and back; ``[H, W]``."""
     return 1 - mask.float().clamp(0, 1)

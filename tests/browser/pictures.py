@@ -58,9 +58,9 @@ def measure(page, prompt):
     prompt["90"] = {"class_type": "LD_LayoutMetrics", "inputs": {"layers": layers, "image": image, "names": ""}, "_meta": {}}
     prompt["91"] = {"class_type": "PreviewAny", "inputs": {"source": ["90", 0]}, "_meta": {}}
     page.open_api(prompt)
-    page.page.evaluate("() => { const n = app.graph.getNodeById('90'); n.pos = [3000, 0]; n.setSize([340, 480]); }")
-    page.page.evaluate("() => { const n = app.graph.getNodeById('91'); n.pos = [3380, 0]; n.setSize([560, 320]); }")
-    page.look(1.0, (100 - 3000, 150))  # a node out of sight does not load its picture
+    page.page.evaluate("() => { const n = app.graph.getNodeById('90'); n.pos = [3000, 3000]; n.setSize([340, 500]); }")
+    page.page.evaluate("() => { const n = app.graph.getNodeById('91'); n.pos = [3380, 3000]; n.setSize([560, 320]); }")
+    page.look(1.0, (100 - 3000, 150 - 3000))  # a node out of sight does not load its picture
     page.queue(["90"])
     crop(page, ["90", "91"], PACK / "web/docs/LD_LayoutMetrics/picture.jpg")
 

@@ -6,6 +6,14 @@ DEFAULTS = {
     "control_hint": "none", "canvas_width": 0, "canvas_height": 0,
 }  # fmt: skip
 
+KEPT = {
+    "prompt": "keep", "negative": "keep", "x": "keep", "y": "keep", "width": "keep", "height": "keep", "rotation": "keep", "opacity": "keep",
+    "blend_mode": "keep", "visible": "keep", "inside": "keep", "outside": "keep", "noise": "keep", "name": "keep", "flip_h": "keep",
+    "flip_v": "keep", "control_hint": "keep", "control_strength": "keep", "control_start": "keep", "control_end": "keep",
+    "embedding": "keep", "seed": "keep",
+}  # fmt: skip
+"""Every field of Edit Layer."""
+
 
 def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs, "_meta": {}}

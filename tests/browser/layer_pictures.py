@@ -1,0 +1,103 @@
+"""The help pages' pictures of the nodes that change stacks: ``python tests/browser/layer_pictures.py``, or with all others by pictures.py."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comfyui" / "host"), str(PACK)]
+
+import page as pages  # noqa: E402
+from comfy_server import Server  # noqa: E402
+from graph import KEPT, load, node  # noqa: E402
+from host_env import find_host  # noqa: E402
+from pictures import crop  # noqa: E402
+
+from demo.storybook import Thing, sprite  # noqa: E402
+
+STACK = {
+    "1": load("sky.png", name="sky", canvas_width=768, canvas_height=512),
+    "2": load("green tree.png", name="tree", x=60, y=180, layers=["1", 0]),
+    "3": load("blue ball.png", name="glass ball", x=400, y=230, layers=["2", 0]),
+    "4": load("yellow star.png", name="star", x=540, y=20, width=160, height=160, rotation=15.0, layers=["3", 0]),
+}
+
+SCENES = {
+    "LD_ArrangeLayers": {
+        "5": node(
+            "LD_ArrangeLayers", layers=["4", 0],
+            arrangement={
+                "version": 1,
+                "layers": {"glass ball": {"x": 250, "y": 120, "rotation": -12}},
+                "order": ["sky", "glass ball", "tree", "star"],
+            },
+        ),
+        "6": node("LD_LayerComposite", layers=["5", 0], backdrop="transparent"),
+    },
+    "LD_EditLayer": {
+        "5": node("LD_EditLayer", layers=["4", 0], layer="star", **{**KEPT, "opacity": "set", "opacity.to": 0.5}),
+        "6": node("LD_LayerPreview", layers=["5", 0], size=768),
+    },
+    "LD_SelectLayers": {
+        "5": node("LD_SelectLayers", layers=["4", 0], which="star, 1"),
+        "6": node("LD_LayerPreview", layers=["5", 0], size=768),
+        "7": node("LD_LayerPreview", layers=["5", 1], size=768),
+    },
+    "LD_SplitLayer": {
+        "5": node("LD_SplitLayer", layers=["4", 0], layer="star"),
+        "6": node("ImageInvert", image=["5", 0]),
+        "7": node("LD_JoinLayer", layers=["4", 0], layer="star", image=["6", 0], alpha=["5", 1]),
+        "8": node("LD_LayerPreview", layers=["7", 0], size=768),
+    },
+}  # fmt: skip
+"""What each node's picture shows, on top of :data:`STACK`."""
+
+PLACES = {
+    "LD_ArrangeLayers": {"5": (0, 0), "6": (600, 0)},
+    "LD_EditLayer": {"5": (0, 0), "6": (360, 0)},
+    "LD_SelectLayers": {"5": (0, 0), "6": (330, -60), "7": (330, 320)},
+    "LD_SplitLayer": {"5": (0, 0), "6": (330, 0), "7": (560, 0), "8": (860, 0)},
+}
+SIZES = {"LD_LayerComposite": (400, 420), "LD_LayerPreview": (380, 320)}
+
+
+def take(page, server):
+    """Open, run and save every scene."""
+    for thing in (Thing("glass", "blue", "ball"), Thing("solid", "green", "tree"), Thing("solid", "yellow", "star")):
+        Image.fromarray(sprite(thing, 256)[0]).save(server.base / "input" / f"{thing.colour} {thing.kind}.png")
+    y, x = np.mgrid[0:512, 0:768]
+    Image.fromarray(np.stack([120 + x / 10, 160 + y / 8, 220 - y / 6], -1).astype(np.uint8)).save(server.base / "input" / "sky.png")
+    for name, scene in SCENES.items():
+        page.open_api({**STACK, **scene})
+        sizes = {i: SIZES[n["class_type"]] for i, n in scene.items() if n["class_type"] in SIZES}
+        page.page.evaluate(
+            """([places, sizes]) => {
+                for (const node of app.graph.nodes) node.pos = places[node.id] ?? [-2000, 0];
+                for (const [id, size] of Object.entries(sizes)) app.graph.getNodeById(id).setSize(size);
+            }""",
+            [PLACES[name], sizes],
+        )
+        page.queue([i for i in sizes])
+        if name == "LD_ArrangeLayers":
+            page.page.evaluate("() => app.graph.getNodeById('5').layerEditor.select('glass ball')")
+        crop(page, list(scene), PACK / f"web/docs/{name}/picture.jpg")
+    (PACK / "web/docs/LD_JoinLayer/picture.jpg").write_bytes((PACK / "web/docs/LD_SplitLayer/picture.jpg").read_bytes())
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder, pages.browser((1900, 1000)) as new:
+        server = Server(*find_host(), Path(folder) / "base")
+        try:
+            page = new(server)
+            page.setting("Comfy.Minimap.Visible", False)
+            take(page, server)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

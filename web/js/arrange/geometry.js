@@ -1,0 +1,157 @@
+/**
+ * Where layers lie, in canvas pixels; y points down, angles are degrees clockwise. Pure: no DOM, no state.
+ *
+ * @typedef {{x: number, y: number}} Point
+ * @typedef {{x: number, y: number, width: number, height: number, rotation: number}} Box a layer's place; x, y before rotation
+ * @typedef {{left: number, top: number, right: number, bottom: number}} Bounds
+ */
+
+/** The eight handles as directions from the centre: u to the right, v down. */
+export const HANDLES = [[-1, -1], [0, -1], [1, -1], [1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0]];
+
+/** Greatest side of a layer, and four times that the farthest place, as the server checks them. */
+const MAX_SIDE = 16384;
+
+const limited = (value, low, high) => Math.min(Math.max(value, low), high);
+
+/** @returns {Point} */
+export function centre(box) {
+  return { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+}
+
+/** @param {Point} vector @param {number} degrees @returns {Point} the vector turned clockwise */
+export function turned(vector, degrees) {
+  const angle = (degrees * Math.PI) / 180;
+  const [cos, sin] = [Math.cos(angle), Math.sin(angle)];
+  return { x: vector.x * cos - vector.y * sin, y: vector.x * sin + vector.y * cos };
+}
+
+/** @returns {Point} the point of a box in direction (u, v) from its centre: (1, 1) is its bottom right corner */
+export function pointOf(box, u, v) {
+  const middle = centre(box);
+  const arm = turned({ x: (u * box.width) / 2, y: (v * box.height) / 2 }, box.rotation);
+  return { x: middle.x + arm.x, y: middle.y + arm.y };
+}
+
+/** @returns {Point[]} clockwise from the box's own top left */
+export function corners(box) {
+  return [pointOf(box, -1, -1), pointOf(box, 1, -1), pointOf(box, 1, 1), pointOf(box, -1, 1)];
+}
+
+/** @returns {Bounds} */
+export function bounds(box) {
+  const points = corners(box);
+  const [xs, ys] = [points.map((p) => p.x), points.map((p) => p.y)];
+  return { left: Math.min(...xs), top: Math.min(...ys), right: Math.max(...xs), bottom: Math.max(...ys) };
+}
+
+/** @returns {Point} where a canvas point lies in the box, 0..1 in both directions when inside */
+export function within(box, point) {
+  const middle = centre(box);
+  const arm = turned({ x: point.x - middle.x, y: point.y - middle.y }, -box.rotation);
+  return { x: arm.x / box.width + 0.5, y: arm.y / box.height + 0.5 };
+}
+
+export function contains(box, point) {
+  const inner = within(box, point);
+  return inner.x >= 0 && inner.x <= 1 && inner.y >= 0 && inner.y <= 1;
+}
+
+/** @returns {Box} the box moved, on whole pixels */
+export function moved(box, dx, dy) {
+  const far = 4 * MAX_SIDE;
+  return { ...box, x: limited(Math.round(box.x + dx), -far, far), y: limited(Math.round(box.y + dy), -far, far) };
+}
+
+/**
+ * Pull the handle (u, v) of a box to a point; what lies opposite stays where it is.
+ *
+ * @param {Box} box as it was when the pull began
+ * @param {{ratio: boolean, fromCentre: boolean}} options ratio: keep width to height; fromCentre: the centre stays instead
+ * @returns {Box} in whole pixels, at least 1 wide and high
+ */
+export function resized(box, u, v, point, { ratio, fromCentre }) {
+  const anchor = fromCentre ? centre(box) : pointOf(box, -u, -v);
+  const reach = turned({ x: point.x - anchor.x, y: point.y - anchor.y }, -box.rotation);
+  const twice = fromCentre ? 2 : 1;
+  let width = u ? reach.x * u * twice : box.width;
+  let height = v ? reach.y * v * twice : box.height;
+  if (ratio) {
+    // Along the diagonal, so that neither direction leads; a side handle takes the other side along.
+    const diagonal = box.width ** 2 + box.height ** 2;
+    const scale = u && v ? (width * box.width + height * box.height) / diagonal : u ? width / box.width : height / box.height;
+    [width, height] = [box.width * scale, box.height * scale];
+  }
+  width = limited(Math.round(width), 1, MAX_SIDE);
+  height = limited(Math.round(height), 1, MAX_SIDE);
+  const arm = fromCentre ? { x: 0, y: 0 } : turned({ x: (u * width) / 2, y: (v * height) / 2 }, box.rotation);
+  return moved({ ...box, x: anchor.x + arm.x - width / 2, y: anchor.y + arm.y - height / 2, width, height }, 0, 0);
+}
+
+/**
+ * Turn a box about its centre as a pointer goes round it.
+ *
+ * @param {Point} from where the pointer was when the turn began
+ * @param {number} step degrees to round to: 0.1, or 15 for whole steps
+ * @returns {Box} with rotation in -180..180
+ */
+export function rotated(box, from, to, step) {
+  const middle = centre(box);
+  const angle = (p) => (Math.atan2(p.y - middle.y, p.x - middle.x) * 180) / Math.PI;
+  const free = box.rotation + angle(to) - angle(from);
+  return { ...box, rotation: upright(Math.round(free / step) * step) };
+}
+
+/** @returns {number} the same direction within -180..180, without the noise of floating point */
+export function upright(degrees) {
+  const turn = ((((degrees + 180) % 360) + 360) % 360) - 180;
+  return Math.round(turn * 10) / 10 + 0;
+}
+
+/** @returns {{x: number[], y: number[]}} the lines that a moving layer snaps to: edges and centres of the canvas and the other layers */
+export function guideLines(canvas, others) {
+  const lines = { x: [0, canvas.width / 2, canvas.width], y: [0, canvas.height / 2, canvas.height] };
+  for (const box of others) {
+    const b = bounds(box);
+    lines.x.push(b.left, (b.left + b.right) / 2, b.right);
+    lines.y.push(b.top, (b.top + b.bottom) / 2, b.bottom);
+  }
+  return lines;
+}
+
+/**
+ * The smallest shift that brings one of `values` onto one of `lines`.
+ *
+ * @param {number} reach farthest shift, canvas pixels
+ * @returns {{shift: number, line: number | null}} shift 0 and line null where none is near
+ */
+export function snapped(values, lines, reach) {
+  let best = { shift: 0, line: null };
+  let distance = reach;
+  for (const value of values)
+    for (const line of lines)
+      if (Math.abs(line - value) < distance) {
+        distance = Math.abs(line - value);
+        best = { shift: line - value, line };
+      }
+  return best;
+}
+
+/**
+ * Move a box and let its edges and centre snap.
+ *
+ * @returns {{box: Box, guides: {x: number | null, y: number | null}}} guides: the lines it lies on
+ */
+export function movedAndSnapped(box, dx, dy, lines, reach) {
+  const free = bounds({ ...box, x: box.x + dx, y: box.y + dy });
+  const x = snapped([free.left, (free.left + free.right) / 2, free.right], lines.x, reach);
+  const y = snapped([free.top, (free.top + free.bottom) / 2, free.bottom], lines.y, reach);
+  return { box: moved(box, dx + x.shift, dy + y.shift), guides: { x: x.line, y: y.line } };
+}
+
+/** @returns {{point: Point, guides: {x: number | null, y: number | null}}} a pulled handle's point on the lines near it */
+export function snappedPoint(point, u, v, lines, reach) {
+  const x = u ? snapped([point.x], lines.x, reach) : { shift: 0, line: null };
+  const y = v ? snapped([point.y], lines.y, reach) : { shift: 0, line: null };
+  return { point: { x: point.x + x.shift, y: point.y + y.shift }, guides: { x: x.line, y: y.line } };
+}

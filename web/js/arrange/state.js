@@ -1,0 +1,140 @@
+/**
+ * What the user changed, as it is kept in the workflow: `{version, layers: {name: {field: value}}, order: [names, back to front]}`.
+ * The same rules as layered_core/arrangement.py. Pure; states are never changed in place.
+ *
+ * @typedef {{name: string, x: number, y: number, width: number, height: number, rotation: number, flip_h: boolean, flip_v: boolean,
+ *   opacity: number, blend_mode: string, visible: boolean}} Layer
+ * @typedef {{version: number, layers: Object<string, Partial<Layer>>, order?: string[]}} State
+ */
+
+export const VERSION = 1;
+
+export const FIELDS = ["x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible"];
+
+export const EMPTY = Object.freeze({ version: VERSION, layers: Object.freeze({}) });
+
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** @returns {State | null} null where it is nothing that this version can read: it is then kept as it is */
+export function read(value) {
+  if (typeof value === "string") {
+    try {
+      value = value.trim() ? JSON.parse(value) : {};
+    } catch {
+      return null;
+    }
+  }
+  if (value === undefined || value === null) return EMPTY;
+  if (!isObject(value)) return null;
+  if (Object.keys(value).length === 0) return EMPTY;
+  const { version, layers = {}, order = [] } = value;
+  if (version !== VERSION || !isObject(layers) || !Object.values(layers).every(isObject) || !Array.isArray(order)) return null;
+  return order.length ? { version, layers, order } : { version, layers };
+}
+
+/** @returns {State | {}} what goes into the workflow: nothing where nothing was changed */
+export function written(state) {
+  return Object.keys(state.layers).length || state.order ? state : {};
+}
+
+/** @returns {string[]} `names` in the order of the state; those it does not know keep their own number */
+export function ordered(names, order = []) {
+  const result = order.filter((name) => names.includes(name));
+  names.forEach((name, index) => {
+    if (!order.includes(name)) result.splice(index, 0, name);
+  });
+  return result;
+}
+
+/** @param {Layer[]} stack @param {State} state @returns {Layer[]} the stack as arranged, back to front */
+export function arranged(stack, state) {
+  const layers = new Map(stack.map((layer) => [layer.name, layer]));
+  return ordered([...layers.keys()], state.order).map((name) => ({ ...layers.get(name), ...state.layers[name] }));
+}
+
+/** @returns {string[]} names in the state that the stack does not have */
+export function absent(stack, state) {
+  const present = new Set(stack.map((layer) => layer.name));
+  return [...new Set([...Object.keys(state.layers), ...(state.order ?? [])])].filter((name) => !present.has(name));
+}
+
+/** @param {Layer} own the layer as it comes in @returns {State} with fields of it set; one that is as it came in counts as unchanged */
+export function changed(state, own, changes) {
+  const all = { ...state.layers[own.name], ...changes };
+  const kept = FIELDS.filter((field) => field in all && all[field] !== own[field]).map((field) => [field, all[field]]);
+  return withLayer(state, own.name, Object.fromEntries(kept));
+}
+
+/** @returns {State} with the layer's own place and look again; the order stays */
+export function reset(state, name) {
+  return withLayer(state, name, {});
+}
+
+/** @returns {State} with the layers of the stack in the order `names`; names of other stacks stay above what they were above */
+export function reordered(state, stack, names) {
+  const own = stack.map((layer) => layer.name);
+  const result = [...names];
+  (state.order ?? []).forEach((name, index, order) => {
+    if (!result.includes(name)) result.splice(index ? result.indexOf(order[index - 1]) + 1 : 0, 0, name);
+  });
+  const { order: _, ...rest } = state;
+  const plain = result.length === own.length && result.every((name, index) => name === own[index]);
+  return plain ? rest : { ...rest, order: result };
+}
+
+/** @returns {State} without those names */
+export function without(state, names) {
+  const layers = Object.fromEntries(Object.entries(state.layers).filter(([name]) => !names.includes(name)));
+  const order = (state.order ?? []).filter((name) => !names.includes(name));
+  return order.length ? { version: VERSION, layers, order } : { version: VERSION, layers };
+}
+
+function withLayer(state, name, changes) {
+  const { [name]: _, ...others } = state.layers;
+  return { ...state, layers: Object.keys(changes).length ? { ...others, [name]: changes } : others };
+}
+
+/** States to go back to and forward again. */
+export class History {
+  #past = [];
+  #future = [];
+  #kind = null;
+
+  /** Remember `state` as what was before a change. Changes of one kind in a row, such as presses of an arrow key, are one step. */
+  push(state, kind = null) {
+    if (kind === null || kind !== this.#kind) this.#past.push(state);
+    if (this.#past.length > 200) this.#past.shift();
+    this.#future = [];
+    this.#kind = kind;
+  }
+
+  /** The next change is a step of its own. */
+  pause() {
+    this.#kind = null;
+  }
+
+  get canUndo() {
+    return this.#past.length > 0;
+  }
+
+  get canRedo() {
+    return this.#future.length > 0;
+  }
+
+  /** @returns {State | undefined} what was before `state` */
+  undo(state) {
+    return this.#step(this.#past, this.#future, state);
+  }
+
+  /** @returns {State | undefined} what was after `state` before it was undone */
+  redo(state) {
+    return this.#step(this.#future, this.#past, state);
+  }
+
+  #step(from, to, state) {
+    this.#kind = null;
+    if (!from.length) return undefined;
+    to.push(state);
+    return from.pop();
+  }
+}

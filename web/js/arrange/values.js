@@ -1,0 +1,91 @@
+/** The selected layer's place and look as numbers. */
+
+import { button, element } from "./dom.js";
+import { upright } from "./geometry.js";
+import { OPERATIONS } from "./stage.js";
+
+/** As layered_core.document.BLEND_MODES. */
+export const BLEND_MODES = [
+  "normal", "multiply", "screen", "overlay", "darken", "lighten", "color-dodge", "color-burn", "hard-light", "soft-light", "difference",
+  "exclusion", "linear-dodge", "linear-burn", "vivid-light", "pin-light", "linear-light", "hard-mix", "subtract", "divide", "grain-extract",
+  "grain-merge", "hue", "saturation", "color", "luminosity",
+];
+
+const LIMITS = { x: [-65536, 65536], y: [-65536, 65536], width: [1, 16384], height: [1, 16384], rotation: [-180, 180] };
+
+export class Values {
+  constructor(editor) {
+    this.editor = editor;
+    this.fields = {};
+    const labels = { x: "X", y: "Y", width: "W", height: "H", rotation: "∠" };
+    const number = (name) => {
+      this.fields[name] = this.#number(name, LIMITS[name], name === "rotation" ? 0.1 : 1, (value) => this.#set(name, value));
+      return element("label", { className: "ld-label", title: editor.words(name) }, labels[name], this.fields[name]);
+    };
+    this.lock = button("ratio", editor.words("ratio"), (input) => (editor.ratio = input.checked), "checkbox");
+    this.lock.input.checked = editor.ratio;
+    this.slider = element("input", { type: "range", className: "ld-slider", min: 0, max: 100, step: 1, title: editor.words("opacity"), "aria-label": editor.words("opacity") });
+    this.slider.addEventListener("input", () => editor.change(editor.chosen, { opacity: this.slider.value / 100 }, `opacity ${editor.chosen}`));
+    this.slider.addEventListener("change", () => editor.history.pause());
+    this.percent = this.#number("opacity", [0, 100], 1, (value) => editor.change(editor.chosen, { opacity: value / 100 }));
+    this.percent.classList.add("ld-short");
+    this.mode = element("select", { title: editor.words("blend"), "aria-label": editor.words("blend") });
+    this.mode.append(...BLEND_MODES.map((mode) => element("option", { value: mode, textContent: mode })));
+    this.mode.addEventListener("change", () => editor.change(editor.chosen, { blend_mode: this.mode.value }));
+    const row = (...children) => element("div", { className: "ld-values" }, ...children);
+    const opacity = element("label", { className: "ld-label ld-wide", title: editor.words("opacity") }, editor.words("opacity"), this.slider);
+    this.element = element(
+      "div",
+      { className: "ld-rows" },
+      row(number("x"), number("y"), number("width"), this.lock.label, number("height"), number("rotation")),
+      row(opacity, element("label", { className: "ld-label" }, this.percent, "%"), this.mode),
+    );
+  }
+
+  /** Whether the canvas draws a blend mode as it is. */
+  isDrawn(mode) {
+    return mode in OPERATIONS;
+  }
+
+  refresh() {
+    const layer = this.editor.selected;
+    const off = !layer || !this.editor.readable;
+    for (const [name, field] of Object.entries(this.fields)) {
+      field.disabled = off;
+      if (field !== document.activeElement || !off) field.value = layer ? Math.round(layer[name] * 10) / 10 : "";
+    }
+    this.lock.input.disabled = off;
+    this.slider.disabled = this.percent.disabled = this.mode.disabled = off;
+    this.slider.value = layer ? layer.opacity * 100 : 100;
+    this.percent.value = layer ? Math.round(layer.opacity * 100) : "";
+    this.mode.value = layer?.blend_mode ?? "normal";
+  }
+
+  #number(name, [min, max], step, set) {
+    const field = element("input", { type: "number", className: "ld-field", min, max, step, title: this.editor.words(name), "aria-label": this.editor.words(name) });
+    field.addEventListener("change", () => {
+      const value = Number.parseFloat(field.value);
+      if (Number.isFinite(value)) set(Math.min(Math.max(value, min), max));
+      this.refresh();
+    });
+    field.addEventListener("keydown", (event) => {
+      event.stopPropagation(); // what is typed here is no command
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      if (event.key === "Escape") this.refresh();
+      this.editor.stage.focus();
+    });
+    return field;
+  }
+
+  #set(name, value) {
+    const { editor } = this;
+    const layer = editor.selected;
+    if (!layer) return;
+    if (name === "rotation") return editor.change(layer.name, { rotation: upright(value) });
+    const whole = Math.round(value);
+    const changes = { [name]: whole };
+    const other = { width: "height", height: "width" }[name];
+    if (other && editor.ratio) changes[other] = Math.min(Math.max(Math.round((layer[other] * whole) / layer[name]), 1), LIMITS[other][1]);
+    editor.change(layer.name, changes);
+  }
+}
