@@ -104,14 +104,15 @@ def _mean(values: Sequence[float]) -> str:
     return f"{sum(kept) / len(kept):.2f}" if kept else "–"
 
 
-def layout_overlay(picture: Tensor, layout: Layout) -> Tensor:
+def layout_overlay(picture: Tensor, layout: Layout, side: int = 512) -> Tensor:
     """The picture, greyed, with what was found filled and what was wanted outlined.
 
     Args:
         picture: ``[H, W, 3]`` in 0..1, scaled to the canvas.
+        side: a canvas whose longer side is below half of this is enlarged a whole number of times, to this at most.
 
     Returns:
-        ``[H, W, 3]``.
+        ``[H', W', 3]``.
     """
     height, width = layout.wanted.shape[-2:]
     nchw = picture.permute(2, 0, 1)[None].float()
@@ -126,4 +127,5 @@ def layout_overlay(picture: Tensor, layout: Layout) -> Tensor:
         # Inside the mask, or a mask that fills the canvas would have no outline.
         rim = hard + functional.max_pool2d(functional.pad(-hard, (radius,) * 4), 2 * radius + 1, 1)
         out = torch.where(rim[0, 0, ..., None] > 0, torch.tensor(WANTED), out)
-    return out.clamp(0, 1)
+    scale = max(1, side // max(height, width))
+    return out.clamp(0, 1).repeat_interleave(scale, 0).repeat_interleave(scale, 1)

@@ -6,7 +6,6 @@ from comfy_api.latest import ComfyExtension, io
 
 from .arrange_layers import ArrangeLayers
 from .control_hint import LayerControlHint
-from .demo_control import LoadDemoControlNet
 from .demo_model import LoadDemoModel
 from .edit_layer import EditLayer
 from .layer_composite import LayerComposite
@@ -34,7 +33,6 @@ NODES: list[type[io.ComfyNode]] = [
     JoinLayer,
     MaskedControlNetApply,
     LayerControlHint,
-    LoadDemoControlNet,
     LoadLayers,
     SaveLayers,
     LayoutMetrics,

@@ -36,6 +36,19 @@ EXAMPLES = {
         "it": node("LD_LayoutMetrics", layers=["a", 0], image=["p", 0], names=""),
     },
     "LD_LayerPreview": {"a": load("red.png"), "it": node("LD_LayerPreview", layers=["a", 0], size=64)},
+    "LD_LayerControlHint": {
+        "a": from_image(width=8, height=8, control_hint="segmentation"),
+        "it": node("LD_LayerControlHint", layers=["a", 0], outline=False),
+    },
+    "LD_MaskedControlNetApply": {
+        "a": from_image(width=64, height=64, control_hint="segmentation", canvas_width=128, canvas_height=128),
+        "w": node("CLIPTextEncode", text="a red ball", clip=["loader", 1]),
+        "net": node("TestControlNet"),
+        "it": node(
+            "LD_MaskedControlNetApply", positive=["w", 0], negative=["w", 0], control_net=["net", 0], layers=["a", 0], strength=1.0,
+            start_percent=0.0, end_percent=1.0, mode="balanced",
+        ),
+    },
 }
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
 
