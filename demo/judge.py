@@ -62,7 +62,11 @@ class Verdict:
 
 
 class Judge(nn.Module):
-    """Segmenter: picture ``[B, 3, 128, 128]`` in 0..1 to class logits ``[B, 37, 64, 64]`` (0: no object) and background logits ``[B, 6]``."""
+    """Segmenter of pictures ``[B, 3, 128, 128]`` in 0..1.
+
+    Gives class logits ``[B, 37, 64, 64]`` (0: no object), background logits ``[B, 6]``, and logits ``[B, 64, 64]`` of where two objects
+    meet, which tells a pair of touching likes from one object.
+    """
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -71,13 +75,14 @@ class Judge(nn.Module):
         self.down = nn.ModuleList([_stage(w, 2 * w, stride=2), _stage(2 * w, 3 * w, stride=2), _stage(3 * w, 4 * w, stride=2)])
         self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, w)])
         self.classes = nn.Conv2d(w, 1 + len(_CLASSES), 1)
+        self.meeting = nn.Conv2d(w, 1, 3, padding=1)
         # Landscapes are told by their broad colours alone: fine detail of a generated picture must not mislead.
         self.place = nn.Sequential(
             nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1), nn.ReLU(),
             nn.Flatten(), nn.Linear(2 * w * 16, len(BACKGROUNDS)),
         )  # fmt: skip
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See the class."""
         x = self.stem(picture * 2 - 1)
         skips = []
@@ -86,7 +91,7 @@ class Judge(nn.Module):
             x = stage(x)
         for stage, skip in zip(self.up, reversed(skips), strict=True):
             x = stage(torch.cat([nn.functional.interpolate(x, scale_factor=2.0), skip], 1))
-        return self.classes(x), self.place(picture * 2 - 1)
+        return self.classes(x), self.place(picture * 2 - 1), self.meeting(x)[:, 0]
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
@@ -100,31 +105,48 @@ class Judge(nn.Module):
         """Judge ``pictures`` [B, 3, H, W] in 0..1; any square size."""
         if pictures.shape[-2:] != (128, 128):
             pictures = nn.functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
-        logits, places = self(pictures.float())
+        logits, places, meeting = self(pictures.float())
         labels = logits.softmax(1)
         labels = nn.functional.avg_pool2d(labels, 3, 1, 1, count_include_pad=False).argmax(1)
         names = list(BACKGROUNDS)
-        return [Verdict(names[int(p)], tuple(_objects(m))) for m, p in zip(labels, places.argmax(1), strict=True)]
+        return [Verdict(names[int(p)], tuple(_objects(m, b))) for m, p, b in zip(labels, places.argmax(1), meeting > 0, strict=True)]
 
 
-def _objects(labels: Tensor) -> list[Found]:
-    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first.
+def _objects(labels: Tensor, meeting: Tensor) -> list[Found]:
+    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first; ``meeting`` [H, W] is where patches are cut apart.
 
     A patch that touches one of the same colour and more than twice its size is a misread part of it, and goes to it.
     """
-    patches = connected_components(labels)
-    numbers, areas = patches[labels > 0].unique(return_counts=True)
+    inner = torch.where(meeting, 0, labels)
+    patches = connected_components(inner)
+    numbers, areas = patches[inner > 0].unique(return_counts=True)
     found: list[Found] = []
     for patch in numbers[areas.argsort(descending=True)].tolist():
         mask = patches == patch
         colour, kind = _CLASSES[int(labels[mask][0]) - 1]
-        around = nn.functional.max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0] > 0
+        around = _grown(mask)
         whole = next((i for i, f in enumerate(found) if f.colour == colour and bool((f.mask & around).any()) and f.mask.sum() > 2 * mask.sum()), None)
         if whole is not None:
             found[whole] = Found(colour, found[whole].kind, found[whole].mask | mask)
-        elif int(mask.sum()) >= LEAST_AREA:
+        else:
             found.append(Found(colour, kind, mask))
-    return sorted(found, key=lambda f: -int(f.mask.sum()))
+    return sorted((f for f in _regrown(found, labels, meeting) if int(f.mask.sum()) >= LEAST_AREA), key=lambda f: -int(f.mask.sum()))
+
+
+def _regrown(found: list[Found], labels: Tensor, meeting: Tensor) -> list[Found]:
+    """Give the pixels where objects meet back to the neighbours of their class."""
+    free = meeting & (labels > 0)
+    masks = [f.mask for f in found]
+    for _ in range(4):
+        for i, f in enumerate(found):
+            more = _grown(masks[i]) & free & (labels == 1 + _CLASSES.index(f.thing))
+            masks[i], free = masks[i] | more, free & ~more
+    return [Found(f.colour, f.kind, m) for f, m in zip(found, masks, strict=True)]
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """``mask`` [H, W] and its eight-connected neighbours."""
+    return nn.functional.max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0] > 0
 
 
 def connected_components(labels: Tensor) -> Tensor:

@@ -11,16 +11,40 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo.judge import WEIGHTS, Judge, Verdict
-from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Scene, random_scene
+from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Scene, place_object, random_scene
 from demo.train.loop import Trainer, device, start_from
 from demo.train.vae import HELD_OUT
 
 
-def labels(scene: Scene) -> np.ndarray:
-    """Class per pixel at half size, int64 ``[64, 64]``: 0 no object, else 1 + 6 * colour + kind."""
+def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """At half size ``[64, 64]``: the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind), and, bool, where two objects meet."""
     colours, kinds = list(COLOURS), list(KINDS)
     table = np.array([0, *(1 + len(kinds) * colours.index(o.colour) + kinds.index(o.kind) for o in scene.objects)])
-    return table[scene.object_map()[1::2, 1::2]]
+    owner = scene.object_map()[1::2, 1::2].astype(np.int64)
+    apart = np.pad(np.where(owner > 0, owner, 99), 1, constant_values=99)
+    around = np.stack([np.pad(owner, 1)[i : i + 64, j : j + 64] for i in range(3) for j in range(3)])
+    least = np.stack([apart[i : i + 64, j : j + 64] for i in range(3) for j in range(3)]).min(0)
+    return table[owner], (owner > 0) & (around.max(0) > least)
+
+
+def likes(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with every object of one colour and kind, pushed together: where likes meet is hard to learn and rare."""
+    first, size = scene.objects[0].thing, scene.size
+    middle = np.array([[o.x + o.image.shape[1] / 2, o.y + o.image.shape[0] / 2] for o in scene.objects])
+    target, objects = middle.mean(0), []
+    for item, centre in zip(scene.objects, middle, strict=True):
+        width, height = item.image.shape[1] / 1.44, item.image.shape[0] / 1.44
+        centre = target + (centre - target) * rng.uniform(0.5, 1.0)
+        x, y = (float(np.clip(c - s / 2, 2, size - 2 - s)) for c, s in zip(centre, (width, height), strict=True))
+        thing = first._replace(material=item.material)
+        objects.append(place_object(thing, (x, y, width, height), angle=float(rng.uniform(-10, 10)), flip=bool(rng.random() < 0.5)))
+    return Scene(scene.seed, scene.background, scene.background_image, tuple(objects))
+
+
+def drawn(rng: np.random.Generator) -> Scene:
+    """A scene to learn from; one of two or more objects in three shows likes."""
+    scene = random_scene(int(rng.integers(HELD_OUT)))
+    return likes(scene, rng) if len(scene.objects) > 1 and rng.random() < 0.33 else scene
 
 
 def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
@@ -60,14 +84,16 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     weights[0] = 0.4
     going = True
     while going:
-        scenes = [random_scene(int(rng.integers(HELD_OUT))) for _ in range(16 * options.scale)]
+        scenes = [drawn(rng) for _ in range(16 * options.scale)]
         pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 255
-        truth = torch.from_numpy(np.stack([labels(s) for s in scenes])).to(device())
+        truth, border = (torch.from_numpy(np.stack(t)).to(device()) for t in zip(*map(labels, scenes), strict=True))
         where = torch.tensor([places.index(s.background) for s in scenes], device=device())
         with torch.autocast(device().type, torch.bfloat16):
-            logits, place = model(augmented(rng, pictures).contiguous(memory_format=torch.channels_last))
+            logits, place, meeting = model(augmented(rng, pictures).contiguous(memory_format=torch.channels_last))
         # Most pixels are background: weighed down, or small objects come last.
         loss = nn.functional.cross_entropy(logits.float(), truth, weights) + 0.3 * nn.functional.cross_entropy(place.float(), where)
+        inside = truth > 0
+        loss = loss + 0.5 * nn.functional.binary_cross_entropy_with_logits(meeting.float()[inside], border.float()[inside])
         going = trainer.update(loss, len(scenes), pixels=(logits.argmax(1) == truth).float().mean())
         if trainer.due(1.5) or not going:
             if rank == 0:
