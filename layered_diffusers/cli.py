@@ -61,9 +61,37 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument(
         "--strength", type=_range(0, 1), default=0.6, metavar="0..1", help="0 keeps the composite, 1 keeps only the words (default: %(default)s)"
     )
+    render.add_argument(
+        "--per-layer", action="store_true", help="every layer changes as far as its recipe's noise says, one at 0 not at all; --strength is not used"
+    )
     render.add_argument("--composite-only", action="store_true", help="write the plain composite, or the document as it is; no model is loaded")
     _sampling_options(render)
     render.set_defaults(run=_render)
+
+    stage = commands.add_parser(
+        "stage",
+        help="build a picture layer by layer from the words of a document's layers",
+        description="Make every layer that has words and a place but no picture, back to front, each on what lies behind it. "
+        "A layer as large as the canvas finds its own place. Outside its box a layer changes no pixel.",
+    )
+    stage.add_argument("document", type=Path, help="layered file: .json, .psd, .psb, .ora")
+    stage.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the layers: .psd, .psb, .ora, or the name of a new folder")
+    stage.add_argument("--picture", type=Path, metavar="FILE.png", help="the flat picture besides")
+    stage.add_argument("--replace", metavar="NAME", help="make this layer anew, though it has a picture")
+    stage.add_argument("--prompt", metavar="WORDS", help="with --replace: new words for it")
+    stage.add_argument("--later", action="store_true", help="with --replace: make the layers in front of it anew too, not only lay them on again")
+    stage.add_argument("--alpha", choices=("difference", "mask"), default="difference", help="what is opaque: what changed, or the whole box")
+    stage.add_argument("--feather", type=_range(0, 1024, whole=True), default=8, metavar="PX", help="soft border inside a box (default: %(default)s)")
+    stage.add_argument(
+        "--size",
+        type=_range(0, 16384, whole=True),
+        default=0,
+        metavar="PX",
+        help="side at which a box is sampled; 0: with the whole picture (default)",
+    )
+    stage.add_argument("--adapters", type=Path, metavar="FOLDER", help="where the LoRAs and embeddings lie that recipes name")
+    _sampling_options(stage)
+    stage.set_defaults(run=_stage)
 
     generate = commands.add_parser("generate", help="make a picture from words", description="Make a picture from words alone.")
     generate.add_argument("prompt", help="what it shows, e.g. 'a red ball by the sea'")
@@ -153,14 +181,45 @@ def _render(options: argparse.Namespace) -> None:
     if options.negative:
         document = replace(document, negative=options.negative)
     with _Bar("render") as bar:
-        picture = _pipeline(options).render(
-            document, seed=options.seed, strength=options.strength, steps=options.steps, guidance=options.guidance, progress=bar.step
-        )
+        pipeline, how = _pipeline(options), {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "progress": bar.step}
+        picture = pipeline.harmonize(document, **how) if options.per_layer else pipeline.render(document, strength=options.strength, **how)
     if layered:
         layers = unique_names([*document.layers, Layer("render", from_image(picture))])
         write_layers(replace(document, layers=layers), options.out, read.workflow, bits=8)
     else:
         write_whole(options.out, lambda file: picture.save(file, "PNG"))
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from layered_core.compositing import composite
+    from layered_core.errors import invalid
+    from layered_core.files import read_layers, write_layers
+    from layered_core.pictures import write_picture
+
+    _check_out(options.out, ("", ".psd", ".psb", ".ora"))
+    if options.picture is not None:
+        _check_out(options.picture)
+    if not options.replace and (options.prompt or options.later):
+        raise invalid("--replace", None, "the name of a layer", "--prompt and --later say how that layer is made anew")
+    if not options.out.suffix and options.out.exists():
+        raise invalid("output folder", str(options.out), "a name that is not taken")
+    read = read_layers(options.document)
+    if options.replace:
+        read.document.layer(options.replace)
+    with _Bar("stage") as bar:
+        pipeline = _pipeline(options)
+        how = {
+            "seed": options.seed, "alpha": options.alpha, "feather": options.feather, "size": options.size, "adapters": options.adapters,
+            "negative": options.negative or read.document.negative, "steps": options.steps, "guidance": options.guidance, "progress": bar.step,
+        }  # fmt: skip
+        document = (
+            pipeline.replace_layer(read.document, options.replace, prompt=options.prompt, later=options.later, **how)
+            if options.replace
+            else pipeline.generate_layers(read.document, **how)
+        )
+    write_layers(document, options.out, read.workflow, bits=8)
+    if options.picture is not None:
+        write_picture(composite(document), options.picture)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -209,7 +268,7 @@ def _check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
     from layered_core.errors import invalid
 
     if path.suffix.lower() not in ends:
-        raise invalid("output file", str(path), f"a name that ends in {' or '.join(ends)}")
+        raise invalid("output file", str(path), "a name that ends in " + " or ".join(e or "nothing, for a folder" for e in ends))
     if not path.parent.is_dir():
         raise invalid("output folder", str(path.parent), "an existing folder")
 

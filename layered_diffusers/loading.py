@@ -7,18 +7,28 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 # Read by huggingface_hub when it is imported: a model that is not on disk is an error at once, not a retried connection.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from layered_core.errors import LayeredError, invalid
+
+StableDiffusion: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionInpaintPipeline | StableDiffusionXLInpaintPipeline
+"""The families that are known: 1.x, 2.x and XL, each also made for inpainting."""
 
 STORYBOOK = Path(__file__).resolve().parent.parent / "demo" / "model"
 """The shipped model."""
@@ -76,7 +86,7 @@ def check_model(folder: Path) -> None:
                 raise LayeredError(f"model file {str(file)!r} is broken: {error}. {restore}") from None
 
 
-def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL model.
 
     Raises:
@@ -89,8 +99,10 @@ def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch
             model = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise LayeredError(f"model {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not isinstance(model, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
-        raise invalid("model family", type(model).__name__, "StableDiffusionPipeline (1.x, 2.x) or StableDiffusionXLPipeline")
+    if not isinstance(model, StableDiffusion):
+        raise invalid(
+            "model family", type(model).__name__, "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting kin"
+        )
     model.set_progress_bar_config(disable=True)
     return model.to(device)
 

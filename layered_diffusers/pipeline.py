@@ -5,22 +5,43 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from layered_core.blending import keep_outside
+from layered_core.blending import grow
 from layered_core.compositing import GREY, composite, over_colour
 from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import check_number, check_whole, invalid
 from layered_core.masks import mask_pyramid
+from layered_core.noise import noise_map
 from layered_core.pictures import to_image
-from layered_diffusers.loading import STORYBOOK, find_model, load_model
-from layered_diffusers.sampling import KeepOutside, Method, Progress, Run, noised, sample
+from layered_core.repaint import Repaint, plan_repaint, plan_whole, tighten
+from layered_core.stages import changed_region
+from layered_diffusers import stages
+from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
+from layered_diffusers.noise import ChangeMap, InpaintInput
+from layered_diffusers.sampling import Method, Progress, Run, noised, sample
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from layered_diffusers.stages import Staging
+
+
+class Sampling(TypedDict, total=False):
+    """Options of :meth:`LayeredDiffusionPipeline.generate` that every way of making a picture passes on."""
+
+    negative: str
+    steps: int
+    guidance: float
+    methods: Sequence[Method]
+    progress: Progress | None
 
 
 class LayeredDiffusionPipeline:
@@ -30,7 +51,7 @@ class LayeredDiffusionPipeline:
     All pictures are Pillow images; all masks mean 1 (white) = may change.
     """
 
-    def __init__(self, model: StableDiffusionPipeline | StableDiffusionXLPipeline, side: int | None = None) -> None:
+    def __init__(self, model: StableDiffusion, side: int | None = None) -> None:
         """``model``: a loaded diffusers pipeline. ``side``: default picture side in pixels; None for the model's own."""
         self.model = model
         self.scale = 8 if not hasattr(model, "vae_scale_factor") else int(model.vae_scale_factor)
@@ -108,13 +129,16 @@ class LayeredDiffusionPipeline:
         check_whole("height", height, 1, MAX_SIDE)
 
         padded_height, padded_width = self._padded(height), self._padded(width)
-        shape = (len(prompts), self.model.unet.config.in_channels, padded_height // self.scale, padded_width // self.scale)
+        shape = (len(prompts), int(self.model.vae.config.latent_channels), padded_height // self.scale, padded_width // self.scale)
         noise = torch.cat([torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
         noise = noise.to(self.model.device, self.model.unet.dtype)
         context, added = self._words(list(prompts), negative, padded_width, padded_height)
         scheduler = copy.deepcopy(self.model.scheduler)
         scheduler.set_timesteps(steps, device=self.model.device)
         skipped = steps - min(int(steps * strength + 0.5), steps) if start is not None else 0
+        if self.inpaints and not any(isinstance(m, InpaintInput) for m in methods):
+            everything = torch.full((1, 3, padded_height, padded_width), 0.5)
+            methods = [*methods, self._inpaint_input(everything, torch.ones(padded_height, padded_width))]
         run = Run(
             unet=self.model.unet,
             scheduler=scheduler,
@@ -133,9 +157,11 @@ class LayeredDiffusionPipeline:
         latents = sample(run, methods, progress)
         return self.decode(latents)[..., :height, :width]
 
-    def generate_layer(self, prompt: str, *, seed: int = 0, **options: object) -> Image.Image:
-        """A picture from words alone, e.g. the background of a scene. ``options`` as :meth:`generate`."""
-        return to_image(self.generate([prompt], seeds=[seed], **options)[0].permute(1, 2, 0))  # type: ignore[arg-type]  # passed through
+    def generate_layer(
+        self, prompt: str, *, seed: int = 0, width: int | None = None, height: int | None = None, **options: Unpack[Sampling]
+    ) -> Image.Image:
+        """A picture from words alone, e.g. the background of a scene. Sizes and ``options`` as :meth:`generate`."""
+        return to_image(self.generate([prompt], seeds=[seed], width=width, height=height, **options)[0].permute(1, 2, 0))
 
     def add_layer(
         self,
@@ -144,39 +170,102 @@ class LayeredDiffusionPipeline:
         mask: Image.Image | Tensor | None = None,
         *,
         seed: int = 0,
-        strength: float | None = None,
-        **options: object,
+        strength: float = 1.0,
+        feather: int = 8,
+        size: int = 0,
+        context: float = 0.5,
+        blend: str = "gradient",
+        **options: Unpack[Sampling],
     ) -> Image.Image:
-        """Add something to a picture.
+        """Add something to a picture; outside its mask every pixel stays equal to the bit.
 
         Args:
             image: the picture so far.
             prompt: what is added (the storybook model wants the bare object: ``a red ball``).
-            mask: where; white may change. A Pillow image or ``[H, W]`` in 0..1 of the picture's size. Pixels where it is 0 stay equal
-                to the bit; soft values blend. None: the whole picture is redrawn from ``strength`` (default 0.7).
+            mask: where; white may change. A Pillow image or ``[H, W]`` in 0..1 of the picture's size. None: found by :meth:`find_region`.
             seed: of the noise.
-            strength: how far the masked part may depart from what is there, 0..1. Default 1 with a mask.
+            strength: how far the masked part may depart from what is there, 0..1.
+            feather: width of the soft border inside the mask, pixels.
+            size: side at which the masked part is sampled, pixels: a small part is cut out with its surroundings and scaled up. 0: the
+                whole picture is sampled.
+            context: how much of the surroundings is cut out on every side, as a share of the part's longer side.
+            blend: how the part joins its surroundings, one of :data:`layered_core.blending.BLENDS`.
+            options: as :meth:`generate`.
 
         Raises:
-            LayeredError: the mask has another size than the picture, or values that are not 0..1.
+            LayeredError: the mask has another size than the picture, no pixel, or values that are not 0..1.
         """
-        start = _pixels(image)
+        before = _pixels(image)[0]
         if mask is None:
-            pictures = self.generate([prompt], seeds=[seed], start=start, strength=0.7 if strength is None else strength, **options)  # type: ignore[arg-type]  # passed through
-            return to_image(pictures[0].permute(1, 2, 0))
-        mask = torch.from_numpy(_array(mask.convert("L"))) if isinstance(mask, Image.Image) else mask.float()
-        if tuple(mask.shape) != start.shape[-2:]:
-            raise invalid("mask size", f"{mask.shape[-1]}x{mask.shape[-2]}", f"the picture's, {start.shape[-1]}x{start.shape[-2]}")
-        if not bool(((mask >= 0) & (mask <= 1)).all()):
-            raise invalid("mask values", f"{float(mask.min())}..{float(mask.max())}", "0..1 and no NaN, 1 where the picture may change")
-        clean = self.encode(start)
-        cells = self.latent_mask(mask)
-        pictures = self.generate(
-            [prompt], seeds=[seed], start=start, strength=1.0 if strength is None else strength, methods=[KeepOutside(clean, cells)], **options  # type: ignore[arg-type]  # passed through
-        )  # fmt: skip
-        return to_image(keep_outside(pictures, start, mask)[0].permute(1, 2, 0))
+            mask = self.find_region(before, prompt, seed=seed, **options)
+        elif isinstance(mask, Image.Image):
+            mask = torch.from_numpy(_array(mask.convert("L")))
+        plan = self.stage_plan(before, mask.float(), feather=feather, side=size, context=context)
+        return to_image(self.repaint(plan, prompt, seed=seed, strength=strength, blend=blend, **options).permute(1, 2, 0))
 
-    def render(self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, **options: object) -> Image.Image:
+    def find_region(self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]) -> Tensor:
+        """Where the model would put something: ``[H, W]``, 0 or 1, for a picture ``[3, H, W]``.
+
+        A draft of the whole picture is made from ``prompt`` at strength 0.75 in half the steps; where it differs most is the place
+        (:func:`layered_core.stages.changed_region`), widened by 1/16 of the side.
+        """
+        options["steps"] = max(1, options.get("steps", 25) // 2)
+        draft = self.generate([prompt], seeds=[seed], start=before[None], strength=0.75, **options)[0]
+        return grow(changed_region(before, draft), max(before.shape[-2:]) // 16)
+
+    def repaint(
+        self, plan: Repaint, prompt: str, *, seed: int = 0, strength: float = 1.0, blend: str = "gradient", **options: Unpack[Sampling]
+    ) -> Tensor:
+        """Sample what a plan cuts out, each place as free as its change map says, and paste it back; ``[3, H, W]``."""
+        start = plan.cut()[None]
+        inpainting = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
+        options["methods"] = [self._change_map(plan, start), *inpainting, *options.get("methods", ())]
+        sampled = self.generate([prompt], seeds=[seed], start=start, strength=strength, **options)
+        return plan.paste(sampled, blend)[0]
+
+    def generate_layers(self, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
+        """Make every layer that has no picture yet, back to front. See :func:`layered_diffusers.stages.generate_layers`."""
+        return stages.generate_layers(self, document, **options)
+
+    def replace_layer(
+        self, document: LayerDocument, name: str, *, prompt: str | None = None, later: bool = False, **options: Unpack[Staging]
+    ) -> LayerDocument:
+        """Make one layer anew, the others stay. See :func:`layered_diffusers.stages.replace_layer`."""
+        return stages.replace_layer(self, document, name, prompt=prompt, later=later, **options)
+
+    def harmonize(
+        self,
+        document: LayerDocument,
+        *,
+        seed: int = 0,
+        background: float = 1.0,
+        blur: float = 0.0,
+        threshold: str = "absolute",
+        noise: str = "fixed",
+        dilation: float = 0.0,
+        softness: float = 0.0,
+        **options: Unpack[Sampling],
+    ) -> Image.Image:
+        """Turn a document into one picture in which each layer changes as far as its ``recipe.noise`` says.
+
+        All at 1: a picture from ``document.words`` alone. A layer at 0 keeps its pixels to the bit.
+
+        Args:
+            document: its composite is where sampling starts; its words are the prompt.
+            seed: of the noise.
+            background: how far what no layer covers may change, 0..1.
+            blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise`.
+            options: as :meth:`generate`.
+        """
+        plan = plan_whole(self.flat(document)[0], noise_map(document, background, blur), self.unit)
+        start = plan.cut()[None]
+        change = self._change_map(plan, start, threshold, noise, dilation, softness)
+        options.setdefault("negative", document.negative)
+        options["methods"] = [change, *options.get("methods", ())]
+        sampled = self.generate([document.words], seeds=[seed], start=start, strength=float(plan.change.max()), **options)
+        return to_image(plan.paste(sampled)[0].permute(1, 2, 0))
+
+    def render(self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, **options: Unpack[Sampling]) -> Image.Image:
         """Turn a document into one picture: composite, then SDEdit on the whole with the layers' words.
 
         Args:
@@ -184,9 +273,8 @@ class LayeredDiffusionPipeline:
             seed: of the noise.
             strength: 0 keeps the composite (through the VAE), 1 keeps only the words.
         """
-        pictures = self.generate(
-            [document.words], negative=document.negative, seeds=[seed], start=self.flat(document), strength=strength, **options  # type: ignore[arg-type]  # passed through
-        )  # fmt: skip
+        options.setdefault("negative", document.negative)
+        pictures = self.generate([document.words], seeds=[seed], start=self.flat(document), strength=strength, **options)
         return to_image(pictures[0].permute(1, 2, 0))
 
     def flat(self, document: LayerDocument) -> Tensor:
@@ -199,6 +287,30 @@ class LayeredDiffusionPipeline:
         padded = functional.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate")
         cells = mask_pyramid(padded, [(height // self.scale, width // self.scale)])[0][0, 0]
         return cells.to(self.model.device, self.model.unet.dtype)
+
+    def stage_plan(self, before: Tensor, region: Tensor, *, noise: float = 1.0, feather: int = 8, side: int = 0, context: float = 0.5) -> Repaint:
+        """How a stage repaints a region ``[H, W]`` of a picture ``[3, H, W]``: its soft border lies inside the region."""
+        check_whole("feather", feather, 0, 1024)
+        widen, soften = tighten(region, feather)
+        return plan_repaint(before, region, noise=noise, widen=widen, soften=soften, context=context, side=side, unit=self.unit)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the model is an inpainting one, whose UNet takes a mask and the masked picture beside the latents."""
+        return int(self.model.unet.config.in_channels) > int(self.model.vae.config.latent_channels)
+
+    def _change_map(
+        self, plan: Repaint, start: Tensor, threshold: str = "absolute", noise: str = "fixed", dilation: float = 0.0, softness: float = 0.0
+    ) -> ChangeMap:
+        """A plan's change map for what it cuts out, ``[1, 3, H, W]``."""
+        cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(self.model.device, self.model.unet.dtype)
+        return ChangeMap(self.encode(start), cells, threshold=threshold, noise=noise, dilation=dilation, softness=softness)
+
+    def _inpaint_input(self, pictures: Tensor, mask: Tensor) -> InpaintInput:
+        """What an inpainting UNet is told of pictures ``[B, 3, H, W]`` to be repainted where ``mask`` ``[H, W]`` is at least 0.5."""
+        hole = (mask >= 0.5).to(pictures.dtype)
+        masked = self.encode(pictures * (1 - hole) + 0.5 * hole)
+        return InpaintInput(masked, (self.latent_mask(hole) > 0).to(masked.dtype))
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
@@ -217,10 +329,14 @@ class LayeredDiffusionPipeline:
         pictures = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
         return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
 
+    @property
+    def unit(self) -> int:
+        """What a side in pixels must be a multiple of for the VAE and the UNet."""
+        return self.scale * 2 ** (len(self.model.unet.config.block_out_channels) - 1)
+
     def _padded(self, side: int) -> int:
         """The next side that the model takes."""
-        unit = self.scale * 2 ** (len(self.model.unet.config.block_out_channels) - 1)
-        return -(-side // unit) * unit
+        return -(-side // self.unit) * self.unit
 
     @torch.no_grad()
     def _words(self, prompts: list[str], negative: str, width: int, height: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -230,7 +346,7 @@ class LayeredDiffusionPipeline:
         encoded = model.encode_prompt(
             prompt=prompts, negative_prompt=negatives, device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
-        if not isinstance(model, StableDiffusionXLPipeline):
+        if not isinstance(model, (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline)):
             return torch.cat([encoded[1], encoded[0]]), {}
         cond, uncond, pooled, pooled_uncond = encoded
         sizes = torch.tensor([height, width, 0, 0, height, width], device=model.device, dtype=cond.dtype).expand(2 * len(prompts), 6)

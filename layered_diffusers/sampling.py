@@ -39,6 +39,8 @@ class Run:
     """SDXL's pooled words and sizes, uncond then cond."""
     generator: torch.Generator | None = None
     """Source of any fresh noise."""
+    concat: Tensor | None = None
+    """Further channels of the UNet's input, ``[2 B, C', h, w]``, joined to the scaled latents: what inpainting models take."""
 
 
 class Method:
@@ -69,11 +71,11 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
             for method in methods:
                 method.before_step(run, index)
             model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
-            more: dict[str, Any] = {}
-            for method in methods:
-                more.update(method.model_inputs(run, model_input, index))
+            more = add_residuals([method.model_inputs(run, model_input, index) for method in methods])
             if run.added:
                 more["added_cond_kwargs"] = run.added
+            if run.concat is not None:
+                model_input = torch.cat([model_input, run.concat], 1)
             uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
             prediction = classifier_free(uncond, cond, run.guidance)
             run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
@@ -84,18 +86,32 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
     return run.latents
 
 
+def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The UNet's keyword arguments of several methods as one; ControlNet residuals add up, anything else may be given once."""
+    merged: dict[str, Any] = {}
+    for more in inputs:
+        for key, value in more.items():
+            if key in merged and key == "down_block_additional_residuals":
+                merged[key] = tuple(a + b for a, b in zip(merged[key], value, strict=True))
+            elif key in merged and key == "mid_block_additional_residual":
+                merged[key] = merged[key] + value
+            else:
+                merged[key] = value
+    return merged
+
+
 def _step_arguments(run: Run) -> dict[str, Any]:
     """The generator, for schedulers whose step takes one."""
     names = run.scheduler.step.__code__.co_varnames[: run.scheduler.step.__code__.co_argcount]
     return {"generator": run.generator} if "generator" in names and run.generator is not None else {}
 
 
-def noised(run: Run, clean: Tensor, index: int) -> Tensor:
-    """``clean`` latents at the noise level of ``run.timesteps[index]``, with the run's own noise; clean past the last step."""
+def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:
+    """``clean`` latents at the noise level of ``run.timesteps[index]``, with ``noise`` or the run's own; clean past the last step."""
     if index >= len(run.timesteps):
         return clean
     t = run.timesteps[index].expand(len(clean))
-    return run.scheduler.add_noise(clean, run.noise, t)
+    return run.scheduler.add_noise(clean, run.noise if noise is None else noise, t)
 
 
 class KeepOutside(Method):

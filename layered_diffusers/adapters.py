@@ -1,0 +1,64 @@
+"""LoRAs and textual-inversion embeddings that act while one layer is made, and are gone afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from layered_core.document import Recipe
+from layered_core.errors import LayeredError, invalid
+
+
+@contextmanager
+def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> Iterator[str]:
+    """Put a recipe's LoRAs and embedding on a model; gives the words that call the embedding (empty without one), ending in a space.
+
+    Outside the block the model is as before, also after an error.
+
+    Args:
+        model: any diffusers pipeline.
+        recipe: its ``loras`` and ``embedding`` are used.
+        folder: where their files lie, safetensors; the names may leave the ending out.
+
+    Raises:
+        LayeredError: a file is missing, broken or made for another model; or peft, which diffusers needs for LoRAs, is not installed.
+    """
+    with ExitStack() as stack:
+        if recipe.loras:
+            if importlib.util.find_spec("peft") is None:
+                raise LayeredError("LoRAs need the package peft: pip install 'layered-diffusion[lora]'")
+            stack.callback(model.unload_lora_weights)
+            names = [f"lora_{i}" for i in range(len(recipe.loras))]
+            for name, lora in zip(names, recipe.loras, strict=True):
+                file = _file(lora.name, folder)
+                _load(file, lambda f=file, n=name: model.load_lora_weights(f.parent, weight_name=f.name, adapter_name=n))
+            model.set_adapters(names, [x.strength for x in recipe.loras])
+        words = ""
+        if recipe.embedding:
+            file = _file(recipe.embedding, folder)
+            token = f"<{file.stem}>"
+            _load(file, lambda: model.load_textual_inversion(file.parent, weight_name=file.name, token=token))
+            stack.callback(model.unload_textual_inversion, token)
+            words = f"{token} "
+        yield words
+
+
+def _file(name: str, folder: Path | None) -> Path:
+    if folder is None:
+        raise invalid("adapters", None, "the folder that holds the LoRAs and embeddings which layers name", f"{name!r} is wanted")
+    for file in (folder / name, folder / f"{name}.safetensors"):
+        if file.is_file() and file.suffix == ".safetensors":
+            return file
+    there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "none"
+    raise invalid("LoRA or embedding", name, f"a safetensors file in {str(folder)!r}; there are: {there}")
+
+
+def _load(file: Path, load: object) -> None:
+    try:
+        load()  # type: ignore[operator]  # a lambda
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise LayeredError(f"{file.name!r} cannot be used with this model: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,158 @@
+"""Build a document layer by layer: each layer without a picture is a stage, painted onto what lies behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+
+from layered_core.blending import BLENDS
+from layered_core.compositing import GREY, composite, over_colour
+from layered_core.document import Layer, LayerDocument
+from layered_core.errors import LayeredError, invalid
+from layered_core.stages import ALPHAS, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from layered_diffusers.adapters import adapted
+from layered_diffusers.sampling import Method, Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from layered_diffusers.pipeline import LayeredDiffusionPipeline, Sampling
+
+
+class Staging(TypedDict, total=False):
+    """Options of :func:`generate_layers`."""
+
+    seed: int
+    """Base seed, 0..2**63-1; each layer's own is derived from it and the layer's name, unless its recipe has one. So to make one layer
+    anew, or to add one, leaves the noise of the others alone."""
+    alpha: str
+    """``difference`` (what changed) or ``mask`` (where it was allowed to)."""
+    feather: int
+    """As :meth:`LayeredDiffusionPipeline.add_layer`; so are ``size``, ``context`` and ``blend``."""
+    size: int
+    context: float
+    blend: str
+    adapters: Path | None
+    """Folder of the LoRAs and embeddings that recipes name. They act on their layer's pixels only."""
+    negative: str
+    """For layers that have none of their own; this and the rest as :meth:`LayeredDiffusionPipeline.generate`."""
+    steps: int
+    guidance: float
+    methods: Sequence[Method]
+    progress: Progress | None
+    """Told of the steps of all stages together."""
+
+
+def generate_layers(pipeline: LayeredDiffusionPipeline, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
+    """Make every layer that has no picture yet, back to front, each on the composite of those behind it.
+
+    What lies at the very back is made from words alone. A layer whose box is the whole canvas, with something behind it, finds its own
+    place. Where a layer's box or mask is not, the picture stays equal to the bit.
+
+    Args:
+        pipeline: the model.
+        document: layers with a box or mask and a prompt are made; those with a picture, and hidden ones, stay.
+        options: see :class:`Staging`.
+
+    Raises:
+        LayeredError: a layer to be made has no prompt, lies off the canvas, or a value is out of range; the layer is named.
+    """
+    alpha, progress = options.get("alpha", ALPHAS[0]), options.pop("progress", None)
+    if alpha not in ALPHAS:
+        raise invalid("alpha", alpha, ", ".join(ALPHAS))
+    todo = [x for x in document if x.image is None and x.visible]
+    for layer in todo:
+        if not layer.prompt:
+            raise invalid(f"layer {layer.name!r}: prompt", "", "what it shows", "It has no picture and is to be generated: give it words")
+        stage_region(layer, document.width, document.height)
+    steps = options.get("steps", 25)
+    costs = {x.name: steps + (round(steps // 2 * 0.75) if _finds_place(document, x) else 0) for x in todo}
+    done = 0
+    for layer in todo:
+        options["progress"] = _Joined(progress, done, sum(costs.values()))
+        try:
+            document = document.with_layer(_stage(pipeline, document, layer, options))
+        except LayeredError as error:
+            raise LayeredError(f"layer {layer.name!r}: {error}") from error
+        done += costs[layer.name]
+    return document
+
+
+def replace_layer(
+    pipeline: LayeredDiffusionPipeline,
+    document: LayerDocument,
+    name: str,
+    *,
+    prompt: str | None = None,
+    later: bool = False,
+    **options: Unpack[Staging],
+) -> LayerDocument:
+    """Make one layer anew in its box, on what lies behind it.
+
+    Args:
+        pipeline: the model.
+        document: with its layers made.
+        name: of the layer.
+        prompt: new words, or None for its own.
+        later: make the layers in front of it, that have words, anew as well. Otherwise they stay as they are.
+        options: see :class:`Staging`. To get something else for the same words, give the layer a ``recipe.seed``.
+
+    Raises:
+        LayeredError: there is no such layer; the names there are, are said.
+    """
+    layer = document.layer(name)
+    index = document.layers.index(layer)
+    layers = [*document.layers[:index], replace(layer, image=None, prompt=layer.prompt if prompt is None else prompt)]
+    layers += [replace(x, image=None) if later and x.prompt else x for x in document.layers[index + 1 :]]
+    return generate_layers(pipeline, replace(document, layers=tuple(layers)), **options)
+
+
+def _stage(pipeline: LayeredDiffusionPipeline, document: LayerDocument, layer: Layer, options: Staging) -> Layer:
+    """One layer with its picture."""
+    seed = layer.recipe.seed if layer.recipe.seed is not None else stage_seed(options.get("seed", 0), layer.name)
+    sampling: Sampling = {"negative": layer.negative or options.get("negative", ""), "steps": options.get("steps", 25)}
+    sampling |= {"guidance": options.get("guidance", 3.0), "methods": options.get("methods", ()), "progress": options.get("progress")}
+    region = stage_region(layer, document.width, document.height)
+    behind = _behind(document, layer)
+    with adapted(pipeline.model, layer.recipe, options.get("adapters")) as words:
+        prompt = words + layer.prompt
+        if behind is None:
+            made = pipeline.generate([prompt], seeds=[seed], width=document.width, height=document.height, **sampling)[0]
+            return with_stage(layer, torch.cat([made, region[None]]).permute(1, 2, 0))
+        before = over_colour(composite(behind), document.background or GREY).permute(2, 0, 1)
+        if _finds_place(document, layer):
+            region = pipeline.find_region(before, prompt, seed=seed, **sampling)
+        plan = pipeline.stage_plan(
+            before, region, feather=options.get("feather", 8), side=options.get("size", 0), context=options.get("context", 0.5)
+        )
+        after = pipeline.repaint(plan, prompt, seed=seed, blend=options.get("blend", BLENDS[0]), **sampling)
+    return with_stage(layer, uncovered(before, after, stage_alpha(before, after, plan.mask, options.get("alpha", ALPHAS[0]))))
+
+
+def _behind(document: LayerDocument, layer: Layer) -> LayerDocument | None:
+    """What lies behind a layer and is seen, or None where nothing does."""
+    names = [x.name for x in document]
+    behind = replace(document, layers=document.layers[: names.index(layer.name)])
+    return behind if document.background is not None or any(x.visible for x in behind) else None
+
+
+def _finds_place(document: LayerDocument, layer: Layer) -> bool:
+    """Whether a layer may be anywhere, and something is behind it."""
+    return _behind(document, layer) is not None and bool((stage_region(layer, document.width, document.height) >= 1).all())
+
+
+class _Joined:
+    """Progress of several runs after one another as one."""
+
+    def __init__(self, progress: Progress | None, begun: int, total: int) -> None:
+        self.progress, self.done, self.total = progress, begun, total
+
+    def __call__(self, done: int, of: int) -> None:
+        """One more step of the present run is done."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total)
