@@ -1,0 +1,244 @@
+"""The plan of a document and what a run makes of it."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from layered_core.attention import plain
+from layered_core.attention_maps import AttentionMaps, heat_map, largest_patch, mask_from_attention
+from layered_core.document import Layer, LayerDocument, Recipe
+from layered_core.errors import LayeredError
+from layered_core.regional import MODES, RegionalAttention, Settings, make_plan
+from layered_core.words import Token
+
+HEADS, CHANNELS, TOKENS = 2, 16, 9
+
+
+def tokenise(text):
+    return [Token(w, i + 1) for i, w in enumerate(re.findall(r"\w+|[^\w\s]", text))]
+
+
+def box(name, x, prompt="", **more):
+    return Layer(name, x=x, y=0, width=16, height=32, prompt=prompt, **more)
+
+
+def pair(**more):
+    return LayerDocument(32, 32, (box("ball", 0, "a red ball"), box("star", 16, "a blue star")), **more)
+
+
+class Block:
+    """A cross-attention with weights of its own."""
+
+    def __init__(self, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        self.to_k, self.to_v = (torch.randn(CHANNELS, CHANNELS, generator=g) / 4 for _ in "kv")
+        self.q = torch.randn(2, 64, CHANNELS, generator=g)
+        self.main = torch.randn(2, TOKENS, CHANNELS, generator=g)
+        self.projections = 0
+
+    def project(self, x):
+        self.projections += 1
+        return x @ self.to_k, x @ self.to_v
+
+    def run(self, attention, sigma=5.0, block="b", main=None):
+        main = self.main if main is None else main
+        k, v = main @ self.to_k, main @ self.to_v
+        base = plain(HEADS)(self.q, k, v, None)
+        out = attention(
+            self.q, k, v, base, size=(8, 8), sigma=sigma, heads=HEADS, block=block, project=self.project, attend=plain(HEADS)
+        )  # fmt: skip
+        return out, base
+
+
+def prepared(plan, settings, half="cond", **more):
+    regions = getattr(plan, half)
+    contexts = [torch.randn(TOKENS, CHANNELS, generator=torch.Generator().manual_seed(len(r.text))) if r.text else None for r in regions]
+    return RegionalAttention(regions, settings, contexts, TOKENS, **more)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strength_zero_is_the_plain_prompt_to_the_bit(mode):
+    settings = Settings(mode=mode, strength=0)
+    out, base = Block().run(prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings))
+    assert out is base
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_acts(mode):
+    settings = Settings(mode=mode)
+    out, base = Block().run(prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings))
+    assert float((out - base).abs().max()) > 1e-3
+
+
+def test_no_layers_is_the_plain_prompt():
+    plan = make_plan(LayerDocument(32, 32), Settings(), "a meadow", "dark", tokenise)
+    assert (plan.prompt, plan.negative, plan.cond, plan.uncond) == ("a meadow", "dark", (), ())
+
+
+def test_hidden_empty_and_wordless_layers_are_no_regions():
+    document = LayerDocument(
+        32, 32,
+        (
+            box("hidden", 0, "a tree", visible=False), box("nowhere", 0, "a house", mask=torch.zeros(4, 4)), box("mute", 0),
+            box("covered", 16, "a heart"), box("star", 16, "a blue star"),
+        ),
+    )  # fmt: skip
+    assert [r.name for r in make_plan(document, Settings(), "", "", tokenise).cond] == ["star"]
+
+
+def test_an_empty_prompt_is_the_documents_own_words():
+    assert make_plan(pair(), Settings(), " ", "", tokenise).prompt == "a blue star, a red ball"
+    plan = make_plan(pair(prompt="two things", negative="dark"), Settings(), "", "", tokenise)
+    assert (plan.prompt, plan.negative) == ("two things", "dark")
+
+
+@pytest.mark.parametrize("mode", ["collage", "paint with words"])
+def test_words_that_the_prompt_lacks_are_named_or_appended(mode):
+    with pytest.raises(LayeredError, match=r"layer 'star': words 'a blue star' in the prompt is 'not found'.*append"):
+        make_plan(pair(), Settings(mode=mode), "a red ball", "", tokenise)
+    plan = make_plan(pair(), Settings(mode=mode, append=True), "a red ball", "", tokenise)
+    assert plan.prompt == "a red ball, a blue star"
+    assert [r.words for r in plan.cond] == [(1, 2, 3), (5, 6, 7)]
+
+
+def test_unclear_words_are_named():
+    with pytest.raises(LayeredError, match=r"layer 'ball': words 'a red ball' in the prompt is 'found 2 times'.*longer"):
+        make_plan(pair(), Settings(mode="collage"), "a red ball, a red ball, a blue star", "", tokenise)
+
+
+@pytest.mark.parametrize("mode", ["regions", "joint"])
+def test_regions_need_no_word_in_the_prompt(mode):
+    assert [r.text for r in make_plan(pair(), Settings(mode=mode), "a meadow", "", tokenise).cond] == ["a red ball", "a blue star"]
+
+
+def test_negatives_act_in_their_regions_alone():
+    document = LayerDocument(32, 32, (box("ball", 0, "a red ball", negative="dots"), box("star", 16, "a blue star")))
+    plan = make_plan(document, Settings(), "", "dark", tokenise)
+    assert [(r.name, r.text) for r in plan.uncond] == [("ball", "dark, dots")]
+    out, base = Block().run(prepared(plan, Settings(), "uncond"))
+    left = torch.arange(64) % 8 < 4
+    assert torch.equal(out[:, ~left], base[:, ~left])
+    assert float((out - base)[:, left].abs().max()) > 1e-3
+
+
+def test_auto_negative_covers_the_other_layers_and_the_holes():
+    document = LayerDocument(64, 32, pair().layers)
+    plan = make_plan(document, Settings(auto_negative=True), "", "dark", tokenise)
+    assert [(r.name, r.text) for r in plan.uncond] == [
+        ("ball", "dark, a blue star"), ("star", "dark, a red ball"), ("no layer", "dark, a red ball, a blue star"),
+    ]  # fmt: skip
+    torch.testing.assert_close(sum(r.mask for r in plan.uncond), torch.ones(32, 64))
+
+
+def test_layers_made_elsewhere_do_nothing():
+    neutral = Recipe(inside=0, outside=0, noise=1)
+    document = LayerDocument(32, 32, (box("ball", 0, "a red ball", negative="dots", recipe=neutral),))
+    plan = make_plan(document, Settings(auto_negative=True), "a red ball", "", tokenise)
+    assert not plan.uncond
+    assert not any(r.acts for r in plan.cond)
+
+
+def test_outside_its_window_of_noise_nothing_acts():
+    settings = Settings()
+    attention = prepared(make_plan(pair(), settings, "", "", tokenise), settings, window=(10.0, 2.0))
+    block = Block()
+    for sigma, acts in ((11.0, False), (10.0, True), (2.0, True), (1.9, False)):
+        out, base = block.run(attention, sigma)
+        assert (out is not base) == acts
+
+
+def test_keys_and_values_are_projected_once_unless_weights_may_change():
+    settings = Settings()
+    attention = prepared(make_plan(pair(), settings, "", "", tokenise), settings)
+    block = Block()
+    for _ in range(3):
+        block.run(attention)
+    assert block.projections == 1
+    for _ in range(3):
+        block.run(attention, block=None)
+    assert block.projections == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_host_that_repeats_the_tokens_of_the_prompt_gets_the_same(mode):
+    settings = Settings(mode=mode)
+    attention = prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings)
+    block = Block()
+    once, _ = block.run(attention)
+    thrice, _ = block.run(attention, main=block.main.repeat(1, 3, 1))
+    torch.testing.assert_close(once, thrice)
+
+
+def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():
+    layers = tuple(Layer(f"l{i}", x=i % 10 * 4, y=i // 10 * 8, width=4, height=8, prompt=f"thing {i}") for i in range(50))
+    settings = Settings()
+    attention = prepared(make_plan(LayerDocument(40, 40, layers), settings, "x", "", tokenise), settings)
+    out, base = Block().run(attention)
+    assert bool(out.isfinite().all())
+    assert not torch.equal(out, base)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"strength": math.nan}, "strength"), ({"strength": -0.1}, "strength"), ({"start": 0.6, "end": 0.5}, "end"), ({"mode": "magic"}, "mode"),
+        ({"schedule": "x"}, "schedule"), ({"global_weight": 2}, "global_weight"), ({"emphasis": math.inf}, "emphasis"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(bad, said):
+    with pytest.raises(LayeredError, match=said):
+        Settings(**bad)
+
+
+def test_maps_tell_where_the_words_act():
+    settings = Settings(global_weight=0)
+    plan = make_plan(pair(), settings, "a meadow", "", tokenise)
+    maps = AttentionMaps([r.name for r in plan.cond])
+    out, _ = Block().run(prepared(plan, settings, maps=maps))
+    plainly, _ = Block().run(prepared(plan, settings))
+    assert torch.equal(out, plainly)
+    mean = maps.mean((8, 8))
+    assert mean.shape == (2, 2, 8, 8)
+    assert float(mean[:, 0, :, 4:].max()) == 0
+    assert float(mean[:, 0, :, :4].min()) > 0
+    maps.clear()
+    assert not maps
+
+
+def test_maps_of_other_sizes_are_brought_together():
+    maps = AttentionMaps(["a"])
+    maps.add((2, 2), torch.full((1, 1, 4), 0.5))
+    maps.add((4, 4), torch.full((1, 1, 16), 0.25))
+    maps.add((4, 4), torch.full((1, 1, 16), 0.75))
+    torch.testing.assert_close(maps.mean((8, 8)), torch.full((1, 1, 8, 8), 0.5))
+
+
+def test_a_mask_of_a_map_keeps_its_largest_patch():
+    share = torch.zeros(6, 6)
+    share[0, 0] = 1.0
+    share[3:5, 3:5] = 0.8
+    share[5, 0] = 0.1
+    assert mask_from_attention(share, 0.5, largest=False).sum() == 5
+    mask = mask_from_attention(share, 0.5, largest=True)
+    assert mask.sum() == 4
+    assert bool((mask[3:5, 3:5] == 1).all())
+    assert mask_from_attention(torch.full((3, 3), 0.2), 0.5, largest=True).sum() == 0
+
+
+def test_the_largest_patch_of_a_winding_shape_is_whole():
+    mask = torch.zeros(9, 9, dtype=torch.bool)
+    mask[::2] = True
+    mask[1::4, 8] = True
+    mask[3::4, 0] = True
+    assert torch.equal(largest_patch(mask), mask)
+
+
+def test_a_heat_map_is_brightest_where_the_words_are():
+    share = torch.zeros(4, 4)
+    share[1, 2] = 0.01
+    picture = heat_map(share, torch.full((4, 4, 3), 0.5))
+    assert picture.shape == (4, 4, 3)
+    assert bool((picture[1, 2] == 1).all())
+    torch.testing.assert_close(picture[0, 0], torch.full((3,), 0.3))
