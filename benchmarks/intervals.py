@@ -1,0 +1,61 @@
+"""Means with bootstrap intervals (Efron 1979, percentile method), and differences of paired answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A figure and what chance alone could have made of it."""
+
+    mean: float
+    low: float
+    """2.5 % point."""
+    high: float
+    """97.5 % point."""
+    n: int
+    """Scenes it is counted from."""
+
+
+def resamples(count: int, draws: int, seed: int = 0) -> np.ndarray:
+    """Indices of ``draws`` samples of ``count`` with replacement, ``[draws, count]``; the same for every figure, so that differences are paired."""
+    return np.random.default_rng(seed).integers(count, size=(draws, count))
+
+
+def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
+    """Mean of the values that are numbers, with its 95 % interval."""
+    kept = np.array([v for v in values if v == v], dtype=float)
+    if not len(kept):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    means = kept[resamples(len(kept), draws)].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(kept.mean()), float(low), float(high), len(kept))
+
+
+def paired_interval(values: Sequence[float], baseline: Sequence[float], draws: int = 2000) -> Interval:
+    """Mean of ``values - baseline`` over the scenes where both are numbers, with its 95 % interval."""
+    return mean_interval([v - b for v, b in zip(values, baseline, strict=True)], draws)
+
+
+def set_interval(figure: Callable[[Sequence[int]], float], count: int, draws: int = 200) -> tuple[Interval, np.ndarray]:
+    """A figure of a whole set of scenes, with its 95 % interval.
+
+    Resamples repeat scenes, which moves some figures (a Fréchet distance grows): the interval is moved back so that its median is the figure.
+
+    Args:
+        figure: from the indices of scenes (which may repeat) to a number.
+        count: number of scenes.
+
+    Returns:
+        the interval, and the figure of every resample, moved likewise, for differences.
+    """
+    mean = figure(range(count))
+    drawn = np.array([figure(list(map(int, indices))) for indices in resamples(count, draws)])
+    if np.isnan(drawn).all():
+        return Interval(mean, float("nan"), float("nan"), count), drawn
+    drawn = drawn + mean - np.nanmedian(drawn)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Interval(mean, float(low), float(high), count), drawn

@@ -1,0 +1,227 @@
+"""The methods that a suite can name. Each makes one picture a scene, ``[B, 3, H, W]`` in 0..1, all scenes of a batch at once.
+
+A method takes the pipeline, the scenes, and by keyword ``seeds`` (one a scene), ``steps`` and ``guidance``; what else it takes by
+keyword are its parameters in a suite. To add one, write a function here and put ``@method`` over it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.multidiffusion import RegionFusion, region_rows
+from benchmarks.scenes import Case
+from layered_core.compositing import composite
+from layered_core.document import Layer, LayerDocument
+from layered_core.errors import invalid
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.sampling import KeepOutside
+
+Pictures = Callable[..., Tensor]
+
+METHODS: dict[str, Pictures] = {}
+"""Every method by the name that suites use."""
+
+_SHARED = ("pipeline", "scenes", "seeds", "steps", "guidance")
+
+
+def method(function: Pictures) -> Pictures:
+    """Register a method under its function's name."""
+    METHODS[function.__name__] = function
+    return function
+
+
+def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
+    """Raise :class:`LayeredError` unless there is a method of that name that takes those parameters."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise invalid(f"{where}: method", name, ", ".join(sorted(METHODS)))
+    taken = [p for p in inspect.signature(METHODS[name]).parameters if p not in _SHARED]
+    for parameter in parameters:
+        if parameter not in taken:
+            raise invalid(f"{where}: parameter of {name}", parameter, ", ".join(taken) or "none: it takes no parameter")
+
+
+# --- what there is without a method ----------------------------------------------------------------------------------
+
+
+@method
+def native(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The scene as drawn: the judge's own ceiling."""
+    return torch.stack([s.picture for s in scenes])
+
+
+@method
+def native_through_vae(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The scene as drawn, encoded and decoded: the ceiling of anything the model makes."""
+    return pipeline.decode(pipeline.encode(torch.stack([s.picture for s in scenes])))
+
+
+@method
+def pasted_composite(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The composite of the collage, no model: layout right, harmony wrong."""
+    return torch.stack([s.start for s in scenes])
+
+
+@method
+def picture_before(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The picture that is to be changed, unchanged."""
+    return torch.stack([s.picture_before for s in scenes])
+
+
+# --- whole pictures --------------------------------------------------------------------------------------------------
+
+
+@method
+def plain_prompt(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The caption alone."""
+    return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance)
+
+
+@method
+def global_sdedit(
+    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float
+) -> Tensor:
+    """The collage's composite noised to ``strength`` and redrawn with the caption (SDEdit, arXiv 2108.01073)."""
+    start = torch.stack([s.start for s in scenes])
+    return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength)
+
+
+# --- regions with words, from elsewhere ------------------------------------------------------------------------------
+
+
+@method
+def multidiffusion(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    bootstrapping: float = 0.4,
+) -> Tensor:
+    """One denoising a region, averaged by hard masks at every step (Bar-Tal et al., arXiv 2302.08113, region-based).
+
+    ``bootstrapping``: share of the steps in which a foreground region sees a plain colour around itself; the authors' 20 of 50.
+    """
+    rows = region_rows(scenes, seeds, base=False)
+    fusion = RegionFusion(rows, pipeline, hard=True, bootstrapping=round(bootstrapping * steps))
+    return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])
+
+
+@method
+def prediction_blending(
+    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float = 1.0
+) -> Tensor:
+    """What ComfyUI's ConditioningSetMask and Combine do: the caption everywhere and each region's words on top, predictions averaged.
+
+    ``strength``: weight of a region against the caption.
+    """
+    rows = region_rows(scenes, seeds, base=True)
+    fusion = RegionFusion(rows, pipeline, hard=False, strength=strength)
+    return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])
+
+
+# --- changing one thing ----------------------------------------------------------------------------------------------
+
+
+@method
+def redo_sdedit(
+    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float
+) -> Tensor:
+    """The whole picture noised to ``strength`` and redrawn with the new caption."""
+    start = torch.stack([s.picture_before for s in scenes])
+    return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength)
+
+
+@method
+def redo_latents(
+    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float = 1.0
+) -> Tensor:
+    """Blended latent diffusion inside the mask and nothing more (arXiv 2206.02779): all pixels went through the VAE."""
+    before = torch.stack([s.picture_before for s in scenes])
+    cells = torch.stack([pipeline.latent_mask(s.change_mask) for s in scenes])[:, None]
+    words = [s.things[s.changed].words for s in scenes if s.changed is not None]
+    kept = KeepOutside(pipeline.encode(before), cells)
+    return pipeline.generate(words, seeds=seeds, steps=steps, guidance=guidance, start=before, strength=strength, methods=[kept])
+
+
+@method
+def redo_repaint(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float = 1.0,
+    feather: int = 8,
+    blend: str = "gradient",
+) -> Tensor:
+    """``LayeredDiffusionPipeline.add_layer`` inside the mask; ``strength``, ``feather`` and ``blend`` are its own."""
+    pictures = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        assert scene.changed is not None
+        plan = pipeline.stage_plan(scene.picture_before, scene.change_mask, feather=feather)
+        words = scene.things[scene.changed].words
+        pictures.append(pipeline.repaint(plan, words, seed=seed, strength=strength, blend=blend, steps=steps, guidance=guidance))
+    return torch.stack(pictures)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@method
+def layer_noise(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    objects: float,
+    landscape: float = 0.0,
+    blur: float = 0.0,
+    threshold: str = "absolute",
+) -> Tensor:
+    """The collage through ``LayeredDiffusionPipeline.harmonize``: how far ``objects`` and ``landscape`` may change, 0 to 1."""
+    pictures = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        noises = [landscape, *[objects] * len(scene.things)]
+        layers = [replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(scene.collage, noises, strict=True)]
+        document = replace(scene.collage, layers=tuple(layers))
+        image = pipeline.harmonize(document, seed=seed, blur=blur, threshold=threshold, steps=steps, guidance=guidance)
+        pictures.append(torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1))
+    return torch.stack(pictures)
+
+
+@method
+def stages(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    masks: str = "boxes",
+    feather: int = 8,
+) -> Tensor:
+    """The background from its words, then one object after another, by ``LayeredDiffusionPipeline.generate_layers``.
+
+    ``masks``: ``boxes`` around the objects as a user would draw them, or their exact ``outlines``.
+    """
+    if masks not in ("boxes", "outlines"):
+        raise invalid("masks", masks, "boxes, outlines")
+    pictures = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        size = scene.scene.size
+        layers = [Layer("landscape", prompt=scene.background_words, width=size, height=size)]
+        for number, (thing, region) in enumerate(zip(scene.things, scene.box_masks if masks == "boxes" else scene.masks, strict=True)):
+            layers.append(Layer(f"object {number + 1}", mask=region, prompt=thing.words))
+        done = pipeline.generate_layers(LayerDocument(size, size, tuple(layers)), seed=seed, steps=steps, guidance=guidance, feather=feather)
+        pictures.append(composite(done)[..., :3].permute(2, 0, 1))
+    return torch.stack(pictures)

@@ -1,0 +1,73 @@
+"""Put the reports of the bench into the documentation: ``python -m benchmarks.page results/<folder> [docs/evaluation.md]``.
+
+Every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``; blocks of suites in the folder are replaced, others stay,
+new ones go before ``<!-- more suites -->``. Plots and grids are copied to ``images/evaluation`` beside the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from layered_core.errors import LayeredError
+from layered_core.pictures import write_whole
+
+_END = "<!-- more suites -->"
+
+
+def block(folder: Path, suite: str, images: Path) -> str:
+    """The block of one suite; its pictures are copied to ``images``."""
+    text = (folder / f"{suite}.md").read_text(encoding="utf-8").strip()
+    title, _, body = text.partition("\n")
+    pictures = []
+    for kind, says in (("_grid", "the first scenes, not chosen, by method"), ("_curve", "the curve"), ("", "means and 95 % intervals")):
+        # SVG where it is a drawing.
+        source = folder / f"{suite}{kind}.{'png' if kind == '_grid' else 'svg'}"
+        if source.is_file():
+            images.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, images / source.name)
+            pictures.append(f"![{title.strip('# ')}: {says}](images/{images.name}/{source.name})")
+    head, found, differences = body.strip().partition("Paired differences")
+    if found:
+        table, _, provenance = differences.rpartition("\n\n")
+        body = f"{head}<details><summary>Paired differences</summary>\n\nPaired differences{table}\n\n</details>\n\n{provenance}"
+    return f"<!-- suite: {suite} -->\n\n#{title}\n\n{body.strip()}\n\n" + "\n\n".join(pictures) + "\n\n<!-- /suite -->"
+
+
+def update(page: Path, folder: Path) -> list[str]:
+    """Replace the blocks of every suite reported in ``folder``; returns their names.
+
+    Raises:
+        LayeredError: there is no report, or the page lacks the mark for new suites.
+    """
+    suites = sorted(p.stem for p in folder.glob("*.md"))
+    if not suites:
+        raise LayeredError(f"no report in {str(folder)!r}: run 'layered bench all --out {folder}' first")
+    text = page.read_text(encoding="utf-8")
+    if _END not in text:
+        raise LayeredError(f"page {str(page)!r} has no line '{_END}': put one where new suites go")
+    for suite in suites:
+        new = block(folder, suite, page.parent / "images" / page.stem)
+        old = re.search(rf"<!-- suite: {re.escape(suite)} -->.*?<!-- /suite -->", text, re.S)
+        text = text[: old.start()] + new + text[old.end() :] if old else text.replace(_END, f"{new}\n\n{_END}")
+    write_whole(page, lambda file: file.write(text.encode()))
+    return suites
+
+
+def main() -> None:
+    """Parse the command line, update."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description="Put the bench's reports into the documentation.")
+    parser.add_argument("folder", type=Path, help="results folder")
+    parser.add_argument("page", type=Path, nargs="?", default=Path("docs/evaluation.md"), help="default: %(default)s")
+    options = parser.parse_args()
+    try:
+        print(", ".join(update(options.page, options.folder)))
+    except (LayeredError, OSError) as error:
+        sys.exit(f"benchmarks.page: {error}")
+
+
+if __name__ == "__main__":
+    main()

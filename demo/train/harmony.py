@@ -1,0 +1,146 @@
+"""Train the pasted-or-native classifier on drawn scenes: ``python -m demo.train.harmony``; a few minutes on one CPU core."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demo.harmony import WEIGHTS, Harmony, pasted
+from demo.storybook import random_scene
+from demo.train.loop import Trainer, device, launch, start_from
+from demo.train.vae import HELD_OUT
+from layered_core.compositing import composite
+
+KEPT = 3072
+"""Crops kept to learn from again."""
+
+
+def pairs(seeds: list[int]) -> tuple[Tensor, Tensor]:
+    """Every scene drawn as one, then every scene pasted.
+
+    Returns:
+        ``[2 B, 3, 128, 128]`` in 0..1, and which share of each cell an object covers, ``[2 B, 32, 32]`` in 0..1.
+    """
+    scenes = [random_scene(seed, count=1 + seed % 4) for seed in seeds]
+    native = [torch.from_numpy(s.picture().astype(np.float32) / 255) for s in scenes]
+    collages = [composite(pasted(s, s.seed))[..., :3] for s in scenes]
+    shares = nn.functional.avg_pool2d(torch.stack([torch.from_numpy((s.object_map() > 0).astype(np.float32)) for s in scenes]), 4)
+    return torch.stack(native + collages).permute(0, 3, 1, 2), shares.repeat(2, 1, 1)
+
+
+def crops(rng: np.random.Generator, pictures: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Half as wide, two a picture, about a random point of an object: ``[2 B, 3, 64, 64]`` and ``[2 B, 16, 16]``."""
+    cut, covered = [], []
+    for picture, share in zip(pictures, shares, strict=True):
+        for row, column in rng.permutation((share > 0.5).nonzero().numpy())[:2]:
+            y, x = int(np.clip(row, 8, 24)) - 8, int(np.clip(column, 8, 24)) - 8
+            cut.append(picture[:, 4 * y : 4 * y + 64, 4 * x : 4 * x + 64])
+            covered.append(share[y : y + 16, x : x + 16])
+    return torch.stack(cut), torch.stack(covered)
+
+
+def calibrate(harmony: Harmony, vae: AutoencoderTiny, seeds: list[int]) -> None:
+    """Fit what turns the worst cells of a picture into its probability."""
+    harmony.eval()
+    drawn, _ = pairs(seeds)
+    truth = torch.cat([torch.ones(len(seeds)), torch.zeros(len(seeds))]).repeat(2)
+    with torch.no_grad():
+        worst = torch.cat([harmony.worst(x) for x in (drawn, through(vae, drawn))])
+    optimiser = torch.optim.LBFGS(harmony.head.parameters(), max_iter=100)
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = nn.functional.binary_cross_entropy_with_logits(harmony.head(worst)[:, 0], truth)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+
+
+@torch.no_grad()
+def through(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
+    """Encoded and decoded, so that the decoder's own traces tell nothing."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(pictures.contiguous(memory_format=torch.channels_last) * 2 - 1).latents
+        return (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _vae() -> AutoencoderTiny:
+    vae: AutoencoderTiny = AutoencoderTiny.from_pretrained(WEIGHTS.parent.parent / "vae").float()
+    return vae.to(memory_format=torch.channels_last)
+
+
+def accuracy(harmony: Harmony, scenes: int, vae: AutoencoderTiny | None = None, seed: int = HELD_OUT) -> float:
+    """Share of held-out pictures, half of them pasted, that are told right."""
+    right = 0
+    for start in range(0, scenes, 32):
+        seeds = list(range(seed + start, seed + min(start + 32, scenes)))
+        pictures, _ = pairs(seeds)
+        said = harmony.native(pictures if vae is None else through(vae, pictures)) > 0.5
+        right += int(said[: len(seeds)].sum()) + int((~said[len(seeds) :]).sum())
+    return right / (2 * scenes)
+
+
+def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+    """One process of the training."""
+    torch.manual_seed(options.seed)
+    model = Harmony()
+    start_from(model, WEIGHTS, options.fresh)
+    model.to(device())
+    vae = _vae()
+    trainer = Trainer(model, Path(options.folder) / "harmony", rank, processes, minutes=options.minutes, rate=3e-3, average=0.98)
+    rng = np.random.default_rng([options.seed, rank, trainer.step])
+    seen, shares, truth = torch.empty(0, 3, 64, 64), torch.empty(0, 16, 16), torch.empty(0)
+    going = True
+    while going:
+        # Drawing costs more than learning: every crop is learnt from several times.
+        for _ in range(1 if len(seen) else 12):
+            drawn, share = pairs([int(s) for s in rng.integers(HELD_OUT, size=2)])
+            new, covered = crops(rng, torch.cat([drawn, through(vae, drawn)]), share.repeat(2, 1, 1))
+            seen, shares = torch.cat([seen, new])[-KEPT:], torch.cat([shares, covered])[-KEPT:]
+            truth = torch.cat([truth, torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1] * 2)])[-KEPT:]
+        for _ in range(4):
+            chosen = torch.from_numpy(rng.integers(len(seen), size=32))
+            share = shares[chosen].to(device())
+            wrong = truth[chosen].to(device())[:, None, None].expand_as(share)
+            # Both classes alike: what generated pictures differ by in general must not count.
+            gain, shift = torch.empty(2, len(chosen), 3, 1, 1)
+            pictures = (seen[chosen] * gain.uniform_(0.97, 1.03) + shift.uniform_(-0.02, 0.02)).clamp(0, 1)
+            cells = model(pictures.to(device()))[0]
+            objects, empty = share > 0.5, share == 0
+            loss = nn.functional.binary_cross_entropy_with_logits(cells[objects], wrong[objects])
+            loss = loss + 0.2 * nn.functional.softplus(cells[empty]).mean()
+            going = trainer.update(loss, len(chosen), right=((cells > 0).float() == wrong)[objects].float().mean())
+        if trainer.due(2.0) or not going:
+            if rank == 0:
+                judged = Harmony()
+                judged.load_state_dict({k: v.cpu() for k, v in trainer.averaged().items()})
+                calibrate(judged, vae, [int(s) for s in rng.integers(HELD_OUT, size=96)])
+                trainer.record(accuracy=accuracy(judged, 96), accuracy_through_vae=accuracy(judged, 96, vae))
+                folder = Path(options.folder) / "export" / "judge"
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file({k: v.half() if v.is_floating_point() else v for k, v in judged.state_dict().items()}, folder / "harmony.safetensors")
+            trainer.save()
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train.harmony", description="Train the pasted-or-native classifier. Resumes.")
+    parser.add_argument("--folder", default="output/train", help="checkpoints, logs and exported weights (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="length of the whole run (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="processes of one thread each (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="start from random weights (default: from the last checkpoint, else the shipped)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    launch(train, options.processes, options)
+
+
+if __name__ == "__main__":
+    main()

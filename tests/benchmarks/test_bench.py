@@ -1,0 +1,333 @@
+"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost, intervals are right."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import bench, intervals, page
+from benchmarks.bench import Records, Settings, read_suite, run_suite, suite_names
+from benchmarks.comfyui import HOST
+from benchmarks.comfyui import check_method as check_host_method
+from benchmarks.methods import METHODS
+from benchmarks.multidiffusion import RegionFusion, region_rows
+from benchmarks.report import Summary, write_report
+from benchmarks.scenes import Case, layout_cases, redo_cases
+from layered_core.errors import LayeredError
+from layered_diffusers.cli import main
+from layered_diffusers.loading import STORYBOOK
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+TINY = """
+title: Tiny
+about: For the test.
+scenes: layout
+batch: 2
+show: [iou, both, ap50, ap, native, frechet, time]
+plots: [iou]
+curve: {x: fidelity, y: native}
+grid: [drawn, words]
+methods:
+  - {name: drawn, method: native}
+  - {name: words, method: plain_prompt, baseline: drawn}
+  - {name: redrawn, method: global_sdedit, parameters: {strength: 0.5}, baseline: words, family: a}
+"""
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return LayeredDiffusionPipeline.from_pretrained(device="cpu")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return read_suite("tiny", tmp_path)
+
+
+def settings(out, **changes):
+    return Settings(**{"count": 3, "model": STORYBOOK, "out": out, "steps": 2, "device": "cpu", "processes": 1, **changes})
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The tiny suite, its settings and its records."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "tiny.yaml").write_text(TINY)
+    suite = read_suite("tiny", folder)
+    chosen = settings(folder / "out")
+    return suite, chosen, run_suite(suite, chosen)
+
+
+# --- suites
+
+
+def test_every_suite_that_is_shipped_is_one():
+    assert "layout" in suite_names()
+    for name in suite_names():
+        suite = read_suite(name)
+        assert len(suite.about) > 40, name
+        assert any(r.baseline for r in suite.rows), name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("plain_prompt", "mind_reading", "suite tiny: 'words': method is 'mind_reading'; allowed: blended"),
+        ("{strength: 0.5}", "{strenght: 0.5}", "parameter of global_sdedit is 'strenght'; allowed: strength"),
+        ("method: native}", "method: native, parameters: {a: 1}}", "parameter of native is 'a'; allowed: none"),
+        ("baseline: words", "baseline: sentences", "baseline or grid is 'sentences'; allowed: drawn, words, redrawn"),
+        ("scenes: layout", "scenes: outdoors", "scenes is 'outdoors'; allowed: layout"),
+        ("show: [iou,", "show: [beauty,", "figure is 'beauty'"),
+        ("title: Tiny", "tilte: Tiny", "suite tiny: key is 'tilte'"),
+        ("method: plain_prompt, ", "", "suite tiny: entry 2: method is missing"),
+        ("name: words", "name: drawn", "name is 'drawn'; allowed: names that occur once"),
+        ("title: Tiny", "title: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_suite_is_refused_before_anything_is_sampled(tmp_path, old, new, says):
+    assert old in TINY
+    (tmp_path / "tiny.yaml").write_text(TINY.replace(old, new, 1))
+    with pytest.raises(LayeredError) as caught:
+        read_suite("tiny", tmp_path)
+    assert says.replace("blended", sorted(METHODS)[0]) in str(caught.value)
+
+
+def test_an_unknown_suite_is_named_with_those_there_are(capsys):
+    assert main(["bench", "beauty"]) == 2
+    assert "suite is 'beauty'; allowed: " in capsys.readouterr().err
+
+
+def test_no_scene_at_all_is_refused(tmp_path, capsys):
+    assert main(["bench", "layout", "-n", "0", "--out", str(tmp_path / "out")]) == 2
+    assert "n is 0; allowed: a whole number 1..100000" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_are_named(tmp_path, capsys):
+    shutil.copytree(STORYBOOK, tmp_path / "model")
+    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    code = main(["bench", "speed", "-n", "1", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert code == 2
+    assert "model/unet/*.safetensors' is missing" in capsys.readouterr().err
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LayeredError, match=r"results folder '.*file/out' cannot be written: .*Give another with --out"):
+        run_suite(tiny, settings(tmp_path / "file" / "out"))
+
+
+def test_host_methods_are_checked_without_importing_comfyui():
+    check_host_method("x", "set_mask_combine", {"strength": 2})
+    with pytest.raises(LayeredError, match="x: method on ComfyUI is 'magic'; allowed: .*plain_prompt"):
+        check_host_method("x", "magic", {})
+    with pytest.raises(LayeredError, match="parameter of set_mask_combine is 'power'; allowed: strength, base"):
+        check_host_method("x", "set_mask_combine", {"power": 2})
+    assert HOST.is_file()
+
+
+# --- records
+
+
+def test_every_method_has_a_record_of_every_scene(measured):
+    suite, _, records = measured
+    assert [(r["name"], r["scene"]) for r in records] == [(row.name, i) for row in suite.rows for i in range(3)]
+    drawn = [r["figures"]["iou"] for r in records if r["name"] == "drawn"]
+    assert min(drawn) > 0.7
+
+
+def test_a_second_run_measures_nothing(measured, monkeypatch):
+    suite, chosen, records = measured
+    monkeypatch.setattr(bench, "Worker", None)
+    assert run_suite(suite, chosen) == records
+    assert len(run_suite(suite, settings(chosen.out, count=2))) == 6
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tiny, tmp_path, monkeypatch, capsys):
+    asked = []
+    real = METHODS["plain_prompt"]
+
+    def once(*arguments, **options):
+        asked.append(list(options["seeds"]))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setitem(METHODS, "plain_prompt", once)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(tiny, settings(tmp_path / "out"))
+    path = tmp_path / "out" / "tiny.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[1][:70])  # and the power failed while a line was written
+    records = run_suite(tiny, settings(tmp_path / "out"))
+    assert "cut short; that scene is measured again" in capsys.readouterr().err
+    assert asked == [[0, 1], [2], [2]]
+    assert len(records) == 9
+    assert path.read_text().startswith(whole)
+
+
+def test_a_broken_line_or_other_settings_are_named(measured, tmp_path):
+    suite, chosen, _ = measured
+    copy = tmp_path / "out"
+    shutil.copytree(chosen.out, copy)
+    with pytest.raises(LayeredError, match=r"was made with steps 2 \(now 5\).*--fresh"):
+        run_suite(suite, settings(copy, steps=5))
+    lines = (copy / "tiny.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:50]
+    (copy / "tiny.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(LayeredError, match=r"tiny.jsonl', line 3, is broken. Delete that line"):
+        run_suite(suite, settings(copy))
+
+
+def test_fresh_puts_old_results_aside(measured, tmp_path):
+    suite, chosen, _ = measured
+    copy = tmp_path / "out"
+    shutil.copytree(chosen.out, copy)
+    Records(suite, settings(copy, fresh=True)).close()
+    assert (copy / "tiny.old1.jsonl").read_text() == (chosen.out / "tiny.jsonl").read_text()
+    assert len((copy / "tiny.jsonl").read_text().splitlines()) == 1
+
+
+def test_changed_parameters_are_measured_anew(measured, tmp_path):
+    suite, chosen, _ = measured
+    copy = tmp_path / "out"
+    shutil.copytree(chosen.out, copy)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("strength: 0.5", "strength: 0.4"))
+    records = Records(read_suite("tiny", tmp_path), settings(copy))
+    assert records.has(suite.rows[1], 0)
+    assert not records.has(read_suite("tiny", tmp_path).rows[2], 0)
+    records.close()
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(measured, tmp_path):
+    suite, _, records = measured
+    both = run_suite(suite, settings(tmp_path / "out", processes=2))
+    assert [(r["name"], r["scene"]) for r in both] == [(r["name"], r["scene"]) for r in records]
+    for a, b in zip(records, both, strict=True):
+        assert a["figures"]["iou"] == pytest.approx(b["figures"]["iou"], abs=0.02)
+
+
+# --- reports
+
+
+def test_the_command_prints_a_table_and_ends_in_one_json_object(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.setattr(read_suite, "__defaults__", (tmp_path,))
+    assert main(["bench", "tiny", "-n", "2", "--steps", "1", "--json", "--device", "cpu", "--processes", "1", "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out.strip().splitlines()
+    assert any(line.startswith("| words |") for line in out)
+    figures = json.loads(out[-1])
+    assert set(figures) == {"drawn", "words", "redrawn"}
+    assert set(figures["words"]["iou"]) == {"mean", "low", "high", "n"}
+    assert figures["words"]["iou"]["n"] == 2
+    assert figures["drawn"]["time"]["mean"] == 1
+
+
+def test_the_report_has_table_plots_grid_and_provenance(measured):
+    pytest.importorskip("matplotlib")
+    suite, chosen, records = measured
+    files = write_report(Summary(suite, chosen, records))
+    assert {f.name for f in files} == {"tiny.json", "tiny.md", "tiny.png", "tiny.svg", "tiny_curve.png", "tiny_curve.svg", "tiny_grid.png"}
+    assert all(f.stat().st_size > 500 for f in files)
+    details = json.loads((chosen.out / "tiny.json").read_text())
+    text = (chosen.out / "tiny.md").read_text()
+    for word in ("`layered bench tiny -n 3`", bench.commit(), bench.weights_checksum(STORYBOOK), "2 steps"):
+        assert word in details["provenance"]
+        assert word in text
+    assert "words − drawn" in text
+    difference = details["differences"]["words"]["iou"]
+    assert difference["mean"] == pytest.approx(details["figures"]["words"]["iou"]["mean"] - details["figures"]["drawn"]["iou"]["mean"], abs=1e-4)
+
+
+def test_the_page_gets_new_blocks_and_keeps_the_rest(measured, tmp_path):
+    suite, chosen, records = measured
+    write_report(Summary(suite, chosen, records))
+    target = tmp_path / "evaluation.md"
+    target.write_text("before\n\n<!-- suite: other -->\nkept\n<!-- /suite -->\n\n<!-- more suites -->\n\nafter\n")
+    assert page.update(target, chosen.out) == ["tiny"]
+    once = target.read_text()
+    assert page.update(target, chosen.out) == ["tiny"]
+    assert target.read_text() == once
+    assert once.count("<!-- suite: tiny -->") == 1
+    assert "kept" in once
+    assert once.index("## Tiny") < once.index("<!-- more suites -->") < once.index("after")
+    assert (tmp_path / "images" / "evaluation" / "tiny_grid.png").is_file()
+    with pytest.raises(LayeredError, match="no report in"):
+        page.update(target, tmp_path / "images")
+
+
+# --- statistics
+
+
+def test_an_interval_holds_the_mean_it_was_drawn_around_19_times_in_20():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        x = intervals.mean_interval(list(rng.normal(3, 1, 40)), draws=400)
+        hits += x.low <= 3 <= x.high
+    assert 0.9 <= hits / 300 <= 0.98
+
+
+def test_pairing_sees_what_scatter_would_hide():
+    rng = np.random.default_rng(1)
+    base = list(rng.normal(0, 10, 50))
+    better = [b + 0.5 + e for b, e in zip(base, rng.normal(0, 0.2, 50), strict=True)]
+    assert intervals.paired_interval(better, base).low > 0
+    assert intervals.mean_interval(better).low < intervals.mean_interval(base).high
+
+
+def test_scenes_without_a_number_are_left_out():
+    x = intervals.mean_interval([1.0, float("nan"), 3.0])
+    assert (x.mean, x.n) == (2, 2)
+    assert intervals.mean_interval([float("nan")]).n == 0
+    assert intervals.paired_interval([1.0, 2.0], [float("nan"), 1.0]).n == 1
+
+
+def test_an_interval_of_a_set_lies_around_its_figure():
+    values = np.random.default_rng(2).random(30)
+    x, drawn = intervals.set_interval(lambda scenes: float(values[scenes].max() + 1), 30)
+    assert x.low <= x.mean <= x.high
+    assert np.median(drawn) == pytest.approx(x.mean)
+
+
+# --- methods
+
+
+def test_every_method_gives_a_picture_a_scene(pipeline):
+    for name, function in METHODS.items():
+        cases = (redo_cases if "redo" in name or name == "picture_before" else layout_cases)(2)
+        needed = {"global_sdedit": {"strength": 0.5}, "redo_sdedit": {"strength": 0.5}, "layer_noise": {"objects": 0.5}}.get(name, {})
+        pictures = function(pipeline, cases, seeds=[0, 1], steps=2, guidance=3.0, **needed)
+        assert pictures.shape == (2, 3, 128, 128), name
+        assert bool(((pictures >= 0) & (pictures <= 1)).all()), name
+
+
+def test_multidiffusion_of_a_scene_without_objects_is_its_words_alone(pipeline):
+    case = layout_cases(1)[0]
+    alone = replace(case.scene, objects=())
+    a = METHODS["multidiffusion"](pipeline, [Case(alone)], seeds=[5], steps=3, guidance=3.0)
+    b = pipeline.generate([Case(alone).background_words], seeds=[5], steps=3)
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+def test_a_region_that_counts_far_more_has_its_own_way(pipeline):
+    """With all the weight on one region that covers the canvas, only its words count."""
+    case = layout_cases(1, objects=(1,))[0]
+    rows = region_rows([case], [5], base=True)._replace(masks=torch.ones(2, 128, 128))
+    fusion = RegionFusion(rows, pipeline, hard=False, strength=1e6)
+    a = pipeline.generate(rows.prompts, seeds=rows.seeds, steps=3, methods=[fusion])
+    assert len(a) == 1
+    b = pipeline.generate([case.things[0].words], seeds=[5], steps=3)
+    torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+
+
+def test_redo_leaves_every_pixel_outside_its_mask_alone(pipeline):
+    case = redo_cases(1)[0]
+    picture = METHODS["redo_repaint"](pipeline, [case], seeds=[0], steps=2, guidance=3.0)[0]
+    outside = case.change_mask == 0
+    assert torch.equal(picture[:, outside], case.picture_before[:, outside])

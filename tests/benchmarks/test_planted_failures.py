@@ -1,0 +1,158 @@
+"""Failures planted in drawn scenes move each figure the way it should, and no other way that it should not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.judging import Examiner, reference_features, words_vector
+from benchmarks.report import _matches
+from benchmarks.scenes import Case, layout_cases, redo_cases
+from demo.storybook import COLOURS, KINDS, Thing, place_object
+from layered_core.metrics import average_precision, frechet_distance
+from layered_diffusers.loading import STORYBOOK
+
+CASES = layout_cases(8, objects=(2,))
+
+
+@pytest.fixture(scope="module")
+def examiner():
+    return Examiner(STORYBOOK)
+
+
+@pytest.fixture(scope="module")
+def right(examiner):
+    return figures(examiner, CASES, [c.picture for c in CASES])
+
+
+def figures(examiner, cases, pictures):
+    """Means over the scenes, and the figures of the whole set."""
+    records = examiner.examine(cases, torch.stack(pictures))
+    names = records[0]["figures"]
+    out = {n: sum(r["figures"][n] or 0 for r in records) / len(records) for n in names}
+    out["ap50"] = float(average_precision([_matches(r["matches"]) for r in records])[0])
+    out["features"] = torch.cat([torch.tensor(r["features"]) for r in records])
+    return out
+
+
+def redrawn(case, things):
+    """The scene with other things in its objects' places."""
+    objects = []
+    for item, thing in zip(case.scene.objects, things, strict=True):
+        rows, columns = (item.silhouette > 127).nonzero()
+        box = (int(columns.min()) + item.x, int(rows.min()) + item.y, int(columns.max() - columns.min()) + 1, int(rows.max() - rows.min()) + 1)
+        objects.append(place_object(thing, box))
+    return Case(replace(case.scene, objects=tuple(objects))).picture
+
+
+def other(value, values):
+    names = list(values)
+    return names[(names.index(value) + 1) % len(names)]
+
+
+def test_what_is_drawn_right_is_found_right(right):
+    assert right["exact"] == right["both"] == right["background"] == 1
+    assert right["iou"] > 0.8
+    assert right["any_iou"] >= right["iou"]
+    assert right["box_iou"] > 0.8
+    assert right["ap50"] > 0.95
+    assert right["leak_object"] < 0.02
+    assert right["t2i_sim"] == pytest.approx(100, abs=1e-3)
+    assert right["fidelity"] == 100
+    assert right["edges"] == 1
+
+
+def test_swapped_layers_lose_their_places_but_not_the_picture(examiner, right):
+    swapped = figures(examiner, CASES, [redrawn(c, c.things[::-1]) for c in CASES])
+    for name in ("iou", "box_iou", "both", "ap50"):
+        assert swapped[name] < right[name] - 0.5, name
+    assert swapped["leak_object"] > 0.8
+    assert swapped["any_iou"] > 0.6  # something is there, of another shape
+    assert swapped["exact"] > 0.8  # all that was asked for, elsewhere
+    assert swapped["t2i_sim"] > 95
+
+
+def test_shifted_pictures_lose_overlap_but_not_their_objects(examiner, right):
+    little = figures(examiner, CASES, [c.picture.roll(5, -1) for c in CASES])
+    far = figures(examiner, CASES, [c.picture.roll(64, -1) for c in CASES])
+    for name in ("iou", "any_iou", "box_iou", "fidelity", "edges"):
+        assert right[name] > little[name] > far[name], name
+    assert far["iou"] < 0.35
+    assert little["both"] > 0.9
+
+
+def test_wrong_colours_are_told_from_wrong_objects(examiner, right):
+    colours = figures(examiner, CASES, [redrawn(c, [t._replace(colour=other(t.colour, COLOURS)) for t in c.things]) for c in CASES])
+    kinds = figures(examiner, CASES, [redrawn(c, [t._replace(kind=other(t.kind, KINDS)) for t in c.things]) for c in CASES])
+    assert colours["colour"] < 0.2 < 0.8 < colours["object"]
+    assert kinds["object"] < 0.2 < 0.8 < kinds["colour"]
+    for wrong in (colours, kinds):
+        assert wrong["both"] < 0.2
+        assert wrong["exact"] == 0
+        assert wrong["iou"] < 0.2
+        assert wrong["t2i_sim"] < right["t2i_sim"] - 30
+
+
+def test_a_colour_that_spreads_to_another_layer_leaks(examiner, right):
+    cases = [c for c in CASES if c.things[0].colour != c.things[1].colour]
+    spread = figures(examiner, cases, [redrawn(c, [c.things[0], c.things[1]._replace(colour=c.things[0].colour)]) for c in cases])
+    assert right["leak_colour"] < 0.02
+    assert spread["leak_colour"] > 0.25
+    assert spread["leak_object"] < 0.1 or any(c.things[0].kind == c.things[1].kind for c in cases)
+
+
+def test_a_missing_object_costs_recall_and_words(examiner, right):
+    bare = figures(examiner, CASES, [Case(replace(c.scene, objects=c.scene.objects[:1])).picture for c in CASES])
+    assert bare["iou"] < right["iou"] - 0.3
+    assert bare["exact"] == 0
+    assert bare["t2i_sim"] < 90
+
+
+def test_another_landscape_is_noticed_alone(examiner):
+    cases = layout_cases(6, objects=(2,))
+    moved = [Case(replace(a.scene, background_image=b.scene.background_image)) for a, b in zip(cases, cases[1:] + cases[:1], strict=True)]
+    same = sum(a.scene.background == b.scene.background for a, b in zip(cases, cases[1:] + cases[:1], strict=True))
+    wrong = figures(examiner, cases, [m.picture for m in moved])
+    assert wrong["background"] == pytest.approx(same / len(cases))
+    assert wrong["both"] > 0.8
+
+
+def test_pasted_layers_are_less_harmonious(examiner, right):
+    cases = layout_cases(24)
+    whole = figures(examiner, cases, [c.picture for c in cases])
+    pasted = figures(examiner, cases, [c.start for c in cases])
+    assert whole["native"] > pasted["native"] + 0.3
+    assert pasted["both"] > 0.8  # the layout is right
+    assert pasted["fidelity"] < 30
+    reference = reference_features(examiner, 64)
+    assert frechet_distance(pasted["features"], reference) > 1.05 * frechet_distance(whole["features"], reference)
+
+
+def test_redo_figures_tell_what_changed_and_what_did_not(examiner):
+    cases = redo_cases(8)
+    done = figures(examiner, cases, [c.picture for c in cases])
+    undone = figures(examiner, cases, [c.picture_before for c in cases])
+    assert done["changed_right"] > 0.9 > 0.1 > undone["changed_right"]
+    assert undone["kept_right"] > 0.9
+    assert undone["outside_psnr"] == 100
+    assert undone["differing_pixels"] == 0
+    noisy = figures(examiner, cases, [(c.picture + 0.1 * torch.randn(3, 128, 128)).clamp(0, 1) for c in cases])
+    assert noisy["outside_psnr"] < 25
+    assert noisy["differing_pixels"] > 5000
+    pasted = figures(examiner, cases, [torch.where(c.change_mask > 0, c.picture.mean(), c.picture_before) for c in cases])
+    assert pasted["seam"] > undone["seam"]
+    assert pasted["changed_right"] < 0.2
+
+
+def test_words_are_read_as_they_are_written():
+    vector = words_vector("snowy mountains, a glass blue star and a red ball")
+    colours, kinds = list(COLOURS), list(KINDS)
+    named = {colours.index("blue") * 6 + kinds.index("star"), colours.index("red") * 6 + kinds.index("ball"), 36 + 4}
+    assert set(vector.nonzero()[:, 0].tolist()) == named
+    assert Thing("solid", "blue", "star").words in "a blue star"
+
+
+def test_scenes_are_the_same_whatever_their_number_and_are_held_out():
+    few, many = layout_cases(3), layout_cases(7)
+    assert [c.scene.seed for c in few] == [c.scene.seed for c in many[:3]]
+    assert [len(c.things) for c in many] == [2, 3, 4, 2, 3, 4, 2]
