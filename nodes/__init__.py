@@ -14,9 +14,12 @@ from .layout_metrics import LayoutMetrics
 from .load_layer import LayerFromImage, LoadLayer
 from .load_layers import LoadLayers
 from .masked_control import MaskedControlNetApply
+from .per_layer_sdedit import PerLayerSDEdit
+from .regenerate_layers import PasteBack, RegenerateLayers
 from .save_layers import SaveLayers
 from .select_layers import SelectLayers
 from .split_layer import JoinLayer, SplitLayer
+from .stages import AddLayerByPrompt, FindPlace, StageLayer, StageSeed
 from .storybook_picture import StorybookPicture
 
 NODES: list[type[io.ComfyNode]] = [
@@ -36,6 +39,13 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLayers,
     SaveLayers,
     LayoutMetrics,
+    PerLayerSDEdit,
+    RegenerateLayers,
+    PasteBack,
+    AddLayerByPrompt,
+    StageLayer,
+    StageSeed,
+    FindPlace,
 ]
 
 

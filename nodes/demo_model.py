@@ -53,10 +53,10 @@ class Storybook(comfy.supported_models.SD15):
 
 def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """MODEL from ``folder``/unet; also ComfyUI's way to load it again (``cached_patcher_init``)."""
-    shape = _json(folder, "unet", "config.json")
-    config = Storybook(_unet_config(shape), heads=int(shape["attention_head_dim"]))
+    shape = read_config(folder, "unet", "config.json")
+    config = Storybook(unet_config(shape), heads=int(shape["attention_head_dim"]))
     names = comfy.utils.unet_to_diffusers(config.unet_config)
-    weights = _weights(folder, "unet")
+    weights = read_weights(folder, "unet")
     weights = {names[k]: v for k, v in weights.items()}
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     kinds = config.supported_inference_dtypes
@@ -74,7 +74,7 @@ def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher
 
 def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """CLIP from ``folder``/text_encoder and ``folder``/tokenizer."""
-    shape = _json(folder, "text_encoder", "config.json")
+    shape = read_config(folder, "text_encoder", "config.json")
 
     class Tokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, **options: Any) -> None:  # noqa: ANN401
@@ -93,7 +93,7 @@ def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
             super().__init__(clip_model=Encoder, **options)
 
     prefix = "text_model."
-    weights = {prefix + k.removeprefix(prefix): v for k, v in _weights(folder, "text_encoder").items()}
+    weights = {prefix + k.removeprefix(prefix): v for k, v in read_weights(folder, "text_encoder").items()}
     # Nothing of SD1.5 uses it, but ComfyUI's class has it and would leave it uninitialised.
     weights["text_projection.weight"] = torch.eye(shape["hidden_size"])
     with torch.inference_mode(False):
@@ -111,7 +111,7 @@ def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
 def load_vae(folder: str) -> comfy.sd.VAE:
     """VAE from ``folder``/vae."""
     weights = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
-    for name, weight in _weights(folder, "vae").items():
+    for name, weight in read_weights(folder, "vae").items():
         half, _, number, rest = name.split(".", 3)
         # ComfyUI's decoder counts the clamp in front of the first convolution as a layer.
         weights[f"taesd_{half}.{int(number) + (half == 'decoder')}.{rest}"] = weight
@@ -159,13 +159,14 @@ def _vae_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patc
     return load_vae(folder).patcher
 
 
-def _unet_config(shape: dict[str, Any]) -> dict[str, Any]:
+def unet_config(shape: dict[str, Any]) -> dict[str, Any]:
     """ComfyUI's description of a UNet from diffusers'; depth lists have one entry a block, from the outermost inwards."""
     widths = shape["block_out_channels"]
     blocks = [shape["layers_per_block"]] * len(widths)
     deep = [int("CrossAttn" in kind) for kind in shape["down_block_types"]]
     return {
-        "image_size": 32, "in_channels": shape["in_channels"], "out_channels": shape["out_channels"], "model_channels": widths[0],
+        "image_size": 32, "in_channels": shape["in_channels"], "out_channels": shape.get("out_channels", shape["in_channels"]),
+        "model_channels": widths[0],
         "channel_mult": [w // widths[0] for w in widths], "num_res_blocks": blocks, "adm_in_channels": None,
         "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": shape["cross_attention_dim"],
         "transformer_depth": [d for d, n in zip(deep, blocks, strict=True) for _ in range(n)],
@@ -175,7 +176,7 @@ def _unet_config(shape: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _json(folder: str, *parts: str) -> dict[str, Any]:
+def read_config(folder: str, *parts: str) -> dict[str, Any]:
     path = Path(folder, *parts)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -183,7 +184,7 @@ def _json(folder: str, *parts: str) -> dict[str, Any]:
         raise _broken(path, error) from None
 
 
-def _weights(folder: str, part: str) -> dict[str, Tensor]:
+def read_weights(folder: str, part: str) -> dict[str, Tensor]:
     path = next(iter(sorted(Path(folder, part).glob("*.safetensors"))), Path(folder, part, "*.safetensors"))
     try:
         return comfy.utils.load_torch_file(str(path), safe_load=True)

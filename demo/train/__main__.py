@@ -9,7 +9,7 @@ import torch
 
 from demo.train.loop import launch
 
-PARTS = ("vae", "judge", "text", "unet")
+PARTS = ("vae", "judge", "text", "unet", "control")
 
 
 def main() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent.parent / "model"
 
+CONTROL = MODEL / "controlnet"
+"""The storybook ControlNet, in diffusers' layout."""
+
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.31.0",

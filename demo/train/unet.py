@@ -17,7 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from demo.storybook import Thing, random_scene
+from demo.storybook import Scene, Thing, random_scene
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
 from demo.train.vae import HELD_OUT
@@ -84,6 +84,7 @@ class Replay:
         self.masks = torch.zeros(capacity, MOST, 16, 16, dtype=torch.uint8)
         self.words: list[tuple[str, list[Thing]]] = [("", [])] * capacity
         self.filled = self.next = 0
+        self.chosen = np.zeros(0, dtype=np.int64)
 
     @torch.no_grad()
     def add(self, count: int) -> None:
@@ -92,27 +93,31 @@ class Replay:
         pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(device().type, torch.bfloat16):
             latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
-        for scene, latent in zip(scenes, latents, strict=True):
-            owner = scene.object_map().reshape(16, 8, 16, 8)
-            self.latents[self.next] = latent.half()
-            for i in range(MOST):
-                self.masks[self.next, i] = torch.from_numpy(((owner == i + 1).mean((1, 3)) * 255).astype(np.uint8))
-            self.words[self.next] = (scene.background, [o.thing for o in scene.objects])
+        for scene, picture, latent in zip(scenes, pictures, latents, strict=True):
+            self.store(self.next, scene, picture, latent)
             self.next = (self.next + 1) % self.capacity
             self.filled = min(self.filled + 1, self.capacity)
 
+    def store(self, slot: int, scene: Scene, picture: Tensor, latent: Tensor) -> None:
+        """Keep one scene; ``picture`` is ``[3, H, W]`` in -1..1."""
+        owner = scene.object_map().reshape(16, 8, 16, 8)
+        self.latents[slot] = latent.half()
+        for i in range(MOST):
+            self.masks[slot, i] = torch.from_numpy(((owner == i + 1).mean((1, 3)) * 255).astype(np.uint8))
+        self.words[slot] = (scene.background, [o.thing for o in scene.objects])
+
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 4, 16, 16] and noun positions [B, 4] (0: no such object)."""
-        chosen = self.rng.integers(self.filled, size=count)
+        self.chosen = self.rng.integers(self.filled, size=count)
         rows, nouns = [], []
-        for index in chosen:
+        for index in self.chosen:
             background, things = self.words[index]
             tokens, where = training_caption(self.rng, background, things, ids)
             if self.rng.random() < 0.1:
                 tokens, where = pad([]), [0] * len(things)
             rows.append(tokens)
             nouns.append(where + [0] * (MOST - len(where)))
-        pick = torch.from_numpy(chosen)
+        pick = torch.from_numpy(self.chosen)
         tensors = (self.latents[pick].float(), torch.tensor(rows), self.masks[pick].float() / 255, torch.tensor(nouns))
         a, b, c, d = (t.to(device()) for t in tensors)
         return a, b, c, d

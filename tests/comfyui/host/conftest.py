@@ -1,5 +1,7 @@
 """A real ComfyUI without a server, with the pack of this repository. Runs under the host's own python, see ../test_host.py."""
 
+import importlib
+import json
 import random
 import shutil
 import sys
@@ -9,6 +11,8 @@ from boot import BASE, LOOP, PACK, load_extras, load_pack  # isort: skip  # firs
 import execution
 import folder_paths
 import pytest
+import torch
+from diffusers import ControlNetModel
 
 import nodes
 
@@ -105,11 +109,45 @@ class Catch:
         return ()
 
 
+def random_controlnet(shape):
+    """Diffusers' ControlNet of the UNet of that config, with random weights that act."""
+    torch.manual_seed(0)
+    model = ControlNetModel(
+        in_channels=shape["in_channels"], down_block_types=tuple(shape["down_block_types"]), layers_per_block=shape["layers_per_block"],
+        block_out_channels=tuple(shape["block_out_channels"]), cross_attention_dim=shape["cross_attention_dim"],
+        attention_head_dim=shape["attention_head_dim"],
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
+            torch.nn.init.normal_(parameter, std=0.03)
+    return model
+
+
+class ControlNet:
+    """A node that gives a ControlNet of the storybook model's shape with random weights."""
+
+    RETURN_TYPES = ("CONTROL_NET",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {}}
+
+    def load(self):
+        demo = sys.modules[str(PACK).replace(".", "_x_") + ".nodes.demo_model"]
+        control = importlib.import_module(str(PACK).replace(".", "_x_") + ".nodes.demo_control")
+        shape = json.loads((demo.FOLDER / "unet" / "config.json").read_text())
+        folder = BASE / "random_net"
+        random_controlnet(shape).save_pretrained(folder / "controlnet")
+        return (control.load_control(str(folder)),)
+
+
 @pytest.fixture(scope="session")
 def host():
     load_extras()
     assert load_pack(), "ComfyUI could not load the pack: see the log above"
     nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
+    nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
     folder_paths.set_input_directory(str(BASE / "input"))
     yield Host()
     shutil.rmtree(BASE, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""Masked ControlNets against ComfyUI's own, on the storybook model and a ControlNet of its shape with random weights."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from conftest import random_controlnet
+from diffusers import ControlNetModel
+from graph import from_image, node
+from test_no_leaks import models, sample
+
+import nodes as comfy_nodes
+
+
+@pytest.fixture(scope="module")
+def net(host, pack):
+    """CONTROL_NET and the same net in diffusers."""
+    demo = pack("nodes.demo_model").FOLDER
+    model = random_controlnet(json.loads((demo / "unet" / "config.json").read_text())).eval()
+    return host.value({"net": node("TestControlNet")}, "net"), model
+
+
+def demo_control(pack):
+    return importlib.import_module(pack("nodes.demo_model").__name__.replace("demo_model", "demo_control"))
+
+
+def hint(height=128, width=128, seed=0):
+    return (torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(seed)) > 0.8).float()
+
+
+def core(net, positive, negative, image, strength=1.0, start=0.0, end=1.0):
+    return comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, image, strength, start, end)
+
+
+@pytest.fixture(scope="module")
+def words(host):
+    host.fresh()
+    return models(host)
+
+
+@pytest.fixture
+def apply(pack):
+    def run(net, positive, negative, **values):
+        values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}
+        return pack("nodes.masked_control").MaskedControlNetApply.execute(positive, negative, net, **values).result
+
+    return run
+
+
+def test_the_net_computes_what_diffusers_computes(net, words):
+    loaded, theirs = net
+    x, context = torch.randn(2, 4, 16, 16), torch.randn(2, 77, theirs.config.cross_attention_dim)
+    picture = hint().movedim(-1, 1).expand(2, -1, -1, -1)
+    with torch.inference_mode():
+        down, middle = theirs(x, torch.tensor([300, 300]), context, controlnet_cond=picture, return_dict=False)
+        ours = loaded.control_model(x=x, hint=picture, timesteps=torch.tensor([300, 300]), context=context)
+    for a, b in zip([*ours["output"], *ours["middle"]], [*down, middle], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("strength", "start", "end"), [(1.0, 0.0, 1.0), (0.7, 0.0, 1.0), (1.3, 0.2, 0.7)])
+def test_a_mask_of_ones_is_comfyuis_own_node_to_the_bit(net, words, apply, strength, start, end):
+    model, positive, negative = words
+    plain = sample(model, *core(net[0], positive, negative, hint(), strength, start, end))
+    ours = sample(model, *apply(net[0], positive, negative, image=hint(), strength=strength, start_percent=start, end_percent=end))
+    assert torch.equal(ours, plain)
+    assert not torch.equal(ours, sample(model, positive, negative)), "the net does nothing: nothing is compared"
+
+
+def test_a_mask_of_zeros_or_no_strength_is_no_control_to_the_bit(net, words, apply):
+    model, positive, negative = words
+    plain = sample(model, positive, negative)
+    assert torch.equal(sample(model, *apply(net[0], positive, negative, image=hint(), mask=torch.zeros(1, 128, 128))), plain)
+    assert torch.equal(sample(model, *apply(net[0], positive, negative, image=hint(), strength=0.0)), plain)
+
+
+def test_two_complementary_masks_of_one_hint_are_the_plain_net(net, words, apply):
+    model, positive, negative = words
+    mask = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(3))
+    first = apply(net[0], positive, negative, image=hint(), mask=mask)
+    both = sample(model, *apply(net[0], *first, image=hint(), mask=1 - mask))
+    torch.testing.assert_close(both, sample(model, *core(net[0], positive, negative, hint())), atol=2e-4, rtol=0)
+
+
+def test_it_chains_with_comfyuis_node_before_and_after(net, words, apply):
+    model, positive, negative = words
+    plain = sample(model, *core(net[0], *core(net[0], positive, negative, hint(seed=1)), hint()))
+    after = sample(model, *apply(net[0], *core(net[0], positive, negative, hint(seed=1)), image=hint()))
+    before = sample(model, *core(net[0], *apply(net[0], positive, negative, image=hint(seed=1)), hint()))
+    assert torch.equal(after, plain)
+    assert torch.equal(before, plain)
+
+
+def test_a_mask_acts_where_it_is_most_of_all(net, words, apply):
+    model, positive, negative = words
+    mask = torch.zeros(1, 128, 128)
+    mask[..., :64] = 1
+    free, held = sample(model, positive, negative), sample(model, *apply(net[0], positive, negative, image=hint(), mask=mask))
+    change = (held - free).abs().mean((0, 1))
+    assert float(change[:, :6].mean()) > 2 * float(change[:, 10:].mean())
+
+
+def test_a_control_that_leads_spares_the_negative(net, words, apply):
+    model, positive, negative = words
+    results = [sample(model, *apply(net[0], positive, negative, image=hint(), mode=m)) for m in ("balanced", "prompt", "control")]
+    assert not torch.equal(results[0], results[1])
+    assert not torch.equal(results[1], results[2])
+
+
+def test_layers_share_one_evaluation_and_keep_their_ranges(host, net, words, apply):
+    model, positive, negative = words
+    left = from_image(width=64, height=128, control_hint="segmentation", canvas_width=128, canvas_height=128, name="left")
+    right = from_image(width=64, height=128, x=64, control_hint="segmentation", control_strength=0.5, name="right")
+    right["inputs"]["layers"] = ["a", 0]
+    layers = host.value({"a": left, "it": right}, "it", 0)
+    calls = []
+    forward = net[0].control_model.forward
+    net[0].control_model.forward = lambda *a, **k: (calls.append(1), forward(*a, **k))[1]
+    try:
+        sample(model, *apply(net[0], positive, negative, layers=layers))
+    finally:
+        net[0].control_model.forward = forward
+    assert len(calls) == 3, "three steps, one evaluation each"
+
+
+def test_the_original_net_is_untouched(net, words, apply):
+    before = dict(vars(net[0]))
+    apply(net[0], words[1], words[2], image=hint(), strength=0.5)
+    assert vars(net[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "image: nothing is connected"),
+        ({"image": hint(64, 128), "mask": torch.ones(1, 64, 64)}, "image: size of the hint is '128x64'"),
+        ({"image": hint(), "mask": torch.ones(2, 128, 128)}, "mask: batch is 2"),
+        ({"image": hint(), "strength": float("nan")}, "strength is nan"),
+        ({"image": hint(), "strength": -1.0}, "strength is -1"),
+        ({"image": hint(), "start_percent": 0.8, "end_percent": 0.2}, "control.end is 0.2"),
+    ],
+)
+def test_bad_input_is_named(net, words, apply, values, message):
+    with pytest.raises(ValueError, match=message):
+        apply(net[0], words[1], words[2], **values)
+
+
+def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, tmp_path):
+    torch.manual_seed(0)
+    other = ControlNetModel(block_out_channels=(32, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), layers_per_block=1,
+                            cross_attention_dim=48, attention_head_dim=2, norm_num_groups=8)  # fmt: skip
+    other.save_pretrained(tmp_path / "controlnet")
+    loaded = demo_control(pack).load_control(str(tmp_path))
+    with pytest.raises(ValueError, match="control_net: width of the words it reads is 48; allowed: 64"):
+        sample(words[0], *apply(loaded, words[1], words[2], image=hint()))
+
+
+def test_hints_of_layers_come_as_a_picture(host):
+    layer = from_image(width=64, height=128, control_hint="segmentation", canvas_width=128, canvas_height=128)
+    picture = host.value({"a": layer, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False)}, "it", 0)
+    assert picture.shape == (1, 128, 128, 3)
+    assert float(picture[:, :, :64].amax()) > 0.9
+    assert not picture[:, :, 64:].any()

@@ -1,0 +1,97 @@
+"""Residual weights: masks, ranges, depth, shapes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layered_core.control import ControlMap, active_at, centre_crop, depth_weight, resized, token_grid, weighted
+from layered_core.document import Control, Layer, LayerDocument, Recipe
+from layered_core.errors import LayeredError
+
+
+def layer(name, hint="canny", **values):
+    control = Control(hint=hint, strength=values.pop("strength", 1.0))
+    return Layer(name, torch.ones(4, 4, 4), recipe=Recipe(control=control), **values)
+
+
+def test_the_map_of_a_document_is_each_layers_visible_part_times_its_strength():
+    document = LayerDocument(8, 4, (layer("left", strength=0.5), layer("right", x=4, strength=2.0), layer("free", hint="none", x=2, opacity=0.5)))
+    control_map = ControlMap.of(document)
+    total = control_map.at([True, True])
+    assert total[0].tolist() == [0.5, 0.5, 0.25, 0.25, 1, 1, 2, 2]
+    assert torch.equal(control_map.at([True, False])[:, 4:], torch.zeros(4, 4))
+    assert torch.equal(ControlMap.of(document, strength=0.5).at([True, True]), total / 2)
+
+
+def test_a_map_that_is_the_same_everywhere_is_a_number():
+    control = Control(hint="canny", strength=0.3)
+    assert ControlMap(torch.ones(1, 3, 5), (control,)).at([True]) == pytest.approx(0.3)
+    assert ControlMap(torch.zeros(1, 3, 5), (control,)).at([True]) == 0
+    assert ControlMap(torch.ones(1, 3, 5), (control,)).at([False]) == 0
+
+
+def test_ranges_say_when_each_layer_acts():
+    controls = (Control(), Control(end=0.4), Control(start=0.4))
+    assert active_at(controls, 0.0) == [True, True, False]
+    assert active_at(controls, 0.4) == [True, True, True]
+    assert active_at(controls, 0.9) == [True, False, True]
+
+
+def test_depth_weights_end_at_one_in_the_middle():
+    assert [depth_weight(i, 13, "balanced") for i in (0, 12)] == [1, 1]
+    assert depth_weight(12, 13, "prompt") == 1
+    assert depth_weight(0, 13, "control") == pytest.approx(0.825**12)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
+def test_resizing_by_area_keeps_the_mean(height, width, up, across):
+    weight = torch.rand(height * up, width * across, generator=torch.Generator().manual_seed(height))
+    assert resized(weight, (height, width)).mean() == pytest.approx(float(weight.mean()), abs=1e-5)
+
+
+def test_complementary_maps_add_up_to_the_plain_residual():
+    mask = torch.rand(24, 16, generator=torch.Generator().manual_seed(0))
+    residual = torch.randn(2, 5, 3, 2)
+    both = weighted(residual, mask, (24, 16)) + weighted(residual, 1 - mask, (24, 16))
+    torch.testing.assert_close(both, residual)
+
+
+def test_tokens_are_weighted_row_by_row_whatever_the_patch():
+    weight = torch.zeros(8, 12)
+    weight[:, 6:] = 1
+    residual = torch.ones(1, 4 * 6, 3)
+    out = weighted(residual, weight, (8, 12))[0, :, 0].view(4, 6)
+    assert torch.equal(out, torch.tensor([0.0, 0, 0, 1, 1, 1]).expand(4, 6))
+    assert token_grid(96, (8, 12)) == (8, 12)
+    assert token_grid(5 * 7, (9, 13)) == (5, 7)
+    with pytest.raises(LayeredError, match="number of tokens is 23"):
+        token_grid(23, (8, 12))
+
+
+def test_weighting_leaves_the_residual_alone():
+    residual = torch.ones(1, 1, 2, 2)
+    weighted(residual, torch.zeros(4, 4), (2, 2))
+    assert float(residual.sum()) == 4
+
+
+def test_the_middle_is_cropped_to_the_latents_aspect():
+    weight = torch.arange(8.0).expand(4, 8)
+    assert centre_crop(weight, 2, 2)[0].tolist() == [2, 3, 4, 5]
+    assert centre_crop(weight.T, 2, 2)[:, 0].tolist() == [2, 3, 4, 5]
+    assert torch.equal(centre_crop(weight, 2, 4), weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ControlMap(torch.ones(2, 3, 3), (Control(),)), "masks' shape"),
+        (lambda: ControlMap(torch.full((1, 3, 3), torch.nan), (Control(),)), "masks' values"),
+        (lambda: ControlMap(torch.ones(1, 3, 3), (Control(),), "loud"), "control mode is 'loud'"),
+        (lambda: ControlMap(torch.ones(1, 3, 3), (Control(),), strength=float("nan")), "control strength is nan"),
+        (lambda: ControlMap.of(LayerDocument(4, 4, (layer("a", hint="none"),))), "no visible layer has a control hint.*'a'"),
+    ],
+)
+def test_bad_input_is_named(make, words):
+    with pytest.raises(LayeredError, match=words):
+        make()
