@@ -50,9 +50,10 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
     gx, gy = functional.conv2d(padded, torch.stack([kernel, kernel.T])[:, None].to(grey))[0]
     size = gx.abs() + gy.abs()
     thin = _is_ridge(size, gx, gy)
-    strong, weak = thin & (size > high), thin & (size > low)
+    strong: Tensor = thin & (size > high)
+    weak = thin & (size > low)
     while True:
-        grown = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
+        grown: Tensor = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
         if torch.equal(grown, strong):
             return strong
         strong = grown | strong
