@@ -14,6 +14,7 @@ only words and recipe are taken from ``private``. Without ``private`` a title ``
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ from .placement import bounds, place
 
 VERSION = 1
 """Version of the private data."""
+
+MAX_WORKFLOW_BYTES = 2**24
+"""Greatest size of a workflow as JSON."""
 
 BITS = (8, 16, 32)
 """How exactly a file may keep pixels: 8 or 16 bits a channel, or 32-bit floating point."""
@@ -142,6 +146,16 @@ def clean_text(text: str) -> str:
     """The text without what XML and Photoshop cannot hold: control characters, halves of surrogate pairs, more than one line."""
     text = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\ufffe\uffff" else c for c in text)
     return text.encode("utf-16-be", "replace").decode("utf-16-be")
+
+
+def check_workflow(workflow: Mapping[str, Any] | None) -> None:
+    """Raise :class:`LayeredError` unless the workflow is plain JSON values and not larger than reading allows."""
+    try:
+        size = len(json.dumps(workflow))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LayeredError(f"workflow cannot be stored as JSON: {error}") from None
+    if size > MAX_WORKFLOW_BYTES:
+        raise invalid("size of the workflow", f"{size:,} bytes", f"at most {MAX_WORKFLOW_BYTES:,}", "Write without it")
 
 
 def document_private(document: LayerDocument) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from .document import LayerDocument
 from .document_json import pictures_of, read_document_and_workflow, write_document
 from .errors import LayeredError, invalid
-from .exchange import LayerFile, rounded
+from .exchange import LayerFile, check_workflow, rounded
 from .limits import Limits
 from .openraster import read_openraster, write_openraster
 from .psd_read import read_psd
@@ -71,6 +71,7 @@ def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[st
     path = Path(path)
     if not path.parent.is_dir():
         raise invalid("output folder", str(path.parent), "an existing folder")
+    check_workflow(workflow)
     document = rounded(document, bits)
     match path.suffix.lower():
         case ".psd" | ".psb":
@@ -87,6 +88,7 @@ def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[st
 def write_folder(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
     """Write a new folder with ``document.json`` and its PNG files, whole or not at all; returns the JSON's path."""
     path = Path(path)
+    check_workflow(workflow)
     if path.exists():
         raise invalid("output folder", str(path), "a name that is not taken")
     made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))

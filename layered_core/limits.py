@@ -41,9 +41,8 @@ class Budget:
         self.check(where, width, height)
         self._bytes += width * height * channels * 4
         if self._bytes > self.limits.max_alloc_bytes:
-            raise invalid(
-                f"memory for pixels up to {where}", f"{self._bytes:,} bytes", f"at most {self.limits.max_alloc_bytes:,}", "Raise the memory limit, max_alloc_bytes"
-            )
+            allowed = f"at most {self.limits.max_alloc_bytes:,}"
+            raise invalid(f"memory for pixels up to {where}", f"{self._bytes:,} bytes", allowed, "Raise the memory limit, max_alloc_bytes")
 
     def check(self, where: str, width: int, height: int) -> None:
         """Check a size without accounting for it."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from .compositing import composite
 from .document import LayerDocument
 from .errors import LayeredError, invalid
-from .exchange import FileLayer, LayerFile, clean_text, document_private, flatten, restore
+from .exchange import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text, document_private, flatten, restore
 from .limits import Budget, Limits, check_file
 from .pictures import decode_picture, to_image, write_whole
 from .private_xml import NAMESPACE, parse_json, parse_xml
@@ -199,7 +199,7 @@ class _Reader:
         layers = [self._layer(node, around) for node, around in reversed(nodes)]
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and _FOLDER + "workflow.json" in self.entries:
-            private["workflow"] = parse_json(self._bytes(_FOLDER + "workflow.json", _MAX_XML_BYTES).decode(), "workflow")
+            private["workflow"] = parse_json(self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow")
         return restore((width, height), layers, private, self._blob, self.budget, self.warnings)
 
     def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:

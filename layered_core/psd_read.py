@@ -183,7 +183,7 @@ class _Reader:
         if info is None:
             return []
         pairs = list(zip(info.layer_records, info.channel_image_data, strict=True))
-        count = sum(1 for record, _ in pairs if _divider(record) is None)
+        count = sum(1 for record, _ in pairs if _divider(record) is None and (record.width * record.height or record.mask_data is not None))
         if count > self.limits.max_layers + 1:  # one for the background colour
             raise invalid("number of layers", count, f"at most {self.limits.max_layers}", "Merge some of them")
         return pairs

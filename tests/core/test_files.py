@@ -213,6 +213,14 @@ def test_a_number_of_bits_that_does_not_exist_is_refused(tmp_path):
         write_layers(LayerDocument(4, 4), tmp_path / "a.psd", bits=12)
 
 
+@pytest.mark.parametrize(("workflow", "says"), [({"a": object()}, "cannot be stored as JSON"), ({"a": "x" * 2**24}, "size of the workflow")])
+@pytest.mark.parametrize("end", [".psd", ".ora", ""])
+def test_a_workflow_that_could_not_be_read_again_is_refused(tmp_path, end, workflow, says):
+    with pytest.raises(LayeredError, match=says):
+        write_layers(LayerDocument(4, 4), tmp_path / f"a{end}", workflow)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Limits
 
 

@@ -233,6 +233,7 @@ def test_an_unknown_blend_mode_of_a_psd_is_named(tmp_path, seeds):
         read_layers(tmp_path / "a.psd")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_channel_that_cannot_be_decoded_is_named_not_black(tmp_path):
     psd = with_layers(lambda psd, layer: None)
     layer = psd[0]
