@@ -177,7 +177,10 @@ def test_a_new_layer_beside_ours_is_a_layer_with_the_prompt_of_its_name(tmp_path
 
 
 def test_a_duplicate_gets_a_name_of_its_own(tmp_path):
-    document = edited(tmp_path, lambda psd, layers: layers["sky"].duplicate()).document
+    def change(psd, layers):
+        psd.create_pixel_layer(layers["sky"].topil(), name=layers["sky"].name)
+
+    document = edited(tmp_path, change).document
     assert sorted(layer.name for layer in document) == ["later", "ship", "sky", "sky 2", "sun", "there"]
     assert document.layer("sky").recipe != Recipe()
 
