@@ -48,7 +48,7 @@ class Budget:
         """Check a size without accounting for it."""
         side, area = self.limits.max_side, self.limits.max_pixels
         if not (1 <= width <= side and 1 <= height <= side):
-            raise invalid(f"size of {where}", f"{width}x{height}", f"1..{side} pixels a side")
+            raise invalid(f"size of {where}", f"{width}x{height}", f"at least 1 and at most {side} pixels a side")
         if width * height > area:
             raise invalid(f"size of {where}", f"{width}x{height}", f"at most {area:,} pixels in all", "Raise max_pixels")
 

@@ -227,7 +227,7 @@ def test_a_workflow_that_could_not_be_read_again_is_refused(tmp_path, end, workf
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
-        (Limits(max_side=30), "size of the canvas is '40x20'; allowed: 1..30"),
+        (Limits(max_side=30), "size of the canvas is '40x20'; allowed: at least 1 and at most 30"),
         (Limits(max_pixels=500), "40x20"),
         (Limits(max_layers=1), "number of layers is"),
         (Limits(max_file_bytes=100), "allowed: 1..100 bytes"),

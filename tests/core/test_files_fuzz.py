@@ -181,7 +181,7 @@ def test_empty_and_foreign_files_are_named(tmp_path, end):
 def test_an_enormous_canvas_is_refused_before_anything_is_allocated(tmp_path):
     path = tmp_path / "a.psb"
     path.write_bytes(b"8BPS" + struct.pack(">H6xHIIHH", 2, 3, 100_000, 100_000, 8, 3) + bytes(200))
-    with pytest.raises(LayeredError, match="size of the canvas is '100000x100000'; allowed: 1..16384 pixels a side"):
+    with pytest.raises(LayeredError, match="size of the canvas is '100000x100000'; allowed: at least 1 and at most 16384 pixels a side"):
         read_layers(path)
 
 
