@@ -66,7 +66,8 @@ function forward(element) {
 app.registerExtension({
   name: "LayeredDiffusion.ArrangeLayers",
   init() {
-    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: new URL("./arrange/editor.css", import.meta.url).href }));
+    const href = new URL("./arrange/editor.css", import.meta.url).href;
+    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
   },
   getCustomWidgets() {
     return {

@@ -3,7 +3,8 @@
 import { button, element, textButton } from "./dom.js";
 import { moved } from "./geometry.js";
 import { LayerList } from "./list.js";
-import { Picture, Stage } from "./stage.js";
+import { Picture } from "./picture.js";
+import { Stage } from "./stage.js";
 import { EMPTY, History, absent, arranged, changed, read, reordered, reset, without, written } from "./state.js";
 import { Values } from "./values.js";
 
@@ -39,10 +40,17 @@ export class Editor {
       this.values.element,
       this.status,
     );
+    this.element.dataset.captureWheel = "true"; // ComfyUI: the wheel is ours while the focus is here
     this.element.addEventListener("keydown", (event) => this.#key(event));
-    // Buttons that a pointer presses leave the focus on the canvas, where the keys work.
-    this.element.addEventListener("click", (event) => event.detail > 0 && event.target.closest(".ld-button, .ld-row, .ld-text-button") && this.stage.focus());
+    // Buttons that a pointer presses leave the focus on the canvas.
+    this.element.addEventListener("click", (event) => {
+      if (event.detail > 0 && event.target.closest(".ld-button, .ld-row, .ld-text-button")) this.stage.focus();
+    });
     this.refresh();
+  }
+
+  get hasFocus() {
+    return this.element.contains(document.activeElement);
   }
 
   destroy() {
@@ -90,8 +98,9 @@ export class Editor {
     const { offsetWidth, offsetHeight } = this.main;
     const { width, height } = this.canvas;
     const size = (w, h) => Math.min(w / width, h / height);
-    const below = size(offsetWidth, offsetHeight - Math.min(32 * this.stack.length, 0.35 * offsetHeight)) > size(offsetWidth - Math.min(0.34 * offsetWidth, 180), offsetHeight);
-    this.main.classList.toggle("ld-below", below);
+    const below = size(offsetWidth, offsetHeight - Math.min(32 * this.stack.length, 0.35 * offsetHeight));
+    const beside = size(offsetWidth - Math.min(0.34 * offsetWidth, 180), offsetHeight);
+    this.main.classList.toggle("ld-below", below > beside);
   }
 
   // ---- what is shown -------------------------------------------------------------------------------------------------------
@@ -258,10 +267,9 @@ export class Editor {
   }
 
   #key(event) {
-    const typing = event.target.matches(".ld-field");
-    if (typing || !this.readable) return;
-    const handled = this.#command(event) || (event.target === this.stage.keys && this.#layerKey(event));
-    if (!handled) return;
+    if (!this.readable || event.target.matches(".ld-field")) return;
+    const choosing = event.target.matches("select, .ld-slider"); // these have keys of their own
+    if (!this.#command(event) && (choosing || !this.#layerKey(event))) return;
     event.preventDefault();
     event.stopPropagation();
   }
@@ -270,6 +278,7 @@ export class Editor {
   #command(event) {
     const key = event.key.toLowerCase();
     if ((event.ctrlKey || event.metaKey) && !event.altKey && (key === "z" || key === "y")) {
+      if (this.before) return true; // not in the midst of a gesture
       if (key === "y" || event.shiftKey) this.redo();
       else this.undo();
       return true;

@@ -23,9 +23,11 @@ export class LayerList {
 
   #row(name) {
     const { editor } = this;
-    const eye = button("shown", editor.words("show"), () => editor.change(name, { visible: !editor.layers.find((layer) => layer.name === name).visible }));
+    const visible = () => editor.layers.find((layer) => layer.name === name).visible;
+    const eye = button("shown", editor.words("show"), () => editor.change(name, { visible: !visible() }));
     const thumb = element("div", { className: "ld-thumb" }, element("div"));
-    const title = element("input", { className: "ld-name", type: "button", value: name, title: name, "aria-label": `${editor.words("select")} ${name}` });
+    const label = `${editor.words("select")} ${name}`;
+    const title = element("input", { className: "ld-name", type: "button", value: name, title: name, "aria-label": label });
     title.addEventListener("click", () => editor.select(name));
     const undo = button("reset", editor.words("resetLayer"), () => editor.edit(reset(editor.state, name)));
     const row = element("div", { className: "ld-row", role: "listitem" }, eye.label, thumb, title, undo.label);

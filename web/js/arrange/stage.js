@@ -1,20 +1,12 @@
-/** The canvas of the layer editor: draws the stack and turns pointer gestures into changes of the selected layer. */
+/** The canvas of the layer editor: turns pointer gestures into changes of the selected layer. */
 
-import { HANDLES, bounds, contains, corners, guideLines, moved, movedAndSnapped, pointOf, resized, rotated, snappedPoint, within } from "./geometry.js";
 import { element } from "./dom.js";
-
-/** Blend modes that a browser's canvas has, or has near enough; the others are drawn as normal. */
-export const OPERATIONS = {
-  normal: "source-over", "linear-dodge": "lighter",
-  ...Object.fromEntries(
-    ["multiply", "screen", "overlay", "darken", "lighten", "color-dodge", "color-burn", "hard-light", "soft-light", "difference",
-      "exclusion", "hue", "saturation", "color", "luminosity"].map((mode) => [mode, mode])),
-};
+import { HANDLES, contains, guideLines, movedAndSnapped, pointOf, resized, rotated, snappedPoint, within } from "./geometry.js";
+import { Painter } from "./painter.js";
 
 const MARGIN = 28; // around the canvas, so that handles at its edges can be reached
 const TURNER = 18; // from the upper edge to the handle that turns
 const REACH = 8; // of pointer and snapping
-const CHECK = 8; // of the checkerboard
 const CURSORS = ["ew-resize", "nwse-resize", "ns-resize", "nesw-resize"];
 
 export class Stage {
@@ -29,7 +21,8 @@ export class Stage {
     this.keys = element("input", { className: "ld-keys", type: "button", "aria-label": editor.words("canvas") });
     this.empty = element("div", { className: "ld-empty" });
     this.element = element("div", { className: "ld-stage" }, this.canvas, this.keys, this.empty);
-    this.element.dataset.captureWheel = "true"; // ComfyUI: the wheel is ours while the focus is here
+    this.painter = new Painter(this);
+    this.density = 1;
     this.gesture = null;
     this.hovered = null;
     this.guides = { x: null, y: null };
@@ -49,13 +42,14 @@ export class Stage {
     // The graph's zoom changes how many pixels a CSS pixel has, and tells nobody.
     this.onZoom = () => {
       clearTimeout(this.zoomed);
-      this.zoomed = setTimeout(() => this.element.isConnected && this.#density() !== this.density && this.draw(), 150);
+      this.#redrawWhenZoomed(10);
     };
     window.addEventListener("wheel", this.onZoom, { capture: true, passive: true });
   }
 
   destroy() {
     this.resizes.disconnect();
+    clearTimeout(this.zoomed);
     window.removeEventListener("wheel", this.onZoom, { capture: true });
     cancelAnimationFrame(this.frame);
   }
@@ -81,18 +75,34 @@ export class Stage {
     return true;
   }
 
+  /** Look again a few times: the graph may take a while to zoom. */
+  #redrawWhenZoomed(times) {
+    this.zoomed = setTimeout(() => {
+      if (this.element.isConnected && this.#density() !== this.density) this.draw();
+      if (times > 1) this.#redrawWhenZoomed(times - 1);
+    }, 150);
+  }
+
+  /** Device pixels a CSS pixel of the element. */
+  #density() {
+    const graphZoom = this.element.getBoundingClientRect().width / this.element.offsetWidth || 1;
+    return Math.min(Math.max(window.devicePixelRatio * graphZoom, 1), 4);
+  }
+
   /** Draw before the next frame. */
   draw() {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
-      this.#paint();
+      if (!this.element.offsetWidth || !this.element.offsetHeight) return;
+      this.density = this.#density();
+      this.painter.paint();
     });
   }
 
   // ---- where things are on the screen ------------------------------------------------------------------------------------
 
   /** CSS pixels a canvas pixel, and the CSS place of the canvas' top left. */
-  #view() {
+  view() {
     const { clientWidth, clientHeight } = this.element;
     const { width, height } = this.editor.canvas;
     const fit = Math.max(0.001, Math.min((clientWidth - 2 * MARGIN) / width, (clientHeight - 2 * MARGIN) / height));
@@ -108,13 +118,13 @@ export class Stage {
   }
 
   #onCanvas(place) {
-    const view = this.#view();
+    const view = this.view();
     return { x: (place.x - view.x) / view.scale, y: (place.y - view.y) / view.scale };
   }
 
   /** @returns {import("./geometry.js").Point} where a canvas point is, CSS pixels of the element */
   onScreen(point) {
-    const view = this.#view();
+    const view = this.view();
     return { x: point.x * view.scale + view.x, y: point.y * view.scale + view.y };
   }
 
@@ -122,9 +132,10 @@ export class Stage {
   handles() {
     const layer = this.editor.selected;
     if (!layer?.visible) return [];
-    const { scale } = this.#view();
+    const { scale } = this.view();
     const small = { x: layer.width * scale < 36, y: layer.height * scale < 36 };
-    const handles = HANDLES.filter(([u, v]) => (u || !small.x) && (v || !small.y)).map(([u, v]) => ({ u, v, ...this.onScreen(pointOf(layer, u, v)) }));
+    const shown = HANDLES.filter(([u, v]) => (u || !small.x) && (v || !small.y));
+    const handles = shown.map(([u, v]) => ({ u, v, ...this.onScreen(pointOf(layer, u, v)) }));
     const top = this.onScreen(pointOf(layer, 0, -1));
     const middle = this.onScreen(pointOf(layer, 0, 0));
     const away = Math.hypot(top.x - middle.x, top.y - middle.y) || 1;
@@ -170,7 +181,9 @@ export class Stage {
     // A layer that fills the canvas is easily hit by mistake: it moves only once it is selected.
     const held = layer && layer.name !== chosen?.name && this.#fills(layer);
     const kind = handle?.turn ? "turn" : handle ? "resize" : layer && !held ? "move" : "pan";
-    this.gesture = { kind, handle, from, place, start: layer, pan: this.pan, lines: this.#lines(layer) };
+    const pulled = kind === "resize" ? pointOf(layer, handle.u, handle.v) : from;
+    const grip = { x: pulled.x - from.x, y: pulled.y - from.y };
+    this.gesture = { kind, handle, grip, from, place, start: layer, pan: this.pan, lines: this.#lines(layer) };
     this.element.setPointerCapture(event.pointerId);
     this.editor.begin();
   }
@@ -183,7 +196,7 @@ export class Stage {
     const place = this.#place(event);
     if (!this.gesture) return this.#hover(place);
     event.stopPropagation();
-    const { kind, handle, from, start, lines } = this.gesture;
+    const { kind, from, start } = this.gesture;
     if (kind === "pan") {
       this.pan = { x: this.gesture.pan.x + place.x - this.gesture.place.x, y: this.gesture.pan.y + place.y - this.gesture.place.y };
       return this.draw();
@@ -191,32 +204,39 @@ export class Stage {
     if (!this.gesture.moved && Math.hypot(place.x - this.gesture.place.x, place.y - this.gesture.place.y) < 2) return undefined;
     this.gesture.moved = true;
     const to = this.#onCanvas(place);
-    const reach = this.editor.snap && !event.ctrlKey && !event.metaKey ? REACH / this.#view().scale : 0;
+    const reach = this.editor.snap && !event.ctrlKey && !event.metaKey ? REACH / this.view().scale : 0;
     this.guides = { x: null, y: null };
-    let box;
-    if (kind === "turn") {
-      box = rotated(start, from, to, event.shiftKey ? 15 : 0.1);
-    } else if (kind === "resize") {
-      const { point, guides } = start.rotation % 90 ? { point: to, guides: this.guides } : snappedPoint(to, ...this.#sides(start, handle), lines, reach);
-      const corner = handle.u && handle.v;
-      const ratio = Boolean(corner) && this.editor.ratio !== event.shiftKey;
-      this.guides = ratio ? this.guides : guides;
-      box = resized(start, handle.u, handle.v, ratio ? to : point, { ratio, fromCentre: event.altKey });
-    } else {
-      // Shift holds the move to one direction.
-      const [dx, dy] = [to.x - from.x, to.y - from.y];
-      const across = Math.abs(dx) >= Math.abs(dy);
-      const held = event.shiftKey;
-      ({ box, guides: this.guides } = movedAndSnapped(start, held && !across ? 0 : dx, held && across ? 0 : dy, lines, reach));
-      if (held) box = moved({ ...box, [across ? "y" : "x"]: start[across ? "y" : "x"] }, 0, 0);
-    }
-    const { x, y, width, height, rotation } = box;
+    const shape = { turn: () => rotated(start, from, to, event.shiftKey ? 15 : 0.1), resize: this.#pulled, move: this.#shifted };
+    const { x, y, width, height, rotation } = shape[kind].call(this, to, reach, event);
     this.editor.change(start.name, { x, y, width, height, rotation });
   }
 
-  /** Which of the canvas' directions a handle pulls, for a layer turned by quarters. */
-  #sides(layer, handle) {
-    return layer.rotation % 180 ? [handle.v, handle.u] : [handle.u, handle.v];
+  /** The layer with its handle where the pointer is. */
+  #pulled(to, reach, event) {
+    const { handle, grip, start, lines } = this.gesture;
+    const { u, v } = handle;
+    const at = { x: to.x + grip.x, y: to.y + grip.y };
+    const ratio = Boolean(u && v) && this.editor.ratio !== event.shiftKey;
+    if (ratio || start.rotation % 90) return resized(start, u, v, at, { ratio, fromCentre: event.altKey });
+    const sides = start.rotation % 180 ? [v, u] : [u, v]; // which of the canvas' directions the handle pulls
+    const { point, guides } = snappedPoint(at, ...sides, lines, reach);
+    this.guides = guides;
+    return resized(start, u, v, point, { ratio, fromCentre: event.altKey });
+  }
+
+  /** The layer moved with the pointer; Shift holds one direction. */
+  #shifted(to, reach, event) {
+    const { from, start, lines } = this.gesture;
+    const [dx, dy] = [to.x - from.x, to.y - from.y];
+    if (!event.shiftKey) {
+      const { box, guides } = movedAndSnapped(start, dx, dy, lines, reach);
+      this.guides = guides;
+      return box;
+    }
+    const across = Math.abs(dx) >= Math.abs(dy);
+    const { box, guides } = movedAndSnapped(start, across ? dx : 0, across ? 0 : dy, lines, reach);
+    this.guides = across ? { x: guides.x, y: null } : { x: null, y: guides.y };
+    return across ? { ...box, y: start.y } : { ...box, x: start.x };
   }
 
   #up(event) {
@@ -247,7 +267,7 @@ export class Stage {
   }
 
   #wheel(event) {
-    if (!this.element.contains(document.activeElement)) return; // the graph's
+    if (!this.editor.hasFocus) return; // the graph's
     event.preventDefault();
     event.stopPropagation();
     const place = this.#place(event);
@@ -256,235 +276,5 @@ export class Stage {
     const after = this.onScreen(before);
     this.pan = { x: this.pan.x + place.x - after.x, y: this.pan.y + place.y - after.y };
     this.draw();
-  }
-
-  // ---- drawing -----------------------------------------------------------------------------------------------------------
-
-  /** Device pixels a CSS pixel of the element. */
-  #density() {
-    const graphZoom = this.element.getBoundingClientRect().width / this.element.offsetWidth || 1;
-    return Math.min(Math.max(window.devicePixelRatio * graphZoom, 1), 4);
-  }
-
-  #paint() {
-    const { offsetWidth, offsetHeight } = this.element;
-    if (!offsetWidth || !offsetHeight) return;
-    const density = (this.density = this.#density());
-    const [width, height] = [Math.round(offsetWidth * density), Math.round(offsetHeight * density)];
-    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
-    const pen = this.canvas.getContext("2d");
-    pen.setTransform(1, 0, 0, 1, 0, 0);
-    pen.clearRect(0, 0, width, height);
-    if (!this.editor.stackKnown) return;
-    const style = getComputedStyle(this.element);
-    const colours = { accent: style.getPropertyValue("--ld-accent").trim(), line: style.getPropertyValue("--ld-line").trim() };
-    const view = this.#view();
-    const selected = this.editor.selected;
-    const area = { x: view.x, y: view.y, width: this.editor.canvas.width * view.scale, height: this.editor.canvas.height * view.scale };
-
-    pen.setTransform(density, 0, 0, density, 0, 0);
-    if (selected?.visible) this.#paintLayer(pen, selected, view, density, 0.3);
-    pen.save();
-    pen.beginPath();
-    pen.rect(area.x, area.y, area.width, area.height);
-    pen.clip();
-    this.#paintBackground(pen, area);
-    pen.setTransform(1, 0, 0, 1, 0, 0);
-    pen.drawImage(this.#composite(width, height, density, view), 0, 0);
-    pen.restore();
-
-    pen.setTransform(density, 0, 0, density, 0, 0);
-    pen.lineWidth = 1;
-    pen.strokeStyle = colours.line;
-    pen.strokeRect(area.x - 0.5, area.y - 0.5, area.width + 1, area.height + 1);
-    for (const layer of this.editor.layers) if (layer.visible && layer.generated) this.#paintPlace(pen, layer);
-    const hovered = this.editor.layers.find((layer) => layer.name === this.hovered);
-    if (hovered && hovered.name !== selected?.name && !this.gesture) this.#outline(pen, hovered, colours.accent, 1, 0.8);
-    this.#paintGuides(pen, view, colours);
-    if (selected) this.#paintSelection(pen, selected, colours);
-  }
-
-  #paintBackground(pen, area) {
-    const { background } = this.editor.canvas;
-    if (background) {
-      pen.fillStyle = `rgb(${background.map((value) => Math.round(value * 255)).join(" ")})`;
-      pen.fillRect(area.x, area.y, area.width, area.height);
-      return;
-    }
-    const tile = new OffscreenCanvas(2 * CHECK, 2 * CHECK);
-    const brush = tile.getContext("2d");
-    brush.fillStyle = "#b8b8b8";
-    brush.fillRect(0, 0, 2 * CHECK, 2 * CHECK);
-    brush.fillStyle = "#999";
-    brush.fillRect(0, 0, CHECK, CHECK);
-    brush.fillRect(CHECK, CHECK, CHECK, CHECK);
-    const pattern = pen.createPattern(tile, "repeat");
-    pattern.setTransform(new DOMMatrix().translate(area.x, area.y));
-    pen.fillStyle = pattern;
-    pen.fillRect(area.x, area.y, area.width, area.height);
-  }
-
-  /** All visible layers on a canvas of their own, so that blend modes do not meet the checkerboard. */
-  #composite(width, height, density, view) {
-    const sheet = new OffscreenCanvas(width, height);
-    const pen = sheet.getContext("2d");
-    for (const layer of this.editor.layers) {
-      if (!layer.visible) continue;
-      pen.globalCompositeOperation = OPERATIONS[layer.blend_mode] ?? "source-over";
-      this.#paintLayer(pen, layer, view, density, layer.opacity);
-    }
-    return sheet;
-  }
-
-  #paintLayer(pen, layer, view, density, alpha) {
-    const image = this.editor.images.get(layer.name)?.image;
-    if (!image) return;
-    const middle = this.onScreen(pointOf(layer, 0, 0));
-    pen.save();
-    pen.setTransform(density, 0, 0, density, 0, 0);
-    pen.translate(middle.x, middle.y);
-    pen.rotate((layer.rotation * Math.PI) / 180);
-    pen.scale(layer.flip_h ? -1 : 1, layer.flip_v ? -1 : 1);
-    pen.globalAlpha = alpha * (layer.generated ? 0.35 : 1);
-    pen.imageSmoothingQuality = "high";
-    const [width, height] = [layer.width * view.scale, layer.height * view.scale];
-    // Enlarged pixels stay pixels: what is seen is what there is.
-    pen.imageSmoothingEnabled = (width * density) / image.naturalWidth < 6;
-    pen.drawImage(image, -width / 2, -height / 2, width, height);
-    pen.restore();
-  }
-
-  #path(pen, layer) {
-    pen.beginPath();
-    corners(layer).forEach((corner, index) => {
-      const { x, y } = this.onScreen(corner);
-      if (index) pen.lineTo(x, y);
-      else pen.moveTo(x, y);
-    });
-    pen.closePath();
-  }
-
-  #outline(pen, layer, colour, width, alpha = 1) {
-    pen.save();
-    this.#path(pen, layer);
-    pen.globalAlpha = alpha;
-    pen.lineWidth = width + 2;
-    pen.strokeStyle = "rgb(0 0 0 / 45%)";
-    pen.stroke();
-    pen.lineWidth = width;
-    pen.strokeStyle = colour;
-    pen.stroke();
-    pen.restore();
-  }
-
-  /** A layer still to be generated: its box and name. */
-  #paintPlace(pen, layer) {
-    pen.save();
-    this.#path(pen, layer);
-    pen.setLineDash([6, 4]);
-    pen.lineWidth = 1.5;
-    pen.strokeStyle = "rgb(0 0 0 / 60%)";
-    pen.stroke();
-    pen.lineDashOffset = 5;
-    pen.strokeStyle = "#fff";
-    pen.stroke();
-    pen.restore();
-    const box = bounds(layer);
-    const { x, y } = this.onScreen({ x: (box.left + box.right) / 2, y: box.top });
-    this.#label(pen, layer.name, x, y - 24);
-  }
-
-  #paintGuides(pen, view, colours) {
-    pen.save();
-    pen.strokeStyle = colours.accent;
-    pen.lineWidth = 1;
-    pen.setLineDash([4, 3]);
-    const { offsetWidth, offsetHeight } = this.element;
-    const lines = [];
-    if (this.guides.x !== null) lines.push([this.guides.x * view.scale + view.x, 0, this.guides.x * view.scale + view.x, offsetHeight]);
-    if (this.guides.y !== null) lines.push([0, this.guides.y * view.scale + view.y, offsetWidth, this.guides.y * view.scale + view.y]);
-    for (const [x0, y0, x1, y1] of lines) {
-      pen.beginPath();
-      pen.moveTo(x0, y0);
-      pen.lineTo(x1, y1);
-      pen.stroke();
-    }
-    pen.restore();
-  }
-
-  #paintSelection(pen, layer, colours) {
-    this.#outline(pen, layer, colours.accent, 1.5, layer.visible ? 1 : 0.5);
-    const handles = this.handles();
-    for (const handle of handles) {
-      if (handle.turn) {
-        pen.beginPath();
-        pen.moveTo(handle.stem.x, handle.stem.y);
-        pen.lineTo(handle.x, handle.y);
-        pen.strokeStyle = colours.accent;
-        pen.lineWidth = 1.5;
-        pen.stroke();
-      }
-      pen.beginPath();
-      if (handle.turn) pen.arc(handle.x, handle.y, 5, 0, 2 * Math.PI);
-      else pen.roundRect(handle.x - 4, handle.y - 4, 8, 8, 2);
-      pen.fillStyle = "#fff";
-      pen.fill();
-      pen.lineWidth = 1.5;
-      pen.strokeStyle = colours.accent;
-      pen.stroke();
-    }
-    const text = { move: () => `${layer.x}, ${layer.y}`, resize: () => `${layer.width} × ${layer.height}`, turn: () => `${layer.rotation}°` };
-    if (this.gesture?.moved && text[this.gesture.kind]) {
-      const box = bounds(layer);
-      const low = this.onScreen({ x: (box.left + box.right) / 2, y: box.bottom });
-      this.#label(pen, text[this.gesture.kind](), low.x, low.y + 8);
-    }
-  }
-
-  /** Words on a plate, kept on the stage. */
-  #label(pen, words, x, y) {
-    pen.save();
-    pen.font = `12px ${getComputedStyle(this.element).fontFamily}`;
-    const width = pen.measureText(words).width + 12;
-    const { offsetWidth, offsetHeight } = this.element;
-    const left = Math.min(Math.max(x - width / 2, 2), offsetWidth - width - 2);
-    const top = Math.min(Math.max(y, 2), offsetHeight - 22);
-    pen.beginPath();
-    pen.roundRect(left, top, width, 20, 5);
-    pen.fillStyle = "rgb(0 0 0 / 78%)";
-    pen.fill();
-    pen.fillStyle = "#fff";
-    pen.textBaseline = "middle";
-    pen.fillText(words, left + 6, top + 10.5);
-    pen.restore();
-  }
-}
-
-/** A layer's picture of the last run. */
-export class Picture {
-  /** @param {string} url @param {() => void} onLoad */
-  constructor(url, onLoad) {
-    this.url = url;
-    this.image = null;
-    this.alpha = null;
-    const image = new Image();
-    image.onload = () => {
-      this.image = image;
-      onLoad();
-    };
-    image.src = url;
-  }
-
-  /** Whether there is something at a place of the picture, 0..1 in both directions. */
-  isSolid(x, y) {
-    if (!this.image) return true;
-    const side = 64;
-    if (!this.alpha) {
-      const pen = new OffscreenCanvas(side, side).getContext("2d");
-      pen.drawImage(this.image, 0, 0, side, side);
-      this.alpha = pen.getImageData(0, 0, side, side).data.filter((_, index) => index % 4 === 3);
-    }
-    const at = (value) => Math.min(Math.floor(value * side), side - 1);
-    return this.alpha[at(y) * side + at(x)] > 12;
   }
 }

@@ -2,7 +2,7 @@
 
 import { button, element } from "./dom.js";
 import { upright } from "./geometry.js";
-import { OPERATIONS } from "./stage.js";
+import { OPERATIONS } from "./painter.js";
 
 /** As layered_core.document.BLEND_MODES. */
 export const BLEND_MODES = [
@@ -17,6 +17,7 @@ export class Values {
   constructor(editor) {
     this.editor = editor;
     this.fields = {};
+    this.typing = null; // the field in which something stands that is not taken over yet
     const labels = { x: "X", y: "Y", width: "W", height: "H", rotation: "∠" };
     const number = (name) => {
       this.fields[name] = this.#number(name, LIMITS[name], name === "rotation" ? 0.1 : 1, (value) => this.#set(name, value));
@@ -24,7 +25,8 @@ export class Values {
     };
     this.lock = button("ratio", editor.words("ratio"), (input) => (editor.ratio = input.checked), "checkbox");
     this.lock.input.checked = editor.ratio;
-    this.slider = element("input", { type: "range", className: "ld-slider", min: 0, max: 100, step: 1, title: editor.words("opacity"), "aria-label": editor.words("opacity") });
+    const named = { title: editor.words("opacity"), "aria-label": editor.words("opacity") };
+    this.slider = element("input", { type: "range", className: "ld-slider", min: 0, max: 100, step: 1, ...named });
     this.slider.addEventListener("input", () => editor.change(editor.chosen, { opacity: this.slider.value / 100 }, `opacity ${editor.chosen}`));
     this.slider.addEventListener("change", () => editor.history.pause());
     this.percent = this.#number("opacity", [0, 100], 1, (value) => editor.change(editor.chosen, { opacity: value / 100 }));
@@ -50,28 +52,34 @@ export class Values {
   refresh() {
     const layer = this.editor.selected;
     const off = !layer || !this.editor.readable;
-    for (const [name, field] of Object.entries(this.fields)) {
+    const show = (field, value) => {
       field.disabled = off;
-      if (field !== document.activeElement || !off) field.value = layer ? Math.round(layer[name] * 10) / 10 : "";
-    }
+      if (field !== this.typing) field.value = value;
+    };
+    for (const [name, field] of Object.entries(this.fields)) show(field, layer ? Math.round(layer[name] * 10) / 10 : "");
     this.lock.input.disabled = off;
-    this.slider.disabled = this.percent.disabled = this.mode.disabled = off;
-    this.slider.value = layer ? layer.opacity * 100 : 100;
-    this.percent.value = layer ? Math.round(layer.opacity * 100) : "";
-    this.mode.value = layer?.blend_mode ?? "normal";
+    show(this.slider, layer ? layer.opacity * 100 : 100);
+    show(this.percent, layer ? Math.round(layer.opacity * 100) : "");
+    show(this.mode, layer?.blend_mode ?? "normal");
   }
 
   #number(name, [min, max], step, set) {
-    const field = element("input", { type: "number", className: "ld-field", min, max, step, title: this.editor.words(name), "aria-label": this.editor.words(name) });
+    const named = { title: this.editor.words(name), "aria-label": this.editor.words(name) };
+    const field = element("input", { type: "number", className: "ld-field", min, max, step, ...named });
     field.addEventListener("change", () => {
       const value = Number.parseFloat(field.value);
+      this.typing = null;
       if (Number.isFinite(value)) set(Math.min(Math.max(value, min), max));
       this.refresh();
     });
+    field.addEventListener("input", () => (this.typing = field));
     field.addEventListener("keydown", (event) => {
       event.stopPropagation(); // what is typed here is no command
       if (event.key !== "Enter" && event.key !== "Escape") return;
-      if (event.key === "Escape") this.refresh();
+      if (event.key === "Escape") {
+        this.typing = null;
+        this.refresh();
+      }
       this.editor.stage.focus();
     });
     return field;
@@ -85,7 +93,10 @@ export class Values {
     const whole = Math.round(value);
     const changes = { [name]: whole };
     const other = { width: "height", height: "width" }[name];
-    if (other && editor.ratio) changes[other] = Math.min(Math.max(Math.round((layer[other] * whole) / layer[name]), 1), LIMITS[other][1]);
+    if (other && editor.ratio) {
+      const [least, most] = LIMITS[other];
+      changes[other] = Math.min(Math.max(Math.round((layer[other] * whole) / layer[name]), least), most);
+    }
     editor.change(layer.name, changes);
   }
 }
