@@ -1,0 +1,315 @@
+"""Build a picture layer by layer: in one node, or from the nodes that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
+from torch import Tensor
+
+from ..layered_core.blending import BLENDS
+from ..layered_core.blending import grow as widened
+from ..layered_core.document import MAX_SIDE, Layer, LayerDocument
+from ..layered_core.errors import invalid
+from ..layered_core.repaint import Repaint
+from ..layered_core.stages import ALPHAS, changed_region, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from .layers import LAYERS, append_layers, read_stack, rgba, write_stack
+from .regenerate_layers import PASTE, flat, one_mask, picture_so_far
+
+CATEGORY = "layered diffusion/stages"
+_FAR = 4 * MAX_SIDE
+_MAX_SEED = 2**64 - 1
+_DRAFT_DENOISE = 0.75
+"""Enough for a thing to appear, too little for another landscape."""
+
+_ALPHA = io.Combo.Input(
+    "alpha", options=list(ALPHAS), default=ALPHAS[0],
+    tooltip="What of the new layer is opaque: what changed, or its whole soft mask. Neutral: mask, the layer is the whole region.",
+)  # fmt: skip
+
+
+class AddLayerByPrompt(io.ComfyNode):
+    """A stage: words and a place become a layer. Runs as a graph of ordinary nodes, those of the blueprint of this name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_AddLayerByPrompt",
+            display_name="Add Layer by Prompt",
+            category=CATEGORY,
+            description=(
+                "Paint something new onto what is there and lay it on the stack as a layer with its own alpha. Chain several: background, "
+                "midground, foreground. A name that the stack has is made anew in its place, and what lies in front is laid on again."
+            ),
+            search_aliases=["stage", "add object", "inpaint layer", "generate layer", "layer by layer", "background foreground", "replace layer"],
+            inputs=[
+                io.Model.Input("model", tooltip="What paints; a LoRA loaded into it acts on this layer only."),
+                io.Clip.Input("clip", tooltip="What reads the words; a textual inversion is written embedding:name."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What is added. Empty: the words of the layer of that name."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What must not be there. Neutral: empty."),
+                io.String.Input("name", default="", tooltip="What the layer is called. Empty: its prompt. The noise depends on seed and name."),
+                io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge of its place, canvas pixels. Neutral: 0."),
+                io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge of its place, canvas pixels. Neutral: 0."),
+                io.Int.Input(
+                    "width", default=0, min=0, max=MAX_SIDE,
+                    tooltip="Width of its place, pixels; of the canvas where nothing is connected. 0: it finds its own place. Neutral: 0.",
+                ),
+                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height of its place, pixels; as width. Neutral: 0."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=False,
+                    tooltip="Base seed, the same in all stages: each derives its own from it and its name. Neutral: any.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; half as many more to find a place. Neutral: any."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance. Neutral: 1, none."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As KSampler's."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As KSampler's."),
+                _ALPHA,
+                io.Float.Input(
+                    "denoise", default=1.0, min=0.01, max=1.0, step=0.01, advanced=True,
+                    tooltip="How far its place may depart from what is there. Neutral: 1, made anew.",
+                ),
+                io.Int.Input(
+                    "feather", default=8, min=0, max=1024, advanced=True, tooltip="Width of the soft border inside its place, pixels. Neutral: 0."
+                ),
+                io.Int.Input(
+                    "size", default=0, min=0, max=MAX_SIDE, step=8, advanced=True,
+                    tooltip="Side at which its place is sampled, pixels: it is cut out and scaled up. Neutral: 0, with the whole picture.",
+                ),
+                io.Float.Input(
+                    "context", default=0.5, min=0.0, max=16.0, step=0.1, advanced=True,
+                    tooltip="With a size: how much around its place is cut out too, as a share of its longer side. Neutral: any, without a size.",
+                ),
+                io.Combo.Input("blend", options=list(BLENDS), default=BLENDS[0], advanced=True, tooltip="As Paste Back's. Neutral: feather."),
+                LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new one, on the image if there is one."),
+                io.Image.Input("image", optional=True, tooltip="The picture so far, where there are no layers yet. It becomes the backmost layer."),
+                io.Mask.Input("mask", optional=True, tooltip="Its place instead of x, y, width, height: 1 is where it may be. Of the canvas's size."),
+            ],
+            outputs=[
+                LAYERS.Output(display_name="layers", tooltip="The stack with the new layer."),
+                io.Image.Output(display_name="image", tooltip="The composite of that stack; outside the layer's place as it was to the bit."),
+                io.Image.Output(display_name="layer", tooltip="The new layer alone, with alpha, on a canvas."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where nothing changed, soft between."),
+            ],
+            enable_expand=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, prompt: str, negative: str, name: str, x: int, y: int, width: int, height: int, seed: int, steps: int,  # noqa: ANN401
+        cfg: float, sampler_name: str, scheduler: str, alpha: str, denoise: float, feather: int, size: int, context: float, blend: str,
+        layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        """Plan the stage and hand it over as a graph."""
+        stack = _stack(layers, image, width, height)
+        document = read_stack(stack)
+        name = name.strip() or prompt.strip()
+        there = next((i for i, layer in enumerate(document) if layer.name == name), None)
+        prompt, negative = _words(document, there, name, prompt, negative)
+        behind = replace(document, layers=document.layers if there is None else document.layers[:there])
+        empty = behind.background is None and not any(layer.visible and layer.image is not None for layer in behind)
+        place = _place(document, there, name, (x, y, width, height), mask, empty)
+        before = flat(behind).permute(1, 2, 0)[None].to(comfy.model_management.intermediate_device())
+
+        graph, noise_seed = GraphBuilder(), stage_seed(seed, name)
+        words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (prompt, negative)]
+
+        def painted(region: object, steps: int, denoise: float, **plan: object) -> tuple[Any, Any]:
+            cut = graph.node(
+                "LD_RegenerateLayers", model=model, vae=vae, names="", noise=1.0, grow=0, image=before, mask=region, border="inside",
+                **{"feather": 0, "size": 0, "context": context, **plan},
+            )  # fmt: skip
+            sampled = graph.node(
+                "KSampler", model=cut.out(0), positive=words[0], negative=words[1], latent_image=cut.out(1), seed=noise_seed, steps=steps, cfg=cfg,
+                sampler_name=sampler_name, scheduler=scheduler, denoise=denoise,
+            )  # fmt: skip
+            decoded = graph.node("VAEDecode", samples=sampled.out(0), vae=vae)
+            return graph.node("LD_PasteBack", image=decoded.out(0), paste=cut.out(2), blend=blend, match_colours=True).out(0), cut.out(2)
+
+        region: object = torch.ones(1, document.height, document.width) if place is None else place[None]
+        if place is None and not empty:
+            draft, _ = painted(region, max(1, steps // 2), _DRAFT_DENOISE)
+            region = graph.node("LD_FindPlace", before=before, draft=draft, share=0.5, grow=max(document.width, document.height) // 16).out(0)
+        after, paste = painted(region, steps, denoise, feather=0 if empty else feather, size=size)
+        last = graph.node(
+            "LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha="mask" if empty else alpha, layers=stack
+        )
+        return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
+
+
+class StageLayer(io.ComfyNode):
+    """What a stage painted, as a layer of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_StageLayer",
+            display_name="Stage Layer",
+            category=CATEGORY,
+            description=(
+                "Turn what Paste Back gave into a layer with alpha: laid over the picture before, it gives the picture after. It goes on top of the "
+                "stack, or in the place of the layer of its name."
+            ),
+            search_aliases=["difference matte", "difference key", "extract layer", "alpha from difference", "stage"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture after, from Paste Back."),
+                PASTE.Input("paste", tooltip="That Paste Back was given; it knows the picture before."),
+                io.String.Input("name", default="layer", tooltip="What the layer is called."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="Its words, kept with it. Neutral: empty."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What it must not show, kept with it. Neutral: empty."),
+                _ALPHA,
+                LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new one."),
+            ],
+            outputs=[
+                LAYERS.Output(display_name="layers", tooltip="The stack with the layer."),
+                io.Image.Output(display_name="image", tooltip="The composite of that stack, grey where nothing is."),
+                io.Image.Output(display_name="layer", tooltip="The layer alone, with alpha, on a canvas."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where nothing changed, soft between."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, image: Tensor, paste: Repaint, name: str, prompt: str, negative: str, alpha: str, layers: Mapping[str, Any] | None = None
+    ) -> io.NodeOutput:
+        """Take the new part off."""
+        if not isinstance(paste, Repaint):
+            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+        before, after = paste.picture, rgba(image[0])[..., :3].permute(2, 0, 1)
+        if after.shape != before.shape:
+            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
+            raise invalid("image size", got, f"that of the picture before, {allowed}", "Connect the picture that Paste Back gives")
+        pixels = uncovered(before, after, stage_alpha(before, after, paste.mask, alpha), linear=True)
+        layer = with_stage(_box_layer(name.strip() or "layer", paste.mask), pixels)
+        stack = _laid(layers, layer, prompt, negative)
+        out = flat(read_stack(stack)).permute(1, 2, 0)[None], pixels[None], paste.mask[None]
+        return io.NodeOutput(stack, *(t.to(comfy.model_management.intermediate_device()) for t in out))
+
+
+class StageSeed(io.ComfyNode):
+    """A seed of a stage's own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_StageSeed",
+            display_name="Stage Seed",
+            category=CATEGORY,
+            description="A seed for one stage, from a base seed and the stage's name: to redo one stage leaves the noise of the others alone.",
+            search_aliases=["seed", "derive seed", "seed per layer", "stage"],
+            inputs=[
+                io.Int.Input(
+                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True, tooltip="Base seed, the same in all stages. Neutral: any."
+                ),
+                io.String.Input("name", default="", tooltip="The stage's name."),
+            ],
+            outputs=[io.Int.Output(display_name="seed", tooltip="For the stage's sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, name: str) -> io.NodeOutput:
+        """Derive."""
+        return io.NodeOutput(stage_seed(seed, name.strip()))
+
+
+class FindPlace(io.ComfyNode):
+    """Where a draft put something new."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_FindPlace",
+            display_name="Find Place",
+            category=CATEGORY,
+            description="Where a quick draft of a picture (denoise 0.75, few steps) differs most from it: there the model would put the thing.",
+            search_aliases=["auto mask", "difference mask", "locate object", "change detection"],
+            inputs=[
+                io.Image.Input("before", tooltip="The picture."),
+                io.Image.Input("draft", tooltip="The same redrawn with the words of the new thing, of the same size."),
+                io.Float.Input(
+                    "share", default=0.5, min=0.01, max=1.0, step=0.01, advanced=True,
+                    tooltip="From which share of the greatest difference on a pixel belongs to the place; less is larger. Neutral: any.",
+                ),
+                io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on every side, pixels. Neutral: 0."),
+            ],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be: as it is for Regenerate Layers and for inpainting.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, before: Tensor, draft: Tensor, share: float, grow: int) -> io.NodeOutput:
+        """Compare."""
+        if before.shape[1:3] != draft.shape[1:3]:
+            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (draft, before))
+            raise invalid("draft size", got, f"the picture's, {allowed}", "Decode it through Paste Back, which gives the picture's size")
+        a, b = (rgba(p[0])[..., :3].permute(2, 0, 1) for p in (before, draft))
+        return io.NodeOutput(widened(changed_region(a, b, share), grow)[None].to(comfy.model_management.intermediate_device()))
+
+
+def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, height: int) -> dict[str, Any]:
+    """The stack so far: the layers, or the image as the backmost one, or an empty canvas."""
+    if layers is not None:
+        return dict(layers)
+    if image is not None:
+        picture = picture_so_far(None, image)
+        opaque = torch.cat([picture, torch.ones_like(picture[:1])]).permute(1, 2, 0)
+        return append_layers(None, [Layer("background", opaque)], (picture.shape[2], picture.shape[1]))
+    if not width or not height:
+        raise invalid("width", width, f"1..{MAX_SIDE}", "Connect layers or an image, or give the canvas's width and height")
+    return write_stack(LayerDocument(width, height))
+
+
+def _words(document: LayerDocument, there: int | None, name: str, prompt: str, negative: str) -> tuple[str, str]:
+    """The words of the stage: its own, or those of the layer that is made anew."""
+    if there is not None:
+        prompt, negative = prompt or document.layers[there].prompt, negative or document.layers[there].negative
+    if not prompt.strip():
+        raise invalid(f"layer {name!r}: prompt", prompt, "what is to be added", "Or give the name of a layer of the stack that has words")
+    return prompt, negative
+
+
+def _place(
+    document: LayerDocument, there: int | None, name: str, box: tuple[int, int, int, int], mask: Tensor | None, empty: bool
+) -> Tensor | None:  # fmt: skip
+    """Where the stage may paint, ``[H, W]``; None for anywhere."""
+    if mask is not None:
+        return one_mask(mask)
+    x, y, width, height = box
+    if empty:
+        return None
+    if width and height:
+        layer = Layer(name, x=x, y=y, width=width, height=height)
+    elif there is not None:
+        layer = document.layers[there]
+    else:
+        return None
+    place = stage_region(layer, document.width, document.height)
+    return None if bool((place >= 1).all()) else place
+
+
+def _box_layer(name: str, mask: Tensor) -> Layer:
+    """A layer whose box holds all of a mask ``[H, W]``."""
+    rows, columns = ((mask > 0).any(d).nonzero()[:, 0].tolist() for d in (1, 0))
+    if not rows:
+        raise invalid(f"layer {name!r}: mask", "0 everywhere", "more than 0 on at least one pixel", "Give the stage a noise above 0")
+    return Layer(name, x=columns[0], y=rows[0], width=columns[-1] - columns[0] + 1, height=rows[-1] - rows[0] + 1)
+
+
+def _laid(layers: Mapping[str, Any] | None, layer: Layer, prompt: str, negative: str) -> dict[str, Any]:
+    """The stack with the layer on top, or in the place of the one of its name, whose recipe it keeps."""
+    layer = replace(layer, prompt=prompt, negative=negative)
+    document = None if layers is None else read_stack(layers)
+    there = None if document is None else next((x for x in document if x.name == layer.name), None)
+    if document is None or there is None:
+        return append_layers(layers, [layer])
+    placed = replace(layer, recipe=there.recipe, opacity=there.opacity, blend_mode=there.blend_mode)
+    return write_stack(document.with_layer(placed))
