@@ -15,7 +15,7 @@ def srgb_to_linear(colour: Tensor) -> Tensor:
     Values outside 0..1 follow the same curves; 0 and 1 are kept exactly.
     """
     upper = colour.clamp_min(0.04045)
-    power = _power((upper + 0.055).div_(1.055), 2.4)
+    power = ((upper + 0.055) / 1.055).pow_(2.4)
     return hardshrink(power.add_(colour - upper, alpha=1 / 12.92), 1e-7)
 
 
@@ -25,11 +25,6 @@ def linear_to_srgb(colour: Tensor) -> Tensor:
     Values outside 0..1 follow the same curves; 0 and 1 are kept exactly.
     """
     upper = colour.clamp_min(0.0031308)
-    power = _power(upper.clone(), 1 / 2.4)
+    power = upper.pow(1 / 2.4)
     power = power.add_(power - 1, alpha=0.055)
     return hardshrink(power.add_(colour - upper, alpha=12.92), 1e-6)
-
-
-def _power(x: Tensor, exponent: float) -> Tensor:
-    """``x ** exponent`` in place, for x > 0: as exact as float32 allows here, in half of ``pow``'s time on a CPU."""
-    return x.log2_().mul_(exponent).exp2_()

@@ -63,23 +63,24 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
     size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(14, max(size) // 26))
     for number, layer in enumerate(document, 1):
         if layer.visible:
-            _draw(pen, layer, number, scale, font, size)
+            _draw(pen, layer, number, scale, size)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
-def _draw(
-    pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int]
-) -> None:
-    """One layer's outline and label; the label stays on the canvas."""
+def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: float, size: tuple[int, int]) -> None:
+    """One layer's outline and label; the label stays on the canvas, and within the layer's width as far as it stays legible."""
     colour = _COLOURS[(number - 1) % len(_COLOURS)]
     points = [(x * scale, y * scale) for x, y in corners(layer)]
     for a, b in zip(points, [*points[1:], points[0]], strict=True):
         for start, end in _dashes(a, b) if layer.image is None else [(a, b)]:
             pen.line([start, end], fill=colour, width=3)
     label = f"{number} {layer.name}"
+    room = max(p[0] for p in points) - min(p[0] for p in points) - 8
+    largest = max(14, max(size) // 26)
+    fitting = largest * room / ImageFont.load_default(largest).getlength(label)
+    font = ImageFont.load_default(max(14, min(largest, int(fitting))))
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     width, height = right - left + 8, bottom - top + 6
     x = min(max(min(p[0] for p in points), 0), max(size[0] - width, 0))
