@@ -174,6 +174,26 @@ def _check_match(name: str, words: str, match: Match) -> None:
         raise invalid(where, f"found {match.found} times", many, "Make the layer's words longer, such as 'red ball' for 'ball'")
 
 
+def noise_level(alphas_cumprod: Tensor, timestep: float | None = None, *, share: float = 0.0) -> float:
+    """Sigma at a timestep, or when a share of the sampling is over: noise over picture, ``sqrt((1 - alpha) / alpha)``.
+
+    Between timesteps log sigma is interpolated, and the share's timestep is ``(1 - share) (T - 1)``, both as in ComfyUI.
+
+    Args:
+        alphas_cumprod: of the noise schedule, ``[T]``, falling.
+        timestep: 0..T-1, may lie between two.
+        share: 0 (before the first step: infinite) to 1 (0).
+    """
+    if timestep is None:
+        if share <= 0 or share >= 1:
+            return math.inf if share <= 0 else 0.0
+        timestep = (1 - share) * (len(alphas_cumprod) - 1)
+    low, high = math.floor(timestep), math.ceil(timestep)
+    # A schedule without any signal at its end would have no logarithm; ComfyUI's has this much.
+    logs = [0.5 * math.log((1 - a) / a) for a in (max(float(alphas_cumprod[t]), 4.9e-8) for t in (low, high))]
+    return math.exp(logs[0] + (logs[1] - logs[0]) * (timestep - low))
+
+
 @dataclass(frozen=True)
 class _Level:
     """What all blocks of one resolution share."""

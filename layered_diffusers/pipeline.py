@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -21,12 +20,15 @@ from layered_core.errors import check_number, check_whole, invalid
 from layered_core.masks import mask_pyramid
 from layered_core.noise import noise_map
 from layered_core.pictures import to_image
+from layered_core.regional import Settings
 from layered_core.repaint import Repaint, plan_repaint, plan_whole, tighten
 from layered_core.stages import changed_region
 from layered_diffusers import stages
 from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
 from layered_diffusers.noise import ChangeMap, InpaintInput
+from layered_diffusers.regional_attention import RegionalPrompts
 from layered_diffusers.sampling import Method, Progress, Run, noised, sample
+from layered_diffusers.words import encode, stack
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -265,16 +267,24 @@ class LayeredDiffusionPipeline:
         sampled = self.generate([document.words], seeds=[seed], start=start, strength=float(plan.change.max()), **options)
         return to_image(plan.paste(sampled)[0].permute(1, 2, 0))
 
-    def render(self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, **options: Unpack[Sampling]) -> Image.Image:
+    def render(
+        self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, attention: Settings | None = None, **options: Unpack[Sampling]
+    ) -> Image.Image:
         """Turn a document into one picture: composite, then SDEdit on the whole with the layers' words.
 
         Args:
             document: its composite is where sampling starts; its words (``document.words``) are the prompt.
             seed: of the noise.
             strength: 0 keeps the composite (through the VAE), 1 keeps only the words.
+            attention: how each layer's words act where the layer is; None: they act anywhere.
+            options: as :meth:`generate`.
         """
         options.setdefault("negative", document.negative)
-        pictures = self.generate([document.words], seeds=[seed], start=self.flat(document), strength=strength, **options)
+        words = document.words
+        if attention is not None:
+            method = RegionalPrompts(self.model, [document], attention, negative=options["negative"])
+            words, options["methods"] = method.prompts[0], [method, *options.get("methods", ())]
+        pictures = self.generate([words], seeds=[seed], start=self.flat(document), strength=strength, **options)
         return to_image(pictures[0].permute(1, 2, 0))
 
     def flat(self, document: LayerDocument) -> Tensor:
@@ -340,17 +350,15 @@ class LayeredDiffusionPipeline:
 
     @torch.no_grad()
     def _words(self, prompts: list[str], negative: str, width: int, height: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode the words: context, uncond then cond, and what SDXL wants beside it."""
-        model = self.model
-        negatives = [negative] * len(prompts)
-        encoded = model.encode_prompt(
-            prompt=prompts, negative_prompt=negatives, device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=True
-        )
-        if not isinstance(model, (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline)):
-            return torch.cat([encoded[1], encoded[0]]), {}
-        cond, uncond, pooled, pooled_uncond = encoded
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=model.device, dtype=cond.dtype).expand(2 * len(prompts), 6)
-        return torch.cat([uncond, cond]), {"text_embeds": torch.cat([pooled_uncond, pooled]), "time_ids": sizes}
+        """Encode the words, of any length: context, uncond then cond, and what SDXL wants beside it."""
+        contexts, pooled = encode(self.model, [negative, *prompts])
+        # The negative words are the same for all pictures.
+        rows = [0] * len(prompts) + list(range(1, len(contexts)))
+        context = stack(contexts)[rows]
+        if pooled is None:
+            return context, {}
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=context.device, dtype=context.dtype).expand(len(rows), 6)
+        return context, {"text_embeds": pooled[rows], "time_ids": sizes}
 
 
 def _array(image: Image.Image) -> np.ndarray:

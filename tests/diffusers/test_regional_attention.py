@@ -1,0 +1,163 @@
+"""Regional prompts on diffusers UNets: the shipped model for what it draws, tiny random ones for other families."""
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+
+from layered_core.attention_maps import AttentionMaps
+from layered_core.document import Layer, LayerDocument
+from layered_core.errors import LayeredError
+from layered_core.regional import MODES, Settings
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.regional_attention import RegionalPrompts
+from layered_diffusers.sampling import Method
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return LayeredDiffusionPipeline.from_pretrained(device="cpu")
+
+
+def halves(left="a red ball", right="a blue star", **more):
+    layers = tuple(Layer(x, x=64 * i, y=0, width=64, height=128, prompt=x) for i, x in enumerate((left, right)))
+    return LayerDocument(128, 128, layers, prompt=f"{left} and {right} in a meadow", **more)
+
+
+def sampled(pipeline, document, settings, steps=4, seeds=(0,), **more):
+    method = RegionalPrompts(pipeline.model, [document], settings, **more)
+    prompts = method.prompts * len(seeds)
+    return pipeline.generate(prompts, negative=method.negative, seeds=list(seeds), steps=steps, methods=[method])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strength_zero_and_no_layers_are_the_plain_prompt_to_the_bit(pipeline, mode):
+    settings = Settings(mode=mode, strength=0, auto_negative=True)
+    plain = pipeline.generate([halves().prompt], negative="dark", seeds=[0], steps=3)
+    assert torch.equal(sampled(pipeline, halves(negative="dark"), settings, steps=3), plain)
+    assert torch.equal(sampled(pipeline, LayerDocument(128, 128, prompt=halves().prompt, negative="dark"), Settings(mode=mode), steps=3), plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_processors_are_gone_afterwards_also_after_an_error(pipeline, mode):
+    class Broken(Method):
+        def after_step(self, run, index):
+            raise RuntimeError("broken on purpose")
+
+    before = pipeline.generate(["a red ball"], seeds=[1], steps=2)
+    method = RegionalPrompts(pipeline.model, [halves()], Settings(mode=mode))
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        pipeline.generate(method.prompts, seeds=[1], steps=2, methods=[method, Broken()])
+    assert {type(p) for p in pipeline.model.unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert torch.equal(pipeline.generate(["a red ball"], seeds=[1], steps=2), before)
+
+
+def test_words_change_their_side_more_than_the_other(pipeline):
+    a, b = (sampled(pipeline, halves(right=x), Settings(global_weight=0), steps=8) for x in ("a blue star", "a yellow house"))
+    change = (a - b).abs().mean((0, 1, 2))
+    assert float(change[80:].mean()) > 2 * float(change[:48].mean())
+
+
+def test_pictures_of_a_batch_have_documents_of_their_own(pipeline):
+    documents = [halves(), halves("a green tree", "a white house")]
+    method = RegionalPrompts(pipeline.model, documents)
+    together = pipeline.generate(method.prompts, seeds=[3, 4], steps=3, methods=[method])
+    for i, document in enumerate(documents):
+        torch.testing.assert_close(sampled(pipeline, document, None, steps=3, seeds=[3 + i])[0], together[i], atol=2e-4, rtol=0)
+
+
+def test_a_batch_of_one_document_is_its_pictures(pipeline):
+    together = sampled(pipeline, halves(), None, steps=3, seeds=(3, 4))
+    torch.testing.assert_close(sampled(pipeline, halves(), None, steps=3, seeds=(4,))[0], together[1], atol=2e-4, rtol=0)
+
+
+def test_documents_must_be_one_or_one_a_picture(pipeline):
+    method = RegionalPrompts(pipeline.model, [halves()] * 2)
+    with pytest.raises(LayeredError, match="documents is 2; allowed: one, or one a picture, that is 3"):
+        pipeline.generate(["a red ball"] * 3, steps=1, methods=[method])
+
+
+def test_start_and_end_bound_what_acts(pipeline):
+    late = sampled(pipeline, halves(), Settings(start=0.999, end=1.0), steps=3)
+    never = pipeline.generate([halves().prompt], seeds=[0], steps=3)
+    assert torch.equal(late, never)
+    assert not torch.equal(sampled(pipeline, halves(), Settings(end=0.5), steps=3), never)
+
+
+@pytest.mark.parametrize("words", [1, 30, 400])
+def test_prompts_of_any_length_act(pipeline, words):
+    long = halves(right=" ".join(["a blue star"] * words), negative=" ".join(["dark"] * words))
+    assert bool(sampled(pipeline, long, None, steps=1).isfinite().all())
+
+
+def test_a_prompt_of_two_thousand_words_is_read_to_its_end(pipeline):
+    far = " ".join(["a"] * 2000)
+    a, b = (pipeline.generate([f"{far} {x} ball"], seeds=[0], steps=1) for x in ("red", "blue"))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 96), (101, 67), (64, 200)])
+def test_any_aspect_ratio_works(pipeline, width, height):
+    method = RegionalPrompts(pipeline.model, [halves()])
+    out = pipeline.generate(method.prompts, width=width, height=height, steps=1, methods=[method])
+    assert out.shape[-2:] == (height, width)
+    assert not torch.equal(out, pipeline.generate(method.prompts, width=width, height=height, steps=1))
+
+
+def test_a_processor_installed_before_keeps_its_effect(pipeline):
+    class Louder(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, *more, **named):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, *more, **named) * 1.5
+
+    unet = pipeline.model.unet
+    before = unet.attn_processors
+    try:
+        unet.set_attn_processor({name: Louder() if ".attn2." in name else p for name, p in before.items()})
+        louder = pipeline.generate([halves().prompt], seeds=[0], steps=2)
+        assert torch.equal(sampled(pipeline, halves(), Settings(strength=0), steps=2), louder)
+        # Regions so weak that they hardly act: what is left is the effect of the other.
+        weak = sampled(pipeline, halves(), Settings(strength=1e-4), steps=2)
+        torch.testing.assert_close(weak, louder, atol=0.02, rtol=0)
+    finally:
+        unet.set_attn_processor(before)
+
+
+def test_maps_show_each_layers_words_on_its_side(pipeline):
+    maps = AttentionMaps(["a red ball", "a blue star"])
+    sampled(pipeline, halves(), Settings(), maps=maps)
+    left, right = maps.mean((16, 16))[0]
+    assert float(left[:, :8].mean()) > 3 * float(left[:, 8:].mean())
+    assert float(right[:, 8:].mean()) > 3 * float(right[:, :8].mean())
+
+
+def test_maps_of_a_plain_run_change_no_bit(pipeline):
+    maps = AttentionMaps(["a red ball", "a blue star"])
+    watched = sampled(pipeline, halves(), Settings(strength=0), maps=maps)
+    assert torch.equal(watched, pipeline.generate([halves().prompt], seeds=[0], steps=4))
+    assert maps
+
+
+def test_render_takes_regions(pipeline):
+    plain, regional = (pipeline.render(halves(), strength=1.0, steps=2, attention=a) for a in (None, Settings()))
+    assert plain.tobytes() != regional.tobytes()
+    assert pipeline.render(halves(), strength=1.0, steps=2, attention=Settings(strength=0)).tobytes() == plain.tobytes()
+
+
+def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whole_model(pipeline, monkeypatch):
+    from layered_core import attention
+
+    gathered = sampled(pipeline, halves(), Settings(), steps=3)
+    cut = attention.tile
+    calls = []
+
+    def one_tile_a_layer(weights, tokens):
+        calls.append(1)
+        everywhere = cut(torch.ones_like(weights), tokens)
+        return [attention.Tiles(g.layers, g.owner, g.rows, weights[list(g.layers)][g.owner[:, None], g.rows], g.rounds) for g in everywhere]
+
+    monkeypatch.setattr(attention, "tile", one_tile_a_layer)
+    # The maximum that emphasis is measured by is over the layer's pixels, so it is left out of this comparison.
+    dense = sampled(pipeline, halves(), Settings(emphasis=0), steps=3)
+    monkeypatch.undo()
+    assert calls
+    torch.testing.assert_close(dense, sampled(pipeline, halves(), Settings(emphasis=0), steps=3), atol=1e-4, rtol=0)
+    assert not torch.equal(gathered, dense)
