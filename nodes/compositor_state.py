@@ -64,7 +64,8 @@ def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str,
     if state.get("version", 1) != 1 or not isinstance(entries, list) or not isinstance(state.get("canvas"), Mapping):
         raise invalid("picture: the compositor state", state, "version 1 with canvas and layers", "Open its editor, change something and close it")
     names, remarks = frame_names(stack), []
-    if len(entries) != len(names) or state.get("inputs") != _fingerprints(stack):
+    now = _fingerprints(stack)
+    if len(entries) != len(names) or (now is not None and state.get("inputs") != now):
         present = {name or BACKGROUND: name for name in names}
         names = [present.get(_own_name(entry), GONE) for entry in entries]
         remarks.append("The stack changed after it was arranged in Create Layered Image, which now ignores that; here it is applied by name.")
@@ -81,7 +82,7 @@ def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str,
 
 
 def _fingerprints(stack: object) -> list[str] | None:
-    """Those of ComfyUI's own node for the stack as it is now."""
+    """Those of ComfyUI's own node for the stack as it is now; None on hosts that have no such function."""
     try:
         from comfy_extras.nodes_compositor import document_items, expand_item_frames, frame_alpha, input_fingerprints
     except ImportError:
