@@ -65,14 +65,13 @@ def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False
         linear: the layer will be laid over in linear light, as ComfyUI's compositor does, not in sRGB.
 
     Returns:
-        RGBA ``[H, W, 4]``, straight alpha; colour 0 where alpha is.
+        RGBA ``[H, W, 4]``, straight alpha; colour 0 where alpha is, and ``after`` to the bit where it is 1.
     """
-    if linear:
-        before, after = srgb_to_linear(before), srgb_to_linear(after)
-    colour = ((after - (1 - alpha) * before) / alpha.clamp_min(1e-6)).clamp(0, 1)
+    back, front = (srgb_to_linear(before), srgb_to_linear(after)) if linear else (before, after)
+    colour = ((front - (1 - alpha) * back) / alpha.clamp_min(1e-6)).clamp(0, 1)
     if linear:
         colour = linear_to_srgb(colour)
-    colour = torch.where(alpha > 0, colour, 0.0)
+    colour = torch.where(alpha > 0, torch.where(alpha < 1, colour, after), 0.0)
     return torch.cat([colour, alpha[None]]).permute(1, 2, 0)
 
 

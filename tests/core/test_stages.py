@@ -47,6 +47,9 @@ def test_the_layer_over_the_picture_before_it_is_the_picture_after_it():
     again = rgba[..., :3].permute(2, 0, 1) * rgba[..., 3] + before * (1 - rgba[..., 3])
     torch.testing.assert_close(again[:, rgba[..., 3] > 0], after[:, rgba[..., 3] > 0], atol=1e-5, rtol=0)
     assert float((again - after).abs().max()) <= 0.06
+    for linear in (False, True):
+        whole = uncovered(before, after, torch.ones(64, 64), linear)
+        assert torch.equal(whole[..., :3].permute(2, 0, 1), after)
 
 
 @pytest.mark.parametrize("rules", ["photoshop", "comfyui"])

@@ -1,0 +1,315 @@
+"""Per-layer noise on the real host: exact where it must be, with every kind of sampler, and chained with core's own nodes."""
+
+import comfy.samplers
+import pytest
+import torch
+from graph import from_image, load, node
+from PIL import Image
+from test_no_leaks import LOADER, models
+
+SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "heun", "lcm", "ddim", "uni_pc", "res_multistep", "dpm_2_ancestral"]
+
+
+@pytest.fixture(autouse=True)
+def pictures(host):
+    generator = torch.Generator().manual_seed(0)
+    for name, size in (("back.png", (128, 128)), ("odd.png", (101, 67))):
+        small = torch.rand(1, 3, 6, 6, generator=generator)
+        pixels = torch.nn.functional.interpolate(small, (size[1], size[0]), mode="bicubic")[0].clamp(0, 1)
+        Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy()).save(host.input / name)
+    Image.new("RGBA", (40, 40), (200, 30, 40, 255)).save(host.input / "red.png")
+
+
+def stack(back=0.6, front=0.6, picture="back.png"):
+    return {
+        "back": load(picture, noise=back),
+        "front": load("red.png", x=48, y=24, noise=front, layers=["back", 0]),
+    }
+
+
+def per_layer(layers="front", **inputs):
+    values = {"background": 1.0, "blur": 0.0, "threshold": "absolute", "noise": "fixed", "dilation": 0.0, "softness": 0.0}
+    return node("LD_PerLayerSDEdit", model=["loader", 0], vae=["loader", 2], layers=[layers, 0], **{**values, **inputs})
+
+
+def words():
+    return {
+        "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
+        "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
+    }
+
+
+def sampled(model, latent, **inputs):
+    values = {"seed": 7, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    return node("KSampler", model=model, positive=["p", 0], negative=["n", 0], latent_image=latent, **{**values, **inputs})
+
+
+def graph(back, front, sdedit=None, picture="back.png", **sampler):
+    return {
+        **LOADER, **words(), **stack(back, front, picture),
+        "it": per_layer(**(sdedit or {})),
+        "k": sampled(["it", 0], ["it", 1], **sampler),
+        "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]),
+        "out": node("LD_PasteBack", image=["d", 0], paste=["it", 3], blend="gradient", match_colours=True),
+    }  # fmt: skip
+
+
+def composite(host, back=0.6, front=0.6, picture="back.png"):
+    return host.value({**stack(back, front, picture), "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui")}, "c")
+
+
+# --- neutral ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m_sde"])
+def test_all_noise_one_at_denoise_one_is_plain_text_to_image_to_the_bit(host, sampler):
+    plain = {
+        **LOADER, **words(), "e": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "k": sampled(["loader", 0], ["e", 0], sampler_name=sampler),
+    }  # fmt: skip
+    wanted = host.value(plain, "k")["samples"]
+    assert torch.equal(host.value(graph(1.0, 1.0, sampler_name=sampler), "k")["samples"], wanted)
+    options = {"threshold": "normalised", "noise": "fresh", "dilation": 4.0, "softness": 0.5}
+    assert torch.equal(host.value(graph(1.0, 1.0, options, sampler_name=sampler), "k")["samples"], wanted)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_all_noise_zero_returns_the_encoded_composite_to_the_bit(host, sampler):
+    prompt = graph(0.0, 0.0, {"background": 0.0}, sampler_name=sampler)
+    assert torch.equal(host.value(prompt, "k")["samples"], host.value(prompt, "it", 1)["samples"])
+
+
+def test_all_noise_zero_pasted_back_is_the_composite_to_the_bit(host):
+    prompt = graph(0.0, 0.0, {"background": 0.0})
+    assert torch.equal(host.value(prompt, "out"), composite(host))
+
+
+def test_one_noise_for_all_is_denoise_at_that_value(host):
+    """Absolute numbers: what is above the start is free from the start."""
+    ordinary = {
+        **LOADER, **words(), **stack(),
+        "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui"),
+        "e": node("VAEEncode", pixels=["c", 0], vae=["loader", 2]),
+        "k": sampled(["loader", 0], ["e", 0], steps=4, denoise=0.5),
+    }  # fmt: skip
+    wanted = host.value(ordinary, "k")["samples"]
+    got = host.value(graph(0.6, 0.6, {"background": 0.6}, steps=4, denoise=0.5), "k")["samples"]
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)  # a convolution rounds by how its input lies in memory
+
+
+# --- in between ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("noise", ["fixed", "fresh"])
+def test_with_every_sampler_a_frozen_layer_stays_and_the_other_moves(host, sampler, noise):
+    prompt = graph(0.8, 0.0, {"noise": noise}, sampler_name=sampler)
+    before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
+    assert bool(torch.isfinite(after).all())
+    # The front layer is 40 x 40 at (48, 24): these cells are wholly its.
+    assert torch.equal(after[..., 3:8, 6:11], before[..., 3:8, 6:11])
+    assert float((after - before)[..., 10:, :].abs().mean()) > 0.05
+
+
+def test_frozen_pixels_come_back_equal_to_the_bit_in_the_picture(host):
+    out, before = host.value(graph(0.8, 0.0), "out"), composite(host, 0.8, 0.0)
+    assert torch.equal(out[:, 24:64, 48:88], before[:, 24:64, 48:88])
+    assert float((out - before)[:, 80:].abs().mean()) > 0.01
+
+
+def test_less_noise_keeps_a_layer_closer(host):
+    before = host.value(graph(0.5, 0.5), "it", 1)["samples"]
+    errors = [float((host.value(graph(n, n, {"background": n}, steps=6), "k")["samples"] - before).abs().mean()) for n in (0.2, 0.5, 0.9)]
+    assert errors == sorted(errors)
+    assert errors[2] > 2 * errors[0]
+
+
+def test_the_noise_map_picture_shows_each_layers_noise(host):
+    shown = host.value(graph(0.25, 0.75), "it", 2)
+    assert shown.shape == (1, 128, 128, 3)
+    assert float(shown[0, 100, 100, 0]) == 0.25
+    assert float(shown[0, 40, 60, 0]) == 0.75
+
+
+def test_normalised_equals_cores_differential_diffusion_above_zero(host):
+    prompt = graph(0.5, 0.2, {"threshold": "normalised"}, steps=6, denoise=0.7)
+    core = {
+        **prompt,
+        "dd": node("DifferentialDiffusion", model=["loader", 0], strength=1.0),
+        "k": sampled(["dd", 0], ["it", 1], steps=6, denoise=0.7),
+    }
+    assert torch.equal(host.value(prompt, "k")["samples"], host.value(core, "k")["samples"])
+
+
+def test_a_mask_function_that_is_there_already_is_not_lost(host):
+    """Core's node before ours: a place is free when both say so, so the later of the two decides."""
+    before = {"dd": node("DifferentialDiffusion", model=["loader", 0], strength=1.0)}
+    prompt = graph(0.9, 0.3, steps=6, denoise=0.6)
+    chained = {**prompt, **before, "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["dd", 0]}}}
+    ours, both = host.value(prompt, "k")["samples"], host.value(chained, "k")["samples"]
+    assert not torch.equal(ours, both)
+    twice = {**prompt, "it2": per_layer(), "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["it2", 0]}}}
+    assert torch.equal(host.value(twice, "k")["samples"], ours)
+
+
+def test_a_batch_is_sampled_each_with_its_own_noise_and_the_same_frozen_layer(host):
+    prompt = graph(0.8, 0.0)
+    prompt |= {"r": node("RepeatLatentBatch", samples=["it", 1], amount=2), "k": sampled(["it", 0], ["r", 0])}
+    after, out = host.value(prompt, "k")["samples"], host.value(prompt, "out")
+    assert torch.equal(after[0, :, 3:8, 6:11], after[1, :, 3:8, 6:11])
+    assert not torch.equal(after[0, :, 10:], after[1, :, 10:])
+    assert out.shape == (2, 128, 128, 3)
+
+
+def test_it_works_with_custom_samplers_and_split_runs(host):
+    prompt = graph(0.8, 0.0)
+    prompt |= {
+        "sigmas": node("KarrasScheduler", steps=4, sigma_max=14.6, sigma_min=0.03, rho=7.0),
+        "sampler": node("KSamplerSelect", sampler_name="euler_ancestral"),
+        "k": node("SamplerCustom", model=["it", 0], add_noise=True, noise_seed=3, cfg=3.0, positive=["p", 0], negative=["n", 0],
+                  sampler=["sampler", 0], sigmas=["sigmas", 0], latent_image=["it", 1]),
+    }  # fmt: skip
+    before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
+    assert torch.equal(after[..., 3:8, 6:11], before[..., 3:8, 6:11])
+
+
+def test_a_run_that_leaves_noise_leaves_it_on_frozen_places_too(host):
+    """The first half of a split run must not hand over a clean spot in a noisy picture."""
+    prompt = graph(0.8, 0.0)
+    prompt["k"] = node(
+        "KSamplerAdvanced", model=["it", 0], add_noise="enable", noise_seed=3, steps=6, cfg=3.0, sampler_name="euler", scheduler="normal",
+        positive=["p", 0], negative=["n", 0], latent_image=["it", 1], start_at_step=0, end_at_step=3, return_with_leftover_noise="enable",
+    )  # fmt: skip
+    before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
+    assert float((after - before)[..., 3:8, 6:11].std()) > 0.3
+
+
+@pytest.mark.parametrize("threshold", ["absolute", "normalised"])
+def test_a_run_of_one_step_is_defined(host, threshold):
+    after = host.value(graph(0.8, 0.0, {"threshold": threshold}, steps=1), "k")["samples"]
+    assert bool(torch.isfinite(after).all())
+
+
+def test_denoise_zero_gives_back_what_went_in(host):
+    prompt = graph(0.8, 0.0, denoise=0.0)
+    assert torch.equal(host.value(prompt, "k")["samples"], host.value(prompt, "it", 1)["samples"])
+
+
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "sgm_uniform", "beta", "ddim_uniform", "exponential"])
+def test_any_spacing_of_steps_frees_by_noise_not_by_step(host, scheduler):
+    """At noise 0.5 the layer begins where denoise 0.5 does, wherever the steps lie."""
+    seen = []
+    prompt = graph(0.5, 0.5, {"background": 0.5}, steps=8, scheduler=scheduler)
+    model, (positive, negative) = host.value(prompt, "it", 0), models(host)[1:]
+    function = model.model_options["denoise_mask_function"]
+    latent = host.value(prompt, "it", 1)
+
+    def watch(sigma, mask, extra_options):
+        free = function(sigma, mask, extra_options)
+        t = float(extra_options["model"].inner_model.model_sampling.timestep(sigma)[0])
+        seen.append((t / 999, bool((free == 1).all()), bool((free == 0).all())))
+        return free
+
+    watched = model.clone()
+    watched.set_model_denoise_mask_function(watch)
+    import nodes as comfy_nodes
+
+    with torch.inference_mode():
+        comfy_nodes.common_ksampler(watched, 1, 8, 3.0, "euler", scheduler, positive, negative, latent)
+    assert all(free if level <= 0.5 else pinned for level, free, pinned in seen)
+    assert any(level <= 0.5 for level, *_ in seen)
+
+
+def test_sizes_that_fit_no_cell_come_out_as_they_went_in(host):
+    prompt = graph(0.8, 0.0, picture="odd.png")
+    assert host.value(prompt, "k")["samples"].shape[-2:] == (9, 13)
+    out = host.value(prompt, "out")
+    assert out.shape == (1, 67, 101, 3)
+    assert torch.equal(out[:, 24:64, 48:88], composite(host, picture="odd.png")[:, 24:64, 48:88])
+
+
+# --- other models ----------------------------------------------------------------------------------------------------
+
+
+def tiny_flux(channels=16):
+    """A random flow model with 16 latent channels, built by core from its own configuration."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.Flux(
+        {
+            "image_model": "flux", "in_channels": channels, "out_channels": channels, "vec_in_dim": 16, "context_in_dim": 16, "hidden_size": 48,
+            "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8], "theta": 10000, "qkv_bias": True,
+            "guidance_embed": False, "patch_size": 2, "txt_ids_dims": [],
+        }
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode(False):
+        model = config.get_model({}, device="cpu")
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+class SixteenByFour:
+    """A VAE of 16 channels that divides sides by 4."""
+
+    def spacial_compression_encode(self):
+        return 4
+
+    def encode(self, pixels):
+        cells = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 4)
+        return cells.repeat(1, 6, 1, 1)[:, :16] * 2 - 1
+
+
+def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
+    import nodes as comfy_nodes
+
+    model = tiny_flux()
+    layers = host.value(stack(0.7, 0.0), "front")
+    sdedit = pack("nodes.per_layer_sdedit").PerLayerSDEdit
+    with torch.inference_mode():
+        patched, latent, _, _ = sdedit.execute(model, SixteenByFour(), layers, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0).args
+        context = [[torch.zeros(1, 8, 16), {"pooled_output": torch.zeros(1, 16)}]]
+        out = comfy_nodes.common_ksampler(patched, 1, 4, 1.0, "euler", "simple", context, context, latent)[0]["samples"]
+    assert out.shape == (1, 16, 32, 32)
+    assert torch.equal(out[..., 6:16, 12:22], latent["samples"][..., 6:16, 12:22])
+    assert float((out - latent["samples"])[..., 20:, :].abs().mean()) > 0.05
+    assert bool(torch.isfinite(out).all())
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [({"background": 1.5}, "1.5"), ({"blur": -1.0}, "-1.0"), ({"softness": 2.0}, "2.0"), ({"threshold": "relative"}, "relative")],
+)
+def test_values_out_of_range_are_refused_before_running(host, inputs, says):
+    valid, _, _, errors = host.validate({**LOADER, **stack(), "it": per_layer(**inputs), "end": node("PreviewImage", images=["it", 2])})
+    assert not valid
+    assert says in str(errors)
+
+
+def test_a_number_that_is_none_is_named(host):
+    error = host.error_of({**LOADER, **stack(), "it": per_layer(background=float("nan")), "end": node("PreviewImage", images=["it", 2])})
+    assert "background noise is nan; allowed: a number 0..1" in error
+
+
+def test_a_stack_without_layers_is_refused(host, pack):
+    with pytest.raises(pack("layered_core.errors").LayeredError, match="number of layers is 0"):
+        pack("nodes.per_layer_sdedit").PerLayerSDEdit.execute(None, None, {"version": 1, "layers": []}, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0)
+
+
+def test_a_box_without_a_picture_is_free(host):
+    prompt = {**LOADER, **stack(0.0, 0.0), "box": {**from_image(width=20, height=20, noise=0.1)}}
+    prompt["box"]["inputs"]["layers"] = ["front", 0]
+    shown = host.value({**prompt, "it": per_layer("box")}, "it", 2)
+    assert float(shown[0, 10, 10, 0]) == 1
+    assert float(shown[0, 100, 100, 0]) == 0
+
+
+def test_core_offers_the_samplers_that_are_tested_here():
+    assert set(SAMPLERS) <= set(comfy.samplers.KSampler.SAMPLERS)

@@ -1,0 +1,215 @@
+"""Stages on the real host: one node, the graph it stands for, and what stays when one stage is made anew."""
+
+import pytest
+import torch
+from graph import load, node
+from PIL import Image
+from test_no_leaks import LOADER
+
+
+@pytest.fixture(autouse=True)
+def pictures(host):
+    small = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    for name, size in (("back.png", (128, 96)), ("odd.png", (101, 67))):
+        pixels = torch.nn.functional.interpolate(small, (size[1], size[0]), mode="bicubic")[0].clamp(0, 1)
+        Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy()).save(host.input / name)
+
+
+def add(prompt="a red ball", **inputs):
+    values = {
+        "prompt": prompt, "negative": "", "name": "", "x": 0, "y": 0, "width": 0, "height": 0, "seed": 5, "steps": 3, "cfg": 3.0,
+        "sampler_name": "euler", "scheduler": "normal", "alpha": "difference", "denoise": 1.0, "feather": 8, "size": 0, "context": 0.5,
+        "blend": "gradient",
+    }  # fmt: skip
+    return node("LD_AddLayerByPrompt", model=["loader", 0], clip=["loader", 1], vae=["loader", 2], **{**values, **inputs})
+
+
+def stages(tree="a green tree", **others):
+    return {
+        **LOADER,
+        "sky": add("at night", name="sky", width=128, height=96),
+        "tree": add(tree, name="tree", x=4, y=20, width=56, height=70, layers=["sky", 0]),
+        "house": add("a white house", name="house", x=64, y=30, width=60, height=60, layers=["tree", 0]),
+        **others,
+    }
+
+
+@pytest.fixture
+def read(host, pack):
+    return lambda prompt, name="house": pack("nodes.layers").read_stack(host.value(prompt, name))
+
+
+def test_stages_become_layers_with_words_boxes_and_alpha(read):
+    document = read(stages())
+    assert [(x.name, x.prompt) for x in document] == [("sky", "at night"), ("tree", "a green tree"), ("house", "a white house")]
+    assert bool((document.layer("sky").image[..., 3] == 1).all())
+    tree = document.layer("tree")
+    assert (tree.x, tree.y, tree.width, tree.height) == (4, 20, 56, 70)
+    assert 0 < float(tree.image[..., 3].mean()) < 1
+
+
+def test_the_first_stage_is_the_picture_of_its_words_to_the_bit(host, pack):
+    seed = pack("layered_core.stages").stage_seed(5, "sky")
+    plain = {
+        **LOADER,
+        "p": node("CLIPTextEncode", text="at night", clip=["loader", 1]),
+        "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
+        "e": node("EmptyLatentImage", width=128, height=96, batch_size=1),
+        "k": node("KSampler", model=["loader", 0], positive=["p", 0], negative=["n", 0], latent_image=["e", 0], seed=seed, steps=3, cfg=3.0,
+                  sampler_name="euler", scheduler="normal", denoise=1.0),
+        "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]),
+    }  # fmt: skip
+    assert torch.equal(host.value(stages(), "sky", 2)[..., :3], host.value(plain, "d"))
+
+
+def test_outside_its_place_a_stage_leaves_every_pixel_of_the_composite(host):
+    before, after, mask = host.value(stages(), "sky", 1), host.value(stages(), "tree", 1), host.value(stages(), "tree", 3)[0]
+    assert torch.equal(after[:, mask == 0], before[:, mask == 0])
+    assert not torch.equal(after, before)
+    outside = torch.ones(96, 128, dtype=torch.bool)
+    outside[20:90, 4:60] = False
+    assert bool((mask[outside] == 0).all())
+
+
+def test_another_prompt_for_one_stage_leaves_the_earlier_ones_and_the_seeds_of_the_later(host, read):
+    first, second = read(stages()), read(stages("a red mushroom"))
+    assert torch.equal(first.layer("sky").image, second.layer("sky").image)
+    assert not torch.equal(first.layer("tree").image, second.layer("tree").image)
+    host.fresh()
+    assert torch.equal(read(stages()).layer("house").image, first.layer("house").image)
+
+
+def test_a_name_that_is_there_is_made_anew_in_its_place_and_the_later_ones_are_laid_on_again(read):
+    prompt = stages(again=add("a red mushroom", name="tree", layers=["house", 0]))
+    before, after = read(prompt), read(prompt, "again")
+    assert [x.name for x in after] == ["sky", "tree", "house"]
+    for name in ("sky", "house"):
+        assert torch.equal(after.layer(name).image, before.layer(name).image)
+    assert after.layer("tree").prompt == "a red mushroom"
+    same = read(stages(again=add("", name="tree", layers=["house", 0])), "again")
+    assert torch.equal(same.layer("tree").image, before.layer("tree").image)
+
+
+def test_without_a_place_it_finds_one(host, read):
+    prompt = {**LOADER, "i": load("back.png", name="back"), "it": add("a red heart", steps=8, layers=["i", 0])}
+    mask = host.value(prompt, "it", 3)[0]
+    assert 0.01 < float((mask > 0).float().mean()) < 0.8
+    assert read(prompt, "it").layers[1].name == "a red heart"
+
+
+def test_an_image_alone_becomes_the_backmost_layer_and_sizes_that_fit_no_cell_stay(host, read):
+    prompt = {**LOADER, "l": node("LoadImage", image="odd.png"), "it": add("a red ball", x=10, y=10, width=50, height=50, image=["l", 0])}
+    document = read(prompt, "it")
+    assert (document.width, document.height) == (101, 67)
+    assert [x.name for x in document] == ["background", "a red ball"]
+    picture, mask = host.value(prompt, "it", 1), host.value(prompt, "it", 3)[0]
+    assert picture.shape == (1, 67, 101, 3)
+    eight = lambda image: (image * 255).round()  # noqa: E731  # compositing in linear light and back rounds
+    assert torch.equal(eight(picture[:, mask == 0]), eight(host.value(prompt, "l")[:, mask == 0]))
+
+
+def test_a_mask_says_where(host):
+    prompt = {
+        **LOADER, "l": node("LoadImage", image="back.png"),
+        "m": node("SolidMask", value=1.0, width=40, height=40), "z": node("SolidMask", value=0.0, width=128, height=96),
+        "mask": node("MaskComposite", destination=["z", 0], source=["m", 0], x=50, y=30, operation="add"),
+        "it": add("a red ball", image=["l", 0], mask=["mask", 0]),
+    }  # fmt: skip
+    outside = torch.ones(96, 128, dtype=torch.bool)
+    outside[30:70, 50:90] = False
+    assert bool((host.value(prompt, "it", 3)[0][outside] == 0).all())
+
+
+def test_the_layer_alone_over_the_picture_before_gives_the_picture_after(host):
+    """In linear light, as core's compositor mixes."""
+    prompt = stages()
+    layer, before, after = host.value(prompt, "tree", 2)[0], host.value(prompt, "sky", 1)[0], host.value(prompt, "tree", 1)[0]
+    alpha = layer[..., 3:]
+    linear = lambda c: torch.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)  # noqa: E731
+    mixed = linear(layer[..., :3]) * alpha + linear(before) * (1 - alpha)
+    assert float((mixed - linear(after)).abs().max()) < 0.01
+
+
+def test_a_lora_of_one_stage_acts_on_its_layer_alone(host, read):
+    from pathlib import Path
+
+    import folder_paths
+    from safetensors.torch import save_file
+
+    random = torch.Generator().manual_seed(0)
+    width = host.value(LOADER, "loader").model.model_config.unet_config["context_dim"]
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    weights = {"lora_up.weight": torch.randn(64, 4, generator=random), "lora_down.weight": torch.randn(4, width, generator=random)}
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({f"{name}.{k}": v for k, v in weights.items()} | {f"{name}.alpha": torch.tensor(4.0)}, folder / "wild.safetensors")
+    prompt = stages(
+        lora=node("LoraLoader", model=["loader", 0], clip=["loader", 1], lora_name="wild.safetensors", strength_model=1.0, strength_clip=1.0)
+    )
+    plain = read(prompt)
+    prompt["house"]["inputs"] |= {"model": ["lora", 0], "clip": ["lora", 1]}
+    with_lora = read(prompt)
+    for layer in ("sky", "tree"):
+        assert torch.equal(with_lora.layer(layer).image, plain.layer(layer).image)
+    assert not torch.equal(with_lora.layer("house").image, plain.layer("house").image)
+
+
+def test_progress_of_the_sampler_is_told_and_an_interrupt_stops_the_stage(host):
+    import comfy.model_management
+
+    host.fresh()
+    host.run({**stages(), "end": node("PreviewImage", images=["tree", 1])})
+    told = [data for event, data in host.server.events if event in ("progress", "progress_state")]
+    assert told
+
+    host.fresh()
+    events = []
+
+    def interrupt(event, data, sid=None):
+        events.append(event)
+        if events.count("progress_state") > 2:
+            comfy.model_management.interrupt_current_processing()
+
+    host.server.send_sync = interrupt
+    assert "interrupt" in host.error_of({**stages(), "end": node("PreviewImage", images=["house", 1])})
+    host.fresh()
+    comfy.model_management.interrupt_current_processing(False)
+
+
+def test_a_seed_of_a_stage_is_the_one_of_the_headless_pipeline(host, pack):
+    assert host.value({"s": node("LD_StageSeed", seed=7, name=" tree ")}, "s") == pack("layered_core.stages").stage_seed(7, "tree")
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (add(), "width is 0; allowed: 1..16384. Connect layers or an image"),
+        (add("", width=64, height=64), "prompt is ''; allowed: what is to be added"),
+        (add("", name="dog", layers=["sky", 0]), "layer 'dog': prompt is ''"),
+        (add(x=500, width=10, height=10, layers=["sky", 0]), "layer 'a red ball': place is 'x 500, y 0'"),
+        (add(mask=["z", 0], layers=["sky", 0]), "mask is '0 everywhere'"),
+        (add(mask=["m", 0], layers=["sky", 0]), "mask size is '40x40'; allowed: the picture's, 128x96"),
+        (add(feather=float("nan"), layers=["sky", 0]), "nan"),
+    ],
+)
+def test_bad_input_is_named(host, stage, says):
+    prompt = stages(it=stage, z=node("SolidMask", value=0.0, width=128, height=96), m=node("SolidMask", value=1.0, width=40, height=40))
+    assert says in host.error_of({**prompt, "end": node("PreviewImage", images=["it", 1])})
+
+
+@pytest.mark.parametrize(("field", "value"), [("denoise", 0.0), ("denoise", 1.5), ("steps", 0), ("sampler_name", "magic"), ("alpha", "magic")])
+def test_values_out_of_range_are_refused_before_running(host, field, value):
+    valid, _, _, errors = host.validate({**stages(it=add(layers=["sky", 0], **{field: value})), "end": node("PreviewImage", images=["it", 1])})
+    assert not valid
+    assert str(value) in str(errors)
+
+
+def test_a_draft_of_another_size_is_refused(host):
+    prompt = {
+        "a": node("EmptyImage", width=64, height=64, batch_size=1, color=0), "b": node("EmptyImage", width=32, height=64, batch_size=1, color=0),
+        "it": node("LD_FindPlace", before=["a", 0], draft=["b", 0], share=0.5, grow=0), "end": node("MaskPreview", mask=["it", 0]),
+    }  # fmt: skip
+    assert "draft size is '32x64'; allowed: the picture's, 64x64" in host.error_of(prompt)
