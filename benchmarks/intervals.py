@@ -40,7 +40,7 @@ def paired_interval(values: Sequence[float], baseline: Sequence[float], draws: i
     return mean_interval([v - b for v, b in zip(values, baseline, strict=True)], draws)
 
 
-def set_interval(figure: Callable[[Sequence[int]], float], count: int, draws: int = 200) -> tuple[Interval, np.ndarray]:
+def set_interval(figure: Callable[[Sequence[int]], float], count: int, draws: int = 200, most: float = float("inf")) -> tuple[Interval, np.ndarray]:
     """A figure of a whole set of scenes, with its 95 % interval.
 
     Resamples repeat scenes, which moves some figures (a Fréchet distance grows): the interval is moved back so that its median is the figure.
@@ -48,6 +48,7 @@ def set_interval(figure: Callable[[Sequence[int]], float], count: int, draws: in
     Args:
         figure: from the indices of scenes (which may repeat) to a number.
         count: number of scenes.
+        most: the figure lies in 0..``most``.
 
     Returns:
         the interval, and the figure of every resample, moved likewise, for differences.
@@ -56,6 +57,6 @@ def set_interval(figure: Callable[[Sequence[int]], float], count: int, draws: in
     drawn = np.array([figure(list(map(int, indices))) for indices in resamples(count, draws)])
     if np.isnan(drawn).all():
         return Interval(mean, float("nan"), float("nan"), count), drawn
-    drawn = drawn + mean - np.nanmedian(drawn)
+    drawn = (drawn + mean - np.nanmedian(drawn)).clip(0, most)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Interval(mean, float(low), float(high), count), drawn

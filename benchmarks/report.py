@@ -22,7 +22,11 @@ from layered_core.metrics import Matches, average_precision, frechet_distance
 from layered_core.pictures import write_whole
 from layered_diffusers.loading import find_model
 
-_PERCENT = {"object", "colour", "both", "background", "exact", "changed_right", "kept_right", "native", "iou", "any_iou", "box_iou"}
+_SHARES = {
+    "iou", "any_iou", "box_iou", "ap50", "ap", "object", "colour", "both", "leak_object", "leak_colour", "background", "exact", "native", "edges",
+    "changed_right", "kept_right",
+}  # fmt: skip
+"""Figures of 0 to 1, shown with two digits."""
 
 
 class Summary:
@@ -96,7 +100,8 @@ class Summary:
         names = list(dict.fromkeys(k for r in records for k in r["figures"]))
         figures = {name: mean_interval(_values(records, name)) for name in names}
         for name, figure in self._of_sets(records).items():
-            figures[name], self.drawn[row.name, name] = set_interval(figure, len(records))
+            most = 1.0 if name.startswith("ap") else math.inf
+            figures[name], self.drawn[row.name, name] = set_interval(figure, len(records), most=most)
         figures["seconds"] = mean_interval([r["seconds"] for r in records])
         baseline = self.records[row.baseline] if row.baseline is not None else records
         ratios = _ratios(records, baseline)
@@ -267,7 +272,9 @@ def _arrow(name: str) -> str:
 def _number(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "–"
-    return f"{value:.2f}".lstrip("0") or "0" if name in _PERCENT and 0 < value < 1 else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if name in _SHARES:
+        return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _signed(name: str, x: Interval | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="processes of one thread each (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="start from random weights (default: from the last checkpoint, else the shipped)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--measure", type=int, metavar="N", help="train nothing: how often the shipped weights are right on N fresh scenes"
+    )
     options = parser.parse_args()
+    if options.measure:
+        shipped = Harmony.load()
+        for name, vae in (("drawn", None), ("through the VAE", _vae())):
+            sys.stdout.write(f"{name}: {accuracy(shipped, options.measure, vae, HELD_OUT + 50_000):.3f} right of {2 * options.measure}\n")
+        return
     launch(train, options.processes, options)
 
 
