@@ -19,7 +19,9 @@ from benchmarks.scenes import Case
 from layered_core.compositing import composite
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import invalid
+from layered_core.regional import Settings
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.regional_attention import RegionalPrompts
 from layered_diffusers.sampling import KeepOutside
 
 Pictures = Callable[..., Tensor]
@@ -187,16 +189,52 @@ def layer_noise(
     landscape: float = 0.0,
     blur: float = 0.0,
     threshold: str = "absolute",
+    attention: str | None = None,
 ) -> Tensor:
-    """The collage through ``LayeredDiffusionPipeline.harmonize``: how far ``objects`` and ``landscape`` may change, 0 to 1."""
+    """The collage through ``LayeredDiffusionPipeline.harmonize``: how far ``objects`` and ``landscape`` may change, 0 to 1.
+
+    ``attention``: a mode of :func:`regional_prompts` besides.
+    """
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
         noises = [landscape, *[objects] * len(scene.things)]
         layers = [replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(scene.collage, noises, strict=True)]
         document = replace(scene.collage, layers=tuple(layers))
-        image = pipeline.harmonize(document, seed=seed, blur=blur, threshold=threshold, steps=steps, guidance=guidance)
+        words = [] if attention is None else [RegionalPrompts(pipeline.model, [document], Settings(mode=attention))]
+        image = pipeline.harmonize(document, seed=seed, blur=blur, threshold=threshold, methods=words, steps=steps, guidance=guidance)
         pictures.append(torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1))
     return torch.stack(pictures)
+
+
+@method
+def regional_prompts(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    mode: str = "regions",
+    inside: float = 1.0,
+    outside: float = 1.0,
+    strength: float = 1.0,
+    settings: Mapping[str, float] | None = None,
+) -> Tensor:
+    """Each layer's words act where the layer is seen, in one pass of the model: ``RegionalPrompts``.
+
+    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: every layer's strengths. ``strength``
+    below 1: from the collage's composite, as :func:`global_sdedit`. ``settings``: other fields of ``layered_core.regional.Settings``.
+    """
+    documents = []
+    for scene in scenes:
+        drawn = scene.scene.document()
+        layers = [replace(x, recipe=replace(x.recipe, inside=inside, outside=outside)) for x in drawn]
+        documents.append(replace(drawn, layers=tuple(layers)))
+    regional = RegionalPrompts(pipeline.model, documents, Settings(mode=mode, **(settings or {})), prompts=[s.words for s in scenes])
+    start = torch.stack([s.start for s in scenes]) if strength < 1 else None
+    return pipeline.generate(
+        regional.prompts, seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength, methods=[regional]
+    )  # fmt: skip
 
 
 @method
