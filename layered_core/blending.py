@@ -81,7 +81,7 @@ def paste(changed: Tensor, kept: Tensor, mask: Tensor, blend: str = "gradient") 
     meets there, before it mixes (see :func:`meet_border`).
 
     Args:
-        changed: ``[..., H, W]`` in 0..1.
+        changed: ``[..., C, H, W]`` in 0..1.
         kept: of the same shape.
         mask: ``[H, W]`` in 0..1, 1 where the change shows whole.
         blend: one of ``BLENDS``.
@@ -117,7 +117,7 @@ def match_colours(changed: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
     return (changed - x) * gain + y
 
 
-def meet_border(changed: Tensor, kept: Tensor, inside: Tensor, reach: float = 8.0, tolerance: float = 1e-3) -> Tensor:
+def meet_border(changed: Tensor, kept: Tensor, inside: Tensor, reach: float = 8.0, limit: float = 0.15, tolerance: float = 1e-3) -> Tensor:
     """Shift ``changed`` so that it meets ``kept`` at the border of a region, and less and less further in.
 
     Seamless cloning by gradients (Pérez et al., *Poisson Image Editing*, SIGGRAPH 2003, equations 2-3) with a screening term that keeps
@@ -125,17 +125,22 @@ def meet_border(changed: Tensor, kept: Tensor, inside: Tensor, reach: float = 8.
     gradients; about ten steps a pixel of ``reach`` at most.
 
     Args:
-        changed: ``[..., H, W]``.
+        changed: ``[..., C, H, W]``.
         kept: of the same shape.
         inside: bool ``[H, W]``.
         reach: after how many pixels the shift has fallen to 1/e. Infinite: never, as in the paper.
+        limit: a greater difference at the border is not a shift of colour but another thing, which must not bleed: from here on it counts
+            less, from twice this on not at all. Infinite: all count, as in the paper.
         tolerance: greatest residue that is left, in units of the values.
     """
     if not bool(inside.any()) or bool(inside.all()):
         return changed
     shape = changed.shape
     domain = inside.to(changed.dtype)
-    around = (kept - changed).reshape(-1, *shape[-2:]) * (1 - domain)
+    shift = kept - changed
+    if limit < math.inf:
+        shift = shift * (2 - shift.abs().amax(-3, keepdim=True) / limit).clamp(0, 1)
+    around = shift.reshape(-1, *shape[-2:]) * (1 - domain)
     screen = 1 / reach**2
     edge = functional.pad(torch.ones_like(domain)[None], (1, 1, 1, 1))
     neighbours = _four(edge)[0]

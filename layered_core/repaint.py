@@ -13,6 +13,7 @@ from .cropping import Crop, plan_crop
 from .document import LayerDocument
 from .errors import check_number, check_whole, invalid
 from .masks import layer_alphas, visible_masks
+from .noise import noise_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +101,19 @@ def plan_repaint(
     return Repaint(picture, mask if noise > 0 else torch.zeros_like(mask), noise * mask, crop)
 
 
-def plan_whole(picture: Tensor, change: Tensor, unit: int = 8) -> Repaint:
-    """A repaint of the whole picture ``[3, H, W]`` by a change map ``[H, W]``: what is 0 in it stays equal to the bit."""
-    mask = (change > 0).to(change.dtype)
-    return Repaint(picture, mask, change, plan_crop(torch.ones_like(change), unit=unit))
+def plan_document(picture: Tensor, document: LayerDocument, *, background: float = 1.0, blur: float = 0.0, unit: int = 8) -> Repaint:
+    """How a document's composite is repainted, each layer as far as its noise says: what is of noise 0 stays equal to the bit.
+
+    Args:
+        picture: the composite, ``[3, H, W]`` in 0..1.
+        document: gives the noise of each layer.
+        background, blur: see :func:`~.noise.noise_map`.
+        unit: sides are padded to a multiple of this, pixels.
+    """
+    change = noise_map(document, background, blur)
+    # A pixel that a frozen layer covers in part shows as much of the new.
+    least = min([n for n in (background, *(x.recipe.noise for x in document if x.image is not None)) if n > 0], default=1.0)
+    return Repaint(picture, (change / least).clamp(0, 1), change, plan_crop(torch.ones_like(change), unit=unit))
 
 
 def region_of(document: LayerDocument, names: list[str]) -> Tensor:

@@ -18,10 +18,9 @@ from layered_core.compositing import GREY, composite, over_colour
 from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import check_number, check_whole, invalid
 from layered_core.masks import mask_pyramid
-from layered_core.noise import noise_map
 from layered_core.pictures import to_image
 from layered_core.regional import Settings
-from layered_core.repaint import Repaint, plan_repaint, plan_whole, tighten
+from layered_core.repaint import Repaint, plan_document, plan_repaint, tighten
 from layered_core.stages import changed_region
 from layered_diffusers import stages
 from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
@@ -259,7 +258,7 @@ class LayeredDiffusionPipeline:
             blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise`.
             options: as :meth:`generate`.
         """
-        plan = plan_whole(self.flat(document)[0], noise_map(document, background, blur), self.unit)
+        plan = plan_document(self.flat(document)[0], document, background=background, blur=blur, unit=self.unit)
         start = plan.cut()[None]
         change = self._change_map(plan, start, threshold, noise, dilation, softness)
         options.setdefault("negative", document.negative)

@@ -9,8 +9,8 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..layered_core.errors import invalid
-from ..layered_core.noise import NOISES, THRESHOLDS, noise_map
-from ..layered_core.repaint import plan_whole
+from ..layered_core.noise import NOISES, THRESHOLDS
+from ..layered_core.repaint import plan_document
 from .change_map import with_change_map
 from .layers import LAYERS, read_stack
 from .regenerate_layers import PASTE, encode, flat, vae_unit
@@ -78,6 +78,6 @@ class PerLayerSDEdit(io.ComfyNode):
         document = read_stack(layers)
         if not len(document):
             raise invalid("layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer")
-        plan = plan_whole(flat(document), noise_map(document, background, blur), vae_unit(vae))
+        plan = plan_document(flat(document), document, background=background, blur=blur, unit=vae_unit(vae))
         shown = plan.change[None, ..., None].expand(-1, -1, -1, 3).to(comfy.model_management.intermediate_device())
         return io.NodeOutput(with_change_map(model, threshold, noise, dilation, softness), encode(vae, plan), shown, plan)

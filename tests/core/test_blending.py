@@ -99,7 +99,7 @@ def test_meeting_the_border_without_screening_is_the_harmonic_membrane():
     kept[..., 10] = 1.0
     inside = torch.zeros(3, 11, dtype=torch.bool)
     inside[:, 1:10] = True
-    out = meet_border(torch.zeros(1, 3, 11), kept, inside, reach=float("inf"), tolerance=1e-6)
+    out = meet_border(torch.zeros(1, 3, 11), kept, inside, reach=float("inf"), limit=float("inf"), tolerance=1e-6)
     torch.testing.assert_close(out[0, 1], torch.linspace(0, 1, 11) * inside[1], atol=1e-4, rtol=0)
 
 
@@ -107,8 +107,17 @@ def test_meeting_the_border_falls_off_by_e_in_its_reach():
     kept, changed = torch.ones(1, 3, 400), torch.zeros(1, 3, 400)
     inside = torch.zeros(3, 400, dtype=torch.bool)
     inside[:, 1:] = True
-    out = meet_border(changed, kept, inside, reach=8.0, tolerance=1e-6)[0, 1]
+    out = meet_border(changed, kept, inside, reach=8.0, limit=float("inf"), tolerance=1e-6)[0, 1]
     assert float(out[50] / out[42]) == pytest.approx(1 / 2.718, rel=0.01)
+
+
+def test_another_thing_at_the_border_does_not_bleed_into_the_region():
+    kept, changed = torch.zeros(3, 20, 20), torch.full((3, 20, 20), 0.8)
+    inside = torch.zeros(20, 20, dtype=torch.bool)
+    inside[5:15, 5:15] = True
+    assert torch.equal(meet_border(changed, kept, inside), changed)
+    near = meet_border(changed, changed - 0.1, inside)
+    assert float((near - changed)[:, 5, 10].mean()) < -0.05
 
 
 def test_a_whole_or_an_empty_region_has_no_border_to_meet():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from layered_core.blending import BLENDS
-from layered_core.document import Layer, LayerDocument
+from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 from layered_core.metrics import seam_gradient_ratio
-from layered_core.repaint import plan_repaint, plan_whole, region_of, tighten
+from layered_core.repaint import plan_document, plan_repaint, region_of, tighten
 
 
 def picture(height=64, width=64, seed=0):
@@ -72,13 +72,22 @@ def test_a_mask_of_all_pixels_gives_what_was_sampled():
     assert torch.equal(plan.paste(sampled), sampled)
 
 
-def test_a_whole_picture_keeps_what_may_not_change_and_pads_the_rest():
-    before, change = picture(61, 67), torch.zeros(61, 67)
-    change[:, 30:] = 0.4
-    plan = plan_whole(before, change, unit=8)
+def test_a_documents_frozen_layer_is_kept_its_edge_is_mixed_and_the_rest_padded():
+    soft = torch.ones(61, 30, 4)
+    soft[:, 29, 3] = 0.25
+    back, front = Layer("back", torch.ones(61, 67, 4), recipe=Recipe(noise=0.4)), Layer("front", soft, recipe=Recipe(noise=0.0))
+    document = LayerDocument(67, 61, (back, front))
+    plan = plan_document(picture(61, 67), document, unit=8)
     assert plan.cut().shape == (3, 64, 72)
+    torch.testing.assert_close(plan.mask[0], torch.tensor([0.0] * 29 + [0.75] + [1.0] * 37))
     after = plan.paste(torch.rand(1, 3, 64, 72))[0]
-    assert torch.equal(after[:, :, :30], before[:, :, :30])
+    assert torch.equal(after[:, :, :29], picture(61, 67)[:, :, :29])
+
+
+@pytest.mark.parametrize(("noise", "mask"), [(0.0, 0.0), (0.3, 1.0), (1.0, 1.0)])
+def test_where_all_layers_have_one_noise_all_or_nothing_is_new(noise, mask):
+    document = LayerDocument(16, 16, tuple(Layer(str(i), torch.rand(16, 16, 4), recipe=Recipe(noise=noise)) for i in range(3)))
+    assert bool((plan_document(picture(16, 16), document, background=noise).mask == mask).all())
 
 
 def layers(**second):

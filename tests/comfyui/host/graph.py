@@ -25,3 +25,21 @@ def load(image, **inputs):
 
 def from_image(**inputs):
     return node("LD_LayerFromImage", **{**DEFAULTS, **inputs})
+
+
+def per_layer_sdedit(layers, **inputs):
+    values = {"background": 1.0, "blur": 0.0, "threshold": "absolute", "noise": "fixed", "dilation": 0.0, "softness": 0.0}
+    return node("LD_PerLayerSDEdit", model=["loader", 0], vae=["loader", 2], layers=[layers, 0], **{**values, **inputs})
+
+
+def regenerate(layers, names, **inputs):
+    values = {"noise": 1.0, "grow": 2, "feather": 6, "size": 0, "context": 0.5, "border": "outside"}
+    return node("LD_RegenerateLayers", model=["loader", 0], vae=["loader", 2], names=names, **{**values, "layers": [layers, 0], **inputs})
+
+
+def add_layer(prompt, **inputs):
+    values = {
+        "negative": "", "name": "", "x": 0, "y": 0, "width": 0, "height": 0, "seed": 5, "steps": 3, "cfg": 3.0, "sampler_name": "euler",
+        "scheduler": "normal", "alpha": "difference", "denoise": 1.0, "feather": 8, "size": 0, "context": 0.5, "blend": "gradient",
+    }  # fmt: skip
+    return node("LD_AddLayerByPrompt", model=["loader", 0], clip=["loader", 1], vae=["loader", 2], prompt=prompt, **{**values, **inputs})

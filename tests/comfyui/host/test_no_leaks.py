@@ -3,7 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from graph import KEPT, from_image, load, node
+from graph import KEPT, add_layer, from_image, load, node, per_layer_sdedit, regenerate
 from PIL import Image
 
 import nodes as comfy_nodes
@@ -45,9 +45,34 @@ EXAMPLES = {
         "w": node("CLIPTextEncode", text="a red ball", clip=["loader", 1]),
         "net": node("TestControlNet"),
         "it": node(
-            "LD_MaskedControlNetApply", positive=["w", 0], negative=["w", 0], control_net=["net", 0], layers=["a", 0], strength=1.0,
-            start_percent=0.0, end_percent=1.0, mode="balanced",
+            "LD_MaskedControlNetApply",
+            positive=["w", 0],
+            negative=["w", 0],
+            control_net=["net", 0],
+            layers=["a", 0],
+            strength=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            mode="balanced",
         ),
+    },
+    "LD_PerLayerSDEdit": {"a": load("red.png"), "it": per_layer_sdedit("a")},
+    "LD_RegenerateLayers": {"a": load("red.png"), "it": regenerate("a", "red")},
+    "LD_PasteBack": {
+        "a": load("red.png"),
+        "r": regenerate("a", "red"),
+        "it": node("LD_PasteBack", image=["r", 3], paste=["r", 2], blend="gradient", match_colours=True),
+    },
+    "LD_StageLayer": {
+        "a": load("red.png"),
+        "r": regenerate("a", "red"),
+        "it": node("LD_StageLayer", image=["r", 3], paste=["r", 2], name="red", prompt="", negative="", alpha="mask", layers=["a", 0]),
+    },
+    "LD_AddLayerByPrompt": {"it": add_layer("a red ball", width=32, height=32, steps=1)},
+    "LD_StageSeed": {"it": node("LD_StageSeed", seed=1, name="tree")},
+    "LD_FindPlace": {
+        "a": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
+        "it": node("LD_FindPlace", before=["a", 0], draft=["a", 0], share=0.5, grow=0),
     },
 }
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""

@@ -3,9 +3,11 @@
 import comfy.samplers
 import pytest
 import torch
-from graph import from_image, load, node
+from graph import from_image, load, node, per_layer_sdedit
 from PIL import Image
-from test_no_leaks import LOADER, models
+from test_no_leaks import LOADER, explode, models, sample
+
+import nodes as comfy_nodes
 
 SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "heun", "lcm", "ddim", "uni_pc", "res_multistep", "dpm_2_ancestral"]
 
@@ -27,11 +29,6 @@ def stack(back=0.6, front=0.6, picture="back.png"):
     }
 
 
-def per_layer(layers="front", **inputs):
-    values = {"background": 1.0, "blur": 0.0, "threshold": "absolute", "noise": "fixed", "dilation": 0.0, "softness": 0.0}
-    return node("LD_PerLayerSDEdit", model=["loader", 0], vae=["loader", 2], layers=[layers, 0], **{**values, **inputs})
-
-
 def words():
     return {
         "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
@@ -47,7 +44,7 @@ def sampled(model, latent, **inputs):
 def graph(back, front, sdedit=None, picture="back.png", **sampler):
     return {
         **LOADER, **words(), **stack(back, front, picture),
-        "it": per_layer(**(sdedit or {})),
+        "it": per_layer_sdedit("front", **(sdedit or {})),
         "k": sampled(["it", 0], ["it", 1], **sampler),
         "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]),
         "out": node("LD_PasteBack", image=["d", 0], paste=["it", 3], blend="gradient", match_colours=True),
@@ -148,7 +145,7 @@ def test_a_mask_function_that_is_there_already_is_not_lost(host):
     chained = {**prompt, **before, "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["dd", 0]}}}
     ours, both = host.value(prompt, "k")["samples"], host.value(chained, "k")["samples"]
     assert not torch.equal(ours, both)
-    twice = {**prompt, "it2": per_layer(), "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["it2", 0]}}}
+    twice = {**prompt, "it2": per_layer_sdedit("front"), "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["it2", 0]}}}
     assert torch.equal(host.value(twice, "k")["samples"], ours)
 
 
@@ -184,6 +181,19 @@ def test_a_run_that_leaves_noise_leaves_it_on_frozen_places_too(host):
     assert float((after - before)[..., 3:8, 6:11].std()) > 0.3
 
 
+def test_the_model_is_as_before_after_a_run_with_a_noise_mask_and_after_one_that_broke(host):
+    model, positive, negative = models(host)
+    before = sample(model, positive, negative)
+    prompt = graph(0.8, 0.0, {"noise": "fresh"})
+    host.value(prompt, "k")
+    broken, latent = host.value(prompt, "it", 0).clone(), host.value(prompt, "it", 1)
+    assert broken.model is model.model, "the model was loaded anew: nothing is compared"
+    broken.set_model_sampler_post_cfg_function(explode)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="broken on purpose"):
+        comfy_nodes.common_ksampler(broken, 1, 2, 3.0, "euler", "normal", positive, negative, latent)
+    assert torch.equal(sample(model, positive, negative), before)
+
+
 @pytest.mark.parametrize("threshold", ["absolute", "normalised"])
 def test_a_run_of_one_step_is_defined(host, threshold):
     after = host.value(graph(0.8, 0.0, {"threshold": threshold}, steps=1), "k")["samples"]
@@ -212,8 +222,6 @@ def test_any_spacing_of_steps_frees_by_noise_not_by_step(host, scheduler):
 
     watched = model.clone()
     watched.set_model_denoise_mask_function(watch)
-    import nodes as comfy_nodes
-
     with torch.inference_mode():
         comfy_nodes.common_ksampler(watched, 1, 8, 3.0, "euler", scheduler, positive, negative, latent)
     assert all(free if level <= 0.5 else pinned for level, free, pinned in seen)
@@ -265,8 +273,6 @@ class SixteenByFour:
 
 
 def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
-    import nodes as comfy_nodes
-
     model = tiny_flux()
     layers = host.value(stack(0.7, 0.0), "front")
     sdedit = pack("nodes.per_layer_sdedit").PerLayerSDEdit
@@ -283,18 +289,22 @@ def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
+def alone(**inputs):
+    return {**LOADER, **stack(), "it": per_layer_sdedit("front", **inputs), "end": node("PreviewImage", images=["it", 2])}
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [({"background": 1.5}, "1.5"), ({"blur": -1.0}, "-1.0"), ({"softness": 2.0}, "2.0"), ({"threshold": "relative"}, "relative")],
 )
 def test_values_out_of_range_are_refused_before_running(host, inputs, says):
-    valid, _, _, errors = host.validate({**LOADER, **stack(), "it": per_layer(**inputs), "end": node("PreviewImage", images=["it", 2])})
+    valid, _, _, errors = host.validate(alone(**inputs))
     assert not valid
     assert says in str(errors)
 
 
 def test_a_number_that_is_none_is_named(host):
-    error = host.error_of({**LOADER, **stack(), "it": per_layer(background=float("nan")), "end": node("PreviewImage", images=["it", 2])})
+    error = host.error_of(alone(background=float("nan")))
     assert "background noise is nan; allowed: a number 0..1" in error
 
 
@@ -306,7 +316,7 @@ def test_a_stack_without_layers_is_refused(host, pack):
 def test_a_box_without_a_picture_is_free(host):
     prompt = {**LOADER, **stack(0.0, 0.0), "box": {**from_image(width=20, height=20, noise=0.1)}}
     prompt["box"]["inputs"]["layers"] = ["front", 0]
-    shown = host.value({**prompt, "it": per_layer("box")}, "it", 2)
+    shown = host.value({**prompt, "it": per_layer_sdedit("box")}, "it", 2)
     assert float(shown[0, 10, 10, 0]) == 1
     assert float(shown[0, 100, 100, 0]) == 0
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graph import from_image, load, node
+from graph import from_image, load, node, regenerate
 from PIL import Image
 from test_no_leaks import LOADER
 from test_noise import sampled, words
@@ -25,9 +25,8 @@ def stack(picture="back.png"):
     }
 
 
-def redo(**inputs):
-    values = {"names": "front", "noise": 1.0, "grow": 2, "feather": 6, "size": 0, "context": 0.5, "border": "outside"}
-    return node("LD_RegenerateLayers", model=["loader", 0], vae=["loader", 2], **{**values, "layers": ["front", 0], **inputs})
+def redo(names="front", layers="front", **inputs):
+    return regenerate(layers, names, **inputs)
 
 
 def graph(picture="back.png", blend="gradient", sampler=None, **inputs):
@@ -104,7 +103,7 @@ def test_a_layer_still_to_be_made_is_a_box_to_fill(host):
     prompt = graph()
     prompt["box"] = from_image(name="box", x=10, y=70, width=50, height=40, prompt="a red ball")
     prompt["box"]["inputs"]["layers"] = ["front", 0]
-    prompt["it"] = redo(names="box", layers=["box", 0], border="inside", grow=0)
+    prompt["it"] = redo(names="box", layers="box", border="inside", grow=0)
     mask = host.value(prompt, "out", 1)[0]
     assert bool((mask[70:110, 10:60] > 0).all())
     assert float(mask.sum()) < 50 * 40

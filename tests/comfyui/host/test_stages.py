@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graph import load, node
+from graph import add_layer, load, node
 from PIL import Image
 from test_no_leaks import LOADER
 
@@ -16,12 +16,7 @@ def pictures(host):
 
 
 def add(prompt="a red ball", **inputs):
-    values = {
-        "prompt": prompt, "negative": "", "name": "", "x": 0, "y": 0, "width": 0, "height": 0, "seed": 5, "steps": 3, "cfg": 3.0,
-        "sampler_name": "euler", "scheduler": "normal", "alpha": "difference", "denoise": 1.0, "feather": 8, "size": 0, "context": 0.5,
-        "blend": "gradient",
-    }  # fmt: skip
-    return node("LD_AddLayerByPrompt", model=["loader", 0], clip=["loader", 1], vae=["loader", 2], **{**values, **inputs})
+    return add_layer(prompt, **inputs)
 
 
 def stages(tree="a green tree", **others):
