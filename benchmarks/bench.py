@@ -11,10 +11,12 @@ import datetime
 import hashlib
 import json
 import multiprocessing
+import os
 import queue
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -378,9 +380,18 @@ def _measured(suite: Suite, settings: Settings, batches: list[tuple[Row, list[in
             worker_process.terminate()
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(suite: Suite, settings: Settings, todo: Any, done: Any) -> None:  # noqa: ANN401
     """One process: one thread, batches until there are none."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(suite, settings)
         while (group := todo.get()) is not None:

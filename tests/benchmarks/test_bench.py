@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,8 @@ from layered_core.errors import LayeredError
 from layered_diffusers.cli import main
 from layered_diffusers.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """
 title: Tiny
@@ -210,6 +216,30 @@ def test_two_processes_give_what_one_gives(measured, tmp_path):
     assert [(r["name"], r["scene"]) for r in both] == [(r["name"], r["scene"]) for r in records]
     for a, b in zip(records, both, strict=True):
         assert a["figures"]["iou"] == pytest.approx(b["figures"]["iou"], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at Linux's /proc")
+def test_no_process_outlives_a_command_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "layered_diffusers", "bench", "layout", "-n", "16", "--device", "cpu", "--out", str(tmp_path / "out")]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    def children():
+        return [int(p) for p in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+
+    def wait(done):
+        for _ in range(1200):
+            if done():
+                return True
+            time.sleep(0.1)
+        return False
+
+    assert wait(lambda: (tmp_path / "out" / "layout.jsonl").is_file() and len((tmp_path / "out" / "layout.jsonl").read_text().splitlines()) > 1)
+    workers = children()
+    assert len(workers) >= 2
+    run.kill()
+    run.wait()
+    assert wait(lambda: not any(Path(f"/proc/{p}").exists() for p in workers))
 
 
 # --- reports
