@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -218,7 +219,7 @@ def regional_prompts(
     inside: float = 1.0,
     outside: float = 1.0,
     strength: float = 1.0,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Each layer's words act where the layer is seen, in one pass of the model: ``RegionalPrompts``.
 

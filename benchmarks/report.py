@@ -129,8 +129,9 @@ class Summary:
         if "ap" in self.suite.show:
             out["ap50"] = lambda scenes: float(average_precision([matches[i] for i in scenes])[0])
             out["ap"] = lambda scenes: float(average_precision([matches[i] for i in scenes]).mean())
-        if self.reference is not None:
-            out["frechet"] = lambda scenes: frechet_distance(torch.cat([features[i] for i in scenes]), self.reference)
+        reference = self.reference
+        if reference is not None:
+            out["frechet"] = lambda scenes: frechet_distance(torch.cat([features[i] for i in scenes]), reference)
         return out
 
 
@@ -157,43 +158,59 @@ def _plots(summary: Summary) -> list[Path]:
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "layered", "svg.fonttype": "none"})
-    suite, files = summary.suite, []
+    suite = summary.suite
+    return (_dots(summary) if suite.plots else []) + (_curve(summary, suite.curve["x"], suite.curve["y"]) if suite.curve else [])
+
+
+def _dots(summary: Summary) -> list[Path]:
+    """A panel a figure, a line a method."""
+    from matplotlib import pyplot
+
+    suite = summary.suite
     names = [f for f in suite.plots if any(f in figures for figures in summary.figures.values())]
-    if names:
-        figure, axes = pyplot.subplots(1, len(names), figsize=(2.6 * len(names) + 1.6, 0.32 * len(suite.rows) + 1), sharey=True, squeeze=False)
-        for axis, name in zip(axes[0], names, strict=True):
-            for y, row in enumerate(reversed(suite.rows)):
-                value = summary.figures[row.name].get(name)
-                if value is not None and value.n:
-                    axis.plot([value.low, value.high], [y, y], color="#7a8699", linewidth=2, solid_capstyle="round")
-                    axis.plot([value.mean], [y], "o", color="#1f6feb" if row.baseline else "#444444", markersize=5)
-            axis.set_title(f"{name} {_arrow(name)}", fontsize=9)
-            axis.grid(axis="x", alpha=0.25)
-        axes[0][0].set_yticks(range(len(suite.rows)), [r.name for r in reversed(suite.rows)])
-        files += _save(figure, summary.settings.out / suite.name)
-    if suite.curve:
-        x, y = suite.curve["x"], suite.curve["y"]
-        figure, axis = pyplot.subplots(figsize=(5.6, 4.2))
-        families: dict[str, list[Row]] = {}
-        for row in suite.rows:
-            families.setdefault(row.family or row.name, []).append(row)
-        for family, rows in families.items():
-            points = [(r, summary.figures[r.name][x], summary.figures[r.name][y]) for r in rows]
-            # What equals the right answer has no finite distance from it.
-            points = [p for p in points if p[1].n and p[2].n and p[1].mean < 60]
-            if not points:
-                continue
-            xs, ys = [p[1].mean for p in points], [p[2].mean for p in points]
-            errors = [[[v.mean - v.low for v in vs], [v.high - v.mean for v in vs]] for vs in ([p[1] for p in points], [p[2] for p in points])]
-            axis.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], fmt="o-" if len(points) > 1 else "s", markersize=5, label=family, alpha=0.85)
-            for row, px, py in points if len(points) > 1 else []:
-                axis.annotate(row.name.rsplit(" ", 1)[-1], (px.mean, py.mean), textcoords="offset points", xytext=(5, 5), fontsize=8)
-        axis.set_xlabel(f"{x}: {FIGURES[x][0]}")
-        axis.set_ylabel(f"{y}: {FIGURES[y][0]}")
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, frameon=False)
-        files += _save(figure, summary.settings.out / f"{suite.name}_curve")
-    return files
+    figure, axes = pyplot.subplots(1, len(names), figsize=(2.6 * len(names) + 1.6, 0.32 * len(suite.rows) + 1), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for height, row in enumerate(reversed(suite.rows)):
+            value = summary.figures[row.name].get(name)
+            if value is not None and value.n:
+                axis.plot([value.low, value.high], [height, height], color="#7a8699", linewidth=2, solid_capstyle="round")
+                axis.plot([value.mean], [height], "o", color="#1f6feb" if row.baseline else "#444444", markersize=5)
+        axis.set_title(f"{name} {_arrow(name)}", fontsize=9)
+        axis.grid(axis="x", alpha=0.25)
+    axes[0][0].set_yticks(range(len(suite.rows)), [r.name for r in reversed(suite.rows)])
+    return _save(figure, summary.settings.out / suite.name)
+
+
+def _curve(summary: Summary, x: str, y: str) -> list[Path]:
+    """One figure against another, a line a family."""
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(5.6, 4.2))
+    families: dict[str, list[Row]] = {}
+    for row in summary.suite.rows:
+        families.setdefault(row.family or row.name, []).append(row)
+    for family, rows in families.items():
+        points = [(r, summary.figures[r.name][x], summary.figures[r.name][y]) for r in rows]
+        # What equals the right answer has no finite distance from it.
+        points = [p for p in points if p[1].n and p[2].n and p[1].mean < 60]
+        if not points:
+            continue
+        errors = [_lengths([p[1] for p in points]), _lengths([p[2] for p in points])]
+        kind = "o-" if len(points) > 1 else "s"
+        xs, ys = [p[1].mean for p in points], [p[2].mean for p in points]
+        axis.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], fmt=kind, markersize=5, label=family, alpha=0.85)
+        for row, across, up in points if len(points) > 1 else []:
+            axis.annotate(row.name.rsplit(" ", 1)[-1], (across.mean, up.mean), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axis.set_xlabel(f"{x}: {FIGURES[x][0]}")
+    axis.set_ylabel(f"{y}: {FIGURES[y][0]}")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, frameon=False)
+    return _save(figure, summary.settings.out / f"{summary.suite.name}_curve")
+
+
+def _lengths(values: Sequence[Interval]) -> list[list[float]]:
+    """How far the intervals reach below and above the means."""
+    return [[max(v.mean - v.low, 0.0) for v in values], [max(v.high - v.mean, 0.0) for v in values]]
 
 
 def _save(figure: Any, path: Path) -> list[Path]:  # noqa: ANN401
