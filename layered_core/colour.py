@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
+import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
@@ -28,3 +32,26 @@ def linear_to_srgb(colour: Tensor) -> Tensor:
     power = upper.pow(1 / 2.4)
     power = power.add_(power - 1, alpha=0.055)
     return hardshrink(power.add_(colour - upper, alpha=12.92), 1e-6)
+
+
+_TOP = 65_535
+"""Highest level of 16 bits."""
+
+
+def by_table(curve: Callable[[Tensor], Tensor], colour: Tensor) -> Tensor:
+    """``curve(colour)`` in a third of the time where a CPU has float32 colours of 0..1: at the nearest of 65,536 levels.
+
+    Levels of 8 and 16 bits are exact; others are off by 1/131,070 at most before the curve, which is 0.0001 after :func:`linear_to_srgb`.
+    """
+    if colour.device.type == "cpu" and colour.dtype == torch.float32:
+        low, high = (_TOP * float(x) for x in colour.aminmax())
+        # Half a level of room for what rounding did to 0 and 1.
+        if low > -0.4 and high < _TOP + 0.4:
+            levels = torch.add(torch.tensor(0.5), colour, alpha=_TOP).to(torch.int32)
+            return _table(curve).index_select(0, levels.reshape(-1)).reshape(colour.shape)
+    return curve(colour)
+
+
+@cache
+def _table(curve: Callable[[Tensor], Tensor]) -> Tensor:
+    return curve(torch.arange(_TOP + 1) / _TOP)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from types import EllipsisType
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .blend_modes import Rules, find_rules
-from .colour import linear_to_srgb, srgb_to_linear
+from .colour import by_table, linear_to_srgb, srgb_to_linear
 from .document import Layer, LayerDocument
 from .placement import Box, bounds, is_exact, meet, place, reduced, window
 
@@ -21,19 +23,15 @@ Area = tuple[EllipsisType, slice, slice]
 
 
 def _band_pixels(device: torch.device) -> int:
-    """How many pixels to composite at a time.
-
-    On a CPU as many as its cache holds; their four planes are also just below the 32,768 numbers from which torch spreads a step over
-    threads, whose meeting after every small step costs more than it saves. Elsewhere few and large steps.
-    """
-    return 8_000 if device.type == "cpu" else 1 << 24
+    """How many pixels to composite at a time: on a CPU as many as its cache holds, elsewhere few and large steps."""
+    return 32_000 if device.type == "cpu" else 1 << 24
 
 
 def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
     """Lay every visible layer on those behind it.
 
     Resampled layers are resampled with colours multiplied by alpha. Layers that are hidden, without a picture, off the canvas or wholly
-    covered by an opaque one of mode ``normal`` cost nothing.
+    covered by an opaque one of mode ``normal`` cost nothing. No gradients.
 
     Args:
         document: its background, if any, lies under all layers.
@@ -54,8 +52,13 @@ def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
     device = shown[0].device if shown else torch.device("cpu")
     out = torch.empty(document.height, document.width, 4, dtype=dtype, device=device)
     rows = max(1, _band_pixels(device) // document.width)
-    for top in range(0, document.height, rows):
-        _composite_band(shown, document.background, chosen, top, out[top : top + rows])
+
+    def work(top: int) -> None:
+        # Threads start with neither of the two as it is here.
+        with torch.inference_mode(out.is_inference()), torch.no_grad():
+            _composite_band(shown, document.background, chosen, top, out[top : top + rows])
+
+    _for_each(work, range(0, document.height, rows), device)
     return out
 
 
@@ -77,6 +80,26 @@ def over_colour(pixels: Tensor, colour: Tensor | tuple[float, float, float]) -> 
     """Lay a straight-alpha picture ``[..., 4]`` over a plain colour; returns ``[..., 3]``."""
     backdrop = torch.as_tensor(colour, dtype=pixels.dtype, device=pixels.device)
     return pixels[..., :3] * pixels[..., 3:] + backdrop * (1 - pixels[..., 3:])
+
+
+def _for_each(work: Callable[[int], None], tops: range, device: torch.device) -> None:
+    """Call ``work`` for every band, on a CPU in as many threads as torch may use.
+
+    Torch itself would share each of the many small steps among its threads, which costs more than the steps do, and far more where
+    others want the processors too. So every thread takes whole bands here, and its steps stay on it.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        for top in tops:
+            work(top)
+        return
+    try:
+        with ThreadPoolExecutor(min(threads, len(tops)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done in [pool.submit(work, top) for top in tops]:
+                done.result()
+    finally:
+        # What a thread sets for itself, torch also takes for threads that start later.
+        torch.set_num_threads(threads)
 
 
 def _multiplied(layer: Layer, image: Tensor) -> Tensor:
@@ -161,10 +184,9 @@ class _Pile:
             if not self.opaque:
                 share = alpha * behind.sign()
         elif not self.opaque:
-            union = torch.addcmul(behind, alpha, 1 - behind)
+            behind.addcmul_(alpha, 1 - behind)
             # Both are 0 where nothing is.
-            share = alpha / union.clamp_min(1e-30)
-            behind.copy_(union)
+            share = alpha / behind.clamp_min(1e-30)
         self.colour[area].lerp_(front, share)
         self.empty = False
 
@@ -194,4 +216,4 @@ def _converted(colour: Tensor, linear: bool, wanted: bool) -> Tensor:
     """From sRGB, or linear light if ``linear``, to the space that is ``wanted``."""
     if linear == wanted:
         return colour
-    return srgb_to_linear(colour) if wanted else linear_to_srgb(colour)
+    return by_table(srgb_to_linear if wanted else linear_to_srgb, colour)

@@ -1,0 +1,63 @@
+"""Compositing beside ComfyUI's own compositor: ``python -m benchmarks.composite [--json] [--rounds N]``.
+
+Eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over a ``normal`` bottom, composited by turns in
+one process of ComfyUI's python; needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. Figures:
+
+* ``ratio_normal``, ``ratio_soft_light``: our fastest round over ComfyUI's fastest, by the clock; ``processor_…`` by processor time, which
+  other programs disturb less.
+* ``peak_memory_ratio``: layers' tensors plus the process's greatest growth while it composites, over layers' tensors; ``…_core`` of ComfyUI's.
+* ``greatest_difference`` between the two pictures, 0..1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(comfyui: Path, python: Path, rounds: int) -> dict[str, float]:
+    """The figures of one process.
+
+    Raises:
+        SystemExit: ComfyUI could not run it.
+    """
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
+    command = [str(python), str(Path(__file__).with_name("composite_host.py")), str(rounds)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode or not done.stdout.strip():
+        raise SystemExit(f"ComfyUI could not composite:\n{done.stderr[-4000:]}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of both, by turns; default 5")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
+    from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
+
+    host = find_host()
+    if isinstance(host, str):
+        raise SystemExit(host)
+    figures = measure(*host, options.rounds)
+    print("| 8 layers, 1920 x 1080 | time, ours over ComfyUI's | processor time |\n| --- | --- | --- |")
+    for name, key in (("normal", "normal"), ("soft-light", "soft_light")):
+        print(f"| {name} | {figures[f'ratio_{key}']:.3f} | {figures[f'processor_ratio_{key}']:.3f} |")
+    print(f"\nFastest of {options.rounds} rounds each, {figures['threads']:.0f} threads offered.")
+    print(f"Peak memory: {figures['peak_memory_ratio']:.2f} times the layers; ComfyUI's {figures['peak_memory_ratio_core']:.2f}.")
+    print(f"Greatest difference of the pictures: {figures['greatest_difference']:.1g}.")
+    if options.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
