@@ -17,6 +17,8 @@ from .pictures import to_image
 _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
 """Outline colours, taken in turn."""
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _CHECKS = (0.72, 0.6)
 """Greys of the checkerboard that shows through transparent parts."""
 
@@ -63,24 +65,34 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
     size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
-    for number, layer in enumerate(document, 1):
-        if layer.visible:
-            _draw(pen, layer, number, scale, size)
+    visible = [(number, layer) for number, layer in enumerate(document, 1) if layer.visible]
+    font = _font(visible, scale, max(size) // 26)
+    for number, layer in visible:
+        _draw(pen, layer, number, scale, font, size)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
-def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: float, size: tuple[int, int]) -> None:
-    """One layer's outline and label; the label stays on the canvas, and within the layer's width as far as it stays legible."""
+def _font(layers: list[tuple[int, Layer]], scale: float, largest: int) -> Font:
+    """The largest font in which every label is as narrow as its layer, as far as it stays legible."""
+    size = float(largest)
+    for number, layer in layers:
+        xs = [x * scale for x, _ in corners(layer)]
+        size = min(size, 100 * (max(xs) - min(xs) - 8) / ImageFont.load_default(100).getlength(_label(number, layer)))
+    return ImageFont.load_default(max(14, int(size)))
+
+
+def _label(number: int, layer: Layer) -> str:
+    return f"{number} {layer.name}"
+
+
+def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: float, font: Font, size: tuple[int, int]) -> None:
+    """One layer's outline and label; the label stays on the canvas."""
     colour = _COLOURS[(number - 1) % len(_COLOURS)]
     points = [(x * scale, y * scale) for x, y in corners(layer)]
     for a, b in zip(points, [*points[1:], points[0]], strict=True):
         for start, end in _dashes(a, b) if layer.image is None else [(a, b)]:
             pen.line([start, end], fill=colour, width=3)
-    label = f"{number} {layer.name}"
-    room = max(p[0] for p in points) - min(p[0] for p in points) - 8
-    largest = max(14, max(size) // 26)
-    fitting = largest * room / ImageFont.load_default(largest).getlength(label)
-    font = ImageFont.load_default(max(14, min(largest, int(fitting))))
+    label = _label(number, layer)
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     width, height = right - left + 8, bottom - top + 6
     x = min(max(min(p[0] for p in points), 0), max(size[0] - width, 0))
