@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
+from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
+
+from .document import Layer, LayerDocument
+from .masks import layer_alphas, mask_pyramid
+from .pictures import to_image
 
 
 class AttentionMaps:
@@ -56,6 +63,66 @@ def heat_map(share: Tensor, backdrop: Tensor) -> Tensor:
     veil = heat.clamp(0, 1).sqrt()[..., None]
     grey = backdrop.mean(-1, keepdim=True) * 0.6
     return grey * (1 - veil) + glow * veil
+
+
+def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Tensor:
+    """A labelled :func:`heat_map` for every layer of every picture, pictures in order, layers back to front.
+
+    Args:
+        maps: of a run.
+        pictures: what the run made, RGB ``[B, H, W, 3]`` in 0..1; one more picture than the run had batches is left out.
+        side: longer side of the result, pixels.
+
+    Returns:
+        ``[B L, H', W', 3]`` in 0..1.
+    """
+    height, width = (max(1, round(s * side / max(pictures.shape[1:3]))) for s in pictures.shape[1:3])
+    shares = maps.mean((height, width))
+    backdrops = functional.interpolate(pictures.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    shown = [
+        _labelled(heat_map(share, backdrop), f"{i + 1} {name}")
+        for backdrop, layers in zip(backdrops, shares, strict=False)
+        for i, (name, share) in enumerate(zip(maps.names, layers, strict=True))
+    ]
+    return torch.stack(shown)
+
+
+def _labelled(picture: Tensor, text: str) -> Tensor:
+    image = to_image(picture)
+    size = max(10, image.height // 24)
+    ImageDraw.Draw(image).text((size // 2, size // 4), text, fill="white", font=ImageFont.load_default(size), stroke_width=2, stroke_fill="black")
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def needs_mask(layer: Layer) -> bool:
+    """Whether a layer has words but neither picture nor mask."""
+    return layer.visible and bool(layer.prompt.strip()) and layer.image is None and layer.mask is None
+
+
+def masks_from_attention(
+    document: LayerDocument, maps: AttentionMaps, size: tuple[int, int], threshold: float, largest: bool
+) -> tuple[LayerDocument, Tensor]:
+    """Give every layer that :func:`needs_mask` the place that its words attended to, inside its box.
+
+    Args:
+        document: as the run had it, layers of ``maps`` by name.
+        maps: of the run; the first picture counts.
+        size: h, w of the masks; the maps are no finer than the latents.
+        threshold, largest: see :func:`mask_from_attention`.
+
+    Returns:
+        the document, in which those layers cover the canvas with a mask; and the masks ``[L', h, w]`` of those layers, back to front.
+    """
+    shares = dict(zip(maps.names, maps.mean(size)[0], strict=True))
+    boxes = mask_pyramid(layer_alphas(document), [size])[0]
+    layers, masks = list(document), []
+    for i, layer in enumerate(document):
+        if needs_mask(layer) and layer.name in shares:
+            masks.append(mask_from_attention(shares[layer.name] * (boxes[i] >= 0.5), threshold, largest))
+            layers[i] = replace(
+                layer, mask=masks[-1], x=0, y=0, width=document.width, height=document.height, rotation=0.0, flip_h=False, flip_v=False
+            )  # fmt: skip
+    return replace(document, layers=tuple(layers)), torch.stack(masks) if masks else torch.zeros(0, *size)
 
 
 def mask_from_attention(share: Tensor, threshold: float, largest: bool) -> Tensor:

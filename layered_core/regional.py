@@ -133,8 +133,7 @@ def make_plan(document: LayerDocument, settings: Settings, prompt: str, negative
     pushed = settings.mode in ("collage", "paint with words")
     tokens = [tokenise(words) for *_, words in told]
     if pushed and settings.append:
-        missing = [words for (*_, words), match in zip(told, find_words(tokenise(prompt), tokens), strict=True) if not match.found]
-        prompt = join(prompt, *missing)
+        prompt = _with_all(prompt, [words for *_, words in told], tokenise)
     matches = find_words(tokenise(prompt), tokens)
     cond = []
     for (layer, mask, words), own, match in zip(told, tokens, matches, strict=True):
@@ -151,6 +150,29 @@ def make_plan(document: LayerDocument, settings: Settings, prompt: str, negative
                 region = replace(region, inside=settings.emphasis * into, outside=out_of)
         cond.append(region)
     return Plan(prompt, negative, tuple(cond), tuple(_negative_regions(seen, rest, negative, settings, embedding_prefix)))
+
+
+def plan_watching(
+    document: LayerDocument, layers: Sequence[Layer], prompt: str, negative: str, tokenise: Tokenise, embedding_prefix: str = ""
+) -> Plan:
+    """A plan in which nothing acts, to record what the words of ``layers`` attend to of their own accord; words the prompt lacks are appended.
+
+    Raises:
+        LayeredError: a layer's words cannot be told apart in the prompt.
+    """
+    words = [layer_words(layer, embedding_prefix) for layer in layers]
+    prompt = _with_all(prompt.strip() or document.words, words, tokenise)
+    matches = find_words(tokenise(prompt), [tokenise(w) for w in words])
+    for layer, own, match in zip(layers, words, matches, strict=True):
+        _check_match(layer.name, own, match)
+    regions = tuple(Region(layer.name, torch.zeros(1, 1), words=match.indices) for layer, match in zip(layers, matches, strict=True))
+    return Plan(prompt, negative.strip() or document.negative, regions, ())
+
+
+def _with_all(prompt: str, words: Sequence[str], tokenise: Tokenise) -> str:
+    """The prompt, with those of ``words`` appended that are not in it."""
+    found = find_words(tokenise(prompt), [tokenise(w) for w in words])
+    return join(prompt, *(w for w, match in zip(words, found, strict=True) if not match.found))
 
 
 def _negative_regions(seen: Sequence[tuple[Layer, Tensor]], rest: Tensor, negative: str, settings: Settings, embedding_prefix: str) -> list[Region]:

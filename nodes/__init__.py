@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .arrange_layers import ArrangeLayers
+from .attention_preview import AttentionPreview, LayerMaskFromAttention
 from .control_hint import LayerControlHint
 from .demo_model import LoadDemoModel
 from .edit_layer import EditLayer
@@ -16,6 +17,7 @@ from .load_layers import LoadLayers
 from .masked_control import MaskedControlNetApply
 from .per_layer_sdedit import PerLayerSDEdit
 from .regenerate_layers import PasteBack, RegenerateLayers
+from .regional_prompt_attention import RegionalPromptAttention
 from .save_layers import SaveLayers
 from .select_layers import SelectLayers
 from .split_layer import JoinLayer, SplitLayer
@@ -46,6 +48,9 @@ NODES: list[type[io.ComfyNode]] = [
     StageLayer,
     StageSeed,
     FindPlace,
+    RegionalPromptAttention,
+    AttentionPreview,
+    LayerMaskFromAttention,
 ]
 
 

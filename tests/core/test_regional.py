@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from layered_core.attention import plain
-from layered_core.attention_maps import AttentionMaps, heat_map, largest_patch, mask_from_attention
+from layered_core.attention_maps import AttentionMaps, heat_map, heat_pictures, largest_patch, mask_from_attention, masks_from_attention
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.regional import MODES, RegionalAttention, Settings, make_plan
+from layered_core.regional import MODES, RegionalAttention, Settings, make_plan, plan_watching
 from layered_core.words import Token
 
 HEADS, CHANNELS, TOKENS = 2, 16, 9
@@ -242,3 +242,33 @@ def test_a_heat_map_is_brightest_where_the_words_are():
     assert picture.shape == (4, 4, 3)
     assert bool((picture[1, 2] == 1).all())
     torch.testing.assert_close(picture[0, 0], torch.full((3,), 0.3))
+
+
+def test_a_plan_that_watches_appends_what_the_prompt_lacks_and_does_nothing():
+    document = pair()
+    plan = plan_watching(document, list(document), "a red ball", "dark", tokenise)
+    assert (plan.prompt, plan.negative, plan.uncond) == ("a red ball, a blue star", "dark", ())
+    assert [r.words for r in plan.cond] == [(1, 2, 3), (5, 6, 7)]
+    assert not any(r.acts for r in plan.cond)
+
+
+def test_masks_are_found_inside_boxes_for_layers_that_need_one():
+    maps = AttentionMaps(["ball", "star"])
+    shares = torch.zeros(1, 2, 8, 8)
+    shares[0, 0, 2:4, 1:3], shares[0, 0, 6, 6], shares[0, 1, 1, 6] = 0.5, 0.9, 0.3
+    maps.add((8, 8), shares.flatten(2))
+    document = LayerDocument(32, 32, (*pair(), box("drawn", 0, "a tree", mask=torch.ones(2, 2)), box("mute", 0)))
+    found, masks = masks_from_attention(document, maps, (8, 8), 0.5, largest=True)
+    assert masks.shape == (2, 8, 8)
+    assert masks[0].nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
+    assert masks[1].nonzero().tolist() == [[1, 6]]
+    assert [(x.x, x.width, x.height) for x in found][:2] == [(0, 32, 32)] * 2
+    assert list(found)[2:] == list(document)[2:]
+
+
+def test_heat_pictures_come_picture_by_picture_and_keep_the_aspect():
+    maps = AttentionMaps(["a", "b"])
+    maps.add((2, 4), torch.rand(3, 2, 8))
+    shown = heat_pictures(maps, torch.rand(3, 40, 80, 3), 120)
+    assert shown.shape == (6, 60, 120, 3)
+    assert bool(((shown >= 0) & (shown <= 1)).all())

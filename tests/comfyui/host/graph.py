@@ -32,6 +32,14 @@ def per_layer_sdedit(layers, **inputs):
     return node("LD_PerLayerSDEdit", model=["loader", 0], vae=["loader", 2], layers=[layers, 0], **{**values, **inputs})
 
 
+def regional(layers, **inputs):
+    values = {
+        "prompt": "a red ball and a blue star in a meadow", "negative": "", "mode": "regions", "schedule": "auto", "strength": 1.0, "start": 0.0,
+        "end": 1.0, "global_weight": 0.2, "emphasis": 0.5, "auto_negative": False, "append": False, "record": False,
+    }  # fmt: skip
+    return node("LD_RegionalPromptAttention", model=["loader", 0], clip=["loader", 1], layers=[layers, 0], **{**values, **inputs})
+
+
 def regenerate(layers, names, **inputs):
     values = {"noise": 1.0, "grow": 2, "feather": 6, "size": 0, "context": 0.5, "border": "outside"}
     return node("LD_RegenerateLayers", model=["loader", 0], vae=["loader", 2], names=names, **{**values, "layers": [layers, 0], **inputs})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from graph import from_image, load, node, per_layer_sdedit, regenerate
+from graph import from_image, load, node, per_layer_sdedit, regenerate, regional
 from PIL import Image
 from test_no_leaks import LOADER, models, of_ours, sample
 
@@ -11,6 +11,7 @@ import nodes as comfy_nodes
 NEUTRAL: dict[str, dict] = {
     "LD_PerLayerSDEdit": {"a": from_image(width=128, height=128, noise=1.0), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {"a": from_image(name="box", width=128, height=128), "it": regenerate("a", "box", grow=0, feather=0)},
+    "LD_RegionalPromptAttention": {"a": from_image(width=64, height=128, prompt="a red ball"), "it": regional("a", strength=0.0)},
 }
 """For every node of ours that takes a MODEL and gives one out: a prompt in which it is called "it" and has its neutral values."""
 

@@ -3,7 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from graph import KEPT, add_layer, from_image, load, node, per_layer_sdedit, regenerate
+from graph import KEPT, add_layer, from_image, load, node, per_layer_sdedit, regenerate, regional
 from PIL import Image
 
 import nodes as comfy_nodes
@@ -58,6 +58,43 @@ EXAMPLES = {
     },
     "LD_PerLayerSDEdit": {"a": load("red.png"), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {"a": load("red.png"), "it": regenerate("a", "red")},
+    "LD_RegionalPromptAttention": {"a": from_image(width=64, height=128, prompt="a red ball"), "it": regional("a")},
+    "LD_AttentionPreview": {
+        "a": from_image(width=64, height=128, prompt="a red ball"),
+        "r": regional("a", record=True),
+        "l": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "s": node(
+            "KSampler",
+            model=["r", 0],
+            positive=["r", 1],
+            negative=["r", 2],
+            latent_image=["l", 0],
+            seed=0,
+            steps=1,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "d": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
+        "it": node("LD_AttentionPreview", positive=["r", 1], image=["d", 0], size=64),
+    },
+    "LD_LayerMaskFromAttention": {
+        "a": from_image(width=128, height=128, prompt="a red ball"),
+        "it": node(
+            "LD_LayerMaskFromAttention",
+            model=["loader", 0],
+            clip=["loader", 1],
+            layers=["a", 0],
+            prompt="a red ball in a meadow",
+            negative="",
+            seed=0,
+            steps=1,
+            cfg=3.0,
+            threshold=0.5,
+            largest=True,
+        ),
+    },
     "LD_PasteBack": {
         "a": load("red.png"),
         "r": regenerate("a", "red"),
