@@ -25,7 +25,7 @@ def block(folder: Path, suite: str, images: Path) -> str:
     pictures = []
     for kind, says in (("_grid", "the first scenes, not chosen, by method"), ("_curve", "the curve"), ("", "means and 95 % intervals")):
         # SVG where it is a drawing.
-        source = folder / f"{suite}{kind}.{'png' if kind == '_grid' else 'svg'}"
+        source = folder / f"{suite}{kind}.{'jpg' if kind == '_grid' else 'svg'}"
         if source.is_file():
             images.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, images / source.name)

@@ -248,8 +248,8 @@ def _grid(summary: Summary, side: int = 128) -> Path:
                     sheet.paste(picture.convert("RGB").resize((side, side)), (x * (side + 4), head + y * (side + 4)))
             except OSError as error:
                 raise LayeredError(f"picture {str(path)!r} of the results cannot be read: {error}. Measure anew with --fresh") from None
-    path = out / f"{suite.name}_grid.png"
-    write_whole(path, lambda file: sheet.save(file, "PNG"))
+    path = out / f"{suite.name}_grid.jpg"
+    write_whole(path, lambda file: sheet.save(file, "JPEG", quality=90))
     return path
 
 

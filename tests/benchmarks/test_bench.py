@@ -262,7 +262,7 @@ def test_the_report_has_table_plots_grid_and_provenance(measured):
     pytest.importorskip("matplotlib")
     suite, chosen, records = measured
     files = write_report(Summary(suite, chosen, records))
-    assert {f.name for f in files} == {"tiny.json", "tiny.md", "tiny.png", "tiny.svg", "tiny_curve.png", "tiny_curve.svg", "tiny_grid.png"}
+    assert {f.name for f in files} == {"tiny.json", "tiny.md", "tiny.png", "tiny.svg", "tiny_curve.png", "tiny_curve.svg", "tiny_grid.jpg"}
     assert all(f.stat().st_size > 500 for f in files)
     details = json.loads((chosen.out / "tiny.json").read_text())
     text = (chosen.out / "tiny.md").read_text()
@@ -286,7 +286,7 @@ def test_the_page_gets_new_blocks_and_keeps_the_rest(measured, tmp_path):
     assert once.count("<!-- suite: tiny -->") == 1
     assert "kept" in once
     assert once.index("## Tiny") < once.index("<!-- more suites -->") < once.index("after")
-    assert (tmp_path / "images" / "evaluation" / "tiny_grid.png").is_file()
+    assert (tmp_path / "images" / "evaluation" / "tiny_grid.jpg").is_file()
     with pytest.raises(LayeredError, match="no report in"):
         page.update(target, tmp_path / "images")
 
