@@ -208,7 +208,7 @@ class StageSeed(io.ComfyNode):
             search_aliases=["seed", "derive seed", "seed per layer", "stage"],
             inputs=[
                 io.Int.Input(
-                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True, tooltip="Base seed, the same in all stages. Neutral: any."
+                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=False, tooltip="Base seed, the same in all stages. Neutral: any."
                 ),
                 io.String.Input("name", default="", tooltip="The stage's name."),
             ],

@@ -24,11 +24,25 @@ NODES = {
     "LD_StorybookPicture": ("01_storybook_collage", ["1", "3", "5"]),
     "LD_LoadLayers": ("03_psd_in_psd_out", ["1", "2"]),
     "LD_SaveLayers": ("03_psd_in_psd_out", ["11"]),
+    "LD_PerLayerSDEdit": ("07_harmonise_or_preserve", ["14", "15"]),
+    "LD_RegenerateLayers": ("08_redo_one_layer", ["14", "19"]),
+    "LD_PasteBack": ("08_redo_one_layer", ["17", "18"]),
+    "LD_AddLayerByPrompt": ("09_stages", ["2", "3"]),
+    "LD_StageLayer": ("09_stages", ["12", "13"]),
+    "LD_StageSeed": ("09_stages", ["7"]),
 }
 """Whose help page shows which nodes of which workflow."""
 
-RESULTS = {"01_storybook_collage": ("10", "18"), "02_compose_and_save": ("12", "14"), "03_psd_in_psd_out": ("2", "11")}
-"""The two pictures of each workflow that its thumbnail shows side by side."""
+RESULTS = {
+    "01_storybook_collage": ("10", "18"),
+    "02_compose_and_save": ("12", "14"),
+    "03_psd_in_psd_out": ("2", "11"),
+    "04_blend_modes": ("11",),
+    "07_harmonise_or_preserve": ("10", "19"),
+    "08_redo_one_layer": ("10", "18"),
+    "09_stages": ("15", "14"),
+}
+"""The pictures of each workflow that its thumbnail shows side by side."""
 
 
 def crop(page, ids, path, margin=30):
@@ -42,12 +56,14 @@ def crop(page, ids, path, margin=30):
 
 
 def thumbnail(server, entry, ids, path):
-    """The pictures of two nodes side by side, 512 pixels high."""
+    """The pictures of nodes side by side, 512 pixels high."""
     pictures = [Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][0]))).convert("RGB") for i in ids]
-    sheet = Image.new("RGB", (512 * len(pictures), 512))
-    for n, picture in enumerate(pictures):
-        small = picture.width < 512
-        sheet.paste(picture.resize((512, 512), Image.Resampling.BICUBIC if small else Image.Resampling.LANCZOS), (512 * n, 0))
+    sizes = [(round(512 * p.width / p.height), 512) for p in pictures]
+    sheet = Image.new("RGB", (sum(width for width, _ in sizes), 512))
+    left = 0
+    for picture, size in zip(pictures, sizes, strict=True):
+        sheet.paste(picture.resize(size, Image.Resampling.BICUBIC if picture.width < 512 else Image.Resampling.LANCZOS), (left, 0))
+        left += size[0]
     sheet.save(path, quality=88)
 
 
@@ -63,6 +79,27 @@ def measure(page, prompt):
     page.look(1.0, (100 - 3000, 150 - 3000))  # a node out of sight does not load its picture
     page.queue(["90"])
     crop(page, ["90", "91"], PACK / "web/docs/LD_LayoutMetrics/picture.jpg")
+
+
+def find_place(page, prompt):
+    """Find Place between the picture of workflow 09's first stage and a draft of it."""
+    cut = prompt["8"]["inputs"] | {"names": "", "layers": ["2", 0], "image": ["2", 1], "mask": ["50", 0]}
+    sampler = prompt["9"]["inputs"] | {"seed": 3, "steps": 12, "denoise": 0.75, "model": ["51", 0], "latent_image": ["51", 1]}
+    nodes = {
+        "50": ("SolidMask", {"value": 1.0, "width": 128, "height": 128}),
+        "51": ("LD_RegenerateLayers", cut),
+        "52": ("KSampler", sampler),
+        "53": ("VAEDecode", {"samples": ["52", 0], "vae": ["1", 2]}),
+        "54": ("PreviewImage", {"images": ["53", 0]}),
+        "55": ("LD_FindPlace", {"before": ["2", 1], "draft": ["53", 0], "share": 0.5, "grow": 8}),
+        "56": ("MaskPreview", {"mask": ["55", 0]}),
+    }
+    prompt = {k: prompt[k] for k in ("1", "2", "4", "5")}
+    page.open_api(prompt | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
+    for n, node in enumerate(("54", "55", "56")):
+        page.page.evaluate("([i, x]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize([340, 380]); }", [node, 380 * n])
+    page.queue(["54", "56"])
+    crop(page, ["54", "55", "56"], PACK / "web/docs/LD_FindPlace/picture.jpg")
 
 
 def main():
@@ -100,6 +137,7 @@ def main():
             page.queue(["3"])
             crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LoadLayer/picture.jpg")
             measure(page, json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
+            find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
             from layer_pictures import take
 
             take(page, server)

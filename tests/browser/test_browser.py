@@ -44,7 +44,7 @@ def test_a_workflow_runs_from_the_page_and_the_composite_is_seen_in_the_node(pag
     for node in composite:
         image = page.page.evaluate("(id) => app.nodeOutputs[id].images[0]", node)
         shown = np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"))
-        assert shown.shape == (128, 128, 3)
+        assert min(shown.shape[:2]) >= 128
         assert shown.std() > 20
 
 

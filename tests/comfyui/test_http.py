@@ -83,8 +83,12 @@ SHOWN = {
     "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "heart")}),
     "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
     "03_psd_in_psd_out": ("11", "meadow", {("red", "house"), ("green", "tree")}),
+    "04_blend_modes": ("13", "meadow", {("red", "heart")}),
+    "07_harmonise_or_preserve": ("19", "meadow", {("blue", "house"), ("green", "tree"), ("yellow", "star")}),
+    "08_redo_one_layer": ("18", "sea", {("red", "mushroom"), ("yellow", "star")}),
+    "09_stages": ("14", "sunset", {("green", "tree"), ("white", "house")}),
 }
-"""What the saved picture of each workflow shows: its node, the landscape and the objects."""
+"""What the saved picture of each workflow shows, in its first 128 x 128 pixels: its node, the landscape and the objects."""
 
 
 def test_every_workflow_says_here_what_it_shows():
@@ -98,6 +102,7 @@ def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, file):
     entry = server.run(json.loads(file.read_text()))
     node, background, things = SHOWN[file.stem]
     (picture,) = pictures(server, entry, node)
+    picture = picture[:128, :128]
     assert picture.shape == (128, 128, 3)
     (verdict,) = Judge.load().look(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
     assert verdict.background == background
@@ -124,6 +129,45 @@ def test_the_psd_that_comes_out_holds_the_layers_that_went_in_and_the_sampled_on
         assert (theirs.offset, theirs.visible, theirs.blend_mode) == (ours.offset, ours.visible, ours.blend_mode)
     (sampled,) = pictures(server, entry, "11")
     assert np.abs(psd[-1].numpy()[..., :3] - sampled).max() < 1.5 / 255
+
+
+def test_a_frozen_layer_is_saved_as_it_was(server):
+    entry = server.run(json.loads((PACK / "workflows/api/07_harmonise_or_preserve.json").read_text()))
+    (collage,), (noise,), (sampled,) = (pictures(server, entry, n) for n in ("10", "15", "19"))
+    frozen = noise[..., 0] == 0
+    assert frozen.mean() > 0.05
+    assert np.array_equal(collage[..., :3][frozen], sampled[frozen])
+    assert np.abs(collage[..., :3] - sampled)[~frozen].mean() > 0.01
+
+
+def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
+    entry = server.run(json.loads((PACK / "workflows/api/08_redo_one_layer.json").read_text()))
+    (before,), (mask,), (after,) = (pictures(server, entry, n) for n in ("10", "19", "18"))
+    outside = mask[..., 0] == 0
+    assert 0.3 < outside.mean() < 0.9
+    # A mask below 1/510 is drawn black: there a pixel may differ by one grey level.
+    assert np.abs(before[..., :3] - after)[outside].max() <= 1.01 / 255
+    assert (np.abs(before[..., :3] - after)[outside].max(-1) > 0).mean() < 0.01
+
+
+def test_the_blueprint_is_offered(server):
+    ours = {e["name"] for e in server.get("/global_subgraphs").values() if e["info"]["node_pack"] == "custom_nodes.layered-diffusion"}
+    assert ours == {f.stem for f in (PACK / "subgraphs").glob("*.json")} == {"Add Layer by Prompt"}
+
+
+def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server):
+    entry = server.run(json.loads((PACK / "workflows/api/04_blend_modes.json").read_text()))
+    (ours,), (cores,), (photoshops,) = (pictures(server, entry, n) for n in ("13", "16", "15"))
+    assert ours.shape == photoshops.shape == (536, 944, 3)
+    differing = (np.abs(ours - cores) > 2.01 / 255).any(-1)
+    hard_mix = np.zeros_like(differing)
+    hard_mix[272:400, 408:536] = True  # black or white where backdrop and layer sum to 1, by the last bit
+    assert not differing[~hard_mix].any()
+    assert differing.sum() < 50
+    for sheet in (ours, photoshops):
+        cells = [sheet[136 * (k // 7) :, 136 * (k % 7) :][:128, :128] for k in range(26)]
+        alike = [(i, k) for i in range(26) for k in range(i) if np.abs(cells[i] - cells[k]).mean() < 1 / 255]
+        assert alike == []
 
 
 def test_what_is_shown_in_the_node_is_what_is_saved(server):
