@@ -98,6 +98,7 @@ def find_place(page, prompt):
     page.open_api(prompt | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
     for n, node in enumerate(("54", "55", "56")):
         page.page.evaluate("([i, x]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize([340, 380]); }", [node, 380 * n])
+    page.look(1.0, (100, 150))
     page.queue(["54", "56"])
     crop(page, ["54", "55", "56"], PACK / "web/docs/LD_FindPlace/picture.jpg")
 

@@ -83,7 +83,7 @@ SHOWN = {
     "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "heart")}),
     "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
     "03_psd_in_psd_out": ("11", "meadow", {("red", "house"), ("green", "tree")}),
-    "04_blend_modes": ("13", "meadow", {("red", "heart")}),
+    "04_blend_modes": ("13", "sunset", {("blue", "ball")}),
     "07_harmonise_or_preserve": ("19", "meadow", {("blue", "house"), ("green", "tree"), ("yellow", "star")}),
     "08_redo_one_layer": ("18", "sea", {("red", "mushroom"), ("yellow", "star")}),
     "09_stages": ("14", "sunset", {("green", "tree"), ("white", "house")}),
