@@ -44,7 +44,7 @@ class AttentionPreview(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="From Regional Prompt Attention with 'record' on, as the sampler had it."),
                 io.Image.Input("image", tooltip="The picture that was sampled with it; it is shown dimmed under the maps."),
                 io.Int.Input(
-                    "size", default=512, min=64, max=4096, step=64, advanced=True, tooltip="Longer side of a map, pixels. Has no neutral value."
+                    "size", default=512, min=64, max=4096, step=64, advanced=True, tooltip="Longer side of a map, pixels. Neutral: none."
                 ),
             ],
             outputs=[io.Image.Output(display_name="maps", tooltip="One picture a layer with words, back to front; batches one after another.")],
@@ -91,11 +91,11 @@ class LayerMaskFromAttention(io.ComfyNode):
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Of the noise; the final run's own fits best. Neutral: any."
                 ),
-                io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. Has no neutral value."),
+                io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. Neutral: none."),
                 io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the quick run; 1 is none. Neutral: 1."),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.05,
-                    tooltip="Attention that counts as the layer, between its least (0) and greatest (1) in the box. Has no neutral value.",
+                    tooltip="Attention that counts as the layer, between its least (0) and greatest (1) in the box. Neutral: none.",
                 ),
                 io.Boolean.Input("largest", default=True, tooltip="Keep only the largest connected patch. Neutral: off."),
             ],

@@ -56,12 +56,12 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Combo.Input(
                     "mode", options=list(MODES), default=_DEFAULT.mode,
                     tooltip="regions: every layer its own prompt. joint: the same in one softmax. collage, paint with words: the layers' words are "
-                    "parts of the prompt and are pushed into their places. Has no neutral value.",
+                    "parts of the prompt and are pushed into their places. Neutral: none.",
                 ),
                 io.Combo.Input(
                     "schedule", options=["auto", *SCHEDULES], default=_DEFAULT.schedule, advanced=True,
                     tooltip="How the push of words follows the noise; the logs fade as the picture clears. auto: log log for collage, else log. "
-                    "Has no neutral value.",
+                    "Neutral: none.",
                 ),
                 io.Float.Input(
                     "strength", default=_DEFAULT.strength, min=0.0, max=1.0, step=0.05,

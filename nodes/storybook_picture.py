@@ -23,7 +23,7 @@ class StorybookPicture(io.ComfyNode):
             description="Draw a landscape or an object of the world that the demo model knows, with its transparency. Needs no file and no model.",
             search_aliases=["storybook", "demo", "example picture", "sprite", "test image"],
             inputs=[
-                io.Combo.Input("what", options=[*BACKGROUNDS, *KINDS], default="meadow", tooltip="A landscape, or an object. Has no neutral value."),
+                io.Combo.Input("what", options=[*BACKGROUNDS, *KINDS], default="meadow", tooltip="A landscape, or an object. Neutral: none."),
                 io.Combo.Input("colour", options=list(COLOURS), default="red", tooltip="The object's colour; landscapes have their own."),
                 io.Combo.Input(
                     "material", options=list(MATERIALS), default="solid",
@@ -31,7 +31,7 @@ class StorybookPicture(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "size", default=128, min=16, max=1024, step=8,
-                    tooltip="Side of the square picture, pixels; an object has an empty border of 15 % around it for its halo. Has no neutral value.",
+                    tooltip="Side of the square picture, pixels; an object has an empty border of 15 % around it for its halo. Neutral: none.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
