@@ -96,6 +96,7 @@ def find_place(page, prompt):
     }
     prompt = {k: prompt[k] for k in ("1", "2", "4", "5")}
     page.open_api(prompt | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
+    page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
     for n, node in enumerate(("54", "55", "56")):
         page.page.evaluate("([i, x]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize([340, 380]); }", [node, 380 * n])
     page.look(1.0, (100, 150))

@@ -1,0 +1,76 @@
+"""What a step costs with words per layer: ``python -m benchmarks.regional_attention [--json] [--rounds N] [--attention NAME]``.
+
+An SD1.5-size UNet with random weights at 512 x 512, positive and negative, in one process of ComfyUI's python; needs a ComfyUI at
+``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. Every variant samples the same few steps by turns; each ratio is the median over the rounds of its
+time over the plain prompt's in that round, by the clock. Planning and projecting the layers' words, once a run, are counted in.
+
+* ``ratio_4``, ``ratio_16``: Regional Prompt Attention, non-overlapping layers that fill the canvas; ``collage_ratio_4`` its mode ``collage``.
+* ``core_ratio_4``: as many conditionings with ConditioningSetMask, combined.
+* ``coupling_ratio_4``: every region's attention computed everywhere and then masked (Attention Couple).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ATTENTION = ("pytorch", "sub-quadratic", "split")
+GOALS = {"ratio_4": 1.05, "ratio_16": 1.10}
+NAMES = {
+    "ratio_4": "4 layers, Regional Prompt Attention",
+    "ratio_16": "16 layers, Regional Prompt Attention",
+    "collage_ratio_4": "4 layers, its mode collage",
+    "coupling_ratio_4": "4 regions, attention of all everywhere (Attention Couple)",
+    "core_ratio_4": "4 regions, ConditioningSetMask and Combine",
+}
+
+
+def measure(comfyui: Path, python: Path, rounds: int, steps: int, attention: str) -> dict[str, float]:
+    """The figures of one process.
+
+    Raises:
+        SystemExit: ComfyUI could not run it.
+    """
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
+    command = [str(python), str(Path(__file__).with_name("regional_attention_host.py")), str(rounds), str(steps), attention]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode or not done.stdout.strip():
+        raise SystemExit("ComfyUI could not sample: see above")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all variants, by turns; default %(default)s")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a run; default %(default)s")
+    parser.add_argument("--attention", choices=ATTENTION, default="pytorch", help="ComfyUI's way of computing attention; default %(default)s")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
+    from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
+
+    host = find_host()
+    if isinstance(host, str):
+        raise SystemExit(host)
+    figures = measure(*host, options.rounds, options.steps, options.attention)
+    print("| a step at 512 x 512 | times the plain prompt's | least and greatest | goal |\n| --- | --- | --- | --- |")
+    for key, name in NAMES.items():
+        low, high = figures[f"{key}_range"]
+        goal = f"≤ {GOALS[key]:.2f}" if key in GOALS else ""
+        print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {goal} |")
+    print(
+        f"\n{options.rounds} rounds of {options.steps} steps, {options.attention} attention, {figures['threads']:.0f} threads, {figures['device']}."
+    )
+    if options.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
