@@ -139,9 +139,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="processes of one thread each (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="start from random weights (default: from the last checkpoint, else the shipped)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--measure", type=int, metavar="N", help="train nothing: how often the shipped weights are right on N fresh scenes"
-    )
+    parser.add_argument("--measure", type=int, metavar="N", help="train nothing: how often the shipped weights are right on N fresh scenes")
     options = parser.parse_args()
     if options.measure:
         shipped = Harmony.load()

@@ -61,6 +61,40 @@ def test_the_preview_picture_fills_the_node_with_what_the_layers_look_like(page)
     assert ((abs(red - 216) < 12) & (abs(green - 44) < 12) & (abs(blue - 52) < 12)).sum() > 3000
 
 
+def test_the_blueprint_is_a_stage_of_ordinary_nodes_and_runs(page, server):
+    page.setting("Comfy.VueNodes.Enabled", False)
+    page.open(PACK / "subgraphs/Add Layer by Prompt.json")
+    page.page.evaluate("""() => {
+        const stage = app.graph.nodes[0];
+        const add = (type, values) => {
+            const node = LiteGraph.createNode(type);
+            app.graph.add(node);
+            for (const w of node.widgets ?? []) if (w.name in values) w.value = values[w.name];
+            return node;
+        };
+        const to = (from, slot, node, name) => from.connect(slot, node, node.inputs.findIndex(i => i.name === name));
+        const models = add('LD_LoadDemoModel', {});
+        const first = add('LD_AddLayerByPrompt', { prompt: 'a meadow with hills', name: 'meadow', width: 128, height: 128, steps: 4, cfg: 3 });
+        const box = add('LD_LayerFromImage', { name: 'ball', x: 24, y: 24, width: 80, height: 80 });
+        ['model', 'clip', 'vae'].forEach((name, slot) => { to(models, slot, first, name); to(models, slot, stage, name); });
+        to(first, 0, box, 'layers');
+        to(box, 0, stage, 'layers');
+        to(first, 1, stage, 'image');
+        const values = { prompt: 'a red ball', name: 'ball', steps: 4, cfg: 3 };
+        for (const w of stage.widgets) if ((w.label ?? w.name) in values) w.value = values[w.label ?? w.name];
+        to(stage, 1, add('PreviewImage', {}), 'images');
+    }""")
+    prompt = page.prompt()
+    kinds = [n["class_type"] for n in prompt.values()]
+    assert {"LD_RegenerateLayers", "KSampler", "VAEDecode", "LD_PasteBack", "LD_StageLayer", "LD_StageSeed"} <= set(kinds)
+    assert not any("-" in k for k in kinds)
+    (preview,) = (k for k, n in prompt.items() if n["class_type"] == "PreviewImage")
+    entry = server.run(prompt)
+    shown = np.asarray(Image.open(io.BytesIO(server.picture(entry["outputs"][preview]["images"][0]))).convert("RGB"))
+    assert shown.shape == (128, 128, 3)
+    assert [n["inputs"]["name"] for n in prompt.values() if n["class_type"] == "LD_StageLayer"] == ["ball"]
+
+
 def test_a_bad_file_is_told_at_the_node(page):
     page.setting("Comfy.VueNodes.Enabled", False)
     defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"]["inputs"]
