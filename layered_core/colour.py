@@ -42,6 +42,7 @@ def by_table(curve: Callable[[Tensor], Tensor], colour: Tensor) -> Tensor:
     """``curve(colour)`` in a third of the time where a CPU has float32 colours of 0..1: at the nearest of 65,536 levels.
 
     Levels of 8 and 16 bits are exact; others are off by 1/131,070 at most before the curve, which is 0.0001 after :func:`linear_to_srgb`.
+    No gradients.
     """
     if colour.device.type == "cpu" and colour.dtype == torch.float32:
         low, high = (_TOP * float(x) for x in colour.aminmax())

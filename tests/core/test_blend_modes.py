@@ -13,7 +13,7 @@ from psd_tools.composite.blend import BLEND_FUNC
 from psd_tools.constants import BlendMode
 
 from layered_core.blend_modes import RULES, find_rules
-from layered_core.colour import linear_to_srgb, srgb_to_linear
+from layered_core.colour import by_table, linear_to_srgb, srgb_to_linear
 from layered_core.compositing import composite
 from layered_core.document import BLEND_MODES, Layer, LayerDocument
 from layered_core.errors import LayeredError
@@ -136,6 +136,19 @@ def test_srgb_curves_are_the_standards_and_undo_each_other():
     assert torch.equal(linear_to_srgb(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 1.0]))
     eight = torch.arange(256) / 255
     torch.testing.assert_close(linear_to_srgb(srgb_to_linear(eight)), eight, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("curve", [srgb_to_linear, linear_to_srgb])
+def test_curves_by_table_are_exact_for_8_and_16_bits_and_near_between(curve):
+    sixteen = torch.arange(65_536) / 65_535
+    assert torch.equal(by_table(curve, sixteen), curve(sixteen))
+    assert torch.equal(by_table(curve, sixteen[::257]), curve(sixteen[::257]))
+    between = torch.rand(3, 100, 100, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(by_table(curve, between), curve(between), atol=1e-4, rtol=0)
+    cut = between[:, 3:50, 7:80]
+    assert torch.equal(by_table(curve, cut), by_table(curve, cut.contiguous()))
+    for odd in (between - 0.5, 2 * between, between.double()):
+        assert torch.equal(by_table(curve, odd), curve(odd))
 
 
 def test_unknown_rules_are_named_with_those_there_are():

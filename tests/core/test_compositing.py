@@ -1,6 +1,7 @@
 """Compositing: placement, resampling, alpha and what each rule set lays where. The blend modes are in test_blend_modes.py."""
 
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -212,6 +213,37 @@ def test_what_an_opaque_layer_covers_is_not_worked_on(monkeypatch):
         looked.clear()
         composite(LayerDocument(4, 4, (Layer("back", picture(4, 4, 0)), replace(cover, **change), front)))
         assert set(looked) == {"back", "cover", "front"}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_threads_make_the_same_picture_and_leave_no_trace(inference, monkeypatch):
+    layers = [Layer(str(i), picture(30, 20, i), blend_mode=m) for i, m in enumerate(("normal", "soft-light", "color"))]
+    monkeypatch.setattr(compositing, "_band_pixels", lambda device: 40)
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(1)
+        alone = composite(LayerDocument(20, 30, layers), "comfyui")
+        torch.set_num_threads(3)
+        with torch.inference_mode(inference):
+            together = composite(LayerDocument(20, 30, layers), "comfyui")
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3]
+    assert torch.equal(together, alone)
+    assert together.is_inference() == inference
+
+
+def test_what_goes_wrong_in_a_band_is_raised(monkeypatch):
+    def broken(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(compositing, "_composite_band", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        composite(LayerDocument(3, 2, (one("a", 1, 1, 1, 1),)))
 
 
 def test_compositing_changes_no_layer():
