@@ -89,7 +89,8 @@ class LayerMaskFromAttention(io.ComfyNode):
                 ),
                 io.String.Input("negative", multiline=True, default="", tooltip="What the picture must not show. Neutral: empty."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Of the noise; the final run's own fits best. Neutral: any."
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                    tooltip="Of the noise; the final run's own fits best. Neutral: any.",
                 ),
                 io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. Neutral: none."),
                 io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the quick run; 1 is none. Neutral: 1."),
