@@ -28,6 +28,47 @@ FAMILIES = {"sdxl": "SDXL", "sd15": "SD1.5"}
 
 
 @dataclass(frozen=True)
+class Mode:
+    """A way of making pictures that a file changes a UNet for."""
+
+    name: str
+    """For people, and in nodes."""
+    task: str
+    """One of :data:`TASKS`."""
+    takes: tuple[str, ...]
+    """Pictures that must be given, in the order in which the file expects them."""
+    makes: tuple[str, ...]
+    """Pictures that come out, in the order of the batch. A foreground is to be decoded with alpha."""
+
+
+_FG, _BG, _BLEND = "foreground", "background", "blend"
+
+MODES = (
+    Mode("transparent layer", "transparent", (), (_FG,)),
+    Mode("foreground, background and blend", "joint", (), (_FG, _BG, _BLEND)),
+    Mode("foreground to blend", "fg2ble", (_FG,), (_BLEND,)),
+    Mode("background to blend", "bg2ble", (_BG,), (_BLEND,)),
+    Mode("foreground and blend to background", "fgble2bg", (_FG, _BLEND), (_BG,)),
+    Mode("background and blend to foreground", "bgble2fg", (_BG, _BLEND), (_FG,)),
+    Mode("foreground to background and blend", "fg2bg", (_FG,), (_BG, _BLEND)),
+    Mode("background to foreground and blend", "bg2fg", (_BG,), (_FG, _BLEND)),
+)
+"""Every mode."""
+
+
+def mode_of(name: str) -> Mode:
+    """The mode of that name.
+
+    Raises:
+        LayeredError: there is none.
+    """
+    found = next((m for m in MODES if m.name == name), None)
+    if found is None:
+        raise invalid("mode", name, ", ".join(m.name for m in MODES))
+    return found
+
+
+@dataclass(frozen=True)
 class LayerModelFile:
     """A published file."""
 
@@ -85,6 +126,17 @@ def published(name: str) -> LayerModelFile | None:
     """The published file of that name (folders before it do not count); None for a file of the user's own."""
     own = re.split(r"[/\\]", name)[-1]
     return next((f for f in FILES if f.name == own), None)
+
+
+def described(name: str) -> str:
+    """A file's name with the base model that it was published for, for errors."""
+    known = published(name)
+    return f"file {name!r}" if known is None else f"file {name!r} (for {FAMILIES[known.family]})"
+
+
+def misfit(name: str, model: str, why: str) -> LayeredError:
+    """The error of a file that is for another model than the one that is loaded, of the kind ``model``."""
+    return LayeredError(f"{described(name)} does not fit the model ({model}): {why}. Load a model of the file's kind, or choose another file")
 
 
 def published_for(task: str, family: str | None = None) -> list[LayerModelFile]:
