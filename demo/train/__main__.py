@@ -9,7 +9,7 @@ import torch
 
 from demo.train.loop import launch
 
-PARTS = ("vae", "judge", "text", "unet", "control")
+PARTS = ("vae", "judge", "text", "unet", "control", "transparent", "transparent_lora")
 
 
 def main() -> None:

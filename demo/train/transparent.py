@@ -1,0 +1,183 @@
+"""Train the storybook's transparent autoencoder: the networks of :mod:`layered_core.transparent` at small width.
+
+As in the paper (arXiv 2402.17113 §3.1) the encoder hides alpha in an offset of the frozen VAE's latents, so that the VAE still decodes the
+picture on grey, and the decoder reads colours and alpha back from that picture and the latents. There is no discriminator here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demo.storybook import CANVAS, Thing
+from demo.train.loop import Trainer, device, start_from
+from demo.train.ship import MODEL
+from demo.train.sprites import KNOWN, SMOKE_SHARE, THINGS, draw_smoke, draw_sprite, padded
+from demo.train.unet import FloatGroupNorm
+from demo.train.vae import HELD_OUT
+from layered_core.transparent import TransparentDecoder, TransparentEncoder, from_file_order, to_file_order
+from layered_core.transparent_encode import on_grey
+
+ENCODER_WIDTHS = (16, 32, 48, 64)
+DECODER_WIDTHS = (16, 24, 32, 48, 64, 64, 64)
+
+CELL = 8
+"""Pixels of a side that one latent stands for."""
+
+NOISE = 0.05
+"""Deviation of the noise on training latents: those that a sampler makes are not exact."""
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder, trained as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = TransparentEncoder(ENCODER_WIDTHS)
+        self.decoder = TransparentDecoder(DECODER_WIDTHS)
+
+    def load(self, folder: Path, fresh: bool = False) -> None:
+        """The weights in ``folder``, where there are any."""
+        for part in ("encoder", "decoder"):
+            start_from(getattr(self, part), folder / f"{part}.safetensors", fresh)
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write ``state`` of this module as two files in half precision."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in ("encoder", "decoder"):
+            own = {k.removeprefix(f"{part}."): v.detach().cpu().half().contiguous() for k, v in state.items() if k.startswith(f"{part}.")}
+            save_file(own, folder / f"{part}.safetensors")
+
+    def offset(self, rgba: Tensor) -> Tensor:
+        """What ``rgba`` ``[B, 4, H, W]`` (padded, 0..1) adds to the latents."""
+        return self.encoder(to_file_order(rgba, 4))
+
+    def decode(self, pixels: Tensor, latents: Tensor) -> Tensor:
+        """RGBA from a decoded picture in 0..1 and its latents."""
+        return from_file_order(self.decoder(pixels, latents), 4)
+
+
+class Sprites:
+    """A growing store of padded sprites with their latents; a share of every batch is fresh."""
+
+    def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, things: list[Thing], smoke: float, capacity: int = 4000) -> None:
+        self.vae, self.rng, self.things, self.smoke, self.capacity = vae, rng, things, smoke, capacity
+        self.pictures = torch.zeros(capacity, 4, CANVAS, CANVAS, dtype=torch.uint8)
+        self.latents = torch.zeros(capacity, 4, CANVAS // CELL, CANVAS // CELL)
+        self.filled = self.next = 0
+
+    def add(self, count: int) -> None:
+        """Draw, turn at random, encode and store ``count`` sprites."""
+        for _ in range(count):
+            rng = self.rng
+            sprite = draw_smoke(rng) if rng.random() < self.smoke else draw_sprite(self.things[rng.integers(len(self.things))], rng)
+            if rng.random() < 0.5:
+                sprite = np.rot90(sprite, int(rng.integers(4)))
+            rgba = padded(sprite)[None]
+            self.pictures[self.next] = (rgba[0] * 255).round().to(torch.uint8)
+            self.latents[self.next] = encode(self.vae, rgba)[0].cpu()
+            self.next = (self.next + 1) % self.capacity
+            self.filled = min(self.filled + 1, self.capacity)
+
+    def batch(self, count: int, side: int) -> tuple[Tensor, Tensor]:
+        """Crops of ``side`` pixels ``[B, 4, side, side]`` in 0..1 and their latents."""
+        cells, last = side // CELL, (CANVAS - side) // CELL
+        pictures, latents = [], []
+        for index in self.rng.integers(self.filled, size=count):
+            y, x = self.rng.integers(0, last + 1, 2)
+            pictures.append(self.pictures[index, :, y * CELL :, x * CELL :][:, :side, :side])
+            latents.append(self.latents[index, :, y:, x:][:, :cells, :cells])
+        rgba = (torch.stack(pictures).float() / 255).to(device(), memory_format=torch.channels_last)
+        return rgba, torch.stack(latents).to(device())
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderTiny, rgba: Tensor) -> Tensor:
+    """Latents of padded RGBA in 0..1 on grey, without offset."""
+    grey = on_grey(rgba[:, :3], rgba[:, 3:]).to(device(), memory_format=torch.channels_last)
+    with torch.autocast(device().type, torch.bfloat16):
+        return vae.encoder(grey * 2 - 1).float()
+
+
+def decode_pixels(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
+    """The VAE's picture in 0..1."""
+    return ((vae.decoder(latents).float() + 1) / 2).clamp(0, 1)
+
+
+@torch.no_grad()
+def judge(model: Autoencoder, vae: AutoencoderTiny, seed: int = HELD_OUT) -> dict[str, float]:
+    """Figures of sprites that were never trained on, through encoder, VAE and decoder in one pass: alpha's PSNR, that of the colours where
+    alpha is over a tenth, and that of the VAE's picture beside the one on grey, dB.
+    """
+    rng = np.random.default_rng(seed)
+    sprites = [draw_sprite(t, rng) for t in THINGS if t not in KNOWN]
+    figures = {}
+    for name, drawn in (("", sprites), ("smoke_", [draw_smoke(rng) for _ in range(8)])):
+        sums = np.zeros(3)
+        for sprite in drawn:
+            rgba = padded(sprite)[None]
+            latents = encode(vae, rgba).cpu() + model.offset(rgba)
+            pixels = decode_pixels(vae, latents.to(vae.device)).cpu()
+            result = model.decode(pixels, latents).clamp(0, 1)
+            shown = (rgba[:, 3:] > 0.1).expand(-1, 3, -1, -1)
+            sums += [
+                psnr(result[:, 3:], rgba[:, 3:]),
+                psnr(result[:, :3][shown], rgba[:, :3][shown]),
+                psnr(pixels, on_grey(rgba[:, :3], rgba[:, 3:])),
+            ]
+        for key, value in zip(("alpha_psnr", "colour_psnr", "identity_psnr"), sums / len(drawn), strict=True):
+            figures[name + key] = round(float(value), 2)
+    return figures
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio of values in 0..1, dB."""
+    return float(-10 * torch.log10((a - b).square().mean().clamp_min(1e-10)))
+
+
+def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+    """One process of the transparent autoencoder's training."""
+    torch.manual_seed(options.seed + rank)
+    export = Path(options.folder) / "export"
+    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
+    model = Autoencoder()
+    model.load(MODEL / "transparent", options.fresh)
+    for module in model.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = FloatGroupNorm
+    model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+    trainer = Trainer(model, Path(options.folder) / "transparent", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.998)
+    rng = np.random.default_rng([options.seed, rank, trainer.step])
+    sprites = Sprites(vae, rng, KNOWN, SMOKE_SHARE)
+    sprites.add(64)
+    going = True
+    while going:
+        # Norms see the whole picture: the run ends on whole pictures.
+        side, count = (64, 8 * options.scale) if trainer.progress < 0.6 else (CANVAS, 3 * options.scale)
+        sprites.add(max(count // 8, 1))
+        rgba, latents = sprites.batch(count, side)
+        known = torch.rand(count, 1, 1, 1, device=device()) > 0.1
+        with torch.autocast(device().type, torch.bfloat16):
+            offset = model.offset(rgba).float()
+            z = latents + offset + NOISE * torch.randn_like(latents)
+            pixels = decode_pixels(vae, z)
+            result = model.decode(pixels, torch.where(known, z, 0)).float()
+        error = result - rgba
+        weight = torch.cat([0.1 + 0.9 * rgba[:, 3:].expand(-1, 3, -1, -1), torch.full_like(rgba[:, 3:], 3.0)], 1)
+        recon = (weight * (error.abs() + 10 * error.square())).mean()
+        identity = (pixels - on_grey(rgba[:, :3], rgba[:, 3:])).square().mean()
+        alpha = error[:, 3].detach().square().mean()
+        going = trainer.update(recon + 10 * identity, count, alpha=-10 * alpha.log10(), identity=-10 * identity.detach().log10())
+        if trainer.due(4.0) or not going:
+            if rank == 0:
+                judged = Autoencoder()
+                judged.load_state_dict({k: v.cpu() for k, v in trainer.averaged().items()})
+                trainer.record(**judge(judged, vae))
+                judged.save(export / "transparent", judged.state_dict())
+            trainer.save()
