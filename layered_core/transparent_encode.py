@@ -5,12 +5,57 @@ Source: the encoder of lllyasviel/LayerDiffuse_DiffusersCLI and sd-forge-layerdi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .errors import check_number, invalid
+from .transparent import TransparentEncoder, to_file_order
+
+CELL = 8
+"""Pixels of a side that one latent stands for."""
+
+Posterior = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What a VAE makes of a picture ``[B, 3, H, W]`` in 0..1: mean and standard deviation of its latents, each ``[B, C, H/8, W/8]``."""
+
 RATIO = 1.2
 """Side of one level of the padding pyramid over that of the next smaller one."""
+
+
+def encode(encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offset_scale: float = 1.0) -> Tensor:
+    """Latents of a transparent picture in the VAE's space: ``mean + deviation * offset_scale * offset``, ``[B, C, H/8, W/8]``.
+
+    The offset takes the place of the noise that an ordinary encoding draws.
+
+    Args:
+        encoder: in any floating dtype, on any device.
+        rgba: ``[B, 4, H, W]``, 0..1, straight alpha; sides multiples of 8, see :func:`crop_to_cells`.
+        posterior: the ordinary VAE; a VAE that knows no deviation has 1.
+        offset_scale: what the encoder's file needs, 1 or 300; see ``offset_scale`` of the published files.
+
+    Raises:
+        LayeredError: the size is not a multiple of 8, or the encoder is for another VAE.
+    """
+    check_number("offset scale", offset_scale, 0, 1000)
+    height, width = rgba.shape[2:]
+    if height % CELL or width % CELL or not height or not width:
+        raise invalid("image's size", f"{width}x{height}", f"multiples of {CELL} pixels", "Scale or crop it")
+    padded = torch.cat([pad_colours(rgba), rgba[:, 3:]], 1)
+    mean, deviation = posterior(on_grey(padded[:, :3], padded[:, 3:]))
+    if mean.shape[1] != encoder.latent_channels:
+        raise invalid("VAE: latent channels", mean.shape[1], f"{encoder.latent_channels}, as the encoder was made for", "Load the VAE of its family")
+    weight = next(encoder.parameters())
+    offset: Tensor = encoder(to_file_order(padded, encoder.latent_channels).to(weight)).to(mean)
+    return mean + deviation * offset_scale * offset
+
+
+def crop_to_cells(picture: Tensor) -> Tensor:
+    """``[B, C, H, W]`` cut about its middle to sides that are multiples of 8, as ComfyUI's VAE Encode cuts."""
+    height, width = (side // CELL * CELL for side in picture.shape[2:])
+    top, left = ((side % CELL) // 2 for side in picture.shape[2:])
+    return picture[:, :, top : top + height, left : left + width]
 
 
 def pad_colours(rgba: Tensor) -> Tensor:
