@@ -10,6 +10,7 @@ from .control_hint import LayerControlHint
 from .demo_model import LoadDemoModel
 from .edit_layer import EditLayer
 from .layer_composite import LayerComposite
+from .layer_diffuse import LayerDiffuseApply
 from .layer_preview import LayerPreview
 from .layout_metrics import LayoutMetrics
 from .load_layer import LayerFromImage, LoadLayer
@@ -20,6 +21,7 @@ from .regenerate_layers import PasteBack, RegenerateLayers
 from .regional_prompt_attention import RegionalPromptAttention
 from .save_layers import SaveLayers
 from .select_layers import SelectLayers
+from .split_frames import SplitFrames
 from .split_layer import JoinLayer, SplitLayer
 from .stages import AddLayerByPrompt, FindPlace, StageLayer, StageSeed
 from .storybook_picture import StorybookPicture
@@ -51,6 +53,8 @@ NODES: list[type[io.ComfyNode]] = [
     RegionalPromptAttention,
     AttentionPreview,
     LayerMaskFromAttention,
+    LayerDiffuseApply,
+    SplitFrames,
 ]
 
 

@@ -51,3 +51,8 @@ def add_layer(prompt, **inputs):
         "scheduler": "normal", "alpha": "difference", "denoise": 1.0, "feather": 8, "size": 0, "context": 0.5, "blend": "gradient",
     }  # fmt: skip
     return node("LD_AddLayerByPrompt", model=["loader", 0], clip=["loader", 1], vae=["loader", 2], prompt=prompt, **{**values, **inputs})
+
+
+def layer_diffuse(file, **inputs):
+    values = {"mode": "transparent layer", "mode.file": file, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    return node("LD_LayerDiffuseApply", model=["loader", 0], **{**values, **inputs})

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 import nodes as comfy_nodes
 
-MODELS = BASE / "models" / "layer_model"
 REFERENCE = Path(__file__).resolve().parent.parent / "layer_diffuse_reference.py"
 SIDE = 64
 IDS = [f"{name} on {family}" for _, family, name, _ in tiny.CASES]
@@ -65,7 +64,7 @@ def applied(node_module, models, vae, words):
         mode, family, name, contents = case
         model = model or models[family]
         if file is None:
-            file = tiny.write(MODELS, name, contents(tiny.shapes_of(models[family])))
+            file = tiny.write(tiny.FOLDER, name, contents(tiny.shapes_of(models[family])))
         m = node_module.mode_of(mode)
         given = {"mode": mode, "file": file, **{p: pictures[p] for p in m.takes if p in pictures}}
         if m.takes:
@@ -245,7 +244,7 @@ def test_a_file_with_diffusers_names_does_the_same_as_with_forges(applied, model
             ends = ("lora_B", "lora_A") if naming == "lora_A" else ("lora.up", "lora.down")
             file[f"unet.{module}.{ends[0]}.weight"], file[f"unet.{module}.{ends[1]}.weight"] = scale * up.float(), down.float()
     names = {"lora_A": "diffuser_layer_xl_transparent_attn", "lora.down": "mine", "whole differences": "ld_diffusers_sdxl_attn"}
-    other = applied(case, file=tiny.write(MODELS, names[naming], file))
+    other = applied(case, file=tiny.write(tiny.FOLDER, names[naming], file))
     assert torch.allclose(sample(other, words), sample(applied(case), words), atol=1e-4)
 
 
@@ -276,7 +275,7 @@ def test_every_mode_computes_the_same_in_the_headless_host(applied, models, word
         save_file({k: v.contiguous() for k, v in seen.items()}, tmp_path / f"{number}.safetensors")
         makes = 1 if family == "sdxl" else {"joint": 3, "fg2bg": 2, "bg2fg": 2}.get(name.split("_")[-1], 1)
         jobs.append({
-            "unet": str(BASE / f"tiny_{family}"), "family": family, "file": str(MODELS / f"{name}.safetensors"), "mode": mode, "weight": 0.8,
+            "unet": str(BASE / f"tiny_{family}"), "family": family, "file": str(tiny.FOLDER / f"{name}.safetensors"), "mode": mode, "weight": 0.8,
             "words": makes > 1, "data": str(tmp_path / f"{number}.safetensors"),
         })  # fmt: skip
         expected.append(seen["out"])

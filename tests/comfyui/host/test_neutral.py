@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
-from graph import from_image, load, node, per_layer_sdedit, regenerate, regional
+from graph import from_image, layer_diffuse, load, node, per_layer_sdedit, regenerate, regional
 from PIL import Image
 from test_no_leaks import LOADER, models, of_ours, sample
 
 import nodes as comfy_nodes
 
 NEUTRAL: dict[str, dict] = {
+    "LD_LayerDiffuseApply": {"it": layer_diffuse("layer_xl_transparent_attn.safetensors", weight=0.0)},
     "LD_PerLayerSDEdit": {"a": from_image(width=128, height=128, noise=1.0), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {"a": from_image(name="box", width=128, height=128), "it": regenerate("a", "box", grow=0, feather=0)},
     "LD_RegionalPromptAttention": {"a": from_image(width=64, height=128, prompt="a red ball"), "it": regional("a", strength=0.0)},

@@ -2,8 +2,9 @@
 
 import comfy.model_management
 import pytest
+import tiny
 import torch
-from graph import KEPT, add_layer, from_image, load, node, per_layer_sdedit, regenerate, regional
+from graph import KEPT, add_layer, from_image, layer_diffuse, load, node, per_layer_sdedit, regenerate, regional
 from PIL import Image
 
 import nodes as comfy_nodes
@@ -111,6 +112,12 @@ EXAMPLES = {
         "a": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
         "it": node("LD_FindPlace", before=["a", 0], draft=["a", 0], share=0.5, grow=0),
     },
+    "LD_LayerDiffuseApply": {"it": layer_diffuse("random_lora.safetensors")},
+    "LD_SplitFrames": {
+        "a": node("EmptyImage", width=32, height=32, batch_size=3, color=255),
+        "l": node("EmptyLatentImage", width=32, height=32, batch_size=3),
+        "it": node("LD_SplitFrames", frames=3, image=["a", 0], latent=["l", 0]),
+    },
 }
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
 
@@ -156,6 +163,7 @@ def test_sampling_with_the_original_gives_the_same_bits_after_the_node_ran_broke
     Image.new("RGBA", (16, 16), (255, 0, 0, 255)).save(host.input / "red.png")
     host.fresh()
     model, positive, negative = models(host)
+    tiny.write(tiny.FOLDER, "random_lora", tiny.forge_lora(tiny.shapes_of(model)))
     before = sample(model, positive, negative)
 
     prompt = {**LOADER, **EXAMPLES[node_id]}

@@ -8,10 +8,13 @@ import comfy.model_patcher
 import comfy.supported_models
 import comfy.utils
 import torch
+from boot import BASE
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 KEYS = json.loads((Path(__file__).resolve().parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())
+FOLDER = BASE / "models" / "layer_model"
+"""Where the nodes look for files."""
 CONTEXT = 64
 """Width of the words: the storybook's text encoder fits."""
 RANK = 4
