@@ -177,6 +177,7 @@ class _Sharing:
         if on == bool(self.before):
             return
         if on:
+            self.network.to(self.unet.device, self.unet.dtype)
             self.before = dict(self.unet.attn_processors)
             units = {id(a): (u, i % 2 == 1) for i, (a, u) in enumerate(zip(attentions(self.unet), self.network.units, strict=True))}
             for module in self.unet.modules():

@@ -1,0 +1,99 @@
+"""diffusers' own pipelines, painting transparent pictures: the classes of the diffusers port of LayerDiffuse, with its arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from layered_core.errors import LayeredError
+from layered_core.layer_model_files import missing_file, read_layer_model_file
+from layered_core.pictures import to_image
+from layered_core.transparent import TransparentDecoder
+from layered_core.transparent_decode import decode
+from layered_diffusers.layer_diffuse import LayerDiffuse
+
+FOLDER_VARIABLE = "LAYER_MODEL_DIR"
+"""Environment variable that names the folder of the files."""
+
+
+class _Transparent:
+    """What both classes add to diffusers' pipelines."""
+
+    FILE = ""
+    DECODER = ""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        layer_models: str | Path | None = None,
+        file: str | None = None,
+        decoder: str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """As diffusers' own ``from_pretrained``, from disk alone, with the file and the decoder of transparent layers.
+
+        Args:
+            path_or_id: a model of the family.
+            layer_models: folder of the files; None: that of $LAYER_MODEL_DIR.
+            file, decoder: their names; None: the published ones.
+            options: as diffusers has them (``torch_dtype``, ``variant``, ...).
+
+        Raises:
+            LayeredError: a file is missing (named with its source, size and folder), broken or for another model.
+        """
+        folder = layer_models or os.environ.get(FOLDER_VARIABLE)
+        if not folder:
+            raise missing_file(file or cls.FILE, f"${FOLDER_VARIABLE}")
+        paths = [Path(folder, name) for name in (file or cls.FILE, decoder or cls.DECODER)]
+        network = TransparentDecoder.from_weights(read_layer_model_file(paths[1]), paths[1].name)
+        pipeline = super().from_pretrained(path_or_id, **{"local_files_only": True, **options})  # type: ignore[misc]  # diffusers' pipeline
+        pipeline.transparent_decoder = network
+        pipeline.layer_diffuse = LayerDiffuse(pipeline, paths[0])
+        return pipeline
+
+    @torch.no_grad()
+    def __call__(self, *arguments: Any, output_type: str = "pil", return_dict: bool = True, **options: Any) -> Any:  # noqa: ANN401
+        """As diffusers' own, but ``images`` are RGBA: Pillow images, or with ``output_type`` "pt" a tensor ``[B, 4, H, W]`` in 0..1."""
+        if output_type not in ("pil", "pt", "latent"):
+            raise LayeredError(f"output_type is {output_type!r}; allowed: pil, pt, latent")
+        # At the first call the pipeline is where it will run.
+        self.layer_diffuse.switch(True)  # type: ignore[attr-defined]
+        out = super().__call__(*arguments, output_type="latent", **options)  # type: ignore[misc]
+        if output_type == "latent":
+            return out if return_dict else (out.images,)
+        images = self._transparent(out.images)
+        out.images = images if output_type == "pt" else [to_image(i.permute(1, 2, 0)) for i in images]
+        return out if return_dict else (out.images,)
+
+    def _transparent(self, latents: Tensor) -> Tensor:
+        """Model latents to RGBA ``[B, 4, H, W]``, float32 on the CPU."""
+        vae: Any = self.vae  # type: ignore[attr-defined]
+        kind = vae.dtype
+        # SDXL's own VAE overflows in half precision.
+        if kind == torch.float16 and getattr(vae.config, "force_upcast", False):
+            vae.to(torch.float32)
+        inside = (latents / vae.config.scaling_factor).to(vae.dtype)
+        pixels = (vae.decode(inside).sample.float() / 2 + 0.5).clamp(0, 1)
+        vae.to(kind)
+        return decode(self.transparent_decoder.to(latents.device), pixels, inside.float()).cpu()  # type: ignore[attr-defined]
+
+
+class StableDiffusionXLLayerDiffusePipeline(_Transparent, StableDiffusionXLPipeline):
+    """SDXL that paints transparent pictures."""
+
+    FILE = "layer_xl_transparent_attn.safetensors"
+    DECODER = "vae_transparent_decoder.safetensors"
+
+
+class StableDiffusionLayerDiffusePipeline(_Transparent, StableDiffusionPipeline):
+    """SD1.5 that paints transparent pictures."""
+
+    FILE = "layer_sd15_transparent_attn.safetensors"
+    DECODER = "layer_sd15_vae_transparent_decoder.safetensors"
