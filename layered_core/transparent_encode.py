@@ -51,6 +51,21 @@ def encode(encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offs
     return mean + deviation * offset_scale * offset
 
 
+def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
+    """RGBA ``[B, 4, H, W]`` in float32, 0..1.
+
+    Args:
+        picture: ``[B, 3 or 4, H, W]``; three channels are opaque.
+        alpha: ``[B or 1, h, w]``, 1 is opaque, scaled to the picture's size; takes the place of the picture's own. None: its own.
+    """
+    picture = picture.float()
+    if alpha is not None:
+        own = functional.interpolate(alpha.float()[:, None], picture.shape[2:], mode="bilinear", antialias=True)
+    else:
+        own = picture[:, 3:4] if picture.shape[1] > 3 else torch.ones_like(picture[:, :1])
+    return torch.cat([picture[:, :3], own.to(picture).expand(len(picture), -1, -1, -1)], 1).clamp(0, 1)
+
+
 def crop_to_cells(picture: Tensor) -> Tensor:
     """``[B, C, H, W]`` cut about its middle to sides that are multiples of 8, as ComfyUI's VAE Encode cuts."""
     height, width = (side // CELL * CELL for side in picture.shape[2:])

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .arrange_layers import ArrangeLayers
 from .attention_preview import AttentionPreview, LayerMaskFromAttention
 from .control_hint import LayerControlHint
+from .demo_control import LoadDemoControlNet
 from .demo_model import LoadDemoModel
 from .edit_layer import EditLayer
 from .layer_composite import LayerComposite
@@ -25,6 +26,8 @@ from .split_frames import SplitFrames
 from .split_layer import JoinLayer, SplitLayer
 from .stages import AddLayerByPrompt, FindPlace, StageLayer, StageSeed
 from .storybook_picture import StorybookPicture
+from .transparent_decode import TransparentDecode
+from .transparent_encode import TransparentEncode
 
 NODES: list[type[io.ComfyNode]] = [
     LoadLayer,
@@ -32,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     LayerComposite,
     LayerPreview,
     LoadDemoModel,
+    LoadDemoControlNet,
     StorybookPicture,
     ArrangeLayers,
     EditLayer,
@@ -55,6 +59,8 @@ NODES: list[type[io.ComfyNode]] = [
     LayerMaskFromAttention,
     LayerDiffuseApply,
     SplitFrames,
+    TransparentDecode,
+    TransparentEncode,
 ]
 
 

@@ -66,10 +66,8 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
         layers: back to front.
         canvas: width and height in pixels; 0 for that of ``stack``, or, where it has none, what holds all layers.
     """
+    check_room(stack, len(layers))
     below = [] if stack is None else _items(stack)
-    count = sum(len(item["image"]) for item in below) + len(layers)
-    if count > MAX_LAYERS:
-        raise invalid("layers: number of layers", count, f"at most {MAX_LAYERS}", "Composite some of them first and go on with the picture")
     top = max((_whole(item.get("z_index")) for item in below), default=0)
     kept = [] if stack is None else stack.get("layers") or []
     document: dict[str, Any] = {"version": VERSION, "layers": [*kept, *(_item(layer, top) for layer in layers)]}
@@ -78,6 +76,13 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
     if all(after):
         document["canvas"] = after
     return document
+
+
+def check_room(stack: object, more: int) -> None:
+    """Raise :class:`LayeredError` unless ``more`` layers fit on a LAYERS document, or on none."""
+    count = sum(len(item["image"]) for item in ([] if stack is None else _items(stack))) + more
+    if count > MAX_LAYERS:
+        raise invalid("layers: number of layers", count, f"at most {MAX_LAYERS}", "Composite some of them first and go on with the picture")
 
 
 def _extent(stack: dict[str, Any]) -> tuple[int, int]:

@@ -56,3 +56,15 @@ def add_layer(prompt, **inputs):
 def layer_diffuse(file, **inputs):
     values = {"mode": "transparent layer", "mode.file": file, "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     return node("LD_LayerDiffuseApply", model=["loader", 0], **{**values, **inputs})
+
+
+def transparent_decode(image, **inputs):
+    values = {
+        "file": "storybook (shipped)", "name": "layer", "augmentations": "8", "combine": "median", "tile_size": 2048, "precision": "auto",
+    }  # fmt: skip
+    return node("LD_TransparentDecode", image=image, **{**values, **inputs})
+
+
+def transparent_encode(image, **inputs):
+    values = {"file": "storybook (shipped)", "offset_scale": 0.0}
+    return node("LD_TransparentEncode", image=image, vae=["loader", 2], **{**values, **inputs})

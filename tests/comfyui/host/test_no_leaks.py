@@ -4,7 +4,19 @@ import comfy.model_management
 import pytest
 import tiny
 import torch
-from graph import KEPT, add_layer, from_image, layer_diffuse, load, node, per_layer_sdedit, regenerate, regional
+from graph import (
+    KEPT,
+    add_layer,
+    from_image,
+    layer_diffuse,
+    load,
+    node,
+    per_layer_sdedit,
+    regenerate,
+    regional,
+    transparent_decode,
+    transparent_encode,
+)
 from PIL import Image
 
 import nodes as comfy_nodes
@@ -13,6 +25,7 @@ LOADER = {"loader": node("LD_LoadDemoModel")}
 
 EXAMPLES = {
     "LD_LoadDemoModel": {},
+    "LD_LoadDemoControlNet": {"it": node("LD_LoadDemoControlNet")},
     "LD_LoadLayer": {"it": load("red.png")},
     "LD_LayerFromImage": {"it": from_image(width=8, height=8)},
     "LD_LayerComposite": {"a": load("red.png"), "it": node("LD_LayerComposite", layers=["a", 0], backdrop="transparent")},
@@ -118,6 +131,12 @@ EXAMPLES = {
         "l": node("EmptyLatentImage", width=32, height=32, batch_size=3),
         "it": node("LD_SplitFrames", frames=3, image=["a", 0], latent=["l", 0]),
     },
+    "LD_TransparentDecode": {
+        "a": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
+        "l": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "it": transparent_decode(["a", 0], latent=["l", 0], augmentations="2"),
+    },
+    "LD_TransparentEncode": {"a": node("EmptyImage", width=64, height=64, batch_size=1, color=255), "it": transparent_encode(["a", 0])},
 }
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
 
