@@ -14,6 +14,7 @@ from demo.harmony import Harmony
 from demo.judge import Judge, Verdict
 from demo.storybook import BACKGROUNDS, COLOURS, KINDS
 from layered_core.errors import LayeredError
+from layered_core.hints import canny
 from layered_core.metrics import (
     Matches,
     best_matches,
@@ -50,6 +51,9 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "native": ("probability that nothing is pasted", True),
     "fidelity": ("PSNR to the scene drawn as one, inside the objects, dB", True),
     "edges": ("F1 of edges with the scene drawn as one, inside and around the objects", True),
+    "canny": ("F1 of Canny edges with the scene drawn as one, within 2 pixels", True),
+    "canny_inside": ("the same, inside and 3 pixels around the first object", True),
+    "canny_outside": ("the same everywhere else", None),
     "outside_psnr": ("PSNR to the old picture outside the mask, dB", True),
     "differing_pixels": ("pixels outside the mask that changed", False),
     "seam": ("steepness along the mask's border over that around it", False),
@@ -105,7 +109,8 @@ class Examiner:
         records = []
         native = self.harmony.native(pictures).tolist()
         for index, (case, picture, sight) in enumerate(zip(cases, pictures, self.look(pictures), strict=True)):
-            figures = layout_figures(case, sight) | fidelity_figures(case, picture) | redo_figures(case, picture, sight)
+            figures = layout_figures(case, sight) | fidelity_figures(case, picture) | control_figures(case, picture)
+            figures |= redo_figures(case, picture, sight)
             figures["native"] = native[index]
             if self.clip is not None:
                 figures["clip_score"] = self.clip.score(picture, case.words)
@@ -162,6 +167,13 @@ def fidelity_figures(case: Case, picture: Tensor) -> dict[str, float]:
     around = nn.functional.max_pool2d(inside[None, None], 7, 1, 3)[0, 0] > 0
     edges = [(gradient(p) > 0.1) & around for p in (picture, case.picture)]
     return {"fidelity": psnr(outside_mse(picture, case.picture, 1 - inside)), "edges": edge_f1(edges[0], edges[1])}
+
+
+def control_figures(case: Case, picture: Tensor) -> dict[str, float]:
+    """Whether a ControlNet's hint is kept: where a layer is under control, and where it is not."""
+    found, inside = canny(picture), case.around_first
+    wholes = {"canny": torch.ones_like(inside), "canny_inside": inside, "canny_outside": ~inside}
+    return {name: edge_f1(found & part, case.edges & part, 2) for name, part in wholes.items()}
 
 
 def redo_figures(case: Case, picture: Tensor, sight: Sight) -> dict[str, float]:

@@ -18,9 +18,12 @@ from torch import Tensor
 from benchmarks.multidiffusion import RegionFusion, region_rows
 from benchmarks.scenes import Case
 from layered_core.compositing import composite
-from layered_core.document import Layer, LayerDocument
+from layered_core.control import ControlMap
+from layered_core.document import Control, Layer, LayerDocument
 from layered_core.errors import invalid
+from layered_core.hints import document_hint
 from layered_core.regional import Settings
+from layered_diffusers.control import MaskedControl, load_controlnet
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.regional_attention import RegionalPrompts
 from layered_diffusers.sampling import KeepOutside
@@ -236,6 +239,41 @@ def regional_prompts(
     return pipeline.generate(
         regional.prompts, seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength, methods=[regional]
     )  # fmt: skip
+
+
+@method
+def masked_control(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float = 1.0,
+    where: str = "everywhere",
+    mode: str = "balanced",
+) -> Tensor:
+    """The edges of the scene drawn as one through the storybook's ControlNet: ``MaskedControl``.
+
+    ``where`` it acts: ``everywhere``, or in the ``first`` object alone (the hint shows the whole scene), or ``drawn``: there too, the hint
+    drawn from that layer as a user's would be.
+    """
+    if where not in ("everywhere", "first", "drawn"):
+        raise invalid("where", where, "everywhere, first, drawn")
+    net = load_controlnet(device=pipeline.model.device, dtype=pipeline.model.unet.dtype)
+    pictures = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        hint, control = scene.edges.float().expand(3, -1, -1), Control(hint="canny", strength=strength)
+        control_map = ControlMap(torch.ones(1, *hint.shape[1:]), (control,), mode)
+        if where != "everywhere":
+            drawn = scene.scene.document()
+            first = replace(drawn.layers[1], recipe=replace(drawn.layers[1].recipe, control=control))
+            document = replace(drawn, layers=(drawn.layers[0], first, *drawn.layers[2:]))
+            control_map = ControlMap.of(document, mode=mode)
+            hint = document_hint(document, outline=True) if where == "drawn" else hint
+        controlled = MaskedControl(net, hint, control_map)
+        pictures.append(pipeline.generate([scene.words], seeds=[seed], steps=steps, guidance=guidance, methods=[controlled])[0])
+    return torch.stack(pictures)
 
 
 @method

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from demo.harmony import pasted
 from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Scene, Thing, is_held_out, place_object, random_scene
 from demo.train.vae import HELD_OUT
 from layered_core.compositing import composite
 from layered_core.document import LayerDocument
+from layered_core.hints import canny
 
 FIRST = HELD_OUT + 1_000_000
 """Least seed of a scene of the bench."""
@@ -75,6 +77,16 @@ class Case:
         """Where each object is seen, hard, float ``[L, H, W]``."""
         owner = torch.from_numpy(self.scene.object_map().astype(np.int64))
         return (owner == torch.arange(1, len(self.scene.objects) + 1)[:, None, None]).float()
+
+    @functools.cached_property
+    def edges(self) -> Tensor:
+        """Canny edges of :attr:`picture`, bool ``[H, W]``."""
+        return canny(self.picture)
+
+    @functools.cached_property
+    def around_first(self) -> Tensor:
+        """Where the first object is seen, and three pixels around it, bool ``[H, W]``."""
+        return functional.max_pool2d(self.masks[:1], 7, 1, 3)[0] > 0
 
     @functools.cached_property
     def box_masks(self) -> Tensor:

@@ -23,6 +23,9 @@ alone, so that guidance raises it). Weights as in sd-webui-controlnet's control 
 SOFT = 0.825
 """Factor from one residual to the next outer one in the modes ``prompt`` and ``control``."""
 
+SOFT_ADAPTER = (0.25, 0.62, 0.825, 1.0)
+"""The same for the four features of a T2I-Adapter, outermost first."""
+
 
 @dataclass(frozen=True, eq=False)
 class ControlMap:
@@ -75,9 +78,11 @@ def active_at(controls: Sequence[Control], progress: float) -> list[bool]:
     return [c.start <= progress <= c.end for c in controls]
 
 
-def depth_weight(index: int, count: int, mode: str) -> float:
-    """Factor of residual ``index`` of ``count``, counted from the outermost to the middle block's, which has 1."""
-    return 1.0 if mode == "balanced" else SOFT ** (count - 1 - index)
+def soft_weights(count: int, mode: str, adapter: bool = False) -> list[float]:
+    """Factors of ``count`` residuals, from the outermost to the deepest, which has 1. ``adapter``: a T2I-Adapter's features, 4 or fewer."""
+    if mode == "balanced":
+        return [1.0] * count
+    return list(SOFT_ADAPTER[-count:]) if adapter else [SOFT ** (count - 1 - i) for i in range(count)]
 
 
 def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -> Tensor:
@@ -115,17 +120,23 @@ def token_grid(tokens: int, cells: tuple[int, int]) -> tuple[int, int]:
     raise invalid("control residual's number of tokens", tokens, f"a grid of the latent of {cells[1]}x{cells[0]} cells")
 
 
-def hint_picture(hints: Tensor, masks: Tensor) -> Tensor:
-    """One hint for all layers: each where it is seen, black elsewhere.
+def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
+    """Pictures or masks ``[..., H, W]`` in 0..1 at a model's size.
 
-    Args:
-        hints: ``[K, 3, H, W]`` in 0..1, each over the whole canvas.
-        masks: visible masks ``[K, H, W]``.
+    What the model's padding to a multiple of ``unit`` pixels adds repeats the edge; any other size is scaled.
 
-    Returns:
-        ``[3, H, W]`` in 0..1.
+    Raises:
+        LayeredError: another aspect ratio, by more than 2 %.
     """
-    return (hints * masks[:, None]).sum(0).clamp(0, 1)
+    own_height, own_width = pictures.shape[-2:]
+    flat = pictures.reshape(1, pictures.shape[:-2].numel(), own_height, own_width)
+    if 0 <= height - own_height < unit and 0 <= width - own_width < unit:
+        fit = functional.pad(flat, (0, width - own_width, 0, height - own_height), mode="replicate")
+    elif abs(own_width * height - own_height * width) > 0.02 * own_width * height:
+        raise invalid("control hint's size", f"{own_width}x{own_height}", f"the aspect ratio of the picture, {width}x{height}", "Crop it to that")
+    else:
+        fit = functional.interpolate(flat, (height, width), mode="bilinear", antialias=True)
+    return fit.clamp(0, 1).reshape(*pictures.shape[:-2], height, width)
 
 
 def centre_crop(weight: Tensor, height: int, width: int) -> Tensor:

@@ -87,12 +87,12 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
 
 
 def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The UNet's keyword arguments of several methods as one; ControlNet residuals add up, anything else may be given once."""
+    """The UNet's keyword arguments of several methods as one; residuals of ControlNets and adapters add up, anything else may be given once."""
     merged: dict[str, Any] = {}
     for more in inputs:
         for key, value in more.items():
-            if key in merged and key == "down_block_additional_residuals":
-                merged[key] = tuple(a + b for a, b in zip(merged[key], value, strict=True))
+            if key in merged and key in ("down_block_additional_residuals", "down_intrablock_additional_residuals"):
+                merged[key] = type(value)(a + b for a, b in zip(merged[key], value, strict=True))
             elif key in merged and key == "mid_block_additional_residual":
                 merged[key] = merged[key] + value
             else:

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..layered_core.control import MODES, ControlMap, centre_crop, depth_weight, weighted
+from ..layered_core.control import MODES, ControlMap, centre_crop, soft_weights, weighted
 from ..layered_core.document import Control
 from ..layered_core.errors import LayeredError, check_number, invalid
 from ..layered_core.hints import document_hint
@@ -43,23 +43,25 @@ class MaskedControl(comfy.controlnet.ControlBase):
         weight = self.map.at([begin >= sigma >= end for begin, end in self.ranges])
         if not isinstance(weight, Tensor) and weight == 0:
             return previous
+        # One number for all cells is the net's own strength: core's arithmetic to the bit, whatever the net makes of it.
+        everywhere = not isinstance(weight, Tensor)
+        self.inner.strength = weight if everywhere else 1.0
         control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if control is None:
             return previous
         cells = (x_noisy.shape[-2], x_noisy.shape[-1])
-        if isinstance(weight, Tensor):
-            weight = centre_crop(weight, *cells)
-        rows = self._rows(len(x_noisy), transformer_options)
-        out = {k: [None if x is None else self._weighted(x, weight, i, len(v) + 1, cells, rows) for i, x in enumerate(v)] for k, v in control.items()}
-        if "middle" in out:
-            out["middle"] = [None if x is None else self._weighted(x, weight, 0, 1, cells, rows) for x in control["middle"]]
+        weight = 1.0 if everywhere else centre_crop(weight, *cells)
+        out = self._weighted(control, weight, cells, self._rows(len(x_noisy), transformer_options))
         return self.control_merge(out, previous, output_dtype=None)
 
-    def _weighted(self, residual: Tensor, weight: Tensor | float, index: int, count: int, cells: tuple[int, int], rows: Tensor | None) -> Tensor:
-        out = weighted(residual, weight, cells)
-        if residual.ndim == 4 and self.map.mode != "balanced":
-            out = out * depth_weight(index, count, self.map.mode)
-        return out if rows is None else out * rows.to(out).view(-1, *[1] * (out.ndim - 1))
+    def _weighted(self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None) -> dict[str, list[Any]]:
+        """All residuals of one evaluation, weighted. A transformer hands one residual to many blocks: its weighted copy is shared too."""
+        # Core takes residuals from the end: an adapter's (input) outermost first, a ControlNet's (output) deepest first.
+        places = (*reversed(control.get("input") or ()), *(control.get("output") or ()), *(control.get("middle") or ()))
+        outwards_in = [r for r in places if r is not None]
+        depths = soft_weights(len(outwards_in), self.map.mode, adapter=bool(control.get("input")))
+        done = {id(r): _weigh(r, weight, depth, cells, rows) for r, depth in zip(outwards_in, depths, strict=True)}
+        return {place: [None if r is None else done[id(r)] for r in residuals] for place, residuals in control.items()}
 
     def _rows(self, batch: int, transformer_options: Mapping[str, Any]) -> Tensor | None:
         """1 for the rows that are controlled; None for all. ComfyUI marks each chunk of the batch: 0 positive, 1 negative."""
@@ -100,21 +102,57 @@ class MaskedControl(comfy.controlnet.ControlBase):
         return other
 
 
+def _weigh(residual: Tensor, weight: Tensor | float, depth: float, cells: tuple[int, int], rows: Tensor | None) -> Tensor:
+    out = weighted(residual, weight, cells)
+    if depth != 1 and out.ndim == 4:
+        out = out * depth
+    return out if rows is None else out * rows.to(out).view(-1, *[1] * (out.ndim - 1))
+
+
+_KINDS = {"input_blocks.0.0.weight": "a UNet", "x_embedder.proj.weight": "an SD3 transformer", "img_in.weight": "a Flux or Qwen transformer"}
+"""The first layer, by which ComfyUI's networks tell their kind; its outputs are as wide as the residuals."""
+
+_WORDS = ("attn2.to_k.weight", "context_embedder.weight", "txt_in.weight")
+"""The first layer that reads words."""
+
+
 def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:  # noqa: ANN401
-    """Raise :class:`LayeredError` where a ControlNet reads words of another width than the model: it was made for another family."""
-    own = getattr(net, "control_model", None)
-    wanted, got = _context_width(model.diffusion_model), _context_width(own)
-    if own is None or wanted is None or got == wanted:
-        return
-    raise invalid(
-        "control_net: width of the words it reads", got, f"{wanted}, that of the model ({type(model).__name__})", "Load a ControlNet of this family"
-    )
+    """Raise :class:`LayeredError` where shapes say that a ControlNet or T2I-Adapter was made for another family than the model."""
+    wanted = _shape(model.diffusion_model)
+    got = _adapter_shape(net.t2i_model) if isinstance(net, comfy.controlnet.T2IAdapter) else _shape(getattr(net, "control_model", None))
+    for what, own in got.items():
+        if what in wanted and own != wanted[what]:
+            allowed = f"{wanted[what]}, as the model has ({type(model).__name__})"
+            raise invalid(f"control_net: {what}", own, allowed, "It was made for another model family: load one of this family")
 
 
-def _context_width(module: torch.nn.Module | None) -> int | None:
-    """Width of the words that a UNet's cross-attention reads; None where there is none."""
-    named = [] if module is None else module.named_parameters()
-    return next((int(p.shape[1]) for n, p in named if n.endswith("attn2.to_k.weight")), None)
+def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
+    """What a model and its ControlNets have in common; nothing for a network that is not known."""
+    if module is None:
+        return {}
+    # Packed weights (quantised to 4 bits) do not have the layer's shape.
+    weights = {n.removeprefix("control_"): p for n, p in module.named_parameters() if p.is_floating_point()}
+    first = next((n for n in _KINDS if n in weights), None)
+    if first is None:
+        return {}
+    shape: dict[str, Any] = {"kind of network": _KINDS[first], "width of the residuals": int(weights[first].shape[0])}
+    words = next((p for n, p in weights.items() if n.endswith(_WORDS)), None)
+    if words is not None:
+        shape["width of the words it reads"] = int(words.shape[1])
+    if hasattr(module, "channel_mult"):
+        shape["number of resolutions"] = len(module.channel_mult)
+    return shape
+
+
+def _adapter_shape(adapter: torch.nn.Module) -> dict[str, Any]:
+    """The same of a T2I-Adapter for UNets: those for SDXL serve its three resolutions."""
+    if not hasattr(adapter, "channels"):
+        return {}
+    return {
+        "kind of network": "a UNet",
+        "width of the residuals": int(adapter.channels[0]),
+        "number of resolutions": 3 if getattr(adapter, "xl", False) else len(adapter.channels),
+    }
 
 
 class MaskedControlNetApply(io.ComfyNode):
@@ -198,7 +236,7 @@ class MaskedControlNetApply(io.ComfyNode):
                 raise LayeredError("image: nothing is connected, and no layers either. Connect a hint picture, or layers with a control hint")
             shown = torch.ones(1, *image.shape[1:3]) if mask is None else _one_mask(mask)
             control_map = ControlMap(shown, (control,), mode)
-        _check_aspect(image, control_map)
+        _check_aspect("image: size of the hint", *image.shape[1:3], control_map.masks)
         hint = image[..., :3].movedim(-1, 1)
         wrapped: dict[Any, MaskedControl] = {}
         return io.NodeOutput(*(_controlled(c, control_net, hint, control_map, vae, wrapped) for c in (positive, negative)))
@@ -222,6 +260,7 @@ def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> C
     """The layers' map inside the node's own range and mask."""
     masks = control_map.masks
     if mask is not None:
+        _check_aspect("mask: size", *mask.shape[-2:], masks)
         masks = masks * torch.nn.functional.interpolate(_one_mask(mask)[None], masks.shape[-2:], mode="bilinear", antialias=True)[0]
     ranges = [(max(c.start, control.start), min(c.end, control.end)) for c in control_map.controls]
     kept = [i for i, (start, end) in enumerate(ranges) if start <= end]
@@ -237,10 +276,9 @@ def _one_mask(mask: Tensor) -> Tensor:
     return mask.clamp(0, 1)
 
 
-def _check_aspect(image: Tensor, control_map: ControlMap) -> None:
-    height, width = image.shape[1:3]
-    own_height, own_width = control_map.masks.shape[-2:]
+def _check_aspect(what: str, height: int, width: int, canvas: Tensor) -> None:
+    """Raise :class:`LayeredError` unless a picture has the aspect ratio of ``canvas``, by 2 %."""
+    own_height, own_width = canvas.shape[-2:]
     if abs(width * own_height - own_width * height) > 0.02 * width * own_height:
-        raise invalid(
-            "image: size of the hint", f"{width}x{height}", f"the aspect ratio of the masks or layers, {own_width}x{own_height}", "Crop it to that"
-        )
+        allowed = f"the aspect ratio of the {'layers' if what.startswith('mask') else 'masks or layers'}, {own_width}x{own_height}"
+        raise invalid(what, f"{width}x{height}", allowed, "Crop it to that")

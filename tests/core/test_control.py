@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.control import ControlMap, active_at, centre_crop, depth_weight, resized, token_grid, weighted
+from layered_core.control import ControlMap, active_at, centre_crop, fitted, resized, soft_weights, token_grid, weighted
 from layered_core.document import Control, Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 
@@ -38,10 +38,24 @@ def test_ranges_say_when_each_layer_acts():
     assert active_at(controls, 0.9) == [True, False, True]
 
 
-def test_depth_weights_end_at_one_in_the_middle():
-    assert [depth_weight(i, 13, "balanced") for i in (0, 12)] == [1, 1]
-    assert depth_weight(12, 13, "prompt") == 1
-    assert depth_weight(0, 13, "control") == pytest.approx(0.825**12)
+def test_soft_weights_rise_to_one_in_the_middle():
+    assert soft_weights(13, "balanced") == [1] * 13
+    for mode in ("prompt", "control"):
+        assert soft_weights(13, mode) == pytest.approx([0.825 ** (12 - i) for i in range(13)])
+        assert soft_weights(4, mode, adapter=True) == [0.25, 0.62, 0.825, 1]
+
+
+def test_a_hint_of_the_pictures_size_is_padded_as_the_model_pads_and_others_are_scaled():
+    picture = torch.rand(3, 20, 28)
+    padded = fitted(picture, 32, 32, 32)
+    assert torch.equal(padded[:, :20, :28], picture)
+    assert torch.equal(padded[:, 20:, 0], picture[:, 19:, 0].expand(3, 12))
+    assert torch.equal(fitted(picture, 20, 28, 8), picture)
+    larger = fitted(picture, 60, 84, 4)
+    assert larger.mean() == pytest.approx(float(picture.mean()), abs=0.02)
+    assert fitted(torch.ones(2, 2, 30, 40), 60, 80, 8).unique().tolist() == [1]
+    with pytest.raises(LayeredError, match="control hint's size is '28x20'; allowed: the aspect ratio of the picture, 64x64"):
+        fitted(picture, 64, 64, 8)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))

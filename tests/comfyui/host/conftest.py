@@ -162,3 +162,14 @@ def pack(host):
         return sys.modules[f"{root}.{path}"]
 
     return module
+
+
+@pytest.fixture
+def apply(pack):
+    """Masked ControlNet Apply, its widgets at their defaults: positive, negative."""
+
+    def run(net, positive, negative, **values):
+        values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}
+        return pack("nodes.masked_control").MaskedControlNetApply.execute(positive, negative, net, **values).result
+
+    return run

@@ -2,15 +2,25 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
 
+import folder_paths
 import pytest
 import torch
 from conftest import random_controlnet
-from diffusers import ControlNetModel
 from graph import from_image, node
+from safetensors.torch import load_file, save_file
 from test_no_leaks import models, sample
 
 import nodes as comfy_nodes
+
+PACK = Path(__file__).resolve().parents[3]
+REFERENCE = Path(__file__).resolve().parent.parent / "control_reference.py"
+"""The headless host's residuals."""
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +47,6 @@ def core(net, positive, negative, image, strength=1.0, start=0.0, end=1.0):
 def words(host):
     host.fresh()
     return models(host)
-
-
-@pytest.fixture
-def apply(pack):
-    def run(net, positive, negative, **values):
-        values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}
-        return pack("nodes.masked_control").MaskedControlNetApply.execute(positive, negative, net, **values).result
-
-    return run
 
 
 def test_the_net_computes_what_diffusers_computes(net, words):
@@ -136,6 +137,7 @@ def test_the_original_net_is_untouched(net, words, apply):
         ({}, "image: nothing is connected"),
         ({"image": hint(64, 128), "mask": torch.ones(1, 64, 64)}, "image: size of the hint is '128x64'"),
         ({"image": hint(), "mask": torch.ones(2, 128, 128)}, "mask: batch is 2"),
+        ({"image": hint(), "mask": torch.full((1, 128, 128), float("nan"))}, "control masks' values"),
         ({"image": hint(), "strength": float("nan")}, "strength is nan"),
         ({"image": hint(), "strength": -1.0}, "strength is -1"),
         ({"image": hint(), "start_percent": 0.8, "end_percent": 0.2}, "control.end is 0.2"),
@@ -146,14 +148,86 @@ def test_bad_input_is_named(net, words, apply, values, message):
         apply(net[0], words[1], words[2], **values)
 
 
-def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, tmp_path):
-    torch.manual_seed(0)
-    other = ControlNetModel(block_out_channels=(32, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), layers_per_block=1,
-                            cross_attention_dim=48, attention_head_dim=2, norm_num_groups=8)  # fmt: skip
-    other.save_pretrained(tmp_path / "controlnet")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cross_attention_dim": 48}, "control_net: width of the words it reads is 48; allowed: 64, as the model has"),
+        ({"block_out_channels": (32, 64, 64)}, "control_net: width of the residuals is 32; allowed: 64"),
+        ({"block_out_channels": (64, 128), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}, "number of resolutions is 2; allowed: 3"),
+    ],
+)
+def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, tmp_path, change, message):
+    shape = json.loads((pack("nodes.demo_model").FOLDER / "unet" / "config.json").read_text())
+    random_controlnet({**shape, **change}).save_pretrained(tmp_path / "controlnet")
     loaded = demo_control(pack).load_control(str(tmp_path))
-    with pytest.raises(ValueError, match="control_net: width of the words it reads is 48; allowed: 64"):
-        sample(words[0], *apply(loaded, words[1], words[2], image=hint()))
+    steps = []
+    with pytest.raises(ValueError, match=message):
+        sample(words[0], *apply(loaded, words[1], words[2], image=hint()), callback=lambda arguments: steps.append(1) or arguments["denoised"])
+    assert not steps
+
+
+@pytest.mark.parametrize("kind", ["scribble", "lineart", "depth", "normal", "pose"])
+def test_a_missing_preprocessor_is_named_by_both_nodes(host, net, words, apply, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "controlnet_aux", None)
+    layer = from_image(image=["p", 0], control_hint=kind, canvas_width=64, canvas_height=64)
+    prompt = {"p": node("EmptyImage", width=64, height=64, batch_size=1, color=255), "a": layer}
+    error = host.error_of({**prompt, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False), "s": node("PreviewImage", images=["it", 0])})
+    assert f"control hint '{kind}' needs the package controlnet_aux" in error
+    assert "pip install controlnet-aux" in error
+    with pytest.raises(ValueError, match=f"control hint '{kind}' needs the package controlnet_aux"):
+        apply(net[0], words[1], words[2], layers=host.value(prompt, "a"))
+
+
+def test_a_missing_checkpoint_is_named_with_its_place(host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "controlnet_aux", types.ModuleType("controlnet_aux"))
+    layer = from_image(image=["p", 0], control_hint="depth", canvas_width=64, canvas_height=64)
+    prompt = {"p": node("EmptyImage", width=64, height=64, batch_size=1, color=255), "a": layer}
+    error = host.error_of({**prompt, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False), "s": node("PreviewImage", images=["it", 0])})
+    assert "dpt_hybrid-midas-501f0c75.pt" in error
+    assert str(Path(folder_paths.models_dir, "controlnet_aux")) in error
+
+
+@pytest.fixture(scope="module")
+def headless(pack, net, tmp_path_factory):
+    """A document and a latent, and what the headless host makes of them with the same net; it lives in the repository's own environment."""
+    document, files = pack("layered_core.document"), pack("layered_core.files")
+    random = torch.Generator().manual_seed(4)
+    layers = []
+    for i, (name, control) in enumerate({"left": {"strength": 0.6}, "right": {"strength": 1.7}, "free": {"hint": "none"}}.items()):
+        image = torch.rand(8, 8, 4, generator=random)
+        image = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], (80, 72), mode="bilinear")[0].permute(1, 2, 0)
+        recipe = document.Recipe(control=document.Control(**{"hint": "canny", **control}))
+        layers.append(document.Layer(name, image, x=28 * i, y=20 * i, recipe=recipe))
+    folder = tmp_path_factory.mktemp("headless")
+    files.write_layers(document.LayerDocument(128, 128, tuple(layers)), folder / "layers")
+    inputs = {"latents": torch.randn(1, 4, 16, 16, generator=random), "context": torch.randn(2, 77, 64, generator=random)}
+    save_file(inputs, folder / "layers" / "inputs.safetensors")
+    net[1].save_pretrained(folder / "controlnet")
+    demo = pack("nodes.demo_model").FOLDER
+    command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(demo), *(str(folder / n) for n in ("controlnet", "layers", "out.safetensors"))]
+    subprocess.run(command, check=True, cwd=PACK, env={**os.environ, "PYTHONPATH": str(PACK)})
+    return files.read_layers(folder / "layers").document, inputs, load_file(folder / "out.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["balanced", "prompt", "control"])
+def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, pack, headless, mode):
+    document, inputs, theirs = headless
+    model, positive, negative = words
+    drawn = pack("layered_core.hints").document_hint(document, outline=True)
+    torch.testing.assert_close(drawn, theirs["hint"])
+    layers = pack("nodes.layers").write_stack(document)
+    controlled = apply(net[0], positive, negative, layers=layers, image=drawn[None].movedim(1, -1), mode=mode)
+    control = controlled[0][0][1]["control"]
+    sampling = model.model.model_sampling
+    sigma = sampling.sigma(torch.tensor([500.0]))
+    both = torch.cat([inputs["latents"]] * 2) * (sigma**2 + 1).sqrt()
+    control.pre_run(model.model, sampling.percent_to_sigma)
+    with torch.inference_mode():
+        ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"]}, 2, {"cond_or_uncond": [1, 0]})
+    control.cleanup()
+    for i, residual in enumerate([*ours["output"], *ours["middle"]]):
+        torch.testing.assert_close(residual, theirs[f"{mode} {i}"], atol=2e-4, rtol=1e-3)
+        assert float(residual[1].abs().max()) > 0
 
 
 def test_hints_of_layers_come_as_a_picture(host):
