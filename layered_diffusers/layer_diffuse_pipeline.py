@@ -77,11 +77,13 @@ class _Transparent:
         vae: Any = self.vae  # type: ignore[attr-defined]
         kind = vae.dtype
         # SDXL's own VAE overflows in half precision.
-        if kind == torch.float16 and getattr(vae.config, "force_upcast", False):
+        upcast = kind == torch.float16 and getattr(vae.config, "force_upcast", False)
+        if upcast:
             vae.to(torch.float32)
         inside = (latents / vae.config.scaling_factor).to(vae.dtype)
         pixels = (vae.decode(inside).sample.float() / 2 + 0.5).clamp(0, 1)
-        vae.to(kind)
+        if upcast:
+            vae.to(kind)
         return decode(self.transparent_decoder.to(latents.device), pixels, inside.float()).cpu()  # type: ignore[attr-defined]
 
 
