@@ -30,6 +30,8 @@ NODES = {
     "LD_AddLayerByPrompt": ("09_stages", ["2", "3"]),
     "LD_StageLayer": ("09_stages", ["12", "13"]),
     "LD_StageSeed": ("09_stages", ["7"]),
+    "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
+    "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
 }
 """Whose help page shows which nodes of which workflow."""
 
@@ -41,6 +43,7 @@ RESULTS = {
     "07_harmonise_or_preserve": ("10", "19"),
     "08_redo_one_layer": ("10", "18"),
     "09_stages": ("15", "14"),
+    "12_transparent_layer": ("14", "12"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 

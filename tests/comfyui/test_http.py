@@ -87,6 +87,7 @@ SHOWN = {
     "07_harmonise_or_preserve": ("19", "meadow", {("blue", "house"), ("green", "tree"), ("yellow", "star")}),
     "08_redo_one_layer": ("18", "sea", {("red", "mushroom"), ("yellow", "star")}),
     "09_stages": ("14", "sunset", {("green", "tree"), ("white", "house")}),
+    "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
 }
 """What the saved picture of each workflow shows, in its first 128 x 128 pixels: its node, the landscape and the objects."""
 
