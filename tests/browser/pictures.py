@@ -30,6 +30,7 @@ NODES = {
     "LD_AddLayerByPrompt": ("09_stages", ["2", "3"]),
     "LD_StageLayer": ("09_stages", ["12", "13"]),
     "LD_StageSeed": ("09_stages", ["7"]),
+    "LD_LoadDemoControlNet": ("10_control_per_layer", ["12", "17"]),
     "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
 }
@@ -43,6 +44,8 @@ RESULTS = {
     "07_harmonise_or_preserve": ("10", "19"),
     "08_redo_one_layer": ("10", "18"),
     "09_stages": ("15", "14"),
+    "10_control_per_layer": ("10", "16", "21"),
+    "11_two_controls": ("16", "26", "21"),
     "12_transparent_layer": ("14", "12"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
