@@ -63,6 +63,7 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train judge --minutes 4
 	@$(BIN)/python -m demo.train.harmony --minutes 12
 	@$(BIN)/python -m demo.train unet --minutes $(or $(MINUTES),300)
+	@$(BIN)/python -m demo.train control --minutes 70
 
 clean:
 	@rm -rf .venv output

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from layered_core.document import LayerDocument
+    from layered_diffusers.control import MaskedControl
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 _INSTALL = "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
@@ -63,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     render.add_argument(
         "--per-layer", action="store_true", help="every layer changes as far as its recipe's noise says, one at 0 not at all; --strength is not used"
+    )
+    render.add_argument(
+        "--control",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="let a ControlNet act where recipes ask for it: the storybook's (canny), or a ControlNet or T2I-Adapter in the diffusers layout",
     )
     render.add_argument("--composite-only", action="store_true", help="write the plain composite, or the document as it is; no model is loaded")
     _sampling_options(render)
@@ -182,6 +191,8 @@ def _render(options: argparse.Namespace) -> None:
         document = replace(document, negative=options.negative)
     with _Bar("render") as bar:
         pipeline, how = _pipeline(options), {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "progress": bar.step}
+        if options.control is not None:
+            how["methods"] = [_control(pipeline, document, options.control)]
         picture = pipeline.harmonize(document, **how) if options.per_layer else pipeline.render(document, strength=options.strength, **how)
     if layered:
         layers = unique_names([*document.layers, Layer("render", from_image(picture))])
@@ -252,6 +263,13 @@ def _bench(options: argparse.Namespace) -> None:
         options.processes, options.fresh,
     )  # fmt: skip
     bench(options.suites, settings, options.json)
+
+
+def _control(pipeline: LayeredDiffusionPipeline, document: LayerDocument, folder: str) -> MaskedControl:
+    from layered_diffusers.control import document_control, load_controlnet
+
+    net = load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
+    return document_control(document, net, outline=True)
 
 
 def _pipeline(options: argparse.Namespace) -> LayeredDiffusionPipeline:

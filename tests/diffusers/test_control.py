@@ -1,15 +1,22 @@
 """Masked ControlNets on the storybook UNet, with random weights that act."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 
+from demo.storybook import Thing, place_object, random_scene
 from layered_core.control import ControlMap
-from layered_core.document import Control
+from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError
-from layered_diffusers.control import MaskedControl, load_controlnet
+from layered_core.files import write_layers
+from layered_core.hints import canny, document_hint
+from layered_core.metrics import edge_f1
+from layered_diffusers.cli import main
+from layered_diffusers.control import MaskedControl, document_control, load_controlnet
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.sampling import add_residuals
+from layered_diffusers.sampling import Run, add_residuals
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +99,92 @@ def test_a_net_of_another_family_and_a_missing_one_are_named(pipeline, tmp_path)
         picture(pipeline, control(other, torch.ones(1, 128, 128)))
     with pytest.raises(LayeredError, match="cannot be loaded"):
         load_controlnet(tmp_path)
+
+
+def house(hint="canny", strength=1.0):
+    """A red house at the left of a meadow, which keeps its edges, and a star that is free."""
+    scene = random_scene(3, count=0, background="meadow")
+    layers = list(scene.document().layers)
+    for thing, box, control in (
+        (Thing("solid", "red", "house"), (10, 50, 54, 54), Control(hint=hint, strength=strength)),
+        (Thing("solid", "yellow", "star"), (76, 10, 44, 44), Control()),
+    ):
+        layer = replace(scene, objects=(place_object(thing, box),)).document().layers[1]
+        layers.append(replace(layer, recipe=replace(layer.recipe, control=control)))
+    return LayerDocument(128, 128, tuple(layers))
+
+
+def agreement(picture, document):
+    """F1 of edges with the hint, in the half of the house."""
+    wanted = document_hint(document, outline=True)[0, :, :70] > 0.5
+    return edge_f1(canny(picture)[:, :70], wanted, 2)
+
+
+def test_the_shipped_net_makes_a_layer_keep_its_edges(pipeline):
+    document, words = house(), ["a red house and a yellow star in a meadow"] * 3
+    free, held = (pipeline.generate(words, seeds=[1, 2, 3], methods=m) for m in ([], [document_control(document, outline=True)]))
+    before, after = (sum(agreement(p, document) for p in pictures) / 3 for pictures in (free, held))
+    assert after > 0.6
+    assert after > 1.5 * before
+
+
+def test_a_hint_keeps_its_place_in_a_picture_whose_sides_the_model_pads(pipeline, net):
+    hint = edges()[:, :100, :90]
+    method = MaskedControl(net, hint, ControlMap(torch.ones(1, 100, 90), (Control(hint="canny"),)))
+    pipeline.generate(["a red ball"], width=90, height=100, steps=1, methods=[method])
+    assert torch.equal(method.picture[0, :, :100, :90], hint)
+
+
+def test_the_command_renders_a_document_under_control(tmp_path):
+    write_layers(house(), tmp_path / "house")
+    options = ["--steps", "2", "--strength", "1", "--seed", "1", "--device", "cpu"]
+    for name, more in (("free", []), ("held", ["--control"])):
+        assert main(["render", str(tmp_path / "house"), "-o", str(tmp_path / f"{name}.png"), *options, *more]) == 0
+    assert (tmp_path / "free.png").read_bytes() != (tmp_path / "held.png").read_bytes()
+    write_layers(house("none"), tmp_path / "none")
+    assert main(["render", str(tmp_path / "none"), "-o", str(tmp_path / "no.png"), "--control", *options]) == 2
+    assert not (tmp_path / "no.png").exists()
+
+
+# --- T2I-Adapter -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter_run():
+    """A run of one step on a UNet with SD1.5's blocks at small width, and an adapter of its shape."""
+    torch.manual_seed(0)
+    widths = [32, 64, 128, 128]
+    unet = UNet2DConditionModel(sample_size=16, block_out_channels=widths, cross_attention_dim=40, attention_head_dim=2).eval()
+    adapter = T2IAdapter(in_channels=3, channels=widths, num_res_blocks=2, downscale_factor=8, adapter_type="full_adapter").eval()
+    latents = torch.randn(1, 4, 16, 16)
+    return Run(unet, DDIMScheduler(), torch.tensor([500]), latents, latents, torch.randn(2, 7, 40), 3.0), adapter
+
+
+@torch.no_grad()
+def predicted(run, *controls):
+    both = torch.cat([run.latents] * 2)
+    for c in controls:
+        c.start(run, None)
+    more = add_residuals([c.model_inputs(run, both, 0) for c in controls])
+    return run.unet(both, run.timesteps[0], run.context, **more).sample
+
+
+def test_a_masked_adapter_is_the_plain_one_with_ones_nothing_with_zeros_and_adds_up(adapter_run):
+    run, adapter = adapter_run
+    with torch.no_grad():
+        features = [f.expand(2, -1, -1, -1) for f in adapter(edges()[None])]
+        plain = run.unet(torch.cat([run.latents] * 2), run.timesteps[0], run.context, down_intrablock_additional_residuals=list(features)).sample
+    mask = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(predicted(run, control(adapter, torch.ones(1, 128, 128))), plain)
+    assert torch.equal(predicted(run, control(adapter, torch.zeros(1, 128, 128))), predicted(run))
+    assert not torch.allclose(plain, predicted(run), atol=1e-3)
+    torch.testing.assert_close(predicted(run, control(adapter, mask), control(adapter, 1 - mask)), plain, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_of_another_family_is_named_and_any_is_loaded_from_its_folder(pipeline, adapter_run, tmp_path):
+    _, adapter = adapter_run
+    adapter.save_pretrained(tmp_path)
+    loaded = load_controlnet(tmp_path)
+    assert torch.equal(loaded(edges()[None])[3], adapter(edges()[None])[3])
+    with pytest.raises(LayeredError, match=r"ControlNet's channels is .*; allowed: .*64"):
+        picture(pipeline, control(loaded, torch.ones(1, 128, 128)))
