@@ -17,6 +17,7 @@ from .attention import LEAST_WEIGHT, SCHEDULES, Attend, Tiles
 from .attention_maps import AttentionMaps
 from .document import Layer, LayerDocument
 from .errors import check_number, invalid
+from .guidance import region_factor
 from .masks import layer_alphas, mask_pyramid, visible_masks
 from .words import Match, Tokenise, find_words, join, layer_words, negative_texts
 
@@ -49,6 +50,9 @@ class Settings:
     """Share of attention that the global prompt keeps where a layer is, 0..1; ``regions`` and ``joint``. Neutral: 0."""
     emphasis: float = 0.5
     """How much a layer's own words are pushed inside beyond their share, 0..2; ``regions``. Neutral: 0."""
+    guidance: float = 1.0
+    """Factor on classifier-free guidance where layers are, while what is where is being decided, 1..10; see
+    :func:`~layered_core.guidance.region_factor`. Neutral: 1."""
     auto_negative: bool = False
     """Whether a layer's prompt is negative outside the layer. Neutral: False."""
     append: bool = False
@@ -64,6 +68,7 @@ class Settings:
         check_number("end", self.end, self.start, 1)
         check_number("global_weight", self.global_weight, 0, 1)
         check_number("emphasis", self.emphasis, 0, 2)
+        check_number("guidance", self.guidance, 1, 10)
 
     def amount(self, sigma: float) -> float:
         """f(sigma), see ``SCHEDULES``."""
@@ -306,6 +311,11 @@ class RegionalAttention:
         if amount and any(r.own and r.inside for r in self.regions):
             emphasis = [None if x is None else _marked(r.own, len(x), q.device) * r.inside for r, x in zip(self.regions, keys, strict=True)]
         return attention.regions(q, base, level.tiles, keys, values, heads, emphasis=emphasis, amount=amount, attend=attend)
+
+    def guidance(self, size: tuple[int, int], sigma: float) -> Tensor:
+        """Factor on the guidance scale of every pixel of the latent, ``[h, w]`` on the CPU; ones where nothing acts."""
+        acting = self.window[1] <= sigma <= self.window[0]
+        return region_factor(mask_pyramid(self._masks, [size])[0], self.settings.guidance if acting else 1.0, sigma)
 
     def _level(self, size: tuple[int, int], device: torch.device) -> _Level:
         if size not in self._levels:

@@ -67,7 +67,7 @@ class RegionalPrompts(Method):
         """Install the processors."""
         if len(self.plans) not in (1, len(run.latents)):
             raise invalid("documents", len(self.plans), f"one, or one a picture, that is {len(run.latents)}")
-        self._alphas = run.scheduler.alphas_cumprod
+        self._alphas, self._guidance = run.scheduler.alphas_cumprod, run.guidance
         height, width = run.latents.shape[-2:]
         # The latents' sides are multiples of what the UNet divides them by.
         self._sizes = {(height >> i) * (width >> i): (height >> i, width >> i) for i in range(len(run.unet.config.block_out_channels))}
@@ -80,6 +80,10 @@ class RegionalPrompts(Method):
     def before_step(self, run: Run, index: int) -> None:
         """Note the noise level."""
         self._sigma = noise_level(self._alphas, float(run.timesteps[index]))
+        if self.settings.guidance != 1:
+            size = (int(run.latents.shape[-2]), int(run.latents.shape[-1]))
+            factors = [torch.ones(size) if half is None else half.guidance(size, self._sigma) for half in self._halves[1]]
+            run.guidance = self._guidance * torch.stack(factors)[:, None].to(run.latents)
 
     def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
         """What the pixels of both halves attend to, ``[2 B, N, C]``, uncond then cond. Arguments as :class:`RegionalAttention`'s."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..layered_core.attention_maps import AttentionMaps
 from ..layered_core.errors import invalid
+from ..layered_core.guidance import guided_more
 from ..layered_core.regional import Region, RegionalAttention, Settings
 
 KEY = "layered_diffusion_attention"
@@ -110,6 +111,9 @@ def _sample(executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *m
         replaced = options.setdefault("patches_replace", {}).setdefault("attn2", {})
         for block in cross_attentions(guider.model_patcher.model.diffusion_model):
             replaced[block] = partial(run.attend, block, replaced.get(block) or replaced.get(block[:2]))
+        if any(half.settings.guidance != 1 for half in acting.values()):
+            after = guider.model_options.get("sampler_post_cfg_function", [])
+            guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
     return executor(noise, *more, **named)
 
 
@@ -143,6 +147,15 @@ class _Run:
         if tuple(x.shape[-2:]) == self.latent_size and "sigmas" in options:
             options[KEY] = id(unet), float(options["sigmas"].flatten()[0])
         return executor(x, timesteps, context, y, control, options, **more)
+
+    def guide(self, prediction: Mapping[str, Any]) -> Tensor:
+        """After classifier-free guidance: more of it where layers are."""
+        denoised, cond, uncond = (prediction[k] for k in ("denoised", "cond_denoised", "uncond_denoised"))
+        entries = [entry["uuid"] for entry in prediction["cond"] or () if entry["uuid"] in self.attentions]
+        if uncond is None or not entries or tuple(denoised.shape[-2:]) != self.latent_size:
+            return denoised
+        factor = self.attentions[entries[0]].guidance(self.latent_size, float(prediction["sigma"].flatten()[0]))
+        return guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))
 
     def attend(self, block: Block, before: Callable[..., Tensor] | None, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
         """In place of one cross-attention. ``before``: another pack's patch of the same."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layered_core.blending import BLENDS, feather, gaussian_blur, grow, keep_outside, match_colours, meet_border, multi_band, paste
-from layered_core.guidance import classifier_free
+from layered_core.guidance import FORMING, classifier_free, guided_more, region_factor
 from layered_core.metrics import seam_gradient_ratio
 
 
@@ -138,3 +138,19 @@ def test_colours_are_matched_where_both_show_the_same_and_only_by_what_a_vae_doe
 def test_bands_of_equal_pictures_add_up_again():
     kept, mask = scene(61)
     torch.testing.assert_close(multi_band(kept, kept, mask), kept, atol=1e-5, rtol=0)
+
+
+def test_small_regions_are_guided_more_while_the_picture_forms():
+    masks = torch.zeros(2, 8, 8)
+    masks[0], masks[0, :2, :4], masks[1, :2, :4] = 1, 0, 1  # a background, and something on an eighth of it
+    factor = region_factor(masks, 5.0, FORMING + 0.1)
+    assert factor[0, 0] == pytest.approx(1 + 4 * 7 / 8)
+    assert factor[7, 7] == pytest.approx(1 + 4 / 8)
+    assert (region_factor(masks, 5.0, FORMING) == 1).all()
+    assert (region_factor(masks, 1.0, 10.0) == 1).all()
+
+
+def test_more_guidance_afterwards_is_guidance_with_the_greater_scale():
+    uncond, cond, factor = torch.randn(3, 4, 8, 8).unbind()[0], torch.randn(4, 8, 8), torch.rand(8, 8) + 1
+    again = guided_more(classifier_free(uncond, cond, 3.0), uncond, cond, 3.0, factor)
+    torch.testing.assert_close(again, classifier_free(uncond, cond, 3.0 * factor))
