@@ -33,8 +33,8 @@ class Run:
     """The unit noise the run began with, ``[B, C, h, w]``."""
     context: Tensor
     """Words, uncond then cond, ``[2 B, N, C]``."""
-    guidance: float
-    """Classifier-free guidance scale; 1 is the conditional prediction alone."""
+    guidance: float | Tensor
+    """Classifier-free guidance scale, 1 is the conditional prediction alone; or one for every pixel, ``[B, 1, h, w]``."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """SDXL's pooled words and sizes, uncond then cond."""
     generator: torch.Generator | None = None
