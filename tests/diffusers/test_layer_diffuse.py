@@ -160,9 +160,7 @@ def test_without_the_files_the_snippet_says_which_is_missing_and_where_it_comes_
 
 
 def test_a_file_of_another_base_model_is_refused(storybook, sdxl):
-    with pytest.raises(
-        LayeredError, match=r"attn\.safetensors' \(for SDXL\) does not fit the model \(StableDiffusionPipeline\)"
-    ):
+    with pytest.raises(LayeredError, match=r"attn\.safetensors' \(for SDXL\) does not fit the model \(StableDiffusionPipeline\)"):
         LayerDiffuse(storybook.model, sdxl.files / "layer_xl_transparent_attn.safetensors")
 
 
