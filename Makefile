@@ -64,6 +64,8 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train.harmony --minutes 12
 	@$(BIN)/python -m demo.train unet --minutes $(or $(MINUTES),300)
 	@$(BIN)/python -m demo.train control --minutes 70
+	@$(BIN)/python -m demo.train transparent --minutes 25
+	@$(BIN)/python -m demo.train transparent_lora --minutes 34
 
 clean:
 	@rm -rf .venv output
