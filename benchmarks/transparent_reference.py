@@ -1,4 +1,4 @@
-"""The transparent decoder built from diffusers' blocks, as the paper's code builds it: what ours must equal and is measured beside."""
+"""The transparent decoder built from diffusers' blocks, after the published architecture: what ours must equal and is measured beside."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CELL = 8
 """Pixels of a side that one latent stands for."""
 
 PIXEL_FLOATS = 7.5
-"""Values that the network holds for each pixel and channel of its first stage at its peak, counted from its blocks and measured."""
+"""Values that the network holds at its peak for each pixel, times the width of its first stage: an estimate from its blocks."""
 
 Report = Callable[[int, int], None]
 """Called after every pass of the network with the passes done and those in all; may raise to stop."""
