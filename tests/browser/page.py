@@ -31,9 +31,9 @@ class Page:
         page.wait_for_function(READY, timeout=120_000)
 
     def _note(self, kind, text, url):
-        """Keep errors that name us: our files, our nodes, or pictures of ours that are not there."""
+        """Keep errors that name us: our files, our nodes, or pictures of ours that are not there. Input pictures are the user's."""
         ours = ("layered-diffusion", "layered_diffusion", "LD_", "/view?", "/docs/")
-        if kind == "error" and any(o in text or o in url for o in ours):
+        if kind == "error" and any(o in text or o in url for o in ours) and "/view?type=input" not in url:
             self.complaints.append(f"{text} {url}")
 
     def setting(self, name, value):
@@ -61,7 +61,7 @@ class Page:
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function("(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms)
         loaded = "(ids) => ids.every(id => { const n = app.graph.getNodeById(id); return n.imgs?.length && n.imgs.every(i => i.naturalWidth > 0) })"
-        self.page.wait_for_function(loaded, arg=list(wait_for), timeout=30_000)
+        self.page.wait_for_function(loaded, arg=list(wait_for), timeout=120_000)
         self.page.wait_for_timeout(500)
 
     def look(self, scale, offset):
