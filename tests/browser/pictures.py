@@ -41,6 +41,8 @@ RESULTS = {
     "02_compose_and_save": ("12", "14"),
     "03_psd_in_psd_out": ("2", "11"),
     "04_blend_modes": ("11",),
+    "05_regional_prompts": ("5", "10", "11"),
+    "06_collage": ("8", "14"),
     "07_harmonise_or_preserve": ("10", "19"),
     "08_redo_one_layer": ("10", "18"),
     "09_stages": ("15", "14"),

@@ -84,6 +84,8 @@ SHOWN = {
     "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
     "03_psd_in_psd_out": ("11", "meadow", {("red", "house"), ("green", "tree")}),
     "04_blend_modes": ("13", "sunset", {("blue", "ball")}),
+    "05_regional_prompts": ("11", "sea", {("red", "house"), ("purple", "ball")}),
+    "06_collage": ("14", "desert", {("green", "tree"), ("blue", "ball")}),
     "07_harmonise_or_preserve": ("19", "meadow", {("blue", "house"), ("green", "tree"), ("yellow", "star")}),
     "08_redo_one_layer": ("18", "sea", {("red", "mushroom"), ("yellow", "star")}),
     "10_control_per_layer": ("21", "meadow", {("red", "house"), ("yellow", "star")}),
