@@ -24,7 +24,12 @@ def broken(tmp_path):
 
 def test_the_shipped_model_is_whole_and_small():
     check_model(STORYBOOK)
-    assert sum(f.stat().st_size for f in STORYBOOK.rglob("*.safetensors")) <= 25e6
+    sizes = {f.relative_to(STORYBOOK).parts[0]: 0 for f in STORYBOOK.rglob("*.safetensors")}
+    for file in STORYBOOK.rglob("*.safetensors"):
+        sizes[file.relative_to(STORYBOOK).parts[0]] += file.stat().st_size
+    assert sizes.pop("controlnet") <= 8e6
+    assert sizes.pop("transparent") <= 10e6
+    assert sum(sizes.values()) <= 25e6
 
 
 def test_the_shipped_model_is_an_ordinary_diffusers_model():
