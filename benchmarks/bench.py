@@ -31,14 +31,14 @@ from benchmarks.methods import METHODS, check_method
 from benchmarks.scenes import CASES, Case
 from layered_core.errors import LayeredError, check_whole, invalid
 from layered_core.pictures import write_picture
-from layered_diffusers.loading import find_model
+from layered_diffusers.loading import SAMPLERS, find_model
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 SUITES = Path(__file__).parent / "suites"
 SHOWN = 6
 """Scenes of which the pictures are kept for the grid."""
 
-_SUITE_KEYS = {"title", "about", "scenes", "batch", "processes", "show", "plots", "curve", "grid", "host", "methods"}
+_SUITE_KEYS = {"title", "about", "scenes", "batch", "processes", "show", "plots", "curve", "grid", "host", "sampler", "methods"}
 _ROW_KEYS = {"name", "method", "parameters", "baseline", "family"}
 
 
@@ -80,6 +80,8 @@ class Suite:
     processes: int | None = None
     host: str = "diffusers"
     """``diffusers`` or ``comfyui``."""
+    sampler: str | None = None
+    """One of ``layered_diffusers.loading.SAMPLERS`` for every method, the same name in ComfyUI; None for the model's own, there Euler."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
     if entries["scenes"] not in CASES:
         raise invalid(f"{where}: scenes", entries["scenes"], ", ".join(CASES))
     host = entries.get("host", "diffusers")
+    sampler = entries.get("sampler")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise invalid(f"{where}: sampler", sampler, ", ".join(SAMPLERS))
     rows = []
     if not isinstance(entries["methods"], list) or not entries["methods"]:
         raise invalid(f"{where}: methods", entries["methods"], "a list of name, method, parameters, baseline")
@@ -152,7 +157,7 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
             raise invalid(f"{where}: figure", what, ", ".join(FIGURES))
     return Suite(
         name, entries.get("title", name), " ".join(entries.get("about", "").split()), entries["scenes"], tuple(rows), tuple(entries["show"]),
-        tuple(entries.get("plots", ())), curve, tuple(entries.get("grid", ())), entries.get("batch", 8), entries.get("processes"), host,
+        tuple(entries.get("plots", ())), curve, tuple(entries.get("grid", ())), entries.get("batch", 8), entries.get("processes"), host, sampler,
     )  # fmt: skip
 
 
@@ -184,7 +189,7 @@ class Records:
         self.path = settings.out / f"{suite.name}.jsonl"
         self.suite = suite
         header = {
-            "suite": suite.name, "scenes": suite.scenes, "steps": settings.steps, "guidance": settings.guidance,
+            "suite": suite.name, "scenes": suite.scenes, "sampler": suite.sampler, "steps": settings.steps, "guidance": settings.guidance,
             "weights": weights_checksum(settings.model), "clip": None if settings.clip is None else str(settings.clip), "commit": commit(),
         }  # fmt: skip
         self.lines: dict[tuple[str, int], dict[str, Any]] = {}
@@ -251,7 +256,7 @@ class Worker:
 
     def __init__(self, suite: Suite, settings: Settings) -> None:
         self.suite, self.settings = suite, settings
-        self.pipeline = LayeredDiffusionPipeline.from_pretrained(settings.model, device=settings.device)
+        self.pipeline = LayeredDiffusionPipeline.from_pretrained(settings.model, device=settings.device, sampler=suite.sampler)
         self.examiner = Examiner(find_model(settings.model), settings.clip)
         self.cases: list[Case] = CASES[suite.scenes](settings.count)
 

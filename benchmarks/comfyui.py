@@ -1,4 +1,4 @@
-"""The bench through a real ComfyUI: the same scenes, weights, steps and seeds, made by core's nodes in one process of its own python."""
+"""The bench through a real ComfyUI: the same scenes, weights, steps, sampler and seeds, by core's nodes and the pack's in one process."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _ask(host: subprocess.Popen[str], worker: Worker, row: Row, scenes: Sequence
     cases = [worker.cases[i] for i in scenes]
     job = {
         "method": row.method, "parameters": row.parameters, "seeds": list(scenes), "steps": worker.settings.steps,
-        "guidance": worker.settings.guidance, "scenes": [_entry(c) for c in cases],
+        "guidance": worker.settings.guidance, "sampler": worker.suite.sampler or "euler", "scenes": [_entry(c) for c in cases],
         "tensors": str(scratch / "in.safetensors"), "out": str(scratch / "out.safetensors"),
     }  # fmt: skip
     save_file({f"{i}.{name}": tensor.contiguous() for i, c in enumerate(cases) for name, tensor in _tensors(c).items()}, job["tensors"])
@@ -113,7 +113,7 @@ def _entry(case: Case) -> dict[str, Any]:
 
 
 def _tensors(case: Case) -> dict[str, Tensor]:
-    tensors = {"masks": case.masks, "start": case.start}
+    tensors = {"masks": case.masks, "start": case.start, "edges": case.edges.float()}
     if case.changed is not None:
         tensors |= {"mask": case.change_mask, "before": case.picture_before}
     return tensors

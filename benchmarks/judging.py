@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.scenes import REFERENCE, Case, layout_cases
 from demo.harmony import Harmony
 from demo.judge import Judge, Verdict
-from demo.storybook import BACKGROUNDS, COLOURS, KINDS
+from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS
 from layered_core.errors import LayeredError
 from layered_core.hints import canny
 from layered_core.metrics import (

@@ -45,7 +45,7 @@ def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Row
 class RegionFusion(Method):
     """After each step, the rows of a picture become their average, weighted by masks.
 
-    With DDIM's linear step this is the same as averaging the noise predictions. Two known methods:
+    As a step is linear, and the rows of a picture draw the same fresh noise, this is the same as averaging the predictions. Two known methods:
 
     * ``hard``: MultiDiffusion (Bar-Tal et al., arXiv 2302.08113; github omerbt/MultiDiffusion ``region_based.py``): masks cut at one half,
       the first row has what no other covers; for the first ``bootstrapping`` steps the objects' rows see, outside their masks, a plain

@@ -82,7 +82,7 @@ class Summary:
         where = "" if self.suite.host == "diffusers" else f", host {self.suite.host}"
         return (
             f"`layered bench {self.suite.name} -n {s.count}`, commit {commit()}, weights {weights_checksum(s.model)}, "
-            f"{s.steps} steps, guidance {s.guidance:g}{where}"
+            f"{self.suite.sampler or 'the model\'s own sampler'}, {s.steps} steps, guidance {s.guidance:g}{where}"
         )
 
     def markdown(self) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from demo.harmony import pasted
-from demo.storybook import BACKGROUNDS, COLOURS, KINDS, Scene, Thing, is_held_out, place_object, random_scene
+from demo.storybook import Scene, is_held_out, place_object, random_scene
 from demo.train.vae import HELD_OUT
+from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 from layered_core.compositing import composite
 from layered_core.document import LayerDocument
 from layered_core.hints import canny

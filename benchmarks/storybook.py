@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, EulerAncestralDiscreteScheduler
+from diffusers import AutoencoderTiny
 from torch import Tensor
 from tqdm import tqdm
 
 from demo.judge import Judge, Verdict
-from demo.storybook import BACKGROUNDS, Thing, caption, is_held_out, random_things
+from demo.storybook import caption, is_held_out, random_things
 from demo.train.judge import exact as judge_exact
 from demo.train.vae import psnr
+from demo.vocabulary import BACKGROUNDS, Thing
 from layered_core.pictures import to_image
 from layered_diffusers.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -112,9 +113,7 @@ def measure(
     model: Path, count: int, sampler: str, steps: int, guidance: float, batch: int, scenes: int, pictures_out: Path | None
 ) -> dict[str, object]:
     """Everything the command prints."""
-    pipeline = LayeredDiffusionPipeline.from_pretrained(model)
-    if sampler == "euler_ancestral":
-        pipeline.model.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.model.scheduler.config)
+    pipeline = LayeredDiffusionPipeline.from_pretrained(model, sampler=sampler)
     judge = Judge.load(model / "judge" / "judge.safetensors")
     tally = Tally()
     began = time.perf_counter()

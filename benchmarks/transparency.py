@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.intervals import mean_interval
+from demo.drawing import draw_background
 from demo.judge import Judge
-from demo.storybook import BACKGROUNDS, Thing, draw_background
 from demo.train.ship import MODEL
 from demo.train.sprites import KNOWN, THINGS, draw_smoke, draw_sprite, padded
 from demo.train.transparent import Autoencoder, decode_pixels, encode, psnr
 from demo.train.vae import HELD_OUT
+from demo.vocabulary import BACKGROUNDS, Thing
 from layered_core.pictures import to_image
 from layered_core.transparent_decode import decode
 from layered_diffusers.layer_diffuse import LayerDiffuse

@@ -11,7 +11,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from demo.storybook import CANVAS, Thing, caption, draw_background, place_object
+from demo.drawing import draw_background
+from demo.storybook import caption, place_object
+from demo.vocabulary import CANVAS, Thing
 from layered_core.compositing import composite, premultiplied, straight
 from layered_core.document import Layer, LayerDocument
 from layered_core.document_json import write_document

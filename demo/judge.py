@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .storybook import BACKGROUNDS, COLOURS, KINDS, Thing
+from .vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 
 WEIGHTS = Path(__file__).parent / "model" / "judge" / "judge.safetensors"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 FORMING = 1.0
@@ -21,18 +23,19 @@ def guided_more(guided: Tensor, uncond: Tensor, cond: Tensor, scale: float, fact
     return guided + scale * (factor - 1) * (cond - uncond)
 
 
-def region_factor(masks: Tensor, factor: float, sigma: float) -> Tensor:
-    """Factor on the guidance scale of every pixel, ``[H, W]``: ``1 + (factor - 1) sum_i M_i (1 - a_i)`` while sigma is above ``FORMING``, then 1.
+def region_factor(masks: Tensor, weights: Sequence[float], factor: float, sigma: float) -> Tensor:
+    """Factor on the guidance scale of every pixel, ``[H, W]``: ``1 + (factor - 1) sum_i w_i M_i (1 - a_i)`` while sigma is above ``FORMING``, then 1.
 
     The smaller the share ``a_i`` of the canvas that a layer is seen on, the less likely a model of its own accord puts the layer's
     object there, so the more it takes; a background is hardly touched.
 
     Args:
         masks: visible masks M ``[L, H, W]``, summing to at most 1.
+        weights: how much of it each layer gets, 0..1.
         factor: 1 (guidance as it is) and more.
         sigma: noise level.
     """
     if factor == 1 or sigma <= FORMING:
         return masks.new_ones(masks.shape[1:])
     share = masks.mean((1, 2), keepdim=True)
-    return 1 + (factor - 1) * (masks * (1 - share)).sum(0)
+    return 1 + (factor - 1) * (masks * (1 - share) * masks.new_tensor(list(weights))[:, None, None]).sum(0)

@@ -143,6 +143,11 @@ def concat_term(latents: Tensor, weight: Tensor, strength: float = 1.0) -> Tenso
     return strength * functional.conv2d(latents.to(weight), weight, padding=weight.shape[-1] // 2)
 
 
+def with_pictures(out: Tensor, term: Tensor) -> Tensor:
+    """A first convolution's output ``[R, C, h, w]`` with :func:`concat_term` ``[B, C, h, w]`` added, its rows repeated in order."""
+    return out + term.to(out).repeat(-(-len(out) // len(term)), 1, 1, 1)[: len(out)]
+
+
 def check_picture(what: str, size: tuple[int, int], latent: tuple[int, int]) -> None:
     """Raise :class:`LayeredError` unless a picture that a file takes is of the size that is sampled.
 

@@ -5,7 +5,6 @@ A host makes a :class:`Plan` of the document, encodes its texts, and calls :clas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from .document import Layer, LayerDocument
 from .errors import check_number, invalid
 from .guidance import region_factor
 from .masks import layer_alphas, mask_pyramid, visible_masks
+from .window import Window
 from .words import Match, Tokenise, find_words, join, layer_words, negative_texts
 
 MODES = ("regions", "joint", "collage", "paint with words")
@@ -201,26 +201,6 @@ def _check_match(name: str, words: str, match: Match) -> None:
         raise invalid(where, f"found {match.found} times", many, "Make the layer's words longer, such as 'red ball' for 'ball'")
 
 
-def noise_level(alphas_cumprod: Tensor, timestep: float | None = None, *, share: float = 0.0) -> float:
-    """Sigma at a timestep, or when a share of the sampling is over: noise over picture, ``sqrt((1 - alpha) / alpha)``.
-
-    Between timesteps log sigma is interpolated, and the share's timestep is ``(1 - share) (T - 1)``, both as in ComfyUI.
-
-    Args:
-        alphas_cumprod: of the noise schedule, ``[T]``, falling.
-        timestep: 0..T-1, may lie between two.
-        share: 0 (before the first step: infinite) to 1 (0).
-    """
-    if timestep is None:
-        if share <= 0 or share >= 1:
-            return math.inf if share <= 0 else 0.0
-        timestep = (1 - share) * (len(alphas_cumprod) - 1)
-    low, high = math.floor(timestep), math.ceil(timestep)
-    # A schedule without any signal at its end would have no logarithm; ComfyUI's has this much.
-    logs = [0.5 * math.log((1 - a) / a) for a in (max(float(alphas_cumprod[t]), 4.9e-8) for t in (low, high))]
-    return math.exp(logs[0] + (logs[1] - logs[0]) * (timestep - low))
-
-
 @dataclass(frozen=True)
 class _Level:
     """What all blocks of one resolution share."""
@@ -244,7 +224,7 @@ class RegionalAttention:
         settings: Settings,
         contexts: Sequence[Tensor | None],
         tokens: int,
-        window: tuple[float, float] = (math.inf, 0.0),
+        window: tuple[float, float] = Window(),
         maps: AttentionMaps | None = None,
     ) -> None:
         """Prepare a run.
@@ -254,10 +234,11 @@ class RegionalAttention:
             settings: see the class.
             contexts: encoded text of every region ``[T_i, C']``, None where it has no text of its own.
             tokens: T of the main prompt.
-            window: greatest and least sigma at which the regions act.
+            window: the noise levels at which the regions act, a :class:`~layered_core.window.Window`.
             maps: where to record what the layers' words attend to.
         """
-        self.regions, self.settings, self.contexts, self.tokens, self.window, self.maps = regions, settings, contexts, tokens, window, maps
+        self.regions, self.settings, self.contexts, self.tokens, self.maps = regions, settings, contexts, tokens, maps
+        self.window = Window(*window)
         self._masks = torch.stack([r.mask for r in regions])
         self._levels: dict[tuple[int, int], _Level] = {}
         self._projected: dict[Hashable, tuple[list[Tensor | None], list[Tensor | None]]] = {}
@@ -288,7 +269,7 @@ class RegionalAttention:
             project: its projections.
             attend: the host's plain attention.
         """
-        acting = self.window[1] <= sigma <= self.window[0] and any(r.acts for r in self.regions)
+        acting = self.window.acts(sigma) and any(r.acts for r in self.regions)
         if not acting and self.maps is None:
             return base
         level = self._level(size, q.device)
@@ -314,8 +295,8 @@ class RegionalAttention:
 
     def guidance(self, size: tuple[int, int], sigma: float) -> Tensor:
         """Factor on the guidance scale of every pixel of the latent, ``[h, w]`` on the CPU; ones where nothing acts."""
-        acting = self.window[1] <= sigma <= self.window[0]
-        return region_factor(mask_pyramid(self._masks, [size])[0], self.settings.guidance if acting else 1.0, sigma)
+        factor = self.settings.guidance if self.window.acts(sigma) else 1.0
+        return region_factor(mask_pyramid(self._masks, [size])[0], factor, sigma)
 
     def _level(self, size: tuple[int, int], device: torch.device) -> _Level:
         if size not in self._levels:

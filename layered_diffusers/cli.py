@@ -145,6 +145,7 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="FOLDER", help="any Stable Diffusion 1.x, 2.x or XL folder in the diffusers layout (default: the shipped storybook)"
     )
+    parser.add_argument("--sampler", choices=("ddim", "euler", "euler_ancestral", "dpmpp_2m"), help="default: the model's own")
     parser.add_argument("--steps", type=_range(1, 1000, whole=True), default=25, metavar="N", help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=_range(0, 50), default=3.0, metavar="G", help="classifier-free guidance, 1 is none (default: %(default)s)")
     parser.add_argument("--seed", type=_range(0, 2**63 - 1, whole=True), default=0, metavar="N", help="of the noise (default: %(default)s)")
@@ -277,7 +278,7 @@ def _pipeline(options: argparse.Namespace) -> LayeredDiffusionPipeline:
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
     try:
-        return LayeredDiffusionPipeline.from_pretrained(options.model, device=options.device)
+        return LayeredDiffusionPipeline.from_pretrained(options.model, device=options.device, sampler=options.sampler)
     except (RuntimeError, AssertionError) as error:  # torch has no such device
         raise LayeredError(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}") from error
 

@@ -14,7 +14,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from diffusers import (
+    DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -32,6 +36,14 @@ StableDiffusion: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 STORYBOOK = Path(__file__).resolve().parent.parent / "demo" / "model"
 """The shipped model."""
+
+SAMPLERS = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
+"""Samplers by ComfyUI's names; each keeps the model's own spacing of steps."""
 
 _WEIGHTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
 
@@ -86,12 +98,14 @@ def check_model(folder: Path) -> None:
                 raise LayeredError(f"model file {str(file)!r} is broken: {error}. {restore}") from None
 
 
-def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """Load a Stable Diffusion 1.x, 2.x or XL model.
+def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype, sampler: str | None = None) -> StableDiffusion:
+    """Load a Stable Diffusion 1.x, 2.x or XL model, with one of :data:`SAMPLERS` or its own.
 
     Raises:
-        LayeredError: it is not on disk, broken, or of another family.
+        LayeredError: it is not on disk, broken, or of another family, or there is no such sampler.
     """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise invalid("sampler", sampler, ", ".join(SAMPLERS))
     folder = find_model(path_or_id)
     check_model(folder)
     try:
@@ -103,6 +117,8 @@ def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch
         raise invalid(
             "model family", type(model).__name__, "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting kin"
         )
+    if sampler is not None:
+        model.scheduler = SAMPLERS[sampler].from_config(model.scheduler.config)
     model.set_progress_bar_config(disable=True)
     return model.to(device)
 

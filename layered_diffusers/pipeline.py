@@ -60,7 +60,12 @@ class LayeredDiffusionPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path | None = None, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        cls,
+        path_or_id: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        sampler: str | None = None,
     ) -> LayeredDiffusionPipeline:
         """Load a model from disk.
 
@@ -68,13 +73,15 @@ class LayeredDiffusionPipeline:
             path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face cache, or None for the storybook.
             device: None for the GPU when there is one.
             dtype: None for float16 on a GPU, float32 elsewhere.
+            sampler: one of :data:`layered_diffusers.loading.SAMPLERS`; None for the model's own. Any other scheduler of diffusers' can be
+                set as ``pipeline.model.scheduler``.
 
         Raises:
-            LayeredError: the model is missing, broken, or of another family. Nothing is downloaded.
+            LayeredError: the model is missing, broken, or of another family, or there is no such sampler. Nothing is downloaded.
         """
         device = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float16 if device.type == "cuda" and find_model(path_or_id) != STORYBOOK else torch.float32)
-        return cls(load_model(path_or_id, device, dtype))
+        return cls(load_model(path_or_id, device, dtype, sampler))
 
     def generate(
         self,
@@ -131,7 +138,8 @@ class LayeredDiffusionPipeline:
 
         padded_height, padded_width = self._padded(height), self._padded(width)
         shape = (len(prompts), int(self.model.vae.config.latent_channels), padded_height // self.scale, padded_width // self.scale)
-        noise = torch.cat([torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        noise = torch.cat([torch.randn(1, *shape[1:], generator=g) for g in generators])
         noise = noise.to(self.model.device, self.model.unet.dtype)
         context, added = self._words(list(prompts), negative, padded_width, padded_height)
         scheduler = copy.deepcopy(self.model.scheduler)
@@ -149,7 +157,7 @@ class LayeredDiffusionPipeline:
             context=context,
             guidance=guidance,
             added=added,
-            generator=torch.Generator().manual_seed(seeds[0]),
+            generators=generators,
         )
         if start is not None:
             clean = self.encode(start).expand(shape)

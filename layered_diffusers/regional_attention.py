@@ -15,7 +15,8 @@ from layered_core.attention import plain
 from layered_core.attention_maps import AttentionMaps
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
-from layered_core.regional import Plan, RegionalAttention, Settings, make_plan, noise_level
+from layered_core.regional import Plan, RegionalAttention, Settings, make_plan
+from layered_core.window import Window, noise_level
 from layered_diffusers.loading import StableDiffusion
 from layered_diffusers.sampling import Method, Run
 from layered_diffusers.words import context_length, encode, tokenise
@@ -106,7 +107,7 @@ class RegionalPrompts(Method):
         texts = list(dict.fromkeys(r.text for r in regions if r.text))
         contexts = dict(zip(texts, encode(self.model, texts)[0], strict=True)) if texts else {}
         tokens = context_length(self.model, plan.prompt if half == "cond" else plan.negative)
-        window = (noise_level(self._alphas, share=self.settings.start), noise_level(self._alphas, share=self.settings.end))
+        window = Window.of_shares(self._alphas, self.settings.start, self.settings.end)
         return RegionalAttention(regions, self.settings, [contexts.get(r.text) for r in regions], tokens, window, maps)
 
 

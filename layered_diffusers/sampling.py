@@ -37,8 +37,8 @@ class Run:
     """Classifier-free guidance scale, 1 is the conditional prediction alone; or one for every pixel, ``[B, 1, h, w]``."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """SDXL's pooled words and sizes, uncond then cond."""
-    generator: torch.Generator | None = None
-    """Source of any fresh noise."""
+    generators: list[torch.Generator] = field(default_factory=list)
+    """Sources of fresh noise, one a picture, so that none depends on what else is in the batch."""
     concat: Tensor | None = None
     """Further channels of the UNet's input, ``[2 B, C', h, w]``, joined to the scaled latents: what inpainting models take."""
 
@@ -101,9 +101,9 @@ def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _step_arguments(run: Run) -> dict[str, Any]:
-    """The generator, for schedulers whose step takes one."""
+    """The generators, for schedulers whose step takes some."""
     names = run.scheduler.step.__code__.co_varnames[: run.scheduler.step.__code__.co_argcount]
-    return {"generator": run.generator} if "generator" in names and run.generator is not None else {}
+    return {"generator": run.generators} if "generator" in names and run.generators else {}
 
 
 def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:

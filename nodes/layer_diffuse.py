@@ -37,7 +37,7 @@ from ..layered_core.attention_sharing import (
 )
 from ..layered_core.errors import LayeredError, check_number, invalid
 from ..layered_core.layer_model_files import MODES, Mode, mode_of
-from ..layered_core.layer_patches import Patches, check_picture, check_pictures, concat_term, over_mid_grey, read_patches, transformer_blocks
+XX, check_pictures, concat_term, over_mid_grey, read_patches, transformer_blocks
 from .layer_model import layer_model_choices, read_layer_model
 
 KEY = "layered_diffusion_layer_diffuse"

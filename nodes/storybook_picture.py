@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..demo.storybook import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing, draw_background, sprite
+from ..demo.drawing import draw_background, sprite
+from ..demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing
 
 
 class StorybookPicture(io.ComfyNode):

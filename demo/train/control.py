@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from demo.storybook import CANVAS, Scene
+from demo.storybook import Scene
+from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import CONTROL
-from demo.train.unet import MOST, SCHEDULE, FloatGroupNorm, RecordingAttention, Replay, timesteps
+from demo.train.unet import MOST, Replay
 from demo.train.words import word_ids
+from demo.vocabulary import CANVAS
 from layered_core.hints import canny
 
 LEVELS = 2
@@ -79,54 +80,38 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")
-    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
-    text = CLIPTextModel.from_pretrained(export / "text_encoder").float().to(device()).requires_grad_(False)
+    vae, text = frozen_vae(export), frozen_text_encoder(export)
     unet = UNet2DConditionModel.from_pretrained(export / "unet").float().requires_grad_(False)
     model = ControlNetModel.from_unet(unet)
     model.controlnet_cond_embedding.conv_out.reset_parameters()
     start_from(model, CONTROL / "diffusion_pytorch_model.safetensors", options.fresh)
     for net in (unet, model):
-        for module in net.modules():
-            if type(module) is nn.GroupNorm:
-                module.__class__ = FloatGroupNorm
         net.set_attn_processor(RecordingAttention())
-        net.to(device(), memory_format=torch.channels_last)
+        prepare(net)
     model.controlnet_cond_embedding.__class__ = SharedHint
     trainer = Trainer(model, Path(options.folder) / "control", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.998)
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = EdgeReplay(vae, rng)
     replay.add(256)
-    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device())
-    weights = (alphas / (1 - alphas)).pow(-1).mul(5).clamp(max=1)
-    plain, going = torch.zeros(()), True
+    objective, plain, going = Objective(), torch.zeros(()), True
     while going:
         scenes = options.scale * 16 // LEVELS
         replay.add(max(scenes // 8, 1))
         latents, tokens, _, _ = replay.batch(scenes, ids)
         hints = replay.hints()
-        latents = latents.repeat(LEVELS, 1, 1, 1)
-        count = len(latents)
-        t = timesteps(count)
-        alpha = alphas[t].view(-1, 1, 1, 1)
-        noise = torch.randn_like(latents)
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-
-        def error(v: Tensor, t: Tensor = t, target: Tensor = target) -> Tensor:
-            return (weights[t] * (v.float() - target).square().mean((1, 2, 3))).mean()
-
+        batch = objective.noised(latents.repeat(LEVELS, 1, 1, 1))
         with torch.autocast(device().type, torch.bfloat16):
             context = text(tokens)[0].repeat(LEVELS, 1, 1)
             if trainer.step % 16 == 0:
                 with torch.no_grad():
-                    plain = error(unet(noisy, t, context).sample)
-            down, middle = model(noisy, t, context, controlnet_cond=hints, return_dict=False)
-            v = unet(noisy, t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+                    plain = objective.error(unet(batch.noisy, batch.t, context).sample, batch)
+            down, middle = model(batch.noisy, batch.t, context, controlnet_cond=hints, return_dict=False)
+            v = unet(batch.noisy, batch.t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
         for net in (unet, model):
             for processor in net.attn_processors.values():
                 processor.maps.clear()
-        loss = error(v)
-        going = trainer.update(loss, count, v=loss.detach(), v_without=plain)
+        loss = objective.error(v, batch)
+        going = trainer.update(loss, len(batch.t), v=loss.detach(), v_without=plain)
         if trainer.due(4.0) or not going:
             if rank == 0:
                 exported = ControlNetModel.from_unet(unet)

@@ -15,12 +15,12 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.storybook import CANVAS, Thing
+from demo.train.diffusion import frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
 from demo.train.sprites import KNOWN, SMOKE_SHARE, THINGS, draw_smoke, draw_sprite, padded
-from demo.train.unet import FloatGroupNorm
 from demo.train.vae import HELD_OUT
+from demo.vocabulary import CANVAS, Thing
 from layered_core.transparent import TransparentDecoder, TransparentEncoder, from_file_order, to_file_order
 from layered_core.transparent_encode import on_grey
 
@@ -145,13 +145,10 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     """One process of the transparent autoencoder's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
-    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
+    vae = frozen_vae(export)
     model = Autoencoder()
     model.load(MODEL / "transparent", options.fresh)
-    for module in model.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = FloatGroupNorm
-    model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+    prepare(model)
     trainer = Trainer(model, Path(options.folder) / "transparent", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.998)
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     sprites = Sprites(vae, rng, KNOWN, SMOKE_SHARE)

@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from demo.storybook import BACKGROUNDS, Thing
+from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device
 from demo.train.ship import MODEL
 from demo.train.sprites import THINGS, draw_sprite, padded
 from demo.train.tokenizer import START
 from demo.train.transparent import Autoencoder, encode
-from demo.train.unet import SCHEDULE, FloatGroupNorm, RecordingAttention, attention_loss, timesteps
+from demo.train.unet import attention_loss
 from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
+from demo.vocabulary import BACKGROUNDS, Thing
 
 RANK = 32
 
@@ -148,8 +148,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")
-    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
-    text = CLIPTextModel.from_pretrained(export / "text_encoder").float().to(device()).requires_grad_(False)
+    vae, text = frozen_vae(export), frozen_text_encoder(export)
     autoencoder = Autoencoder()
     autoencoder.load(export / "transparent")
     autoencoder.to(device()).requires_grad_(False)
@@ -157,36 +156,26 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     layers = int(unet.config.layers_per_block)
     loras = add_loras(unet)
     start_from_file(loras, layers, MODEL / "transparent" / "lora.safetensors", options.fresh)
-    for module in unet.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = FloatGroupNorm
     record = RecordingAttention()
     unet.set_attn_processor(record)
-    unet.to(device(), memory_format=torch.channels_last)
+    prepare(unet)
     trainer = Trainer(
         unet, Path(options.folder) / "transparent_lora", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.999
     )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = LayerReplay(vae, autoencoder, rng)
     replay.add(256)
-    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device())
-    weights = (alphas / (1 - alphas)).pow(-1).mul(5).clamp(max=1)
-    going = True
+    objective, going = Objective(), True
     while going:
         count = options.scale * 16
         replay.add(count // 8 if replay.filled < 2000 else count // 16)
         latents, tokens, masks, nouns = replay.batch(count, ids)
-        t = timesteps(count)
-        alpha = alphas[t].view(-1, 1, 1, 1)
-        noise = torch.randn_like(latents)
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        batch = objective.noised(latents)
         record.maps = []
         with torch.autocast(device().type, torch.bfloat16):
-            context = text(tokens)[0]
-            v = unet(noisy, t, context).sample.float()
-        error = (weights[t] * (v - target).square().mean((1, 2, 3))).mean()
-        attention = attention_loss(record.maps, masks, nouns, alphas[t].sqrt())
+            v = unet(batch.noisy, batch.t, text(tokens)[0]).sample
+        error = objective.error(v, batch)
+        attention = attention_loss(record.maps, masks, nouns, batch.clear)
         going = trainer.update(error + 0.1 * attention, count, v=error.detach(), attention=attention.detach())
         if trainer.due(4.0) or not going:
             if rank == 0:

@@ -1,8 +1,7 @@
-"""Train the storybook UNet: v-prediction on Stable Diffusion's schedule, captions through the frozen text encoder.
+"""Train the storybook UNet: v-prediction, captions through the frozen text encoder.
 
-Two things make it learn in CPU-hours. The loss per timestep is weighted by min(snr, 5) / snr (Hang et al. 2023, arXiv 2303.09556,
-on the v-error), so that the steps that decide what is where are not drowned by the last ones. And because every mask is known, an
-auxiliary loss (1 - share)^2 asks that the cross-attention of a noun lies inside its object, weight 0.3.
+Two things make it learn in CPU-hours: the weights of the objective (see ``diffusion.py``), and, because every mask is known, an auxiliary loss
+(1 - share)^2 that asks that the cross-attention of a noun lies inside its object, weight 0.3.
 """
 
 from __future__ import annotations
@@ -13,23 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from demo.storybook import Scene, Thing, random_scene
+from demo.storybook import Scene, random_scene
+from demo.train.diffusion import SCHEDULE, Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
 from demo.train.vae import HELD_OUT
 from demo.train.words import pad, training_caption, word_ids
+from demo.vocabulary import Thing
 
 MOST = 4
 """Greatest number of objects in a scene."""
-
-SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing",
-}  # fmt: skip
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -45,34 +39,6 @@ def new_unet() -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )
-
-
-class FloatGroupNorm(nn.GroupNorm):
-    """Group norm in single precision: in half precision its channels-last kernel is ten times slower on CPUs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As :class:`torch.nn.GroupNorm`."""
-        return nn.functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
-
-
-class RecordingAttention:
-    """Plain attention that keeps the probabilities of cross-attention, averaged over heads, ``[B, N, 77]``."""
-
-    def __init__(self) -> None:
-        self.maps: list[Tensor] = []
-
-    def __call__(self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
-        """As diffusers' ``AttnProcessor`` on three-dimensional input."""
-        context = hidden if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = attention.to_q(hidden), attention.to_k(context), attention.to_v(context)
-        heads = attention.heads
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        scores = (q @ k.transpose(-1, -2)) * attention.scale
-        probabilities = scores.float().softmax(-1)
-        if encoder_hidden_states is not None and q.shape[2] >= 64:
-            self.maps.append(probabilities.mean(1))
-        out = (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)
-        return attention.to_out[0](out)
 
 
 class Replay:
@@ -136,51 +102,34 @@ def attention_loss(maps: list[Tensor], masks: Tensor, nouns: Tensor, weight: Ten
     return total / len(maps)
 
 
-def timesteps(count: int) -> Tensor:
-    """Half of them anywhere in 0..999, half in 400..999, where it is decided how many objects there are and where."""
-    first = 400 * torch.randint(0, 2, (count,), device=device())
-    return first + (torch.rand(count, device=device()) * (1000 - first)).long()
-
-
 def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     """One process of the UNet's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")
-    vae = AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
-    text = CLIPTextModel.from_pretrained(export / "text_encoder").float().to(device()).requires_grad_(False)
+    vae, text = frozen_vae(export), frozen_text_encoder(export)
     model = new_unet()
     start_from(model, MODEL / "unet" / "diffusion_pytorch_model.safetensors", options.fresh)
-    for module in model.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = FloatGroupNorm
     record = RecordingAttention()
     model.set_attn_processor(record)
-    model.to(device(), memory_format=torch.channels_last)
+    prepare(model)
     trainer = Trainer(
         model, Path(options.folder) / "unet", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.999, warmup=300
     )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = Replay(vae, rng)
     replay.add(256)
-    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device())
-    weights = (alphas / (1 - alphas)).pow(-1).mul(5).clamp(max=1)
-    going = True
+    objective, going = Objective(), True
     while going:
         count = options.scale * (16 if trainer.progress < 0.5 else 32)
         replay.add(count // 8 if replay.filled < 4000 else max(count // 16, 1))
         latents, tokens, masks, nouns = replay.batch(count, ids)
-        t = timesteps(count)
-        alpha = alphas[t].view(-1, 1, 1, 1)
-        noise = torch.randn_like(latents)
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        batch = objective.noised(latents)
         record.maps = []
         with torch.autocast(device().type, torch.bfloat16):
-            context = text(tokens)[0]
-            v = model(noisy, t, context).sample.float()
-        error = (weights[t] * (v - target).square().mean((1, 2, 3))).mean()
-        attention = attention_loss(record.maps, masks, nouns, alphas[t].sqrt())
+            v = model(batch.noisy, batch.t, text(tokens)[0]).sample
+        error = objective.error(v, batch)
+        attention = attention_loss(record.maps, masks, nouns, batch.clear)
         going = trainer.update(error + 0.3 * attention, count, v=error.detach(), attention=attention.detach())
         if trainer.due(4.0) or not going:
             if rank == 0:

@@ -8,7 +8,8 @@ import torch
 from benchmarks.judging import Examiner, reference_features, words_vector
 from benchmarks.report import _matches
 from benchmarks.scenes import Case, layout_cases, redo_cases
-from demo.storybook import COLOURS, KINDS, Thing, place_object
+from demo.storybook import place_object
+from demo.vocabulary import COLOURS, KINDS, Thing
 from layered_core.metrics import average_precision, frechet_distance
 from layered_diffusers.loading import STORYBOOK
 

@@ -113,7 +113,8 @@ def find_place(page, prompt):
 
 
 def main():
-    from demo.storybook import Thing, sprite
+    from demo.drawing import sprite
+    from demo.vocabulary import Thing
 
     with tempfile.TemporaryDirectory() as folder, pages.browser((2900, 1300)) as new:
         server = Server(*find_host(), Path(folder) / "base")

@@ -6,22 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from demo.drawing import sprite
 from demo.judge import connected_components
-from demo.storybook import (
-    BACKGROUNDS,
-    COLOURS,
-    KINDS,
-    MATERIALS,
-    Thing,
-    caption,
-    is_held_out,
-    place_object,
-    random_caption,
-    random_scene,
-    random_things,
-    sprite,
-)
+from demo.storybook import caption, is_held_out, place_object, random_caption, random_scene, random_things
 from demo.train import words
+from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing
 from layered_core.compositing import composite
 from layered_core.masks import layer_alphas, visible_masks
 

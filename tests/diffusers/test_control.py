@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 
-from demo.storybook import Thing, place_object, random_scene
+from demo.storybook import place_object, random_scene
+from demo.vocabulary import Thing
 from layered_core.control import ControlMap
 from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError

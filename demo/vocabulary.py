@@ -1,0 +1,45 @@
+"""What the storybook world knows: kinds of objects, colours, materials, landscapes, and their words."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+CANVAS = 128
+"""Side of a scene in pixels."""
+
+KINDS = ("ball", "star", "heart", "house", "tree", "mushroom")
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (216, 44, 52),
+    "yellow": (252, 208, 48),
+    "green": (48, 164, 80),
+    "blue": (40, 108, 220),
+    "purple": (148, 64, 196),
+    "white": (244, 244, 240),
+}
+
+MATERIALS = ("solid", "glass", "glowing", "soft")
+"""Hard edges, translucent inside, a halo outside, blurred edges. ``solid`` is never named in a caption."""
+
+BACKGROUNDS: dict[str, tuple[str, ...]] = {
+    "meadow": ("in a meadow", "a meadow with hills"),
+    "sea": ("by the sea", "the sea"),
+    "night": ("at night", "a night sky"),
+    "desert": ("in the desert", "a desert"),
+    "snow": ("in the snow", "snowy mountains"),
+    "sunset": ("at sunset", "sunset over the mountains"),
+}
+"""Background name -> the phrases a caption uses for it."""
+
+
+class Thing(NamedTuple):
+    """What an object is."""
+
+    material: str
+    colour: str
+    kind: str
+
+    @property
+    def words(self) -> str:
+        """As a caption names it, e.g. ``a glass blue star``."""
+        return " ".join(["a", *([] if self.material == "solid" else [self.material]), self.colour, self.kind])
