@@ -79,10 +79,11 @@ class Summary:
     def provenance(self) -> str:
         """The command, commit and settings that made the figures."""
         s = self.settings
+        sampler = self.suite.sampler or "the model's own sampler"
         where = "" if self.suite.host == "diffusers" else f", host {self.suite.host}"
         return (
             f"`layered bench {self.suite.name} -n {s.count}`, commit {commit()}, weights {weights_checksum(s.model)}, "
-            f"{self.suite.sampler or 'the model\'s own sampler'}, {s.steps} steps, guidance {s.guidance:g}{where}"
+            f"{sampler}, {s.steps} steps, guidance {s.guidance:g}{where}"
         )
 
     def markdown(self) -> str:

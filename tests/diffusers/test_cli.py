@@ -31,6 +31,17 @@ def test_help_reads_well_and_needs_no_torch():
         assert command in done.stdout
 
 
+def test_every_sampler_that_there_is_can_be_asked_for(tmp_path):
+    from layered_diffusers.loading import SAMPLERS
+
+    written = set()
+    for sampler in SAMPLERS:
+        out = tmp_path / f"{sampler}.png"
+        assert main(["generate", "a red ball", "-o", str(out), "--steps", "3", "--sampler", sampler, "--device", "cpu"]) == 0
+        written.add(out.read_bytes())
+    assert len(written) > 2  # ddim and euler may agree
+
+
 def test_without_torch_a_command_says_what_to_install():
     code = "import sys; sys.modules['torch'] = None; from layered_diffusers.cli import main; sys.exit(main(['render', 'x.json', '-o', 'x.png']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
