@@ -18,7 +18,7 @@ from .document import Layer, LayerDocument
 from .errors import check_number, invalid
 from .guidance import region_factor
 from .masks import layer_alphas, mask_pyramid, visible_masks
-from .window import Window
+from .window import ALWAYS, Window
 from .words import Match, Tokenise, find_words, join, layer_words, negative_texts
 
 MODES = ("regions", "joint", "collage", "paint with words")
@@ -96,6 +96,8 @@ class Region:
     """How much ``words`` are pushed out of the rest."""
     own: tuple[int, ...] = ()
     """Places of the layer's words among the keys of ``text``."""
+    guided: float = 0.0
+    """How much of the settings' ``guidance`` it gets, 0..1."""
 
     @property
     def acts(self) -> bool:
@@ -153,7 +155,7 @@ def make_plan(document: LayerDocument, settings: Settings, prompt: str, negative
             region = Region(layer.name, mask, words, into * (1 - settings.global_weight), match.indices, own=tuple(t.index for t in own))
             if settings.mode == "regions":
                 region = replace(region, inside=settings.emphasis * into, outside=out_of)
-        cond.append(region)
+        cond.append(replace(region, guided=into))
     return Plan(prompt, negative, tuple(cond), tuple(_negative_regions(seen, rest, negative, settings, embedding_prefix)))
 
 
@@ -224,7 +226,7 @@ class RegionalAttention:
         settings: Settings,
         contexts: Sequence[Tensor | None],
         tokens: int,
-        window: tuple[float, float] = Window(),
+        window: tuple[float, float] = ALWAYS,
         maps: AttentionMaps | None = None,
     ) -> None:
         """Prepare a run.
@@ -296,7 +298,7 @@ class RegionalAttention:
     def guidance(self, size: tuple[int, int], sigma: float) -> Tensor:
         """Factor on the guidance scale of every pixel of the latent, ``[h, w]`` on the CPU; ones where nothing acts."""
         factor = self.settings.guidance if self.window.acts(sigma) else 1.0
-        return region_factor(mask_pyramid(self._masks, [size])[0], factor, sigma)
+        return region_factor(mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma)
 
     def _level(self, size: tuple[int, int], device: torch.device) -> _Level:
         if size not in self._levels:

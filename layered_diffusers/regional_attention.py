@@ -81,7 +81,7 @@ class RegionalPrompts(Method):
     def before_step(self, run: Run, index: int) -> None:
         """Note the noise level."""
         self._sigma = noise_level(self._alphas, float(run.timesteps[index]))
-        if self.settings.guidance != 1:
+        if self.settings.guidance != 1 and self._guidance != 1:
             size = (int(run.latents.shape[-2]), int(run.latents.shape[-1]))
             factors = [torch.ones(size) if half is None else half.guidance(size, self._sigma) for half in self._halves[1]]
             run.guidance = self._guidance * torch.stack(factors)[:, None].to(run.latents)

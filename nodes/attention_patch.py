@@ -152,7 +152,8 @@ class _Run:
         """After classifier-free guidance: more of it where layers are."""
         denoised, cond, uncond = (prediction[k] for k in ("denoised", "cond_denoised", "uncond_denoised"))
         entries = [entry["uuid"] for entry in prediction["cond"] or () if entry["uuid"] in self.attentions]
-        if uncond is None or not entries or tuple(denoised.shape[-2:]) != self.latent_size:
+        # At cfg 1 the negative is not computed: there is nothing to be guided away from.
+        if not prediction["uncond"] or not entries or tuple(denoised.shape[-2:]) != self.latent_size:
             return denoised
         factor = self.attentions[entries[0]].guidance(self.latent_size, float(prediction["sigma"].flatten()[0]))
         return guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))

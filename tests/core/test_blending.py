@@ -143,11 +143,11 @@ def test_bands_of_equal_pictures_add_up_again():
 def test_small_regions_are_guided_more_while_the_picture_forms():
     masks = torch.zeros(2, 8, 8)
     masks[0], masks[0, :2, :4], masks[1, :2, :4] = 1, 0, 1  # a background, and something on an eighth of it
-    factor = region_factor(masks, 5.0, FORMING + 0.1)
+    factor = region_factor(masks, [1, 1], 5.0, FORMING + 0.1)
     assert factor[0, 0] == pytest.approx(1 + 4 * 7 / 8)
     assert factor[7, 7] == pytest.approx(1 + 4 / 8)
-    assert (region_factor(masks, 5.0, FORMING) == 1).all()
-    assert (region_factor(masks, 1.0, 10.0) == 1).all()
+    assert (region_factor(masks, [1, 1], 5.0, FORMING) == 1).all()
+    assert (region_factor(masks, [1, 1], 1.0, 10.0) == 1).all()
 
 
 def test_more_guidance_afterwards_is_guidance_with_the_greater_scale():

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,9 +145,22 @@ def test_outside_its_window_of_noise_nothing_acts():
     settings = Settings()
     attention = prepared(make_plan(pair(), settings, "", "", tokenise), settings, window=(10.0, 2.0))
     block = Block()
-    for sigma, acts in ((11.0, False), (10.0, True), (2.0, True), (1.9, False)):
+    for sigma, acts in ((11.0, False), (10.0, True), (2.1, True), (2.0, False)):
         out, base = block.run(attention, sigma)
         assert (out is not base) == acts
+
+
+def test_layers_get_the_guidance_that_their_strength_and_window_give_them():
+    quarters = tuple(box(n, x, f"a {n}", recipe=Recipe(inside=i)) for n, x, i in (("ball", 0, 1.0), ("star", 8, 0.0)))
+    document = LayerDocument(32, 32, tuple(replace(b, width=8) for b in quarters))
+    for strength in (1.0, 0.5, 0.0):
+        settings = Settings(guidance=5, strength=strength)
+        factor = prepared(make_plan(document, settings, "", "", tokenise), settings, window=(10.0, 2.0)).guidance((8, 8), 5.0)
+        torch.testing.assert_close(factor[:, :2], torch.full((8, 2), 1 + 4 * 0.75 * strength))
+        assert (factor[:, 2:] == 1).all()
+    attention = prepared(make_plan(document, Settings(guidance=5), "", "", tokenise), Settings(guidance=5), window=(10.0, 2.0))
+    for sigma, more in ((11.0, False), (3.0, True), (1.9, False)):
+        assert bool((attention.guidance((8, 8), sigma) > 1).any()) == more
 
 
 def test_keys_and_values_are_projected_once_unless_weights_may_change():
@@ -185,6 +199,7 @@ def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():
     [
         ({"strength": math.nan}, "strength"), ({"strength": -0.1}, "strength"), ({"start": 0.6, "end": 0.5}, "end"), ({"mode": "magic"}, "mode"),
         ({"schedule": "x"}, "schedule"), ({"global_weight": 2}, "global_weight"), ({"emphasis": math.inf}, "emphasis"),
+        ({"guidance": 0.5}, "guidance"), ({"guidance": math.nan}, "guidance"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad, said):

@@ -23,10 +23,10 @@ def halves(left="a red ball", right="a blue star", **more):
     return LayerDocument(128, 128, layers, prompt=f"{left} and {right} in a meadow", **more)
 
 
-def sampled(pipeline, document, settings, steps=4, seeds=(0,), **more):
+def sampled(pipeline, document, settings, steps=4, seeds=(0,), guidance=3.0, **more):
     method = RegionalPrompts(pipeline.model, [document], settings, **more)
     prompts = method.prompts * len(seeds)
-    return pipeline.generate(prompts, negative=method.negative, seeds=list(seeds), steps=steps, methods=[method])
+    return pipeline.generate(prompts, negative=method.negative, seeds=list(seeds), steps=steps, guidance=guidance, methods=[method])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -81,6 +81,25 @@ def test_start_and_end_bound_what_acts(pipeline):
     never = pipeline.generate([halves().prompt], seeds=[0], steps=3)
     assert torch.equal(late, never)
     assert not torch.equal(sampled(pipeline, halves(), Settings(end=0.5), steps=3), never)
+
+
+def test_guidance_in_layers_acts_unless_there_is_nothing_to_be_guided_away_from(pipeline):
+    def made(guidance, cfg, **more):
+        return sampled(pipeline, halves(), Settings(guidance=guidance, **more), steps=3, guidance=cfg)
+
+    assert not torch.equal(made(4, 3.0), made(1, 3.0))
+    assert torch.equal(made(4, 1.0), made(1, 1.0))
+    assert torch.equal(made(4, 3.0, strength=0), made(1, 3.0, strength=0))
+    assert torch.equal(made(4, 3.0, start=0.999), made(1, 3.0, start=0.999))
+
+
+def test_every_picture_of_a_batch_is_guided_by_its_own_document(pipeline):
+    documents = [halves(), LayerDocument(128, 128, prompt="a meadow"), halves("a green tree", "a white house")]
+    method = RegionalPrompts(pipeline.model, documents, Settings(guidance=4))
+    together = pipeline.generate(method.prompts, seeds=[3, 4, 5], steps=3, methods=[method])
+    for i, document in enumerate(documents):
+        alone = sampled(pipeline, document, Settings(guidance=4), steps=3, seeds=[3 + i])[0]
+        torch.testing.assert_close(alone, together[i], atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize("words", [1, 30, 400])

@@ -13,6 +13,7 @@ import folder_paths
 import pytest
 import torch
 from diffusers import ControlNetModel
+from graph import node
 
 import nodes
 
@@ -162,6 +163,31 @@ def pack(host):
         return sys.modules[f"{root}.{path}"]
 
     return module
+
+
+@pytest.fixture(scope="session")
+def regions(pack):
+    """The modules that regional attention is made of."""
+
+    class Regions:
+        document = pack("layered_core.document")
+        regional = pack("layered_core.regional")
+        attention = pack("layered_core.attention")
+        guidance = pack("layered_core.guidance")
+        layers = pack("nodes.layers")
+        patch = pack("nodes.attention_patch")
+        node = pack("nodes.regional_prompt_attention").RegionalPromptAttention
+        error = pack("layered_core.errors").LayeredError
+
+    return Regions
+
+
+@pytest.fixture(scope="module")
+def loaded(host):
+    """The storybook's MODEL and CLIP."""
+    host.fresh()
+    loader = {"loader": node("LD_LoadDemoModel")}
+    return host.value(loader, "loader", 0), host.value(loader, "loader", 1)
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ EXAMPLES = {
     },
     "LD_PerLayerSDEdit": {"a": load("red.png"), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {"a": load("red.png"), "it": regenerate("a", "red")},
-    "LD_RegionalPromptAttention": {"a": from_image(width=64, height=128, prompt="a red ball"), "it": regional("a")},
+    "LD_RegionalPromptAttention": {"a": from_image(width=64, height=128, prompt="a red ball"), "it": regional("a", guidance=4.0)},
     "LD_AttentionPreview": {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "r": regional("a", record=True),

@@ -50,7 +50,9 @@ def test_words_act_on_their_side_in_the_conditional_half_alone(regions, loaded, 
 
 def test_a_negative_of_a_layer_acts_in_the_unconditional_half_on_its_side_alone(regions, loaded):
     model, clip = loaded
-    pair = [regions.document.Layer(x, x=64 * i, y=0, width=64, height=128, negative=n) for i, (x, n) in enumerate((("l", ""), ("r", "a yellow house")))]
+    pair = [
+        regions.document.Layer(x, x=64 * i, y=0, width=64, height=128, negative=n) for i, (x, n) in enumerate((("l", ""), ("r", "a yellow house")))
+    ]
     stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, tuple(pair)))
     _, cond, uncond = predicted(*apply(regions, model, clip, stack), sigma=1.0)
     _, plain, plain_uncond = predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, ""), sigma=1.0)
@@ -235,7 +237,7 @@ def test_sampling_with_the_original_is_untouched_by_broken_and_interrupted_regio
     model, positive, negative = models(host)
     clip = host.value(LOADER, "loader", 1)
     before = sample(model, positive, negative)
-    out = apply(regions, model, clip)
+    out = apply(regions, model, clip, guidance=4.0)
 
     def broken(arguments):
         raise RuntimeError("broken on purpose")

@@ -1,0 +1,94 @@
+"""Regional Prompt Attention on other families: tiny random SDXL and inpainting UNets work, a transformer is refused."""
+
+from functools import partial
+
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import pytest
+import torch
+from regional_scene import WIDGETS, apply, encode, predicted
+
+SMALL_TEXT = {
+    "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 77,
+    "hidden_act": "gelu", "eos_token_id": 49407, "layer_norm_eps": 1e-5, "vocab_size": 49408,
+}  # fmt: skip
+
+
+class SmallXLText(comfy.sdxl_clip.SDXLClipModel):
+    """SDXL's two encoders, small, with random weights."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 - as ComfyUI has it
+        torch.nn.Module.__init__(self)
+        text = partial(
+            comfy.sd1_clip.SDClipModel, layer="hidden", layer_idx=-2, device=device, dtype=dtype, layer_norm_hidden_state=False,
+            textmodel_json_config=dict(SMALL_TEXT),
+        )  # fmt: skip
+        self.clip_l, self.clip_g = text(), text(special_tokens={"start": 49406, "end": 49407, "pad": 0}, return_projected_pooled=True)
+        self.dtypes = {dtype}
+        torch.manual_seed(0)
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+
+
+def small_unet(kind, **shape):
+    config = kind({
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
+        "use_spatial_transformer": True, "legacy": False, "num_head_channels": 16, "transformer_depth": [0, 2],
+        "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2], "use_temporal_attention": False, "use_temporal_resblock": False,
+        **shape,
+    })  # fmt: skip
+    config.unet_extra_config = {}
+    with torch.inference_mode(False):
+        model = config.get_model({}, device="cpu")
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def test_sdxl_keeps_both_encoders_pooled_words_and_sizes(regions):
+    model = small_unet(
+        comfy.supported_models.SDXL, context_dim=64, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=32 + 6 * 256
+    )
+    with torch.inference_mode(False):
+        target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, SmallXLText)
+        clip = comfy.sd.CLIP(target, parameters=1)
+    out, positive, negative = apply(regions, model, clip, negative="dark")
+    assert torch.equal(positive[0][1]["pooled_output"], encode(clip, WIDGETS["prompt"])[0][1]["pooled_output"])
+    sized = [[words, {**rest, "width": 512, "height": 640}] for words, rest in positive]
+    cond = predicted(out, positive, negative)[1]
+    plain = predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, "dark"))[1]
+    assert float((cond - plain).abs().max()) > 1e-4
+    assert not torch.equal(predicted(out, sized, negative)[1], cond)
+    assert len(regions.patch.cross_attentions(model.model.diffusion_model)) == 8
+
+
+def test_an_inpainting_unet_works(regions, loaded):
+    model = small_unet(comfy.supported_models.SD15, context_dim=64, in_channels=9, use_linear_in_transformer=False, num_heads=2, num_head_channels=-1)
+    _, clip = loaded
+    out, positive, negative = apply(regions, model, clip)
+    mask = {"concat_latent_image": torch.zeros(1, 4, 16, 16), "concat_mask": torch.ones(1, 1, 128, 128)}
+    positive, negative = ([[words, {**rest, **mask}] for words, rest in c] for c in (positive, negative))
+    assert bool(predicted(out, positive, negative)[1].isfinite().all())
+
+
+def test_a_model_that_is_no_such_unet_is_refused_by_its_familys_name(regions, loaded):
+    shape = {"image_model": "flux", "in_channels": 16, "hidden_size": 24, "depth": 0, "depth_single_blocks": 0, "num_heads": 1, "axes_dim": [8, 8, 8]}
+    shape |= {
+        "vec_in_dim": 8,
+        "context_in_dim": 8,
+        "mlp_ratio": 1.0,
+        "txt_ids_dims": [],
+        "theta": 10,
+        "qkv_bias": True,
+        "guidance_embed": False,
+        "patch_size": 2,
+    }
+    config = comfy.supported_models.Flux({**shape, "out_channels": 16})
+    model = comfy.model_patcher.ModelPatcher(config.get_model({}, device="cpu"), torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(regions.error, match="model: family is 'Flux'; allowed: Stable Diffusion 1.x, 2.x and XL"):
+        apply(regions, model, loaded[1])

@@ -1,0 +1,77 @@
+"""ComfyUI and diffusers predict the same from the same weights, words and layers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from regional_scene import MODES, WIDGETS, apply, encode, halves, once
+
+
+class Twin:
+    """The same weights in diffusers, and the noise it predicts from the same input, words and layers."""
+
+    def __init__(self, folder):
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
+        self.unet = UNet2DConditionModel.from_pretrained(Path(folder, "unet")).eval()
+        self.alphas = DDPMScheduler.from_pretrained(Path(folder, "scheduler")).alphas_cumprod
+
+    def predict(self, regions, x, sigma, contexts, attentions):
+        """Denoised, uncond then cond; ``attentions`` of both halves, or None for the plain prompts."""
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        attention = regions.attention
+        alpha = 1 / (sigma**2 + 1)
+        timestep = (self.alphas - alpha).abs().argmin()
+
+        class Regional(AttnProcessor2_0):
+            def __init__(self, name):
+                self.name = name
+
+            def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+                q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+                plain = attention.plain(attn.heads)
+                out = plain(q, k, v, None)
+                side = int(q.shape[1] ** 0.5)
+                for row, half in enumerate(attentions):
+                    if half is not None:
+                        at = slice(row, row + 1)
+                        out[at] = half(
+                            q[at], k[at], v[at], out[at], size=(side, side), sigma=sigma, heads=attn.heads, block=self.name,
+                            project=lambda c: (attn.to_k(c), attn.to_v(c)), attend=plain,
+                        )  # fmt: skip
+                return attn.to_out[0](out)
+
+        before = self.unet.attn_processors
+        if attentions is not None:
+            self.unet.set_attn_processor({n: Regional(n) if ".attn2." in n else p for n, p in before.items()})
+        try:
+            with torch.inference_mode():
+                scaled = (x * alpha**0.5).expand(2, -1, -1, -1)
+                v = self.unet(scaled, timestep, contexts).sample
+        finally:
+            self.unet.set_attn_processor(before)
+        return (x * alpha - v * sigma * alpha**0.5).chunk(2)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 6.0])
+@pytest.mark.parametrize("mode", ["plain", *MODES])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, guidance):
+    model, clip = loaded
+    sigma = model.get_model_object("model_sampling").sigma(torch.tensor(round((1 - share) * 999.0))).item()
+    stack = halves(regions, negative="a white house")
+    regional = apply(regions, model, clip, stack, mode=mode, negative="dark", guidance=guidance) if mode != "plain" else None
+    positive, negative = regional[1:] if regional else (encode(clip, WIDGETS["prompt"]), encode(clip, "dark"))
+    seen = once(regional[0] if regional else model, positive, negative, sigma, cfg=3.0)
+    attentions, scale = None, 3.0
+    if regional:
+        carried = [c[0][1][regions.patch.KEY] for c in (negative, positive)]
+        attentions = [regions.regional.RegionalAttention(h.regions, h.settings, h.contexts, h.tokens) for h in carried]
+        scale = 3.0 * attentions[1].guidance((16, 16), sigma)
+    contexts = torch.cat([negative[0][0], positive[0][0]])
+    theirs = Twin(pack("nodes.demo_model").FOLDER).predict(regions, seen["input"], sigma, contexts, attentions)
+    theirs = [*theirs, regions.guidance.classifier_free(*theirs, scale)]
+    for name, other in zip(("uncond", "cond", "guided"), theirs, strict=True):
+        a, b = ((seen["input"] - x) / sigma for x in (seen[name], other))
+        assert float((a - b).norm() / b.norm()) < 1e-3
