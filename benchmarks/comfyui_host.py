@@ -126,6 +126,13 @@ def set_mask_combine(scene, strength=1.0, base="caption"):
 
 
 @method
+def plain_inpainting(scene):
+    """VAEEncodeForInpaint: a grey hole, and latents of it that are free."""
+    latent = call("VAEEncodeForInpaint", pixels=image(scene.before), vae=scene.vae, mask=scene.mask[None], grow_mask_by=6)[0]
+    return scene.sample(scene.encode(scene.objects[scene.changed]), latent)
+
+
+@method
 def latent_noise_mask(scene, strength=1.0):
     """SetLatentNoiseMask around the object that is to change, with its bare words."""
     latent = call("SetLatentNoiseMask", samples=scene.latent(scene.before), mask=scene.mask[None])[0]
@@ -158,8 +165,9 @@ def differential_collage(scene, objects=0.5, background=0.3):
 def regional_prompts(scene, mode="regions", guidance=1.0):
     """Regional Prompt Attention: each object's words where it is seen, as ``set_mask_combine``'s; ``guidance`` in small regions."""
     model, positive, negative = call(
-        "LD_RegionalPromptAttention", model=scene.model, clip=scene.clip, layers=scene.layers(scene.start), prompt=scene.words, mode=mode, guidance=guidance
-    )
+        "LD_RegionalPromptAttention", model=scene.model, clip=scene.clip, layers=scene.layers(scene.start), prompt=scene.words, mode=mode,
+        guidance=guidance,
+    )  # fmt: skip
     return scene.sample(positive, model=model, negative=negative)
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block, get_up_block
 from torch import Tensor, nn
 
-from layered_core.transparent import ATTENTION_STAGE, DECODER_WIDTHS, GROUPS, HEAD, LATENT_STAGE
+from layered_core.transparent import ATTENTION_STAGE, DECODER_WIDTHS, GROUPS, HEAD, LATENT_STAGE, TransparentDecoder
 
 _SHARED = {"temb_channels": None, "resnet_eps": 1e-5, "resnet_act_fn": "silu", "resnet_groups": GROUPS, "attention_head_dim": HEAD}
 
@@ -62,6 +62,11 @@ class ReferenceDecoder(nn.Module):
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
 
+def one_pass(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tensor:
+    """One clipped pass, ``[B, 4, H, W]``."""
+    return decoder(pixels, latent).clip(0, 1)
+
+
 def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tensor:
     """Eight passes over flips and quarter turns, clipped, turned back, and their lower median: ``[B, 4, H, W]``."""
     results = []
@@ -72,3 +77,15 @@ def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tenso
             out = out.rot90(-turns, (2, 3))
             results.append(out.flip(3) if flip else out)
     return torch.stack(results).median(0).values
+
+
+def random_pair(widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4, seed: int = 0) -> tuple[TransparentDecoder, ReferenceDecoder]:
+    """Ours and the reference with the same random weights, every one of which matters, and most of whose answers lie in 0..1."""
+    torch.manual_seed(seed)
+    ours = TransparentDecoder(widths, latent_channels).eval().requires_grad_(False)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else 1.4 / parameter[0].numel() ** 0.5)
+    ours.conv_out.bias.fill_(0.5)
+    reference = ReferenceDecoder(widths, latent_channels).eval().requires_grad_(False)
+    reference.load_state_dict(ours.state_dict(), assign=True)
+    return ours, reference

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
+from PIL import Image, ImageDraw, ImageFont
 
 from demo.drawing import draw_background
 from demo.storybook import caption, place_object
@@ -18,9 +18,12 @@ from layered_core.compositing import composite, premultiplied, straight
 from layered_core.document import Layer, LayerDocument
 from layered_core.document_json import write_document
 from layered_core.masks import layer_alphas, visible_masks
+from layered_core.metrics import differing_pixels
+from layered_core.noise import noise_map
 from layered_core.pictures import to_image, write_whole
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
+SAMPLER = "euler_ancestral"
 STEPS = 25
 PROMPTS = (
     "a red ball in a meadow",
@@ -31,6 +34,14 @@ PROMPTS = (
     "a red heart and a yellow star at sunset",
 )
 STRENGTHS = (0.2, 0.4, 0.6, 0.8)
+FREEDOM = 0.6
+"""How far the layers of the collage that are not kept may change, one of them kept in turn."""
+
+STAGES = (
+    Layer("sunset", prompt="sunset over the mountains", width=CANVAS, height=CANVAS),
+    Layer("tree", prompt="a green tree", x=8, y=40, width=52, height=68),
+    Layer("house", prompt="a white house", x=64, y=56, width=56, height=60),
+)
 
 Progress = Callable[[int, int], None]
 
@@ -53,13 +64,20 @@ def collage_document(seed: int = 0) -> LayerDocument:
 def make_gallery(folder: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
     """Make the demo's pictures in ``folder`` (made if missing) and a page that shows them; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline = LayeredDiffusionPipeline.from_pretrained()
-    tell = _Counter(progress, total=STEPS + sum(round(STEPS * s) for s in STRENGTHS) + 3 * STEPS)
+    pipeline = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
+    redrawn = sum(_steps(s) for s in STRENGTHS) + 2 * _steps(FREEDOM)
+    tell = _Counter(progress, total=STEPS + redrawn + 4 * STEPS)
     page = _Page(folder)
     _from_words(pipeline, page, seed, tell)
     _from_layers(pipeline, page, seed, tell)
-    _in_stages(pipeline, page, seed, tell)
+    _layer_by_layer(pipeline, page, seed, tell)
+    _redo_one(pipeline, page, _in_stages(pipeline, page, seed, tell), seed, tell)
     return page.write()
+
+
+def _steps(strength: float) -> int:
+    """How many of the steps a run from a picture takes."""
+    return int(STEPS * strength + 0.5)
 
 
 def _from_words(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
@@ -99,33 +117,58 @@ def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tel
     page.end_row()
 
 
-def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
     page.heading(
-        "In stages", "A background from words, then one thing after another where the mask allows it. Pixels outside the mask stay equal to the bit."
+        "Harmonise or preserve", "Each layer changes as far as its own noise says. Black in the noise map stays equal to the bit; white is free."
     )
-    stage = pipeline.generate_layer("sunset over the mountains", seed=seed, steps=STEPS, progress=tell.run())
-    page.picture("stage_1.png", stage, "“sunset over the mountains”")
-    for index, (prompt, box) in enumerate((("a green tree", (8, 40, 60, 108)), ("a white house", (64, 56, 120, 116)))):
-        mask = _soft_box(box)
-        page.picture(f"stage_{index + 2}_mask.png", to_image(mask), "where the next thing may be")
-        stage = pipeline.add_layer(stage, prompt, mask, seed=seed + index + 1, steps=STEPS, progress=tell.run())
-        page.picture(f"stage_{index + 2}.png", stage, f"+ “{prompt}”")
-    page.end_row()
+    document = collage_document(seed)
+    page.picture("preserve_before.png", to_image(composite(document)), "composite, no model")
+    for kept in ("house", "star"):
+        layers = [replace(x, recipe=replace(x.recipe, noise=0.0 if x.name == kept else FREEDOM)) for x in document]
+        free = replace(document, layers=tuple(layers))
+        page.picture(f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}")
+        picture = pipeline.harmonize(free, seed=seed, steps=STEPS, progress=tell.run())
+        page.picture(f"preserve_{kept}.png", picture, f"the {kept} is kept, the rest harmonised")
+    page.end_row("preserve.jpg")
+
+
+def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> LayerDocument:
+    page.heading(
+        "In stages", "A background from words, then one thing after another in its box. Each becomes a layer with alpha, and changes nothing outside."
+    )
+    document = LayerDocument(CANVAS, CANVAS, STAGES)
+    made = pipeline.generate_layers(document, seed=seed, steps=STEPS, progress=tell.run())
+    for count, layer in enumerate(made, 1):
+        so_far = replace(made, layers=made.layers[:count])
+        page.picture(f"stage_{count}.png", to_image(composite(so_far)), f"{'+ ' if count > 1 else ''}“{layer.prompt}”")
+    for layer in made.layers[1:]:
+        alone = to_image(straight(premultiplied(layer, CANVAS, CANVAS)))
+        page.picture(f"stage_{layer.name}_alone.png", alone, f"the {layer.name}, a layer", checkered=True)
+    page.end_row("stages.jpg")
+    write_document(made, page.folder / "stages")
+    return made
+
+
+def _redo_one(pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocument, seed: int, tell: _Counter) -> None:
+    name, words = "tree", "a purple mushroom"
+    page.heading("Redo one layer and nothing else", f"The {name} of the picture above becomes {words}; what lies in front is laid on again.")
+    after = pipeline.replace_layer(made, name, prompt=words, seed=seed, steps=STEPS, progress=tell.run())
+    old, new = (composite(d)[..., :3].permute(2, 0, 1) for d in (made, after))
+    box = STAGES[1]
+    place = torch.zeros(CANVAS, CANVAS)
+    place[int(box.y) : int(box.y) + box.height, int(box.x) : int(box.x) + box.width] = 1
+    changed = (old != new).any(0)
+    page.picture("redo_before.png", to_image(old.permute(1, 2, 0)), "before")
+    page.picture("redo_after.png", to_image(new.permute(1, 2, 0)), f"after: “{words}”")
+    page.picture("redo_place.png", to_image(place), f"where the {name} may be")
+    page.picture("redo_changed.png", to_image(changed.float()), f"what changed: {differing_pixels(new, old, place)} pixels outside")
+    page.end_row("redo.jpg")
 
 
 def _cut_out(name: str, thing: Thing, box: tuple[float, float, float, float]) -> Layer:
     item = place_object(thing, box)
     image = torch.from_numpy(item.image.astype(np.float32) / 255)
     return Layer(name, image, prompt=thing.words, x=item.x, y=item.y)
-
-
-def _soft_box(box: tuple[int, int, int, int]) -> Tensor:
-    """A mask ``[H, W]``: 1 in the box, falling to 0 over four pixels inside its border."""
-    left, top, right, bottom = box
-    xs, ys = torch.arange(CANVAS) + 0.5, torch.arange(CANVAS) + 0.5
-    inside_x = torch.minimum(xs - left, right - xs)
-    inside_y = torch.minimum(ys - top, bottom - ys)
-    return (torch.minimum(inside_x[None, :], inside_y[:, None]) / 4).clamp(0, 1)
 
 
 class _Counter:
@@ -153,6 +196,7 @@ class _Page:
         self.folder = folder
         self.parts: list[str] = []
         self.row: list[str] = []
+        self.captions: list[str] = []
         self.sheet: list[list[Image.Image]] = [[]]
 
     def heading(self, title: str, text: str) -> None:
@@ -176,11 +220,15 @@ class _Page:
         else:
             shown.paste(image.convert("RGB"))
         self.sheet[-1].append(shown)
+        self.captions.append(text)
 
-    def end_row(self) -> None:
-        """Close the row of pictures."""
+    def end_row(self, strip: str | None = None) -> None:
+        """Close the row of pictures; ``strip`` is the name of a JPEG that shows it alone."""
+        if strip is not None:
+            sheet = _strip(self.sheet[-1], self.captions)
+            write_whole(self.folder / strip, lambda file: sheet.save(file, "JPEG", quality=92))
         self.parts.append(f'<div class="row">{"".join(self.row)}</div>')
-        self.row = []
+        self.row, self.captions = [], []
         self.sheet.append([])
 
     def write(self) -> Path:
@@ -197,6 +245,16 @@ class _Page:
         path = self.folder / "index.html"
         write_whole(path, lambda file: file.write(text.encode()))
         return path
+
+
+def _strip(pictures: list[Image.Image], captions: list[str], side: int = 192, gap: int = 6, head: int = 20) -> Image.Image:
+    """Pictures side by side, each under its caption."""
+    sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, head + side), (255, 255, 255))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for column, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
+        pen.text((column * (side + gap), 2), text, fill=(0, 0, 0), font=font)
+        sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * (side + gap), head))
+    return sheet
 
 
 def _checkerboard(size: tuple[int, int]) -> Image.Image:

@@ -92,6 +92,7 @@ def test_every_suite_that_is_shipped_is_one():
         ("method: plain_prompt, ", "", "suite tiny: entry 2: method is missing"),
         ("name: words", "name: drawn", "name is 'drawn'; allowed: names that occur once"),
         ("title: Tiny", "title: [", "is not YAML"),
+        ("title: Tiny", "sampler: magic", "suite tiny: sampler is 'magic'; allowed: ddim, euler, euler_ancestral, dpmpp_2m"),
     ],
 )
 def test_a_wrong_suite_is_refused_before_anything_is_sampled(tmp_path, old, new, says):
@@ -289,6 +290,34 @@ def test_the_page_gets_new_blocks_and_keeps_the_rest(measured, tmp_path):
     assert (tmp_path / "images" / "evaluation" / "tiny_grid.jpg").is_file()
     with pytest.raises(LayeredError, match="no report in"):
         page.update(target, tmp_path / "images")
+
+
+def test_the_page_names_the_suites_that_it_has_no_figures_of(measured, tmp_path):
+    suite, chosen, records = measured
+    write_report(Summary(suite, chosen, records))
+    target = tmp_path / "evaluation.md"
+    target.write_text("<!-- suite: layout -->\nx\n<!-- /suite -->\n<!-- more suites -->\n<!-- not measured -->\nold\n<!-- /not measured -->\n")
+    page.update(target, chosen.out)
+    (said,) = (line for line in target.read_text().splitlines() if line.startswith("Not measured yet: "))
+    assert said == f"Not measured yet: {', '.join(s for s in suite_names() if s != 'layout')}."
+
+
+def test_the_readme_shows_the_telling_figures_with_what_made_them(tmp_path):
+    readme, folder = tmp_path / "README.md", tmp_path / "out"
+    folder.mkdir()
+    readme.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
+    assert page.update_readme(readme, folder, tmp_path / "docs" / "evaluation.md") == []
+    assert "old" in readme.read_text()
+    for name in page.TELLING:
+        (folder / f"{name}.json").write_text(json.dumps({"provenance": f"the command of {name}"}))
+    page.update_readme(readme, folder, tmp_path / "docs" / "evaluation.md")
+    text = readme.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    for name, (file, _) in page.TELLING.items():
+        assert f"(docs/images/evaluation/{file})" in text
+        assert f"*the command of {name}:" in text
 
 
 # --- statistics
