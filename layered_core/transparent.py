@@ -125,10 +125,12 @@ class TransparentDecoder(nn.Module):
             if i == LATENT_STAGE:
                 x = x + self.latent_conv_in(latent)
             x = block(x, skips, attend)
-        x = self.mid_block(x, attend)
+        # From here on nothing but the stack refers to what is still needed: a tensor at the full side is freed as soon as it is used.
+        skips.append(self.mid_block(x, attend))
+        del x
         for block in self.up_blocks:
-            x = block(x, skips, attend)
-        return self.conv_out(functional.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+            block(skips, attend)
+        return self.conv_out(_norm_silu(skips.pop(), self.conv_norm_out, overwrite=True))  # type: ignore[no-any-return]
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], name: str) -> TransparentDecoder:
@@ -195,10 +197,13 @@ class _Resnet(nn.Module):
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
         self.conv_shortcut = nn.Conv2d(inside, out, 1) if inside != out else None
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """``overwrite``: whether the memory of ``x`` may be used."""
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """Of parts ``[B, C_i, H, W]`` side by side. The list is emptied, so that they are freed as soon as they are used."""
+        joined = len(parts) > 1
+        x = torch.cat(parts, 1) if joined else parts[0]
+        parts.clear()
         kept = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        h = _norm_silu(x, self.norm1, overwrite and kept is not x)
+        h = _norm_silu(x, self.norm1, overwrite=joined and kept is not x)
         del x
         h = self.conv1(h)
         h = self.conv2(_norm_silu(h, self.norm2, overwrite=True))
@@ -256,7 +261,7 @@ class _DownBlock(nn.Module):
 
     def forward(self, x: Tensor, skips: list[Tensor], attend: Attend) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x)
+            x = resnet([x])
             if len(self.attentions):
                 x = self.attentions[i](x, attend)
             skips.append(x)
@@ -275,7 +280,7 @@ class _MidBlock(nn.Module):
         self.attentions = nn.ModuleList([_Attention(width)])
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x), attend))  # type: ignore[no-any-return]
+        return self.resnets[1]([self.attentions[0](self.resnets[0]([x]), attend)])  # type: ignore[no-any-return]
 
 
 class _UpBlock(nn.Module):
@@ -287,15 +292,14 @@ class _UpBlock(nn.Module):
         self.attentions = nn.ModuleList(_Attention(out) for _ in range(3 * attention))
         self.upsamplers = nn.ModuleList(_Upsample(out) for _ in range(upsample))
 
-    def forward(self, x: Tensor, skips: list[Tensor], attend: Attend) -> Tensor:
+    def forward(self, stack: list[Tensor], attend: Attend) -> None:
+        """``stack``: what the down path left, and on top what came from below, in whose place the block's own result lies afterwards."""
         for i, resnet in enumerate(self.resnets):
-            x = torch.cat([x, skips.pop()], 1)
-            x = resnet(x, overwrite=True)
+            stack.append(resnet([stack.pop(), stack.pop()]))
             if len(self.attentions):
-                x = self.attentions[i](x, attend)
+                stack.append(self.attentions[i](stack.pop(), attend))
         for upsampler in self.upsamplers:
-            x = upsampler(x)
-        return x
+            stack.append(upsampler(stack.pop()))
 
 
 def to_file_order(rgba: Tensor, latent_channels: int) -> Tensor:

@@ -65,8 +65,7 @@ def decode(
     Raises:
         LayeredError: a value is not allowed, or the latent does not belong to the picture.
     """
-    if augmentations not in AUGMENTATIONS or isinstance(augmentations, bool):
-        raise invalid("augmentations", augmentations, "1, 2, 4 or 8 passes")
+    check_augmentations(augmentations)
     if combine not in COMBINE:
         raise invalid("combine", combine, " or ".join(COMBINE))
     stride = decoder.STRIDE
@@ -96,6 +95,13 @@ def decode(
                 fade = _fade(rows, y, height, tile)[:, None] * _fade(columns, x, width, tile)
                 result[(chosen, slice(None), *area)] += shown * fade.to(result.device)
     return result
+
+
+def check_augmentations(augmentations: int) -> int:
+    """``augmentations``, or :class:`LayeredError` where there are not so many passes."""
+    if augmentations not in AUGMENTATIONS or isinstance(augmentations, bool):
+        raise invalid("augmentations", augmentations, "1, 2, 4 or 8 passes")
+    return augmentations
 
 
 def bytes_needed(decoder: TransparentDecoder, height: int, width: int, *, tile: int, augmentations: int) -> tuple[int, int]:

@@ -37,7 +37,10 @@ from layered_core.layer_patches import (
     patched_weight,
     read_patches,
     transformer_blocks,
+    with_pictures,
 )
+from layered_core.window import Window, noise_level
+from layered_diffusers import vae
 from layered_diffusers.loading import StableDiffusion
 from layered_diffusers.sampling import Method, Run
 from layered_diffusers.words import encode
@@ -110,15 +113,13 @@ class LayerDiffuse(Method):
         for name, size in self.sizes.items():
             check_picture(name, size, (run.latents.shape[-2], run.latents.shape[-1]))
         self.acting.check(len(run.latents))
-        self._last = int(run.scheduler.config.num_train_timesteps) - 1
+        self._window = Window.of_shares(run.scheduler.alphas_cumprod, self.begin, self.end)
         stack.callback(self.acting.switch, False)
 
     def before_step(self, run: Run, index: int) -> None:
-        """On inside the window, off outside. Noise levels fall with the timestep, so shares are of the timesteps, as in ComfyUI."""
-        t = float(run.timesteps[index])
-        begun = self.begin <= 0 or t <= (1 - self.begin) * self._last
-        ended = self.end < 1 and t <= (1 - self.end) * self._last
-        self.acting.switch(begun and not ended and self.weight > 0 and self.begin < self.end)
+        """On inside the window, off outside."""
+        sigma = noise_level(run.scheduler.alphas_cumprod, float(run.timesteps[index]))
+        self.acting.switch(self._window.acts(sigma) and self.weight > 0)
 
     def switch(self, on: bool) -> None:
         """Put the change on the UNet or take it off, to the bit, outside any run: for diffusers' own pipelines."""
@@ -158,7 +159,7 @@ class _Weights:
 
     def _add(self, module: nn.Module, arguments: object, out: Tensor) -> Tensor:
         assert self.term is not None
-        return out + self.term.to(out).repeat(len(out) // len(self.term), 1, 1, 1)
+        return with_pictures(out, self.term)
 
 
 class _Sharing:
@@ -233,16 +234,12 @@ def _given(mode: Mode, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: over_mid_grey(pictures[name].float()) for name in mode.takes}
 
 
-@torch.no_grad()
 def _encoded(model: StableDiffusion, pictures: Mapping[str, Tensor]) -> Tensor:
     """Latents beside each other, in the model's scale."""
-    vae, found = model.vae, []
     for name, picture in pictures.items():
         if picture.shape[-2] % CELL or picture.shape[-1] % CELL:
             raise invalid(f"{name}: size of the picture", f"{picture.shape[-1]}x{picture.shape[-2]}", f"sides that are multiples of {CELL}")
-        encoded = vae.encode(picture.to(vae.device, vae.dtype) * 2 - 1)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        found.append(latents.to(model.unet.dtype) * vae.config.scaling_factor)
+    found = [vae.encode(model, picture) for picture in pictures.values()]
     rows = max(len(x) for x in found)
     return torch.cat([x.expand(rows, -1, -1, -1) for x in found], 1)
 

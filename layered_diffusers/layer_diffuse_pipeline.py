@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from torch import Tensor
 
 from layered_core.errors import LayeredError
 from layered_core.layer_model_files import missing_file, read_layer_model_file
 from layered_core.pictures import to_image
 from layered_core.transparent import TransparentDecoder
-from layered_core.transparent_decode import decode
 from layered_diffusers.layer_diffuse import LayerDiffuse
+from layered_diffusers.transparent import read_transparency
 
 FOLDER_VARIABLE = "LAYER_MODEL_DIR"
 """Environment variable that names the folder of the files."""
@@ -68,23 +67,9 @@ class _Transparent:
         out = super().__call__(*arguments, output_type="latent", **options)  # type: ignore[misc]
         if output_type == "latent":
             return out if return_dict else (out.images,)
-        images = self._transparent(out.images)
+        images = read_transparency(self, self.transparent_decoder, out.images)  # type: ignore[attr-defined]  # diffusers' pipeline
         out.images = images if output_type == "pt" else [to_image(i.permute(1, 2, 0)) for i in images]
         return out if return_dict else (out.images,)
-
-    def _transparent(self, latents: Tensor) -> Tensor:
-        """Model latents to RGBA ``[B, 4, H, W]``, float32 on the CPU."""
-        vae: Any = self.vae  # type: ignore[attr-defined]
-        kind = vae.dtype
-        # SDXL's own VAE overflows in half precision.
-        upcast = kind == torch.float16 and getattr(vae.config, "force_upcast", False)
-        if upcast:
-            vae.to(torch.float32)
-        inside = (latents / vae.config.scaling_factor).to(vae.dtype)
-        pixels = (vae.decode(inside).sample.float() / 2 + 0.5).clamp(0, 1)
-        if upcast:
-            vae.to(kind)
-        return decode(self.transparent_decoder.to(latents.device), pixels, inside.float()).cpu()  # type: ignore[attr-defined]
 
 
 class StableDiffusionXLLayerDiffusePipeline(_Transparent, StableDiffusionXLPipeline):

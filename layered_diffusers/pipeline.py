@@ -22,7 +22,7 @@ from layered_core.pictures import to_image
 from layered_core.regional import Settings
 from layered_core.repaint import Repaint, plan_document, plan_repaint, tighten
 from layered_core.stages import changed_region
-from layered_diffusers import stages
+from layered_diffusers import stages, transparent, vae
 from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
 from layered_diffusers.noise import ChangeMap, InpaintInput
 from layered_diffusers.regional_attention import RegionalPrompts
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from layered_diffusers.stages import Staging
+    from layered_diffusers.transparent import Painting
 
 
 class Sampling(TypedDict, total=False):
@@ -118,6 +119,28 @@ class LayeredDiffusionPipeline:
         Raises:
             LayeredError: a value out of range, named.
         """
+        latents, height, width = self.sample_latents(
+            prompts, negative=negative, width=width, height=height, steps=steps, guidance=guidance, seeds=seeds, start=start, strength=strength,
+            methods=methods, progress=progress,
+        )  # fmt: skip
+        return self.decode(latents)[..., :height, :width]
+
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 25,
+        guidance: float = 3.0,
+        seeds: Sequence[int] | None = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        methods: Sequence[Method] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, int, int]:
+        """As :meth:`generate`, not yet decoded: latents ``[B, C, h, w]``, and the height and width to which the padded picture is cropped."""
         check_whole("steps", steps, 1, 1000)
         check_number("guidance", guidance, 0, 50)
         check_number("strength", strength, 0, 1)
@@ -163,8 +186,19 @@ class LayeredDiffusionPipeline:
             clean = self.encode(start).expand(shape)
             if skipped or strength < 1:
                 run.latents = noised(run, clean, 0)
-        latents = sample(run, methods, progress)
-        return self.decode(latents)[..., :height, :width]
+        return sample(run, methods, progress), height, width
+
+    def generate_transparent(self, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
+        """Sample layers with their own transparency, ``[B, 4, H, W]``. See :func:`layered_diffusers.transparent.generate_transparent`."""
+        return transparent.generate_transparent(self, prompts, **options)
+
+    def generate_transparent_layer(self, prompt: str, *, seed: int = 0, **options: Unpack[Painting]) -> Image.Image:
+        """One layer with its own transparency from words (the storybook model wants the bare object: ``a glass blue ball``), mode RGBA.
+
+        ``options`` as :func:`layered_diffusers.transparent.generate_transparent`.
+        """
+        options["seeds"] = [seed]
+        return to_image(self.generate_transparent([prompt], **options)[0].permute(1, 2, 0))
 
     def generate_layer(
         self, prompt: str, *, seed: int = 0, width: int | None = None, height: int | None = None, **options: Unpack[Sampling]
@@ -329,22 +363,15 @@ class LayeredDiffusionPipeline:
         masked = self.encode(pictures * (1 - hole) + 0.5 * hole)
         return InpaintInput(masked, (self.latent_mask(hole) > 0).to(masked.dtype))
 
-    @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures ``[B, 3, H, W]`` in 0..1 to model latents ``[B, C, h, w]`` (the VAE's mean), padded by repeating the edge."""
-        vae = self.model.vae
         height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
         padded = functional.pad(pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate")
-        encoded = vae.encode(padded.to(vae.device, vae.dtype) * 2 - 1)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return latents.to(self.model.unet.dtype) * vae.config.scaling_factor
+        return vae.encode(self.model, padded)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Model latents ``[B, C, h, w]`` to pictures ``[B, 3, H, W]`` float32 in 0..1 on the CPU."""
-        vae = self.model.vae
-        pictures = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-        return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
+        return vae.decode(self.model, latents)
 
     @property
     def unit(self) -> int:

@@ -3,26 +3,14 @@
 import pytest
 import torch
 
-from benchmarks.transparent_reference import ReferenceDecoder, median_of_eight
-from layered_core.transparent import DECODER_WIDTHS, TransparentDecoder, from_file_order
+from benchmarks.transparent_reference import median_of_eight, random_pair
+from layered_core.transparent import DECODER_WIDTHS, from_file_order
 from layered_core.transparent_decode import decode
-
-
-def pair(widths, latent_channels):
-    """Ours and the reference with the same random weights, all of which matter."""
-    torch.manual_seed(0)
-    ours = TransparentDecoder(widths, latent_channels).eval().requires_grad_(False)
-    for parameter in ours.parameters():
-        torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 1 else 1.4 / parameter[0].numel() ** 0.5)
-    ours.conv_out.bias.fill_(0.5)
-    reference = ReferenceDecoder(widths, latent_channels).eval().requires_grad_(False)
-    reference.load_state_dict(ours.state_dict())
-    return ours, reference
 
 
 @pytest.mark.parametrize(("widths", "latent_channels"), [((16, 24, 32, 48, 64, 64, 64), 4), ((8, 8, 16, 8, 24, 16, 32), 16), (DECODER_WIDTHS, 4)])
 def test_decoder_equals_the_reference(widths, latent_channels):
-    ours, reference = pair(widths, latent_channels)
+    ours, reference = random_pair(widths, latent_channels)
     picture, latent = torch.rand(1, 3, 128, 64), torch.randn(1, latent_channels, 16, 8)
     with torch.no_grad():
         expected = reference(picture, latent)
@@ -32,7 +20,7 @@ def test_decoder_equals_the_reference(widths, latent_channels):
 
 
 def test_eight_augmentations_equal_the_reference():
-    ours, reference = pair((16, 16, 16, 16, 32, 32, 32), 4)
+    ours, reference = random_pair((16, 16, 16, 16, 32, 32, 32), 4)
     picture, latent = torch.rand(2, 3, 128, 192), torch.randn(2, 4, 16, 24)
     with torch.no_grad():
         expected = from_file_order(median_of_eight(reference, picture, latent), 4)

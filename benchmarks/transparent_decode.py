@@ -1,0 +1,158 @@
+"""The transparent decoder beside the network built from diffusers' blocks: ``python -m benchmarks.transparent_decode [--json] [--side N]``.
+
+The same random weights in the published widths, single precision, a picture and a latent of noise, at 512 and 1024 pixels a side (or at
+``--side``), with 1 and with 8 augmentations. Each variant runs in a process of its own, the two by turns. Figures, for each side S:
+
+* ``time_ratio_S_1``, ``time_ratio_S_8``: the least time of ours over the reference's, by the clock; ``time_ratio_S`` is the greater one.
+* ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run, over the same of the reference.
+  Weights, libraries and the input are there before; what a process has put aside after its small first run too. Linux alone.
+* ``floats_per_pixel_S``: ours with 1 augmentation, in single-precision values over pixels and width of the first stage: what
+  ``layered_core.transparent_decode.PIXEL_FLOATS`` must cover.
+* ``max_abs_diff``: the greatest difference of the two results anywhere, 0..1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.transparent_reference import median_of_eight, one_pass, random_pair
+from layered_core.transparent import DECODER_WIDTHS, from_file_order
+from layered_core.transparent_decode import CELL, decode
+
+GOALS = {"time_ratio": 0.8, "memory_ratio": 0.6, "max_abs_diff": 1e-4}
+
+VARIANTS = ("ours", "reference")
+
+
+class Answer(NamedTuple):
+    """What a process says of one decode."""
+
+    seconds: float
+    grown: int
+    """Bytes; 0 where nobody can tell."""
+    rgba: np.ndarray | None
+    """Of the first decode alone."""
+
+
+def resident(what: str) -> int:
+    """This process's resident memory, bytes: ``VmRSS`` now, ``VmHWM`` the most since :func:`forget_peak`; 0 where it is not Linux's."""
+    try:
+        found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def forget_peak() -> None:
+    """Let ``VmHWM`` begin anew."""
+    if resident("VmHWM"):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def decoding(variant: str, widths: Sequence[int], augmentations: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of pixels and latent that gives RGBA."""
+    ours, reference = random_pair(widths)
+    if variant == "ours":
+        return partial(decode, ours, augmentations=augmentations)
+    passes = median_of_eight if augmentations == 8 else one_pass
+    return lambda pixels, latent: from_file_order(passes(reference, pixels, latent), latent.shape[1])
+
+
+@torch.no_grad()
+def serve(variant: str, widths: Sequence[int], side: int, augmentations: int, threads: int, asked: Connection) -> None:
+    """One process: decode whenever it is asked to."""
+    torch.set_num_threads(threads)
+    run = decoding(variant, widths, augmentations)
+    torch.manual_seed(1)
+    pixels, latent = torch.rand(1, 3, side, side), torch.randn(1, 4, side // CELL, side // CELL)
+    run(pixels[..., :64, :64], latent[..., :8, :8])
+    first = True
+    while asked.recv():
+        before = resident("VmRSS")
+        forget_peak()
+        begun = time.perf_counter()
+        rgba = run(pixels, latent)
+        asked.send(Answer(time.perf_counter() - begun, resident("VmHWM") - before, rgba.numpy() if first else None))
+        first = False
+
+
+def measure(sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_WIDTHS, threads: int | None = None) -> dict[str, float]:
+    """The figures of the module's description."""
+    figures: dict[str, float] = {"max_abs_diff": 0.0}
+    for side in sides:
+        for augmentations in (1, 8):
+            ours, reference = compared(side, augmentations, rounds, widths, threads or torch.get_num_threads())
+            of = f"{side}_{augmentations}"
+            figures[f"time_ratio_{of}"] = min(a.seconds for a in ours) / min(a.seconds for a in reference)
+            if reference[0].grown:
+                figures[f"memory_ratio_{of}"] = ours[0].grown / reference[0].grown
+                if augmentations == 1:
+                    figures[f"floats_per_pixel_{side}"] = ours[0].grown / 4 / side**2 / widths[0]
+            assert ours[0].rgba is not None
+            assert reference[0].rgba is not None
+            figures["max_abs_diff"] = max(figures["max_abs_diff"], float(np.abs(ours[0].rgba - reference[0].rgba).max()))
+        for name in ("time_ratio", "memory_ratio"):
+            both = [figures[k] for n in (1, 8) if (k := f"{name}_{side}_{n}") in figures]
+            if both:
+                figures[f"{name}_{side}"] = max(both)
+    return figures
+
+
+def compared(side: int, augmentations: int, rounds: int, widths: Sequence[int], threads: int) -> list[list[Answer]]:
+    """The answers of ours and of the reference, one a round."""
+    context = multiprocessing.get_context("spawn")
+    lines, processes = [], []
+    for variant in VARIANTS:
+        here, there = context.Pipe()
+        process = context.Process(target=serve, args=(variant, widths, side, augmentations, threads, there), daemon=True)
+        process.start()
+        there.close()
+        lines.append(here)
+        processes.append(process)
+    answers: list[list[Answer]] = [[] for _ in VARIANTS]
+    for _ in range(rounds):
+        for line, mine in zip(lines, answers, strict=True):
+            line.send(True)
+            mine.append(line.recv())
+    for line, process in zip(lines, processes, strict=True):
+        line.send(False)
+        process.join()
+    return answers
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, metavar="N", help="one side in pixels, a multiple of 64 (default: 512 and 1024)")
+    parser.add_argument("--rounds", type=int, default=3, help="decodes of each variant (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    if options.side is not None and (options.side < 64 or options.side % 64):
+        parser.error("--side must be a multiple of 64")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    figures = measure([options.side] if options.side else [512, 1024], options.rounds)
+    if options.json:
+        print(json.dumps(figures))
+        return
+    print("| figure | value | goal |\n| --- | --- | --- |")
+    for name, value in figures.items():
+        goal = next((f"≤ {g:g}" for k, g in GOALS.items() if name.startswith(k)), "")
+        print(f"| {name} | {value:.3g} | {goal} |")
+
+
+if __name__ == "__main__":
+    main()
