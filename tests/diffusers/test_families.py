@@ -73,9 +73,9 @@ def test_our_loop_equals_the_familys_own_pipeline(folder):
 
 def test_fresh_noise_is_the_familys_own_with_one_generator_a_picture(folder):
     pipeline = LayeredDiffusionPipeline.from_pretrained(folder, device="cpu", sampler="euler_ancestral")
-    ours = pipeline.generate(["a cat", "a dog"], seeds=[3, 4], steps=3, guidance=4.0, width=64, height=64)
+    ours = pipeline.generate(["a cat", "a dog"], negative="a tree", seeds=[3, 4], steps=3, guidance=4.0, width=64, height=64)
     theirs = pipeline.model(
-        ["a cat", "a dog"], generator=[torch.Generator().manual_seed(s) for s in (3, 4)], num_inference_steps=3, guidance_scale=4.0, width=64,
-        height=64, output_type="pt",
+        ["a cat", "a dog"], negative_prompt=["a tree"] * 2, generator=[torch.Generator().manual_seed(s) for s in (3, 4)], num_inference_steps=3,
+        guidance_scale=4.0, width=64, height=64, output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs.float(), atol=2e-4, rtol=0)
