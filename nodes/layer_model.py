@@ -17,7 +17,12 @@ STORYBOOK = "storybook (shipped)"
 
 STORYBOOK_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model" / "transparent"
 
-_STORYBOOK_FILES = {"transparent": "lora.safetensors", "encoder": "encoder.safetensors", "decoder": "decoder.safetensors"}
+_STORYBOOK_FILES = {
+    "transparent": "lora.safetensors",
+    "joint": "joint.safetensors",
+    "encoder": "encoder.safetensors",
+    "decoder": "decoder.safetensors",
+}
 
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 """Pickles are offered too: choosing one says how to convert it."""

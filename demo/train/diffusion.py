@@ -95,14 +95,18 @@ class Objective:
         self.alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device())
         self.weights = (self.alphas / (1 - self.alphas)).pow(-1).mul(5).clamp(max=1)
 
-    def noised(self, latents: Tensor) -> Noised:
-        """``latents`` [B, C, h, w], each with noise of a level of its own."""
-        t = timesteps(len(latents))
+    def noised(self, latents: Tensor, frames: int = 1) -> Noised:
+        """``latents`` [B, C, h, w], each with noise of a level of its own; ``frames`` that follow each other share theirs."""
+        t = timesteps(len(latents) // frames).repeat_interleave(frames)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         return Noised(t, noisy, alpha.sqrt() * noise - (1 - alpha).sqrt() * latents, self.alphas[t].sqrt())
 
+    def errors(self, v: Tensor, batch: Noised) -> Tensor:
+        """The weighted mean square errors [B] of a predicted ``v``."""
+        return self.weights[batch.t] * (v.float() - batch.target).square().mean((1, 2, 3))
+
     def error(self, v: Tensor, batch: Noised) -> Tensor:
-        """The weighted mean square error of a predicted ``v``."""
-        return (self.weights[batch.t] * (v.float() - batch.target).square().mean((1, 2, 3))).mean()
+        """Their mean."""
+        return self.errors(v, batch).mean()
