@@ -150,12 +150,12 @@ def differential_diffusion(scene, outside=0.0, inside=1.0):
 
 @method
 def differential_collage(scene, objects=0.5, background=0.3):
-    """DifferentialDiffusion on the whole collage: how far objects and background may change, 0 to 1."""
+    """DifferentialDiffusion on the whole collage at denoise 1: how far objects and background may change, 0 to 1."""
     inside = scene.masks.sum(0).clamp(0, 1)
     change = background + (objects - background) * inside
     model = call("DifferentialDiffusion", model=scene.model)[0]
     latent = call("SetLatentNoiseMask", samples=scene.latent(scene.start), mask=change[None])[0]
-    return scene.sample(scene.encode(scene.words), latent, max(objects, background), model)
+    return scene.sample(scene.encode(scene.words), latent, model=model)
 
 
 # --- the pack's own nodes --------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def per_layer_sdedit(scene, objects=0.5, background=0.3):
     """Per-Layer SDEdit and Paste Back on the collage: how far objects and background may change, 0 to 1, as ``differential_collage``'s."""
     layers = scene.layers(scene.start, (background, objects))
     model, latent, _, paste = call("LD_PerLayerSDEdit", model=scene.model, vae=scene.vae, layers=layers)
-    sampled = scene.sample(scene.encode(scene.words), latent, max(objects, background), model)
+    sampled = scene.sample(scene.encode(scene.words), latent, model=model)
     return call("LD_PasteBack", image=sampled, paste=paste)[0]
 
 
