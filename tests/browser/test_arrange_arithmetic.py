@@ -1,0 +1,102 @@
+"""The arithmetic of the layer editor in the page is that of the server."""
+
+import random
+
+from layered_core.arrangement import arrange, read_arrangement
+from layered_core.document import Layer, LayerDocument
+from layered_core.outline import corners
+
+
+def module(page, name, code, *arguments):
+    """Evaluate ``code`` with a module of the editor as ``it`` and the arguments as ``a``."""
+    script = f"async (a) => {{ const it = await import('/extensions/layered-diffusion/js/arrange/{name}.js'); return {code}; }}"
+    return page.page.evaluate(script, list(arguments))
+
+
+def test_the_page_arranges_as_the_server_does(page):
+    """Random stacks and states: the same order, the same fields, the same names missing."""
+    rng = random.Random(0)
+    cases = []
+    for _ in range(300):
+        names = rng.sample("abcdefgh", rng.randint(0, 6))
+        layers = [Layer(n, x=rng.randint(-9, 9), width=rng.randint(1, 9), height=5, opacity=rng.choice([0, 0.5, 1])) for n in names]
+        changes = {n: {"x": rng.randint(-9, 9), "visible": rng.random() < 0.5} for n in rng.sample("abcdefghij", rng.randint(0, 4))}
+        state = {"version": 1, "layers": changes}
+        if order := rng.sample("abcdefghij", rng.choice([0, rng.randint(1, 8)])):
+            state["order"] = order
+        cases.append((layers, state))
+    fields = ("name", "x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible")
+    as_dicts = [[[{f: getattr(x, f) for f in fields} for x in layers], state] for layers, state in cases]
+    got = module(page, "state", "a[0].map(([stack, state]) => [it.arranged(stack, it.read(state)), it.absent(stack, it.read(state))])", as_dicts)
+    for (layers, state), (page_layers, page_absent) in zip(cases, got, strict=True):
+        document, absent = arrange(LayerDocument(64, 64, layers), read_arrangement(state))
+        assert page_layers == [{f: getattr(x, f) for f in fields} for x in document]
+        assert set(page_absent) == set(absent)
+
+
+def test_reordering_gives_that_order_and_keeps_the_names_of_other_stacks(page):
+    rng = random.Random(1)
+    for _ in range(100):
+        stack = [{"name": n} for n in rng.sample("abcdef", rng.randint(1, 6))]
+        state = {"version": 1, "layers": {}}
+        if order := rng.sample("abcdefghij", rng.randint(0, 8)):
+            state["order"] = order
+        names = rng.sample([x["name"] for x in stack], len(stack))
+        after, arranged = module(
+            page,
+            "state",
+            "(() => { const s = it.reordered(a[1], a[0], a[2]); return [s, it.arranged(a[0], s).map(x => x.name)]; })()",
+            stack,
+            state,
+            names,
+        )
+        assert arranged == names
+        assert set(order) - set(names) <= set(after.get("order", []))
+
+
+def test_the_page_sees_corners_where_the_server_does(page):
+    rng = random.Random(2)
+    boxes = [
+        {
+            "x": rng.randint(-99, 99),
+            "y": rng.randint(-99, 99),
+            "width": rng.randint(1, 99),
+            "height": rng.randint(1, 99),
+            "rotation": rng.uniform(-360, 360),
+        }
+        for _ in range(200)
+    ]
+    got = module(page, "geometry", "a[0].map(box => it.corners(box).map(p => [p.x, p.y]))", boxes)
+    for box, points in zip(boxes, got, strict=True):
+        assert np.allclose(points, corners(Layer("a", **box)))
+
+
+def test_a_pulled_handle_leaves_the_opposite_one_where_it_was(page):
+    """To a pixel: places and sizes are whole."""
+    rng = random.Random(3)
+    cases = []
+    for _ in range(500):
+        box = {"x": rng.randint(-50, 50), "y": rng.randint(-50, 50), "width": rng.randint(2, 90), "height": rng.randint(2, 90)}
+        box["rotation"] = rng.choice([0, 90, rng.uniform(-180, 180)])
+        u, v = rng.choice([(-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0)])
+        cases.append([box, u, v, {"x": rng.uniform(-150, 150), "y": rng.uniform(-150, 150)}, rng.random() < 0.5])
+    code = """a[0].map(([box, u, v, p, ratio]) => {
+        const after = it.resized(box, u, v, p, { ratio, fromCentre: false });
+        const [q, r] = [it.pointOf(box, -u, -v), it.pointOf(after, -u, -v)];
+        return [after.width, after.height, Math.hypot(q.x - r.x, q.y - r.y)];
+    })"""
+    for (box, _, _, _, ratio), (width, height, slip) in zip(cases, module(page, "geometry", code, cases), strict=True):
+        assert min(width, height) >= 1
+        assert slip <= 0.75
+        if ratio and min(width, height) > 10:
+            assert abs(width / height / (box["width"] / box["height"]) - 1) < 0.12
+
+
+def test_a_turn_of_the_pointer_is_the_turn_of_the_layer(page):
+    box = {"x": 0, "y": 0, "width": 20, "height": 10, "rotation": 10}
+    for degrees in (0, 30, 90, 179, -45, -120):
+        angle = np.deg2rad(degrees - 90)
+        to = {"x": 10 + 50 * float(np.cos(angle)), "y": 5 + 50 * float(np.sin(angle))}
+        got = module(page, "geometry", "it.rotated(a[0], {x: 10, y: -45}, a[1], 0.1).rotation", box, to)
+        assert abs((got - degrees - 10 + 180) % 360 - 180) < 0.11
+        assert -180 <= got < 180
