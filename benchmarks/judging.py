@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,12 +60,23 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "seam": ("steepness along the mask's border over that around it", False),
     "changed_right": ("the changed region shows the new object", True),
     "kept_right": ("the other regions still show theirs", True),
+    "object_right": ("layers that show what was asked for, and nothing else", True),
+    "alpha_iou": ("IoU of alpha with the object, 0 where it is missing", True),
+    "background_alpha": ("mean alpha away from the object", False),
+    "material": ("difference of mean alpha inside the object from the same thing's as drawn", False),
     "ap50": ("average precision at IoU .5", True),
     "ap": ("average precision at IoU .5:.95", True),
     "frechet": ("Fréchet distance to drawn scenes in the judge's features", False),
     "time": ("seconds a picture over the baseline's", False),
 }
 """Every figure: what it is, and whether more is better (None: neither)."""
+
+
+PRESENT = 0.4
+"""Least alpha that counts as the object: glass has 0.5 inside, a halo less than 0.4."""
+
+AWAY = 8
+"""Pixels around the object that do not count as background."""
 
 
 class Sight(NamedTuple):
@@ -105,12 +117,21 @@ class Examiner:
         return sights
 
     def examine(self, cases: Sequence[Case], pictures: Tensor) -> list[dict[str, Any]]:
-        """Everything that is kept of each picture: ``figures``, and what the figures of a whole set are counted from."""
+        """Everything that is kept of each picture: ``figures``, and what the figures of a whole set are counted from.
+
+        Layers, ``[B, 4, H, W]``, are looked at on their cases' landscapes.
+        """
         records = []
+        layers = pictures if pictures.shape[1] == 4 else None
+        if layers is not None:
+            pictures = torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(layers, cases, strict=True)])
         native = self.harmony.native(pictures).tolist()
         for index, (case, picture, sight) in enumerate(zip(cases, pictures, self.look(pictures), strict=True)):
-            figures = layout_figures(case, sight) | fidelity_figures(case, picture) | control_figures(case, picture)
-            figures |= redo_figures(case, picture, sight)
+            if layers is not None:
+                figures = layer_figures(case, layers[index], sight.verdict)
+            else:
+                figures = layout_figures(case, sight) | fidelity_figures(case, picture) | control_figures(case, picture)
+                figures |= redo_figures(case, picture, sight)
             figures["native"] = native[index]
             if self.clip is not None:
                 figures["clip_score"] = self.clip.score(picture, case.words)
@@ -192,6 +213,32 @@ def redo_figures(case: Case, picture: Tensor, sight: Sight) -> dict[str, float]:
         "seam": seam_gradient_ratio(picture, mask),
         "changed_right": float(right[case.changed]),
         "kept_right": float(right[others].mean()),
+    }
+
+
+def laid_on(layer: Tensor, backdrop: Tensor) -> Tensor:
+    """A straight RGBA layer ``[4, H, W]`` over a picture ``[3, H, W]``."""
+    return layer[:3] * layer[3:] + backdrop * (1 - layer[3:])
+
+
+def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, float]:
+    """How good a transparent layer ``[4, H, W]`` is, of which the judge saw ``verdict`` on a landscape.
+
+    The object is where the judge sees it, alpha where it is at least :data:`PRESENT`, and away is more than :data:`AWAY` pixels off.
+    Without the right object only the first two say something.
+    """
+    (thing,), alpha = case.things, layer[3]
+    mask = next((f.mask for f in verdict.objects if f.thing == (thing.colour, thing.kind)), None)
+    figures = {"object_right": float(verdict.shows([thing])), "alpha_iou": 0.0, "background_alpha": math.nan, "material": math.nan}
+    if mask is None:
+        return figures
+    seen = nn.functional.interpolate(mask[None, None].float(), alpha.shape)[0, 0] > 0
+    near = nn.functional.max_pool2d(seen[None, None].float(), 2 * AWAY + 1, 1, AWAY)[0, 0] > 0
+    drawn = float(case.sprite[3][case.masks[0] > 0].mean())
+    return figures | {
+        "alpha_iou": float(mask_iou(alpha >= PRESENT, seen)),
+        "background_alpha": float(alpha[~near].mean()),
+        "material": abs(float(alpha[seen].mean()) - drawn),
     }
 
 

@@ -1,4 +1,4 @@
-"""The methods that a suite can name. Each makes one picture a scene, ``[B, 3, H, W]`` in 0..1, all scenes of a batch at once.
+"""The methods that a suite can name. Each makes one picture a scene, ``[B, 3, H, W]`` in 0..1 (a layer ``[B, 4, H, W]``), all of a batch at once.
 
 A method takes the pipeline, the scenes, and by keyword ``seeds`` (one a scene), ``steps`` and ``guidance``; what else it takes by
 keyword are its parameters in a suite. To add one, write a function here and put ``@method`` over it.
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.multidiffusion import RegionFusion, region_rows
 from benchmarks.scenes import Case
+from demo.judge import Judge
 from layered_core.compositing import composite
 from layered_core.control import ControlMap
 from layered_core.document import Control, Layer, LayerDocument
@@ -302,3 +304,53 @@ def stages(
         done = pipeline.generate_layers(LayerDocument(size, size, tuple(layers)), seed=seed, steps=steps, guidance=guidance, feather=feather)
         pictures.append(composite(done)[..., :3].permute(2, 0, 1))
     return torch.stack(pictures)
+
+
+# --- transparent layers ----------------------------------------------------------------------------------------------
+
+
+@method
+def drawn_layer(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The object as drawn, RGBA: the judge's own ceiling."""
+    return torch.stack([s.sprite for s in scenes])
+
+
+@method
+def transparent_layer(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    weight: float = 1.0,
+    augmentations: int = 8,
+) -> Tensor:
+    """The object alone from its words, RGBA, by ``LayeredDiffusionPipeline.generate_transparent``."""
+    words = [s.things[0].words for s in scenes]
+    return pipeline.generate_transparent(words, seeds=seeds, steps=steps, guidance=guidance, weight=weight, augmentations=augmentations)
+
+
+@method
+def cut_out(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The whole picture from its caption, cut out along the mask of a segmenter, RGBA. The segmenter is the judge itself, which flatters."""
+    pictures = plain_prompt(pipeline, scenes, seeds=seeds, steps=steps, guidance=guidance)
+    layers = []
+    for scene, picture, verdict in zip(scenes, pictures, Judge.load().look(pictures), strict=True):
+        thing = scene.things[0]
+        masks = [f.mask.float() for f in verdict.objects if f.thing == (thing.colour, thing.kind)] or [torch.zeros(1, 1)]
+        layers.append(torch.cat([picture, functional.interpolate(masks[0][None, None], picture.shape[1:])[0]]))
+    return torch.stack(layers)
+
+
+@method
+def difference_matte(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The landscape from its words, then the object painted into its box, and what changed there as RGBA: the second layer of :func:`stages`."""
+    layers = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        size = scene.scene.size
+        landscape = Layer("landscape", prompt=scene.background_words, width=size, height=size)
+        document = LayerDocument(size, size, (landscape, Layer("object", mask=scene.box_masks[0], prompt=scene.things[0].words)))
+        made = pipeline.generate_layers(document, seed=seed, steps=steps, guidance=guidance)
+        layers.append(composite(replace(made, layers=made.layers[1:])).permute(2, 0, 1))
+    return torch.stack(layers)

@@ -24,7 +24,7 @@ from layered_diffusers.loading import find_model
 
 _SHARES = {
     "iou", "any_iou", "box_iou", "ap50", "ap", "object", "colour", "both", "leak_object", "leak_colour", "background", "exact", "native", "edges",
-    "changed_right", "kept_right",
+    "changed_right", "kept_right", "object_right", "alpha_iou",
 }  # fmt: skip
 """Figures of 0 to 1, shown with two digits."""
 
@@ -246,12 +246,21 @@ def _grid(summary: Summary, side: int = 128) -> Path:
             path = picture_path(out, suite, row, y)
             try:
                 with Image.open(path) as picture:
-                    sheet.paste(picture.convert("RGB").resize((side, side)), (x * (side + 4), head + y * (side + 4)))
+                    sheet.paste(_flat(picture).resize((side, side)), (x * (side + 4), head + y * (side + 4)))
             except OSError as error:
                 raise LayeredError(f"picture {str(path)!r} of the results cannot be read: {error}. Measure anew with --fresh") from None
     path = out / f"{suite.name}_grid.jpg"
     write_whole(path, lambda file: sheet.save(file, "JPEG", quality=90))
     return path
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """A picture without alpha; one with it over a checkerboard."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    rows, columns = np.indices(picture.size[::-1]) // 16
+    board = np.where((rows + columns) % 2, 140, 115).astype(np.uint8)
+    return Image.alpha_composite(Image.fromarray(board).convert("RGBA"), picture).convert("RGB")
 
 
 def _values(records: Sequence[dict[str, Any]], name: str) -> list[float]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from demo.drawing import draw_background
 from demo.harmony import pasted
 from demo.storybook import Scene, is_held_out, place_object, random_scene
+from demo.train.sprites import THINGS
 from demo.train.vae import HELD_OUT
-from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
+from demo.vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, Thing
 from layered_core.compositing import composite
 from layered_core.document import LayerDocument
 from layered_core.hints import canny
@@ -56,6 +58,17 @@ class Case:
     def collage(self) -> LayerDocument:
         """The layers as a user might bring them: cut-outs from elsewhere that do not belong together."""
         return pasted(self.scene, self.scene.seed)
+
+    @functools.cached_property
+    def backdrop(self) -> Tensor:
+        """The landscape without objects, ``[3, H, W]`` in 0..1."""
+        return _pixels(replace(self.scene, objects=()))
+
+    @functools.cached_property
+    def sprite(self) -> Tensor:
+        """The objects without the landscape, straight RGBA ``[4, H, W]`` in 0..1."""
+        drawn = self.scene.document()
+        return composite(replace(drawn, layers=drawn.layers[1:])).permute(2, 0, 1)
 
     @functools.cached_property
     def start(self) -> Tensor:
@@ -146,7 +159,23 @@ def redo_cases(count: int, objects: Sequence[int] = (2, 3)) -> list[Case]:
     return cases
 
 
-CASES = {"layout": layout_cases, "redo": redo_cases}
+def layer_cases(count: int) -> list[Case]:
+    """Single things of every kind, colour and material, near the middle of the canvas, each with a landscape that it is to be laid on."""
+    cases = []
+    places = list(BACKGROUNDS)
+    for number in range(count):
+        # 25 shares no factor with the 144 things: the first ones are spread over kinds, colours and materials.
+        thing = THINGS[number * 25 % len(THINGS)]
+        rng = np.random.default_rng(FIRST + number)
+        place = places[number % len(places)]
+        width, height = rng.uniform(56, 86) * rng.uniform(0.9, 1.0, 2)
+        x, y = CANVAS / 2 + rng.uniform(-8, 8, 2) - np.array([width, height]) / 2
+        item = place_object(thing, (float(x), float(y), float(width), float(height)), angle=float(rng.uniform(-10, 10)))
+        cases.append(Case(Scene(FIRST + number, place, draw_background(place, rng), (item,))))
+    return cases
+
+
+CASES = {"layout": layout_cases, "redo": redo_cases, "layer": layer_cases}
 """What a suite may name as its scenes."""
 
 

@@ -102,11 +102,27 @@ def _parser() -> argparse.ArgumentParser:
     _sampling_options(stage)
     stage.set_defaults(run=_stage)
 
-    generate = commands.add_parser("generate", help="make a picture from words", description="Make a picture from words alone.")
+    generate = commands.add_parser(
+        "generate", help="make a picture, or a transparent layer, from words", description="Make a picture or a transparent layer from words alone."
+    )
     generate.add_argument("prompt", help="what it shows, e.g. 'a red ball by the sea'")
     generate.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
     generate.add_argument("--width", type=_range(1, 16384, whole=True), metavar="PX", help="default: the model's own")
     generate.add_argument("--height", type=_range(1, 16384, whole=True), metavar="PX", help="default: the model's own")
+    generate.add_argument(
+        "--transparent",
+        action="store_true",
+        help="paint the thing alone, with real alpha (LayerDiffuse); the storybook model wants the bare thing, e.g. 'a glass blue ball'",
+    )
+    generate.add_argument(
+        "--file", type=Path, metavar="FILE", help="with --transparent and --model: what changes the model, e.g. layer_xl_transparent_attn.safetensors"
+    )
+    generate.add_argument(
+        "--decoder", type=Path, metavar="FILE", help="with --transparent and --model: what reads the alpha, e.g. vae_transparent_decoder.safetensors"
+    )
+    generate.add_argument(
+        "--augmentations", type=int, choices=(1, 2, 4, 8), default=8, help="with --transparent: passes that read the alpha (default: %(default)s)"
+    )
     _sampling_options(generate)
     generate.set_defaults(run=_generate)
 
@@ -235,14 +251,23 @@ def _stage(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from layered_core.errors import invalid
     from layered_core.pictures import write_whole
 
     _check_out(options.out)
+    if not options.transparent and (options.file or options.decoder):
+        raise invalid("--transparent", None, "to be given", "--file and --decoder are what it paints with")
     with _Bar("generate") as bar:
-        picture = _pipeline(options).generate_layer(
-            options.prompt, seed=options.seed, negative=options.negative, width=options.width, height=options.height, steps=options.steps,
-            guidance=options.guidance, progress=bar.step,
-        )  # fmt: skip
+        how = {
+            "seed": options.seed, "negative": options.negative, "width": options.width, "height": options.height, "steps": options.steps,
+            "guidance": options.guidance, "progress": bar.step,
+        }  # fmt: skip
+        pipeline = _pipeline(options)
+        if options.transparent:
+            files = {"file": options.file, "decoder": options.decoder, "augmentations": options.augmentations}
+            picture = pipeline.generate_transparent_layer(options.prompt, **how, **files)
+        else:
+            picture = pipeline.generate_layer(options.prompt, **how)
     write_whole(options.out, lambda file: picture.save(file, "PNG"))
 
 

@@ -19,7 +19,7 @@ from benchmarks.comfyui import check_method as check_host_method
 from benchmarks.methods import METHODS
 from benchmarks.multidiffusion import RegionFusion, region_rows
 from benchmarks.report import Summary, write_report
-from benchmarks.scenes import Case, layout_cases, redo_cases
+from benchmarks.scenes import Case, layer_cases, layout_cases, redo_cases
 from layered_core.errors import LayeredError
 from layered_diffusers.cli import main
 from layered_diffusers.loading import STORYBOOK
@@ -359,10 +359,11 @@ def test_an_interval_of_a_set_lies_around_its_figure():
 
 def test_every_method_gives_a_picture_a_scene(pipeline):
     for name, function in METHODS.items():
-        cases = (redo_cases if "redo" in name or name == "picture_before" else layout_cases)(2)
+        of_layers = name in ("drawn_layer", "transparent_layer", "cut_out", "difference_matte")
+        cases = (layer_cases if of_layers else redo_cases if "redo" in name or name == "picture_before" else layout_cases)(2)
         needed = {"global_sdedit": {"strength": 0.5}, "redo_sdedit": {"strength": 0.5}, "layer_noise": {"objects": 0.5}}.get(name, {})
         pictures = function(pipeline, cases, seeds=[0, 1], steps=2, guidance=3.0, **needed)
-        assert pictures.shape == (2, 3, 128, 128), name
+        assert pictures.shape == (2, 4 if of_layers else 3, 128, 128), name
         assert bool(((pictures >= 0) & (pictures <= 1)).all()), name
 
 

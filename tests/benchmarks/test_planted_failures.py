@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.judging import Examiner, reference_features, words_vector
+from benchmarks.judging import Examiner, laid_on, reference_features, words_vector
 from benchmarks.report import _matches
-from benchmarks.scenes import Case, layout_cases, redo_cases
+from benchmarks.scenes import Case, layer_cases, layout_cases, redo_cases
 from demo.storybook import place_object
 from demo.vocabulary import COLOURS, KINDS, Thing
 from layered_core.metrics import average_precision, frechet_distance
@@ -157,3 +157,30 @@ def test_scenes_are_the_same_whatever_their_number_and_are_held_out():
     few, many = layout_cases(3), layout_cases(7)
     assert [c.scene.seed for c in few] == [c.scene.seed for c in many[:3]]
     assert [len(c.things) for c in many] == [2, 3, 4, 2, 3, 4, 2]
+
+
+def test_a_drawn_layer_is_right_where_an_opaque_square_or_a_veil_over_everything_is_not(examiner):
+    cases = layer_cases(36)
+    drawn = [c.sprite for c in cases]
+    best = figures(examiner, cases, drawn)
+    assert best["object_right"] > 0.95
+    assert best["alpha_iou"] > 0.85
+    assert best["background_alpha"] < 0.005
+    assert best["material"] < 0.1
+    squares = figures(examiner, cases, [torch.cat([laid_on(s, c.backdrop), torch.ones(1, 128, 128)]) for s, c in zip(drawn, cases, strict=True)])
+    assert squares["alpha_iou"] < 0.5
+    assert squares["background_alpha"] > 0.8
+    veiled = figures(examiner, cases, [torch.cat([s[:3], s[3:].clamp_min(0.1)]) for s in drawn])
+    assert veiled["background_alpha"] > 0.08
+    assert veiled["alpha_iou"] > best["alpha_iou"] - 0.1
+    solid = figures(examiner, cases, [torch.cat([s[:3], (s[3:] >= 0.4).float()]) for s in drawn])
+    assert solid["material"] > 2 * best["material"]
+    empty = figures(examiner, cases, [torch.zeros(4, 128, 128)] * len(cases))
+    assert empty["object_right"] == empty["alpha_iou"] == 0
+
+
+def test_a_drawn_layer_of_another_thing_is_not_the_right_one(examiner):
+    cases = layer_cases(12)
+    moved = figures(examiner, cases, [c.sprite for c in cases[1:] + cases[:1]])
+    assert moved["object_right"] < 0.2
+    assert moved["alpha_iou"] < 0.2
