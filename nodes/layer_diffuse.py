@@ -17,7 +17,6 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
-import comfy.utils
 import comfy.weight_adapter
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -37,7 +36,17 @@ from ..layered_core.attention_sharing import (
 )
 from ..layered_core.errors import LayeredError, check_number, invalid
 from ..layered_core.layer_model_files import MODES, Mode, mode_of
-XX, check_pictures, concat_term, over_mid_grey, read_patches, transformer_blocks
+from ..layered_core.layer_patches import (
+    Patches,
+    check_picture,
+    check_pictures,
+    concat_term,
+    over_mid_grey,
+    read_patches,
+    transformer_blocks,
+    with_pictures,
+)
+from ..layered_core.window import Window
 from .layer_model import layer_model_choices, read_layer_model
 
 KEY = "layered_diffusion_layer_diffuse"
@@ -119,13 +128,14 @@ class LayerDiffuseApply(io.ComfyNode):
         if not isinstance(unet, UNetModel):
             raise invalid("model: family", family, "Stable Diffusion 1.5 or XL, as the file wants it")
         weights = read_layer_model(mode["file"], chosen.task)
-        clone = model.clone()
+        sharing, always = is_attention_sharing(weights), (start_percent, end_percent) == (0, 1)
+        clone = model.clone() if sharing or always else _hookable(model)
         if clone.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY):
             raise LayeredError("model: it comes from LayerDiffuse Apply already, and two files do not act together. Connect the base model")
         pictures = {p: _picture(p, mode) for p in chosen.takes}
         sizes = {p: (image.shape[-2], image.shape[-1]) for p, image in pictures.items()}
         change = partial(_Change, chosen, weight, start_percent, end_percent, sizes)
-        if is_attention_sharing(weights):
+        if sharing:
             acting = change(**_share(clone, unet, weights, chosen, mode, family, pictures))
         else:
             patches = _fitting(unet, weights, chosen, mode, family)
@@ -163,6 +173,12 @@ def _picture(name: str, mode: Mapping[str, Any]) -> Tensor:
     if image is None:
         raise LayeredError(f"{name}: nothing is connected. The mode {mode['mode']!r} needs a picture there")
     return over_mid_grey(image.movedim(-1, 1).float())
+
+
+def _hookable(model: Any) -> comfy.model_patcher.ModelPatcher:  # noqa: ANN401
+    """A clone whose weights can change on the way: not one that ComfyUI loads piece by piece ("dynamic", on hosts that have it)."""
+    dynamic = getattr(model, "is_dynamic", None)
+    return model.get_non_dynamic_delegate() if dynamic is not None and dynamic() else model.clone()
 
 
 def _fitting(unet: UNetModel, weights: Mapping[str, Tensor], chosen: Mode, mode: Mapping[str, Any], family: str) -> Patches:
@@ -245,7 +261,7 @@ def _sample(change: _Change, executor: comfy.patcher_extension.WrapperExecutor, 
         check_picture(name, size, (noise.shape[-2], noise.shape[-1]))
     options = guider.model_options.setdefault("transformer_options", {})
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    run = _Run(change, sampling.percent_to_sigma(change.start), sampling.percent_to_sigma(change.end))
+    run = _Run(change, Window(sampling.percent_to_sigma(change.start), sampling.percent_to_sigma(change.end)))
     if change.hook is not None:
         _hook(change, guider.conds)
     if change.latents is not None:
@@ -287,16 +303,14 @@ class _Run:
     """One sampling run."""
 
     change: _Change
-    first: float
-    """Noise level at which the change begins."""
-    last: float
-    """Noise level at which it has ended."""
+    window: Window
+    """When the change acts; as ComfyUI's hooks count."""
     terms: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
     """What the pictures add to the first convolution, of one batch; the same at every step."""
 
     def acts(self, options: Mapping[str, Any]) -> bool:
-        """Whether this step is inside the window; as ComfyUI's hooks count."""
-        return self.first >= float(options["sigmas"].flatten()[0]) > self.last
+        """Whether this step is inside the window."""
+        return self.window.acts(float(options["sigmas"].flatten()[0]))
 
     def add_pictures(self, h: Tensor, options: Mapping[str, Any]) -> Tensor:
         """After each input block; acts on the first, a convolution."""
@@ -306,7 +320,7 @@ class _Run:
         latents = self.change.latents
         if key not in self.terms:
             self.terms[key] = concat_term(latents.to(h), self.change.concat.to(h), self.change.weight)
-        return h + comfy.utils.repeat_to_batch_size(self.terms[key], len(h))
+        return with_pictures(h, self.terms[key])
 
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,  # noqa: ANN401

@@ -109,7 +109,7 @@ def frame_names(stack: object) -> list[str | None]:
 
 
 def mask_to_presence(mask: Tensor) -> Tensor:
-    """A LAYERS mask (1 is transparent) as the core's (1 is where the layer is), and back; ``[H, W]``."""
+    """A LAYERS mask (1 is transparent, as of Load Image) as the core's (1 is where the layer is), and back; ``[..., H, W]``."""
     return 1 - mask.float().clamp(0, 1)
 
 

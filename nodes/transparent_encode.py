@@ -14,6 +14,7 @@ from ..layered_core.layer_model_files import published
 from ..layered_core.transparent import TransparentEncoder
 from ..layered_core.transparent_encode import crop_to_cells, encode, with_alpha
 from .layer_model import layer_model_choices, read_layer_model
+from .layers import mask_to_presence
 from .transparent_decode import managed
 
 
@@ -58,7 +59,7 @@ class TransparentEncode(io.ComfyNode):
         network = TransparentEncoder.from_weights(read_layer_model(file, "encoder"), file)
         known = published(file)
         scale = offset_scale or (known.offset_scale if known is not None else 1.0)
-        rgba = crop_to_cells(with_alpha(image.movedim(-1, 1), None if mask is None else 1 - mask))
+        rgba = crop_to_cells(with_alpha(image.movedim(-1, 1), None if mask is None else mask_to_presence(mask)))
         patcher, dtype = managed(network, None)
         comfy.model_management.load_models_gpu([patcher], memory_required=rgba.numel() * network.widths[0] * 4)
         rgba = rgba.to(patcher.load_device)

@@ -1,5 +1,6 @@
 """LayerDiffuse Apply on tiny random models of SD1.5's and SDXL's structure, in every mode."""
 
+import functools
 import importlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.utils
 import pytest
@@ -165,6 +167,55 @@ def test_a_window_acts_on_the_steps_inside_it_alone(applied, models, words, case
         assert max(near.values()) > 1e-3, near
         acting.append(near["patched"] < near["base"])
     assert acting == [False, True, True, False]
+
+
+@pytest.mark.parametrize("case", tiny.CASES, ids=IDS)
+def test_outside_its_window_every_mode_is_the_base_model_to_the_bit_and_leaves_it_so(applied, models, words, case):
+    model = models[case[1]]
+    before, picture_before = weights_of(model), sample(model, words)
+    seen = {"late": [], "early": []}
+
+    def record(executor, *arguments, into, **named):
+        into.append(executor(*arguments, **named))
+        return into[-1]
+
+    plain = []
+    sample(model, words, steps=4, watch=functools.partial(record, into=plain))
+    late = applied(case, start=0.6)
+    sample(late, words, steps=4, watch=functools.partial(record, into=seen["late"]))
+    assert [torch.equal(a, b) for a, b in zip(seen["late"], plain, strict=True)] == [True, True, False, False]
+    early = applied(case, end=0.3)
+    sample(early, words, steps=4, watch=functools.partial(record, into=seen["early"]))
+    assert not torch.equal(seen["early"][0], plain[0])
+    assert torch.equal(sample(model, words), picture_before)
+    assert all(torch.equal(v, before[k]) for k, v in weights_of(model).items())
+
+
+class Dynamic(comfy.model_patcher.ModelPatcher):
+    """As ComfyUI's patcher that loads weights piece by piece refuses changes of weights on the way; it itself needs a GPU."""
+
+    non_dynamic_delegate_model = None
+
+    def get_non_dynamic_delegate(self):
+        return comfy.model_patcher.ModelPatcherDynamic.get_non_dynamic_delegate(self)
+
+    def is_dynamic(self):
+        return True
+
+    def patch_hook_weight_to_device(self, *arguments, **named):
+        raise RuntimeError("Hooks not implemented")
+
+
+@pytest.mark.skipif(not hasattr(comfy.model_patcher, "ModelPatcherDynamic"), reason="this host has no dynamic patcher")
+def test_a_window_acts_on_a_host_that_loads_weights_piece_by_piece(applied, models, words):
+    case = next(c for c in tiny.CASES if c[2] == "layer_xl_transparent_attn")
+    base = models["sdxl"]
+    dynamic = Dynamic(base.model, base.load_device, base.offload_device)
+    dynamic.cached_patcher_init = base.cached_patcher_init
+    patched = applied(case, model=dynamic, start=0.3, end=0.7)
+    assert torch.allclose(sample(patched, words, steps=4), sample(applied(case, start=0.3, end=0.7), words, steps=4), atol=1e-5)
+    assert not patched.is_dynamic()
+    assert patched.model is not base.model
 
 
 @pytest.mark.parametrize("case", [c for c in tiny.CASES if c[1] == "sdxl"], ids=[i for i in IDS if "sdxl" in i])
@@ -349,6 +400,12 @@ def test_a_batch_of_half_scenes_and_a_picture_of_another_size_are_refused_before
             sample(applied(by_name[name]), words, batch=2, side=128)
     with pytest.raises(ValueError, match="nothing is connected"):
         applied(by_name["layer_xl_fg2ble"], pictures={})
+    # A second pass at a higher resolution, the pictures of the first one still connected.
+    for case in [c for c in tiny.CASES if " to " in c[0]]:
+        with pytest.raises(ValueError, match=r"size of the picture is '64x64'; allowed: 96x96.*second pass at a higher resolution"):
+            sample(applied(case), words, side=96)
+    with pytest.raises(ValueError, match=r"batch size is 5; allowed: a multiple of 2"):
+        sample(applied(by_name["layer_sd15_bg2fg"]), words, batch=5)
     with pytest.raises(ValueError, match="number is 4; allowed: 1, or 6"):
         sample(applied(by_name["layer_xl_fg2ble"], pictures={"foreground": picture(1, 4, batch=4)}), words)
 
