@@ -2,6 +2,8 @@
 
 import random
 
+import numpy as np
+
 from layered_core.arrangement import arrange, read_arrangement
 from layered_core.document import Layer, LayerDocument
 from layered_core.outline import corners
