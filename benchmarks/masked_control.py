@@ -1,17 +1,26 @@
 """What control per layer costs: ``python -m benchmarks.masked_control [--json]``.
 
-One denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, random weights: plain, with four layers on that one net, and with
-four ControlNets in a row, as four chained apply nodes run them. The variants take turns; the ratio is of the least times, and the median of the
-rounds' own ratios is given beside it.
+One denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, random weights; the variants take turns.
+
+* In diffusers: ``ratio_4``, four layers on one net over one plain ControlNet; ``chained_ratio_4``, four masked ControlNets in a row. The ratio
+  is of the least times, and ``ratio_4_median`` is the median of the rounds' own. ``max_abs_diff`` between the two pictures: they must be equal.
+* In ComfyUI, where there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, over core's Apply ControlNet: ``comfyui_ratio_4``, four layers on
+  Masked ControlNet Apply; ``core_chained_ratio_4``, core's node four times in a row; ``core_masked_ratio_4``, the same on four conditionings
+  with ConditioningSetMask. Medians of the rounds. ``core_max_abs_diff``: of a mask of ones, and of four layers of full strength, to core's node.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -24,6 +33,15 @@ from layered_diffusers.sampling import Run, add_residuals
 
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)}
 LAYERS = 4
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {
+    "ratio_4": "diffusers: 4 layers on one net",
+    "chained_ratio_4": "diffusers: 4 masked nets in a row",
+    "comfyui_ratio_4": "ComfyUI: 4 layers, Masked ControlNet Apply",
+    "core_chained_ratio_4": "ComfyUI: core's Apply ControlNet 4 times in a row",
+    "core_masked_ratio_4": "ComfyUI: the same on 4 conditionings with ConditioningSetMask",
+}
+GOALS = {"ratio_4": 1.05, "comfyui_ratio_4": 1.05}
 
 
 def run_of(unet: UNet2DConditionModel, side: int) -> Run:
@@ -42,7 +60,7 @@ def step(run: Run, controls: list[MaskedControl]) -> Tensor:
 
 
 @torch.inference_mode()
-def measure(side: int, rounds: int) -> dict[str, float]:
+def measure(side: int, rounds: int) -> dict[str, Any]:
     """Seconds as ratios to one plain ControlNet."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=64, **SD15).eval()
@@ -73,15 +91,36 @@ def measure(side: int, rounds: int) -> dict[str, float]:
             begun = time.perf_counter()
             variant()
             seconds[name].append(time.perf_counter() - begun)
-    least = {k: min(v) for k, v in seconds.items()}
-    return {
-        "ratio_4": least["layered"] / least["plain"],
-        "ratio_4_median": statistics.median(a / b for a, b in zip(seconds["layered"], seconds["plain"], strict=True)),
-        "chained_ratio_4": least["chained"] / least["plain"],
-        "max_abs_diff": difference,
-        "rounds": rounds,
-        "side": side,
-    }
+    figures: dict[str, Any] = {}
+    for key, name in (("ratio_4", "layered"), ("chained_ratio_4", "chained")):
+        ratios = [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
+        figures[key] = min(seconds[name]) / min(seconds["plain"])
+        figures[f"{key}_median"] = statistics.median(ratios)
+        figures[f"{key}_range"] = [min(ratios), max(ratios)]
+    return figures | {"max_abs_diff": difference, "rounds": rounds, "side": side}
+
+
+def measure_comfyui(side: int, rounds: int) -> dict[str, Any]:
+    """The figures of a ComfyUI in a process of its own; none where there is no ComfyUI.
+
+    Raises:
+        SystemExit: it could not run them.
+    """
+    sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
+    from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
+
+    host = find_host()
+    if isinstance(host, str):
+        sys.stderr.write(f"not measured in ComfyUI: {host}\n")
+        return {}
+    comfyui, python = host
+    command = [str(python), str(Path(__file__).with_name("masked_control_host.py")), str(rounds), str(side)]
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode or not done.stdout.strip():
+        raise SystemExit("ComfyUI could not sample: see above")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
@@ -91,11 +130,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
-    figures = measure(options.side, options.rounds)
+    figures: dict[str, Any] = {**measure(options.side, options.rounds), **measure_comfyui(options.side, options.rounds)}
+    print(f"| a step at {options.side} x {options.side} | times one plain ControlNet's | least and greatest | goal |\n| --- | --- | --- | --- |")
+    for key, name in NAMES.items():
+        if key in figures:
+            low, high = figures[f"{key}_range"]
+            print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {f'≤ {GOALS[key]:.2f}' if key in GOALS else ''} |")
+    differences = ", ".join(f"{k} {figures[k]:.2g}" for k in ("max_abs_diff", "core_max_abs_diff") if k in figures)
+    print(f"\n{options.rounds} rounds, {torch.get_num_threads()} threads; {differences}.")
     if options.json:
         print(json.dumps(figures))
-    else:
-        print("\n".join(f"{k:16} {v:.4g}" for k, v in figures.items()))
 
 
 if __name__ == "__main__":

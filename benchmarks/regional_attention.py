@@ -30,14 +30,14 @@ NAMES = {
 }
 
 
-def measure(comfyui: Path, python: Path, rounds: int, steps: int, attention: str) -> dict[str, float]:
+def measure(comfyui: Path, python: Path, rounds: int, steps: int, attention: str, side: int) -> dict[str, float]:
     """The figures of one process.
 
     Raises:
         SystemExit: ComfyUI could not run it.
     """
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(Path(__file__).with_name("regional_attention_host.py")), str(rounds), str(steps), attention]
+    command = [str(python), str(Path(__file__).with_name("regional_attention_host.py")), str(rounds), str(steps), attention, str(side)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode or not done.stdout.strip():
         raise SystemExit("ComfyUI could not sample: see above")
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all variants, by turns; default %(default)s")
     parser.add_argument("--steps", type=int, default=2, help="steps of a run; default %(default)s")
     parser.add_argument("--attention", choices=ATTENTION, default="pytorch", help="ComfyUI's way of computing attention; default %(default)s")
+    parser.add_argument("--side", type=int, default=512, help="picture side, pixels; default %(default)s")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
     from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
@@ -59,8 +60,8 @@ def main() -> None:
     host = find_host()
     if isinstance(host, str):
         raise SystemExit(host)
-    figures = measure(*host, options.rounds, options.steps, options.attention)
-    print("| a step at 512 x 512 | times the plain prompt's | least and greatest | goal |\n| --- | --- | --- | --- |")
+    figures = measure(*host, options.rounds, options.steps, options.attention, options.side)
+    print(f"| a step at {options.side} x {options.side} | times the plain prompt's | least and greatest | goal |\n| --- | --- | --- | --- |")
     for key, name in NAMES.items():
         low, high = figures[f"{key}_range"]
         goal = f"≤ {GOALS[key]:.2f}" if key in GOALS else ""
