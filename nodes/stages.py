@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.samplers
+import folder_paths
 import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
@@ -15,12 +17,13 @@ from torch import Tensor
 
 from ..layered_core.blending import BLENDS
 from ..layered_core.blending import grow as widened
-from ..layered_core.document import MAX_SIDE, Layer, LayerDocument
+from ..layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
 from ..layered_core.errors import invalid
 from ..layered_core.repaint import Repaint
 from ..layered_core.stages import ALPHAS, changed_region, stage_alpha, stage_region, stage_seed, uncovered, with_stage
 from .layers import LAYERS, append_layers, read_stack, rgba, write_stack
 from .regenerate_layers import PASTE, flat, one_mask, picture_so_far
+from .regional_prompt_attention import EMBEDDING
 
 CATEGORY = "layered diffusion/stages"
 _FAR = 4 * MAX_SIDE
@@ -46,7 +49,8 @@ class AddLayerByPrompt(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Paint something new onto what is there and lay it on the stack as a layer with its own alpha. Chain several: background, "
-                "midground, foreground. A name that the stack has is made anew in its place, and what lies in front is laid on again."
+                "midground, foreground. A name that the stack has is made anew in its place, with its recipe's LoRAs, embedding and seed; what lies "
+                "in front is laid on again."
             ),
             search_aliases=["stage", "add object", "inpaint layer", "generate layer", "layer by layer", "background foreground", "replace layer"],
             inputs=[
@@ -118,8 +122,14 @@ class AddLayerByPrompt(io.ComfyNode):
         place = _place(document, there, name, (x, y, width, height), mask, empty)
         before = flat(behind).permute(1, 2, 0)[None].to(comfy.model_management.intermediate_device())
 
-        graph, noise_seed = GraphBuilder(), stage_seed(seed, name)
-        words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (prompt, negative)]
+        recipe = Recipe() if there is None else document.layers[there].recipe
+        graph, noise_seed = GraphBuilder(), stage_seed(seed, name) if recipe.seed is None else recipe.seed
+        for lora in recipe.loras:
+            file = _lora_file(name, lora.name)
+            loaded = graph.node("LoraLoader", model=model, clip=clip, lora_name=file, strength_model=lora.strength, strength_clip=lora.strength)
+            model, clip = loaded.out(0), loaded.out(1)
+        said = prompt if recipe.embedding is None else f"{EMBEDDING}{recipe.embedding} {prompt}"
+        words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (said, negative)]
 
         def painted(region: object, steps: int, denoise: float, **plan: object) -> tuple[Any, Any]:
             cut = graph.node(
@@ -275,6 +285,15 @@ def _words(document: LayerDocument, there: int | None, name: str, prompt: str, n
     if not prompt.strip():
         raise invalid(f"layer {name!r}: prompt", prompt, "what is to be added", "Or give the name of a layer of the stack that has words")
     return prompt, negative
+
+
+def _lora_file(layer: str, lora: str) -> str:
+    """The file of ComfyUI's that a recipe means; the name may leave folder and ending out."""
+    files = folder_paths.get_filename_list("loras")
+    for file in files:
+        if lora in (file, Path(file).name, Path(file).stem):
+            return str(file)
+    raise invalid(f"layer {layer!r}: LoRA", lora, ", ".join(files) or "none: there is no file", "Copy it into ComfyUI's models/loras folder")
 
 
 def _place(

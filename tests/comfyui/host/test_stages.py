@@ -1,5 +1,7 @@
 """Stages on the real host: one node, the graph it stands for, and what stays when one stage is made anew."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from graph import add_layer, load, node
@@ -147,6 +149,42 @@ def test_a_lora_of_one_stage_acts_on_its_layer_alone(host, read):
     for layer in ("sky", "tree"):
         assert torch.equal(with_lora.layer(layer).image, plain.layer(layer).image)
     assert not torch.equal(with_lora.layer("house").image, plain.layer("house").image)
+
+
+def test_a_layer_that_is_made_anew_keeps_its_recipes_loras_embedding_and_seed(host, pack, read):
+    from pathlib import Path
+
+    import folder_paths
+    from safetensors.torch import save_file
+
+    document_of, node_of = pack("layered_core.document"), pack("nodes.stages").AddLayerByPrompt
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"x": torch.zeros(1)}, folder / "of_the_recipe.safetensors")
+    folder_paths.cache_helper.clear()
+    recipe = document_of.Recipe(loras=(document_of.Lora("of_the_recipe", 0.7),), embedding="mood", seed=11)
+    document = document_of.LayerDocument(64, 64, (document_of.Layer("tree", prompt="a green tree", width=64, height=64, recipe=recipe),))
+    values = {
+        "model": None, "clip": None, "vae": None, "prompt": "", "negative": "", "name": "tree", "x": 0, "y": 0, "width": 0, "height": 0, "seed": 3,
+        "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "alpha": "difference", "denoise": 1.0, "feather": 0, "size": 0,
+        "context": 0.5, "blend": "gradient",
+    }  # fmt: skip
+    graph = node_of.execute(**values, layers=pack("nodes.layers").write_stack(document)).expand
+    of = {
+        kind: [(number, n["inputs"]) for number, n in graph.items() if n["class_type"] == kind] for kind in {n["class_type"] for n in graph.values()}
+    }
+    ((lora, inputs),) = of["LoraLoader"]
+    assert (inputs["lora_name"], inputs["strength_model"], inputs["strength_clip"]) == ("of_the_recipe.safetensors", 0.7, 0.7)
+    assert [n["text"] for _, n in of["CLIPTextEncode"]] == ["embedding:mood a green tree", ""]
+    assert all(n["clip"] == [lora, 1] for _, n in of["CLIPTextEncode"])
+    assert of["LD_RegenerateLayers"][0][1]["model"] == [lora, 0]
+    assert of["KSampler"][0][1]["seed"] == 11
+    assert of["LD_StageLayer"][0][1]["prompt"] == "a green tree"
+
+    missing = document_of.Recipe(loras=(document_of.Lora("nowhere"),))
+    document = document.with_layer(replace(document.layers[0], recipe=missing))
+    with pytest.raises(pack("layered_core.errors").LayeredError, match=r"layer 'tree': LoRA is 'nowhere'; allowed: .*of_the_recipe.safetensors"):
+        node_of.execute(**values, layers=pack("nodes.layers").write_stack(document))
 
 
 def test_progress_of_the_sampler_is_told_and_an_interrupt_stops_the_stage(host):
