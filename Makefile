@@ -10,12 +10,13 @@ BENCH ?= results/$(shell date +%F)-$(shell git rev-parse --short HEAD)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test test-all fuzz lint bench bench-all bench-model train-demo clean
+.PHONY: help demo demo-images test test-all fuzz lint bench bench-all bench-model train-demo clean
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "make lint         ruff and mypy only"
 	@echo "make test-all     the slow tests too"
 	@echo "make fuzz         2,000 broken files, none of which may do harm"
+	@echo "make demo-images  the demo, and its pictures into the README"
 	@echo "make bench        one suite of the bench: SUITE=layout N=32; make bench SUITE=all for all"
 	@echo "make bench-all    all suites, and write docs/evaluation.md from them; N=32"
 	@echo "make bench-model  the figures of the shipped model, docs/storybook.md"
@@ -32,6 +33,10 @@ help:
 
 demo: .venv/installed
 	@$(BIN)/python -m layered_diffusers demo --out output/demo
+
+demo-images: demo
+	@cp output/demo/overview.png docs/images/demo.png
+	@cp output/demo/preserve.jpg output/demo/stages.jpg output/demo/redo.jpg docs/images
 
 lint: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -34,13 +34,13 @@ PROMPTS = (
     "a red heart and a yellow star at sunset",
 )
 STRENGTHS = (0.2, 0.4, 0.6, 0.8)
-FREEDOM = 0.6
+FREEDOM = 0.4
 """How far the layers of the collage that are not kept may change, one of them kept in turn."""
 
 STAGES = (
     Layer("sunset", prompt="sunset over the mountains", width=CANVAS, height=CANVAS),
-    Layer("tree", prompt="a green tree", x=8, y=40, width=52, height=68),
-    Layer("house", prompt="a white house", x=64, y=56, width=56, height=60),
+    Layer("tree", prompt="a green tree", x=2, y=36, width=64, height=84),
+    Layer("house", prompt="a white house", x=60, y=54, width=66, height=68),
 )
 
 Progress = Callable[[int, int], None]
@@ -128,7 +128,7 @@ def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, 
         free = replace(document, layers=tuple(layers))
         page.picture(f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}")
         picture = pipeline.harmonize(free, seed=seed, steps=STEPS, progress=tell.run())
-        page.picture(f"preserve_{kept}.png", picture, f"the {kept} is kept, the rest harmonised")
+        page.picture(f"preserve_{kept}.png", picture, f"the {kept} kept, the rest redrawn")
     page.end_row("preserve.jpg")
 
 
@@ -137,7 +137,7 @@ def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell:
         "In stages", "A background from words, then one thing after another in its box. Each becomes a layer with alpha, and changes nothing outside."
     )
     document = LayerDocument(CANVAS, CANVAS, STAGES)
-    made = pipeline.generate_layers(document, seed=seed, steps=STEPS, progress=tell.run())
+    made = pipeline.generate_layers(document, seed=seed + 3, steps=STEPS, progress=tell.run())
     for count, layer in enumerate(made, 1):
         so_far = replace(made, layers=made.layers[:count])
         page.picture(f"stage_{count}.png", to_image(composite(so_far)), f"{'+ ' if count > 1 else ''}“{layer.prompt}”")
@@ -152,7 +152,7 @@ def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell:
 def _redo_one(pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocument, seed: int, tell: _Counter) -> None:
     name, words = "tree", "a purple mushroom"
     page.heading("Redo one layer and nothing else", f"The {name} of the picture above becomes {words}; what lies in front is laid on again.")
-    after = pipeline.replace_layer(made, name, prompt=words, seed=seed, steps=STEPS, progress=tell.run())
+    after = pipeline.replace_layer(made, name, prompt=words, seed=seed + 3, steps=STEPS, progress=tell.run())
     old, new = (composite(d)[..., :3].permute(2, 0, 1) for d in (made, after))
     box = STAGES[1]
     place = torch.zeros(CANVAS, CANVAS)
