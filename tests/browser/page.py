@@ -61,7 +61,7 @@ class Page:
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function("(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms)
         loaded = "(ids) => ids.every(id => { const n = app.graph.getNodeById(id); return n.imgs?.length && n.imgs.every(i => i.naturalWidth > 0) })"
-        self.page.wait_for_function(loaded, arg=list(wait_for), timeout=120_000)
+        self.page.wait_for_function(loaded, arg=list(wait_for), timeout=240_000)
         self.page.wait_for_timeout(500)
 
     def look(self, scale, offset):
