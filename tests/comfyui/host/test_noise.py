@@ -1,10 +1,14 @@
 """Per-layer noise on the real host: exact where it must be, with every kind of sampler, and chained with core's own nodes."""
 
+from pathlib import Path
+
 import comfy.samplers
+import folder_paths
 import pytest
 import torch
 from graph import from_image, load, node, per_layer_sdedit
 from PIL import Image
+from safetensors.torch import save_file
 from test_no_leaks import LOADER, explode, models, sample
 
 import nodes as comfy_nodes
@@ -234,6 +238,36 @@ def test_sizes_that_fit_no_cell_come_out_as_they_went_in(host):
     out = host.value(prompt, "out")
     assert out.shape == (1, 67, 101, 3)
     assert torch.equal(out[:, 24:64, 48:88], composite(host, picture="odd.png")[:, 24:64, 48:88])
+
+
+def test_a_lora_by_cores_hooks_acts_where_its_words_are_and_a_frozen_layer_stays(host):
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    random = torch.Generator().manual_seed(0)
+    width = host.value(LOADER, "loader").model.model_config.unet_config["context_dim"]
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    weights = {"lora_up.weight": torch.randn(64, 4, generator=random), "lora_down.weight": torch.randn(4, width, generator=random)}
+    save_file({f"{name}.{k}": v for k, v in weights.items()} | {f"{name}.alpha": torch.tensor(4.0)}, folder / "hooked.safetensors")
+    folder_paths.cache_helper.clear()
+
+    def out(strength):
+        prompt = graph(0.9, 0.0) | {
+            "left": node("SolidMask", value=1.0, width=40, height=128), "none": node("SolidMask", value=0.0, width=128, height=128),
+            "mask": node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add"),
+            "rest": node("InvertMask", mask=["mask", 0]),
+            "hook": node("CreateHookLora", lora_name="hooked.safetensors", strength_model=strength, strength_clip=0.0),
+            "in": node("ConditioningSetProperties", cond_NEW=["p", 0], strength=1.0, set_cond_area="default", mask=["mask", 0], hooks=["hook", 0]),
+            "ex": node("ConditioningSetProperties", cond_NEW=["p", 0], strength=1.0, set_cond_area="default", mask=["rest", 0]),
+            "both": node("ConditioningCombine", conditioning_1=["in", 0], conditioning_2=["ex", 0]),
+        }  # fmt: skip
+        prompt["k"]["inputs"] |= {"positive": ["both", 0], "steps": 2}
+        return host.value(prompt, "out")
+
+    plain, hooked = out(0.0), out(1.0)
+    change = (hooked - plain).abs()
+    assert float(change[:, :, :40].mean()) > 2 * float(change[:, :, 88:].mean())
+    assert float(change[:, :, :40].mean()) > 0.001
+    assert torch.equal(hooked[:, 24:64, 48:88], composite(host)[:, 24:64, 48:88])
 
 
 # --- other models ----------------------------------------------------------------------------------------------------
