@@ -32,10 +32,12 @@ from benchmarks.intervals import mean_interval
 from benchmarks.judging import Examiner, laid_on, layer_figures
 from benchmarks.methods import transparent_layer
 from benchmarks.scenes import Case, layer_cases
+from demo.drawing import draw_background
 from demo.train.ship import MODEL
 from demo.train.sprites import KNOWN, THINGS, draw_smoke, draw_sprite, padded
 from demo.train.transparent import Autoencoder, decode_pixels, encode, psnr
 from demo.train.vae import HELD_OUT
+from demo.vocabulary import CANVAS
 from layered_core.pictures import to_image
 from layered_core.transparent_decode import decode
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -111,12 +113,17 @@ def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path 
 
 
 def sheet(layers: Tensor, columns: int = 8) -> Tensor:
-    """The first 32 layers over a checkerboard ``[H, W, 3]``."""
-    shown = layers[: min(32, len(layers) // columns * columns)]
-    cells = torch.arange(128) // 16
-    board = 0.5 + 0.1 * ((cells[:, None] + cells) % 2 - 0.5)
-    over = shown[:, :3] * shown[:, 3:] + board * (1 - shown[:, 3:])
-    return over.reshape(-1, columns, 3, 128, 128).permute(0, 3, 1, 4, 2).reshape(-1, columns * 128, 3)
+    """The first layers, up to 16: each over a checkerboard and, below, on two landscapes it was not painted on; ``[H, W, 3]``."""
+    layers = layers[: min(16, len(layers) // columns * columns)]
+    cells = torch.arange(CANVAS) // 16
+    board = (0.5 + 0.1 * ((cells[:, None] + cells) % 2 - 0.5)).expand(3, -1, -1)
+    rng = np.random.default_rng(0)
+    drawn = [torch.from_numpy(draw_background(name, rng).copy()).permute(2, 0, 1).float() / 255 for name in ("meadow", "night")]
+    rows = []
+    for start in range(0, len(layers), columns):
+        for back in (board, *drawn):
+            rows.append(torch.cat([laid_on(layer, back) for layer in layers[start : start + columns]], 2))
+    return torch.cat(rows, 1).permute(1, 2, 0)
 
 
 def main() -> None:
@@ -126,7 +133,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=24, help="layers at once (default: %(default)s)")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the layers")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the first layers, over a checkerboard and on two landscapes"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     if options.n < 8:

@@ -6,8 +6,8 @@ The same random weights in the published widths, single precision, a picture and
 * ``time_ratio_S_1``, ``time_ratio_S_8``: the least time of ours over the reference's, by the clock; ``time_ratio_S`` is the greater one.
 * ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run, over the same of the reference.
   Weights, libraries and the input are there before; what a process has put aside after its small first run too. Linux alone.
-* ``floats_per_pixel_S``: ours with 1 augmentation, in single-precision values over pixels and width of the first stage: what
-  ``layered_core.transparent_decode.PIXEL_FLOATS`` must cover.
+* ``memory_of_estimate_S_1``, ...: the same of ours over what ``layered_core.transparent_decode.bytes_needed`` counts, by which nodes choose
+  how many pictures go through at once.
 * ``max_abs_diff``: the greatest difference of the two results anywhere, 0..1.
 """
 
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.transparent_reference import median_of_eight, one_pass, random_pair
-from layered_core.transparent import DECODER_WIDTHS, from_file_order
-from layered_core.transparent_decode import CELL, decode
+from layered_core.transparent import DECODER_WIDTHS, TransparentDecoder, from_file_order
+from layered_core.transparent_decode import CELL, bytes_needed, decode
 
 GOALS = {"time_ratio": 0.8, "memory_ratio": 0.6, "max_abs_diff": 1e-4}
 
@@ -99,8 +99,9 @@ def measure(sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_W
             figures[f"time_ratio_{of}"] = min(a.seconds for a in ours) / min(a.seconds for a in reference)
             if reference[0].grown:
                 figures[f"memory_ratio_{of}"] = ours[0].grown / reference[0].grown
-                if augmentations == 1:
-                    figures[f"floats_per_pixel_{side}"] = ours[0].grown / 4 / side**2 / widths[0]
+                with torch.device("meta"):
+                    estimate = sum(bytes_needed(TransparentDecoder(widths), side, side, tile=side, augmentations=augmentations))
+                figures[f"memory_of_estimate_{of}"] = ours[0].grown / estimate
             assert ours[0].rgba is not None
             assert reference[0].rgba is not None
             figures["max_abs_diff"] = max(figures["max_abs_diff"], float(np.abs(ours[0].rgba - reference[0].rgba).max()))

@@ -25,9 +25,6 @@ COMBINE = ("median", "mean")
 CELL = 8
 """Pixels of a side that one latent stands for."""
 
-PIXEL_FLOATS = 7.5
-"""Values that the network holds at its peak for each pixel, times the width of its first stage: an estimate from its blocks."""
-
 Report = Callable[[int, int], None]
 """Called after every pass of the network with the passes done and those in all; may raise to stop."""
 
@@ -58,7 +55,7 @@ def decode(
         combine: ``median`` or ``mean`` of the passes.
         tile: greatest side decoded at once, pixels, a multiple of 64.
         overlap: of neighbouring tiles, pixels, at most half a tile.
-        batch: pictures in one pass; see :func:`bytes_needed`.
+        batch: pictures in one pass; see :func:`pictures_at_once`.
         attend: the host's attention.
         report: progress.
 
@@ -105,13 +102,24 @@ def check_augmentations(augmentations: int) -> int:
 
 
 def bytes_needed(decoder: TransparentDecoder, height: int, width: int, *, tile: int, augmentations: int) -> tuple[int, int]:
-    """Memory that :func:`decode` takes for one picture, bytes: on the decoder's device beside its weights, and where the result lies."""
+    """Memory that :func:`decode` takes for one picture, bytes: on the decoder's device beside its weights, and where the result lies.
+
+    The peak is at the full side, in the first resnet of the last block: two skips (``w0`` each), what came from below (``w1``) beside a third,
+    the shortcut, a convolution, and the picture twice. Convolutions of a few wide channels copy their weights. What was measured is 0.7 to 1.0
+    of it (``tests/core/test_transparent_decode.py``, and in the published widths ``python -m benchmarks.transparent_decode``).
+    """
     side = decoder.STRIDE
     area = min(-(-height // side) * side, tile) * min(-(-width // side) * side, tile)
     weight = next(decoder.parameters())
-    network = area * decoder.widths[0] * PIXEL_FLOATS * weight.element_size()
+    copies = 2 * max(p.numel() for p in decoder.parameters())
+    network = (area * (5 * decoder.widths[0] + decoder.widths[1] + 2 * 3) + copies) * weight.element_size()
     passes = area * 4 * 4 * (augmentations + 2)
-    return int(network + passes), height * width * 4 * 4
+    return network + passes, height * width * 4 * 4
+
+
+def pictures_at_once(needed: int, free: int, count: int) -> int:
+    """How many of ``count`` pictures go through together where each takes ``needed`` bytes; a fifth of what is ``free`` is left alone."""
+    return max(1, min(count, int(0.8 * free / needed)))
 
 
 def check_memory(needed: int, free: int, where: str, fix: str) -> None:

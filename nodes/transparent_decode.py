@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..layered_core.document import Layer
 from ..layered_core.errors import invalid
 from ..layered_core.transparent import TransparentDecoder
-from ..layered_core.transparent_decode import AUGMENTATIONS, COMBINE, bytes_needed, check_memory, decode
+from ..layered_core.transparent_decode import AUGMENTATIONS, COMBINE, bytes_needed, check_memory, decode, pictures_at_once
 from .layer_model import layer_model_choices, read_layer_model
 from .layers import LAYERS, append_layers, check_room
 
@@ -105,7 +105,7 @@ class TransparentDecode(io.ComfyNode):
             bar.update_absolute(done, total)
             manage.throw_exception_if_processing_interrupted()
 
-        batch = max(1, min(len(image), int(0.8 * free / needed)))
+        batch = pictures_at_once(needed, free, len(image))
         attend = attention_for(patcher.load_device)
         rgba = decode(decoder, pixels, samples, combine=combine, batch=batch, attend=attend, report=report, **options).movedim(1, -1)
         names = [name if len(rgba) == 1 else f"{name} {i + 1}" for i in range(len(rgba))]
