@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .blending import grow
 from .document import LayerDocument
 from .placement import place
 
@@ -40,6 +41,28 @@ def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
     ones = alphas.new_ones(1, *alphas.shape[1:])
     above = torch.cat([clear[1:], ones]) if len(alphas) else alphas
     return alphas * above, (clear[0] if len(alphas) else ones[0])
+
+
+def grown_masks(masks: Tensor, pixels: int) -> Tensor:
+    """Visible masks with every layer wider by ``pixels``, at the cost of larger layers and of what no layer covers.
+
+    What a pixel showed of a larger layer is shared among the smaller ones that reach it; layers of one size keep theirs. Sums over
+    layers stay at most 1, and nothing depends on the layers' order.
+
+    Args:
+        masks: ``[L, H, W]``, summing to at most 1.
+        pixels: 0 and more. Neutral: 0.
+    """
+    if pixels == 0 or not len(masks):
+        return masks
+    rims = torch.stack([grow(m, pixels) for m in masks]) - masks
+    owners = torch.cat([masks, 1 - masks.sum(0, keepdim=True)])
+    sizes = torch.cat([masks.sum((1, 2)), masks.new_tensor([torch.inf])])
+    takes = (sizes[:-1, None] < sizes).to(masks)  # [L, L + 1]: who takes from whom
+    claims = torch.einsum("ij,ihw->jhw", takes, rims)
+    lost = owners * claims.clamp_max(1)
+    shares = lost / claims.clamp_min(torch.finfo(masks.dtype).tiny)
+    return masks - lost[:-1] + rims * torch.einsum("ij,jhw->ihw", takes, shares)
 
 
 def mask_pyramid(masks: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

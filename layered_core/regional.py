@@ -16,8 +16,8 @@ from .attention import LEAST_WEIGHT, SCHEDULES, Attend, Tiles
 from .attention_maps import AttentionMaps
 from .document import Layer, LayerDocument
 from .errors import check_number, invalid
-from .guidance import region_factor
-from .masks import layer_alphas, mask_pyramid, visible_masks
+from .guidance import FORMING, region_factor
+from .masks import grown_masks, layer_alphas, mask_pyramid, visible_masks
 from .window import ALWAYS, Window
 from .words import Match, Tokenise, find_words, join, layer_words, negative_texts
 
@@ -53,6 +53,9 @@ class Settings:
     guidance: float = 1.0
     """Factor on classifier-free guidance where layers are, while what is where is being decided, 1..10; see
     :func:`~layered_core.guidance.region_factor`. Neutral: 1."""
+    growth: float = 0.0
+    """How much wider layers are for their words while what is where is being decided, share of the canvas's shorter side, 0..0.25; see
+    :func:`~layered_core.masks.grown_masks`. Neutral: 0."""
     auto_negative: bool = False
     """Whether a layer's prompt is negative outside the layer. Neutral: False."""
     append: bool = False
@@ -69,6 +72,7 @@ class Settings:
         check_number("global_weight", self.global_weight, 0, 1)
         check_number("emphasis", self.emphasis, 0, 2)
         check_number("guidance", self.guidance, 1, 10)
+        check_number("growth", self.growth, 0, 0.25)
 
     def amount(self, sigma: float) -> float:
         """f(sigma), see ``SCHEDULES``."""
@@ -242,7 +246,8 @@ class RegionalAttention:
         self.regions, self.settings, self.contexts, self.tokens, self.maps = regions, settings, contexts, tokens, maps
         self.window = Window(*window)
         self._masks = torch.stack([r.mask for r in regions])
-        self._levels: dict[tuple[int, int], _Level] = {}
+        self._forming_masks = grown_masks(self._masks, round(settings.growth * min(self._masks.shape[-2:])))
+        self._levels: dict[tuple[tuple[int, int], bool], _Level] = {}
         self._projected: dict[Hashable, tuple[list[Tensor | None], list[Tensor | None]]] = {}
 
     def __call__(
@@ -274,7 +279,7 @@ class RegionalAttention:
         acting = self.window.acts(sigma) and any(r.acts for r in self.regions)
         if not acting and self.maps is None:
             return base
-        level = self._level(size, q.device)
+        level = self._level(size, sigma > FORMING, q.device)
         keys, values = self._keys_and_values(block, q, project) if acting else ([None] * len(self.regions),) * 2
         amount = self.settings.amount(sigma) if acting else 0.0
         push = level.push.repeat(1, k.shape[1] // self.tokens) if level.push is not None and amount else None
@@ -300,17 +305,17 @@ class RegionalAttention:
         factor = self.settings.guidance if self.window.acts(sigma) else 1.0
         return region_factor(mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma)
 
-    def _level(self, size: tuple[int, int], device: torch.device) -> _Level:
-        if size not in self._levels:
-            masks = mask_pyramid(self._masks, [size])[0].flatten(1).to(device)
+    def _level(self, size: tuple[int, int], forming: bool, device: torch.device) -> _Level:
+        if (size, forming) not in self._levels:
+            masks = mask_pyramid(self._forming_masks if forming else self._masks, [size])[0].flatten(1).to(device)
             weights = attention.region_weights(
                 masks, [r.strength if c is not None else 0.0 for r, c in zip(self.regions, self.contexts, strict=True)]
             )
             tiles = attention.tile(weights, [0 if c is None else len(c) for c in self.contexts])
             inside, outside = [r.inside for r in self.regions], [r.outside for r in self.regions]
             push = attention.word_push(masks, [r.words for r in self.regions], self.tokens, inside, outside)
-            self._levels[size] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
-        return self._levels[size]
+            self._levels[size, forming] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
+        return self._levels[size, forming]
 
     def _keys_and_values(self, block: Hashable, q: Tensor, project: Project) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Of every region ``[T_i, C]``; regions of equal length are projected together."""

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layered_core.document import Layer, LayerDocument
-from layered_core.masks import layer_alphas, mask_pyramid, visible_masks
+from layered_core.masks import grown_masks, layer_alphas, mask_pyramid, visible_masks
 
 WIDTH, HEIGHT = 37, 23
 
@@ -94,3 +94,33 @@ def test_a_pyramid_cell_is_the_mean_of_the_pixels_it_covers():
     mask[0, 0, 0] = 1
     (cells,) = mask_pyramid(mask, [(2, 2)])
     assert cells.tolist() == [[[1 / 8, 0.0], [0.0, 0.0]]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(layers(), st.integers(0, 12))
+def test_grown_masks_are_not_negative_and_sum_to_at_most_one_whatever_the_order(stack, pixels):
+    masks, _ = visible_masks(layer_alphas(LayerDocument(WIDTH, HEIGHT, tuple(stack))))
+    grown = grown_masks(masks, pixels)
+    assert float(grown.min() if len(grown) else 0) > -1e-5
+    assert float(grown.sum(0).max() if len(grown) else 0) < 1 + 1e-5
+    torch.testing.assert_close(grown_masks(masks.flip(0), pixels), grown.flip(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(grown_masks(masks.flip(-1), pixels), grown.flip(-1), atol=1e-5, rtol=0)
+    if pixels == 0:
+        assert grown is masks
+
+
+def test_small_layers_grow_into_larger_ones_and_into_holes_but_not_into_their_equals():
+    masks = torch.zeros(4, 8, 12)
+    masks[0, :, :6] = 1  # a half; what lies right of it is a hole
+    masks[1, 3:5, 3:5] = 1  # in it
+    masks[2, 3:5, 8:9] = 1  # two of one size beside each other, in the hole
+    masks[3, 3:5, 9:10] = 1
+    masks[0, 3:5, 3:5] = 0
+    grown = grown_masks(masks, 1)
+    expected = torch.zeros(8, 12)
+    expected[2:6, 2:6] = 1
+    assert torch.equal(grown[1], expected)
+    assert float((grown[0] * expected).sum()) == 0
+    assert float(grown[0, :, 6].min()) == 1, "the half grows into the hole"
+    assert torch.equal(grown[2, 3:5, 8:10], masks[2, 3:5, 8:10])
+    assert float(grown[2, 2, 8]) == float(grown[3, 2, 8]) == 0.5, "what both reach is shared"

@@ -11,6 +11,7 @@ from layered_core.attention import plain
 from layered_core.attention_maps import AttentionMaps, heat_map, heat_pictures, largest_patch, mask_from_attention, masks_from_attention
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
+from layered_core.guidance import FORMING
 from layered_core.regional import MODES, RegionalAttention, Settings, make_plan, plan_watching
 from layered_core.words import Token
 
@@ -163,6 +164,24 @@ def test_layers_get_the_guidance_that_their_strength_and_window_give_them():
         assert bool((attention.guidance((8, 8), sigma) > 1).any()) == more
 
 
+def test_layers_are_wider_for_their_words_while_the_picture_forms():
+    document = LayerDocument(32, 32, (Layer("ball", x=8, y=8, width=8, height=8, prompt="a red ball"),))
+    changed = {}
+    for growth in (0.0, 0.125):
+        settings = Settings(growth=growth)
+        attention = prepared(make_plan(document, settings, "a meadow", "", tokenise), settings)
+        for sigma in (FORMING + 0.1, FORMING):
+            out, base = Block().run(attention, sigma)
+            changed[growth, sigma] = (out - base).abs().amax((0, 2)).view(8, 8) > 0
+    exact = torch.zeros(8, 8, dtype=torch.bool)
+    exact[2:4, 2:4] = True
+    for when, cells in changed.items():
+        wide = exact.clone()
+        if when == (0.125, FORMING + 0.1):
+            wide[1:5, 1:5] = True
+        assert torch.equal(cells, wide), when
+
+
 def test_keys_and_values_are_projected_once_unless_weights_may_change():
     settings = Settings()
     attention = prepared(make_plan(pair(), settings, "", "", tokenise), settings)
@@ -199,7 +218,7 @@ def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():
     [
         ({"strength": math.nan}, "strength"), ({"strength": -0.1}, "strength"), ({"start": 0.6, "end": 0.5}, "end"), ({"mode": "magic"}, "mode"),
         ({"schedule": "x"}, "schedule"), ({"global_weight": 2}, "global_weight"), ({"emphasis": math.inf}, "emphasis"),
-        ({"guidance": 0.5}, "guidance"), ({"guidance": math.nan}, "guidance"),
+        ({"guidance": 0.5}, "guidance"), ({"guidance": math.nan}, "guidance"), ({"growth": -0.1}, "growth"), ({"growth": 0.3}, "growth"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad, said):

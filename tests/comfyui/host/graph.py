@@ -35,7 +35,7 @@ def per_layer_sdedit(layers, **inputs):
 def regional(layers, **inputs):
     values = {
         "prompt": "a red ball and a blue star in a meadow", "negative": "", "mode": "regions", "schedule": "auto", "strength": 1.0, "start": 0.0,
-        "end": 1.0, "global_weight": 0.2, "emphasis": 0.5, "guidance": 1.0, "auto_negative": False, "append": False, "record": False,
+        "end": 1.0, "global_weight": 0.2, "emphasis": 0.5, "guidance": 1.0, "growth": 0.0, "auto_negative": False, "append": False, "record": False,
     }  # fmt: skip
     return node("LD_RegionalPromptAttention", model=["loader", 0], clip=["loader", 1], layers=[layers, 0], **{**values, **inputs})
 
