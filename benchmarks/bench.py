@@ -312,6 +312,12 @@ def commit() -> str:
         return "unknown"
 
 
+def measured_at(suite: Suite, settings: Settings) -> str:
+    """The commit that the results of a suite were measured at."""
+    with (settings.out / f"{suite.name}.jsonl").open(encoding="utf-8") as file:
+        return str(json.loads(file.readline())["commit"])
+
+
 def default_out() -> Path:
     """``results/<date>-<commit>``."""
     return Path("results") / f"{datetime.date.today().isoformat()}-{commit().rstrip('+')}"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.bench import SHOWN, Row, Settings, Suite, commit, picture_path, weights_checksum
+from benchmarks.bench import SHOWN, Row, Settings, Suite, measured_at, picture_path, weights_checksum
 from benchmarks.intervals import Interval, mean_interval, paired_interval, set_interval
 from benchmarks.judging import FIGURES, Examiner, reference_features
 from layered_core.errors import LayeredError
@@ -82,7 +82,7 @@ class Summary:
         sampler = self.suite.sampler or "the model's own sampler"
         where = "" if self.suite.host == "diffusers" else f", host {self.suite.host}"
         return (
-            f"`layered bench {self.suite.name} -n {s.count}`, commit {commit()}, weights {weights_checksum(s.model)}, "
+            f"`layered bench {self.suite.name} -n {s.count}`, commit {measured_at(self.suite, s)}, weights {weights_checksum(s.model)}, "
             f"{sampler}, {s.steps} steps, guidance {s.guidance:g}{where}"
         )
 

@@ -160,7 +160,7 @@ def pack(host):
     root = str(PACK).replace(".", "_x_")
 
     def module(path):
-        return sys.modules[f"{root}.{path}"]
+        return importlib.import_module(f"{root}.{path}")
 
     return module
 
