@@ -162,11 +162,11 @@ def differential_collage(scene, objects=0.5, background=0.3):
 
 
 @method
-def regional_prompts(scene, mode="regions", guidance=1.0):
-    """Regional Prompt Attention: each object's words where it is seen, as ``set_mask_combine``'s; ``guidance`` in small regions."""
+def regional_prompts(scene, mode="regions", guidance=1.0, growth=0.0):
+    """Regional Prompt Attention: each object's words where it is seen, as ``set_mask_combine``'s; the node's own ``guidance`` and ``growth``."""
     model, positive, negative = call(
         "LD_RegionalPromptAttention", model=scene.model, clip=scene.clip, layers=scene.layers(scene.start), prompt=scene.words, mode=mode,
-        guidance=guidance,
+        guidance=guidance, growth=growth,
     )  # fmt: skip
     return scene.sample(positive, model=model, negative=negative)
 
