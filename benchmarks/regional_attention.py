@@ -61,11 +61,12 @@ def main() -> None:
     if isinstance(host, str):
         raise SystemExit(host)
     figures = measure(*host, options.rounds, options.steps, options.attention, options.side)
-    print(f"| a step at {options.side} x {options.side} | times the plain prompt's | least and greatest | goal |\n| --- | --- | --- | --- |")
+    print(f"| a step at {options.side} x {options.side} | times the plain prompt's | least and greatest | in processor time | goal |")
+    print("| --- | --- | --- | --- | --- |")
     for key, name in NAMES.items():
         low, high = figures[f"{key}_range"]
         goal = f"≤ {GOALS[key]:.2f}" if key in GOALS else ""
-        print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {goal} |")
+        print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {figures[f'{key}_processor']:.3f} | {goal} |")
     print(
         f"\n{options.rounds} rounds of {options.steps} steps, {options.attention} attention, {figures['threads']:.0f} threads, {figures['device']}."
     )
