@@ -67,13 +67,19 @@ def test_sdxl_keeps_both_encoders_pooled_words_and_sizes(regions):
     assert len(regions.patch.cross_attentions(model.model.diffusion_model)) == 8
 
 
-def test_an_inpainting_unet_works(regions, loaded):
-    model = small_unet(comfy.supported_models.SD15, context_dim=64, in_channels=9, use_linear_in_transformer=False, num_heads=2, num_head_channels=-1)
+@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize("family", ["SD15", "SD20"])
+def test_stable_diffusion_1_and_2_and_their_inpainting_variants_work(regions, loaded, family, channels):
+    heads = {"num_heads": 2, "num_head_channels": -1} if family == "SD15" else {}
+    kind = getattr(comfy.supported_models, family)
+    model = small_unet(kind, context_dim=64, in_channels=channels, use_linear_in_transformer=family == "SD20", **heads)
     _, clip = loaded
-    out, positive, negative = apply(regions, model, clip)
-    mask = {"concat_latent_image": torch.zeros(1, 4, 16, 16), "concat_mask": torch.ones(1, 1, 128, 128)}
-    positive, negative = ([[words, {**rest, **mask}] for words, rest in c] for c in (positive, negative))
-    assert bool(predicted(out, positive, negative)[1].isfinite().all())
+    out, *words = apply(regions, model, clip)
+    plain = encode(clip, WIDGETS["prompt"]), encode(clip, "")
+    mask = {"concat_latent_image": torch.zeros(1, 4, 16, 16), "concat_mask": torch.ones(1, 1, 128, 128)} if channels == 9 else {}
+    seen, other = (predicted(m, *([[x, {**rest, **mask}] for x, rest in c] for c in cs))[1] for m, cs in ((out, words), (model, plain)))
+    assert bool(seen.isfinite().all())
+    assert not torch.equal(seen, other)
 
 
 def test_a_model_that_is_no_such_unet_is_refused_by_its_familys_name(regions, loaded):

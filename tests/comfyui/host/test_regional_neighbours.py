@@ -7,6 +7,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
+from graph import node
 from regional_scene import WIDGETS, apply, encode, halves, predicted
 
 import nodes as comfy_nodes
@@ -112,6 +113,27 @@ def test_an_area_beside_it_gets_the_prompt_of_the_whole_picture(regions, loaded)
     area = comfy_nodes.ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)[0]
     plain = comfy_nodes.ConditioningSetArea().append(encode(clip, WIDGETS["prompt"]), 64, 64, 0, 0, 1.0)[0]
     assert torch.equal(predicted(out, area, negative)[1], predicted(model, plain, encode(clip, ""))[1])
+
+
+def test_a_controlnet_beside_it_gets_the_prompt_of_the_whole_picture_and_both_act(host, regions, loaded):
+    model, clip = loaded
+    net = host.value({"net": node("TestControlNet")}, "net")
+    out, *words = apply(regions, model, clip)
+    plain = encode(clip, WIDGETS["prompt"]), encode(clip, "")
+    contexts = []
+    watched = net.control_model.register_forward_pre_hook(lambda module, a, named: contexts.append(named["context"]), with_kwargs=True)
+    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    try:
+        both, control = (
+            predicted(m, *comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(*c, net, hint, 1.0, 0.0, 1.0))[1]
+            for m, c in ((out, words), (model, plain))
+        )
+    finally:
+        watched.remove()
+    assert torch.equal(contexts[0], contexts[1])
+    alone = predicted(out, *words)[1]
+    assert float((both - alone).abs().max()) > 1e-3
+    assert float((both - control).abs().max()) > 1e-3
 
 
 def test_a_conditioning_combined_with_it_stays_plain(regions, loaded):
