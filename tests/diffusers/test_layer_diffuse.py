@@ -1,5 +1,8 @@
 """LayerDiffuse without ComfyUI: files of either naming, both families, and the pipeline classes of the diffusers port."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from layered_core.errors import LayeredError
 from layered_core.transparent import TransparentDecoder
 from layered_diffusers.layer_diffuse import LayerDiffuse
-from layered_diffusers.layer_diffuse_pipeline import StableDiffusionXLLayerDiffusePipeline
+from layered_diffusers.layer_diffuse_pipeline import StableDiffusionLayerDiffusePipeline, StableDiffusionXLLayerDiffusePipeline
 from layered_diffusers.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
@@ -124,6 +127,7 @@ class Sdxl:
         )  # fmt: skip
         self.model, self.files = folder / "model", folder / "files"
         pipeline.save_pretrained(self.model)
+        pipeline.save_pretrained(folder / "half", variant="fp16")
         self.files.mkdir()
         save_file(lora_of(unet), self.files / "layer_xl_transparent_attn.safetensors")
         torch.manual_seed(1)
@@ -146,6 +150,75 @@ def test_the_ports_snippet_works_with_our_class(sdxl, monkeypatch, tmp_path):
     plain = StableDiffusionXLPipeline.from_pretrained(sdxl.model)(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
     ours = pipeline(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
     assert (ours - plain).abs().mean() > 0.01
+
+
+def test_a_model_saved_as_a_variant_is_loaded_as_diffusers_does(sdxl):
+    options = {"torch_dtype": torch.float32, "variant": "fp16", "layer_models": sdxl.files}
+    pipeline = StableDiffusionXLLayerDiffusePipeline.from_pretrained(sdxl.model.parent / "half", **options)
+    images = pipeline(prompt=["a", "b"], num_inference_steps=1, width=64, height=64, output_type="pt").images
+    assert images.shape == (2, 4, 64, 64)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+
+
+class Sd15:
+    """A tiny SD1.5 with its attention-sharing file, every published key of it in the tiny widths, and a decoder."""
+
+    WIDTHS = {320: 32, 640: 64, 1280: 64, 768: 64, 256: 8}
+
+    def __init__(self, folder):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            block_out_channels=(32, 64, 64, 64), layers_per_block=2, attention_head_dim=8, sample_size=16, cross_attention_dim=64,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )  # fmt: skip
+        pipeline = StableDiffusionPipeline.from_pretrained(STORYBOOK, safety_checker=None)
+        pipeline.register_modules(unet=unet)
+        self.model, self.files = folder / "model", folder / "files"
+        pipeline.save_pretrained(self.model)
+        self.files.mkdir()
+        keys = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_transparent_attn"]
+        file = {k: random([self.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())}
+        save_file(file, self.files / "layer_sd15_transparent_attn.safetensors")
+        torch.manual_seed(1)
+        save_file(TransparentDecoder((8, 8, 8, 8, 16, 16, 16)).state_dict(), self.files / "layer_sd15_vae_transparent_decoder.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory):
+    return Sd15(tmp_path_factory.mktemp("sd15"))
+
+
+def test_the_ports_snippet_works_on_sd15_too(sd15, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAYER_MODEL_DIR", str(sd15.files))
+    pipeline = StableDiffusionLayerDiffusePipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None).to("cpu")
+    asked = {"prompt": "portrait of woman", "negative_prompt": "ugly, bad", "num_inference_steps": 2, "width": 128, "height": 192}
+    images = pipeline(**asked, generator=torch.Generator(device="cpu").manual_seed(42)).images
+    images[0].save(tmp_path / "result.png")
+    assert (images[0].mode, images[0].size) == ("RGBA", (128, 192))
+    assert np.asarray(images[0])[..., 3].std() > 0
+    again = pipeline(**asked, generator=torch.Generator().manual_seed(42), output_type="pt", return_dict=False)[0]
+    assert np.abs(again[0].permute(1, 2, 0).numpy() * 255 - np.asarray(images[0])).max() < 0.51
+    plain = StableDiffusionPipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None)
+    base = plain(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
+    ours = pipeline(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
+    assert (ours - base).abs().mean() > 0.01
+    pipeline.layer_diffuse.switch(False)
+    restored = StableDiffusionPipeline.__call__(pipeline, **asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
+    assert torch.equal(restored, base)
+
+
+def test_an_sdxl_file_on_sd15_and_an_sd15_file_on_sdxl_are_refused_by_the_classes(sd15, sdxl):
+    with pytest.raises(LayeredError, match=r"layer_xl_transparent_attn.*for SDXL.*does not fit the model"):
+        StableDiffusionLayerDiffusePipeline.from_pretrained(
+            sd15.model, layer_models=sdxl.files, file="layer_xl_transparent_attn.safetensors", decoder="vae_transparent_decoder.safetensors"
+        )
+    with pytest.raises(LayeredError, match=r"layer_sd15_transparent_attn.*for SD1\.5.*does not fit the model"):
+        StableDiffusionXLLayerDiffusePipeline.from_pretrained(
+            sdxl.model,
+            layer_models=sd15.files,
+            file="layer_sd15_transparent_attn.safetensors",
+            decoder="layer_sd15_vae_transparent_decoder.safetensors",
+        )
 
 
 def test_without_the_files_the_snippet_says_which_is_missing_and_where_it_comes_from(sdxl, monkeypatch, tmp_path):
