@@ -15,6 +15,7 @@ from layered_core.layer_patches import (
     patched_weight,
     read_patches,
     transformer_blocks,
+    with_pictures,
 )
 
 Q = "input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight"
@@ -133,3 +134,10 @@ def test_transformer_blocks_are_counted_input_output_middle_in_either_naming():
     for names in (ldm, theirs):
         weights = [f"{n}.transformer_blocks.0.attn1.to_q.weight" for n in names]
         assert transformer_blocks(weights) == [f"{n}.transformer_blocks.0" for n in reversed(names)]
+
+
+def test_pictures_terms_repeat_in_order_over_the_rows():
+    out, term = torch.randn(5, 2, 3, 3), torch.randn(2, 2, 3, 3).half()
+    added = with_pictures(out, term) - out
+    for row in range(5):
+        torch.testing.assert_close(added[row], term[row % 2].float(), atol=1e-6, rtol=0)
