@@ -30,7 +30,11 @@ NODES = {
     "LD_AddLayerByPrompt": ("09_stages", ["2", "3"]),
     "LD_StageLayer": ("09_stages", ["12", "13"]),
     "LD_StageSeed": ("09_stages", ["7"]),
+    "LD_RegionalPromptAttention": ("05_regional_prompts", ["6", "8", "11"]),
+    "LD_AttentionPreview": ("05_regional_prompts", ["10"]),
     "LD_LoadDemoControlNet": ("10_control_per_layer", ["12", "17"]),
+    "LD_MaskedControlNetApply": ("10_control_per_layer", ["17", "20", "21"]),
+    "LD_LayerControlHint": ("10_control_per_layer", ["10", "15"]),
     "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
 }
@@ -64,8 +68,8 @@ def crop(page, ids, path, margin=30):
 
 
 def thumbnail(server, entry, ids, path):
-    """The pictures of nodes side by side, 512 pixels high."""
-    pictures = [Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][0]))).convert("RGB") for i in ids]
+    """The last pictures of nodes side by side, 512 pixels high."""
+    pictures = [Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][-1]))).convert("RGB") for i in ids]
     sizes = [(round(512 * p.width / p.height), 512) for p in pictures]
     sheet = Image.new("RGB", (sum(width for width, _ in sizes), 512))
     left = 0
@@ -112,6 +116,24 @@ def find_place(page, prompt):
     crop(page, ["54", "55", "56"], PACK / "web/docs/LD_FindPlace/picture.jpg")
 
 
+def masks_from_words(page, prompt):
+    """Layer Mask from Attention on the boxes of workflow 05: the boxes, and the masks it finds in them."""
+    look = {k: v for k, v in prompt["6"]["inputs"].items() if k in ("model", "clip", "layers", "prompt", "negative")}
+    nodes = {
+        "60": ("LD_LayerPreview", {"layers": prompt["6"]["inputs"]["layers"], "size": 512}),
+        "61": ("LD_LayerMaskFromAttention", {**look, "seed": 1, "steps": 8, "cfg": 3.0, "threshold": 0.5, "largest": True}),
+        "62": ("MaskPreview", {"mask": ["61", 1]}),
+    }
+    prompt = {k: prompt[k] for k in ("1", "2", "3", "4")}
+    page.open_api(prompt | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
+    page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
+    for node, x, size in (("60", 0, [360, 440]), ("61", 400, [400, 380]), ("62", 870, [560, 260])):
+        page.page.evaluate("([i, x, s]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize(s); }", [node, x, size])
+    page.look(1.0, (100, 150))
+    page.queue(["60", "62"])
+    crop(page, ["60", "61", "62"], PACK / "web/docs/LD_LayerMaskFromAttention/picture.jpg")
+
+
 def main():
     from demo.drawing import sprite
     from demo.vocabulary import Thing
@@ -148,10 +170,13 @@ def main():
             page.queue(["3"])
             crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LoadLayer/picture.jpg")
             measure(page, json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
+            masks_from_words(page, json.loads((PACK / "workflows/api/05_regional_prompts.json").read_text()))
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
-            from layer_pictures import take
+            import layer_pictures
+            import transparency_pictures
 
-            take(page, server)
+            layer_pictures.take(page, server)
+            transparency_pictures.take(page)
         finally:
             server.stop()
 
