@@ -4,6 +4,7 @@ The same random weights in the published widths, single precision, a picture and
 ``--side``), with 1 and with 8 augmentations. Each variant runs in a process of its own, the two by turns. Figures, for each side S:
 
 * ``time_ratio_S_1``, ``time_ratio_S_8``: the least time of ours over the reference's, by the clock; ``time_ratio_S`` is the greater one.
+* ``processor_ratio_S_1``, ...: the same in processor time, which other programs disturb less.
 * ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run, over the same of the reference.
   Weights, libraries and the input are there before; what a process has put aside after its small first run too. Linux alone.
 * ``memory_of_estimate_S_1``, ...: the same of ours over what ``layered_core.transparent_decode.bytes_needed`` counts, by which nodes choose
@@ -41,6 +42,9 @@ class Answer(NamedTuple):
     """What a process says of one decode."""
 
     seconds: float
+    """By the clock."""
+    processor: float
+    """Processor time, seconds."""
     grown: int
     """Bytes; 0 where nobody can tell."""
     rgba: np.ndarray | None
@@ -83,9 +87,10 @@ def serve(variant: str, widths: Sequence[int], side: int, augmentations: int, th
     while asked.recv():
         before = resident("VmRSS")
         forget_peak()
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         rgba = run(pixels, latent)
-        asked.send(Answer(time.perf_counter() - begun, resident("VmHWM") - before, rgba.numpy() if first else None))
+        seconds, processor = time.perf_counter() - begun, time.process_time() - worked
+        asked.send(Answer(seconds, processor, resident("VmHWM") - before, rgba.numpy() if first else None))
         first = False
 
 
@@ -97,6 +102,7 @@ def measure(sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_W
             ours, reference = compared(side, augmentations, rounds, widths, threads or torch.get_num_threads())
             of = f"{side}_{augmentations}"
             figures[f"time_ratio_{of}"] = min(a.seconds for a in ours) / min(a.seconds for a in reference)
+            figures[f"processor_ratio_{of}"] = min(a.processor for a in ours) / min(a.processor for a in reference)
             if reference[0].grown:
                 figures[f"memory_ratio_{of}"] = ours[0].grown / reference[0].grown
                 with torch.device("meta"):
@@ -105,7 +111,7 @@ def measure(sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_W
             assert ours[0].rgba is not None
             assert reference[0].rgba is not None
             figures["max_abs_diff"] = max(figures["max_abs_diff"], float(np.abs(ours[0].rgba - reference[0].rgba).max()))
-        for name in ("time_ratio", "memory_ratio"):
+        for name in ("time_ratio", "processor_ratio", "memory_ratio"):
             both = [figures[k] for n in (1, 8) if (k := f"{name}_{side}_{n}") in figures]
             if both:
                 figures[f"{name}_{side}"] = max(both)
