@@ -8,6 +8,7 @@ No diffusers is needed. Evidence: algorithms.md §2.4, §2.5 [V].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -120,7 +121,8 @@ class TransparentDecoder(nn.Module):
             attend: the host's attention.
         """
         x = self.conv_in(pixels)
-        skips = [x]
+        # Made again when it is wanted, from three channels alone: held, it would be a fifth of the memory.
+        skips: list[Skip] = [partial(self.conv_in, pixels)]
         for i, block in enumerate(self.down_blocks):
             if i == LATENT_STAGE:
                 x = x + self.latent_conv_in(latent)
@@ -130,7 +132,7 @@ class TransparentDecoder(nn.Module):
         del x
         for block in self.up_blocks:
             block(skips, attend)
-        return self.conv_out(_norm_silu(skips.pop(), self.conv_norm_out, overwrite=True))  # type: ignore[no-any-return]
+        return self.conv_out(_norm_silu(_made(skips.pop()), self.conv_norm_out, overwrite=True))  # type: ignore[no-any-return]
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], name: str) -> TransparentDecoder:
@@ -149,6 +151,14 @@ def _zero(convolution: nn.Conv2d) -> nn.Conv2d:
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)
     return convolution
+
+
+Skip = Tensor | Callable[[], Tensor]
+"""What the down path leaves to the up path, or how to make it."""
+
+
+def _made(skip: Skip) -> Tensor:
+    return skip if isinstance(skip, Tensor) else skip()
 
 
 def _norm_silu(x: Tensor, norm: nn.GroupNorm, overwrite: bool) -> Tensor:
@@ -259,7 +269,7 @@ class _DownBlock(nn.Module):
         self.attentions = nn.ModuleList(_Attention(out) for _ in range(2 * attention))
         self.downsamplers = nn.ModuleList(_Downsample(out) for _ in range(downsample))
 
-    def forward(self, x: Tensor, skips: list[Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Skip], attend: Attend) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             x = resnet([x])
             if len(self.attentions):
@@ -292,14 +302,14 @@ class _UpBlock(nn.Module):
         self.attentions = nn.ModuleList(_Attention(out) for _ in range(3 * attention))
         self.upsamplers = nn.ModuleList(_Upsample(out) for _ in range(upsample))
 
-    def forward(self, stack: list[Tensor], attend: Attend) -> None:
+    def forward(self, stack: list[Skip], attend: Attend) -> None:
         """``stack``: what the down path left, and on top what came from below, in whose place the block's own result lies afterwards."""
         for i, resnet in enumerate(self.resnets):
-            stack.append(resnet([stack.pop(), stack.pop()]))
+            stack.append(resnet([_made(stack.pop()), _made(stack.pop())]))
             if len(self.attentions):
-                stack.append(self.attentions[i](stack.pop(), attend))
+                stack.append(self.attentions[i](_made(stack.pop()), attend))
         for upsampler in self.upsamplers:
-            stack.append(upsampler(stack.pop()))
+            stack.append(upsampler(_made(stack.pop())))
 
 
 def to_file_order(rgba: Tensor, latent_channels: int) -> Tensor:

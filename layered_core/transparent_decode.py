@@ -104,15 +104,15 @@ def check_augmentations(augmentations: int) -> int:
 def bytes_needed(decoder: TransparentDecoder, height: int, width: int, *, tile: int, augmentations: int) -> tuple[int, int]:
     """Memory that :func:`decode` takes for one picture, bytes: on the decoder's device beside its weights, and where the result lies.
 
-    The peak is at the full side, in the first resnet of the last block: two skips (``w0`` each), what came from below (``w1``) beside a third,
-    the shortcut, a convolution, and the picture twice. Convolutions of a few wide channels copy their weights. What was measured is 0.7 to 1.0
+    The peak is at the full side, in the first resnet of the last block: a skip (``w0``), what came from below (``w1``) beside another, the
+    shortcut, a convolution, and the picture twice. Convolutions of a few wide channels copy their weights. What was measured is 0.7 to 1.0
     of it (``tests/core/test_transparent_decode.py``, and in the published widths ``python -m benchmarks.transparent_decode``).
     """
     side = decoder.STRIDE
     area = min(-(-height // side) * side, tile) * min(-(-width // side) * side, tile)
     weight = next(decoder.parameters())
     copies = 2 * max(p.numel() for p in decoder.parameters())
-    network = (area * (5 * decoder.widths[0] + decoder.widths[1] + 2 * 3) + copies) * weight.element_size()
+    network = (area * (4 * decoder.widths[0] + decoder.widths[1] + 2 * 3) + copies) * weight.element_size()
     passes = area * 4 * 4 * (augmentations + 2)
     return network + passes, height * width * 4 * 4
 
