@@ -117,21 +117,32 @@ def find_place(page, prompt):
 
 
 def masks_from_words(page, prompt):
-    """Layer Mask from Attention on the boxes of workflow 05: the boxes, and the masks it finds in them."""
-    look = {k: v for k, v in prompt["6"]["inputs"].items() if k in ("model", "clip", "layers", "prompt", "negative")}
+    """Layer Mask from Attention: the masks it finds for the words of workflow 05's layers, and what the same noise becomes."""
+    layers = {k: prompt[k] for k in ("1", "3", "4")}
+    for node in ("3", "4"):
+        layers[node]["inputs"] |= {"x": 0, "y": 0, "width": 128, "height": 128, "canvas_width": 128, "canvas_height": 128}
+    del layers["3"]["inputs"]["layers"]
+    words, sampler = prompt["6"]["inputs"]["prompt"], prompt["8"]["inputs"] | {"seed": 4, "steps": 20, "sampler_name": "euler"}
+    look = {"model": ["1", 0], "clip": ["1", 1], "layers": ["4", 0], "prompt": words, "negative": "", "seed": 4, "steps": 8, "cfg": 3.0}
     nodes = {
-        "60": ("LD_LayerPreview", {"layers": prompt["6"]["inputs"]["layers"], "size": 512}),
-        "61": ("LD_LayerMaskFromAttention", {**look, "seed": 1, "steps": 8, "cfg": 3.0, "threshold": 0.5, "largest": True}),
-        "62": ("MaskPreview", {"mask": ["61", 1]}),
+        "61": ("LD_LayerMaskFromAttention", {**look, "threshold": 0.4, "largest": True}),
+        "62": ("MaskToImage", {"mask": ["61", 1]}),
+        "63": ("ImageScale", {"image": ["62", 0], "upscale_method": "bicubic", "width": 256, "height": 256, "crop": "disabled"}),
+        "64": ("PreviewImage", {"images": ["63", 0]}),
+        "65": ("CLIPTextEncode", {"clip": ["1", 1], "text": words}),
+        "66": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
+        "67": ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": 1}),
+        "68": ("KSampler", sampler | {"model": ["1", 0], "positive": ["65", 0], "negative": ["66", 0], "latent_image": ["67", 0]}),
+        "69": ("VAEDecode", {"samples": ["68", 0], "vae": ["1", 2]}),
+        "70": ("PreviewImage", {"images": ["69", 0]}),
     }
-    prompt = {k: prompt[k] for k in ("1", "2", "3", "4")}
-    page.open_api(prompt | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
+    page.open_api(layers | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
     page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
-    for node, x, size in (("60", 0, [360, 440]), ("61", 400, [400, 380]), ("62", 870, [560, 260])):
+    for node, x, size in (("61", 0, [400, 380]), ("64", 440, [440, 300]), ("70", 920, [260, 300])):
         page.page.evaluate("([i, x, s]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize(s); }", [node, x, size])
     page.look(1.0, (100, 150))
-    page.queue(["60", "62"])
-    crop(page, ["60", "61", "62"], PACK / "web/docs/LD_LayerMaskFromAttention/picture.jpg")
+    page.queue(["64", "70"])
+    crop(page, ["61", "64", "70"], PACK / "web/docs/LD_LayerMaskFromAttention/picture.jpg")
 
 
 def main():
