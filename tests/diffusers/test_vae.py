@@ -1,0 +1,54 @@
+"""Pictures to latents and back, with VAEs of either kind, and SDXL's, which overflows in half precision."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from layered_diffusers import vae
+from layered_diffusers.loading import STORYBOOK
+
+
+def model(half=False, **config):
+    torch.manual_seed(0)
+    network = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                            norm_num_groups=4, sample_size=16, scaling_factor=0.5, **config)  # fmt: skip
+    return SimpleNamespace(vae=network.half() if half else network, unet=SimpleNamespace(dtype=torch.float32))
+
+
+def test_latents_are_the_mean_in_the_unets_scale():
+    here, pictures = model(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = 0.5 * here.vae.encode(pictures * 2 - 1).latent_dist.mean
+    torch.testing.assert_close(vae.encode(here, pictures), expected)
+    assert torch.equal(vae.encode(here, pictures), vae.encode(here, pictures))
+    back = vae.decode(here, expected)
+    assert back.shape == (2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(back, (here.vae.decode(expected * 2).sample / 2 + 0.5).clamp(0, 1))
+
+
+def test_the_storybooks_vae_gives_a_picture_back():
+    here = SimpleNamespace(vae=AutoencoderTiny.from_pretrained(STORYBOOK / "vae").float(), unet=SimpleNamespace(dtype=torch.float32))
+    picture = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    assert (vae.decode(here, vae.encode(here, picture)) - picture).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_vae_that_overflows_in_half_precision_works_in_single_and_is_half_again_afterwards(fails):
+    here, seen = model(half=True, force_upcast=True), []
+
+    def look(module, arguments):
+        seen.append(arguments[0].dtype)
+        if fails:
+            raise RuntimeError("stopped")
+
+    here.vae.decoder.register_forward_pre_hook(look)
+    if fails:
+        with pytest.raises(RuntimeError, match="stopped"):
+            vae.decode(here, torch.randn(1, 4, 8, 8))
+    else:
+        assert torch.isfinite(vae.decode(here, torch.randn(1, 4, 8, 8))).all()
+    assert seen == [torch.float32]
+    assert here.vae.dtype == torch.float16
