@@ -230,12 +230,6 @@ class Records:
     def _read(self, header: dict[str, Any]) -> None:
         text = self.path.read_text(encoding="utf-8")
         lines = text.split("\n")
-        if lines[-1]:
-            # Cut short while it was written: that scene is measured again, all others stay.
-            sys.stderr.write(f"layered: {self.path}: the last line is cut short; that scene is measured again\n")
-            kept = text[: len(text) - len(lines[-1])]
-            with self.path.open("r+b") as file:
-                file.truncate(len(kept.encode()))
         for number, line in enumerate(lines[:-1], 1):
             try:
                 entry = json.loads(line)
@@ -249,6 +243,12 @@ class Records:
                 other = ", ".join(f"{k} {entry.get(k)!r} (now {v!r})" for k, v in header.items() if entry.get(k) != v)
                 fix = "Give another folder with --out, or --fresh to measure anew"
                 raise LayeredError(f"results file {str(self.path)!r} was made with {other}. {fix}")
+        if lines[-1]:
+            # Cut short while it was written: that scene is measured again, all others stay.
+            sys.stderr.write(f"layered: {self.path}: the last line is cut short; that scene is measured again\n")
+            kept = text[: len(text) - len(lines[-1])]
+            with self.path.open("r+b") as file:
+                file.truncate(len(kept.encode()))
 
 
 class Worker:

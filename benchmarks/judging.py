@@ -14,7 +14,7 @@ from benchmarks.scenes import REFERENCE, Case, layout_cases
 from demo.harmony import Harmony
 from demo.judge import Judge, Verdict
 from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS
-from layered_core.errors import LayeredError
+from layered_core.errors import LayeredError, invalid
 from layered_core.hints import canny
 from layered_core.metrics import (
     Matches,
@@ -288,6 +288,8 @@ class _Clip:
     def __init__(self, folder: Path) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
+        if not folder.is_dir():
+            raise invalid("--clip", str(folder), "a folder with a CLIPModel in the transformers layout")
         try:
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
