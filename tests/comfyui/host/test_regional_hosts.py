@@ -54,14 +54,14 @@ class Twin:
         return (x * alpha - v * sigma * alpha**0.5).chunk(2)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 6.0])
+@pytest.mark.parametrize("more", [{}, {"guidance": 6.0, "growth": 0.05}])
 @pytest.mark.parametrize("mode", ["plain", *MODES])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, guidance):
+def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
     model, clip = loaded
     sigma = model.get_model_object("model_sampling").sigma(torch.tensor(round((1 - share) * 999.0))).item()
     stack = halves(regions, negative="a white house")
-    regional = apply(regions, model, clip, stack, mode=mode, negative="dark", guidance=guidance) if mode != "plain" else None
+    regional = apply(regions, model, clip, stack, mode=mode, negative="dark", **more) if mode != "plain" else None
     positive, negative = regional[1:] if regional else (encode(clip, WIDGETS["prompt"]), encode(clip, "dark"))
     seen = once(regional[0] if regional else model, positive, negative, sigma, cfg=3.0)
     attentions, scale = None, 3.0
