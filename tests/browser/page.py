@@ -60,8 +60,15 @@ class Page:
         """Press Run; wait until every node of ``wait_for`` shows something, and its picture has come."""
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function("(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms)
-        loaded = "(ids) => ids.every(id => { const n = app.graph.getNodeById(id); return n.imgs?.length && n.imgs.every(i => i.naturalWidth > 0) })"
-        self.page.wait_for_function(loaded, arg=list(wait_for), timeout=240_000)
+        # A node gets its picture when it is drawn, and only nodes in sight are drawn.
+        loaded = """(id) => {
+            const node = app.graph.getNodeById(id);
+            app.canvas.centerOnNode(node);
+            app.canvas.setDirty(true, true);
+            return node.imgs?.length && node.imgs.every(i => i.naturalWidth > 0);
+        }"""
+        for node in wait_for:
+            self.page.wait_for_function(loaded, arg=node, timeout=120_000)
         self.page.wait_for_timeout(500)
 
     def look(self, scale, offset):
