@@ -168,13 +168,14 @@ def redo_repaint(
     guidance: float,
     strength: float = 1.0,
     feather: int = 8,
+    size: int = 0,
     blend: str = "gradient",
 ) -> Tensor:
-    """``LayeredDiffusionPipeline.add_layer`` inside the mask; ``strength``, ``feather`` and ``blend`` are its own."""
+    """``LayeredDiffusionPipeline.add_layer`` inside the mask; ``strength``, ``feather``, ``size`` and ``blend`` are its own."""
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
         assert scene.changed is not None
-        plan = pipeline.stage_plan(scene.picture_before, scene.change_mask, feather=feather)
+        plan = pipeline.stage_plan(scene.picture_before, scene.change_mask, feather=feather, side=size)
         words = scene.things[scene.changed].words
         pictures.append(pipeline.repaint(plan, words, seed=seed, strength=strength, blend=blend, steps=steps, guidance=guidance))
     return torch.stack(pictures)
@@ -288,20 +289,22 @@ def stages(
     guidance: float,
     masks: str = "boxes",
     feather: int = 8,
+    size: int = 0,
 ) -> Tensor:
     """The background from its words, then one object after another, by ``LayeredDiffusionPipeline.generate_layers``.
 
-    ``masks``: ``boxes`` around the objects as a user would draw them, or their exact ``outlines``.
+    ``masks``: ``boxes`` around the objects as a user would draw them, or their exact ``outlines``. ``feather`` and ``size`` as there.
     """
     if masks not in ("boxes", "outlines"):
         raise invalid("masks", masks, "boxes, outlines")
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
-        size = scene.scene.size
-        layers = [Layer("landscape", prompt=scene.background_words, width=size, height=size)]
+        side = scene.scene.size
+        layers = [Layer("landscape", prompt=scene.background_words, width=side, height=side)]
         for number, (thing, region) in enumerate(zip(scene.things, scene.box_masks if masks == "boxes" else scene.masks, strict=True)):
             layers.append(Layer(f"object {number + 1}", mask=region, prompt=thing.words))
-        done = pipeline.generate_layers(LayerDocument(size, size, tuple(layers)), seed=seed, steps=steps, guidance=guidance, feather=feather)
+        document = LayerDocument(side, side, tuple(layers))
+        done = pipeline.generate_layers(document, seed=seed, steps=steps, guidance=guidance, feather=feather, size=size)
         pictures.append(composite(done)[..., :3].permute(2, 0, 1))
     return torch.stack(pictures)
 
