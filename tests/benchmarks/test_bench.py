@@ -267,7 +267,7 @@ def test_the_report_has_table_plots_grid_and_provenance(measured):
     assert all(f.stat().st_size > 500 for f in files)
     details = json.loads((chosen.out / "tiny.json").read_text())
     text = (chosen.out / "tiny.md").read_text()
-    for word in ("`layered bench tiny -n 3`", bench.commit(), bench.weights_checksum(STORYBOOK), "2 steps"):
+    for word in ("`layered bench tiny -n 3`", bench.measured_at(suite, chosen), bench.weights_checksum(STORYBOOK), "2 steps"):
         assert word in details["provenance"]
         assert word in text
     assert "words − drawn" in text
