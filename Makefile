@@ -70,7 +70,7 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train unet --minutes $(or $(MINUTES),300)
 	@$(BIN)/python -m demo.train control --minutes 70
 	@$(BIN)/python -m demo.train transparent --minutes 25
-	@$(BIN)/python -m demo.train transparent_lora --minutes 34
+	@$(BIN)/python -m demo.train transparent_lora --minutes 70
 
 clean:
 	@rm -rf .venv output
