@@ -10,12 +10,16 @@ from torch import Tensor
 
 from .blending import gaussian_blur, grow
 from .colour import linear_to_srgb, srgb_to_linear
+from .compositing import straight
 from .document import Layer
 from .errors import invalid
-from .placement import bounds, place
+from .placement import Box, bounds, place
 
-ALPHAS = ("difference", "mask")
-"""Where the alpha of a new layer comes from: what changed, or where it was allowed to."""
+MATTES = ("difference", "mask")
+"""Where the alpha of what was painted into a picture comes from: what changed, or where it was allowed to."""
+
+ALPHAS = (*MATTES, "transparent")
+"""Where the alpha of a new layer comes from; the last: it is painted alone, transparent, and brought :func:`into_place`."""
 
 
 def stage_seed(base: int, name: str) -> int:
@@ -118,6 +122,37 @@ def with_stage(layer: Layer, pixels: Tensor) -> Layer:
 
 def stage_alpha(before: Tensor, after: Tensor, mask: Tensor, alpha: str) -> Tensor:
     """The alpha of what a stage added, ``[H, W]``: its soft mask, or the :func:`difference_matte` inside it."""
-    if alpha not in ALPHAS:
-        raise invalid("alpha", alpha, ", ".join(ALPHAS))
+    if alpha not in MATTES:
+        raise invalid("alpha", alpha, ", ".join(MATTES))
     return mask if alpha == "mask" else difference_matte(before, after) * (mask > 0)
+
+
+def into_place(pixels: Tensor, region: Tensor) -> Tensor:
+    """A layer that was painted alone, brought to where a stage may paint: trimmed, and as large as fits, in the middle of the place.
+
+    Trimmed to where alpha is above half of its greatest value, and a thirty-second of that around, for soft edges.
+
+    Args:
+        pixels: RGBA ``[H', W', 4]`` in 0..1, straight alpha, of any size.
+        region: ``[H, W]`` in 0..1, above 0 on at least one pixel: 1 where it may be.
+
+    Returns:
+        RGBA ``[H, W, 4]``, straight alpha; nothing where ``region`` is 0.
+    """
+    alpha = pixels[..., 3]
+    left, top, right, bottom = _box(alpha > alpha.max() / 2)
+    around = max(right - left, bottom - top) // 32 + 1
+    left, top, right, bottom = max(left - around, 0), max(top - around, 0), min(right + around, alpha.shape[1]), min(bottom + around, alpha.shape[0])
+    trimmed = pixels[top:bottom, left:right].float()
+    x, y, end, foot = _box(region > 0)
+    scale = min((end - x) / (right - left), (foot - y) / (bottom - top))
+    width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+    layer = Layer("placed", x=x + (end - x - width) // 2, y=y + (foot - y - height) // 2, width=width, height=height)
+    multiplied = torch.cat([trimmed[..., :3] * trimmed[..., 3:], trimmed[..., 3:]], -1)
+    return straight(place(multiplied, layer, region.shape[1], region.shape[0]) * region[..., None].to(multiplied)).clamp(0, 1)
+
+
+def _box(mask: Tensor) -> Box:
+    """The smallest box that holds a mask ``[H, W]``, the whole where it is empty."""
+    rows, columns = (mask.any(d).nonzero()[:, 0].tolist() or [0, mask.shape[1 - d] - 1] for d in (1, 0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

@@ -89,14 +89,23 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--replace", metavar="NAME", help="make this layer anew, though it has a picture")
     stage.add_argument("--prompt", metavar="WORDS", help="with --replace: new words for it")
     stage.add_argument("--later", action="store_true", help="with --replace: make the layers in front of it anew too, not only lay them on again")
-    stage.add_argument("--alpha", choices=("difference", "mask"), default="difference", help="what is opaque: what changed, or the whole box")
+    stage.add_argument(
+        "--alpha",
+        choices=("difference", "mask", "transparent"),
+        default="difference",
+        help="what is opaque: what changed, or the whole box; transparent: it is painted alone, with alpha of its own (LayerDiffuse)",
+    )
+    stage.add_argument(
+        "--file", type=Path, metavar="FILE", help="with --alpha transparent and --model: what changes the model, as for layered generate"
+    )
+    stage.add_argument("--decoder", type=Path, metavar="FILE", help="with --alpha transparent and --model: what reads the alpha")
     stage.add_argument("--feather", type=_range(0, 1024, whole=True), default=8, metavar="PX", help="soft border inside a box (default: %(default)s)")
     stage.add_argument(
         "--size",
         type=_range(0, 16384, whole=True),
         default=0,
         metavar="PX",
-        help="side at which a box is sampled; 0: with the whole picture (default)",
+        help="side at which a box is sampled; 0: with the whole picture, or transparent at the model's own size (default)",
     )
     stage.add_argument("--adapters", type=Path, metavar="FOLDER", help="where the LoRAs and embeddings lie that recipes name")
     _sampling_options(stage)
@@ -229,6 +238,8 @@ def _stage(options: argparse.Namespace) -> None:
         _check_out(options.picture)
     if not options.replace and (options.prompt or options.later):
         raise invalid("--replace", None, "the name of a layer", "--prompt and --later say how that layer is made anew")
+    if options.alpha != "transparent" and (options.file or options.decoder):
+        raise invalid("--alpha", options.alpha, "transparent", "--file and --decoder are what it paints with")
     if not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
     read = read_layers(options.document)
@@ -237,8 +248,9 @@ def _stage(options: argparse.Namespace) -> None:
     with _Bar("stage") as bar:
         pipeline = _pipeline(options)
         how = {
-            "seed": options.seed, "alpha": options.alpha, "feather": options.feather, "size": options.size, "adapters": options.adapters,
-            "negative": options.negative or read.document.negative, "steps": options.steps, "guidance": options.guidance, "progress": bar.step,
+            "seed": options.seed, "alpha": options.alpha, "file": options.file, "decoder": options.decoder, "feather": options.feather,
+            "size": options.size, "adapters": options.adapters, "negative": options.negative or read.document.negative,
+            "steps": options.steps, "guidance": options.guidance, "progress": bar.step,
         }  # fmt: skip
         document = (
             pipeline.replace_layer(read.document, options.replace, prompt=options.prompt, later=options.later, **how)

@@ -100,7 +100,7 @@ class LayerDiffuse(Method):
             own = [encode(model, [words[f]])[0][0][None] if words and words.get(f) else None for f in self.mode.makes]
             self.acting = _Sharing(model.unet, network, own, _signals(network, given), weight)
         else:
-            shapes = {k: tuple(p.shape) for k, p in model.unet.named_parameters()}
+            shapes = {k: tuple(p.shape) for k, p in _own_names(model.unet).items()}
             patches = read_patches(weights, shapes, _blocks(model.unet), name, family)
             check_pictures(patches, len(self.mode.takes), name)
             term = None
@@ -126,6 +126,11 @@ class LayerDiffuse(Method):
         self.acting.switch(on and self.weight > 0)
 
 
+def _own_names(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
+    """The UNet's weights by their own names, also while LoRAs are on it (peft moves what they act on to ``base_layer``)."""
+    return {k.replace(".base_layer.", "."): p for k, p in unet.named_parameters()}
+
+
 class _Weights:
     """Changed weights, and what given pictures add to the first convolution."""
 
@@ -142,7 +147,7 @@ class _Weights:
     def switch(self, on: bool) -> None:
         if on == bool(self.before or self.hooks):
             return
-        weights = dict(self.unet.named_parameters())
+        weights = _own_names(self.unet)
         if on:
             for key, change in self.changes.items():
                 # On the CPU: a whole difference is as large as the UNet itself.

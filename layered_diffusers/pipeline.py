@@ -22,11 +22,12 @@ from layered_core.pictures import to_image
 from layered_core.regional import Settings
 from layered_core.repaint import Repaint, plan_document, plan_repaint, tighten
 from layered_core.stages import changed_region
-from layered_diffusers import stages, transparent, vae
+from layered_diffusers import stages, vae
 from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
 from layered_diffusers.noise import ChangeMap, InpaintInput
 from layered_diffusers.regional_attention import RegionalPrompts
 from layered_diffusers.sampling import Method, Progress, Run, noised, sample
+from layered_diffusers.transparent import generate_in_place, generate_transparent, read_files
 from layered_diffusers.words import encode, stack
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class LayeredDiffusionPipeline:
 
     def generate_transparent(self, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
         """Sample layers with their own transparency, ``[B, 4, H, W]``. See :func:`layered_diffusers.transparent.generate_transparent`."""
-        return transparent.generate_transparent(self, prompts, **options)
+        return generate_transparent(self, prompts, **options)
 
     def generate_transparent_layer(self, prompt: str, *, seed: int = 0, **options: Unpack[Painting]) -> Image.Image:
         """One layer with its own transparency from words (the storybook model wants the bare object: ``a glass blue ball``), mode RGBA.
@@ -218,6 +219,9 @@ class LayeredDiffusionPipeline:
         size: int = 0,
         context: float = 0.5,
         blend: str = "gradient",
+        transparent: bool = False,
+        file: str | Path | None = None,
+        decoder: str | Path | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
         """Add something to a picture; outside its mask every pixel stays equal to the bit.
@@ -233,17 +237,25 @@ class LayeredDiffusionPipeline:
                 whole picture is sampled.
             context: how much of the surroundings is cut out on every side, as a share of the part's longer side.
             blend: how the part joins its surroundings, one of :data:`layered_core.blending.BLENDS`.
+            transparent: paint it alone, with alpha of its own, and lay it on instead of painting into the picture. See
+                :func:`layered_diffusers.transparent.generate_in_place`; ``strength``, ``feather``, ``context`` and ``blend`` do nothing then.
+            file, decoder: with ``transparent``, as :func:`layered_diffusers.transparent.generate_transparent`.
             options: as :meth:`generate`.
 
         Raises:
             LayeredError: the mask has another size than the picture, no pixel, or values that are not 0..1.
         """
         before = _pixels(image)[0]
+        if transparent:
+            read_files(self.model, file, decoder)  # for its errors, before anything is sampled
         if mask is None:
             mask = self.find_region(before, prompt, seed=seed, **options)
         elif isinstance(mask, Image.Image):
             mask = torch.from_numpy(_array(mask.convert("L")))
-        plan = self.stage_plan(before, mask.float(), feather=feather, side=size, context=context)
+        plan = self.stage_plan(before, mask.float(), feather=0 if transparent else feather, side=size, context=context)
+        if transparent:
+            layer = generate_in_place(self, prompt, plan.mask, seed=seed, size=size, file=file, decoder=decoder, **options)
+            return to_image(over_colour(layer, before.permute(1, 2, 0)))
         return to_image(self.repaint(plan, prompt, seed=seed, strength=strength, blend=blend, **options).permute(1, 2, 0))
 
     def find_region(self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]) -> Tensor:

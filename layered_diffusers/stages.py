@@ -16,6 +16,7 @@ from layered_core.errors import LayeredError, invalid
 from layered_core.stages import ALPHAS, stage_alpha, stage_region, stage_seed, uncovered, with_stage
 from layered_diffusers.adapters import adapted
 from layered_diffusers.sampling import Method, Progress
+from layered_diffusers.transparent import generate_in_place, read_files
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,7 +31,11 @@ class Staging(TypedDict, total=False):
     """Base seed, 0..2**63-1; each layer's own is derived from it and the layer's name, unless its recipe has one. So to make one layer
     anew, or to add one, leaves the noise of the others alone."""
     alpha: str
-    """``difference`` (what changed) or ``mask`` (where it was allowed to)."""
+    """``difference`` (what changed), ``mask`` (where it was allowed to), or ``transparent``: painted alone by LayerDiffuse, with alpha of
+    its own, and brought to its place. What lies at the very back is opaque all the same."""
+    file: str | Path | None
+    """With ``transparent``: as :func:`layered_diffusers.transparent.generate_transparent`; so is ``decoder``."""
+    decoder: str | Path | None
     feather: int
     """As :meth:`LayeredDiffusionPipeline.add_layer`; so are ``size``, ``context`` and ``blend``."""
     size: int
@@ -64,6 +69,8 @@ def generate_layers(pipeline: LayeredDiffusionPipeline, document: LayerDocument,
     alpha, progress = options.get("alpha", ALPHAS[0]), options.pop("progress", None)
     if alpha not in ALPHAS:
         raise invalid("alpha", alpha, ", ".join(ALPHAS))
+    if alpha == "transparent":
+        read_files(pipeline.model, options.get("file"), options.get("decoder"))  # for its errors, before anything is sampled
     todo = [x for x in document if x.image is None and x.visible]
     for layer in todo:
         if not layer.prompt:
@@ -126,11 +133,14 @@ def _stage(pipeline: LayeredDiffusionPipeline, document: LayerDocument, layer: L
         before = over_colour(composite(behind), document.background or GREY).permute(2, 0, 1)
         if _finds_place(document, layer):
             region = pipeline.find_region(before, prompt, seed=seed, **sampling)
-        plan = pipeline.stage_plan(
-            before, region, feather=options.get("feather", 8), side=options.get("size", 0), context=options.get("context", 0.5)
-        )
+        alpha, size = options.get("alpha", ALPHAS[0]), options.get("size", 0)
+        if alpha == "transparent":
+            file, decoder = options.get("file"), options.get("decoder")
+            painted = generate_in_place(pipeline, prompt, region, seed=seed, size=size, file=file, decoder=decoder, **sampling)
+            return with_stage(layer, painted)
+        plan = pipeline.stage_plan(before, region, feather=options.get("feather", 8), side=size, context=options.get("context", 0.5))
         after = pipeline.repaint(plan, prompt, seed=seed, blend=options.get("blend", BLENDS[0]), **sampling)
-    return with_stage(layer, uncovered(before, after, stage_alpha(before, after, plan.mask, options.get("alpha", ALPHAS[0]))))
+    return with_stage(layer, uncovered(before, after, stage_alpha(before, after, plan.mask, alpha)))
 
 
 def _behind(document: LayerDocument, layer: Layer) -> LayerDocument | None:

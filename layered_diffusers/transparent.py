@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layered_core.errors import invalid
 from layered_core.layer_model_files import read_layer_model_file
+from layered_core.stages import into_place
 from layered_core.transparent import TransparentDecoder
 from layered_core.transparent_decode import check_augmentations, decode
 from layered_diffusers import vae
@@ -59,17 +60,48 @@ def generate_transparent(pipeline: LayeredDiffusionPipeline, prompts: Sequence[s
     Raises:
         LayeredError: a file is missing or for another model, or a value is out of range; before anything is sampled.
     """
-    file, network = options.pop("file", None), options.pop("decoder", None)
-    if (file is None) != (network is None):
-        fix = "The file and the decoder belong together: give both, or neither for the storybook's"
-        raise invalid("file and decoder", [str(x) for x in (file, network) if x is not None], "two files", fix)
-    path = Path(network or STORYBOOK_FILES / "decoder.safetensors")
-    decoder = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
-    change = LayerDiffuse(pipeline.model, file or STORYBOOK_FILES / "lora.safetensors", weight=options.pop("weight", 1.0))
+    change, decoder = read_files(pipeline.model, options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0))
     augmentations = check_augmentations(options.pop("augmentations", 8))
     sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
     latents, height, width = pipeline.sample_latents(prompts, **sampling)
     return read_transparency(pipeline.model, decoder, latents, augmentations)[..., :height, :width]
+
+
+def generate_in_place(
+    pipeline: LayeredDiffusionPipeline, prompt: str, region: Tensor, *, seed: int = 0, size: int = 0, **options: Unpack[Painting]
+) -> Tensor:
+    """One layer painted alone and brought to where it may be. See :func:`layered_core.stages.into_place`.
+
+    Args:
+        pipeline: the model.
+        prompt: of the layer alone.
+        region: ``[H, W]`` in 0..1, 1 where it may be.
+        seed: of the noise.
+        size: side of the square that is sampled, pixels; 0 for the model's own.
+        options: as :func:`generate_transparent`.
+
+    Returns:
+        Straight RGBA ``[H, W, 4]`` in 0..1 on the CPU.
+    """
+    options["seeds"], options["width"], options["height"] = [seed], size or pipeline.side, size or pipeline.side
+    made = generate_transparent(pipeline, [prompt], **options)[0]
+    return into_place(made.permute(1, 2, 0), region)
+
+
+def read_files(
+    model: StableDiffusion, file: str | Path | None = None, decoder: str | Path | None = None, weight: float = 1.0
+) -> tuple[LayerDiffuse, TransparentDecoder]:
+    """What paints transparent layers and what reads them; the arguments as :class:`Painting` has them.
+
+    Raises:
+        LayeredError: only one is given, or one is missing, broken or for another model.
+    """
+    if (file is None) != (decoder is None):
+        fix = "The file and the decoder belong together: give both, or neither for the storybook's"
+        raise invalid("file and decoder", [str(x) for x in (file, decoder) if x is not None], "two files", fix)
+    path = Path(decoder or STORYBOOK_FILES / "decoder.safetensors")
+    network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
+    return LayerDiffuse(model, file or STORYBOOK_FILES / "lora.safetensors", weight=weight), network
 
 
 def read_transparency(model: StableDiffusion, decoder: TransparentDecoder, latents: Tensor, augmentations: int = 8) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from ..layered_core.blending import grow as widened
 from ..layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
 from ..layered_core.errors import invalid
 from ..layered_core.repaint import Repaint
-from ..layered_core.stages import ALPHAS, changed_region, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from ..layered_core.stages import ALPHAS, changed_region, into_place, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from .layer_model import STORYBOOK, layer_model_choices
 from .layers import LAYERS, append_layers, read_stack, rgba, write_stack
 from .regenerate_layers import PASTE, flat, one_mask, picture_so_far
 from .regional_prompt_attention import EMBEDDING
@@ -33,7 +35,8 @@ _DRAFT_DENOISE = 0.75
 
 _ALPHA = io.Combo.Input(
     "alpha", options=list(ALPHAS), default=ALPHAS[0],
-    tooltip="What of the new layer is opaque: what changed, or its whole soft mask. Neutral: mask, the layer is the whole region.",
+    tooltip="What of the new layer is opaque: what changed, its whole soft mask, or transparent: painted alone by LayerDiffuse, with alpha of "
+    "its own. Neutral: mask, the layer is the whole region.",
 )  # fmt: skip
 
 
@@ -43,6 +46,7 @@ class AddLayerByPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the user sees."""
+        files, decoders = layer_model_choices("transparent"), layer_model_choices("decoder")
         return io.Schema(
             node_id="LD_AddLayerByPrompt",
             display_name="Add Layer by Prompt",
@@ -95,6 +99,14 @@ class AddLayerByPrompt(io.ComfyNode):
                 LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new one, on the image if there is one."),
                 io.Image.Input("image", optional=True, tooltip="The picture so far, where there are no layers yet. It becomes the backmost layer."),
                 io.Mask.Input("mask", optional=True, tooltip="Its place instead of x, y, width, height: 1 is where it may be. Of the canvas's size."),
+                io.Combo.Input(
+                    "file", options=files, default=files[0], optional=True, advanced=True,
+                    tooltip="With transparent alpha: what changes the model, as LayerDiffuse Apply's for a transparent layer. Neutral: any, without.",
+                ),
+                io.Combo.Input(
+                    "decoder", options=decoders, default=decoders[0], optional=True, advanced=True,
+                    tooltip="With transparent alpha: what reads it, as Transparent Decode's file, of the same family. Neutral: any, without.",
+                ),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack with the new layer."),
@@ -109,7 +121,8 @@ class AddLayerByPrompt(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, vae: Any, prompt: str, negative: str, name: str, x: int, y: int, width: int, height: int, seed: int, steps: int,  # noqa: ANN401
         cfg: float, sampler_name: str, scheduler: str, alpha: str, denoise: float, feather: int, size: int, context: float, blend: str,
-        layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
+        layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None, file: str = STORYBOOK,
+        decoder: str = STORYBOOK,
     ) -> io.NodeOutput:  # fmt: skip
         """Plan the stage and hand it over as a graph."""
         stack = _stack(layers, image, width, height)
@@ -131,26 +144,45 @@ class AddLayerByPrompt(io.ComfyNode):
         said = prompt if recipe.embedding is None else f"{EMBEDDING}{recipe.embedding} {prompt}"
         words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (said, negative)]
 
-        def painted(region: object, steps: int, denoise: float, **plan: object) -> tuple[Any, Any]:
-            cut = graph.node(
+        def sampled(model: object, latent: object, steps: int, denoise: float) -> tuple[Any, Any]:
+            made = graph.node(
+                "KSampler", model=model, positive=words[0], negative=words[1], latent_image=latent, seed=noise_seed, steps=steps, cfg=cfg,
+                sampler_name=sampler_name, scheduler=scheduler, denoise=denoise,
+            )  # fmt: skip
+            return made.out(0), graph.node("VAEDecode", samples=made.out(0), vae=vae).out(0)
+
+        def cut_out(region: object, **plan: object) -> Any:  # noqa: ANN401
+            return graph.node(
                 "LD_RegenerateLayers", model=model, vae=vae, names="", noise=1.0, grow=0, image=before, mask=region, border="inside",
                 **{"feather": 0, "size": 0, "context": context, **plan},
             )  # fmt: skip
-            sampled = graph.node(
-                "KSampler", model=cut.out(0), positive=words[0], negative=words[1], latent_image=cut.out(1), seed=noise_seed, steps=steps, cfg=cfg,
-                sampler_name=sampler_name, scheduler=scheduler, denoise=denoise,
+
+        def painted(region: object, steps: int, denoise: float, **plan: object) -> tuple[Any, Any]:
+            cut = cut_out(region, **plan)
+            _, decoded = sampled(cut.out(0), cut.out(1), steps, denoise)
+            return graph.node("LD_PasteBack", image=decoded, paste=cut.out(2), blend=blend, match_colours=True).out(0), cut.out(2)
+
+        def painted_alone(region: object) -> tuple[Any, Any]:
+            side = size or 8 * math.ceil(math.sqrt(document.width * document.height) / 8)
+            changed = graph.node(
+                "LD_LayerDiffuseApply", model=model, weight=1.0, start_percent=0.0, end_percent=1.0,
+                **{"mode": "transparent layer", "mode.file": file},
             )  # fmt: skip
-            decoded = graph.node("VAEDecode", samples=sampled.out(0), vae=vae)
-            return graph.node("LD_PasteBack", image=decoded.out(0), paste=cut.out(2), blend=blend, match_colours=True).out(0), cut.out(2)
+            empty = graph.node("EmptyLatentImage", width=side, height=side, batch_size=1)
+            latent, decoded = sampled(changed.out(0), empty.out(0), steps, 1.0)
+            return graph.node("LD_TransparentDecode", image=decoded, latent=latent, file=decoder, name=name).out(0), cut_out(region).out(2)
 
         region: object = torch.ones(1, document.height, document.width) if place is None else place[None]
         if place is None and not empty:
             draft, _ = painted(region, max(1, steps // 2), _DRAFT_DENOISE)
             region = graph.node("LD_FindPlace", before=before, draft=draft, share=0.5, grow=max(document.width, document.height) // 16).out(0)
-        after, paste = painted(region, steps, denoise, feather=0 if empty else feather, size=size)
-        last = graph.node(
-            "LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha="mask" if empty else alpha, layers=stack
-        )
+        if empty:
+            alpha = "mask"
+        if alpha == "transparent":
+            after, paste = painted_alone(region)
+        else:
+            after, paste = painted(region, steps, denoise, feather=0 if empty else feather, size=size)
+        last = graph.node("LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha=alpha, layers=stack)
         return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
 
 
@@ -166,12 +198,12 @@ class StageLayer(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Turn what Paste Back gave into a layer with alpha: laid over the picture before, it gives the picture after. It goes on top of the "
-                "stack, or in the place of the layer of its name."
+                "stack, or in the place of the layer of its name. With transparent alpha it takes what Transparent Decode gave and fits it in."
             ),
             search_aliases=["difference matte", "difference key", "extract layer", "alpha from difference", "stage"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture after, from Paste Back."),
-                PASTE.Input("paste", tooltip="That Paste Back was given; it knows the picture before."),
+                io.Image.Input("image", tooltip="The picture after, from Paste Back; with transparent alpha, RGBA from Transparent Decode."),
+                PASTE.Input("paste", tooltip="From Regenerate Layers, which Paste Back was given; it knows the picture before and the place."),
                 io.String.Input("name", default="layer", tooltip="What the layer is called."),
                 io.String.Input("prompt", default="", multiline=True, tooltip="Its words, kept with it. Neutral: empty."),
                 io.String.Input("negative", default="", multiline=True, tooltip="What it must not show, kept with it. Neutral: empty."),
@@ -193,15 +225,24 @@ class StageLayer(io.ComfyNode):
         """Take the new part off."""
         if not isinstance(paste, Repaint):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
-        before, after = paste.picture, rgba(image[0])[..., :3].permute(2, 0, 1)
-        if after.shape != before.shape:
-            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
-            raise invalid("image size", got, f"that of the picture before, {allowed}", "Connect the picture that Paste Back gives")
-        pixels = uncovered(before, after, stage_alpha(before, after, paste.mask, alpha), linear=True)
+        if alpha == "transparent":
+            if image.shape[-1] != 4:
+                raise invalid("image channels", image.shape[-1], "4, RGBA", "Connect the image of Transparent Decode")
+            pixels = into_place(rgba(image[0]), paste.mask)
+        else:
+            pixels = cls._taken_off(image, paste, alpha)
         layer = with_stage(_box_layer(name.strip() or "layer", paste.mask), pixels)
         stack = _laid(layers, layer, prompt, negative)
         out = flat(read_stack(stack)).permute(1, 2, 0)[None], pixels[None], paste.mask[None]
         return io.NodeOutput(stack, *(t.to(comfy.model_management.intermediate_device()) for t in out))
+
+    @staticmethod
+    def _taken_off(image: Tensor, paste: Repaint, alpha: str) -> Tensor:
+        before, after = paste.picture, rgba(image[0])[..., :3].permute(2, 0, 1)
+        if after.shape != before.shape:
+            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
+            raise invalid("image size", got, f"that of the picture before, {allowed}", "Connect the picture that Paste Back gives")
+        return uncovered(before, after, stage_alpha(before, after, paste.mask, alpha), linear=True)
 
 
 class StageSeed(io.ComfyNode):

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from layered_core.compositing import composite
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
-from layered_core.stages import changed_region, difference_matte, least_alpha, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from layered_core.stages import (
+    changed_region,
+    difference_matte,
+    into_place,
+    least_alpha,
+    stage_alpha,
+    stage_region,
+    stage_seed,
+    uncovered,
+    with_stage,
+)
 
 
 def ball(size=64, colour=(0.9, 0.1, 0.1)):
@@ -86,6 +96,38 @@ def test_the_mask_itself_can_be_the_alpha_and_other_words_are_refused():
     assert bool((stage_alpha(before, after, alpha, "difference")[alpha == 0] == 0).all())
     with pytest.raises(LayeredError, match="alpha is 'magic'; allowed: difference, mask"):
         stage_alpha(before, after, alpha, "magic")
+
+
+def disc(height, width, x, y, radius, alpha=1.0):
+    """A red disc with a faint haze over the whole picture."""
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    inside = (radius + 0.5 - ((rows - y) ** 2 + (columns - x) ** 2).sqrt()).clamp(0, 1)
+    colour = torch.tensor([0.9, 0.1, 0.1]).expand(height, width, 3) * (inside > 0)[..., None]
+    return torch.cat([colour, (inside * alpha).clamp_min(0.03)[..., None]], -1)
+
+
+@pytest.mark.parametrize(("alpha", "size"), [(1.0, (64, 96)), (0.4, (64, 96)), (1.0, (200, 200))])
+def test_a_thing_painted_alone_comes_to_its_place_whole_as_large_as_fits_and_in_the_middle(alpha, size):
+    region = torch.zeros(80, 100)
+    region[10:60, 20:80] = 1
+    out = into_place(disc(*size, 40, 30, 12, alpha), region)
+    assert bool((out[region == 0] == 0).all())
+    opaque = out[..., 3] > alpha / 2
+    rows, columns = opaque.any(1).nonzero()[:, 0], opaque.any(0).nonzero()[:, 0]
+    assert 36 <= len(rows) <= 50
+    assert abs(len(rows) - len(columns)) <= 1
+    assert abs(float(rows.float().mean()) - 34.5) <= 1
+    assert abs(float(columns.float().mean()) - 49.5) <= 1
+    assert abs(float(out[35, 50, 3]) - alpha) < 0.01
+    torch.testing.assert_close(out[35, 50, :3], torch.tensor([0.9, 0.1, 0.1]), atol=0.01, rtol=0)
+    assert float((out[opaque][:, :3] - torch.tensor([0.9, 0.1, 0.1])).abs().max()) < 0.1, "no colour bleeds in from outside"
+
+
+def test_a_soft_place_cuts_what_comes_to_it_and_an_empty_layer_stays_empty():
+    region = torch.full((30, 30), 0.5)
+    whole = into_place(torch.ones(16, 16, 4), region)
+    torch.testing.assert_close(whole, torch.cat([torch.ones(30, 30, 3), region[..., None]], -1))
+    assert bool((into_place(torch.zeros(16, 16, 4), region) == 0).all())
 
 
 def test_the_place_of_a_thing_is_where_its_draft_differs_most():

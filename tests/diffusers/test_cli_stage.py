@@ -11,6 +11,7 @@ from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.document_json import write_document
 from layered_core.files import read_layers
 from layered_diffusers.cli import main
+from layered_diffusers.transparent import STORYBOOK_FILES
 
 SCENE = {
     "version": 1, "width": 96, "height": 64,
@@ -51,11 +52,22 @@ def test_staging_is_reproducible_and_one_layer_can_be_replaced(scene, tmp_path):
     assert c.layer("tree").prompt == "a red ball"
 
 
+def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
+    for name, files in (("a", []), ("b", ["--file", STORYBOOK_FILES / "lora.safetensors", "--decoder", STORYBOOK_FILES / "decoder.safetensors"])):
+        assert main(["stage", str(scene), "-o", str(tmp_path / name), "--alpha", "transparent", *map(str, files), *QUICK]) == 0
+    assert main(["stage", str(scene), "-o", str(tmp_path / "c"), *QUICK]) == 0
+    a, b, c = (read_layers(tmp_path / n).document.layer("tree").image for n in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--replace", "dog"], "layer name is 'dog'; allowed: 'sky', 'tree'"),
         (["--later"], "--replace is None; allowed: the name of a layer"),
+        (["--decoder", "a.safetensors"], "--alpha is 'difference'; allowed: transparent"),
+        (["--alpha", "transparent", "--file", "no.safetensors", "--decoder", "vae_transparent_decoder.safetensors"], "208 MB"),
         (["-o", "out.gif"], "a name that ends in nothing, for a folder or .psd"),
         (["-o", "gone/out"], "an existing folder"),
         (["--picture", "flat.jpg"], "a name that ends in .png"),

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from layered_core.compositing import composite
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 from layered_core.errors import LayeredError
+from layered_core.pictures import from_image, to_image
+from layered_core.stages import into_place, stage_region, stage_seed
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 STEPS = 3
@@ -106,6 +108,51 @@ def test_the_mask_as_alpha_gives_back_the_painted_picture(pipeline):
     assert float((composite(masked) - composite(matted)).abs().max()) < 0.1
 
 
+@pytest.fixture(scope="module")
+def transparent(pipeline):
+    return pipeline.generate_layers(scene(), seed=5, steps=STEPS, alpha="transparent")
+
+
+def test_a_transparent_stage_is_painted_alone_and_brought_to_its_place(pipeline, made, transparent):
+    assert torch.equal(pixels(transparent, "sky"), pixels(made, "sky")), "what lies at the back is opaque"
+    tree = transparent.layer("tree")
+    alone = pipeline.generate_transparent(["a green tree"], seeds=[stage_seed(5, "tree")], steps=STEPS)[0].permute(1, 2, 0)
+    assert torch.equal(tree.image, into_place(alone, stage_region(scene().layer("tree"), 128, 96))[20:90, 4:60])
+    before, after = (composite(replace(transparent, layers=transparent.layers[:n])) for n in (1, 2))
+    box = torch.zeros(96, 128, dtype=torch.bool)
+    box[20:90, 4:60] = True
+    assert torch.equal(before[~box], after[~box])
+    assert not torch.equal(before[box], after[box])
+
+
+def test_a_transparent_stage_does_not_see_what_lies_behind_it(pipeline, transparent):
+    other = pipeline.replace_layer(transparent, "sky", prompt="a meadow with hills", later=True, seed=5, steps=STEPS, alpha="transparent")
+    assert not torch.equal(pixels(other, "sky"), pixels(transparent, "sky"))
+    assert torch.equal(pixels(other, "house"), pixels(transparent, "house"))
+
+
+def test_something_transparent_can_be_added_to_a_picture(pipeline, made):
+    before, mask = to_image(composite(made)[..., :3]), torch.zeros(96, 128)
+    mask[10:60, 20:70] = 1
+    after = pipeline.add_layer(before, "a red ball", mask, seed=4, steps=12, transparent=True)
+    layer = pipeline.generate_transparent(["a red ball"], seeds=[4], steps=12)[0].permute(1, 2, 0)
+    placed, old, new = into_place(layer, mask), from_image(before), from_image(after)
+    assert torch.equal(old[mask == 0], new[mask == 0])
+    wanted = placed[..., :3] * placed[..., 3:] + old[..., :3] * (1 - placed[..., 3:])
+    torch.testing.assert_close(new[..., :3], wanted, atol=0.003, rtol=0)
+    assert float((placed[..., 3] > 0.5).float().sum() / mask.sum()) > 0.4
+
+
+def test_wrong_files_of_transparent_stages_are_told_before_anything_is_sampled(pipeline, made, monkeypatch):
+    monkeypatch.setattr(LayeredDiffusionPipeline, "sample_latents", None)
+    with pytest.raises(LayeredError, match="The file and the decoder belong together"):
+        pipeline.generate_layers(scene(), alpha="transparent", file="a.safetensors")
+    with pytest.raises(LayeredError, match="208 MB"):
+        pipeline.add_layer(
+            to_image(composite(made)), "a red ball", transparent=True, file="no.safetensors", decoder="vae_transparent_decoder.safetensors"
+        )
+
+
 def test_a_layer_of_the_whole_canvas_finds_its_own_place(pipeline, made):
     heart = Layer("heart", width=128, height=96, prompt="a red heart")
     told = []
@@ -178,7 +225,7 @@ def test_a_missing_adapter_is_told_with_those_that_are_there(pipeline, tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-def test_a_lora_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, tmp_path):
+def test_a_lora_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, transparent, tmp_path):
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     random = torch.Generator().manual_seed(0)
     shape = pipeline.model.unet.get_submodule(name.removeprefix("unet.")).weight.shape
@@ -186,15 +233,17 @@ def test_a_lora_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, t
     save_file({f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}, tmp_path / "wild.safetensors")
     before = weights(pipeline)
 
-    def tree(strength):
+    def tree(strength, **options):
         recipe = Recipe(loras=(Lora("wild.safetensors", strength),))
         layers = [replace(x, recipe=recipe) if x.name == "tree" else x for x in scene()]
-        return pipeline.generate_layers(replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path)
+        return pipeline.generate_layers(replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path, **options)
 
     out = tree(1.0)
     assert torch.equal(pixels(out, "sky"), pixels(made, "sky"))
     assert not torch.equal(pixels(out, "tree"), pixels(made, "tree"))
     torch.testing.assert_close(pixels(tree(0.0), "tree"), pixels(made, "tree"), atol=1e-3, rtol=0)
+    assert not torch.allclose(pixels(tree(1.0, alpha="transparent"), "tree"), pixels(transparent, "tree"), atol=0.01)
+    torch.testing.assert_close(pixels(tree(0.0, alpha="transparent"), "tree"), pixels(transparent, "tree"), atol=1e-3, rtol=0)
     after = weights(pipeline)
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from graph import add_layer, load, node
+from graph import add_layer, layer_diffuse, load, node, regenerate, transparent_decode
 from PIL import Image
 from test_no_leaks import LOADER
 
@@ -209,6 +209,37 @@ def test_progress_of_the_sampler_is_told_and_an_interrupt_stops_the_stage(host):
     comfy.model_management.interrupt_current_processing(False)
 
 
+def test_a_transparent_stage_is_painted_alone_and_brought_to_its_place(host, pack, read):
+    prompt = stages()
+    prompt["tree"]["inputs"]["alpha"] = "transparent"
+    before, after, mask = host.value(prompt, "sky", 1), host.value(prompt, "tree", 1), host.value(prompt, "tree", 3)[0]
+    assert torch.equal(after[:, mask == 0], before[:, mask == 0])
+    assert not torch.equal(after, before)
+    assert bool((mask[20:90, 4:60] == 1).all())
+    assert float(mask.sum()) == 56 * 70
+    seed = pack("layered_core.stages").stage_seed(5, "tree")
+    alone = {
+        **LOADER, "a": layer_diffuse("storybook (shipped)"), "p": node("CLIPTextEncode", text="a green tree", clip=["loader", 1]),
+        "n": node("CLIPTextEncode", text="", clip=["loader", 1]), "e": node("EmptyLatentImage", width=112, height=112, batch_size=1),
+        "k": node("KSampler", model=["a", 0], positive=["p", 0], negative=["n", 0], latent_image=["e", 0], seed=seed, steps=3, cfg=3.0,
+                  sampler_name="euler", scheduler="normal", denoise=1.0),
+        "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]), "t": transparent_decode(["d", 0], latent=["k", 0]),
+    }  # fmt: skip
+    wanted = pack("layered_core.stages").into_place(host.value(alone, "t")[0], mask)
+    assert torch.equal(host.value(prompt, "tree", 2)[0], wanted)
+    assert torch.equal(read(prompt, "tree").layer("tree").image, wanted[20:90, 4:60])
+
+
+def test_a_transparent_stage_finds_a_place_is_sampled_at_a_size_and_lies_opaque_at_the_back(host, read):
+    prompt = {**LOADER, "i": load("back.png", name="back"), "it": add("a red heart", steps=8, alpha="transparent", size=128, layers=["i", 0])}
+    mask, layer = host.value(prompt, "it", 3)[0], host.value(prompt, "it", 2)[0]
+    assert 0.01 < float((mask > 0).float().mean()) < 0.8
+    assert 0.2 < float((layer[..., 3] > 0.5).float().sum() / mask.sum()) < 1
+    assert bool((layer[mask == 0] == 0).all())
+    back = {**LOADER, "it": add("at night", name="sky", width=128, height=96, alpha="transparent")}
+    assert torch.equal(host.value(back, "it", 2), host.value(stages(), "sky", 2))
+
+
 def test_a_seed_of_a_stage_is_the_one_of_the_headless_pipeline(host, pack):
     assert host.value({"s": node("LD_StageSeed", seed=7, name=" tree ")}, "s") == pack("layered_core.stages").stage_seed(7, "tree")
 
@@ -225,11 +256,19 @@ def test_a_seed_of_a_stage_is_the_one_of_the_headless_pipeline(host, pack):
         (add(x=500, width=10, height=10, layers=["sky", 0]), "layer 'a red ball': place is 'x 500, y 0'"),
         (add(mask=["z", 0], layers=["sky", 0]), "mask is '0 everywhere'"),
         (add(mask=["m", 0], layers=["sky", 0]), "mask size is '40x40'; allowed: the picture's, 128x96"),
+        (add(alpha="transparent", decoder="vae_transparent_decoder.safetensors", width=64, height=48, layers=["sky", 0]), "is missing: 208 MB"),
+        (
+            node("LD_StageLayer", image=["e", 0], paste=["r", 2], name="it", prompt="", negative="", alpha="transparent"),
+            "image channels is 3; allowed: 4, RGBA. Connect the image of Transparent Decode",
+        ),
         (add(feather=float("nan"), layers=["sky", 0]), "nan"),
     ],
 )
 def test_bad_input_is_named(host, stage, says):
-    prompt = stages(it=stage, z=node("SolidMask", value=0.0, width=128, height=96), m=node("SolidMask", value=1.0, width=40, height=40))
+    prompt = stages(
+        it=stage, z=node("SolidMask", value=0.0, width=128, height=96), m=node("SolidMask", value=1.0, width=40, height=40),
+        e=node("EmptyImage", width=32, height=32, batch_size=1, color=255), r=regenerate("sky", "sky"),
+    )  # fmt: skip
     assert says in host.error_of({**prompt, "end": node("PreviewImage", images=["it", 1])})
 
 
