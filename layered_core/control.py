@@ -139,6 +139,14 @@ def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
     return fit.clamp(0, 1).reshape(*pictures.shape[:-2], height, width)
 
 
+def inpaint_hint(pictures: Tensor, mask: Tensor) -> Tensor:
+    """What an inpainting ControlNet looks at: pictures ``[..., 3, H, W]`` in 0..1, with -1 where ``mask`` ``[H, W]`` is above 0.5.
+
+    As lllyasviel/control_v11p_sd15_inpaint was made, and as diffusers' documentation of inpainting calls it.
+    """
+    return pictures.masked_fill(mask.to(pictures.device) > 0.5, -1.0)
+
+
 def centre_crop(weight: Tensor, height: int, width: int) -> Tensor:
     """The largest middle part of ``[H, W]`` of the aspect ``height`` : ``width``; what ComfyUI does to a hint before it scales it."""
     own_height, own_width = weight.shape[-2:]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from diffusers import ControlNetModel, T2IAdapter
     from tqdm import tqdm
 
     from layered_core.document import LayerDocument
@@ -106,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="PX",
         help="side at which a box is sampled; 0: with the whole picture, or transparent at the model's own size (default)",
+    )
+    stage.add_argument(
+        "--inpaint-control", metavar="FOLDER", help="a ControlNet for inpainting in the diffusers layout, which sees the picture round each new layer"
     )
     stage.add_argument("--adapters", type=Path, metavar="FOLDER", help="where the LoRAs and embeddings lie that recipes name")
     _sampling_options(stage)
@@ -252,6 +256,8 @@ def _stage(options: argparse.Namespace) -> None:
             "size": options.size, "adapters": options.adapters, "negative": options.negative or read.document.negative,
             "steps": options.steps, "guidance": options.guidance, "progress": bar.step,
         }  # fmt: skip
+        if options.inpaint_control is not None:
+            how["control"] = _controlnet(pipeline, options.inpaint_control)
         document = (
             pipeline.replace_layer(read.document, options.replace, prompt=options.prompt, later=options.later, **how)
             if options.replace
@@ -304,10 +310,15 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _control(pipeline: LayeredDiffusionPipeline, document: LayerDocument, folder: str) -> MaskedControl:
-    from layered_diffusers.control import document_control, load_controlnet
+    from layered_diffusers.control import document_control
 
-    net = load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
-    return document_control(document, net, outline=True)
+    return document_control(document, _controlnet(pipeline, folder), outline=True)
+
+
+def _controlnet(pipeline: LayeredDiffusionPipeline, folder: str) -> ControlNetModel | T2IAdapter:
+    from layered_diffusers.control import load_controlnet
+
+    return load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
 
 
 def _pipeline(options: argparse.Namespace) -> LayeredDiffusionPipeline:

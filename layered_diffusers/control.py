@@ -11,8 +11,8 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor
 
-from layered_core.control import ControlMap, active_at, fitted, soft_weights, weighted
-from layered_core.document import LayerDocument
+from layered_core.control import ControlMap, active_at, fitted, inpaint_hint, soft_weights, weighted
+from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError, invalid
 from layered_core.hints import document_hint
 from layered_diffusers.loading import STORYBOOK
@@ -66,6 +66,24 @@ class MaskedControl(Method):
         picture = self.picture.expand(len(seen), -1, -1, -1)
         down, middle = self.net(seen, run.timesteps[index], run.context[part], controlnet_cond=picture, return_dict=False, **added)
         return [*down, middle]
+
+
+class InpaintControl(MaskedControl):
+    """An inpainting ControlNet, e.g. lllyasviel/control_v11p_sd15_inpaint: it sees the picture with a hole where something new is wanted."""
+
+    def __init__(self, net: ControlNetModel, picture: Tensor, mask: Tensor) -> None:
+        """``picture`` ``[3, H, W]`` in 0..1; ``mask`` ``[H, W]``, 1 where to paint. See :func:`layered_core.control.inpaint_hint`."""
+        if not isinstance(net, ControlNetModel):
+            raise invalid("control", type(net).__name__, "a ControlNetModel", "Load a ControlNet that was made for inpainting")
+        super().__init__(net, picture, ControlMap(torch.ones(1, *mask.shape), (Control(),)))
+        self.mask = mask
+
+    def start(self, run: Run, stack: Any) -> None:  # noqa: ANN401
+        """See :class:`Method`."""
+        super().start(run, stack)
+        unit = 8 * 2 ** (len(run.unet.config.block_out_channels) - 1)
+        height, width = self.picture.shape[-2:]
+        self.picture = inpaint_hint(self.picture, fitted(self.mask, height, width, unit))
 
 
 def document_control(

@@ -23,6 +23,7 @@ from layered_core.regional import Settings
 from layered_core.repaint import Repaint, plan_document, plan_repaint, tighten
 from layered_core.stages import changed_region
 from layered_diffusers import stages, vae
+from layered_diffusers.control import InpaintControl
 from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
 from layered_diffusers.noise import ChangeMap, InpaintInput
 from layered_diffusers.regional_attention import RegionalPrompts
@@ -31,6 +32,7 @@ from layered_diffusers.transparent import generate_in_place, generate_transparen
 from layered_diffusers.words import encode, stack
 
 if TYPE_CHECKING:
+    from diffusers import ControlNetModel
     from typing_extensions import Unpack
 
     from layered_diffusers.stages import Staging
@@ -222,6 +224,7 @@ class LayeredDiffusionPipeline:
         transparent: bool = False,
         file: str | Path | None = None,
         decoder: str | Path | None = None,
+        control: ControlNetModel | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
         """Add something to a picture; outside its mask every pixel stays equal to the bit.
@@ -240,6 +243,8 @@ class LayeredDiffusionPipeline:
             transparent: paint it alone, with alpha of its own, and lay it on instead of painting into the picture. See
                 :func:`layered_diffusers.transparent.generate_in_place`; ``strength``, ``feather``, ``context`` and ``blend`` do nothing then.
             file, decoder: with ``transparent``, as :func:`layered_diffusers.transparent.generate_transparent`.
+            control: an inpainting ControlNet (see :class:`layered_diffusers.control.InpaintControl`) that sees what is painted into; without
+                effect with ``transparent``.
             options: as :meth:`generate`.
 
         Raises:
@@ -256,7 +261,7 @@ class LayeredDiffusionPipeline:
         if transparent:
             layer = generate_in_place(self, prompt, plan.mask, seed=seed, size=size, file=file, decoder=decoder, **options)
             return to_image(over_colour(layer, before.permute(1, 2, 0)))
-        return to_image(self.repaint(plan, prompt, seed=seed, strength=strength, blend=blend, **options).permute(1, 2, 0))
+        return to_image(self.repaint(plan, prompt, seed=seed, strength=strength, blend=blend, control=control, **options).permute(1, 2, 0))
 
     def find_region(self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]) -> Tensor:
         """Where the model would put something: ``[H, W]``, 0 or 1, for a picture ``[3, H, W]``.
@@ -269,11 +274,21 @@ class LayeredDiffusionPipeline:
         return grow(changed_region(before, draft), max(before.shape[-2:]) // 16)
 
     def repaint(
-        self, plan: Repaint, prompt: str, *, seed: int = 0, strength: float = 1.0, blend: str = "gradient", **options: Unpack[Sampling]
+        self,
+        plan: Repaint,
+        prompt: str,
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        blend: str = "gradient",
+        control: ControlNetModel | None = None,
+        **options: Unpack[Sampling],
     ) -> Tensor:
-        """Sample what a plan cuts out, each place as free as its change map says, and paste it back; ``[3, H, W]``."""
+        """Sample what a plan cuts out, each place as free as its change map says, and paste it back; ``[3, H, W]``. Options as :meth:`add_layer`."""
         start = plan.cut()[None]
-        inpainting = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
+        inpainting: list[Method] = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
+        if control is not None:
+            inpainting.append(InpaintControl(control, start[0], plan.cut_mask()))
         options["methods"] = [self._change_map(plan, start), *inpainting, *options.get("methods", ())]
         sampled = self.generate([prompt], seeds=[seed], start=start, strength=strength, **options)
         return plan.paste(sampled, blend)[0]

@@ -19,6 +19,7 @@ from layered_diffusers.sampling import Method, Progress
 from layered_diffusers.transparent import generate_in_place, read_files
 
 if TYPE_CHECKING:
+    from diffusers import ControlNetModel
     from typing_extensions import Unpack
 
     from layered_diffusers.pipeline import LayeredDiffusionPipeline, Sampling
@@ -41,6 +42,8 @@ class Staging(TypedDict, total=False):
     size: int
     context: float
     blend: str
+    control: ControlNetModel | None
+    """An inpainting ControlNet, as :meth:`LayeredDiffusionPipeline.add_layer`."""
     adapters: Path | None
     """Folder of the LoRAs and embeddings that recipes name. They act on their layer's pixels only."""
     negative: str
@@ -139,7 +142,7 @@ def _stage(pipeline: LayeredDiffusionPipeline, document: LayerDocument, layer: L
             painted = generate_in_place(pipeline, prompt, region, seed=seed, size=size, file=file, decoder=decoder, **sampling)
             return with_stage(layer, painted)
         plan = pipeline.stage_plan(before, region, feather=options.get("feather", 8), side=size, context=options.get("context", 0.5))
-        after = pipeline.repaint(plan, prompt, seed=seed, blend=options.get("blend", BLENDS[0]), **sampling)
+        after = pipeline.repaint(plan, prompt, seed=seed, blend=options.get("blend", BLENDS[0]), control=options.get("control"), **sampling)
     return with_stage(layer, uncovered(before, after, stage_alpha(before, after, plan.mask, alpha)))
 
 

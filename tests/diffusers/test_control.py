@@ -9,11 +9,13 @@ from diffusers import ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditio
 from demo.storybook import place_object, random_scene
 from demo.vocabulary import Thing
 from layered_core.control import ControlMap
-from layered_core.document import Control, LayerDocument
+from layered_core.document import Control, Layer, LayerDocument
+from layered_core.document_json import write_document
 from layered_core.errors import LayeredError
-from layered_core.files import write_layers
+from layered_core.files import read_layers, write_layers
 from layered_core.hints import canny, document_hint
 from layered_core.metrics import edge_f1
+from layered_core.pictures import from_image, to_image
 from layered_diffusers.cli import main
 from layered_diffusers.control import MaskedControl, document_control, load_controlnet
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -67,6 +69,46 @@ def test_layers_share_one_evaluation_and_none_is_made_out_of_range(pipeline, net
     picture(pipeline, control(net, torch.ones(1, 128, 128), Control(hint="canny", end=0.4)))
     hook.remove()
     assert len(calls) == 4, "only the first of three steps is within the first 40 %"
+
+
+def test_an_inpainting_net_sees_the_picture_with_a_hole_and_changes_nothing_outside(pipeline, net):
+    before = to_image(torch.rand(72, 100, 3, generator=torch.Generator().manual_seed(3)))
+    mask = torch.zeros(72, 100)
+    mask[20:60, 30:80] = 1
+    seen = []
+    hook = net.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["controlnet_cond"]), with_kwargs=True)
+    options = {"seed": 1, "steps": 3, "feather": 0}
+    controlled = from_image(pipeline.add_layer(before, "a red ball", mask, control=net, **options))
+    hook.remove()
+    assert len(seen) == 3
+    for hint in seen[0]:
+        wanted = from_image(before)[..., :3].permute(2, 0, 1).masked_fill(mask == 1, -1)
+        assert torch.equal(hint[:, :72, :100], wanted)
+    assert torch.equal(controlled[mask == 0], from_image(before)[mask == 0])
+    plain = from_image(pipeline.add_layer(before, "a red ball", mask, **options))
+    assert float((controlled - plain).abs().max()) > 0.05
+    silent = ControlNetModel.from_unet(pipeline.model.unet)
+    assert torch.equal(from_image(pipeline.add_layer(before, "a red ball", mask, control=silent, **options)), plain)
+
+
+def test_stages_take_an_inpainting_net_here_and_on_the_command_line(pipeline, net, tmp_path):
+    layers = Layer("sky", width=64, height=64, prompt="at night"), Layer("ball", x=8, y=8, width=40, height=40, prompt="a red ball")
+    document = LayerDocument(64, 64, layers)
+    with_net, without = (pipeline.generate_layers(document, steps=2, control=c, alpha="mask") for c in (net, None))
+    assert torch.equal(with_net.layer("sky").image, without.layer("sky").image)
+    assert not torch.equal(with_net.layer("ball").image, without.layer("ball").image)
+    net.save_pretrained(tmp_path / "net")
+    scene = write_document(document, tmp_path / "scene")
+    arguments = ["--alpha", "mask", "--steps", "2", "--device", "cpu", "--inpaint-control", str(tmp_path / "net")]
+    assert main(["stage", str(scene), "-o", str(tmp_path / "out"), *arguments]) == 0
+    ball = read_layers(tmp_path / "out").document.layer("ball").image
+    torch.testing.assert_close(ball, with_net.layer("ball").image, atol=0.003, rtol=0)
+
+
+def test_an_adapter_cannot_inpaint(pipeline):
+    adapter = T2IAdapter(in_channels=3, channels=[64, 128], num_res_blocks=1, downscale_factor=8)
+    with pytest.raises(LayeredError, match="control is 'T2IAdapter'; allowed: a ControlNetModel"):
+        pipeline.add_layer(to_image(torch.zeros(64, 64, 3)), "a red ball", torch.ones(64, 64), control=adapter)
 
 
 def test_a_control_that_leads_acts_on_the_conditional_half_alone(pipeline, net):
