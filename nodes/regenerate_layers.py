@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..layered_core.blending import BLENDS, grow
 from ..layered_core.compositing import GREY, composite, over_colour
+from ..layered_core.control import inpaint_hint
 from ..layered_core.document import MAX_SIDE, LayerDocument
 from ..layered_core.errors import invalid
 from ..layered_core.repaint import Repaint, plan_repaint, region_of, tighten
@@ -86,6 +87,10 @@ class RegenerateLayers(io.ComfyNode):
                 PASTE.Output(display_name="paste", tooltip="For Paste Back, together with the decoded picture."),
                 io.Image.Output(display_name="cut out", tooltip="What is sampled, for Inpaint Model Conditioning or a ControlNet."),
                 io.Mask.Output(display_name="cut out mask", tooltip="1 is where the cut out picture may change, for Inpaint Model Conditioning."),
+                io.Image.Output(
+                    display_name="inpaint hint",
+                    tooltip="The cut out picture with -1 where it may change: for Apply ControlNet with SD1.5's inpainting ControlNet.",
+                ),
             ],
         )  # fmt: skip
 
@@ -101,7 +106,8 @@ class RegenerateLayers(io.ComfyNode):
         plan = make_plan(picture, region, noise, grow, feather, size, context, border, vae_unit(vae))
         device = comfy.model_management.intermediate_device()
         cut, cut_mask = plan.cut().permute(1, 2, 0)[None].to(device), plan.cut_mask()[None].to(device)
-        return io.NodeOutput(with_change_map(model), encode(vae, plan), plan, cut, cut_mask)
+        hint = inpaint_hint(plan.cut(), plan.cut_mask()).permute(1, 2, 0)[None].to(device)
+        return io.NodeOutput(with_change_map(model), encode(vae, plan), plan, cut, cut_mask, hint)
 
 
 class PasteBack(io.ComfyNode):

@@ -99,6 +99,10 @@ class AddLayerByPrompt(io.ComfyNode):
                 LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new one, on the image if there is one."),
                 io.Image.Input("image", optional=True, tooltip="The picture so far, where there are no layers yet. It becomes the backmost layer."),
                 io.Mask.Input("mask", optional=True, tooltip="Its place instead of x, y, width, height: 1 is where it may be. Of the canvas's size."),
+                io.ControlNet.Input(
+                    "control_net", optional=True,
+                    tooltip="A ControlNet for inpainting, which sees the picture round its place. Without effect with transparent alpha.",
+                ),
                 io.Combo.Input(
                     "file", options=files, default=files[0], optional=True, advanced=True,
                     tooltip="With transparent alpha: what changes the model, as LayerDiffuse Apply's for a transparent layer. Neutral: any, without.",
@@ -121,8 +125,8 @@ class AddLayerByPrompt(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, vae: Any, prompt: str, negative: str, name: str, x: int, y: int, width: int, height: int, seed: int, steps: int,  # noqa: ANN401
         cfg: float, sampler_name: str, scheduler: str, alpha: str, denoise: float, feather: int, size: int, context: float, blend: str,
-        layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None, file: str = STORYBOOK,
-        decoder: str = STORYBOOK,
+        layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
+        control_net: Any = None, file: str = STORYBOOK, decoder: str = STORYBOOK,  # noqa: ANN401
     ) -> io.NodeOutput:  # fmt: skip
         """Plan the stage and hand it over as a graph."""
         stack = _stack(layers, image, width, height)
@@ -144,7 +148,7 @@ class AddLayerByPrompt(io.ComfyNode):
         said = prompt if recipe.embedding is None else f"{EMBEDDING}{recipe.embedding} {prompt}"
         words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (said, negative)]
 
-        def sampled(model: object, latent: object, steps: int, denoise: float) -> tuple[Any, Any]:
+        def sampled(model: object, latent: object, steps: int, denoise: float, words: list[Any] = words) -> tuple[Any, Any]:
             made = graph.node(
                 "KSampler", model=model, positive=words[0], negative=words[1], latent_image=latent, seed=noise_seed, steps=steps, cfg=cfg,
                 sampler_name=sampler_name, scheduler=scheduler, denoise=denoise,
@@ -157,9 +161,18 @@ class AddLayerByPrompt(io.ComfyNode):
                 **{"feather": 0, "size": 0, "context": context, **plan},
             )  # fmt: skip
 
-        def painted(region: object, steps: int, denoise: float, **plan: object) -> tuple[Any, Any]:
+        def controlled(cut: Any) -> list[Any]:  # noqa: ANN401
+            given = {"positive": words[0], "negative": words[1], "control_net": control_net, "vae": vae}
+            given |= {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+            if getattr(control_net, "concat_mask", False):
+                applied = graph.node("ControlNetInpaintingAliMamaApply", image=cut.out(3), mask=cut.out(4), **given)
+            else:
+                applied = graph.node("ControlNetApplyAdvanced", image=cut.out(5), **given)
+            return [applied.out(0), applied.out(1)]
+
+        def painted(region: object, steps: int, denoise: float, control: bool = False, **plan: object) -> tuple[Any, Any]:
             cut = cut_out(region, **plan)
-            _, decoded = sampled(cut.out(0), cut.out(1), steps, denoise)
+            _, decoded = sampled(cut.out(0), cut.out(1), steps, denoise, controlled(cut) if control else words)
             return graph.node("LD_PasteBack", image=decoded, paste=cut.out(2), blend=blend, match_colours=True).out(0), cut.out(2)
 
         def painted_alone(region: object) -> tuple[Any, Any]:
@@ -181,7 +194,8 @@ class AddLayerByPrompt(io.ComfyNode):
         if alpha == "transparent":
             after, paste = painted_alone(region)
         else:
-            after, paste = painted(region, steps, denoise, feather=0 if empty else feather, size=size)
+            control = control_net is not None and not empty
+            after, paste = painted(region, steps, denoise, control, feather=0 if empty else feather, size=size)
         last = graph.node("LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha=alpha, layers=stack)
         return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
 

@@ -240,6 +240,40 @@ def test_a_transparent_stage_finds_a_place_is_sampled_at_a_size_and_lies_opaque_
     assert torch.equal(host.value(back, "it", 2), host.value(stages(), "sky", 2))
 
 
+def test_an_inpainting_controlnet_sees_the_picture_with_a_hole(host, read):
+    prompt = stages(net=node("TestControlNet"))
+    before, plain = host.value(prompt, "sky", 1), host.value(prompt, "tree", 1)
+    prompt["tree"]["inputs"]["control_net"] = prompt["sky"]["inputs"]["control_net"] = ["net", 0]
+    seen = []
+    hook = host.value(prompt, "net").control_model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["hint"]), with_kwargs=True)
+    after, mask = host.value(prompt, "tree", 1), host.value(prompt, "tree", 3)[0]
+    hook.remove()
+    assert torch.equal(host.value(prompt, "sky", 1), before), "there is nothing round the backmost layer"
+    assert len(seen) == 3
+    wanted = before[0].permute(2, 0, 1).masked_fill(mask > 0.5, -1.0)
+    for hint in seen[0]:
+        torch.testing.assert_close(hint.float().cpu(), wanted, atol=1e-3, rtol=0)
+    assert torch.equal(after[:, mask == 0], before[:, mask == 0])
+    assert float((after - plain).abs().max()) > 0.05
+
+
+def test_a_net_that_takes_the_mask_as_a_channel_goes_through_its_own_node(pack):
+    class Net:
+        concat_mask = True
+
+    values = {
+        "model": None, "clip": None, "vae": None, "prompt": "a red ball", "negative": "", "name": "", "x": 0, "y": 0, "width": 16, "height": 16,
+        "seed": 3, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "alpha": "difference", "denoise": 1.0, "feather": 0,
+        "size": 0, "context": 0.5, "blend": "gradient",
+    }  # fmt: skip
+    graph = pack("nodes.stages").AddLayerByPrompt.execute(**values, image=torch.zeros(1, 64, 64, 3), control_net=Net()).expand
+    ((number, applied),) = [(n, x["inputs"]) for n, x in graph.items() if x["class_type"] == "ControlNetInpaintingAliMamaApply"]
+    ((cut, _),) = [(n, x) for n, x in graph.items() if x["class_type"] == "LD_RegenerateLayers"]
+    assert (applied["image"], applied["mask"]) == ([cut, 3], [cut, 4])
+    ((_, sampler),) = [(n, x["inputs"]) for n, x in graph.items() if x["class_type"] == "KSampler"]
+    assert (sampler["positive"], sampler["negative"]) == ([number, 0], [number, 1])
+
+
 def test_a_seed_of_a_stage_is_the_one_of_the_headless_pipeline(host, pack):
     assert host.value({"s": node("LD_StageSeed", seed=7, name=" tree ")}, "s") == pack("layered_core.stages").stage_seed(7, "tree")
 
