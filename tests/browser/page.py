@@ -28,7 +28,7 @@ class Page:
         page.on("pageerror", lambda e: self._note("error", str(e), ""))
         page.on("response", lambda r: r.status >= 400 and self._note("error", f"{r.status} {r.url}", r.url))
         page.goto(server.url, wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=120_000)
+        page.wait_for_function(READY, timeout=120_000, polling=200)
 
     def _note(self, kind, text, url):
         """Keep errors that name us: our files, our nodes, or pictures of ours that are not there. Input pictures are the user's."""
@@ -57,9 +57,14 @@ class Page:
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def queue(self, wait_for, timeout_ms=300_000):
-        """Press Run; wait until every node of ``wait_for`` shows something, and its picture has come."""
+        """Press Run; wait until every node of ``wait_for`` shows something, and its picture has come.
+
+        It looks now and then: asking at every frame keeps the browser drawing, which without a graphics card takes a whole core.
+        """
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
-        self.page.wait_for_function("(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms)
+        self.page.wait_for_function(
+            "(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms, polling=200
+        )
         # A node gets its picture when it is drawn, and only nodes in sight are drawn.
         loaded = """(id) => {
             const node = app.graph.getNodeById(id);
@@ -68,7 +73,7 @@ class Page:
             return node.imgs?.length && node.imgs.every(i => i.naturalWidth > 0);
         }"""
         for node in wait_for:
-            self.page.wait_for_function(loaded, arg=node, timeout=120_000)
+            self.page.wait_for_function(loaded, arg=node, timeout=120_000, polling=200)
         self.page.wait_for_timeout(500)
 
     def look(self, scale, offset):

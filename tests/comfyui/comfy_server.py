@@ -39,7 +39,8 @@ class Server:
             "--disable-api-nodes",
         ]
         command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(base)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        # One thread: several stall each other where a browser without a graphics card takes a core.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=subprocess.STDOUT, env=environment)
         end = time.monotonic() + start_s
