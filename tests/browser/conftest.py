@@ -1,4 +1,4 @@
-"""One ComfyUI server and one page for all tests in a browser."""
+"""One ComfyUI server for all tests in a browser, and a page for each file of them."""
 
 import sys
 from pathlib import Path
@@ -25,8 +25,9 @@ def server(skip_suite, tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(server):
+    # Not longer: an open page keeps a core busy where there is no graphics card.
     with pages.browser() as new:
         yield new(server)
 
