@@ -54,7 +54,9 @@ def free_places(change: Tensor, level: float, dilation: float = 0.0, softness: f
     Returns:
         ``[..., h, w]`` in 0..1, of ``change``'s dtype.
     """
-    free = ((change - level) / softness + 0.5).clamp(0, 1) if softness > 0 else (change >= level).to(change.dtype)
+    # A passage narrower than the numbers can tell apart is none, and would be divided by zero.
+    soft = softness > torch.finfo(change.dtype).eps
+    free = ((change - level) / softness + 0.5).clamp(0, 1) if soft else (change >= level).to(change.dtype)
     free = torch.where(change > 0, torch.where(change < 1, free, 1.0), 0.0).to(change.dtype)
     reach = int(dilation * level)
     if reach:

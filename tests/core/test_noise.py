@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layered_core.document import Layer, LayerDocument, Recipe
@@ -25,6 +25,7 @@ def test_zero_is_never_free_and_one_always(level, dilation, softness):
     assert bool((free_places(torch.ones(5, 7), level, dilation, softness) == 1).all())
 
 
+@example(a=0.0, b=0.5, softness=5e-324)
 @given(LEVELS, LEVELS, st.floats(0, 1))
 def test_what_is_free_stays_free_as_the_noise_falls(a, b, softness):
     change = torch.linspace(0, 1, 101)[None]
