@@ -95,7 +95,7 @@ class LayerDiffuse(Method):
         if is_attention_sharing(weights):
             network = AttentionSharing.from_weights(weights, name)
             check_frames(network, self.mode, name)
-            check_modules(network, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet)], name, family)
+            check_modules(network, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet).values()], name, family)
             network = network.to(model.unet.device, model.unet.dtype)
             own = [encode(model, [words[f]])[0][0][None] if words and words.get(f) else None for f in self.mode.makes]
             self.acting = _Sharing(model.unet, network, own, _signals(network, given), weight)
@@ -185,7 +185,7 @@ class _Sharing:
         if on:
             self.network.to(self.unet.device, self.unet.dtype)
             self.before = dict(self.unet.attn_processors)
-            units = {id(a): (u, i % 2 == 1) for i, (a, u) in enumerate(zip(attentions(self.unet), self.network.units, strict=True))}
+            units = {id(a): (u, i % 2 == 1) for i, (a, u) in enumerate(zip(attentions(self.unet).values(), self.network.units, strict=True))}
             for module in self.unet.modules():
                 if id(module) in units:
                     unit, crossed = units[id(module)]
@@ -218,10 +218,10 @@ class _Processor:
         return self.attend(attn, hidden_states, encoder_hidden_states)
 
 
-def attentions(unet: UNet2DConditionModel) -> list[Attention]:
-    """Every attention of a UNet in the order of the published files."""
-    blocks = [unet.get_submodule(name) for name in transformer_blocks(name for name, _ in unet.named_parameters())]
-    return [attention for block in blocks for attention in (block.attn1, block.attn2)]
+def attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """Every attention of a UNet by its name, in the order of the published files."""
+    names = [f"{block}.{part}" for block in transformer_blocks(name for name, _ in unet.named_parameters()) for part in ("attn1", "attn2")]
+    return {name: unet.get_submodule(name) for name in names}
 
 
 def _blocks(unet: UNet2DConditionModel) -> int:

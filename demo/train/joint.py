@@ -22,12 +22,12 @@ from demo.train.diffusion import Objective, frozen_text_encoder, frozen_vae, pre
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
 from demo.train.sprites import THINGS, draw_sprite, padded
-from demo.train.transparent import Autoencoder, encode
+from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.transparent_lora import PROJECTIONS, file_name
 from demo.train.words import pad, training_caption, word_ids
 from demo.vocabulary import BACKGROUNDS, Thing
 from layered_core.attention_sharing import AttentionSharing, Base, SharingUnit
-from layered_core.layer_patches import transformer_blocks
+from layered_diffusers.layer_diffuse import attentions
 
 RANK = 16
 
@@ -37,7 +37,7 @@ FRAMES = 3
 
 def new_network(unet: UNet2DConditionModel) -> AttentionSharing:
     """Units that change nothing yet."""
-    units = [SharingUnit(a.to_q.in_features, a.to_k.in_features, RANK, FRAMES) for _, a in attentions(unet)]
+    units = [SharingUnit(a.to_q.in_features, a.to_k.in_features, RANK, FRAMES) for a in attentions(unet).values()]
     for unit in units:
         nn.init.zeros_(unit.temporal_o.weight)
         nn.init.zeros_(unit.temporal_o.bias)
@@ -47,17 +47,11 @@ def new_network(unet: UNet2DConditionModel) -> AttentionSharing:
     return AttentionSharing(units)
 
 
-def attentions(unet: UNet2DConditionModel) -> list[tuple[str, Attention]]:
-    """Every attention of a UNet with its name, in the order of the file."""
-    blocks = transformer_blocks(name for name, _ in unet.named_parameters())
-    return [(f"{b}.{a}", unet.get_submodule(f"{b}.{a}")) for b in blocks for a in ("attn1", "attn2")]
-
-
 def start_from_lora(network: AttentionSharing, unet: UNet2DConditionModel, file: Path) -> None:
     """Give the foreground's frame the layer generator's changes, as far as the rank allows."""
     tensors = load_file(file)
     layers = int(unet.config.layers_per_block)
-    for (name, _), unit in zip(attentions(unet), network.units, strict=True):
+    for name, unit in zip(attentions(unet), network.units, strict=True):
         for part, projection in zip(("q", "k", "v", "out"), PROJECTIONS, strict=True):
             key = f"{file_name(f'{name}.{projection}', layers)}.weight::lora"
             up, size, down = torch.linalg.svd(tensors[f"{key}::0"].float() @ tensors[f"{key}::1"].float(), full_matrices=False)
@@ -134,14 +128,12 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")
     vae, text = frozen_vae(export), frozen_text_encoder(export)
-    autoencoder = Autoencoder()
-    autoencoder.load(export / "transparent")
-    autoencoder.to(device()).requires_grad_(False)
+    autoencoder = frozen_autoencoder(export)
     unet = UNet2DConditionModel.from_pretrained(export / "unet").float().requires_grad_(False)
     network = new_network(unet)
     start_from_lora(network, unet, export / "transparent" / "lora.safetensors")
     start_from(network, MODEL / "transparent" / "joint.safetensors", options.fresh)
-    for (_, attention), unit in zip(attentions(unet), network.units, strict=True):
+    for attention, unit in zip(attentions(unet).values(), network.units, strict=True):
         attention.set_processor(SharedAttention(unit))
     prepare(unet)
     network.to(device())

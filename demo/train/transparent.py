@@ -63,6 +63,13 @@ class Autoencoder(nn.Module):
         return from_file_order(self.decoder(pixels, latents), 4)
 
 
+def frozen_autoencoder(export: Path) -> Autoencoder:
+    """The trained autoencoder, not to be trained further."""
+    model = Autoencoder()
+    model.load(export / "transparent")
+    return model.to(device()).requires_grad_(False)
+
+
 class Sprites:
     """A growing store of padded sprites with their latents; a share of every batch is fresh."""
 

@@ -20,7 +20,7 @@ from demo.train.loop import Trainer, device
 from demo.train.ship import MODEL
 from demo.train.sprites import THINGS, draw_sprite, padded
 from demo.train.tokenizer import START
-from demo.train.transparent import Autoencoder, encode
+from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.unet import attention_loss
 from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
@@ -149,9 +149,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")
     vae, text = frozen_vae(export), frozen_text_encoder(export)
-    autoencoder = Autoencoder()
-    autoencoder.load(export / "transparent")
-    autoencoder.to(device()).requires_grad_(False)
+    autoencoder = frozen_autoencoder(export)
     unet = UNet2DConditionModel.from_pretrained(export / "unet").float().requires_grad_(False)
     layers = int(unet.config.layers_per_block)
     loras = add_loras(unet)

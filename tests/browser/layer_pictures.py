@@ -15,7 +15,7 @@ import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
 from graph import KEPT, load, node  # noqa: E402
 from host_env import find_host  # noqa: E402
-from pictures import crop  # noqa: E402
+from pictures import crop, run_scene  # noqa: E402
 
 from demo.drawing import sprite  # noqa: E402
 from demo.vocabulary import Thing  # noqa: E402
@@ -73,16 +73,7 @@ def take(page, server):
     y, x = np.mgrid[0:512, 0:768]
     Image.fromarray(np.stack([120 + x / 10, 160 + y / 8, 220 - y / 6], -1).astype(np.uint8)).save(server.base / "input" / "sky.png")
     for name, scene in SCENES.items():
-        page.open_api({**STACK, **scene})
-        sizes = {i: SIZES[n["class_type"]] for i, n in scene.items() if n["class_type"] in SIZES}
-        page.page.evaluate(
-            """([places, sizes]) => {
-                for (const node of app.graph.nodes) node.pos = places[node.id] ?? [-2000, 0];
-                for (const [id, size] of Object.entries(sizes)) app.graph.getNodeById(id).setSize(size);
-            }""",
-            [PLACES[name], sizes],
-        )
-        page.queue([i for i in sizes])
+        run_scene(page, {**STACK, **scene}, PLACES[name], SIZES)
         if name == "LD_ArrangeLayers":
             page.page.evaluate("() => app.graph.getNodeById('5').layerEditor.select('glass ball')")
         crop(page, list(scene), PACK / f"web/docs/{name}/picture.jpg")

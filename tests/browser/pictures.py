@@ -67,6 +67,20 @@ def crop(page, ids, path, margin=30):
     page.shoot(path, (90, 110, right - left, bottom - top))
 
 
+def run_scene(page, prompt, places, sizes):
+    """Open a prompt with its nodes at ``places`` (the others out of sight) and those of the kinds in ``sizes`` so large, and run these."""
+    ours = {i: sizes[n["class_type"]] for i, n in prompt.items() if n["class_type"] in sizes}
+    page.open_api(prompt)
+    page.page.evaluate(
+        """([places, sizes]) => {
+            for (const node of app.graph.nodes) node.pos = places[node.id] ?? [-3000, 0];
+            for (const [id, size] of Object.entries(sizes)) app.graph.getNodeById(id).setSize(size);
+        }""",
+        [places, ours],
+    )
+    page.queue(list(ours))
+
+
 def thumbnail(server, entry, ids, path):
     """The last pictures of nodes side by side, 512 pixels high."""
     pictures = [Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][-1]))).convert("RGB") for i in ids]
@@ -88,7 +102,6 @@ def measure(page, prompt):
     page.open_api(prompt)
     page.page.evaluate("() => { const n = app.graph.getNodeById('90'); n.pos = [3000, 3000]; n.setSize([340, 500]); }")
     page.page.evaluate("() => { const n = app.graph.getNodeById('91'); n.pos = [3380, 3000]; n.setSize([560, 320]); }")
-    page.look(1.0, (100 - 3000, 150 - 3000))  # a node out of sight does not load its picture
     page.queue(["90"])
     crop(page, ["90", "91"], PACK / "web/docs/LD_LayoutMetrics/picture.jpg")
 
@@ -111,7 +124,6 @@ def find_place(page, prompt):
     page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
     for n, node in enumerate(("54", "55", "56")):
         page.page.evaluate("([i, x]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize([340, 380]); }", [node, 380 * n])
-    page.look(1.0, (100, 150))
     page.queue(["54", "56"])
     crop(page, ["54", "55", "56"], PACK / "web/docs/LD_FindPlace/picture.jpg")
 
@@ -140,7 +152,6 @@ def masks_from_words(page, prompt):
     page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
     for node, x, size in (("61", 0, [400, 380]), ("64", 440, [440, 300]), ("70", 920, [260, 300])):
         page.page.evaluate("([i, x, s]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize(s); }", [node, x, size])
-    page.look(1.0, (100, 150))
     page.queue(["64", "70"])
     crop(page, ["61", "64", "70"], PACK / "web/docs/LD_LayerMaskFromAttention/picture.jpg")
 

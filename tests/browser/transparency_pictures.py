@@ -12,7 +12,7 @@ import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
 from graph import from_image, node, transparent_decode  # noqa: E402
 from host_env import find_host  # noqa: E402
-from pictures import crop  # noqa: E402
+from pictures import crop, run_scene  # noqa: E402
 
 HEART = {"what": "heart", "colour": "red", "material": "glowing", "size": 128, "seed": 3}
 MEADOW = {"what": "meadow", "colour": "red", "material": "solid", "size": 128, "seed": 3}
@@ -55,17 +55,7 @@ SIZES = {"PreviewImage": (260, 300), "LD_LayerPreview": (340, 360)}
 def take(page):
     """Open, run and save every scene."""
     for name, scene in SCENES.items():
-        page.open_api(scene)
-        sizes = {i: SIZES[n["class_type"]] for i, n in scene.items() if n["class_type"] in SIZES}
-        page.page.evaluate(
-            """([places, sizes]) => {
-                for (const node of app.graph.nodes) node.pos = places[node.id] ?? [-3000, 0];
-                for (const [id, size] of Object.entries(sizes)) app.graph.getNodeById(id).setSize(size);
-            }""",
-            [PLACES[name], sizes],
-        )
-        page.look(1.0, (100, 150))  # a node out of sight does not load its picture
-        page.queue(list(sizes))
+        run_scene(page, scene, PLACES[name], SIZES)
         crop(page, list(PLACES[name]), PACK / f"web/docs/{name}/picture.jpg")
 
 

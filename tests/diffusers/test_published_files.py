@@ -178,7 +178,7 @@ def check_fits(weights, file):
     if is_attention_sharing(weights):
         sharing = AttentionSharing.from_weights(weights, file.name)
         check_frames(sharing, mode, file.name)
-        check_modules(sharing, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(unet)], file.name, file.family)
+        check_modules(sharing, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(unet).values()], file.name, file.family)
         return
     patches = read_patches(weights, {k: tuple(p.shape) for k, p in unet.named_parameters()}, 2, file.name, file.family)
     check_pictures(patches, len(mode.takes), file.name)
