@@ -10,7 +10,7 @@ encoder, VAE and decoder. Generation: all 144 objects in turn from new noise, wi
 * ``material``: how far mean alpha inside that mask is from that of the same thing as drawn.
 
 ``..._drawn`` is the same of drawn things, the most that can be hoped for. Beside other ways to make such layers, on the same cases and seeds:
-``layered bench transparency -n 144 --steps 30``.
+``layered bench transparency -n 144 --steps 30``. Foreground, background and blend at once: ``python -m benchmarks.together``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,11 @@ def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path 
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         to_image(sheet(layers)).save(pictures / "transparent_layers.png")
+    return summary(figures, steps, guidance)
+
+
+def summary(figures: Mapping[str, Sequence[float]], steps: int, guidance: float) -> dict[str, object]:
+    """Means of ``figures`` with their intervals, and how they were made."""
     result: dict[str, object] = {k: round(mean_interval(v).mean, 4) for k, v in figures.items()}
     result["intervals"] = {k: [round(mean_interval(v).low, 4), round(mean_interval(v).high, 4)] for k, v in figures.items()}
     result["n"] = {k: len(v) for k, v in figures.items()}
@@ -112,30 +117,36 @@ def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path 
     return result
 
 
+def checkerboard() -> Tensor:
+    """What transparent layers are shown on, ``[3, H, W]``."""
+    cells = torch.arange(CANVAS) // 16
+    return (0.5 + 0.1 * ((cells[:, None] + cells) % 2 - 0.5)).expand(3, -1, -1)
+
+
 def sheet(layers: Tensor, columns: int = 8) -> Tensor:
     """The first layers, up to 16: each over a checkerboard and, below, on two landscapes it was not painted on; ``[H, W, 3]``."""
     layers = layers[: min(16, len(layers) // columns * columns)]
-    cells = torch.arange(CANVAS) // 16
-    board = (0.5 + 0.1 * ((cells[:, None] + cells) % 2 - 0.5)).expand(3, -1, -1)
     rng = np.random.default_rng(0)
     drawn = [torch.from_numpy(draw_background(name, rng).copy()).permute(2, 0, 1).float() / 255 for name in ("meadow", "night")]
     rows = []
     for start in range(0, len(layers), columns):
-        for back in (board, *drawn):
+        for back in (checkerboard(), *drawn):
             rows.append(torch.cat([laid_on(layer, back) for layer in layers[start : start + columns]], 2))
     return torch.cat(rows, 1).permute(1, 2, 0)
 
 
-def main() -> None:
+Measure = Callable[[int, int, float, int, "Path | None"], "dict[str, object]"]
+"""A module's ``measure``."""
+
+
+def command(description: str | None, measure: Measure, goals: Mapping[str, str]) -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=144, help="layers to make (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=24, help="layers at once (default: %(default)s)")
-    parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the first layers, over a checkerboard and on two landscapes"
-    )
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the first ones")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     if options.n < 8:
@@ -149,8 +160,8 @@ def main() -> None:
     assert isinstance(counts, dict)
     print("| figure | value | 95 % interval | n | goal |\n| --- | --- | --- | --- | --- |")
     for name, (low, high) in intervals.items():
-        print(f"| {name} | {result[name]} | {low} – {high} | {counts[name]} | {GOALS.get(name, '')} |")
+        print(f"| {name} | {result[name]} | {low} – {high} | {counts[name]} | {goals.get(name, '')} |")
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, GOALS)

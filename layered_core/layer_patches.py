@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import LayeredError, invalid
-from .layer_model_files import described, misfit
+from .layer_model_files import Mode, described, misfit
 
 CONV_IN = ("input_blocks.0.0.weight", "conv_in.weight")
 """The UNet's first convolution, in ldm's and in diffusers' names: the one weight that a file may widen."""
@@ -116,12 +116,13 @@ def read_patches(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     return Patches(lora, diff, concat)
 
 
-def check_pictures(patches: Patches, wanted: int, name: str) -> None:
-    """Raise :class:`LayeredError` unless a file takes as many pictures as its task gives."""
-    if patches.pictures != wanted:
-        raise invalid(
-            f"{described(name)}: pictures that it takes", patches.pictures, f"{wanted} in this mode", "Choose the mode that the file is for"
-        )
+def check_pictures(patches: Patches, mode: Mode, name: str) -> None:
+    """Raise :class:`LayeredError` unless a file takes as many pictures as a mode gives and makes as many: these files make one."""
+    fix = "Choose the mode that the file is for"
+    if patches.pictures != len(mode.takes):
+        raise invalid(f"{described(name)}: pictures that it takes", patches.pictures, f"{len(mode.takes)} in the mode {mode.name!r}", fix)
+    if len(mode.makes) != 1:
+        raise invalid(f"{described(name)}: pictures that it makes", 1, f"{len(mode.makes)} in the mode {mode.name!r}", fix)
 
 
 def patched_weight(weight: Tensor, difference: Tensor | LowRank, strength: float) -> Tensor:

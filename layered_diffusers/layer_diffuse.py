@@ -102,7 +102,7 @@ class LayerDiffuse(Method):
         else:
             shapes = {k: tuple(p.shape) for k, p in _own_names(model.unet).items()}
             patches = read_patches(weights, shapes, _blocks(model.unet), name, family)
-            check_pictures(patches, len(self.mode.takes), name)
+            check_pictures(patches, self.mode, name)
             term = None
             if patches.concat is not None:
                 term = concat_term(_encoded(model, given), patches.concat.to(model.unet.device, model.unet.dtype), weight)

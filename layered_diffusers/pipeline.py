@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -27,8 +27,8 @@ from layered_diffusers.control import InpaintControl
 from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
 from layered_diffusers.noise import ChangeMap, InpaintInput
 from layered_diffusers.regional_attention import RegionalPrompts
-from layered_diffusers.sampling import Method, Progress, Run, noised, sample
-from layered_diffusers.transparent import generate_in_place, generate_transparent, read_files
+from layered_diffusers.sampling import Method, Progress, Run, check_seeds, noised, sample
+from layered_diffusers.transparent import generate_in_place, generate_together, generate_transparent, read_files, scene_document
 from layered_diffusers.words import encode, stack
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from layered_diffusers.stages import Staging
-    from layered_diffusers.transparent import Painting
+    from layered_diffusers.transparent import Painting, Together
 
 
 class Sampling(TypedDict, total=False):
@@ -149,11 +149,7 @@ class LayeredDiffusionPipeline:
         check_number("strength", strength, 0, 1)
         if not prompts:
             raise invalid("prompts", list(prompts), "at least one")
-        seeds = list(range(len(prompts))) if seeds is None else list(seeds)
-        if len(seeds) != len(prompts):
-            raise invalid("seeds", seeds, f"one a prompt, that is {len(prompts)}")
-        for seed in seeds:
-            check_whole("seed", seed, 0, 2**63 - 1)
+        seeds = check_seeds(seeds, len(prompts))
         if start is not None:
             height = start.shape[-2] if height is None else height
             width = start.shape[-1] if width is None else width
@@ -202,6 +198,23 @@ class LayeredDiffusionPipeline:
         """
         options["seeds"] = [seed]
         return to_image(self.generate_transparent([prompt], **options)[0].permute(1, 2, 0))
+
+    def generate_together(self, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]) -> Together:
+        """Sample foreground, background and blend of scenes at once. See :func:`layered_diffusers.transparent.generate_together`."""
+        return generate_together(self, prompts, words=words, **options)
+
+    def generate_scene(self, prompt: str, *, foreground: str = "", background: str = "", seed: int = 0, **options: Unpack[Painting]) -> LayerDocument:
+        """A scene as layers made at once: ``background``, ``foreground`` with alpha, and ``blend``, the model's picture of both, hidden.
+
+        Args:
+            prompt: of all that the scene shows.
+            foreground, background: words of that layer alone, in place of ``prompt``. Neutral: empty.
+            seed: of the noise.
+            options: as :func:`layered_diffusers.transparent.generate_together`.
+        """
+        words = {name: text for name, text in (("foreground", foreground), ("background", background)) if text}
+        options["seeds"] = [seed]
+        return scene_document(self.generate_together([prompt], words=words, **options), prompt, words)
 
     def generate_layer(
         self, prompt: str, *, seed: int = 0, width: int | None = None, height: int | None = None, **options: Unpack[Sampling]

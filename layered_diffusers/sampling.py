@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from layered_core.blending import keep_outside
+from layered_core.errors import check_whole, invalid
 from layered_core.guidance import classifier_free
 
 Progress = Callable[[int, int], None]
@@ -104,6 +105,20 @@ def _step_arguments(run: Run) -> dict[str, Any]:
     """The generators, for schedulers whose step takes some."""
     names = run.scheduler.step.__code__.co_varnames[: run.scheduler.step.__code__.co_argcount]
     return {"generator": run.generators} if "generator" in names and run.generators else {}
+
+
+def check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
+    """A seed for each of ``count`` pictures: 0, 1, 2, ... for None.
+
+    Raises:
+        LayeredError: there are more or fewer, or one is out of range.
+    """
+    found = list(range(count)) if seeds is None else list(seeds)
+    if len(found) != count:
+        raise invalid("seeds", found, f"one a prompt, that is {count}")
+    for seed in found:
+        check_whole("seed", seed, 0, 2**63 - 1)
+    return found
 
 
 def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:

@@ -1,13 +1,15 @@
-"""Layers with transparency of their own, from words: LayerDiffuse's change of the model, and its decoder."""
+"""Layers with transparency of their own, from words: LayerDiffuse's change of the model, and its decoder. One alone, or with its background."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from torch import Tensor
+from torch.nn import functional
 
+from layered_core.document import Layer, LayerDocument
 from layered_core.errors import invalid
 from layered_core.layer_model_files import read_layer_model_file
 from layered_core.stages import into_place
@@ -16,7 +18,7 @@ from layered_core.transparent_decode import check_augmentations, decode
 from layered_diffusers import vae
 from layered_diffusers.layer_diffuse import LayerDiffuse
 from layered_diffusers.loading import STORYBOOK, StableDiffusion
-from layered_diffusers.sampling import Method, Progress
+from layered_diffusers.sampling import Method, Progress, check_seeds
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
 
 STORYBOOK_FILES = STORYBOOK / "transparent"
 """The storybook's own files of transparent layers."""
+
+ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
+"""The modes of :data:`layered_core.layer_model_files.MODES` that need words alone."""
+
+_SEED_STEP = 2**61
+"""Between the seeds of the pictures of one scene: far from those of its neighbours."""
+
+_OWN = {ALONE: "lora.safetensors", TOGETHER: "joint.safetensors"}
 
 
 class Painting(TypedDict, total=False):
@@ -67,6 +77,58 @@ def generate_transparent(pipeline: LayeredDiffusionPipeline, prompts: Sequence[s
     return read_transparency(pipeline.model, decoder, latents, augmentations)[..., :height, :width]
 
 
+class Together(NamedTuple):
+    """Pictures of scenes, each float32 in 0..1 on the CPU."""
+
+    foreground: Tensor
+    """What is in front, straight RGBA ``[B, 4, H, W]``."""
+    background: Tensor
+    """What is behind it, ``[B, 3, H, W]``."""
+    blend: Tensor
+    """Both as one picture, ``[B, 3, H, W]``: the model's own, with what one does to the other (shadows, light)."""
+
+
+def generate_together(
+    pipeline: LayeredDiffusionPipeline, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]
+) -> Together:
+    """Sample foreground, background and blend of scenes at once, each seeing the others (LayerDiffuse, arXiv 2402.17113 section 3.3).
+
+    Args:
+        pipeline: the model, SD1.5 or the storybook.
+        prompts: one a scene, of all that it shows.
+        words: for ``foreground``, ``background`` or ``blend`` in place of the prompts, in every scene.
+        options: as :func:`generate_transparent`, ``seeds`` one a scene.
+
+    Raises:
+        LayeredError: a file is missing or for another model, or a value is out of range; before anything is sampled.
+    """
+    files = options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
+    change, decoder = read_files(pipeline.model, *files, TOGETHER, words)
+    augmentations = check_augmentations(options.pop("augmentations", 8))
+    seeds = check_seeds(options.pop("seeds", None), len(prompts))
+    frames = len(change.mode.makes)
+    sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
+    sampling["seeds"] = [(seed + frame * _SEED_STEP) % 2**63 for seed in seeds for frame in range(frames)]
+    latents, height, width = pipeline.sample_latents([p for p in prompts for _ in range(frames)], **sampling)
+    foreground, background, blend = (latents[i::frames] for i in range(frames))
+    return Together(
+        read_transparency(pipeline.model, decoder, foreground, augmentations)[..., :height, :width],
+        *(pipeline.decode(x)[..., :height, :width] for x in (background, blend)),
+    )
+
+
+def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> LayerDocument:
+    """The first scene of ``made`` as layers: ``background``, ``foreground``, and ``blend``, hidden; with their words."""
+    pictures = {
+        "background": functional.pad(made.background[0].permute(1, 2, 0), (0, 1), value=1.0),
+        "foreground": made.foreground[0].permute(1, 2, 0),
+        "blend": functional.pad(made.blend[0].permute(1, 2, 0), (0, 1), value=1.0),
+    }
+    layers = tuple(Layer(name, pixels, prompt=words.get(name, prompt), visible=name != "blend") for name, pixels in pictures.items())
+    height, width = made.blend.shape[-2:]
+    return LayerDocument(width, height, layers, prompt=prompt)
+
+
 def generate_in_place(
     pipeline: LayeredDiffusionPipeline, prompt: str, region: Tensor, *, seed: int = 0, size: int = 0, **options: Unpack[Painting]
 ) -> Tensor:
@@ -89,9 +151,15 @@ def generate_in_place(
 
 
 def read_files(
-    model: StableDiffusion, file: str | Path | None = None, decoder: str | Path | None = None, weight: float = 1.0
+    model: StableDiffusion,
+    file: str | Path | None = None,
+    decoder: str | Path | None = None,
+    weight: float = 1.0,
+    mode: str = ALONE,
+    words: Mapping[str, str] | None = None,
 ) -> tuple[LayerDiffuse, TransparentDecoder]:
-    """What paints transparent layers and what reads them; the arguments as :class:`Painting` has them.
+    """What paints transparent layers and what reads them; ``mode`` and ``words`` as :class:`LayerDiffuse` has them, the rest as
+    :class:`Painting`.
 
     Raises:
         LayeredError: only one is given, or one is missing, broken or for another model.
@@ -101,7 +169,7 @@ def read_files(
         raise invalid("file and decoder", [str(x) for x in (file, decoder) if x is not None], "two files", fix)
     path = Path(decoder or STORYBOOK_FILES / "decoder.safetensors")
     network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
-    return LayerDiffuse(model, file or STORYBOOK_FILES / "lora.safetensors", weight=weight), network
+    return LayerDiffuse(model, file or STORYBOOK_FILES / _OWN[mode], mode, words=words, weight=weight), network
 
 
 def read_transparency(model: StableDiffusion, decoder: TransparentDecoder, latents: Tensor, augmentations: int = 8) -> Tensor:

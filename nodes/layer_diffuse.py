@@ -185,7 +185,7 @@ def _fitting(unet: UNetModel, weights: Mapping[str, Tensor], chosen: Mode, mode:
     """The file's patches, checked against the model and the mode."""
     shapes = {name: tuple(p.shape) for name, p in unet.named_parameters()}
     patches = read_patches(weights, shapes, unet.num_res_blocks[0], mode["file"], family)
-    check_pictures(patches, len(chosen.takes), mode["file"])
+    check_pictures(patches, chosen, mode["file"])
     if chosen.takes and mode.get("vae") is None:
         raise LayeredError(f"vae: nothing is connected. The mode {chosen.name!r} encodes the given pictures with it")
     return patches

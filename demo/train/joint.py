@@ -24,6 +24,7 @@ from demo.train.ship import MODEL
 from demo.train.sprites import THINGS, draw_sprite, padded
 from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.transparent_lora import PROJECTIONS, file_name
+from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
 from demo.vocabulary import BACKGROUNDS, Thing
 from layered_core.attention_sharing import AttentionSharing, Base, SharingUnit
@@ -105,13 +106,22 @@ class Scenes:
             self.filled = min(self.filled + 1, self.capacity)
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Latents ``[3 B, 4, 16, 16]`` and token ids ``[3 B, 77]``, the frames of a scene after each other; one caption in ten is empty."""
+        """Latents ``[3 B, 4, 16, 16]`` and token ids ``[3 B, 77]``, the frames of a scene after each other.
+
+        Mostly all frames of a scene have its words; in one scene of four the foreground has the object's alone and the background the
+        landscape's; in one of ten no frame has any.
+        """
         chosen = self.rng.integers(self.filled, size=count)
         rows = []
         for index in chosen:
             place, thing = self.words[index]
-            tokens = pad([]) if self.rng.random() < 0.1 else training_caption(self.rng, place, [thing], ids)[0]
-            rows += [tokens] * FRAMES
+            chance, tokens = self.rng.random(), training_caption(self.rng, place, [thing], ids)[0]
+            if chance < 0.1:
+                rows += [pad([])] * FRAMES
+            elif chance < 0.35:
+                rows += [pad(encode_words(thing.words, ids)), training_caption(self.rng, place, [], ids)[0], tokens]
+            else:
+                rows += [tokens] * FRAMES
         latents = self.latents[torch.from_numpy(chosen)].flatten(0, 1)
         return latents.to(device()), torch.tensor(rows).to(device())
 

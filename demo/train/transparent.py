@@ -31,7 +31,13 @@ CELL = 8
 """Pixels of a side that one latent stands for."""
 
 NOISE = 0.05
-"""Deviation of the noise on training latents: those that a sampler makes are not exact."""
+"""Greatest deviation of the noise on training latents: those that a sampler makes are not exact, those of an encoded picture are."""
+
+ALPHA_SQUARE = 40
+"""Weight of alpha's square error beside its absolute one, which alone would leave soft edges at their median."""
+
+IDENTITY = 4
+"""Weight of what the offset does to the VAE's picture. The less, the larger the offset may be beside :data:`NOISE`."""
 
 
 class Autoencoder(nn.Module):
@@ -169,15 +175,17 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         known = torch.rand(count, 1, 1, 1, device=device()) > 0.1
         with torch.autocast(device().type, torch.bfloat16):
             offset = model.offset(rgba).float()
-            z = latents + offset + NOISE * torch.randn_like(latents)
+            z = latents + offset + NOISE * torch.rand_like(latents[:, :1, :1, :1]) * torch.randn_like(latents)
             pixels = decode_pixels(vae, z)
             result = model.decode(pixels, torch.where(known, z, 0)).float()
         error = result - rgba
-        weight = torch.cat([0.1 + 0.9 * rgba[:, 3:].expand(-1, 3, -1, -1), torch.full_like(rgba[:, 3:], 3.0)], 1)
-        recon = (weight * (error.abs() + 10 * error.square())).mean()
+        colours, alpha = error[:, :3], error[:, 3]
+        shown = 0.1 + 0.9 * rgba[:, 3:]
+        # PSNR is of alpha's square error.
+        recon = (shown * (colours.abs() + 10 * colours.square())).mean() + (alpha.abs() + ALPHA_SQUARE * alpha.square()).mean()
         identity = (pixels - on_grey(rgba[:, :3], rgba[:, 3:])).square().mean()
-        alpha = error[:, 3].detach().square().mean()
-        going = trainer.update(recon + 10 * identity, count, alpha=-10 * alpha.log10(), identity=-10 * identity.detach().log10())
+        alpha_error = alpha.detach().square().mean()
+        going = trainer.update(recon + IDENTITY * identity, count, alpha=-10 * alpha_error.log10(), identity=-10 * identity.detach().log10())
         if trainer.due(4.0) or not going:
             if rank == 0:
                 judged = Autoencoder()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layered_core.errors import LayeredError
+from layered_core.layer_model_files import mode_of
 from layered_core.layer_patches import (
     LowRank,
     Patches,
@@ -92,9 +93,14 @@ def test_what_fits_no_weight_or_another_shape_is_named_with_file_and_model():
 
 
 def test_a_file_that_takes_another_number_of_pictures_than_the_mode_is_refused():
-    check_pictures(Patches(), 0, "x")
+    check_pictures(Patches(), mode_of("transparent layer"), "x")
     with pytest.raises(LayeredError, match=r"pictures that it takes is 1; allowed: 2"):
-        check_pictures(Patches(concat=torch.zeros(8, 4, 3, 3)), 2, "layer_xl_fg2ble.safetensors")
+        check_pictures(Patches(concat=torch.zeros(8, 4, 3, 3)), mode_of("foreground and blend to background"), "layer_xl_fg2ble.safetensors")
+
+
+def test_a_file_that_changes_weights_makes_one_picture():
+    with pytest.raises(LayeredError, match=r"pictures that it makes is 1; allowed: 3 in the mode 'foreground, background and blend'"):
+        check_pictures(Patches(), mode_of("foreground, background and blend"), "layer_sd15_transparent_attn.safetensors")
 
 
 def test_a_picture_of_another_size_is_refused_with_both_sizes():

@@ -181,5 +181,5 @@ def check_fits(weights, file):
         check_modules(sharing, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(unet).values()], file.name, file.family)
         return
     patches = read_patches(weights, {k: tuple(p.shape) for k, p in unet.named_parameters()}, 2, file.name, file.family)
-    check_pictures(patches, len(mode.takes), file.name)
+    check_pictures(patches, mode, file.name)
     assert len(patches.lora) + len(patches.diff) >= 560

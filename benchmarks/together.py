@@ -1,0 +1,119 @@
+"""How well the storybook makes foreground, background and blend at once: ``python -m benchmarks.together [--json] [-n N] [--pictures FOLDER]``.
+
+Objects of all 144 kinds in turn on the six landscapes, from new noise; the judge reads the foreground on a landscape of another picture, and the
+background and the blend as they are.
+
+* ``foreground_right``, ``alpha_iou``, ``background_alpha``: as ``object_right`` and so on of ``benchmarks.transparency``.
+* ``background_right``: the landscape asked for, and no object in it.
+* ``blend_right``: the landscape, the object, and nothing else.
+* ``same_object``: IoU of the foreground's alpha (at least 0.4) with the judge's mask of the right object in the blend, 0 where it is not there.
+* ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from whatever object the judge sees in the blend.
+
+``apart_...`` is the same of three pictures made each alone, from the same words: a transparent layer, the landscape's words, the whole prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.judging import AWAY, PRESENT, Examiner, laid_on, layer_figures
+from benchmarks.scenes import Case, layer_cases
+from benchmarks.transparency import SAMPLER, checkerboard, command, summary
+from demo.judge import Verdict
+from demo.train.ship import MODEL
+from layered_core.metrics import mask_iou
+from layered_core.pictures import to_image
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.transparent import Together
+
+
+def generate(pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], steps: int, guidance: float) -> Together:
+    """All three of each case at once."""
+    return pipeline.generate_together([c.words for c in cases], seeds=seeds, steps=steps, guidance=guidance)
+
+
+def generate_apart(pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], steps: int, guidance: float) -> Together:
+    """Each of the three alone."""
+    return Together(
+        pipeline.generate_transparent([c.things[0].words for c in cases], seeds=seeds, steps=steps, guidance=guidance),
+        pipeline.generate([c.background_words for c in cases], seeds=seeds, steps=steps, guidance=guidance),
+        pipeline.generate([c.words for c in cases], seeds=seeds, steps=steps, guidance=guidance),
+    )
+
+
+def figures(examiner: Examiner, cases: Sequence[Case], made: Together) -> dict[str, list[float]]:
+    """Each figure, one value a case that has it."""
+    look = examiner.judge.look
+    on_others = look(torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(made.foreground, cases, strict=True)]))
+    found: dict[str, list[float]] = {}
+    for i, (case, front, behind, both) in enumerate(zip(cases, on_others, look(made.background), look(made.blend), strict=True)):
+        alone = layer_figures(case, made.foreground[i], front)
+        each = {
+            "foreground_right": alone["object_right"],
+            "alpha_iou": alone["alpha_iou"],
+            "background_alpha": alone["background_alpha"],
+            "background_right": float(behind.background == case.scene.background and not behind.objects),
+            "blend_right": float(both.background == case.scene.background and both.shows(case.things)),
+            "same_object": same_object(case, made.foreground[i, 3], both),
+            "same_background": same_background(made.background[i], made.blend[i], both),
+        }
+        for name, value in each.items():
+            if not math.isnan(value):
+                found.setdefault(name, []).append(value)
+    return found
+
+
+def same_object(case: Case, alpha: Tensor, blend: Verdict) -> float:
+    """How far the foreground lies where its object is in the blend, 0..1."""
+    (thing,) = case.things
+    mask = next((f.mask for f in blend.objects if f.thing == (thing.colour, thing.kind)), None)
+    return 0.0 if mask is None else float(mask_iou(alpha >= PRESENT, _to_size(mask, alpha) > 0))
+
+
+def same_background(background: Tensor, blend: Tensor, verdict: Verdict) -> float:
+    """PSNR away from objects, dB; nan where they leave nothing."""
+    seen = sum((_to_size(f.mask, blend[0]) for f in verdict.objects), torch.zeros_like(blend[0]))
+    away = nn.functional.max_pool2d(seen[None, None], 2 * AWAY + 1, 1, AWAY)[0, 0] == 0
+    if not bool(away.any()):
+        return math.nan
+    return float(-10 * (background - blend)[:, away].square().mean().clamp_min(1e-10).log10())
+
+
+def _to_size(mask: Tensor, like: Tensor) -> Tensor:
+    return nn.functional.interpolate(mask[None, None].float(), like.shape)[0, 0]
+
+
+def sheet(made: Together) -> Tensor:
+    """A column a case: foreground over a checkerboard, background, foreground over background, blend; ``[H, W, 3]``."""
+    columns = [
+        torch.cat([laid_on(front, checkerboard()), behind, laid_on(front, behind), both], 1)
+        for front, behind, both in zip(*made, strict=True)
+    ]  # fmt: skip
+    return torch.cat(columns, 2).permute(1, 2, 0)
+
+
+def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path | None) -> dict[str, object]:
+    """Everything the command prints."""
+    pipeline, examiner, cases = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER), Examiner(MODEL), layer_cases(count)
+    found: dict[str, list[float]] = {}
+    for prefix, way in (("", generate), ("apart_", generate_apart)):
+        for start in tqdm(range(0, count, batch), desc=way.__name__, file=sys.stderr):
+            part = cases[start : start + batch]
+            made = way(pipeline, part, range(start, start + len(part)), steps, guidance)
+            for name, values in figures(examiner, part, made).items():
+                found.setdefault(prefix + name, []).extend(values)
+            if pictures is not None and start == 0:
+                pictures.mkdir(parents=True, exist_ok=True)
+                to_image(sheet(Together(*(x[:8] for x in made)))).save(pictures / f"{prefix}together.png")
+    return summary(found, steps, guidance)
+
+
+if __name__ == "__main__":
+    command(__doc__, measure, {})
