@@ -269,7 +269,7 @@ def check_frames(network: AttentionSharing, mode: Mode, name: str) -> None:
 
 
 def check_rows(rows: int, frames: int) -> None:
-    """Raise :class:`LayeredError` unless a batch holds whole scenes."""
+    """Raise :class:`LayeredError` unless a batch that is to be sampled holds whole scenes."""
     if rows % frames:
         raise invalid(
             "latent: batch size", rows, f"a multiple of {frames}: this file makes {frames} pictures of each scene, one after the other",

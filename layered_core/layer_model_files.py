@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import LayeredError, invalid
+from .transparent import FLUX_CHANNELS
 
 TASKS = (
     "transparent", "joint", "fg2ble", "bg2ble", "fgble2bg", "bgble2fg", "fg2bg", "bg2fg", "encoder", "decoder",
@@ -126,6 +127,12 @@ def published(name: str) -> LayerModelFile | None:
     """The published file of that name (folders before it do not count); None for a file of the user's own."""
     own = re.split(r"[/\\]", name)[-1]
     return next((f for f in FILES if f.name == own), None)
+
+
+def offset_scale_of(name: str, latent_channels: int) -> float:
+    """What an encoder's output is multiplied by: as published, and for files of the user's own 300 for Flux (16 channels), else 1."""
+    known = published(name)
+    return known.offset_scale if known is not None else 300.0 if latent_channels == FLUX_CHANNELS else 1.0
 
 
 def described(name: str) -> str:

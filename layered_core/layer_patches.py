@@ -145,7 +145,14 @@ def concat_term(latents: Tensor, weight: Tensor, strength: float = 1.0) -> Tenso
 
 
 def with_pictures(out: Tensor, term: Tensor) -> Tensor:
-    """A first convolution's output ``[R, C, h, w]`` with :func:`concat_term` ``[B, C, h, w]`` added, its rows repeated in order."""
+    """A first convolution's output ``[R, C, h, w]`` with :func:`concat_term` ``[B, C, h, w]`` added, its rows repeated in order.
+
+    Raises:
+        LayeredError: only a part of the picture is sampled.
+    """
+    if out.shape[2:] != term.shape[2:]:
+        got, allowed = (f"{t.shape[3]}x{t.shape[2]}" for t in (out, term))
+        raise invalid("given pictures: latent's size", got, allowed, "Sample the whole picture at once: no conditioning areas, no tiles")
     return out + term.to(out).repeat(-(-len(out) // len(term)), 1, 1, 1)[: len(out)]
 
 

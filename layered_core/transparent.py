@@ -78,6 +78,7 @@ class TransparentEncoder(nn.Module):
         Raises:
             LayeredError: keys or shapes are not an encoder's; ``name`` says of which file.
         """
+        weights = _part(weights, "encoder")
         widths = [_size(weights, f"blocks.{4 * i}.weight", 0, usual) for i, usual in enumerate(ENCODER_WIDTHS)]
         latent_channels = _size(weights, "blocks.16.weight", 0, 4)
         return _filled(lambda: cls(widths, latent_channels), weights, name, "encoder")
@@ -141,6 +142,7 @@ class TransparentDecoder(nn.Module):
         Raises:
             LayeredError: keys or shapes are not a decoder's; ``name`` says of which file.
         """
+        weights = _part(weights, "decoder")
         widths = [_size(weights, f"down_blocks.{i}.resnets.0.conv1.weight", 0, usual) for i, usual in enumerate(DECODER_WIDTHS)]
         latent_channels = _size(weights, "latent_conv_in.weight", 1, 4)
         return _filled(lambda: cls(widths, latent_channels), weights, name, "decoder")
@@ -323,6 +325,14 @@ def from_file_order(picture: Tensor, latent_channels: int) -> Tensor:
 
 
 _Network = TypeVar("_Network", TransparentEncoder, TransparentDecoder)
+
+
+def _part(weights: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
+    """The encoder's or decoder's tensors of a file that holds both and perhaps the VAE, as Flux's TransparentVAE does; of another file all."""
+    parts = ("encoder.", "decoder.", "sd_vae.")
+    if not weights or not all(k.startswith(parts) for k in weights):
+        return weights
+    return {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
 
 
 def _filled(build: Callable[[], _Network], weights: Mapping[str, Tensor], name: str, what: str) -> _Network:

@@ -29,6 +29,7 @@ Report = Callable[[int, int], None]
 """Called after every pass of the network with the passes done and those in all; may raise to stop."""
 
 
+@torch.no_grad()
 def decode(
     decoder: TransparentDecoder,
     pixels: Tensor,

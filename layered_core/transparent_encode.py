@@ -24,6 +24,7 @@ RATIO = 1.2
 """Side of one level of the padding pyramid over that of the next smaller one."""
 
 
+@torch.no_grad()
 def encode(encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offset_scale: float = 1.0) -> Tensor:
     """Latents of a transparent picture in the VAE's space: ``mean + deviation * offset_scale * offset``, ``[B, C, H/8, W/8]``.
 
@@ -55,11 +56,17 @@ def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
     """RGBA ``[B, 4, H, W]`` in float32, 0..1.
 
     Args:
-        picture: ``[B, 3 or 4, H, W]``; three channels are opaque.
+        picture: ``[B or 1, 3 or 4, H, W]``; three channels are opaque.
         alpha: ``[B or 1, h, w]``, 1 is opaque, scaled to the picture's size; takes the place of the picture's own. None: its own.
+
+    Raises:
+        LayeredError: there are several of both, and not as many.
     """
     picture = picture.float()
     if alpha is not None:
+        if len({len(picture), len(alpha)} - {1}) > 1:
+            raise invalid("mask: batch size", len(alpha), f"1 or {len(picture)}, as many as pictures")
+        picture = picture.expand(max(len(picture), len(alpha)), -1, -1, -1)
         own = functional.interpolate(alpha.float()[:, None], picture.shape[2:], mode="bilinear", antialias=True)
     else:
         own = picture[:, 3:4] if picture.shape[1] > 3 else torch.ones_like(picture[:, :1])
@@ -67,7 +74,13 @@ def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
 
 
 def crop_to_cells(picture: Tensor) -> Tensor:
-    """``[B, C, H, W]`` cut about its middle to sides that are multiples of 8, as ComfyUI's VAE Encode cuts."""
+    """``[B, C, H, W]`` cut about its middle to sides that are multiples of 8, as ComfyUI's VAE Encode cuts.
+
+    Raises:
+        LayeredError: a side is below 8.
+    """
+    if min(picture.shape[2:]) < CELL:
+        raise invalid("image's size", f"{picture.shape[3]}x{picture.shape[2]}", f"at least {CELL}x{CELL} pixels")
     height, width = (side // CELL * CELL for side in picture.shape[2:])
     top, left = ((side % CELL) // 2 for side in picture.shape[2:])
     return picture[:, :, top : top + height, left : left + width]

@@ -121,9 +121,14 @@ class LayerDiffuse(Method):
         sigma = noise_level(run.scheduler.alphas_cumprod, float(run.timesteps[index]))
         self.acting.switch(self._window.acts(sigma) and self.weight > 0)
 
-    def switch(self, on: bool) -> None:
-        """Put the change on the UNet or take it off, to the bit, outside any run: for diffusers' own pipelines."""
-        self.acting.switch(on and self.weight > 0)
+    def switch(self, on: bool, guided: bool = True) -> None:
+        """Put the change on the UNet or take it off, to the bit, outside any run: for diffusers' own pipelines.
+
+        Args:
+            on: put it on. Again after the pipeline was moved.
+            guided: rows are unconditional, then conditional, as with guidance above 1; else all are conditional.
+        """
+        self.acting.switch(on and self.weight > 0, guided)
 
 
 def _own_names(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
@@ -144,7 +149,7 @@ class _Weights:
             raise invalid("pictures: number", len(self.term), f"1, or {rows} as in the batch")
 
     @torch.no_grad()
-    def switch(self, on: bool) -> None:
+    def switch(self, on: bool, guided: bool = True) -> None:
         if on == bool(self.before or self.hooks):
             return
         weights = _own_names(self.unet)
@@ -175,15 +180,18 @@ class _Sharing:
     ) -> None:
         self.unet, self.network, self.words, self.signals, self.weight = unet, network, words, signals, weight
         self.before: dict[str, Any] = {}
+        self.guided = True
 
     def check(self, rows: int) -> None:
         check_rows(rows, self.network.frames)
 
-    def switch(self, on: bool) -> None:
+    def switch(self, on: bool, guided: bool = True) -> None:
+        self.guided = guided
+        if on:
+            self.network.to(self.unet.device, self.unet.dtype)
         if on == bool(self.before):
             return
         if on:
-            self.network.to(self.unet.device, self.unet.dtype)
             self.before = dict(self.unet.attn_processors)
             units = {id(a): (u, i % 2 == 1) for i, (a, u) in enumerate(zip(attentions(self.unet).values(), self.network.units, strict=True))}
             for module in self.unet.modules():
@@ -199,9 +207,9 @@ class _Sharing:
         base = Base(attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], lambda q, k, v: with_bias(q, k, v, None))
         contexts = None
         if crossed and context is not None:
-            # Rows are unconditional, then conditional.
-            half = len(hidden) // 2
-            contexts = frame_contexts(context, unit.frames, self.words, [i >= half for i in range(len(hidden))])
+            conditional_from = len(hidden) // 2 if self.guided else 0
+            words = [None if w is None else w.to(context) for w in self.words]
+            contexts = frame_contexts(context, unit.frames, words, [i >= conditional_from for i in range(len(hidden))])
         signal = signal_for(self.signals, hidden.shape[1])
         return unit(hidden, contexts, base, None if signal is None else signal.to(hidden), self.weight)
 

@@ -59,16 +59,19 @@ class _Transparent:
 
     @torch.no_grad()
     def __call__(self, *arguments: Any, output_type: str = "pil", return_dict: bool = True, **options: Any) -> Any:  # noqa: ANN401
-        """As diffusers' own, but ``images`` are RGBA: Pillow images, or with ``output_type`` "pt" a tensor ``[B, 4, H, W]`` in 0..1."""
-        if output_type not in ("pil", "pt", "latent"):
-            raise LayeredError(f"output_type is {output_type!r}; allowed: pil, pt, latent")
-        # At the first call the pipeline is where it will run.
+        """As diffusers' own, but ``images`` are RGBA: Pillow images, or with ``output_type`` "pt" a tensor ``[B, 4, H, W]``, with "np" an array
+        ``[B, H, W, 4]``, in 0..1. From the first call on the UNet stays changed; ``layer_diffuse.switch(False)`` takes it back.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise LayeredError(f"output_type is {output_type!r}; allowed: pil, np, pt, latent")
+        # By now the pipeline is where it will run.
         self.layer_diffuse.switch(True)  # type: ignore[attr-defined]
         out = super().__call__(*arguments, output_type="latent", **options)  # type: ignore[misc]
         if output_type == "latent":
             return out if return_dict else (out.images,)
         images = read_transparency(self, self.transparent_decoder, out.images)  # type: ignore[attr-defined]  # diffusers' pipeline
-        out.images = images if output_type == "pt" else [to_image(i.permute(1, 2, 0)) for i in images]
+        pixels = images.permute(0, 2, 3, 1)
+        out.images = {"pt": images, "np": pixels.numpy()}.get(output_type) if output_type != "pil" else [to_image(i) for i in pixels]
         return out if return_dict else (out.images,)
 
 

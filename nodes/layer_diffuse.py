@@ -354,6 +354,12 @@ class _Run:
         value: Tensor | None = None, mask: Tensor | None = None, transformer_options: Mapping[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
         """In place of one attention's forward."""
+        seen = context if crossed else x
+        if len(x) != len(conditional) or any(given is not None and given is not seen for given in (context, value)):
+            raise LayeredError(
+                "model: another node changes what its attentions see (HyperTile, an attention patch), which this file replaces. Use one of them, "
+                "or an SDXL file, which changes weights only"
+            )
         named = {"attn_precision": module.attn_precision, "transformer_options": transformer_options}
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

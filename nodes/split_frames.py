@@ -9,8 +9,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..layered_core.attention_sharing import check_rows
-from ..layered_core.errors import LayeredError
+from ..layered_core.errors import LayeredError, invalid
 
 _MOST = 3
 
@@ -57,13 +56,18 @@ class SplitFrames(io.ComfyNode):
         images: list[Any] = [nothing] * _MOST
         latents: list[Any] = [nothing] * _MOST
         if image is not None:
-            check_rows(len(image), frames)
+            _check(len(image), frames, "image")
         if latent is not None:
-            check_rows(len(latent["samples"]), frames)
+            _check(len(latent["samples"]), frames, "latent")
         for i in range(frames):
             images[i] = nothing if image is None else image[i::frames]
             latents[i] = nothing if latent is None else _every(latent, i, frames)
         return io.NodeOutput(*images, *latents)
+
+
+def _check(rows: int, frames: int, what: str) -> None:
+    if rows % frames:
+        raise invalid(f"{what}: batch size", rows, f"a multiple of frames, {frames}", "Set frames to how many pictures each scene has")
 
 
 def _every(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:

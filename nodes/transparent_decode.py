@@ -11,9 +11,10 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
 
-from ..layered_core.document import Layer
+from ..layered_core.document import MAX_LAYERS, Layer
 from ..layered_core.errors import invalid
 from ..layered_core.transparent import TransparentDecoder
 from ..layered_core.transparent_decode import AUGMENTATIONS, COMBINE, bytes_needed, check_memory, decode, pictures_at_once
@@ -85,7 +86,10 @@ class TransparentDecode(io.ComfyNode):
         augmentations: str = "8", combine: str = "median", tile_size: int = 2048, precision: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         """Load the decoder, decode, lay on the stack."""
-        check_room(layers, len(image))
+        # A batch that no stack has room for is decoded all the same where there is none to lay it on.
+        stacked = layers is not None or len(image) <= MAX_LAYERS
+        if stacked:
+            check_room(layers, len(image))
         decoder = TransparentDecoder.from_weights(read_layer_model(file, "decoder"), file)
         pixels = image[..., :3].movedim(-1, 1)
         samples = None if latent is None else latent["samples"]
@@ -96,9 +100,11 @@ class TransparentDecode(io.ComfyNode):
         needed, result_bytes = bytes_needed(decoder.to(dtype), pixels.shape[2], pixels.shape[3], **options)
         manage = comfy.model_management
         manage.load_models_gpu([patcher], memory_required=needed)
-        free = manage.get_free_memory(patcher.load_device)
+        results = result_bytes * len(image)
+        check_memory(results, manage.get_free_memory(torch.device("cpu")), "main memory", "Scale the picture down, or decode fewer")
+        # Where there is one memory for both, the results take their part of it.
+        free = manage.get_free_memory(patcher.load_device) - results * (patcher.load_device.type in ("cpu", "mps"))
         check_memory(needed, free, f"memory on {patcher.load_device}", "Take a smaller tile_size or fewer augmentations")
-        check_memory(result_bytes * len(image), manage.get_free_memory(torch.device("cpu")), "main memory", "Scale the picture down, or decode fewer")
         bar = comfy.utils.ProgressBar(1)
 
         def report(done: int, total: int) -> None:
@@ -108,8 +114,10 @@ class TransparentDecode(io.ComfyNode):
         batch = pictures_at_once(needed, free, len(image))
         attend = attention_for(patcher.load_device)
         rgba = decode(decoder, pixels, samples, combine=combine, batch=batch, attend=attend, report=report, **options).movedim(1, -1)
-        names = [name if len(rgba) == 1 else f"{name} {i + 1}" for i in range(len(rgba))]
-        stack = append_layers(layers, [Layer(n, picture.cpu()) for n, picture in zip(names, rgba, strict=True)])
+        stack: Any = ExecutionBlocker(f"layers: {len(rgba)} pictures; allowed: at most {MAX_LAYERS} layers. Decode fewer at once for a stack")
+        if stacked:
+            names = [name if len(rgba) == 1 else f"{name} {i + 1}" for i in range(len(rgba))]
+            stack = append_layers(layers, [Layer(n, picture.cpu()) for n, picture in zip(names, rgba, strict=True)])
         rgba = rgba.to(manage.intermediate_device())
         return io.NodeOutput(rgba, rgba[..., 3], stack)
 

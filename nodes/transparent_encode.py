@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..layered_core.errors import LayeredError, invalid
-from ..layered_core.layer_model_files import published
+from ..layered_core.layer_model_files import offset_scale_of
 from ..layered_core.transparent import TransparentEncoder
 from ..layered_core.transparent_encode import crop_to_cells, encode, with_alpha
 from .layer_model import layer_model_choices, read_layer_model
@@ -46,8 +46,8 @@ class TransparentEncode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "offset_scale", default=0.0, min=0.0, max=1000.0, step=1.0, advanced=True,
-                    tooltip="What the encoder's answer is multiplied by: 1 or 300, by the file. 0 takes what is known of the published file, else 1. "
-                    "Neutral: 0.",
+                    tooltip="What the encoder's answer is multiplied by: 1 or 300, by the file. 0: what is known of the file, 300 for Flux, mostly "
+                    "1. Neutral: 0.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For the sampler, with LayerDiffuse Apply on the model.")],
@@ -57,8 +57,7 @@ class TransparentEncode(io.ComfyNode):
     def execute(cls, image: Tensor, vae: comfy.sd.VAE, file: str, mask: Tensor | None = None, offset_scale: float = 0.0) -> io.NodeOutput:
         """Load the encoder, encode."""
         network = TransparentEncoder.from_weights(read_layer_model(file, "encoder"), file)
-        known = published(file)
-        scale = offset_scale or (known.offset_scale if known is not None else 1.0)
+        scale = offset_scale or offset_scale_of(file, network.latent_channels)
         rgba = crop_to_cells(with_alpha(image.movedim(-1, 1), None if mask is None else mask_to_presence(mask)))
         patcher, dtype = managed(network, None)
         comfy.model_management.load_models_gpu([patcher], memory_required=rgba.numel() * network.widths[0] * 4)

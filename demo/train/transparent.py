@@ -36,7 +36,7 @@ NOISE = 0.05
 ALPHA_SQUARE = 40
 """Weight of alpha's square error beside its absolute one, which alone would leave soft edges at their median."""
 
-IDENTITY = 4
+IDENTITY = 20
 """Weight of what the offset does to the VAE's picture. The less, the larger the offset may be beside :data:`NOISE`."""
 
 

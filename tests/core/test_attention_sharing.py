@@ -8,7 +8,16 @@ import torch
 from torch.nn import functional
 
 from layered_core.attention import plain
-from layered_core.attention_sharing import AttentionSharing, Base, SharingUnit, check_rows, frame_contexts, is_attention_sharing, signal_for
+from layered_core.attention_sharing import (
+    AttentionSharing,
+    Base,
+    ControlEncoder,
+    SharingUnit,
+    check_rows,
+    frame_contexts,
+    is_attention_sharing,
+    signal_for,
+)
 from layered_core.errors import LayeredError
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())
@@ -156,6 +165,20 @@ def test_the_control_encoder_halves_the_side_six_times_in_all():
     assert signal_for([], 7) is None
     with pytest.raises(LayeredError, match=r"whole picture at once"):
         signal_for(signals, 7)
+
+
+def test_the_control_encoder_is_the_published_ladder_of_convolutions():
+    torch.manual_seed(0)
+    encoder, picture = ControlEncoder((4, 6, 8), 10).requires_grad_(False), torch.rand(1, 3, 64, 96)
+    weights, h, found = encoder.state_dict(), picture * 2 - 1, []
+    for block, strides in ((0, (1, 1, 2, 1, 2, 1, 2, 1)), (1, (2, 1)), (2, (2, 1)), (3, (2, 1))):
+        for number, stride in enumerate(strides):
+            name = f"blocks_{block}.{2 * number}"
+            h = functional.conv2d(h, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, 1)
+            h = h * torch.sigmoid(h)
+        found.append(h)
+    for ours, theirs in zip(encoder(picture), found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_a_batch_that_holds_half_a_scene_is_refused():

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from layered_core.errors import LayeredError
-from layered_core.layer_model_files import FAMILIES, FILES, TASKS, missing_file, published, published_for, read_layer_model_file
+from layered_core.layer_model_files import FAMILIES, FILES, TASKS, missing_file, offset_scale_of, published, published_for, read_layer_model_file
 
 
 def test_every_file_is_named_once_with_its_source_size_base_model_and_task():
@@ -76,3 +76,10 @@ def test_a_whole_file_comes_back_to_the_bit(tmp_path):
     read = read_layer_model_file(tmp_path / "own.safetensors")
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in weights.items())
+
+
+def test_the_offset_scale_is_the_published_files_and_300_for_flux():
+    assert offset_scale_of("vae_transparent_encoder.safetensors", 4) == 1
+    assert offset_scale_of("ld_diffusers_sdxl_vae_transparent_encoder.safetensors", 4) == 300
+    assert offset_scale_of("TransparentVAE.safetensors", 16) == 300
+    assert offset_scale_of("mine.safetensors", 4) == 1

@@ -147,3 +147,8 @@ def test_pictures_terms_repeat_in_order_over_the_rows():
     added = with_pictures(out, term) - out
     for row in range(5):
         torch.testing.assert_close(added[row], term[row % 2].float(), atol=1e-6, rtol=0)
+
+
+def test_given_pictures_want_the_whole_picture_sampled():
+    with pytest.raises(LayeredError, match=r"latent's size is '4x8'; allowed: 8x8\. Sample the whole picture at once"):
+        with_pictures(torch.zeros(2, 3, 8, 4), torch.zeros(1, 3, 8, 8))

@@ -138,3 +138,14 @@ def test_attention_of_the_host_is_used_for_every_attention():
         assert len(calls) == 3 * 2 + 1 + 3 * 3
         assert calls[0] == ((1, 16, 16), 2)
         assert not torch.equal(result, decoder(picture, latent))
+
+
+def test_a_file_that_holds_both_and_the_vae_gives_each_its_own():
+    decoder, encoder = random_decoder(latent_channels=16), TransparentEncoder((4, 8, 12, 16), 16)
+    whole = {f"decoder.{k}": v for k, v in decoder.state_dict().items()} | {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    whole["sd_vae.quant_conv.weight"] = torch.zeros(1)
+    assert torch.equal(TransparentDecoder.from_weights(whole, "TransparentVAE.safetensors").conv_in.weight, decoder.conv_in.weight)
+    assert torch.equal(TransparentEncoder.from_weights(whole, "TransparentVAE.safetensors").blocks[0].weight, encoder.blocks[0].weight)
+    del whole["decoder.conv_in.weight"]
+    with pytest.raises(LayeredError, match=r"missing keys: conv_in\.weight"):
+        TransparentDecoder.from_weights(whole, "TransparentVAE.safetensors")

@@ -205,7 +205,7 @@ def test_memory_is_counted_from_the_tile_and_an_error_says_how_much_is_needed():
 
 def peak_bytes(work) -> int:
     """The most that torch has allocated at once while ``work`` runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile, torch.no_grad():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     events = sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
     held = most = 0

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from layered_core.errors import LayeredError
 from layered_core.transparent import TransparentEncoder
-from layered_core.transparent_encode import _area_resize, crop_to_cells, encode, on_grey, pad_colours
+from layered_core.transparent_encode import _area_resize, crop_to_cells, encode, on_grey, pad_colours, with_alpha
 
 
 def picture(height=48, width=40, seed=0):
@@ -89,3 +89,31 @@ def test_bad_sizes_and_vaes_of_another_family_are_refused():
         encode(encoder, picture(), lambda _: (torch.zeros(2, 16, 6, 5), torch.ones(2, 16, 6, 5)))
     assert crop_to_cells(picture(50, 47)).shape == (2, 4, 48, 40)
     assert torch.equal(crop_to_cells(picture(50, 47)), picture(50, 47)[:, :, 1:49, 3:43])
+
+
+def test_the_encoder_is_the_published_ladder_of_convolutions():
+    """Nine convolutions with SiLU between, written out: the strides, the order, what the last one gives."""
+    torch.manual_seed(0)
+    encoder, x = TransparentEncoder((4, 8, 12, 16)).requires_grad_(False), torch.rand(1, 4, 48, 40)
+    torch.nn.init.normal_(encoder.blocks[-1].weight)
+    weights, h = encoder.state_dict(), x
+    for number, stride in zip(range(0, 18, 2), (1, 1, 2, 1, 2, 1, 2, 1, 1), strict=True):
+        h = functional.conv2d(h, weights[f"blocks.{number}.weight"], weights[f"blocks.{number}.bias"], stride, 1)
+        h = h if number == 16 else h * torch.sigmoid(h)
+    torch.testing.assert_close(encoder(x), h, atol=1e-4, rtol=0)
+
+
+def test_one_picture_with_several_masks_is_several_and_other_numbers_are_refused():
+    one, three = torch.rand(1, 3, 16, 16), torch.rand(3, 3, 16, 16)
+    masks = torch.rand(3, 16, 16)
+    several = with_alpha(one, masks)
+    assert torch.equal(several[:, 3], masks)
+    assert torch.equal(several[:, :3], one.expand(3, -1, -1, -1))
+    assert torch.equal(with_alpha(three, masks[:1])[:, 3], masks[:1].expand(3, -1, -1))
+    with pytest.raises(LayeredError, match="mask: batch size is 2; allowed: 1 or 3"):
+        with_alpha(three, masks[:2])
+
+
+def test_a_picture_below_one_cell_is_refused_with_its_own_size():
+    with pytest.raises(LayeredError, match="size is '5x9'; allowed: at least 8x8"):
+        crop_to_cells(torch.rand(1, 4, 9, 5))

@@ -207,6 +207,35 @@ def test_the_ports_snippet_works_on_sd15_too(sd15, monkeypatch, tmp_path):
     assert torch.equal(restored, base)
 
 
+def test_a_pipeline_of_the_classes_may_be_moved_after_a_call_and_gives_arrays_too(sd15):
+    pipeline = StableDiffusionLayerDiffusePipeline.from_pretrained(sd15.model, layer_models=sd15.files, torch_dtype=torch.float32)
+    asked = {"prompt": "a tree", "num_inference_steps": 1, "width": 64, "height": 64}
+    arrays = pipeline(**asked, generator=torch.Generator().manual_seed(0), output_type="np").images
+    pictures = pipeline(**asked, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert np.array_equal(arrays, pictures.permute(0, 2, 3, 1).numpy())
+    moved = pipeline.to(torch.float64)(**asked, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    assert moved.dtype == torch.float64
+
+
+def test_words_of_one_picture_are_seen_with_and_without_guidance(sd15):
+    keys = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_joint"]
+    joint = sd15.files / "joint.safetensors"
+    save_file({k: random([Sd15.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())}, joint)
+    pipeline = StableDiffusionPipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None)
+    asked = {"prompt": ["a tree"] * 3, "num_inference_steps": 1, "width": 64, "height": 64, "output_type": "latent"}
+
+    def latents(guidance, words):
+        change = LayerDiffuse(pipeline, joint, "foreground, background and blend", words=words)
+        change.switch(True, guided=guidance > 1)
+        try:
+            return pipeline(**asked, guidance_scale=guidance, generator=torch.Generator().manual_seed(0)).images
+        finally:
+            change.switch(False)
+
+    for guidance in (1.0, 3.0):
+        assert (latents(guidance, {"foreground": "a cat"}) - latents(guidance, None)).abs().max() > 1e-4
+
+
 def test_an_sdxl_file_on_sd15_and_an_sd15_file_on_sdxl_are_refused_by_the_classes(sd15, sdxl):
     with pytest.raises(LayeredError, match=r"layer_xl_transparent_attn.*for SDXL.*does not fit the model"):
         StableDiffusionLayerDiffusePipeline.from_pretrained(

@@ -420,6 +420,25 @@ def test_two_of_the_node_after_each_other_and_a_node_that_replaces_attentions_ar
         sample(patched, words)
 
 
+def test_a_part_of_the_picture_and_attentions_that_see_something_else_are_refused(applied, words):
+    by_name = {c[2]: c for c in tiny.CASES}
+
+    def corner(text):
+        return [[context, {**options, "area": (4, 4, 0, 0), "strength": 1.0}] for context, options in words(text)]
+
+    with pytest.raises(ValueError, match="Sample the whole picture at once"):
+        sample(applied(by_name["layer_xl_fg2ble"]), corner)
+    tiles = comfy_nodes.NODE_CLASS_MAPPINGS["HyperTile"]
+    joint = applied(by_name["layer_sd15_joint"])
+    with pytest.raises(ValueError, match="another node changes what its attentions see"):
+        sample(tiles.execute(joint, 64, 2, 0, True)[0], words, side=256, batch=3)
+    for patch in (lambda n, k, v, extra: (n, k, v * 0), lambda n, k, v, extra: (n, k * 0, v)):
+        other = joint.clone()
+        other.set_model_attn2_patch(patch)
+        with pytest.raises(ValueError, match="another node changes what its attentions see"):
+            sample(other, words)
+
+
 def test_split_frames_parts_pictures_and_latents_and_leaves_the_rest_empty(host):
     images = torch.arange(6.0)[:, None, None, None].expand(6, 2, 2, 3)
     split = comfy_nodes.NODE_CLASS_MAPPINGS["LD_SplitFrames"]
@@ -436,7 +455,7 @@ def test_split_frames_parts_pictures_and_latents_and_leaves_the_rest_empty(host)
     two = split.execute(2, images).args
     assert [o[:, 0, 0, 0].tolist() for o in two[:2]] == [[0, 2, 4], [1, 3, 5]]
     assert all(type(o).__name__ == "ExecutionBlocker" for o in two[2:])
-    with pytest.raises(ValueError, match="batch size"):
+    with pytest.raises(ValueError, match="image: batch size is 4; allowed: a multiple of frames, 3"):
         split.execute(3, images[:4])
     with pytest.raises(ValueError, match="nothing is connected"):
         split.execute(3)

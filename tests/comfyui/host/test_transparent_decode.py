@@ -4,7 +4,7 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
-from graph import layer_diffuse, node, transparent_decode, transparent_encode
+from graph import from_image, layer_diffuse, node, transparent_decode, transparent_encode
 from PIL import Image
 from test_no_leaks import LOADER
 
@@ -131,6 +131,16 @@ def test_any_size_and_a_missing_latent(host, glass):
     assert host.value(odd, "it").shape == (3, 77, 201, 4)
 
 
+def test_a_batch_that_no_stack_has_room_for_is_decoded_without_one(host):
+    blank = {"a": node("EmptyImage", width=64, height=64, batch_size=51, color=255), "it": transparent_decode(["a", 0], augmentations="1")}
+    assert host.value(blank, "it").shape == (51, 64, 64, 4)
+    alone = comfy_nodes.NODE_CLASS_MAPPINGS["LD_TransparentDecode"].execute(torch.ones(51, 64, 64, 3), "storybook (shipped)", augmentations="1")
+    assert "51 pictures; allowed: at most 50 layers" in alone.args[2].message
+    stack = {"one": node("EmptyImage", width=64, height=64, batch_size=1, color=0), "s": from_image(image=["one", 0], name="x")}
+    wanted = {**blank, **stack, "it": transparent_decode(["a", 0], layers=["s", 0]), "p": node("PreviewImage", images=["it", 0])}
+    assert "number of layers is 52; allowed: at most 50" in host.error_of(wanted)
+
+
 def test_bad_input_is_named(host, glass):
     prompt, _ = glass
     blank = node("EmptyImage", width=64, height=64, batch_size=1, color=255)
@@ -154,6 +164,25 @@ def test_too_large_a_picture_says_how_much_memory_it_needs(host, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "get_free_memory", little)
     prompt = {"a": node("EmptyImage", width=512, height=512, batch_size=1, color=255), "it": transparent_decode(["a", 0])}
     assert "GiB" in host.error_of({**prompt, "p": node("PreviewImage", images=["it", 0])})
+
+
+def test_where_there_is_one_memory_the_result_takes_its_part_of_it(host, monkeypatch):
+    """Room for the network or for the result, and not for both."""
+    picture = node("EmptyImage", width=64, height=4096, batch_size=40, color=255)
+    prompt = {"a": picture, "it": transparent_decode(["a", 0], augmentations="1"), "p": node("PreviewImage", images=["it", 0])}
+    result = 40 * 64 * 4096 * 16
+    free = comfy.model_management.get_free_memory
+
+    def leave(size):
+        def free_memory(*arguments, **named):
+            return (size, size) if isinstance(free(*arguments, **named), tuple) else size
+
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", free_memory)
+
+    leave(result + 2**20)
+    assert "GiB of memory on cpu" in host.error_of(prompt)
+    leave(result - 1)
+    assert "GiB of main memory" in host.error_of(prompt)
 
 
 def test_the_deviation_of_an_ordinary_vae_scales_the_offset_and_the_vae_is_left_as_it_was(host, pack):
