@@ -30,6 +30,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 _PARTS = ("q", "k", "v", "out")
 _EPS = 1e-6
 
+_MOST_ROWS = 2**15
+"""Positions whose frames are attended to at once: kernels on GPUs take fewer than 65,536 rows."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -111,7 +114,8 @@ class SharingUnit(nn.Module):
     def _across(self, x: Tensor, attend: Attend) -> Tensor:
         """Attention between the frames at each position, ``[B, F, N, D]``."""
         seen = self.temporal_i(self.temporal_n(x.transpose(1, 2).flatten(0, 1)))
-        out: Tensor = self.temporal_o(attend(self.temporal_q(seen), self.temporal_k(seen), self.temporal_v(seen)))
+        parts = zip(*(project(seen).split(_MOST_ROWS) for project in (self.temporal_q, self.temporal_k, self.temporal_v)), strict=True)
+        out: Tensor = self.temporal_o(torch.cat([attend(q, k, v) for q, k, v in parts]))
         return out.reshape(len(x), -1, *out.shape[1:]).transpose(1, 2)
 
 

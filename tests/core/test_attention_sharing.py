@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from layered_core import attention_sharing
 from layered_core.attention import plain
 from layered_core.attention_sharing import (
     AttentionSharing,
@@ -155,6 +156,20 @@ def test_words_of_another_length_get_the_attention_that_they_would_get_alone():
     mixed = unit(h, frame_contexts(context, 1, [own], [False, True]), base)
     assert torch.allclose(mixed[:1], unit(h[:1], [context[:1]], base), atol=1e-10)
     assert torch.allclose(mixed[1:], unit(h[1:], [own], base), atol=1e-10)
+
+
+def test_many_positions_go_through_in_parts_and_give_the_same(monkeypatch):
+    unit, base = random_unit(context=8)
+    h = torch.randn(4, 5, 8).double()
+    whole, rows = unit(h, None, base), []
+
+    def counting(q, k, v):
+        rows.append(len(q))
+        return base.attend(q, k, v)
+
+    monkeypatch.setattr(attention_sharing, "_MOST_ROWS", 4)
+    torch.testing.assert_close(unit(h, None, Base(base.q, base.k, base.v, base.out, counting)), whole)
+    assert rows == [2, 2, 4, 4, 2]
 
 
 def test_the_control_encoder_halves_the_side_six_times_in_all():
