@@ -142,8 +142,8 @@ class AddLayerByPrompt(io.ComfyNode):
         recipe = Recipe() if there is None else document.layers[there].recipe
         graph, noise_seed = GraphBuilder(), stage_seed(seed, name) if recipe.seed is None else recipe.seed
         for lora in recipe.loras:
-            file = _lora_file(name, lora.name)
-            loaded = graph.node("LoraLoader", model=model, clip=clip, lora_name=file, strength_model=lora.strength, strength_clip=lora.strength)
+            lora_file = _lora_file(name, lora.name)
+            loaded = graph.node("LoraLoader", model=model, clip=clip, lora_name=lora_file, strength_model=lora.strength, strength_clip=lora.strength)
             model, clip = loaded.out(0), loaded.out(1)
         said = prompt if recipe.embedding is None else f"{EMBEDDING}{recipe.embedding} {prompt}"
         words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (said, negative)]

@@ -181,6 +181,11 @@ def test_a_layer_that_is_made_anew_keeps_its_recipes_loras_embedding_and_seed(ho
     assert of["KSampler"][0][1]["seed"] == 11
     assert of["LD_StageLayer"][0][1]["prompt"] == "a green tree"
 
+    on_a_meadow = replace(document, layers=(document_of.Layer("meadow", torch.ones(64, 64, 4)), *document.layers))
+    transparent = {"alpha": "transparent", "file": "of_transparency.safetensors", "layers": pack("nodes.layers").write_stack(on_a_meadow)}
+    graph = node_of.execute(**{**values, **transparent}).expand
+    assert [n["inputs"]["mode.file"] for n in graph.values() if n["class_type"] == "LD_LayerDiffuseApply"] == ["of_transparency.safetensors"]
+
     missing = document_of.Recipe(loras=(document_of.Lora("nowhere"),))
     document = document.with_layer(replace(document.layers[0], recipe=missing))
     with pytest.raises(pack("layered_core.errors").LayeredError, match=r"layer 'tree': LoRA is 'nowhere'; allowed: .*of_the_recipe.safetensors"):
