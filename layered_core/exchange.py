@@ -7,8 +7,8 @@ of ours has travels beside it as ``private`` JSON, which the formats store where
 
 ``original`` is there when the pixels in the file are not the layer's own: it is turned, scaled, flipped, has no picture, or is finer
 than the file. It holds the placement, the checksum and the place of what is seen in the file, and where the layer's own pixels are
-stored (``{"width", "height", "type", "key"}``). If another program changed the pixels since, the checksum tells: then they count, and
-only words and recipe are taken from ``private``. Without ``private`` a title ``name: prompt`` still carries the prompt.
+stored (``{"width", "height", "type", "key"}``). If another program changed the pixels since, which the checksum tells, or gave them a mask,
+then they count, and only words and recipe are taken from ``private``. Without ``private`` a title ``name: prompt`` still carries the prompt.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ def _layer(item: FileLayer, number: int, read_blob: ReadBlob, budget: Budget, wa
     if not isinstance(original, Mapping):
         raise invalid("original", original, "a JSON object")
     checksum, corner = look_of(item.pixels, item.mask)
-    if original.get("checksum") == checksum:
+    if original.get("checksum") == checksum and not ("image" in original and _masked(item)):
         own = _original(name, original, read_blob, budget)
         if own is not None:
             return Layer(name, own["image"], own["mask"], **{**look, **_moved(original, item, corner)})
@@ -360,6 +360,11 @@ def _layer(item: FileLayer, number: int, read_blob: ReadBlob, budget: Budget, wa
     if nothing:
         return None
     return Layer(name, None if invisible and "image" not in original else item.pixels, item.mask, **look)
+
+
+def _masked(item: FileLayer) -> bool:
+    """Whether a mask, a group's mask or clipping of another program hides some of the pixels: those of ours that have an original have none."""
+    return item.mask is not None and bool((item.mask[item.pixels[..., 3] > 0] < 1).any())
 
 
 def _original(name: str, original: Mapping[str, Any], read_blob: ReadBlob, budget: Budget) -> dict[str, Tensor | None] | None:

@@ -169,6 +169,38 @@ def test_painted_pixels_win_and_the_recipe_stays(tmp_path):
     assert (document.layer("later").x, document.layer("later").width) == (2, 8)
 
 
+def test_a_mask_given_to_a_turned_layer_hides_what_it_hides_there(tmp_path):
+    def change(psd, layers):
+        ship = layers["ship"]
+        hidden = Image.new("L", ship.size, 0)
+        hidden.paste(255, (0, 0, ship.width // 2, ship.height))
+        ship.create_mask(hidden)
+
+    before = replace(scene(), background=None, layers=(scene().layer("ship"),))
+    document = edited(tmp_path, change, before).document
+    ship = document.layer("ship")
+    assert (ship.prompt, ship.recipe, ship.rotation) == ("a ship", before.layer("ship").recipe, 0)
+    middle = ship.x + ship.width // 2
+    assert not composite(document)[:, middle:, 3].any()
+    assert torch.allclose(composite(document)[:, :middle], composite(before)[:, :middle], atol=1.01 / 255)
+
+
+def test_a_turned_layer_that_is_clipped_elsewhere_is_cut(tmp_path):
+    def change(psd, layers):
+        layers["ship"]._record.clipping = Clipping.NON_BASE
+
+    base = Layer("base", torch.ones(3, 3, 4), x=9, y=7)
+    document = edited(tmp_path, change, LayerDocument(30, 20, (base, scene().layer("ship")))).document
+    assert not composite(replace(document, layers=document.layers[1:]))[..., 3][composite(LayerDocument(30, 20, (base,)))[..., 3] == 0].any()
+
+
+def test_a_mask_that_hides_nothing_keeps_the_original_of_a_turned_layer(tmp_path):
+    def change(psd, layers):
+        layers["ship"].create_mask(Image.new("L", layers["ship"].size, 255))
+
+    assert identical(edited(tmp_path, change).document, scene())
+
+
 def test_a_new_layer_beside_ours_is_a_layer_with_the_prompt_of_its_name(tmp_path):
     file = edited(tmp_path, lambda psd, layers: psd.create_pixel_layer(Image.new("RGBA", (3, 3), GREEN), name="gull: a white gull", left=1, top=2))
     gull = file.document.layers[-1]
