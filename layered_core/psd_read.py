@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,7 @@ from psd_tools.psd.layer_and_mask import (
     ChannelData,
     ChannelDataList,
     LayerRecord,
+    MaskParameters,
 )
 from torch import Tensor
 
@@ -39,6 +40,7 @@ _SIMILAR = {BlendMode.DISSOLVE: "normal", BlendMode.DARKER_COLOR: "darken", Blen
 _DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
 _EFFECTS = (Tag.EFFECTS_LAYER, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V0, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1)
 _VECTOR_MASKS = (Tag.VECTOR_MASK_SETTING1, Tag.VECTOR_MASK_SETTING2)
+_FILLS = (Tag.SOLID_COLOR_SHEET_SETTING, Tag.PATTERN_FILL_SETTING, Tag.GRADIENT_FILL_SETTING, Tag.VECTOR_STROKE_CONTENT_DATA)
 _MAX_DEPTH = 64
 """Of groups in groups."""
 _MAX_XMP_BYTES = 2**26
@@ -91,6 +93,18 @@ class _Mask:
     """``[h, w]``, 1 where shown."""
     outside: float
     """Everywhere else."""
+
+    def at(self, density: int | None) -> _Mask:
+        """With a density, 0..255; None is 255, the mask as it is."""
+        if density is None or density == 255:
+            return self
+        return replace(self, values=1 - density / 255 * (1 - self.values), outside=1 - density / 255 * (1 - self.outside))
+
+    def without(self, factor: _Mask) -> _Mask:
+        """The mask whose product with ``factor`` this is; 0 where the factor is."""
+        by = factor.over((self.left, self.top, self.values.shape[1], self.values.shape[0]))
+        values = torch.where(by > 0, self.values / by.clamp_min(1e-6), 0.0).clamp(0, 1)
+        return replace(self, values=values, outside=min(1.0, self.outside / factor.outside) if factor.outside else 0.0)
 
     def over(self, box: Box) -> Tensor:
         """The mask's values in ``box``, ``[height, width]``."""
@@ -215,8 +229,7 @@ class _Reader:
         if record.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH):
             self.warnings.append(f"group {title!r}: a document has no groups; its blend mode is left out")
         self._warn(record, f"group {title!r}")
-        mask = self._mask(record, channels, f"group {title!r}")
-        masks = around.masks if mask is None else (*around.masks, mask)
+        masks = (*around.masks, *self._masks(record, channels, f"group {title!r}"))
         return _Group(around.opacity * record.opacity / 255, around.visible and record.flags.visible, masks, number)
 
     def _layer(self, record: LayerRecord, channels: ChannelDataList, group: _Group) -> _Found:
@@ -224,22 +237,21 @@ class _Reader:
         where = f"layer {title!r}"
         clipped = record.clipping == Clipping.NON_BASE
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
-        mask = self._mask(record, channels, where)
+        own = self._masks(record, channels, where)
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
         has_pixels = box[2] > 0 and box[3] > 0
         if not has_pixels:
             if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
                 self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
                 return _Found(None, clipped, group.number, identity)
-            box = (0, 0, 0, 0) if mask is None else (mask.left, mask.top, mask.values.shape[1], mask.values.shape[0])
+            box = (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0]) if own else (0, 0, 0, 0)
         self._warn(record, where)
         if box[2] and box[3]:
             self.budget.take(where, box[2], box[3])
         pixels = self._pixels(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
-        masks = (*group.masks, mask) if mask is not None else group.masks
         combined = None
-        for one in masks:
-            values = one.over(box)
+        for mask in (*group.masks, *own):
+            values = mask.over(box)
             combined = values if combined is None else combined * values
         fill = record.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
         opacity = record.opacity / 255 * group.opacity * (fill if isinstance(fill, int) else 255) / 255
@@ -259,8 +271,7 @@ class _Reader:
         blocks = record.tagged_blocks
         if any(tag in blocks for tag in _EFFECTS):
             self.warnings.append(f"{where} has layer effects, which are left out: rasterize them to keep them")
-        real = any(info.id == ChannelID.REAL_USER_LAYER_MASK for info in record.channel_info)
-        if any(tag in blocks for tag in _VECTOR_MASKS) and not real:
+        if any(tag in blocks for tag in _VECTOR_MASKS) and not (_is_shape(record) or _is_rendered(record)):
             self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
 
     def _pixels(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
@@ -284,38 +295,46 @@ class _Reader:
         kind, top = ("u1", 255) if self.header.depth == 8 else (">u2", 65535)
         return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
 
-    def _mask(self, record: LayerRecord, channels: ChannelDataList, where: str) -> _Mask | None:
-        """The layer's mask: the one that counts its vector mask in where there is one, else the pixel mask."""
-        mask = record.mask_data
-        if mask is None:
-            return None
-        planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
-        if mask.real_flags is not None and ChannelID.REAL_USER_LAYER_MASK in planes:
-            data, flags, outside = planes[ChannelID.REAL_USER_LAYER_MASK], mask.real_flags, mask.real_background_color or 0
-            left, top, right, bottom = mask.real_left or 0, mask.real_top or 0, mask.real_right or 0, mask.real_bottom or 0
-        elif ChannelID.USER_LAYER_MASK in planes:
-            data, flags, outside = planes[ChannelID.USER_LAYER_MASK], mask.flags, mask.background_color
-            left, top, right, bottom = mask.left, mask.top, mask.right, mask.bottom
-        else:
-            return None
-        if flags.mask_disabled:
+    def _masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[_Mask, ...]:
+        """The layer's pixel mask and its vector mask, which multiply.
+
+        Photoshop renders the vector mask: alone, or times the pixel mask beside that itself. What a shape paints is cut by it already.
+        """
+        data, planes = record.mask_data, {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
+        if data is None or ChannelID.USER_LAYER_MASK not in planes:
+            return ()
+        box = (data.left, data.top, data.right, data.bottom)
+        first = None if data.flags.mask_disabled else self._mask(planes[ChannelID.USER_LAYER_MASK], box, data.background_color, where)
+        pixel, vector, disabled = first, None, data.flags.mask_disabled
+        if _is_rendered(record):
+            pixel, vector = None, first
+            if data.real_flags is not None and ChannelID.REAL_USER_LAYER_MASK in planes:
+                disabled = data.real_flags.mask_disabled  # then the vector mask was rendered alone
+                if not disabled:
+                    box = (data.real_left or 0, data.real_top or 0, data.real_right or 0, data.real_bottom or 0)
+                    pixel = self._mask(planes[ChannelID.REAL_USER_LAYER_MASK], box, data.real_background_color or 0, where)
+                    vector = None if first is None else first.without(pixel)
+        if disabled:
             self.warnings.append(f"{where}: the mask is switched off and left out")
-            return None
-        if right <= left or bottom <= top:
-            if outside == 255:
-                return None
-            values = torch.zeros(0, 0)
-        else:
-            self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-            values = self._plane(data, right - left, bottom - top)
-        outside = outside / 255
-        parameters = mask.parameters
-        if parameters is not None and parameters.user_mask_density is not None:
-            density = parameters.user_mask_density / 255
-            values, outside = 1 - density * (1 - values), 1 - density * (1 - outside)
-        if parameters is not None and parameters.user_mask_feather:
+        found = []
+        parameters = data.parameters or MaskParameters()
+        if pixel is not None:
+            found.append(pixel.at(parameters.user_mask_density))
+        if vector is not None and not _is_shape(record):
+            found.append(vector.at(parameters.vector_mask_density))
+        elif vector is not None and parameters.vector_mask_density not in (None, 255):
+            self.warnings.append(f"{where}: the density of the shape's mask is left out")
+        if (pixel and parameters.user_mask_feather) or (vector and parameters.vector_mask_feather):
             self.warnings.append(f"{where}: the mask's feather is left out")
-        return _Mask(left, top, values, outside)
+        return tuple(mask for mask in found if mask.values.numel() or mask.outside < 1)
+
+    def _mask(self, data: ChannelData, box: Box, outside: int, where: str) -> _Mask:
+        """The mask in ``box``, here left, top, right, bottom; ``outside`` 0..255."""
+        left, top, right, bottom = box
+        if right <= left or bottom <= top:
+            return _Mask(left, top, torch.zeros(0, 0), outside / 255)
+        self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
+        return _Mask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
 
     def _merged(self) -> FileLayer:
         """The picture of a file without layers."""
@@ -355,6 +374,19 @@ def _divider(record: LayerRecord) -> SectionDivider | None:
         if setting is not None and setting.kind != SectionDivider.OTHER:
             return SectionDivider(setting.kind)
     return None
+
+
+def _is_shape(record: LayerRecord) -> bool:
+    """Whether the layer is a fill in a vector mask, which its pixels show cut."""
+    return all(any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, _VECTOR_MASKS))
+
+
+def _is_rendered(record: LayerRecord) -> bool:
+    """Whether the file has the vector mask in pixels."""
+    data, present = record.mask_data, {info.id for info in record.channel_info}
+    return (
+        data is not None and ChannelID.USER_LAYER_MASK in present and (data.flags.user_mask_from_render or ChannelID.REAL_USER_LAYER_MASK in present)
+    )
 
 
 def _title(record: LayerRecord) -> str:

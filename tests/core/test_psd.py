@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, Tag
-from psd_tools.psd.layer_and_mask import MaskFlags, MaskParameters
+from psd_tools.psd.layer_and_mask import ChannelInfo, MaskFlags, MaskParameters
 from psd_tools.psd.tagged_blocks import TaggedBlock
 
 from layered_core.compositing import composite
@@ -369,6 +369,70 @@ def test_density_counts_and_a_switched_off_mask_is_told_of(tmp_path):
     file = stack_of(psd, tmp_path)
     assert file.document.layer("a").mask is None
     assert file.warnings == ("layer 'a': the mask is switched off and left out",)
+
+
+def with_vector_mask(psd, pixel, product, alpha=255, **parameters):
+    """A layer of 4 x 4 with a vector mask, and, unless None, a pixel mask, as Photoshop stores them: the product of both is rendered."""
+    layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), (*RED[:3], alpha)), name="a")
+    layer.create_mask(Image.fromarray(np.array(product, dtype=np.uint8)))
+    record = layer._record
+    record.tagged_blocks[Tag.VECTOR_MASK_SETTING1] = TaggedBlock(key=Tag.VECTOR_MASK_SETTING1, data=b"")
+    record.mask_data.flags = MaskFlags(user_mask_from_render=True, parameters_applied=bool(parameters))
+    record.mask_data.parameters = MaskParameters(**parameters) if parameters else None
+    if pixel is not None:
+        donor = psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="donor")
+        donor.create_mask(Image.fromarray(np.array(pixel, dtype=np.uint8)))
+        at = [info.id for info in donor._record.channel_info].index(ChannelID.USER_LAYER_MASK)
+        record.channel_info.append(ChannelInfo(ChannelID.REAL_USER_LAYER_MASK, donor._record.channel_info[at].length))
+        layer._channels.append(donor._channels[at])
+        box = {"real_left": 0, "real_top": 0, "real_right": 4, "real_bottom": 4}
+        for key, value in {"real_flags": MaskFlags(), "real_background_color": 255, **box}.items():
+            setattr(record.mask_data, key, value)
+        donor.delete_layer()
+    return layer
+
+
+PIXEL, VECTOR = np.full((4, 4), 204), np.array([[255, 255, 0, 0]] * 4)
+
+
+@pytest.mark.parametrize("densities", [(255, 255), (51, 255), (255, 51), (102, 51)])
+def test_a_pixel_mask_and_a_vector_mask_multiply_each_with_its_density(tmp_path, densities):
+    psd = new()
+    pixel, vector = densities
+    with_vector_mask(psd, PIXEL, PIXEL * VECTOR // 255, user_mask_density=pixel, vector_mask_density=vector)
+    file = stack_of(psd, tmp_path)
+    inside = 1 - pixel / 255 * (1 - 204 / 255)
+    expected = torch.tensor([inside, inside, inside * (1 - vector / 255), inside * (1 - vector / 255)]).expand(4, 4)
+    mask = file.document.layer("a").mask
+    assert torch.allclose(mask, expected, atol=1e-6)
+    assert file.warnings == ()
+
+
+def test_a_vector_mask_alone_has_its_own_density(tmp_path):
+    psd = new()
+    with_vector_mask(psd, None, VECTOR, vector_mask_density=102)
+    file = stack_of(psd, tmp_path)
+    assert torch.allclose(file.document.layer("a").mask, torch.tensor([1, 1, 0.6, 0.6]).expand(4, 4))
+    assert file.warnings == ()
+
+
+def test_beside_a_pixel_mask_that_is_switched_off_the_vector_mask_counts(tmp_path):
+    psd = new()
+    layer = with_vector_mask(psd, PIXEL, VECTOR)
+    layer._record.mask_data.real_flags.mask_disabled = True
+    file = stack_of(psd, tmp_path)
+    assert torch.equal(file.document.layer("a").mask, torch.tensor([1.0, 1, 0, 0]).expand(4, 4))
+    assert file.warnings == ("layer 'a': the mask is switched off and left out",)
+
+
+def test_the_soft_edge_of_a_shape_is_not_cut_twice(tmp_path):
+    """Photoshop stores a shape's pixels as they look."""
+    psd = new()
+    layer = with_vector_mask(psd, None, np.full((4, 4), 128), alpha=128)
+    layer.tagged_blocks[Tag.SOLID_COLOR_SHEET_SETTING] = TaggedBlock(key=Tag.SOLID_COLOR_SHEET_SETTING, data=b"")
+    file = stack_of(psd, tmp_path)
+    assert (file.document.layer("a").mask, file.warnings) == (None, ())
+    assert pixel(file.document, "a") == [255, 0, 0, 128]
 
 
 def test_a_groups_mask_goes_into_its_layers(tmp_path):
