@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from . import attention
 from .attention import LEAST_WEIGHT, SCHEDULES, Attend, Tiles
@@ -232,6 +233,7 @@ class RegionalAttention:
         tokens: int,
         window: tuple[float, float] = ALWAYS,
         maps: AttentionMaps | None = None,
+        length: int | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -242,12 +244,19 @@ class RegionalAttention:
             tokens: T of the main prompt.
             window: the noise levels at which the regions act, a :class:`~layered_core.window.Window`.
             maps: where to record what the layers' words attend to.
+            length: T and what others have appended to the main prompt's tokens, which no layer pushes. None: T.
+
+        Raises:
+            LayeredError: ``length`` is less than T.
         """
         self.regions, self.settings, self.contexts, self.tokens, self.maps = regions, settings, contexts, tokens, maps
+        self.length = tokens if length is None else length
+        if self.length < tokens:
+            raise invalid("tokens of the prompt that has regions", self.length, f"{tokens} and more", "Connect it as it was encoded")
         self.window = Window(*window)
         self._masks = torch.stack([r.mask for r in regions])
         self._forming_masks = grown_masks(self._masks, round(settings.growth * min(self._masks.shape[-2:])))
-        self._levels: dict[tuple[tuple[int, int], bool], _Level] = {}
+        self._levels: dict[tuple[tuple[int, int], bool, torch.device], _Level] = {}
         self._projected: dict[Hashable, tuple[list[Tensor | None], list[Tensor | None]]] = {}
 
     def __call__(
@@ -267,7 +276,7 @@ class RegionalAttention:
         """What the pixels attend to, ``[B, N, C]``.
 
         Args:
-            q: ``[B, N, C]``; k, v: the main prompt's ``[B, T, C]``, or a multiple of T where the host repeats its tokens.
+            q: ``[B, N, C]``; k, v: the main prompt's ``[B, K, C]``, K its ``length``, or a multiple of that where the host repeats its tokens.
             base: attention to the main prompt, ``[B, N, C]``; returned as it is where nothing acts.
             size: h, w of the feature map, h w = N.
             sigma: noise level.
@@ -275,6 +284,9 @@ class RegionalAttention:
             block: names it, for as long as its weights stay the same; None: they may change at any step.
             project: its projections.
             attend: the host's plain attention.
+
+        Raises:
+            LayeredError: K is no multiple of ``length``.
         """
         acting = self.window.acts(sigma) and any(r.acts for r in self.regions)
         if not acting and self.maps is None:
@@ -282,7 +294,7 @@ class RegionalAttention:
         level = self._level(size, sigma > FORMING, q.device)
         keys, values = self._keys_and_values(block, q, project) if acting else ([None] * len(self.regions),) * 2
         amount = self.settings.amount(sigma) if acting else 0.0
-        push = level.push.repeat(1, k.shape[1] // self.tokens) if level.push is not None and amount else None
+        push = self._as_keys(level.push, k) if level.push is not None and amount else None
         if self.maps is not None:
             self.maps.add(size, self._word_shares(level, q, k, keys, push, amount, heads))
         if not acting:
@@ -290,7 +302,7 @@ class RegionalAttention:
         if self.settings.mode == "joint" and any(x is not None for x in keys):
             own = [i for i, x in enumerate(keys) if x is not None]
             # A token that the host repeats must not count as often.
-            rest = (1 - level.weights.sum(0, keepdim=True)) * (self.tokens / k.shape[1])
+            rest = (1 - level.weights.sum(0, keepdim=True)) / self._repeats(k)
             weights = torch.cat([rest, level.weights[own]])
             return attention.joint(q, k, v, weights, [_have(keys[i]) for i in own], [_have(values[i]) for i in own], heads, attend)
         if push is not None:
@@ -306,7 +318,7 @@ class RegionalAttention:
         return region_factor(mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma)
 
     def _level(self, size: tuple[int, int], forming: bool, device: torch.device) -> _Level:
-        if (size, forming) not in self._levels:
+        if (size, forming, device) not in self._levels:
             masks = mask_pyramid(self._forming_masks if forming else self._masks, [size])[0].flatten(1).to(device)
             weights = attention.region_weights(
                 masks, [r.strength if c is not None else 0.0 for r, c in zip(self.regions, self.contexts, strict=True)]
@@ -314,8 +326,8 @@ class RegionalAttention:
             tiles = attention.tile(weights, [0 if c is None else len(c) for c in self.contexts])
             inside, outside = [r.inside for r in self.regions], [r.outside for r in self.regions]
             push = attention.word_push(masks, [r.words for r in self.regions], self.tokens, inside, outside)
-            self._levels[size, forming] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
-        return self._levels[size, forming]
+            self._levels[size, forming, device] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
+        return self._levels[size, forming, device]
 
     def _keys_and_values(self, block: Hashable, q: Tensor, project: Project) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Of every region ``[T_i, C]``; regions of equal length are projected together."""
@@ -336,6 +348,18 @@ class RegionalAttention:
         push_words = attention.paint_with_words if self.settings.mode == "paint with words" else attention.collage
         return push_words(scores, push, amount)
 
+    def _as_keys(self, x: Tensor, k: Tensor) -> Tensor:
+        """What is said of the main prompt's tokens, ``[..., T]``, of all keys ``[..., K]``: 0 of appended ones, again where they are repeated."""
+        return torch.cat([functional.pad(x, (0, self.length - self.tokens))] * self._repeats(k), -1)
+
+    def _repeats(self, k: Tensor) -> int:
+        """How often the host has the main prompt in ``k`` ``[B, K, C]``."""
+        times, rest = divmod(k.shape[1], self.length)
+        if rest:
+            allowed = f"{self.length}, or a multiple of it"
+            raise invalid("tokens of the prompt in a cross-attention", k.shape[1], allowed, "Take off the patch that adds or drops tokens there")
+        return times
+
     def _word_shares(
         self, level: _Level, q: Tensor, k: Tensor, keys: Sequence[Tensor | None], push: Tensor | None, amount: float, heads: int
     ) -> Tensor:
@@ -347,8 +371,7 @@ class RegionalAttention:
         rest = 1 - (level.weights * level.weights.new_tensor(own)[:, None]).sum(0)
         shares = []
         for region, weight, key in zip(self.regions, level.weights, keys, strict=True):
-            words = _marked(region.words, self.tokens, q.device).repeat(k.shape[1] // self.tokens)
-            share = attention.word_shares(scores, words) * rest
+            share = attention.word_shares(scores, self._as_keys(_marked(region.words, self.tokens, q.device), k)) * rest
             if key is not None:
                 mine = attention.scores(q, key.expand(len(q), *key.shape), heads)
                 share = share + attention.word_shares(mine, _marked(region.own, len(key), q.device)) * weight

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import comfy.ldm.modules.attention
 import comfy.model_patcher
@@ -42,7 +42,7 @@ class Half:
     contexts: tuple[Tensor | None, ...]
     """Encoded text of every region ``[T_i, C]``, None where it has no text of its own."""
     tokens: int
-    """T of the conditioning itself."""
+    """T of the conditioning itself, before other nodes append to it."""
     maps: AttentionMaps | None = None
     """What is to be recorded, of the last run."""
 
@@ -105,9 +105,13 @@ def _sample(executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *m
         # A hook may change the weights from step to step.
         steady = not any(entry.get("hooks") for entry in entries)
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        run = _Run({uuid: _attention(half, sampling) for uuid, half in acting.items()}, tuple(noise.shape[-2:]), steady)
+        lengths = {entry["uuid"]: entry["cross_attn"].shape[1] for entry in entries if entry["uuid"] in acting}
+        attentions = {uuid: _attention(half, lengths[uuid], sampling) for uuid, half in acting.items()}
+        own = {name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()}
+        run = _Run(attentions, own, tuple(noise.shape[-2:]), steady)
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options)
+        comfy.patcher_extension.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options)
         replaced = options.setdefault("patches_replace", {}).setdefault("attn2", {})
         for block in cross_attentions(guider.model_patcher.model.diffusion_model):
             replaced[block] = partial(run.attend, block, replaced.get(block) or replaced.get(block[:2]))
@@ -117,23 +121,38 @@ def _sample(executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *m
     return executor(noise, *more, **named)
 
 
-def _attention(half: Half, sampling: Any) -> RegionalAttention:  # noqa: ANN401
+def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:  # noqa: ANN401
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
-    return RegionalAttention(half.regions, half.settings, half.contexts, half.tokens, window, half.maps)
+    return RegionalAttention(half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length)
 
 
 @dataclass
 class _Run:
     """One sampling run."""
 
-    attentions: Mapping[UUID, RegionalAttention]
+    attentions: dict[UUID, RegionalAttention]
     """By the mark that ComfyUI gives every conditioning of a run."""
+    own: Mapping[str, set[UUID]]
+    """The marks of the conditionings that positive, negative and so on came with."""
     latent_size: tuple[int, int]
     """Only passes over the whole latent have the layers' places; areas and tiles get the main prompt."""
     steady: bool
     """Whether the weights stay the same throughout."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """Of every copy of the UNet that takes part, one a GPU."""
+
+    def sample(self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        """Around the sampler: where a conditioning has an area, ComfyUI gives the other half a copy with that half's words but the same mark.
+        It gets a mark of its own, and the regions of the words that it has."""
+        entries = [(name, entry) for name, conditions in guider.conds.items() for entry in conditions or ()]
+        words = {id(entry["model_conds"].get("c_crossattn")): entry["uuid"] for name, entry in entries if entry["uuid"] in self.own[name]}
+        for name, entry in entries:
+            if entry["uuid"] not in self.own[name]:
+                entry["uuid"] = uuid4()
+                like = words.get(id(entry["model_conds"].get("c_crossattn")))
+                if like in self.attentions:
+                    self.attentions[entry["uuid"]] = self.attentions[like]
+        return executor(guider, *more, **named)
 
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,  # noqa: ANN401

@@ -54,10 +54,10 @@ class Block:
         return out, base
 
 
-def prepared(plan, settings, half="cond", **more):
+def prepared(plan, settings, half="cond", tokens=TOKENS, **more):
     regions = getattr(plan, half)
     contexts = [torch.randn(TOKENS, CHANNELS, generator=torch.Generator().manual_seed(len(r.text))) if r.text else None for r in regions]
-    return RegionalAttention(regions, settings, contexts, TOKENS, **more)
+    return RegionalAttention(regions, settings, contexts, tokens, **more)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -202,6 +202,45 @@ def test_a_host_that_repeats_the_tokens_of_the_prompt_gets_the_same(mode):
     once, _ = block.run(attention)
     thrice, _ = block.run(attention, main=block.main.repeat(1, 3, 1))
     torch.testing.assert_close(once, thrice)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("appended", "repeats"), [(4, 1), (TOKENS, 1), (TOKENS, 3)])
+def test_tokens_that_others_append_to_the_prompt_are_no_words_of_layers(mode, appended, repeats):
+    settings = Settings(mode=mode)
+    plan = make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
+    block = Block()
+    main = torch.cat([block.main, torch.randn(2, appended, CHANNELS, generator=torch.Generator().manual_seed(1))], 1)
+    maps = [AttentionMaps([r.name for r in plan.cond]) for _ in range(2)]
+    longer = prepared(plan, settings, maps=maps[0], tokens=TOKENS + appended)
+    wanted, _ = block.run(longer, main=main)
+    out, _ = block.run(prepared(plan, settings, maps=maps[1], length=TOKENS + appended), main=main.repeat(1, repeats, 1))
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(*(m.mean((8, 8)) for m in maps))
+
+
+def test_a_prompt_that_lost_tokens_and_keys_of_another_length_are_named():
+    settings = Settings(mode="collage")
+    plan = make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
+    with pytest.raises(LayeredError, match=f"tokens of the prompt that has regions is 8; allowed: {TOKENS} and more"):
+        prepared(plan, settings, length=8)
+    block = Block()
+    for mode in ("collage", "joint"):
+        settings = Settings(mode=mode)
+        attention = prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings)
+        with pytest.raises(LayeredError, match=f"cross-attention is 13; allowed: {TOKENS}, or a multiple"):
+            block.run(attention, main=torch.cat([block.main, block.main[:, :4]], 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_one_run_may_be_divided_among_devices():
+    settings = Settings(mode="collage")
+    attention = prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings)
+    block = Block()
+    here, _ = block.run(attention)
+    for name in ("q", "main", "to_k", "to_v"):
+        setattr(block, name, getattr(block, name).cuda())
+    torch.testing.assert_close(block.run(attention)[0].cpu(), here, atol=1e-4, rtol=1e-3)
 
 
 def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():

@@ -1,6 +1,7 @@
 """Regional Prompt Attention beside other packs' patches, other conditionings, LoRAs and other guiders."""
 
 import logging
+from dataclasses import replace
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.patcher_extension
@@ -8,7 +9,7 @@ import comfy.samplers
 import pytest
 import torch
 from graph import node
-from regional_scene import WIDGETS, apply, encode, halves, predicted
+from regional_scene import MODES, WIDGETS, apply, encode, halves, predicted
 
 import nodes as comfy_nodes
 
@@ -113,6 +114,57 @@ def test_an_area_beside_it_gets_the_prompt_of_the_whole_picture(regions, loaded)
     area = comfy_nodes.ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)[0]
     plain = comfy_nodes.ConditioningSetArea().append(encode(clip, WIDGETS["prompt"]), 64, 64, 0, 0, 1.0)[0]
     assert torch.equal(predicted(out, area, negative)[1], predicted(model, plain, encode(clip, ""))[1])
+
+
+@pytest.mark.parametrize("half", ["positive", "negative"])
+@pytest.mark.parametrize("how", ["area", "mask bounds"])
+def test_an_area_of_the_whole_picture_leaves_the_regions_to_their_half(regions, loaded, half, how):
+    """ComfyUI gives the other half a copy of the conditioning with its area, its mark and its private keys."""
+    model, clip = loaded
+    out, *words = apply(regions, model, clip, negative="dark", auto_negative=True)
+    alone = predicted(out, *words)
+    at = ("positive", "negative").index(half)
+    if how == "area":
+        words[at] = comfy_nodes.ConditioningSetAreaPercentage().append(words[at], 1.0, 1.0, 0.0, 0.0, 1.0)[0]
+    else:
+        words[at] = comfy_nodes.ConditioningSetMask().append(words[at], torch.ones(1, 128, 128), "mask bounds", 1.0)[0]
+    for got, wanted in zip(predicted(out, *words), alone, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+
+
+class Style:
+    """A style model of eight tokens."""
+
+    def __init__(self, width):
+        self.tokens = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0))
+
+    def get_cond(self, _):
+        return self.tokens.clone()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_tokens_that_other_nodes_append_stay_as_they_are(regions, loaded, mode, chunks):
+    model, clip = loaded
+    long = ", ".join([WIDGETS["prompt"], *["in the quiet light of a wide evening sky"] * 10]) if chunks == 2 else WIDGETS["prompt"]
+    out, positive, negative = apply(regions, model, clip, mode=mode, prompt=long)
+    assert positive[0][0].shape[1] == 77 * chunks
+    concat = comfy_nodes.ConditioningConcat().concat(positive, encode(clip, "a white house"))[0]
+    styled = comfy_nodes.StyleModelApply().apply_stylemodel(positive, Style(positive[0][0].shape[2]), None, 1.0, "multiply")[0]
+    for more in (concat, styled):
+        half = replace(more[0][1][regions.patch.KEY], tokens=more[0][0].shape[1])
+        one_prompt = [[more[0][0], {**more[0][1], regions.patch.KEY: half}]]
+        got, wanted = (predicted(out, words, negative) for words in (more, one_prompt))
+        for a, b in zip(got, wanted, strict=True):
+            assert torch.equal(a, b)
+        assert not torch.equal(got[1], predicted(out, positive, negative)[1])
+
+
+def test_a_conditioning_that_lost_tokens_is_refused_before_sampling(regions, loaded):
+    model, clip = loaded
+    out, positive, negative = apply(regions, model, clip, mode="collage")
+    with pytest.raises(regions.error, match="tokens of the prompt that has regions is 40; allowed: 77 and more"):
+        predicted(out, [[positive[0][0][:, :40], positive[0][1]]], negative)
 
 
 def test_a_controlnet_beside_it_gets_the_prompt_of_the_whole_picture_and_both_act(host, regions, loaded):
