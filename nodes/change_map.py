@@ -23,7 +23,7 @@ def with_change_map(
 
     Latents without a noise mask are sampled as ever. A mask function that is already there, as Differential Diffusion sets it, stays: a
     place is free as far as both say. With a noise mask, cells of 0 come out as they went in to the bit, and at full denoise cells that are
-    free from the start forget what was there.
+    free from the start forget what was there, unless the sampler adds no noise.
     """
     patched = model.clone()
     other = patched.model_options.get("denoise_mask_function")
@@ -58,8 +58,12 @@ def _level(sigma: Tensor, threshold: str, extra_options: Mapping[str, Any]) -> f
 
 def _forget(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, latent_image: Any = None,  # noqa: ANN401
             denoise_mask: Any = None, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401  # fmt: skip
-    """At full denoise the start is noise alone where it is free: ComfyUI would leave a trace of the latents in it."""
-    if denoise_mask is not None and latent_image is not None and executor.class_obj.max_denoise(guider, sigmas):
+    """At full denoise the start is noise alone where it is free: ComfyUI would leave a trace of the latents in it.
+
+    Without noise of the sampler's own, the latents hold the noise already.
+    """
+    full = executor.class_obj.max_denoise(guider, sigmas) and bool(noise.any())
+    if denoise_mask is not None and latent_image is not None and full:
         function = extra_args["model_options"]["denoise_mask_function"]
         free = function(sigmas[:1], denoise_mask, extra_options={"model": guider, "sigmas": sigmas})
         latent_image = torch.where(free == 1, torch.zeros_like(latent_image), latent_image)

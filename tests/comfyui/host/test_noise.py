@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import comfy.sample
 import comfy.samplers
 import folder_paths
 import pytest
@@ -183,6 +184,23 @@ def test_a_run_that_leaves_noise_leaves_it_on_frozen_places_too(host):
     )  # fmt: skip
     before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
     assert float((after - before)[..., 3:8, 6:11].std()) > 0.3
+
+
+def test_latents_that_hold_their_noise_already_are_not_forgotten(host, pack):
+    """Add Noise before a sampler without noise of its own."""
+    model, positive, negative = models(host)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    noisy = model.model.process_latent_out(noise * float(model.get_model_object("model_sampling").sigma_max))
+    for latent in (noisy, -noisy):
+        plain, ours = (
+            comfy.sample.sample(
+                m, torch.zeros_like(latent), 3, 3.0, "euler", "normal", positive, negative, latent, disable_noise=True,
+                noise_mask=torch.ones(1, 1, 16, 16), seed=0,
+            )
+            for m in (model, pack("nodes.change_map").with_change_map(model))
+        )  # fmt: skip
+        torch.testing.assert_close(ours, plain)
+        assert float(plain.std()) > 0.1
 
 
 def test_the_model_is_as_before_after_a_run_with_a_noise_mask_and_after_one_that_broke(host):
