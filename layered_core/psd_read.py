@@ -26,6 +26,7 @@ from psd_tools.psd.layer_and_mask import (
     MaskParameters,
 )
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from .errors import LayeredError, invalid
 from .exchange import FileLayer, LayerFile, clean_text, restore, split_title
@@ -81,6 +82,8 @@ class _Group:
     """Its own and those of the groups around it."""
     number: int = 0
     """Tells groups apart."""
+    clipped_in: tuple[int, ...] = ()
+    """Numbers of the groups in which it, or a group around it, is clipped to what is below it there."""
 
 
 @dataclass
@@ -123,9 +126,15 @@ class _Found:
 
     layer: FileLayer | None
     """None: it holds no pixels, e.g. an adjustment."""
-    clipped: bool
     group: int
+    """Number of the group that it is in."""
     id: int | None
+    clipped_in: tuple[int, ...] = ()
+    """Numbers of the groups in which it, or a group around it, is clipped to what is below it there."""
+    shape: _Mask | None = None
+    """Its own alpha and masks, without its groups'."""
+    opacity: float = 1.0
+    """Its own, without its groups'."""
 
 
 class _Reader:
@@ -151,7 +160,7 @@ class _Reader:
         self._clip(found)
         entries = private.pop("layers", None)
         if not pairs and entries != []:  # a picture without layers, and not an empty document of ours
-            found = [_Found(self._merged(), False, 0, None)]
+            found = [_Found(self._merged(), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         _match(kept, entries or [])
         stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
@@ -214,7 +223,7 @@ class _Reader:
                     raise invalid("depth of groups", len(groups), f"at most {_MAX_DEPTH}")
                 groups.append(self._group(record, channels, groups[-1], count))
                 if record.clipping == Clipping.BASE:
-                    yield _Found(None, False, groups[-2].number, None)
+                    yield _Found(None, groups[-2].number, None)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
                 if not groups:
@@ -230,12 +239,12 @@ class _Reader:
             self.warnings.append(f"group {title!r}: a document has no groups; its blend mode is left out")
         self._warn(record, f"group {title!r}")
         masks = (*around.masks, *self._masks(record, channels, f"group {title!r}"))
-        return _Group(around.opacity * record.opacity / 255, around.visible and record.flags.visible, masks, number)
+        visible = around.visible and record.flags.visible
+        return _Group(around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around))
 
     def _layer(self, record: LayerRecord, channels: ChannelDataList, group: _Group) -> _Found:
         title = _title(record)
         where = f"layer {title!r}"
-        clipped = record.clipping == Clipping.NON_BASE
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
         own = self._masks(record, channels, where)
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
@@ -243,20 +252,21 @@ class _Reader:
         if not has_pixels:
             if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
                 self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
-                return _Found(None, clipped, group.number, identity)
+                return _Found(None, group.number, identity, _clipped_in(record, group))
             box = (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0]) if own else (0, 0, 0, 0)
         self._warn(record, where)
         if box[2] and box[3]:
             self.budget.take(where, box[2], box[3])
         pixels = self._pixels(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
-        combined = None
-        for mask in (*group.masks, *own):
-            values = mask.over(box)
-            combined = values if combined is None else combined * values
+        around, inner = _product(group.masks, box), _product(own, box)
+        shape = _Mask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
+        combined = around if inner is None else inner if around is None else around * inner
         fill = record.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
-        opacity = record.opacity / 255 * group.opacity * (fill if isinstance(fill, int) else 255) / 255
-        layer = FileLayer(title, box[0], box[1], pixels, combined, opacity, self._blend_mode(record, where), group.visible and record.flags.visible)
-        return _Found(layer, clipped, group.number, identity if isinstance(identity, int) else None)
+        opacity = record.opacity / 255 * (fill if isinstance(fill, int) else 255) / 255
+        visible = group.visible and record.flags.visible
+        layer = FileLayer(title, box[0], box[1], pixels, combined, opacity * group.opacity, self._blend_mode(record, where), visible)
+        identity = identity if isinstance(identity, int) else None
+        return _Found(layer, group.number, identity, _clipped_in(record, group), shape, opacity)
 
     def _blend_mode(self, record: LayerRecord, where: str) -> str:
         mode = record.blend_mode
@@ -351,21 +361,45 @@ class _Reader:
         """Cut layers that are clipped to the one below them by its alpha; ``found`` is back to front."""
         bases: dict[int, _Found] = {}
         for item in found:
-            if not item.clipped:
+            if item.group not in item.clipped_in:
                 bases[item.group] = item
-                continue
-            layer, base = item.layer, bases.get(item.group)
-            if layer is None:
-                continue
-            if base is None or base.layer is None:
-                self.warnings.append(f"layer {layer.title!r}: what it is clipped to has no pixels; it is not clipped")
-                continue
-            under = base.layer
-            alpha = under.pixels[..., 3] if under.mask is None else under.pixels[..., 3] * under.mask
-            cut = _Mask(under.left, under.top, alpha, 0.0).over((layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]))
-            layer.mask = cut if layer.mask is None else layer.mask * cut
-            layer.opacity *= under.opacity
-            layer.visible &= under.visible
+            for group in item.clipped_in:
+                self._cut(item.layer, bases.get(group))
+
+    def _cut(self, layer: FileLayer | None, base: _Found | None) -> None:
+        """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: what the groups around both do is in the layer already."""
+        if layer is None:
+            return
+        if base is None or base.layer is None or base.shape is None:
+            self.warnings.append(f"layer {layer.title!r}: what it is clipped to is a group or has no pixels; it is not clipped")
+            return
+        cut = base.shape.over((layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]))
+        layer.mask = cut if layer.mask is None else layer.mask * cut
+        layer.opacity *= base.opacity
+        layer.visible &= base.layer.visible
+        if layer.visible and _is_translucent(cut * base.opacity, layer.pixels[..., 3] > 0):
+            self.warnings.append(f"layer {layer.title!r} is clipped to {base.layer.title!r}, which shines through it where it is translucent")
+
+
+def _clipped_in(record: LayerRecord, group: _Group) -> tuple[int, ...]:
+    return (*group.clipped_in, group.number) if record.clipping == Clipping.NON_BASE else group.clipped_in
+
+
+def _product(masks: Sequence[_Mask], box: Box) -> Tensor | None:
+    """The masks' product in ``box``, ``[height, width]``; None without any."""
+    product = None
+    for mask in masks:
+        values = mask.over(box)
+        product = values if product is None else product * values
+    return product
+
+
+def _is_translucent(alpha: Tensor, where: Tensor) -> bool:
+    """Whether ``alpha`` is neither 0 nor 1 on more than an edge: on a pixel and all its neighbours, in ``where``."""
+    if not alpha.numel():
+        return False
+    between = ((alpha > 0.02) & (alpha < 0.98)).float()[None]
+    return bool(((-max_pool2d(-between, 3, 1, 1))[0] > 0)[where].any())
 
 
 def _divider(record: LayerRecord) -> SectionDivider | None:

@@ -435,18 +435,24 @@ def test_the_soft_edge_of_a_shape_is_not_cut_twice(tmp_path):
     assert pixel(file.document, "a") == [255, 0, 0, 128]
 
 
-def test_a_groups_mask_goes_into_its_layers(tmp_path):
-    psd = new()
-    layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="a", left=1)
-    layer.create_mask(Image.new("L", (4, 4), 128))
-    group = psd.create_group([layer], name="g")
+def masked_group(psd, members, value=255, **options):
+    """A group with a mask of ``value`` over 3 x 4 pixels and nothing elsewhere."""
+    group = psd.create_group(members, **options)
     donor = psd.create_pixel_layer(Image.new("RGBA", (3, 4), RED), name="donor")
-    donor.create_mask(Image.new("L", (3, 4), 255))
+    donor.create_mask(Image.new("L", (3, 4), value))
     group._record.mask_data = donor._record.mask_data
     at = [info.id for info in donor._record.channel_info].index(ChannelID.USER_LAYER_MASK)
     group._record.channel_info.append(donor._record.channel_info[at])
     group._channels = type(group._channels)([*group._channels, donor._channels[at]])  # psd-tools shares the list with the group's other end
     donor.delete_layer()
+    return group
+
+
+def test_a_groups_mask_goes_into_its_layers(tmp_path):
+    psd = new()
+    layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="a", left=1)
+    layer.create_mask(Image.new("L", (4, 4), 128))
+    masked_group(psd, [layer], name="g")
     mask = (stack_of(psd, tmp_path).document.layer("a").mask * 255).round().int()
     assert torch.equal(mask, torch.tensor([128, 128, 0, 0]).int().expand(4, 4))
 
@@ -463,6 +469,55 @@ def test_a_clipped_layer_is_cut_by_the_one_below(tmp_path):
     expected[3, 3] = 128 / 255
     assert torch.equal(layer.mask, expected)
     assert layer.opacity == pytest.approx(0.2)
+
+
+def test_a_clipped_layer_in_a_group_has_the_groups_opacity_and_mask_once(tmp_path):
+    psd = new()
+    base = psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="base", opacity=204)
+    top = psd.create_pixel_layer(Image.new("RGBA", (4, 4), GREEN), name="top")
+    masked_group(psd, [base, top], 128, name="g", opacity=51)
+    top._record.clipping = Clipping.NON_BASE
+    below, above = stack_of(psd, tmp_path).document
+    assert torch.equal(above.mask, below.mask)
+    assert torch.allclose(above.mask, torch.tensor([128 / 255] * 3 + [0]).expand(4, 4))
+    assert above.opacity == below.opacity == pytest.approx(0.2 * 0.8)
+
+
+def test_every_layer_of_a_clipped_group_is_cut(tmp_path):
+    psd = new()
+    psd.create_pixel_layer(Image.new("RGBA", (9, 9), RED), name="bottom")
+    psd.create_pixel_layer(Image.new("RGBA", (2, 2), RED), name="base", left=1, top=1)
+    first = psd.create_pixel_layer(Image.new("RGBA", (4, 4), GREEN), name="first")
+    inner = psd.create_pixel_layer(Image.new("RGBA", (2, 9), GREEN), name="inner")
+    clipped = psd.create_pixel_layer(Image.new("RGBA", (9, 9), GREEN), name="clipped")
+    group = psd.create_group([first, psd.create_group([inner, clipped], name="deep")], name="g")
+    above = psd.create_pixel_layer(Image.new("RGBA", (9, 9), GREEN), name="above")
+    for layer in (group, clipped, above):
+        layer._record.clipping = Clipping.NON_BASE
+    file = stack_of(psd, tmp_path)
+    cut = torch.zeros(9, 9)
+    cut[1:3, 1:3] = 1
+    masks = {layer.name: layer.mask for layer in file.document}
+    assert [*masks] == ["bottom", "base", "first", "inner", "clipped", "above"]
+    assert (masks["bottom"], masks["base"]) == (None, None)
+    assert torch.equal(masks["first"], cut[:4, :4])
+    assert torch.equal(masks["inner"], cut[:, :2])
+    assert torch.equal(masks["above"], cut)
+    cut[:, 2:] = 0
+    assert torch.equal(masks["clipped"], cut)
+    assert file.warnings == ()
+
+
+@pytest.mark.parametrize(("alpha", "opacity", "told"), [(255, 255, False), (128, 255, True), (255, 128, True), (255, 0, False)])
+def test_a_base_that_shines_through_what_is_clipped_to_it_is_told_of(tmp_path, alpha, opacity, told):
+    psd = new()
+    ball = Image.new("RGBA", (8, 8), (*RED[:3], alpha))
+    ball.paste((0, 0, 0, 0), (0, 0, 8, 2))
+    ball.paste((*RED[:3], alpha // 2), (0, 2, 8, 3))  # an edge is no matter
+    psd.create_pixel_layer(ball, name="base", opacity=opacity)
+    psd.create_pixel_layer(Image.new("RGBA", (9, 9), GREEN), name="top")._record.clipping = Clipping.NON_BASE
+    warning = "layer 'top' is clipped to 'base', which shines through it where it is translucent"
+    assert stack_of(psd, tmp_path).warnings == ((warning,) if told else ())
 
 
 def test_fill_opacity_counts(tmp_path):
