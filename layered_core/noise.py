@@ -41,6 +41,15 @@ def noise_level(t: float, start: float, end: float) -> float:
     return min(max(level, 0.0), 1.0) if math.isfinite(level) else 0.0
 
 
+def schedule_place(sigma: float, sigmas: Tensor) -> int:
+    """Which of a model's own noise levels ``[T]``, rising, is nearest to ``sigma`` in its logarithm: 0..T-1.
+
+    As hosts count how much of a picture a run changes (ComfyUI's *denoise*, with its schedulers simple and normal). Flow models' timesteps
+    do not tell: those are the noise levels themselves, which a shifted schedule does not space evenly.
+    """
+    return int((sigmas.double().log() - math.log(sigma)).abs().argmin()) if sigma > 0 else 0
+
+
 def free_places(change: Tensor, level: float, dilation: float = 0.0, softness: float = 0.0) -> Tensor:
     """How free each place is at a noise level: 1 where ``m >= level``, 0 (pinned) elsewhere; ``m = 0`` never, ``m = 1`` always.
 

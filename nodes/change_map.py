@@ -10,7 +10,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ..layered_core.noise import free_places, fresh_noise, noise_level
+from ..layered_core.noise import free_places, fresh_noise, noise_level, schedule_place
 
 KEY = "layered diffusion: change map"
 """Under which the wrappers are found; the last one of a model counts."""
@@ -47,11 +47,11 @@ def with_change_map(
 
 
 def _level(sigma: Tensor, threshold: str, extra_options: Mapping[str, Any]) -> float:
-    """The noise level of ``sigma``, 0..1, on the model's own scale of timesteps, whatever it predicts and however steps are spaced."""
+    """The noise level of ``sigma``, 0..1: its place in the model's whole schedule, or that of its timestep among those of the run."""
     sampling, sigmas = extra_options["model"].inner_model.model_sampling, extra_options["sigmas"]
-    start, end = sampling.sigma_max, sampling.sigma_min
-    if threshold == "normalised":
-        start, end = sigmas[0], max(sigmas[-1], end)
+    if threshold == "absolute":
+        return noise_level(schedule_place(float(sigma.flatten()[0]), sampling.sigmas), len(sampling.sigmas) - 1, 0)
+    start, end = sigmas[0], max(sigmas[-1], sampling.sigma_min)
     t, first, last = (float(sampling.timestep(torch.as_tensor(s).reshape(1).to(sigma))) for s in (sigma.flatten()[0], start, end))
     return noise_level(t, first, last)
 

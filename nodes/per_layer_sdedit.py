@@ -45,8 +45,9 @@ class PerLayerSDEdit(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "threshold", options=list(THRESHOLDS), default=THRESHOLDS[0], advanced=True,
-                    tooltip="Absolute: noise 0.6 is what denoise 0.6 means, at any denoise of the sampler. Normalised: relative to the steps that "
-                    "are run, as Differential Diffusion. At denoise 1 both are the same. Neutral: absolute.",
+                    tooltip="Absolute: noise 0.6 is what denoise 0.6 means (schedulers normal and simple), at any denoise of the sampler. "
+                    "Normalised: relative to the steps that are run, as Differential Diffusion; at denoise 1 the same, but for models with a "
+                    "shifted schedule (SD3, Flux). Neutral: absolute.",
                 ),
                 io.Combo.Input(
                     "noise", options=list(NOISES), default=NOISES[0], advanced=True,

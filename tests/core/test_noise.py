@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.noise import free_places, fresh_noise, noise_level, noise_map
+from layered_core.noise import free_places, fresh_noise, noise_level, noise_map, schedule_place
 
 LEVELS = st.floats(0, 1)
 
@@ -17,6 +17,16 @@ LEVELS = st.floats(0, 1)
 def opaque(name, x, width, noise, size=16):
     image = torch.ones(size, width, 4)
     return Layer(name, image, x=x, recipe=Recipe(noise=noise))
+
+
+@given(st.floats(0, 1e3), st.integers(0, 999))
+def test_a_noise_level_lies_in_its_schedule_where_it_is_nearest(sigma, step):
+    sigmas = torch.linspace(-3, 3, 1000).exp()
+    assert schedule_place(float(sigmas[step]), sigmas) == step
+    assert schedule_place(0.0, sigmas) == 0
+    place = schedule_place(sigma, sigmas)
+    assert place == 0 or sigma >= float(sigmas[place - 1])
+    assert place == 999 or sigma <= float(sigmas[place + 1])
 
 
 @given(LEVELS, st.floats(0, 6), st.floats(0, 1))

@@ -1,7 +1,9 @@
 """Per-layer noise on the real host: exact where it must be, with every kind of sampler, and chained with core's own nodes."""
 
+import types
 from pathlib import Path
 
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import folder_paths
@@ -322,6 +324,18 @@ class SixteenByFour:
     def encode(self, pixels):
         cells = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 4)
         return cells.repeat(1, 6, 1, 1)[:, :16] * 2 - 1
+
+
+@pytest.mark.parametrize("scheduler", ["simple", "normal"])
+@pytest.mark.parametrize(("kind", "shift"), [("ModelSamplingDiscreteFlow", 1.0), ("ModelSamplingDiscreteFlow", 3.0), ("ModelSamplingFlux", 1.15)])
+def test_a_flow_models_noise_is_its_denoise_however_its_schedule_is_shifted(pack, kind, shift, scheduler):
+    sampling = getattr(comfy.model_sampling, kind)()
+    sampling.set_parameters(shift=shift)
+    guider = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=sampling))
+    for denoise in (0.3, 0.6, 0.8):
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, round(20 / denoise))[-21:]
+        level = pack("nodes.change_map")._level(sigmas[:1], "absolute", {"model": guider, "sigmas": sigmas})
+        assert level == pytest.approx(denoise, abs=0.02)
 
 
 def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
