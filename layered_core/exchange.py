@@ -179,7 +179,7 @@ def _flat(layer: Layer, number: int, document: LayerDocument, bits: int, masks: 
         left, top, pixels, mask = int(layer.x), int(layer.y), layer.image.float(), None if layer.mask is None else layer.mask.float()
     else:
         left, top, pixels, mask = _baked(layer, document, masks)
-        checksum, corner = look_of(*_as_stored(pixels, mask, bits))
+        checksum, corner = look_of(*as_stored(pixels, mask, bits))
         original: dict[str, Any] = {"place": {k: getattr(layer, k) for k in _PLACE}, "checksum": checksum}
         original |= {"box": [left, top, pixels.shape[1], pixels.shape[0]], "corner": corner and [left + corner[0], top + corner[1]]}
         for what, values in (("image", layer.image), ("mask", layer.mask)):
@@ -218,7 +218,8 @@ def _baked(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int, int
     return left, top, straight(placed).clamp(0, 1), None
 
 
-def _as_stored(pixels: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
+def as_stored(pixels: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
+    """Pixels and mask rounded to ``bits`` a channel, as a file has them."""
     top = 2**bits - 1
     return (pixels * top).round() / top, None if mask is None else (mask * top).round() / top
 

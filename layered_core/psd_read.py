@@ -1,7 +1,7 @@
 """Read Photoshop documents (PSD, PSB) through the structures of psd-tools, as :mod:`.psd_write` or any program wrote them.
 
 Groups are flattened: their opacity, visibility and masks go into their layers, and clipped layers are cut. Layers are matched with what
-is stored about them by title, name or id, so that recipes survive another program's changes.
+is stored about them by title, name, or id and look, so that recipes survive another program's changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from .errors import LayeredError, invalid
-from .exchange import FileLayer, LayerFile, clean_text, restore, split_title
+from .exchange import FileLayer, LayerFile, clean_text, look_of, restore, split_title
 from .limits import Budget, Limits, check_file
 from .private_xml import NAMESPACE, parse_json, parse_xml
 from .psd_write import BLOB, MODES, NEAREST
@@ -428,7 +428,7 @@ def _title(record: LayerRecord) -> str:
 
 
 def _match(layers: Sequence[tuple[FileLayer, int | None]], entries: object) -> None:
-    """Give each layer the private data that was written with it: by whole title, else by name, else by id."""
+    """Give each layer the private data that was written with it: by whole title, else by name, else by id and look."""
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise invalid("layer data: layers", entries, "a list of JSON objects")
     left = list(entries)
@@ -441,7 +441,8 @@ def _match(layers: Sequence[tuple[FileLayer, int | None]], entries: object) -> N
 
     claim(lambda layer, identity, e: layer.title == e.get("title"))
     claim(lambda layer, identity, e: split_title(layer.title, 0)[0] == e.get("name"))
-    claim(lambda layer, identity, e: identity is not None and identity == e.get("id"))
+    # The id of a layer that is gone may be given to a new one.
+    claim(lambda layer, identity, e: identity is not None and identity == e.get("id") and look_of(layer.pixels, layer.mask)[0] == e.get("look"))
     for layer, _ in layers:
         true = (layer.private or {}).get("blend_mode")
         if isinstance(true, str) and true in NEAREST and _NAMES[NEAREST[true]] == layer.blend_mode:

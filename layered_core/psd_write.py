@@ -42,7 +42,7 @@ from torch import Tensor
 from .compositing import composite
 from .document import LayerDocument
 from .errors import LayeredError
-from .exchange import FileLayer, document_private, file_bits, flatten
+from .exchange import FileLayer, as_stored, document_private, file_bits, flatten, look_of
 from .pictures import to_image, write_whole
 from .private_xml import NAMESPACE
 
@@ -86,7 +86,7 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     private = document_private(document)
     if workflow:
         private["workflow"] = workflow
-    private["layers"] = [_entry(layer, number) for number, layer in enumerate(layers, 1)]
+    private["layers"] = [_entry(layer, number, bits) for number, layer in enumerate(layers, 1)]
     merged = composite(document, rules="photoshop")
     info = _layer_info(layers, header)
     section = LayerAndMaskInformation(info, GlobalLayerMaskInfo(), TaggedBlocks())
@@ -106,8 +106,8 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
         raise LayeredError(f"{path.name} would be larger than the format allows: write a .psb or .ora ({error})") from error
 
 
-def _entry(layer: FileLayer, number: int) -> dict[str, Any]:
-    entry = {**(layer.private or {}), "id": number}
+def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
+    entry = {**(layer.private or {}), "id": number, "look": look_of(*as_stored(layer.pixels, layer.mask, bits))[0]}
     if layer.blend_mode in NEAREST:
         entry["blend_mode"] = layer.blend_mode
     return entry

@@ -217,6 +217,27 @@ def test_a_duplicate_gets_a_name_of_its_own(tmp_path):
     assert document.layer("sky").recipe != Recipe()
 
 
+def test_a_new_layer_with_the_id_of_one_that_is_gone_gets_nothing_of_it(tmp_path):
+    def change(psd, layers):
+        identity = layers["ship"].tagged_blocks.get_data(Tag.LAYER_ID)
+        layers["ship"].delete_layer()
+        psd.create_pixel_layer(Image.new("RGBA", (3, 3), GREEN), name="gull").tagged_blocks.set_data(Tag.LAYER_ID, identity)
+
+    gull = edited(tmp_path, change).document.layer("gull")
+    assert (gull.prompt, gull.negative, gull.recipe, gull.width) == ("", "", Recipe(), 3)
+
+
+def test_a_renamed_layer_without_a_picture_keeps_its_prompt_and_recipe(tmp_path):
+    def change(psd, layers):
+        for name in ("later", "there"):
+            layers[name].name = f"new {name}"
+
+    document, before = edited(tmp_path, change).document, scene()
+    for name in ("later", "there"):
+        new, old = document.layer(f"new {name}"), before.layer(name)
+        assert identical(LayerDocument(1, 1, (replace(new, name=name),)), LayerDocument(1, 1, (old,)))
+
+
 def test_a_painted_background_is_a_layer_and_a_refilled_one_the_new_colour(tmp_path):
     def paint(colour, dot):
         image = Image.new("RGBA", (30, 20), colour)
