@@ -136,7 +136,9 @@ class AddLayerByPrompt(io.ComfyNode):
         prompt, negative = _words(document, there, name, prompt, negative)
         behind = replace(document, layers=document.layers if there is None else document.layers[:there])
         empty = behind.background is None and not any(layer.visible and layer.image is not None for layer in behind)
-        place = _place(document, there, name, (x, y, width, height), mask, empty)
+        # Where nothing is connected the size is the canvas's.
+        box = (0, 0, 0, 0) if layers is None and empty else (x, y, width, height)
+        place = _place(document, there, name, box, mask)
         before = flat(behind).permute(1, 2, 0)[None].to(comfy.model_management.intermediate_device())
 
         recipe = Recipe() if there is None else document.layers[there].recipe
@@ -185,17 +187,20 @@ class AddLayerByPrompt(io.ComfyNode):
             latent, decoded = sampled(changed.out(0), empty.out(0), steps, 1.0)
             return graph.node("LD_TransparentDecode", image=decoded, latent=latent, file=decoder, name=name).out(0), cut_out(region).out(2)
 
-        region: object = torch.ones(1, document.height, document.width) if place is None else place[None]
+        canvas = torch.ones(1, document.height, document.width)
+        region: object = canvas if place is None else place[None]
         if place is None and not empty:
             draft, _ = painted(region, max(1, steps // 2), _DRAFT_DENOISE)
             region = graph.node("LD_FindPlace", before=before, draft=draft, share=0.5, grow=max(document.width, document.height) // 16).out(0)
-        if empty:
+        if empty:  # made from words alone, and opaque in its place
             alpha = "mask"
-        if alpha == "transparent":
+            after, paste = painted(canvas, steps, denoise, feather=0, size=size)
+            if place is not None:
+                paste = cut_out(region).out(2)
+        elif alpha == "transparent":
             after, paste = painted_alone(region)
         else:
-            control = control_net is not None and not empty
-            after, paste = painted(region, steps, denoise, control, feather=0 if empty else feather, size=size)
+            after, paste = painted(region, steps, denoise, control_net is not None, feather=feather, size=size)
         last = graph.node("LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha=alpha, layers=stack)
         return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
 
@@ -329,7 +334,8 @@ def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, h
         opaque = torch.cat([picture, torch.ones_like(picture[:1])]).permute(1, 2, 0)
         return append_layers(None, [Layer("background", opaque)], (picture.shape[2], picture.shape[1]))
     if not width or not height:
-        raise invalid("width", width, f"1..{MAX_SIDE}", "Connect layers or an image, or give the canvas's width and height")
+        which = "height" if width else "width"
+        raise invalid(which, 0, f"1..{MAX_SIDE}", "Connect layers or an image, or give the canvas's width and height")
     return write_stack(LayerDocument(width, height))
 
 
@@ -351,16 +357,14 @@ def _lora_file(layer: str, lora: str) -> str:
     raise invalid(f"layer {layer!r}: LoRA", lora, ", ".join(files) or "none: there is no file", "Copy it into ComfyUI's models/loras folder")
 
 
-def _place(
-    document: LayerDocument, there: int | None, name: str, box: tuple[int, int, int, int], mask: Tensor | None, empty: bool
-) -> Tensor | None:  # fmt: skip
+def _place(document: LayerDocument, there: int | None, name: str, box: tuple[int, int, int, int], mask: Tensor | None) -> Tensor | None:
     """Where the stage may paint, ``[H, W]``; None for anywhere."""
     if mask is not None:
         return one_mask(mask)
     x, y, width, height = box
-    if empty:
-        return None
-    if width and height:
+    if bool(width) != bool(height):
+        raise invalid("width and height", f"{width} and {height}", "both 0, or both above", "Give the place's other side too")
+    if width:
         layer = Layer(name, x=x, y=y, width=width, height=height)
     elif there is not None:
         layer = document.layers[there]

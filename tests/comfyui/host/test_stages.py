@@ -87,6 +87,19 @@ def test_a_name_that_is_there_is_made_anew_in_its_place_and_the_later_ones_are_l
     assert torch.equal(same.layer("tree").image, before.layer("tree").image)
 
 
+def test_the_backmost_layer_is_made_anew_in_its_place_too(host, read):
+    """From words alone, and its place is what of that picture is opaque."""
+    prompt = stages(
+        smaller=add("at night", name="sky", x=10, y=20, width=48, height=40, alpha="difference", layers=["sky", 0]),
+        again=add("", name="sky", layers=["smaller", 0]),
+    )
+    whole = read(prompt, "sky").layers[0].image
+    for name in ("smaller", "again"):
+        layer = read(prompt, name).layer("sky")
+        assert (layer.x, layer.y, layer.width, layer.height) == (10, 20, 48, 40)
+        assert torch.equal(layer.image, whole[20:60, 10:58])
+
+
 def test_without_a_place_it_finds_one(host, read):
     prompt = {**LOADER, "i": load("back.png", name="back"), "it": add("a red heart", steps=8, layers=["i", 0])}
     mask = host.value(prompt, "it", 3)[0]
@@ -290,6 +303,8 @@ def test_a_seed_of_a_stage_is_the_one_of_the_headless_pipeline(host, pack):
     ("stage", "says"),
     [
         (add(), "width is 0; allowed: 1..16384. Connect layers or an image"),
+        (add(width=40), "height is 0; allowed: 1..16384. Connect layers or an image"),
+        (add(width=40, layers=["sky", 0]), "width and height is '40 and 0'; allowed: both 0, or both above"),
         (add("", width=64, height=64), "prompt is ''; allowed: what is to be added"),
         (add("", name="dog", layers=["sky", 0]), "layer 'dog': prompt is ''"),
         (add(x=500, width=10, height=10, layers=["sky", 0]), "layer 'a red ball': place is 'x 500, y 0'"),
