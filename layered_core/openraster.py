@@ -50,6 +50,9 @@ _NAMES = {
 }  # fmt: skip
 """As written here and by other programs."""
 
+_CUTS = ("svg:dst-in", "svg:dst-out", "svg:dst-atop")
+"""Operators that cut what is below by the layer and show none of it."""
+
 _MAX_DEPTH = 64
 """Of stacks in stacks."""
 _MAX_XML_BYTES = 2**24
@@ -227,8 +230,11 @@ class _Reader:
         title = clean_text(node.get("name", ""))
         where = f"layer {title!r}"
         operator = node.get("composite-op") or "svg:src-over"
-        if operator not in _NAMES:
-            raise invalid(f"{where}: composite-op", operator, ", ".join(_NAMES), "Give the layer another blend mode, or merge it down")
+        visible = _visible(node) and around.visible and operator not in _CUTS
+        if operator in _CUTS:
+            self.warnings.append(f"{where}: {operator!r} cuts the layers below, which is left out; the layer is hidden")
+        elif operator not in _NAMES:
+            self.warnings.append(f"{where}: blend mode {operator!r} is read as normal")
         source = node.get("src")
         if not source or source.startswith(("/", "\\")) or ".." in source.replace("\\", "/").split("/") or ":" in source:
             raise invalid(f"{where}: src", source, "a path inside the archive")
@@ -242,7 +248,7 @@ class _Reader:
         private = node.get(_LAYER)
         return FileLayer(
             title, _whole(node, "x", where, 0) + around.x, _whole(node, "y", where, 0) + around.y, pixels, None,
-            _opacity(node, where) * around.opacity, _NAMES[operator], _visible(node) and around.visible,
+            _opacity(node, where) * around.opacity, _NAMES.get(operator, "normal"), visible,
             None if private is None else parse_json(private, f"{where}: layer data"),
         )  # fmt: skip
 

@@ -303,7 +303,6 @@ BAD_ORA = {
     "a drive as source": ({"stack": '<layer name="sky" src="C:\\x.png"/>'}, "a path inside the archive"),
     "an entry above": ({"entries": [("../x.png", png())]}, "name of an entry is '../x.png'; allowed: a path inside"),
     "an absolute entry": ({"entries": [("/x.png", png())]}, "name of an entry is '/x.png'"),
-    "an unknown blend mode": ({"stack": LAYER.replace("/>", ' composite-op="svg:huh"/>')}, "layer 'sky': composite-op is 'svg:huh'; allowed: svg:"),
     "an opacity of none": ({"stack": LAYER.replace("/>", ' opacity="nan"/>')}, "layer 'sky': opacity is 'nan'; allowed: a number 0..1"),
     "a place of none": ({"stack": LAYER.replace("/>", ' x="left"/>')}, "layer 'sky': x is 'left'"),
     "a far place": ({"stack": LAYER.replace("/>", ' x="99999999"/>')}, "layer 'sky': x is 99999999"),

@@ -219,3 +219,18 @@ def test_the_names_of_other_programs_for_blend_modes_are_known(tmp_path):
     stack = "".join(layer(f'composite-op="{o}"', name=f"l{i}") for i, o in enumerate(operators))
     document = read_layers(archive(tmp_path / "a.ora", stack)).document
     assert [x.blend_mode for x in reversed(document.layers)] == list(operators.values())
+
+
+def test_blend_modes_that_are_not_known_are_read_as_normal_and_told_of(tmp_path):
+    """``mypaint:spectral-wgm`` is what MyPaint 2 gives every layer."""
+    stack = "".join(layer(f'composite-op="{o}"', name=o) for o in ("svg:src-atop", "mypaint:spectral-wgm"))
+    file = read_layers(archive(tmp_path / "a.ora", stack))
+    assert [(x.blend_mode, x.visible) for x in file.document] == [("normal", True)] * 2
+    assert file.warnings == tuple(f"layer {o!r}: blend mode {o!r} is read as normal" for o in ("mypaint:spectral-wgm", "svg:src-atop"))
+
+
+@pytest.mark.parametrize("operator", ["svg:dst-in", "svg:dst-out"])
+def test_a_layer_that_only_cuts_those_below_covers_nothing(tmp_path, operator):
+    file = read_layers(archive(tmp_path / "a.ora", layer(f'composite-op="{operator}"', name="cut") + layer(name="below")))
+    assert [(x.name, x.blend_mode, x.visible) for x in file.document] == [("below", "normal", True), ("cut", "normal", False)]
+    assert file.warnings == (f"layer 'cut': {operator!r} cuts the layers below, which is left out; the layer is hidden",)
