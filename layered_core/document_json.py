@@ -41,7 +41,7 @@ def read_document_and_workflow(path: str | Path, limits: Limits | None = None) -
     path, limits = Path(path), limits or Limits()
     check_file(path, "document", replace(limits, max_file_bytes=min(limits.max_file_bytes, MAX_JSON_BYTES)))
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         raise LayeredError(f"document {str(path)!r} cannot be read: {error}") from None
     try:
@@ -59,7 +59,7 @@ def pictures_of(path: Path) -> list[Path]:
     """The files beside a document that it names and that exist; nothing where it is broken, which reading it will say."""
     try:
         check_file(path, "document", Limits(max_file_bytes=MAX_JSON_BYTES))
-        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        layers = json.loads(path.read_text(encoding="utf-8-sig"))["layers"]
         files = [_inside(path.parent, layer[key], key) for layer in layers for key in ("image", "mask") if layer.get(key) is not None]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from layered_core.document import Control, Layer, LayerDocument, Lora, Recipe, identical
-from layered_core.document_json import read_document, write_document
+from layered_core.document_json import pictures_of, read_document, write_document
 from layered_core.errors import LayeredError
 from layered_core.pictures import read_mask, read_picture, write_picture, write_whole
 
@@ -34,6 +34,13 @@ def test_every_field_and_every_pixel_comes_back(tmp_path):
     path = write_document(full_document(), tmp_path / "new" / "folder")
     assert identical(read_document(path), full_document())
     assert len(list(path.parent.iterdir())) == 4  # two pictures, one mask, the JSON; no temporary files
+
+
+def test_a_byte_order_mark_as_windows_editors_write_it_is_no_matter(tmp_path):
+    path = write_document(full_document(), tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert identical(read_document(path), full_document())
+    assert len(pictures_of(path)) == 3
 
 
 def test_neutral_fields_are_not_written(tmp_path):
