@@ -108,16 +108,18 @@ def replace_layer(
         document: with its layers made.
         name: of the layer.
         prompt: new words, or None for its own.
-        later: make the layers in front of it, that have words, anew as well. Otherwise they stay as they are.
+        later: make the layers in front of it, that have words and are not hidden, anew as well. Otherwise they stay as they are.
         options: see :class:`Staging`. To get something else for the same words, give the layer a ``recipe.seed``.
 
     Raises:
-        LayeredError: there is no such layer; the names there are, are said.
+        LayeredError: there is no such layer (the names there are, are said), or it is hidden.
     """
     layer = document.layer(name)
+    if not layer.visible:
+        raise invalid(f"layer {name!r}: visible", False, "True", "Show it: what is hidden is not painted")
     index = document.layers.index(layer)
     layers = [*document.layers[:index], replace(layer, image=None, prompt=layer.prompt if prompt is None else prompt)]
-    layers += [replace(x, image=None) if later and x.prompt else x for x in document.layers[index + 1 :]]
+    layers += [replace(x, image=None) if later and x.prompt and x.visible else x for x in document.layers[index + 1 :]]
     return generate_layers(pipeline, replace(document, layers=tuple(layers)), **options)
 
 

@@ -172,6 +172,16 @@ def test_hidden_layers_and_pictures_that_are_there_stay(pipeline, made):
     assert all(a is b for a, b in zip(out, document, strict=True))
 
 
+def test_replacing_leaves_hidden_layers_their_pictures(pipeline, made):
+    hidden = Layer("other house", torch.rand(16, 16, 4), prompt="a white house", visible=False)
+    document = replace(made, layers=(*made.layers, hidden))
+    out = pipeline.replace_layer(document, "house", later=True, seed=6, steps=1)
+    assert not torch.equal(pixels(out, "house"), pixels(made, "house"))
+    assert out.layer("other house") is hidden
+    with pytest.raises(LayeredError, match="layer 'other house': visible is False; allowed: True"):
+        pipeline.replace_layer(document, "other house", seed=6, steps=1)
+
+
 @pytest.mark.parametrize(
     ("layer", "options", "says"),
     [
