@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import comfy.conds
 import comfy.controlnet
 import torch
 from comfy_api.latest import io
@@ -17,6 +18,10 @@ from ..layered_core.errors import LayeredError, check_number, invalid
 from ..layered_core.hints import document_hint
 from .control_hint import preprocessor
 from .layers import LAYERS, read_stack
+
+LED = "layered_diffusion_led"
+"""Of our entry among what a conditioning gives the model: 1 for a positive, 0 for a negative, row by row. A net's mark of a chunk of the batch
+would not tell: guiders count differently, and split batches where memory is short."""
 
 
 class MaskedControl(comfy.controlnet.ControlBase):
@@ -36,9 +41,11 @@ class MaskedControl(comfy.controlnet.ControlBase):
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: dict[str, Any]) -> Any:  # noqa: ANN401
         """The residuals, after those of the nets before; the net is not asked where no layer is active."""
+        led = cond.get(LED) if self.map.mode == "control" else None  # those before take it out
         previous = None
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        cond.pop(LED, None)  # it is none of the model's
         sigma = float(t[0])
         weight = self.map.at([begin >= sigma >= end for begin, end in self.ranges])
         if not isinstance(weight, Tensor) and weight == 0:
@@ -51,7 +58,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
             return previous
         cells = (x_noisy.shape[-2], x_noisy.shape[-1])
         weight = 1.0 if everywhere else centre_crop(weight, *cells)
-        out = self._weighted(control, weight, cells, self._rows(len(x_noisy), transformer_options))
+        out = self._weighted(control, weight, cells, led)
         return self.control_merge(out, previous, output_dtype=None)
 
     def _weighted(self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None) -> dict[str, list[Any]]:
@@ -62,13 +69,6 @@ class MaskedControl(comfy.controlnet.ControlBase):
         depths = soft_weights(len(outwards_in), self.map.mode, adapter=bool(control.get("input")))
         done = {id(r): _weigh(r, weight, depth, cells, rows) for r, depth in zip(outwards_in, depths, strict=True)}
         return {place: [None if r is None else done[id(r)] for r in residuals] for place, residuals in control.items()}
-
-    def _rows(self, batch: int, transformer_options: Mapping[str, Any]) -> Tensor | None:
-        """1 for the rows that are controlled; None for all. ComfyUI marks each chunk of the batch: 0 positive, 1 negative."""
-        marks = transformer_options.get("cond_or_uncond")
-        if self.map.mode != "control" or not marks:
-            return None
-        return torch.tensor([float(m == 0) for m in marks]).repeat_interleave(batch // len(marks))
 
     def copy(self) -> MaskedControl:
         """As ComfyUI asks."""
@@ -239,11 +239,13 @@ class MaskedControlNetApply(io.ComfyNode):
         _check_aspect("image: size of the hint", *image.shape[1:3], control_map.masks)
         hint = image[..., :3].movedim(-1, 1)
         wrapped: dict[Any, MaskedControl] = {}
-        return io.NodeOutput(*(_controlled(c, control_net, hint, control_map, vae, wrapped) for c in (positive, negative)))
+        halves = ((positive, 1.0), (negative, 0.0))
+        return io.NodeOutput(*(_controlled(c, control_net, hint, control_map, vae, wrapped, led) for c, led in halves))
 
 
 def _controlled(
-    conditioning: Sequence[Any], net: comfy.controlnet.ControlBase, hint: Tensor, control_map: ControlMap, vae: Any, wrapped: dict[Any, MaskedControl]  # noqa: ANN401
+    conditioning: Sequence[Any], net: comfy.controlnet.ControlBase, hint: Tensor, control_map: ControlMap, vae: Any,  # noqa: ANN401
+    wrapped: dict[Any, MaskedControl], led: float,
 ) -> list[list[Any]]:  # fmt: skip
     """Each conditioning with the net on top; those that had one net in common still have (ComfyUI batches by identity)."""
     out = []
@@ -252,7 +254,10 @@ def _controlled(
         if before not in wrapped:
             control = MaskedControl(net.copy().set_cond_hint(hint, 1.0, (0.0, 1.0), vae=vae), control_map)
             wrapped[before] = control.set_previous_controlnet(before)
-        out.append([words, {**options, "control": wrapped[before], "control_apply_to_uncond": False}])
+        ours = {"control": wrapped[before], "control_apply_to_uncond": False}
+        if control_map.mode == "control":
+            ours["model_conds"] = {**options.get("model_conds", {}), LED: comfy.conds.CONDRegular(torch.tensor([led]))}
+        out.append([words, {**options, **ours}])
     return out
 
 

@@ -8,9 +8,11 @@ import sys
 import types
 from pathlib import Path
 
+import comfy.samplers
 import folder_paths
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from conftest import random_controlnet
 from graph import from_image, node
 from safetensors.torch import load_file, save_file
@@ -107,6 +109,42 @@ def test_a_control_that_leads_spares_the_negative(net, words, apply):
     results = [sample(model, *apply(net[0], positive, negative, image=hint(), mode=m)) for m in ("balanced", "prompt", "control")]
     assert not torch.equal(results[0], results[1])
     assert not torch.equal(results[1], results[2])
+
+
+@pytest.mark.parametrize(("guider", "positive_at"), [("CFG", 0), ("Dual CFG", 2)])
+def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts(net, words, apply, pack, guider, positive_at):
+    model, *conditionings = words
+    other = core(net[0], *conditionings, hint(seed=1))
+    positive, negative = apply(net[0], *apply(net[0], *other, image=hint(), mode="control"), image=hint(seed=2), mode="control")
+    seen = []
+
+    def watch(apply_model, asked):
+        assert pack("nodes.masked_control").LED not in asked["c"]
+        seen.append((asked["cond_or_uncond"], asked["c"]["control"]["middle"][0].clone()))  # the model takes it out
+        return apply_model(asked["input"], asked["timestep"], **asked["c"])
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(watch)
+    plain = core(net[0], *conditionings, hint(seed=1))
+    for given, led in (((positive, negative), True), (plain, False)):
+        if guider == "CFG":
+            run = comfy.samplers.CFGGuider(model)
+            run.set_conds(*given)
+            run.set_cfg(3.0)
+        else:
+            run = Guider_DualCFG(model)
+            run.set_conds(given[0], given[1], given[1])
+            run.set_cfg(3.0, 2.0)
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            run.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), torch.tensor([5.0, 0.0]), seed=0)
+        marks, deepest = seen[-1]
+        assert sorted(marks) == list(range(2 if guider == "CFG" else 3)), "one evaluation for all"
+        deepest = dict(zip(marks, deepest, strict=True))
+        if led:
+            ours = deepest
+    for mark, residual in ours.items():
+        assert (float((residual - deepest[mark]).abs().max()) > 1e-3) == (mark == positive_at)
 
 
 def test_layers_share_one_evaluation_and_keep_their_ranges(host, net, words, apply):
@@ -222,8 +260,9 @@ def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, p
     sigma = sampling.sigma(torch.tensor([500.0]))
     both = torch.cat([inputs["latents"]] * 2) * (sigma**2 + 1).sqrt()
     control.pre_run(model.model, sampling.percent_to_sigma)
+    led = {pack("nodes.masked_control").LED: torch.tensor([0.0, 1.0])}  # as the sampler hands it on, with the negative first
     with torch.inference_mode():
-        ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"]}, 2, {"cond_or_uncond": [1, 0]})
+        ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"], **led}, 2, {})
     control.cleanup()
     for i, residual in enumerate([*ours["output"], *ours["middle"]]):
         torch.testing.assert_close(residual, theirs[f"{mode} {i}"], atol=2e-4, rtol=1e-3)
