@@ -73,11 +73,6 @@ class ControlMap:
         return float(first) if bool((total == first).all()) else total
 
 
-def active_at(controls: Sequence[Control], progress: float) -> list[bool]:
-    """Which controls act at ``progress``, the share of the sampling that is over, 0..1; both ends count."""
-    return [c.start <= progress <= c.end for c in controls]
-
-
 def soft_weights(count: int, mode: str, adapter: bool = False) -> list[float]:
     """Factors of ``count`` residuals, from the outermost to the deepest, which has 1. ``adapter``: a T2I-Adapter's features, 4 or fewer."""
     if mode == "balanced":

@@ -11,10 +11,11 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor
 
-from layered_core.control import ControlMap, active_at, fitted, inpaint_hint, soft_weights, weighted
+from layered_core.control import ControlMap, fitted, inpaint_hint, soft_weights, weighted
 from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError, invalid
 from layered_core.hints import document_hint
+from layered_core.window import Window, noise_level
 from layered_diffusers.loading import STORYBOOK
 from layered_diffusers.sampling import Method, Run
 
@@ -39,11 +40,14 @@ class MaskedControl(Method):
         height, width = (8 * s for s in run.latents.shape[-2:])
         self.picture = fitted(self.hint[None], height, width, unit).to(run.latents.device, self.net.dtype)
         self.fitted = replace(self.map, masks=fitted(self.map.masks, height, width, unit))
+        self._alphas = run.scheduler.alphas_cumprod
+        self._windows = [Window.of_shares(self._alphas, c.start, c.end) for c in self.map.controls]
         self.features: list[Tensor] = self.net(self.picture) if isinstance(self.net, T2IAdapter) else []
 
     def model_inputs(self, run: Run, model_input: Tensor, index: int) -> dict[str, Any]:
         """The net's weighted residuals; nothing where no layer's control is active."""
-        weight = self.fitted.at(active_at(self.map.controls, index / max(len(run.timesteps) - 1, 1)))
+        sigma = noise_level(self._alphas, float(run.timesteps[index]))
+        weight = self.fitted.at([window.acts(sigma) for window in self._windows])
         if not isinstance(weight, Tensor) and weight == 0:
             return {}
         cells = (model_input.shape[-2], model_input.shape[-1])

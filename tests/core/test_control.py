@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.control import ControlMap, active_at, centre_crop, fitted, resized, soft_weights, token_grid, weighted
+from layered_core.control import ControlMap, centre_crop, fitted, resized, soft_weights, token_grid, weighted
 from layered_core.document import Control, Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 
@@ -29,13 +29,6 @@ def test_a_map_that_is_the_same_everywhere_is_a_number():
     assert ControlMap(torch.ones(1, 3, 5), (control,)).at([True]) == pytest.approx(0.3)
     assert ControlMap(torch.zeros(1, 3, 5), (control,)).at([True]) == 0
     assert ControlMap(torch.ones(1, 3, 5), (control,)).at([False]) == 0
-
-
-def test_ranges_say_when_each_layer_acts():
-    controls = (Control(), Control(end=0.4), Control(start=0.4))
-    assert active_at(controls, 0.0) == [True, True, False]
-    assert active_at(controls, 0.4) == [True, True, True]
-    assert active_at(controls, 0.9) == [True, False, True]
 
 
 def test_soft_weights_rise_to_one_in_the_middle():

@@ -66,9 +66,21 @@ def test_layers_share_one_evaluation_and_none_is_made_out_of_range(pipeline, net
     hook = net.register_forward_hook(lambda *_: calls.append(1))
     picture(pipeline, control(net, torch.ones(2, 128, 128) / 2))
     assert len(calls) == 3
-    picture(pipeline, control(net, torch.ones(1, 128, 128), Control(hint="canny", end=0.4)))
+    picture(pipeline, control(net, torch.ones(1, 128, 128), Control(hint="canny", end=0.3)))
     hook.remove()
-    assert len(calls) == 4, "only the first of three steps is within the first 40 %"
+    assert len(calls) == 4, "only the first of three steps, at 0, 33 and 67 %, is within the first 30 %"
+
+
+@pytest.mark.parametrize(("skipped", "end", "acts"), [(0, 0.5, [0, 1, 2, 3, 4]), (5, 0.5, []), (5, 0.7, [0, 1]), (0, 0.0, [])])
+def test_a_range_is_a_share_of_the_models_whole_schedule_however_late_a_run_begins(pipeline, net, skipped, end, acts):
+    """As in ComfyUI, where a start and an end are noise levels."""
+    timesteps = torch.arange(950, 0, -100)[skipped:]
+    latents = torch.randn(1, 4, 16, 16)
+    run = Run(pipeline.model.unet, pipeline.model.scheduler, timesteps, latents, latents, torch.randn(2, 77, 64), 3.0)
+    masked = control(net, torch.ones(1, 128, 128), Control(hint="canny", end=end))
+    with torch.no_grad():
+        masked.start(run, None)
+        assert [i for i in range(len(timesteps)) if masked.model_inputs(run, torch.cat([latents] * 2), i)] == acts
 
 
 def test_an_inpainting_net_sees_the_picture_with_a_hole_and_changes_nothing_outside(pipeline, net):
