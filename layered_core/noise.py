@@ -98,11 +98,20 @@ def noise_map(document: LayerDocument, background: float = 1.0, blur: float = 0.
     Raises:
         LayeredError: ``background`` or ``blur`` is out of range.
     """
-    check_number("background noise", background, 0, 1)
     check_number("noise map: blur", blur, 0, 1024)
-    shown, rest = visible_masks(layer_alphas(document))
-    noises = torch.tensor([1.0 if x.image is None else x.recipe.noise for x in document], dtype=torch.float32)
-    present = [float(n) for n, m in zip(noises, shown, strict=True) if bool(m.any())] + ([background] if bool(rest.any()) else [])
-    change = torch.einsum("l,lhw->hw", noises, shown) + background * rest
+    masks, noises = seen_noises(document, background)
+    change = torch.einsum("l,lhw->hw", noises, masks)
     # Soft edges and blur sum to one only up to rounding.
-    return gaussian_blur(change, blur).clamp(min(present), max(present))
+    return gaussian_blur(change, blur).clamp(float(noises.min()), float(noises.max()))
+
+
+def seen_noises(document: LayerDocument, background: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Visible masks ``[P, H, W]`` of the layers, and then of the background, that are seen anywhere; and the noise of each, ``[P]``.
+
+    Arguments and errors as :func:`noise_map`.
+    """
+    check_number("background noise", background, 0, 1)
+    shown, rest = visible_masks(layer_alphas(document))
+    masks = torch.cat([shown, rest[None]])
+    seen = masks.flatten(1).any(1)
+    return masks[seen], torch.tensor([*(1.0 if x.image is None else x.recipe.noise for x in document), background])[seen]

@@ -13,7 +13,7 @@ from .cropping import Crop, plan_crop
 from .document import LayerDocument
 from .errors import check_number, check_whole, invalid
 from .masks import layer_alphas, visible_masks
-from .noise import noise_map
+from .noise import noise_map, seen_noises
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def plan_document(picture: Tensor, document: LayerDocument, *, background: float
     """
     change = noise_map(document, background, blur)
     # A pixel that a frozen layer covers in part shows as much of the new.
-    least = min([n for n in (background, *(x.recipe.noise for x in document if x.image is not None)) if n > 0], default=1.0)
+    least = min((n for n in seen_noises(document, background)[1].tolist() if n > 0), default=1.0)
     return Repaint(picture, (change / least).clamp(0, 1), change, plan_crop(torch.ones_like(change), unit=unit))
 
 

@@ -90,6 +90,21 @@ def test_where_all_layers_have_one_noise_all_or_nothing_is_new(noise, mask):
     assert bool((plan_document(picture(16, 16), document, background=noise).mask == mask).all())
 
 
+def test_the_noise_of_what_is_not_seen_does_not_say_how_much_of_the_new_shows():
+    soft = torch.ones(16, 16, 4)
+    soft[..., 3] = torch.linspace(0, 1, 16)
+    frozen = Layer("frozen", soft, recipe=Recipe(noise=0.0))
+    back = Layer("back", torch.ones(16, 16, 4), recipe=Recipe(noise=0.6))
+    faint = {"recipe": Recipe(noise=0.02)}
+    unseen = (
+        Layer("covered", torch.ones(16, 16, 4), **faint), Layer("hidden", soft, visible=False, **faint), Layer("far", soft, x=99, **faint)
+    )  # fmt: skip
+    plain = plan_document(picture(16, 16), LayerDocument(16, 16, (back, frozen)), background=0.01).mask
+    torch.testing.assert_close(plain[0], 1 - soft[0, :, 3])
+    more = LayerDocument(16, 16, (unseen[0], back, *unseen[1:], frozen))
+    assert torch.equal(plan_document(picture(16, 16), more, background=0.01).mask, plain)
+
+
 def layers(**second):
     opaque = torch.ones(16, 16, 4)
     back, front = Layer("back", opaque), Layer("front", opaque[:, :8], **second)
