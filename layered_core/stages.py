@@ -82,7 +82,7 @@ def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False
 def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
     """Where a draft differs most from the picture it was made from: a mask for a thing of which only the words are known.
 
-    The difference, blurred by a thirty-second of the picture's side, above ``share`` of its greatest value; the connected part that holds
+    The difference, blurred by a thirty-second of the picture's side, from ``share`` of its greatest value on; the connected part that holds
     the most of it.
 
     Args:
@@ -91,10 +91,15 @@ def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
         share: 0..1, less is a larger region.
 
     Returns:
-        ``[H, W]``, 0 or 1.
+        ``[H, W]``, 0 or 1, with 1 somewhere.
+
+    Raises:
+        LayeredError: the two are the same.
     """
     difference = gaussian_blur((after - before).abs().amax(0), max(before.shape[-2:]) / 32)
-    mask = (difference > share * difference.max()).float()
+    if not bool(difference.any()):
+        raise invalid("draft: difference from the picture", 0, "more than 0 on at least one pixel", "Redraw it further, or with other words")
+    mask = ((difference >= share * difference.max()) & (difference > 0)).float()
     seed = (difference == difference.max()).float()
     while True:
         wider = grow(seed, 1) * mask

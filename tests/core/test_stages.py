@@ -147,6 +147,21 @@ def test_the_place_is_one_connected_part():
     assert bool((region[38:50, 38:50] == 0).all())
 
 
+def test_every_share_finds_a_place_and_a_larger_one_a_smaller():
+    before = torch.zeros(3, 64, 64)
+    draft = before.clone()
+    draft[:, 8:24, 8:24] = 1.0
+    whole, half, some = (changed_region(before, draft, share) for share in (1.0, 0.5, 0.0))
+    assert 1 <= float(whole.sum()) < float(half.sum()) < float(some.sum())
+    assert bool((draft[0][whole == 1] == 1).all())
+    assert bool((some[half == 1] == 1).all())
+
+
+def test_a_draft_that_is_the_picture_is_named():
+    with pytest.raises(LayeredError, match="draft: difference from the picture is 0"):
+        changed_region(torch.ones(3, 8, 8), torch.ones(3, 8, 8))
+
+
 def test_a_stage_keeps_its_box_and_takes_its_picture_from_the_canvas():
     canvas = torch.rand(20, 30, 4)
     layer = with_stage(Layer("ball", x=25, y=-3, width=10, height=8, mask=torch.ones(4, 5), prompt="a ball"), canvas)
