@@ -202,9 +202,9 @@ def _is_plain(layer: Layer, bits: int, masks: bool) -> bool:
 
 
 def _baked(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int, int, Tensor, Tensor | None]:
-    """Left, top, pixels and mask of the layer as placed. Only one too large for any file is cut at the canvas."""
+    """Left, top, pixels and mask of the layer as placed. One larger than the canvas is cut at it: an enlarged one might fill any file."""
     left, top, right, bottom = bounds(layer)
-    if max(right - left, bottom - top) > MAX_SIDE:
+    if (right - left) * (bottom - top) > document.width * document.height or max(right - left, bottom - top) > MAX_SIDE:
         left, top = min(max(left, 0), document.width - 1), min(max(top, 0), document.height - 1)
         right, bottom = max(min(right, document.width), left + 1), max(min(bottom, document.height), top + 1)
     width, height = right - left, bottom - top

@@ -28,6 +28,12 @@ class Limits:
         for f in fields(self):
             check_whole(f"limits: {f.name}", getattr(self, f.name), 1, {"max_side": MAX_SIDE, "max_layers": MAX_LAYERS}.get(f.name, 2**63))
 
+    @classmethod
+    def of_memory(cls, size: int) -> Limits:
+        """Limits with ``size`` bytes for decoded pixels; where that is more than usual, each picture may be larger in step."""
+        usual = cls()
+        return cls(max_alloc_bytes=size, max_pixels=max(usual.max_pixels, usual.max_pixels * size // usual.max_alloc_bytes))
+
 
 class Budget:
     """What reading one file has used of its limits so far."""
@@ -50,7 +56,7 @@ class Budget:
         if not (1 <= width <= side and 1 <= height <= side):
             raise invalid(f"size of {where}", f"{width}x{height}", f"at least 1 and at most {side} pixels a side")
         if width * height > area:
-            raise invalid(f"size of {where}", f"{width}x{height}", f"at most {area:,} pixels in all", "Raise max_pixels")
+            raise invalid(f"size of {where}", f"{width}x{height}", f"at most {area:,} pixels in all", "Raise the memory limit, max_pixels")
 
 
 def check_file(path: Path, kind: str, limits: Limits) -> None:

@@ -73,7 +73,7 @@ class LoadLayers(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, memory_limit: int) -> io.NodeOutput:
         """Read, and say what could not be kept."""
-        read = read_layers(_path(file), Limits(max_alloc_bytes=memory_limit * 2**30))
+        read = read_layers(_path(file), Limits.of_memory(memory_limit * 2**30))
         report = "\n".join(read.warnings)
         if report:
             logging.warning("Load Layers: %s: %s", file, "; ".join(read.warnings))

@@ -156,9 +156,22 @@ def test_a_title_is_a_name_and_a_prompt_after_colon_and_space(title, name, promp
 
 
 @pytest.mark.parametrize("end", [".psd", ".ora"])
-def test_a_layer_larger_than_a_file_can_hold_is_cut_at_the_canvas_and_comes_back_whole(tmp_path, end):
+def test_a_layer_of_more_pixels_a_side_than_a_file_can_hold_comes_back_whole(tmp_path, end):
     layer = Layer("wide", noise(2, 8, 4), width=16384, height=3000, rotation=10, x=-8000, y=-1500)
     document = LayerDocument(20, 20, (layer,))
+    path = write_layers(document, tmp_path / f"a{end}")
+    assert path.stat().st_size < 100_000
+    assert identical(read_layers(path).document, document)
+
+
+@pytest.mark.parametrize("end", [".psd", ".ora"])
+def test_an_enlarged_layer_costs_no_more_than_the_canvas_and_comes_back_whole(tmp_path, end):
+    """In a file it would have more pixels than reading allows."""
+    layers = (
+        Layer("huge", noise(3, 3, 4), x=-6000, y=-6000, width=12_000, height=12_000),
+        Layer("away", noise(3, 3, 4), x=100, width=12_000, height=12_000),
+    )
+    document = LayerDocument(32, 24, layers)
     path = write_layers(document, tmp_path / f"a{end}")
     assert path.stat().st_size < 100_000
     assert identical(read_layers(path).document, document)
@@ -255,6 +268,11 @@ def test_the_originals_of_turned_layers_count_as_memory_too(tmp_path):
 def test_a_limit_that_makes_no_sense_is_refused(bad):
     with pytest.raises(LayeredError, match="limits: max_"):
         Limits(**bad)
+
+
+def test_more_memory_allows_larger_pictures_and_less_none_smaller():
+    assert [Limits.of_memory(n * 2**30).max_pixels for n in (1, 4, 8)] == [2**27, 2**27, 2**28]
+    assert Limits.of_memory(8 * 2**30).max_alloc_bytes == 2**33
 
 
 def test_the_composite_of_what_comes_back_is_the_same(tmp_path):

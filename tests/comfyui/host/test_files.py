@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import folder_paths
@@ -174,6 +175,17 @@ def test_a_file_that_takes_more_memory_than_allowed_is_refused(host, pack):
     error = host.error_of({"1": load_layers("big.ora", 1), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
     assert "max_alloc_bytes" in error
     (host.input / "big.ora").unlink()
+
+
+def test_a_canvas_larger_than_usual_opens_with_more_memory(host):
+    with zipfile.ZipFile(host.input / "wide.ora", "w") as file:
+        file.writestr("mimetype", "image/openraster")
+        file.writestr("stack.xml", '<image w="16384" h="8193"><stack><layer name="a" src="a.png"/></stack></image>')
+        file.write(host.input / "noise.png", "a.png")
+    seen = {"2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+    assert "Raise the memory limit" in host.error_of({"1": load_layers("wide.ora"), **seen})
+    assert host.value({"1": load_layers("wide.ora", 5)}, "1", 1) == 16384
+    (host.input / "wide.ora").unlink()
 
 
 def test_a_changed_file_or_a_changed_picture_beside_a_document_is_loaded_anew(host, pack):
