@@ -123,7 +123,8 @@ EXAMPLES = {
     "LD_StageSeed": {"it": node("LD_StageSeed", seed=1, name="tree")},
     "LD_FindPlace": {
         "a": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
-        "it": node("LD_FindPlace", before=["a", 0], draft=["a", 0], share=0.5, grow=0),
+        "b": node("EmptyImage", width=32, height=32, batch_size=1, color=0),
+        "it": node("LD_FindPlace", before=["a", 0], draft=["b", 0], share=0.5, grow=0),
     },
     "LD_LayerDiffuseApply": {"it": layer_diffuse("random_lora.safetensors")},
     "LD_SplitFrames": {
