@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .document import Layer, LayerDocument
-from .masks import layer_alphas, mask_pyramid
+from .masks import mask_pyramid
 from .pictures import to_image
+from .placement import place
 
 
 class AttentionMaps:
@@ -102,7 +103,7 @@ def needs_mask(layer: Layer) -> bool:
 def masks_from_attention(
     document: LayerDocument, maps: AttentionMaps, size: tuple[int, int], threshold: float, largest: bool
 ) -> tuple[LayerDocument, Tensor]:
-    """Give every layer that :func:`needs_mask` the place that its words attended to, inside its box.
+    """Give every layer that :func:`needs_mask` the place that its words attended to, inside the cells that its box touches.
 
     Args:
         document: as the run had it, layers of ``maps`` by name.
@@ -114,28 +115,30 @@ def masks_from_attention(
         the document, in which those layers cover the canvas with a mask; and the masks ``[L', h, w]`` of those layers, back to front.
     """
     shares = dict(zip(maps.names, maps.mean(size)[0], strict=True))
-    boxes = mask_pyramid(layer_alphas(document), [size])[0]
     layers, masks = list(document), []
     for i, layer in enumerate(document):
         if needs_mask(layer) and layer.name in shares:
-            masks.append(mask_from_attention(shares[layer.name] * (boxes[i] >= 0.5), threshold, largest))
+            covered = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
+            masks.append(mask_from_attention(shares[layer.name], mask_pyramid(covered, [size])[0] > 0, threshold, largest))
             layers[i] = replace(
                 layer, mask=masks[-1], x=0, y=0, width=document.width, height=document.height, rotation=0.0, flip_h=False, flip_v=False
             )  # fmt: skip
     return replace(document, layers=tuple(layers)), torch.stack(masks) if masks else torch.zeros(0, *size)
 
 
-def mask_from_attention(share: Tensor, threshold: float, largest: bool) -> Tensor:
-    """Where a map is above ``threshold`` (0..1 between its least and greatest value), float32 ``[H, W]`` of 0 and 1.
+def mask_from_attention(share: Tensor, box: Tensor, threshold: float, largest: bool) -> Tensor:
+    """Where a map is at least ``threshold`` (0..1 between its least and greatest value in a box), float32 ``[H, W]`` of 0 and 1.
 
     Args:
         share: ``[H, W]``.
-        threshold: 0 keeps everything but the minimum, 1 nothing but the maximum.
+        box: bool ``[H, W]``, the cells that count.
+        threshold: 0 keeps the whole box, 1 nothing but the maximum in it.
         largest: keep only the largest connected patch.
     """
-    low, high = share.min(), share.max()
-    mask = (share - low) >= threshold * (high - low)
-    mask &= share > low
+    if not bool(box.any()):
+        return torch.zeros_like(share)
+    low, high = share[box].min(), share[box].max()
+    mask = box & ((share - low) >= threshold * (high - low))
     return (largest_patch(mask) if largest else mask).float()
 
 

@@ -293,11 +293,34 @@ def test_a_mask_of_a_map_keeps_its_largest_patch():
     share[0, 0] = 1.0
     share[3:5, 3:5] = 0.8
     share[5, 0] = 0.1
-    assert mask_from_attention(share, 0.5, largest=False).sum() == 5
-    mask = mask_from_attention(share, 0.5, largest=True)
+    everywhere = torch.ones(6, 6, dtype=torch.bool)
+    assert mask_from_attention(share, everywhere, 0.5, largest=False).sum() == 5
+    mask = mask_from_attention(share, everywhere, 0.5, largest=True)
     assert mask.sum() == 4
     assert bool((mask[3:5, 3:5] == 1).all())
-    assert mask_from_attention(torch.full((3, 3), 0.2), 0.5, largest=True).sum() == 0
+
+
+def test_a_threshold_lies_between_the_least_and_the_greatest_in_the_box():
+    share = torch.arange(36.0).view(6, 6)
+    box = torch.zeros(6, 6, dtype=torch.bool)
+    box[3:5, 1:5] = True  # 19 to 22 and 25 to 28
+    for threshold, count in ((0.0, 8), (0.5, 4), (0.99, 1), (1.0, 1)):
+        mask = mask_from_attention(share, box, threshold, largest=False)
+        assert mask.sum() == count
+        assert not bool(mask[~box].any())
+    assert torch.equal(mask_from_attention(torch.full((6, 6), 0.2), box, 0.5, largest=True), box.float()), "no cell is better than another"
+    assert not bool(mask_from_attention(share, torch.zeros(6, 6, dtype=torch.bool), 0.0, largest=True).any())
+
+
+@pytest.mark.parametrize("change", [{"opacity": 0.1}, {"width": 8, "height": 8}, {"x": 4, "width": 8}, {"x": 12, "width": 3, "height": 3}])
+def test_a_faint_or_small_layer_gets_a_mask_too(change):
+    maps = AttentionMaps(["ball"])
+    maps.add((4, 4), torch.rand(1, 1, 16, generator=torch.Generator().manual_seed(0)))
+    document = LayerDocument(32, 32, (replace(box("ball", 0, "a red ball"), **change),))
+    _, (mask,) = masks_from_attention(document, maps, (4, 4), 0.5, largest=True)
+    layer = document.layers[0]
+    touched = mask[:, int(layer.x) // 8 : int(layer.x + layer.width - 1) // 8 + 1]
+    assert float(mask.sum()) == float(touched.sum()) > 0
 
 
 def test_the_largest_patch_of_a_winding_shape_is_whole():
