@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, T2IAdapter
@@ -209,7 +209,8 @@ def _render(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from layered_core.compositing import composite
-    from layered_core.document import Layer
+    from layered_core.document import MAX_LAYERS, Layer
+    from layered_core.errors import invalid
     from layered_core.exchange import unique_names
     from layered_core.files import read_layers, write_layers
     from layered_core.pictures import from_image, write_picture, write_whole
@@ -225,10 +226,13 @@ def _render(options: argparse.Namespace) -> None:
         else:
             write_picture(composite(document), options.out)
         return
-    if options.negative:
-        document = replace(document, negative=options.negative)
+    if layered and len(document) >= MAX_LAYERS:
+        fix = "Merge some of them, or write a .png"
+        raise invalid(f"{options.document.name}: number of layers", len(document), f"at most {MAX_LAYERS - 1} beside the picture", fix)
     with _Bar("render") as bar:
-        pipeline, how = _pipeline(options), {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "progress": bar.step}
+        how: dict[str, Any] = {"seed": options.seed, "negative": options.negative or document.negative, "steps": options.steps}
+        how |= {"guidance": options.guidance, "progress": bar.step}
+        pipeline = _pipeline(options)
         if options.control is not None:
             how["methods"] = [_control(pipeline, document, options.control)]
         picture = pipeline.harmonize(document, **how) if options.per_layer else pipeline.render(document, strength=options.strength, **how)

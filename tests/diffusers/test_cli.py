@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,25 @@ def test_a_layered_file_is_rendered_and_comes_out_with_the_picture_on_top(tmp_pa
     assert read.workflow == {"prompt": {"1": {}}}
     assert main(["render", str(path), "-o", str(tmp_path / "plain.png"), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
     assert torch.equal(read_picture(tmp_path / "plain.png"), read.document.layers[-1].image)
+
+
+def test_negative_words_of_one_render_act_but_are_not_kept_in_the_file(tmp_path):
+    document = replace(random_scene(4, count=2).document(), negative="rain")
+    path = write_layers(document, tmp_path / "scene.ora")
+    how = ["--steps", "2", "--strength", "0.9", "--device", "cpu"]
+    for name, words in (("a.ora", []), ("b.ora", ["--negative", "a red ball"])):
+        assert main(["render", str(path), "-o", str(tmp_path / name), *how, *words]) == 0
+    a, b = (read_layers(tmp_path / name).document for name in ("a.ora", "b.ora"))
+    assert (a.negative, b.negative) == ("rain", "rain")
+    assert not torch.equal(a.layers[-1].image, b.layers[-1].image)
+
+
+def test_a_document_with_no_room_for_the_picture_is_refused_before_the_model_is_loaded(tmp_path, capsys):
+    full = LayerDocument(8, 8, tuple(Layer(f"l{i}", width=1, height=1) for i in range(50)))
+    path = write_layers(full, tmp_path / "full.ora")
+    assert main(["render", str(path), "-o", str(tmp_path / "out.psd"), "--model", str(tmp_path / "no model")]) == 2
+    assert "full.ora: number of layers is 50; allowed: at most 49 beside the picture" in capsys.readouterr().err
+    assert not (tmp_path / "out.psd").exists()
 
 
 def test_a_document_is_turned_into_another_format(tmp_path, capsys):
