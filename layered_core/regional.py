@@ -124,7 +124,9 @@ class Plan:
     """Regions of the unconditional half; none: the plain negative prompt."""
 
 
-def make_plan(document: LayerDocument, settings: Settings, prompt: str, negative: str, tokenise: Tokenise, embedding_prefix: str = "") -> Plan:
+def make_plan(
+    document: LayerDocument, settings: Settings, prompt: str, negative: str, tokenise: Tokenise, embedding_prefix: str = "", record: bool = False
+) -> Plan:
     """Decide which words act where.
 
     Args:
@@ -134,6 +136,7 @@ def make_plan(document: LayerDocument, settings: Settings, prompt: str, negative
         negative: of the whole picture; empty: the document's own.
         tokenise: the host's tokenizer.
         embedding_prefix: see :func:`~layered_core.words.layer_words`.
+        record: what words attend to is to be recorded: they must be in the prompt even at strength 0.
 
     Raises:
         LayeredError: ``collage`` or ``paint with words``, and a layer's words are not in the prompt or cannot be told apart there.
@@ -142,7 +145,7 @@ def make_plan(document: LayerDocument, settings: Settings, prompt: str, negative
     masks, rest = visible_masks(layer_alphas(document))
     seen = [(layer, mask) for layer, mask in zip(document, masks, strict=True) if bool((mask > 0).any())]
     told = [(layer, mask, words) for layer, mask in seen if (words := layer_words(layer, embedding_prefix))]
-    pushed = settings.mode in ("collage", "paint with words")
+    pushed = settings.mode in ("collage", "paint with words") and (settings.strength > 0 or record)
     tokens = [tokenise(words) for *_, words in told]
     if pushed and settings.append:
         prompt = _with_all(prompt, [words for *_, words in told], tokenise)

@@ -50,7 +50,8 @@ class RegionalPrompts(Method):
         """
         self.model, self.settings, self.maps = model, settings or Settings(), maps
         words = prompts or [""] * len(documents)
-        self.plans = [make_plan(d, self.settings, p, negative, partial(tokenise, model)) for d, p in zip(documents, words, strict=True)]
+        plan = partial(make_plan, settings=self.settings, negative=negative, tokenise=partial(tokenise, model), record=maps is not None)
+        self.plans = [plan(d, prompt=p) for d, p in zip(documents, words, strict=True)]
         if maps is not None and len(documents) != 1:
             raise invalid("maps: number of documents", len(documents), "1")
 

@@ -136,7 +136,7 @@ class RegionalPromptAttention(io.ComfyNode):
         """Plan, encode, patch."""
         check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS})
-        plan = make_plan(read_stack(layers), settings, prompt, negative, partial(tokenise, clip), EMBEDDING)
+        plan = make_plan(read_stack(layers), settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record)
         maps = AttentionMaps([r.name for r in plan.cond]) if record else None
         positive = conditioning(clip, plan.prompt, plan.cond, settings, maps)
         return io.NodeOutput(patched(model), positive, conditioning(clip, plan.negative, plan.uncond, settings, None))

@@ -105,6 +105,21 @@ def test_words_that_the_prompt_lacks_are_named_or_appended(mode):
     assert [r.words for r in plan.cond] == [(1, 2, 3), (5, 6, 7)]
 
 
+@pytest.mark.parametrize("mode", ["collage", "paint with words"])
+@pytest.mark.parametrize("append", [False, True])
+def test_strength_zero_leaves_the_prompt_as_it_is_unless_words_are_recorded(mode, append):
+    settings = Settings(mode=mode, strength=0, append=append)
+    plan = make_plan(pair(), settings, "a meadow", "", tokenise)
+    assert plan.prompt == "a meadow"
+    assert not any(r.acts for r in plan.cond)
+    if append:
+        recorded = make_plan(pair(), settings, "a red ball", "", tokenise, record=True)
+        assert (recorded.prompt, [r.words for r in recorded.cond]) == ("a red ball, a blue star", [(1, 2, 3), (5, 6, 7)])
+    else:
+        with pytest.raises(LayeredError, match="words 'a red ball' in the prompt is 'not found'"):
+            make_plan(pair(), settings, "a meadow", "", tokenise, record=True)
+
+
 def test_unclear_words_are_named():
     with pytest.raises(LayeredError, match=r"layer 'ball': words 'a red ball' in the prompt is 'found 2 times'.*longer"):
         make_plan(pair(), Settings(mode="collage"), "a red ball, a red ball, a blue star", "", tokenise)

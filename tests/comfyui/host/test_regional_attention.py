@@ -26,6 +26,15 @@ def test_strength_zero_is_the_plain_prompt_to_the_bit(regions, loaded, mode):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("mode", ["collage", "paint with words"])
+@pytest.mark.parametrize("append", [False, True])
+def test_so_it_is_with_words_that_the_prompt_lacks(regions, loaded, mode, append):
+    model, clip = loaded
+    out, positive, negative = apply(regions, model, clip, mode=mode, strength=0.0, append=append, prompt="a quiet meadow")
+    for a, b in zip(predicted(out, positive, negative), predicted(model, encode(clip, "a quiet meadow"), encode(clip, "")), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_no_layers_are_the_plain_prompt_to_the_bit(regions, loaded):
     model, clip = loaded
     nothing = {"version": 1, "layers": [], "canvas": (128, 128)}
