@@ -41,6 +41,7 @@ _SIMILAR = {BlendMode.DISSOLVE: "normal", BlendMode.DARKER_COLOR: "darken", Blen
 _DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
 _EFFECTS = (Tag.EFFECTS_LAYER, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V0, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1)
 _VECTOR_MASKS = (Tag.VECTOR_MASK_SETTING1, Tag.VECTOR_MASK_SETTING2)
+_ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
 _FILLS = (Tag.SOLID_COLOR_SHEET_SETTING, Tag.PATTERN_FILL_SETTING, Tag.GRADIENT_FILL_SETTING, Tag.VECTOR_STROKE_CONTENT_DATA)
 _MAX_DEPTH = 64
 """Of groups in groups."""
@@ -237,6 +238,8 @@ class _Reader:
         title = _title(record)
         if record.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH):
             self.warnings.append(f"group {title!r}: a document has no groups; its blend mode is left out")
+        if any(tag in record.tagged_blocks for tag in _ARTBOARDS):
+            self.warnings.append(f"group {title!r} is an artboard: its colour is left out, and its layers are not cut at its edges")
         self._warn(record, f"group {title!r}")
         masks = (*around.masks, *self._masks(record, channels, f"group {title!r}"))
         visible = around.visible and record.flags.visible

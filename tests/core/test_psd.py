@@ -361,6 +361,13 @@ def test_a_blend_mode_of_a_group_is_told_of(tmp_path):
     assert stack_of(psd, tmp_path).warnings == ("group 'g': a document has no groups; its blend mode is left out",)
 
 
+def test_an_artboard_is_told_of(tmp_path):
+    psd = new()
+    board = psd.create_group([psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="a")], name="g")
+    board.tagged_blocks[Tag.ARTBOARD_DATA1] = TaggedBlock(key=Tag.ARTBOARD_DATA1, data=b"")
+    assert stack_of(psd, tmp_path).warnings == ("group 'g' is an artboard: its colour is left out, and its layers are not cut at its edges",)
+
+
 def test_a_mask_of_another_box_is_brought_to_the_layers_own(tmp_path):
     psd = new()
     layer = psd.create_pixel_layer(Image.new("RGBA", (6, 4), RED), name="a", left=2, top=1)
