@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +19,13 @@ from .pictures import to_image
 _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
 """Outline colours, taken in turn."""
 
+_NO_LETTER = "\U0010fffe"
+"""A code point that no font has."""
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "msyh.ttc", "arial.ttf", "PingFang.ttc", "Arial Unicode.ttf")
+"""Of the system, tried in turn for names that Pillow's own font cannot write."""
 
 _CHECKS = (0.72, 0.6)
 """Greys of the checkerboard that shows through transparent parts."""
@@ -46,7 +54,7 @@ def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
 def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:
     """The composite over a checkerboard with every layer's outline, number (1 is at the back) and name on it.
 
-    Layers without a picture are dashed, hidden ones are left out.
+    Layers without a picture are dashed, hidden ones are left out, and so are letters of names that no font here has.
 
     Args:
         document: any document.
@@ -66,33 +74,60 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
     visible = [(number, layer) for number, layer in enumerate(document, 1) if layer.visible]
-    font = _font(visible, scale, max(size) // 26)
-    for number, layer in visible:
-        _draw(pen, layer, number, scale, font, size)
+    face = _face([layer.name for _, layer in visible])
+    labels = [" ".join([str(number), *_written(face, layer.name).split()]) for number, layer in visible]
+    font = _font(face, visible, labels, scale, max(size) // 26)
+    for (number, layer), label in zip(visible, labels, strict=True):
+        _draw(pen, layer, number, label, scale, font, size)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
-def _font(layers: list[tuple[int, Layer]], scale: float, largest: int) -> Font:
-    """The largest font in which every label is as narrow as its layer, as far as it stays legible."""
-    size = float(largest)
-    for number, layer in layers:
+def _face(names: list[str]) -> str:
+    """The font that can write most letters of the names; empty: Pillow's own."""
+    text = "".join(names)
+    if _written("", text) == text:
+        return ""
+    return max(["", *_system_fonts()], key=lambda face: len(_written(face, text)))
+
+
+@cache
+def _system_fonts() -> list[str]:
+    found = []
+    for face in _FONTS:
+        with suppress(OSError):
+            ImageFont.truetype(face, 10)
+            found.append(face)
+    return found
+
+
+def _written(face: str, text: str) -> str:
+    """The text without the letters that the font lacks, for which it would draw one and the same box."""
+    font = _loaded(face, 20)
+    box = bytes(font.getmask(_NO_LETTER))
+    lacks = {letter for letter in set(text) if not letter.isspace() and bytes(font.getmask(letter)) == box}
+    return "".join(letter for letter in text if letter not in lacks)
+
+
+def _loaded(face: str, size: float) -> Font:
+    return ImageFont.truetype(face, size) if face else ImageFont.load_default(size)
+
+
+def _font(face: str, layers: list[tuple[int, Layer]], labels: list[str], scale: float, largest: int) -> Font:
+    """The font in the largest size in which every label is as narrow as its layer, as far as it stays legible."""
+    size, wide = float(largest), _loaded(face, 100)
+    for (_, layer), label in zip(layers, labels, strict=True):
         xs = [x * scale for x, _ in corners(layer)]
-        size = min(size, 100 * (max(xs) - min(xs) - 8) / ImageFont.load_default(100).getlength(_label(number, layer)))
-    return ImageFont.load_default(max(14, int(size)))
+        size = min(size, 100 * (max(xs) - min(xs) - 8) / wide.getlength(label))
+    return _loaded(face, max(14, int(size)))
 
 
-def _label(number: int, layer: Layer) -> str:
-    return f"{number} {layer.name}"
-
-
-def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, scale: float, font: Font, size: tuple[int, int]) -> None:
+def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, label: str, scale: float, font: Font, size: tuple[int, int]) -> None:
     """One layer's outline and label; the label stays on the canvas."""
     colour = _COLOURS[(number - 1) % len(_COLOURS)]
     points = [(x * scale, y * scale) for x, y in corners(layer)]
     for a, b in zip(points, [*points[1:], points[0]], strict=True):
         for start, end in _dashes(a, b) if layer.image is None else [(a, b)]:
             pen.line([start, end], fill=colour, width=3)
-    label = _label(number, layer)
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     width, height = right - left + 8, bottom - top + 6
     x = min(max(min(p[0] for p in points), 0), max(size[0] - width, 0))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from layered_core import outline
 from layered_core.document import Layer, LayerDocument
 from layered_core.outline import canvas_extent, corners, is_off_canvas, outlined
 
@@ -68,3 +69,21 @@ def test_a_label_stays_on_the_canvas():
     rows, columns = marked.all(-1).nonzero(as_tuple=True)
     assert int(columns.min()) < 480
     assert len(rows) > 500
+
+
+def named(name):
+    return outlined(LayerDocument(64, 64, (box(name, x=8, y=8, width=50, height=40),)), 512)
+
+
+def test_letters_that_no_font_has_are_left_out(monkeypatch):
+    """Else they are boxes, all alike."""
+    monkeypatch.setattr(outline, "_system_fonts", list)
+    assert torch.equal(named("球"), named("红色的球"))
+    assert torch.equal(named("球 ball"), named("ball"))
+    assert not torch.equal(named("ball"), named("red ball"))
+
+
+def test_names_are_written_in_a_font_of_the_system_that_has_their_letters():
+    if "DejaVuSans.ttf" not in outline._system_fonts():
+        pytest.skip("needs DejaVu Sans")
+    assert not torch.equal(named("Ж"), named("Д"))
