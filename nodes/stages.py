@@ -142,6 +142,7 @@ class AddLayerByPrompt(io.ComfyNode):
         before = flat(behind).permute(1, 2, 0)[None].to(comfy.model_management.intermediate_device())
 
         recipe = Recipe() if there is None else document.layers[there].recipe
+        inpaints = "masked_image" in getattr(getattr(model, "model", None), "concat_keys", ())
         graph, noise_seed = GraphBuilder(), stage_seed(seed, name) if recipe.seed is None else recipe.seed
         for lora in recipe.loras:
             lora_file = _lora_file(name, lora.name)
@@ -163,7 +164,14 @@ class AddLayerByPrompt(io.ComfyNode):
                 **{"feather": 0, "size": 0, "context": context, **plan},
             )  # fmt: skip
 
-        def controlled(cut: Any) -> list[Any]:  # noqa: ANN401
+        def told(cut: Any) -> list[Any]:  # noqa: ANN401
+            if not inpaints:  # its checkpoint has no channels for the masked picture
+                return words
+            given = {"positive": words[0], "negative": words[1], "vae": vae, "pixels": cut.out(3), "mask": cut.out(4), "noise_mask": False}
+            shown = graph.node("InpaintModelConditioning", **given)
+            return [shown.out(0), shown.out(1)]
+
+        def controlled(cut: Any, words: list[Any]) -> list[Any]:  # noqa: ANN401
             given = {"positive": words[0], "negative": words[1], "control_net": control_net, "vae": vae}
             given |= {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
             if getattr(control_net, "concat_mask", False):
@@ -174,7 +182,7 @@ class AddLayerByPrompt(io.ComfyNode):
 
         def painted(region: object, steps: int, denoise: float, control: bool = False, **plan: object) -> tuple[Any, Any]:
             cut = cut_out(region, **plan)
-            _, decoded = sampled(cut.out(0), cut.out(1), steps, denoise, controlled(cut) if control else words)
+            _, decoded = sampled(cut.out(0), cut.out(1), steps, denoise, controlled(cut, told(cut)) if control else told(cut))
             return graph.node("LD_PasteBack", image=decoded, paste=cut.out(2), blend=blend, match_colours=True).out(0), cut.out(2)
 
         def painted_alone(region: object) -> tuple[Any, Any]:

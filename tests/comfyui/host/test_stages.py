@@ -1,12 +1,16 @@
 """Stages on the real host: one node, the graph it stands for, and what stays when one stage is made anew."""
 
+import copy
 from dataclasses import replace
 
+import comfy.model_patcher
 import pytest
 import torch
 from graph import add_layer, layer_diffuse, load, node, regenerate, transparent_decode
 from PIL import Image
 from test_no_leaks import LOADER
+
+import nodes as comfy_nodes
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +277,47 @@ def test_an_inpainting_controlnet_sees_the_picture_with_a_hole(host, read):
         torch.testing.assert_close(hint.float().cpu(), wanted, atol=1e-3, rtol=0)
     assert torch.equal(after[:, mask == 0], before[:, mask == 0])
     assert float((after - plain).abs().max()) > 0.05
+
+
+class InpaintModel:
+    """A node that gives a model five more input channels, as inpainting checkpoints have, without weight."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"model": ("MODEL",)}}
+
+    def make(self, model):
+        made = copy.deepcopy(model.model, {id(model.model.model_config): model.model.model_config})
+        first = made.diffusion_model.input_blocks[0][0]
+        first.weight = torch.nn.Parameter(torch.cat([first.weight, torch.zeros_like(first.weight).repeat(1, 2, 1, 1)[:, :5]], 1))
+        made.set_inpaint()
+        return (comfy.model_patcher.ModelPatcher(made, model.load_device, model.offload_device),)
+
+
+@pytest.mark.parametrize("size", [0, 96])
+def test_an_inpainting_checkpoint_sees_the_picture_with_a_hole(host, monkeypatch, size):
+    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "TestInpaintModel", InpaintModel)
+    prompt = stages(inpaint=node("TestInpaintModel", model=["loader", 0]))
+    prompt["tree"]["inputs"] |= {"model": ["inpaint", 0], "size": size}
+    model = host.value(prompt, "inpaint")
+    seen = []
+    hook = model.model.diffusion_model.input_blocks[0][0].register_forward_pre_hook(lambda _, given: seen.append(given[0][:1, 4:]))
+    after, before, mask = host.value(prompt, "tree", 1), host.value(prompt, "sky", 1), host.value(prompt, "tree", 3)[0]
+    hook.remove()
+    assert len(seen) == 3
+    assert torch.equal(after[:, mask == 0], before[:, mask == 0])
+    region, masked = seen[0][:, :1], seen[0][:, 1:]
+    assert 0 < float(region.mean()) < 1
+    cut = regenerate("sky", "", mask=["m", 0], image=["sky", 1], grow=0, feather=8, size=size, border="inside")
+    solid, none = (node("SolidMask", value=v, width=w, height=h) for v, w, h in ((1.0, 56, 70), (0.0, 128, 96)))
+    place = node("MaskComposite", destination=["z", 0], source=["s", 0], x=4, y=20, operation="add")
+    there = {**prompt, "s": solid, "z": none, "m": place, "cut": cut}
+    picture, hole = host.value(there, "cut", 3), host.value(there, "cut", 4).round()[..., None]
+    holed = host.value(prompt, "loader", 2).encode(picture * (1 - hole) + 0.5 * hole)
+    torch.testing.assert_close(masked.cpu(), model.model.process_latent_in(holed), atol=1e-3, rtol=1e-3)
 
 
 def test_a_net_that_takes_the_mask_as_a_channel_goes_through_its_own_node(pack):
