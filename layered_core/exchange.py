@@ -292,6 +292,22 @@ def restore(
     return LayerFile(document, workflow, tuple(warnings))
 
 
+def readable(shown: Sequence[bool], most: int, warnings: list[str]) -> list[bool]:
+    """Which of a file's layers to read: all, or, where these are more than ``most``, the ``shown`` ones; that is warned of.
+
+    Raises:
+        LayeredError: those are too many, too.
+    """
+    if len(shown) <= most:
+        return [True] * len(shown)
+    count = sum(shown)
+    if count > most:
+        what = "number of layers" if all(shown) else "number of visible layers"
+        raise invalid(what, count, f"at most {most}", "Merge some of them")
+    warnings.append(f"{len(shown) - count} hidden layers are left out: with them there are {len(shown)}, and at most {most} are read")
+    return list(shown)
+
+
 def split_title(title: str, number: int) -> tuple[str, str]:
     """Name and prompt of a layer titled ``name: prompt`` (a colon and a space); the ``number`` of a nameless one becomes its name."""
     match = _TITLE.fullmatch(title)

@@ -25,7 +25,7 @@ from torch import Tensor
 from .compositing import composite
 from .document import LayerDocument
 from .errors import LayeredError, invalid
-from .exchange import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text, document_private, flatten, restore
+from .exchange import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text, document_private, flatten, readable, restore
 from .limits import Budget, Limits, check_file
 from .pictures import decode_picture, to_image, write_whole
 from .private_xml import NAMESPACE, parse_json, parse_xml
@@ -197,9 +197,10 @@ class _Reader:
         width, height = _whole(root, "w", "canvas"), _whole(root, "h", "canvas")
         self.budget.check("the canvas", width, height)
         nodes = list(self._layers(stack))
-        if len(nodes) > self.limits.max_layers + 1:  # one for the background colour
-            raise invalid("number of layers", len(nodes), f"at most {self.limits.max_layers}", "Merge some of them")
-        layers = [self._layer(node, around) for node, around in reversed(nodes)]
+        backdrop = bool(nodes) and "background" in parse_json(nodes[-1][0].get(_LAYER, "{}"), "layer data")
+        shown = [_visible(node) and around.visible for node, around in nodes]
+        kept = readable(shown, self.limits.max_layers + backdrop, self.warnings)
+        layers = [self._layer(*node) for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and _FOLDER + "workflow.json" in self.entries:
             private["workflow"] = parse_json(self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from .errors import LayeredError, invalid
-from .exchange import FileLayer, LayerFile, clean_text, look_of, restore, split_title
+from .exchange import FileLayer, LayerFile, clean_text, look_of, readable, restore, split_title
 from .limits import Budget, Limits, check_file
 from .private_xml import NAMESPACE, parse_json, parse_xml
 from .psd_write import BLOB, MODES, NEAREST
@@ -136,6 +136,8 @@ class _Found:
     """Its own alpha and masks, without its groups'."""
     opacity: float = 1.0
     """Its own, without its groups'."""
+    left_out: bool = False
+    """It is hidden, and there is no room for hidden ones; nor for what is clipped to it."""
 
 
 class _Reader:
@@ -144,6 +146,7 @@ class _Reader:
         self.limits = limits
         self.budget = Budget(limits)
         self.warnings: list[str] = []
+        self.read_hidden = True
 
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
@@ -156,6 +159,7 @@ class _Reader:
             self.warnings.append("the colour profile is not sRGB; the numbers are taken as they are, so colours may look different")
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
+        self._make_room(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
         self._clip(found)
@@ -206,11 +210,22 @@ class _Reader:
                 info = section.tagged_blocks.get_data(tag)
         if info is None:
             return []
-        pairs = list(zip(info.layer_records, info.channel_image_data, strict=True))
-        count = sum(1 for record, _ in pairs if _divider(record) is None and (record.width * record.height or record.mask_data is not None))
-        if count > self.limits.max_layers + 1:  # one for the background colour
-            raise invalid("number of layers", count, f"at most {self.limits.max_layers}", "Merge some of them")
-        return pairs
+        return list(zip(info.layer_records, info.channel_image_data, strict=True))
+
+    def _make_room(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]], private: Mapping[str, Any]) -> None:
+        """Decide whether hidden layers are read."""
+        entries = private.get("layers")
+        backdrop = isinstance(entries, list) and any(isinstance(e, dict) and "background" in e for e in entries)
+        shown, groups = [], [True]
+        for record, _ in reversed(pairs):
+            kind = _divider(record)
+            if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
+                groups.append(groups[-1] and record.flags.visible)
+            elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
+                groups = groups[:-1] or [True]
+            elif record.width * record.height or record.mask_data is not None:
+                shown.append(groups[-1] and record.flags.visible)
+        self.read_hidden = all(readable(shown, self.limits.max_layers + backdrop, self.warnings))
 
     def _layers(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]]) -> Iterator[_Found]:
         """The file's layers front to back, with what their groups do to them."""
@@ -229,8 +244,10 @@ class _Reader:
                 groups.pop()
                 if not groups:
                     raise invalid("groups", "an end without a beginning", "groups that are closed as often as opened", "Save the file anew")
-            else:
+            elif self.read_hidden or (groups[-1].visible and record.flags.visible):
                 yield self._layer(record, channels, groups[-1])
+            else:
+                yield _Found(None, groups[-1].number, None, _clipped_in(record, groups[-1]), left_out=True)
         if len(groups) != 1:
             raise invalid("groups", "a beginning without an end", "groups that are closed as often as opened", "Save the file anew")
 
@@ -367,7 +384,10 @@ class _Reader:
             if item.group not in item.clipped_in:
                 bases[item.group] = item
             for group in item.clipped_in:
-                self._cut(item.layer, bases.get(group))
+                base = bases.get(group)
+                if base is not None and base.left_out:
+                    item.layer = None
+                self._cut(item.layer, base)
 
     def _cut(self, layer: FileLayer | None, base: _Found | None) -> None:
         """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: what the groups around both do is in the layer already."""

@@ -258,6 +258,24 @@ def test_every_limit_is_kept(tmp_path, limits, says, end):
     read_layers(path, Limits(max_side=40, max_pixels=800, max_layers=3, max_alloc_bytes=3 * 800 * 16))
 
 
+def shown_and_hidden(shown, hidden):
+    layers = [Layer(f"l{i}", noise(2, 2, 4), visible=i >= hidden) for i in range(shown + hidden)]
+    return LayerDocument(8, 8, tuple(layers), (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("end", [".psd", ".ora"])
+def test_hidden_layers_are_left_out_where_there_is_no_room_for_all(tmp_path, end):
+    document = shown_and_hidden(4, 3)
+    path = write_layers(document, tmp_path / f"a{end}")
+    assert identical(read_layers(path, Limits(max_layers=7)).document, document)
+    file = read_layers(path, Limits(max_layers=4))
+    assert identical(file.document, replace(document, layers=document.layers[3:]))
+    (warning,) = file.warnings
+    assert warning.startswith("3 hidden layers are left out")
+    with pytest.raises(LayeredError, match="number of visible layers is 5; allowed: at most 4"):
+        read_layers(path, Limits(max_layers=3))
+
+
 def test_the_originals_of_turned_layers_count_as_memory_too(tmp_path):
     path = write_layers(LayerDocument(8, 8, (Layer("a", noise(100, 100, 4), width=4, height=4),)), tmp_path / "a.ora")
     with pytest.raises(LayeredError, match=r"original image of layer 'a'.*max_alloc_bytes"):

@@ -15,6 +15,7 @@ from layered_core.compositing import composite
 from layered_core.document import BLEND_MODES, Control, Layer, LayerDocument, Recipe, identical
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers, write_layers
+from layered_core.limits import Limits
 
 RED, GREEN = (255, 0, 0, 255), (0, 255, 0, 255)
 
@@ -497,6 +498,18 @@ def test_a_clipped_layer_is_cut_by_the_one_below(tmp_path):
     expected[3, 3] = 128 / 255
     assert torch.equal(layer.mask, expected)
     assert layer.opacity == pytest.approx(0.2)
+
+
+def test_what_is_clipped_to_a_hidden_layer_or_in_a_hidden_group_needs_no_room(tmp_path):
+    psd = new()
+    layers = {n: psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name=n) for n in ("a", "base", "clipped", "in", "b")}
+    layers["base"].visible = False
+    layers["clipped"]._record.clipping = Clipping.NON_BASE
+    psd.create_group([layers["in"]], name="g").visible = False
+    psd.save(tmp_path / "a.psd")
+    file = read_layers(tmp_path / "a.psd", Limits(max_layers=3))
+    assert [layer.name for layer in file.document] == ["a", "b"]
+    assert file.warnings == ("2 hidden layers are left out: with them there are 5, and at most 3 are read",)
 
 
 def test_a_clipped_layer_in_a_group_has_the_groups_opacity_and_mask_once(tmp_path):
