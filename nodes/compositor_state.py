@@ -3,7 +3,7 @@
 That node keeps it in its ``compositor`` widget: ``{"version": 1, "canvas": {"w", "h"}, "background": {"color", "opacity", "visible"},
 "inputs": [fingerprint], "order": [index], "layers": [{"name", "visible", "opacity", "blend", "flipH", "flipV", "transform": {"x", "y", "w",
 "h", "rotation" (radians)}}]}``. Its layers are those of the stack, back to front, a batch being several; it is used by that node only
-while the fingerprints are those of the stack. Here, where they are not, its layers are found by name.
+while the fingerprints are those of the stack. Here, where they are not, its layers are found by name, those of one name in their order.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from typing import Any
 from ..layered_core.arrangement import Arrangement, arrange
 from ..layered_core.document import BLEND_MODES, MAX_SIDE, LayerDocument
 from ..layered_core.errors import LayeredError, check_whole, invalid
-from .layers import frame_names
+from .layers import frame_names, frame_titles
 
 NODE = "ImageCompositor"
 """Create Layered Image."""
-
-BACKGROUND = "background"
-"""What the layer is called there that a background colour becomes."""
 
 GONE = ""
 """In place of the name of a layer that the stack does not have."""
@@ -66,8 +63,10 @@ def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str,
     names, remarks = frame_names(stack), []
     now = _fingerprints(stack)
     if len(entries) != len(names) or (now is not None and state.get("inputs") != now):
-        present = {name or BACKGROUND: name for name in names}
-        names = [present.get(_own_name(entry), GONE) for entry in entries]
+        present: dict[str, list[str | None]] = {}
+        for title, name in zip(frame_titles(stack), names, strict=True):
+            present.setdefault(title, []).append(name)
+        names = [found.pop(0) if (found := present.get(_own_name(entry))) else GONE for entry in entries]
         remarks.append("The stack changed after it was arranged in Create Layered Image, which now ignores that; here it is applied by name.")
         if gone := [_own_name(entry) for entry, name in zip(entries, names) if name == GONE]:
             remarks.append(f"Layers of that editor that are not in the stack: {', '.join(map(repr, gone))}.")

@@ -108,6 +108,11 @@ def frame_names(stack: object) -> list[str | None]:
     return names
 
 
+def frame_titles(stack: object) -> list[str]:
+    """As :func:`frame_names`, the names that ComfyUI's compositor shows: a batch has one, and two layers may have the same."""
+    return [str(item.get("name") or "") for item in _items(stack) for _ in item["image"]]
+
+
 def mask_to_presence(mask: Tensor) -> Tensor:
     """A LAYERS mask (1 is transparent, as of Load Image) as the core's (1 is where the layer is), and back; ``[..., H, W]``."""
     return 1 - mask.float().clamp(0, 1)

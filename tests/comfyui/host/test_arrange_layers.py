@@ -98,6 +98,22 @@ def test_a_large_layer_is_shown_small(host):
     assert Image.open(host.input.parent / "temp" / picture["filename"]).size == (512, 128)
 
 
+def test_layers_of_one_name_and_of_a_batch_are_found_in_their_order_after_the_stack_changed(pack, door, core):
+    picture = torch.ones(4, 4, 4)
+    stack = door.write_stack(core.LayerDocument(64, 48, (core.Layer("sky", picture),), (0.1, 0.2, 0.3)))
+    stack["layers"] += [{"image": picture[None], "type": "raster", "z_index": 0, "name": "red"} for _ in range(2)]
+    stack["layers"].append({"image": picture.expand(2, 4, 4, 4), "type": "raster", "z_index": 0, "name": "card"})
+    document = door.read_stack(stack)
+    assert named(document) == ["sky", "red", "red 2", "card 1", "card 2"]
+    names = ("background", "red", "red", "card", "card", "card")
+    entries = [entry(name, x, 0, 4, 4) for x, name in enumerate(names)]
+    saved = {"version": 1, "canvas": {"w": 64, "h": 48}, "inputs": ["of another stack"], "layers": entries}
+    after, remarks = pack("nodes.compositor_state").apply_compositor(document, stack, saved)
+    assert {layer.name: layer.x for layer in after} == {"sky": 0, "red": 1, "red 2": 2, "card 1": 3, "card 2": 4}
+    assert after.background == (0.1, 0.2, 0.3)
+    assert remarks[1:] == ["Layers of that editor that are not in the stack: 'card'."]
+
+
 @pytest.mark.parametrize(
     ("state", "told"),
     [
