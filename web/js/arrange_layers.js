@@ -83,6 +83,7 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
   },
   loadedGraphNode(node) {
-    if (node.comfyClass === NODE) show(node, app.nodeOutputs?.[node.id]);
+    const key = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id; // as ComfyUI keys outputs of subgraphs
+    if (node.comfyClass === NODE) show(node, app.nodeOutputs?.[key]);
   },
 });
