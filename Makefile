@@ -69,8 +69,9 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train.harmony --minutes 12
 	@$(BIN)/python -m demo.train unet --minutes $(or $(MINUTES),300)
 	@$(BIN)/python -m demo.train control --minutes 70
-	@$(BIN)/python -m demo.train transparent --minutes 25
-	@$(BIN)/python -m demo.train transparent_lora --minutes 70
+	@$(BIN)/python -m demo.train transparent --minutes 60
+	@$(BIN)/python -m demo.train transparent_lora --minutes 130
+	@$(BIN)/python -m demo.train joint --minutes 110
 
 clean:
 	@rm -rf .venv output

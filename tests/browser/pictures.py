@@ -37,6 +37,7 @@ NODES = {
     "LD_LayerControlHint": ("10_control_per_layer", ["10", "15"]),
     "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
+    "LD_SplitFrames": ("15_foreground_and_background", ["8", "14", "16", "13"]),
 }
 """Whose help page shows which nodes of which workflow."""
 
@@ -53,6 +54,7 @@ RESULTS = {
     "10_control_per_layer": ("10", "16", "21"),
     "11_two_controls": ("16", "26", "21"),
     "12_transparent_layer": ("14", "12"),
+    "15_foreground_and_background": ("14", "16", "12", "13"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 

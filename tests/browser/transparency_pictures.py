@@ -1,4 +1,4 @@
-"""The help pages' pictures of Transparent Encode and Split Frames: ``python tests/browser/transparency_pictures.py``, or by pictures.py."""
+"""The help page's picture of Transparent Encode: ``python tests/browser/transparency_pictures.py``, or by pictures.py."""
 
 import sys
 import tempfile
@@ -10,12 +10,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comf
 
 import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
-from graph import from_image, node, transparent_decode  # noqa: E402
+from graph import node, transparent_decode  # noqa: E402
 from host_env import find_host  # noqa: E402
 from pictures import crop, run_scene  # noqa: E402
 
 HEART = {"what": "heart", "colour": "red", "material": "glowing", "size": 128, "seed": 3}
-MEADOW = {"what": "meadow", "colour": "red", "material": "solid", "size": 128, "seed": 3}
 
 SCENES = {
     "LD_TransparentEncode": {
@@ -27,27 +26,11 @@ SCENES = {
         "5": transparent_decode(["3", 0], latent=["2", 0], name="heart"),
         "6": node("LD_LayerPreview", layers=["5", 2], size=512),
     },
-    "LD_SplitFrames": {
-        "1": node("LD_StorybookPicture", **HEART),
-        "2": node("LD_StorybookPicture", **MEADOW),
-        "3": from_image(image=["2", 0], name="meadow"),
-        "4": from_image(image=["1", 0], mask=["1", 1], name="heart", layers=["3", 0]),
-        "5": node("LD_LayerComposite", layers=["4", 0], backdrop="transparent", rules="comfyui"),
-        "12": from_image(image=["1", 0], mask=["1", 1], name="heart"),
-        "13": node("LD_LayerComposite", layers=["12", 0], backdrop="grey", rules="comfyui"),
-        "6": node("ImageBatch", image1=["13", 0], image2=["2", 0]),
-        "7": node("ImageBatch", image1=["6", 0], image2=["5", 0]),
-        "8": node("LD_SplitFrames", frames=3, image=["7", 0]),
-        "9": node("PreviewImage", images=["8", 0]),
-        "10": node("PreviewImage", images=["8", 1]),
-        "11": node("PreviewImage", images=["8", 2]),
-    },
 }
 """What each node's picture shows."""
 
 PLACES = {
     "LD_TransparentEncode": {"1": (0, 0), "2": (330, 0), "4": (700, 0), "6": (1010, 0)},
-    "LD_SplitFrames": {"8": (0, 0), "9": (330, 0), "10": (610, 0), "11": (890, 0)},
 }
 SIZES = {"PreviewImage": (260, 300), "LD_LayerPreview": (340, 360)}
 

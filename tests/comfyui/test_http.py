@@ -92,6 +92,7 @@ SHOWN = {
     "11_two_controls": ("21", "desert", {("green", "tree"), ("blue", "ball")}),
     "09_stages": ("14", "sunset", {("green", "tree"), ("white", "house")}),
     "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
+    "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
 }
 """What the saved picture of each workflow shows, in its first 128 x 128 pixels: its node, the landscape and the objects."""
 

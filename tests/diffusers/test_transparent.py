@@ -1,4 +1,4 @@
-"""Transparent layers from words: the pipeline's methods and ``layered generate --transparent``."""
+"""Transparent layers from words: the pipeline's methods, ``layered generate --transparent`` and ``--layers``."""
 
 import shutil
 
@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from layered_core.errors import LayeredError
+from layered_core.files import read_layers
 from layered_core.transparent import TransparentDecoder
 from layered_core.transparent_decode import decode
 from layered_diffusers.cli import main
@@ -62,6 +63,51 @@ def test_one_layer_is_a_picture_with_alpha(pipeline, layers):
     assert np.abs(np.asarray(picture)[..., 3] / 255 - layers[0, 3].numpy()).max() < 0.02
 
 
+def test_foreground_background_and_blend_of_a_scene_are_made_at_once_whatever_the_batch(pipeline):
+    made = pipeline.generate_together(["a red ball", "a blue star"], steps=2, seeds=[5, 6], augmentations=1)
+    assert [tuple(x.shape) for x in made] == [(2, 4, 128, 128), (2, 3, 128, 128), (2, 3, 128, 128)]
+    alone = pipeline.generate_together(["a blue star"], steps=2, seeds=[6], augmentations=1)
+    assert all(torch.allclose(a[1], b[0], atol=1e-3) for a, b in zip(made, alone, strict=True))
+    assert not torch.allclose(made.background, made.blend, atol=0.05)
+
+
+def test_words_of_one_picture_are_seen_by_the_others_of_its_scene(pipeline):
+    plain = pipeline.generate_together(["a red ball"], steps=2, augmentations=1)
+    other = pipeline.generate_together(["a red ball"], words={"background": "at night"}, steps=2, augmentations=1)
+    assert all(float((a - b).abs().mean()) > 1e-3 for a, b in zip(plain, other, strict=True))
+    unchanged = pipeline.generate_together(["a red ball"], weight=0.0, steps=2, augmentations=1)
+    seeds = [(2**61 * frame) for frame in range(3)]
+    base = pipeline.generate(["a red ball"] * 3, steps=2, seeds=seeds)
+    assert torch.allclose(torch.cat([unchanged.background, unchanged.blend]), base[1:], atol=1e-4)
+
+
+def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
+    scene = pipeline.generate_scene("a red ball by the sea", background="by the sea", seed=3, steps=20)
+    assert [(x.name, x.prompt, x.visible) for x in scene] == [
+        ("background", "by the sea", True), ("foreground", "a red ball by the sea", True), ("blend", "a red ball by the sea", False),
+    ]  # fmt: skip
+    alpha = scene.layer("foreground").image[..., 3]
+    assert float(alpha[:6].mean()) < 0.1 < float(alpha[50:78, 50:78].mean())
+    out = tmp_path / "scene.psd"
+    assert main(["generate", "a red ball by the sea", "-o", str(out), "--layers", "--augmentations", "1", *QUICK]) == 0
+    assert [x.name for x in read_layers(out).document] == ["background", "foreground", "blend"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"words": {"middle": "a ball"}}, "foreground, background, blend"),
+        ({"seeds": [1, 2]}, "one a prompt, that is 1"),
+        ({"seeds": [-1]}, "seed is -1"),
+        ({"file": STORYBOOK_FILES / "lora.safetensors", "decoder": STORYBOOK_FILES / "decoder.safetensors"}, "3 in the mode"),
+    ],
+)
+def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(pipeline, options, says, monkeypatch):
+    monkeypatch.setattr("layered_diffusers.pipeline.sample", None)
+    with pytest.raises(LayeredError, match=says):
+        pipeline.generate_together(["a red ball"], **options)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -101,6 +147,7 @@ def test_the_command_takes_other_files(tmp_path):
     ("arguments", "says"),
     [
         (["--decoder", "a.safetensors"], "--transparent is None; allowed: to be given"),
+        (["--layers"], "output file is"),
         (["--transparent", "--file", "a.safetensors"], "file and decoder"),
         (["--transparent", "--file", "no.safetensors", "--decoder", "vae_transparent_decoder.safetensors"], "208 MB"),
     ],
