@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.scenes import REFERENCE, Case, layout_cases
 from demo.harmony import Harmony
 from demo.judge import Judge, Verdict
-from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS
+from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 from layered_core.errors import LayeredError, invalid
 from layered_core.hints import canny
 from layered_core.metrics import (
@@ -228,18 +228,32 @@ def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, floa
     Without the right object only the first two say something.
     """
     (thing,), alpha = case.things, layer[3]
-    mask = next((f.mask for f in verdict.objects if f.thing == (thing.colour, thing.kind)), None)
+    seen = seen_mask(verdict, thing, alpha)
     figures = {"object_right": float(verdict.shows([thing])), "alpha_iou": 0.0, "background_alpha": math.nan, "material": math.nan}
-    if mask is None:
+    if seen is None:
         return figures
-    seen = nn.functional.interpolate(mask[None, None].float(), alpha.shape)[0, 0] > 0
-    near = nn.functional.max_pool2d(seen[None, None].float(), 2 * AWAY + 1, 1, AWAY)[0, 0] > 0
     drawn = float(case.sprite[3][case.masks[0] > 0].mean())
     return figures | {
         "alpha_iou": float(mask_iou(alpha >= PRESENT, seen)),
-        "background_alpha": float(alpha[~near].mean()),
+        "background_alpha": float(alpha[~around(seen)].mean()),
         "material": abs(float(alpha[seen].mean()) - drawn),
     }
+
+
+def seen_mask(verdict: Verdict, thing: Thing, like: Tensor) -> Tensor | None:
+    """Where the judge sees a thing, bool of the size of ``like`` ``[H, W]``; None where it does not."""
+    mask = next((f.mask for f in verdict.objects if f.thing == (thing.colour, thing.kind)), None)
+    return None if mask is None else full_size(mask, like)
+
+
+def full_size(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask of the judge's, bool of the size of ``like`` ``[H, W]``."""
+    return nn.functional.interpolate(mask[None, None].float(), like.shape)[0, 0] > 0
+
+
+def around(mask: Tensor) -> Tensor:
+    """A bool mask ``[H, W]`` and what is up to :data:`AWAY` pixels off."""
+    return nn.functional.max_pool2d(mask[None, None].float(), 2 * AWAY + 1, 1, AWAY)[0, 0] > 0
 
 
 def detections(case: Case, sight: Sight) -> Matches:

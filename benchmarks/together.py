@@ -20,15 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.judging import AWAY, PRESENT, Examiner, laid_on, layer_figures
+from benchmarks.judging import PRESENT, Examiner, around, full_size, laid_on, layer_figures, seen_mask
 from benchmarks.scenes import Case, layer_cases
 from benchmarks.transparency import SAMPLER, checkerboard, command, summary
 from demo.judge import Verdict
 from demo.train.ship import MODEL
-from layered_core.metrics import mask_iou
+from layered_core.metrics import mask_iou, outside_mse, psnr
 from layered_core.pictures import to_image
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.transparent import Together
@@ -72,22 +72,16 @@ def figures(examiner: Examiner, cases: Sequence[Case], made: Together) -> dict[s
 
 def same_object(case: Case, alpha: Tensor, blend: Verdict) -> float:
     """How far the foreground lies where its object is in the blend, 0..1."""
-    (thing,) = case.things
-    mask = next((f.mask for f in blend.objects if f.thing == (thing.colour, thing.kind)), None)
-    return 0.0 if mask is None else float(mask_iou(alpha >= PRESENT, _to_size(mask, alpha) > 0))
+    seen = seen_mask(blend, case.things[0], alpha)
+    return 0.0 if seen is None else float(mask_iou(alpha >= PRESENT, seen))
 
 
 def same_background(background: Tensor, blend: Tensor, verdict: Verdict) -> float:
     """PSNR away from objects, dB; nan where they leave nothing."""
-    seen = sum((_to_size(f.mask, blend[0]) for f in verdict.objects), torch.zeros_like(blend[0]))
-    away = nn.functional.max_pool2d(seen[None, None], 2 * AWAY + 1, 1, AWAY)[0, 0] == 0
-    if not bool(away.any()):
-        return math.nan
-    return float(-10 * (background - blend)[:, away].square().mean().clamp_min(1e-10).log10())
-
-
-def _to_size(mask: Tensor, like: Tensor) -> Tensor:
-    return nn.functional.interpolate(mask[None, None].float(), like.shape)[0, 0]
+    near = torch.zeros_like(blend[0], dtype=torch.bool)
+    for found in verdict.objects:
+        near |= around(full_size(found.mask, near))
+    return math.nan if bool(near.all()) else psnr(outside_mse(background, blend, near))
 
 
 def sheet(made: Together) -> Tensor:

@@ -135,7 +135,7 @@ def sheet(layers: Tensor, columns: int = 8) -> Tensor:
     return torch.cat(rows, 1).permute(1, 2, 0)
 
 
-Measure = Callable[[int, int, float, int, "Path | None"], "dict[str, object]"]
+Measure = Callable[[int, int, float, int, Path | None], dict[str, object]]
 """A module's ``measure``."""
 
 

@@ -272,13 +272,18 @@ def check_frames(network: AttentionSharing, mode: Mode, name: str) -> None:
         raise invalid(f"{described(name)}: pictures that it makes", does, f"{len(mode.makes)} in the mode {mode.name!r}", "Choose the mode it is for")
 
 
-def check_rows(rows: int, frames: int) -> None:
-    """Raise :class:`LayeredError` unless a batch that is to be sampled holds whole scenes."""
+def check_rows(rows: int, frames: int, what: str = "latent", fix: str = "") -> None:
+    """Raise :class:`LayeredError` unless a batch holds whole scenes.
+
+    Args:
+        rows: of the batch.
+        frames: F.
+        what: the batch is called.
+        fix: what to do; empty: what to do with a latent that is to be sampled.
+    """
     if rows % frames:
-        raise invalid(
-            "latent: batch size", rows, f"a multiple of {frames}: this file makes {frames} pictures of each scene, one after the other",
-            f"Set the batch size of the empty latent to {frames} for one scene",
-        )  # fmt: skip
+        allowed = f"a multiple of {frames}: {frames} pictures of each scene, one after the other"
+        raise invalid(f"{what}: batch size", rows, allowed, fix or f"Set the batch size of the empty latent to {frames} for one scene")
 
 
 def signal_for(signals: Sequence[Tensor], tokens: int) -> Tensor | None:

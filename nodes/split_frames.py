@@ -9,9 +9,12 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..layered_core.errors import LayeredError, invalid
+from ..layered_core.attention_sharing import check_rows
+from ..layered_core.errors import LayeredError
 
 _MOST = 3
+
+_FIX = "Set frames to how many pictures each scene has"
 
 
 class SplitFrames(io.ComfyNode):
@@ -56,18 +59,13 @@ class SplitFrames(io.ComfyNode):
         images: list[Any] = [nothing] * _MOST
         latents: list[Any] = [nothing] * _MOST
         if image is not None:
-            _check(len(image), frames, "image")
+            check_rows(len(image), frames, "image", _FIX)
         if latent is not None:
-            _check(len(latent["samples"]), frames, "latent")
+            check_rows(len(latent["samples"]), frames, "latent", _FIX)
         for i in range(frames):
             images[i] = nothing if image is None else image[i::frames]
             latents[i] = nothing if latent is None else _every(latent, i, frames)
         return io.NodeOutput(*images, *latents)
-
-
-def _check(rows: int, frames: int, what: str) -> None:
-    if rows % frames:
-        raise invalid(f"{what}: batch size", rows, f"a multiple of frames, {frames}", "Set frames to how many pictures each scene has")
 
 
 def _every(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:

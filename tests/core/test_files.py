@@ -294,7 +294,7 @@ def test_more_memory_allows_larger_pictures_and_less_none_smaller():
 
 
 def test_the_composite_of_what_comes_back_is_the_same(tmp_path):
-    """Also of what other programs see, read without what is ours: see test_psd and test_openraster."""
+    """Also of what other programs see, read without what is ours: see test_psd, test_psd_of_others and test_openraster."""
     document = LayerDocument(16, 16, (Layer("a", noise(9, 9, 4), rotation=20, x=2.5), Layer("b", noise(5, 5, 4, seed=1), blend_mode="screen")))
     for end in (".psd", ".ora"):
         back = read_layers(write_layers(document, tmp_path / f"a{end}")).document
