@@ -32,7 +32,7 @@ help:
 	@touch .venv/installed
 
 demo: .venv/installed
-	@$(BIN)/python -m layered_diffusers demo --out output/demo
+	@$(BIN)/python -m layered_cli demo --out output/demo
 
 demo-images: demo
 	@cp output/demo/overview.png docs/images/demo.png
@@ -51,10 +51,10 @@ fuzz: .venv/installed
 	@LAYERED_FUZZ=$(or $(FILES),2000) $(BIN)/python -m pytest tests/core/test_files_fuzz.py
 
 bench: .venv/installed
-	@$(BIN)/python -m layered_diffusers bench $(or $(SUITE),layout) -n $(or $(N),32)
+	@$(BIN)/python -m layered_cli bench $(or $(SUITE),layout) -n $(or $(N),32)
 
 bench-all: .venv/installed
-	@$(BIN)/python -m layered_diffusers bench all -n $(or $(N),32) --out $(BENCH)
+	@$(BIN)/python -m layered_cli bench all -n $(or $(N),32) --out $(BENCH)
 	@$(BIN)/python -m benchmarks.page $(BENCH)
 
 bench-model: .venv/installed

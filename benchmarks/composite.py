@@ -28,7 +28,7 @@ def measure(comfyui: Path, python: Path, rounds: int) -> dict[str, float]:
         SystemExit: ComfyUI could not run it.
     """
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(Path(__file__).with_name("composite_host.py")), str(rounds)]
+    command = [str(python), str(Path(__file__).with_name("hosts") / "composite_host.py"), str(rounds)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or not done.stdout.strip():
         raise SystemExit(f"ComfyUI could not composite:\n{done.stderr[-4000:]}")

@@ -26,9 +26,9 @@ import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from layered_core.control import ControlMap
+from layered_core.control.control_map import ControlMap
 from layered_core.document import Control
-from layered_diffusers.control import MaskedControl
+from layered_diffusers.methods.masked_control import MaskedControl
 from layered_diffusers.sampling import Run, add_residuals
 
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)}
@@ -114,7 +114,7 @@ def measure_comfyui(side: int, rounds: int) -> dict[str, Any]:
         sys.stderr.write(f"not measured in ComfyUI: {host}\n")
         return {}
     comfyui, python = host
-    command = [str(python), str(Path(__file__).with_name("masked_control_host.py")), str(rounds), str(side)]
+    command = [str(python), str(Path(__file__).with_name("hosts") / "masked_control_host.py"), str(rounds), str(side)]
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode or not done.stdout.strip():

@@ -15,9 +15,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.bench import suite_names
+from benchmarks.bench.running import suite_names
 from layered_core.errors import LayeredError
-from layered_core.pictures import write_whole
+from layered_core.formats.pictures import write_whole
 
 _END = "<!-- more suites -->"
 

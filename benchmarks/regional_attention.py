@@ -37,7 +37,7 @@ def measure(comfyui: Path, python: Path, rounds: int, steps: int, attention: str
         SystemExit: ComfyUI could not run it.
     """
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(Path(__file__).with_name("regional_attention_host.py")), str(rounds), str(steps), attention, str(side)]
+    command = [str(python), str(Path(__file__).with_name("hosts") / "regional_attention_host.py"), str(rounds), str(steps), attention, str(side)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode or not done.stdout.strip():
         raise SystemExit("ComfyUI could not sample: see above")

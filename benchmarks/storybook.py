@@ -1,6 +1,6 @@
 """How good the shipped model is, by the judge: ``python -m benchmarks.storybook [--json]``.
 
-Prompts are worded as no training caption is (:func:`demo.storybook.is_held_out`); scenes for the VAE and the judge have seeds that
+Prompts are worded as no training caption is (:func:`demo.world.scenes.is_held_out`); scenes for the VAE and the judge have seeds that
 training never drew. The judge was trained on drawn scenes only and took no part in training the model.
 """
 
@@ -20,13 +20,13 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from tqdm import tqdm
 
-from demo.judge import Judge, Verdict
-from demo.storybook import caption, is_held_out, random_things
 from demo.train.judge import exact as judge_exact
 from demo.train.vae import psnr
-from demo.vocabulary import BACKGROUNDS, Thing
-from layered_core.pictures import to_image
-from layered_diffusers.loading import STORYBOOK
+from demo.world.judge import Judge, Verdict
+from demo.world.scenes import caption, is_held_out, random_things
+from demo.world.vocabulary import BACKGROUNDS, Thing
+from layered_core.formats.pictures import to_image
+from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 GOALS = {"one_object_exact": 0.90, "two_object_exact": 0.60, "background": 0.90, "vae_psnr": 30.0, "judge_exact": 0.97}

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.judging import PRESENT, Examiner, around, full_size, laid_on, layer_figures, seen_mask
-from benchmarks.scenes import Case, layer_cases
+from benchmarks.bench.judging import PRESENT, Examiner, around, full_size, laid_on, layer_figures, seen_mask
+from benchmarks.bench.scenes import Case, layer_cases
 from benchmarks.transparency import SAMPLER, checkerboard, command, summary
-from demo.judge import Verdict
 from demo.train.ship import MODEL
-from layered_core.metrics import mask_iou, outside_mse, psnr
-from layered_core.pictures import to_image
+from demo.world.judge import Verdict
+from layered_core.formats.pictures import to_image
+from layered_core.metrics.picture_metrics import mask_iou, outside_mse, psnr
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.transparent import Together
 

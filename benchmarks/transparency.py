@@ -28,18 +28,18 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.intervals import mean_interval
-from benchmarks.judging import Examiner, laid_on, layer_figures
-from benchmarks.methods import transparent_layer
-from benchmarks.scenes import Case, layer_cases
-from demo.drawing import draw_background
+from benchmarks.bench.intervals import mean_interval
+from benchmarks.bench.judging import Examiner, laid_on, layer_figures
+from benchmarks.bench.methods import transparent_layer
+from benchmarks.bench.scenes import Case, layer_cases
 from demo.train.ship import MODEL
 from demo.train.sprites import KNOWN, THINGS, draw_smoke, draw_sprite, padded
 from demo.train.transparent import Autoencoder, decode_pixels, encode, psnr
 from demo.train.vae import HELD_OUT
-from demo.vocabulary import CANVAS
-from layered_core.pictures import to_image
-from layered_core.transparent_decode import decode
+from demo.world.drawing import draw_background
+from demo.world.vocabulary import CANVAS
+from layered_core.formats.pictures import to_image
+from layered_core.transparency.transparent_decode import decode
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 FOLDER = MODEL / "transparent"

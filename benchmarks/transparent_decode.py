@@ -7,7 +7,7 @@ The same random weights in the published widths, single precision, a picture and
 * ``processor_ratio_S_1``, ...: the same in processor time, which other programs disturb less.
 * ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run, over the same of the reference.
   Weights, libraries and the input are there before; what a process has put aside after its small first run too. Linux alone.
-* ``memory_of_estimate_S_1``, ...: the same of ours over what ``layered_core.transparent_decode.bytes_needed`` counts, by which nodes choose
+* ``memory_of_estimate_S_1``, ...: the same of ours over what ``bytes_needed`` of the core counts, by which nodes choose
   how many pictures go through at once.
 * ``max_abs_diff``: the greatest difference of the two results anywhere, 0..1.
 """
@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.transparent_reference import median_of_eight, one_pass, random_pair
-from layered_core.transparent import DECODER_WIDTHS, TransparentDecoder, from_file_order
-from layered_core.transparent_decode import CELL, bytes_needed, decode
+from layered_core.transparency.transparent_decode import CELL, bytes_needed, decode
+from layered_core.transparency.transparent_networks import DECODER_WIDTHS, TransparentDecoder, from_file_order
 
 GOALS = {"time_ratio": 0.8, "memory_ratio": 0.6, "max_abs_diff": 1e-4}
 

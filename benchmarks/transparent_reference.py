@@ -8,13 +8,13 @@ import torch
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block, get_up_block
 from torch import Tensor, nn
 
-from layered_core.transparent import ATTENTION_STAGE, DECODER_WIDTHS, GROUPS, HEAD, LATENT_STAGE, TransparentDecoder
+from layered_core.transparency.transparent_networks import ATTENTION_STAGE, DECODER_WIDTHS, GROUPS, HEAD, LATENT_STAGE, TransparentDecoder
 
 _SHARED = {"temb_channels": None, "resnet_eps": 1e-5, "resnet_act_fn": "silu", "resnet_groups": GROUPS, "attention_head_dim": HEAD}
 
 
 class ReferenceDecoder(nn.Module):
-    """As :class:`layered_core.transparent.TransparentDecoder`: the same parameters, arguments and result."""
+    """As :class:`layered_core.transparency.transparent_networks.TransparentDecoder`: the same parameters, arguments and result."""
 
     def __init__(self, widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4) -> None:
         super().__init__()

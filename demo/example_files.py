@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.drawing import draw_background, sprite
-from demo.vocabulary import Thing
+from demo.world.drawing import draw_background, sprite
+from demo.world.vocabulary import Thing
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.files import write_layers
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from demo.drawing import draw_background
-from demo.storybook import caption, place_object
-from demo.vocabulary import CANVAS, Thing
-from layered_core.compositing import composite, premultiplied, straight
+from demo.world.drawing import draw_background
+from demo.world.scenes import caption, place_object
+from demo.world.vocabulary import CANVAS, Thing
+from layered_core.canvas.compositing import composite, premultiplied, straight
+from layered_core.canvas.masks import layer_alphas, visible_masks
 from layered_core.document import Layer, LayerDocument
-from layered_core.document_json import write_document
-from layered_core.masks import layer_alphas, visible_masks
-from layered_core.metrics import differing_pixels
-from layered_core.noise import noise_map
-from layered_core.pictures import to_image, write_whole
+from layered_core.formats.document_json import write_document
+from layered_core.formats.pictures import to_image, write_whole
+from layered_core.metrics.picture_metrics import differing_pixels
+from layered_core.noise.change_map import noise_map
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 SAMPLER = "euler_ancestral"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .document import LayerDocument
-from .document_json import pictures_of, read_document_and_workflow, write_document
 from .errors import LayeredError, invalid
-from .exchange import LayerFile, check_workflow, rounded
-from .limits import Limits
-from .openraster import read_openraster, write_openraster
-from .psd_read import read_psd
-from .psd_write import write_psd
+from .formats.document_json import pictures_of, read_document_and_workflow, write_document
+from .formats.file_layers import LayerFile, check_workflow, rounded
+from .formats.limits import Limits
+from .formats.openraster import read_openraster, write_openraster
+from .formats.psd_read import read_psd
+from .formats.psd_write import write_psd
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
 """What the names of layered files end in; ``.json`` is a document with PNG files beside it."""

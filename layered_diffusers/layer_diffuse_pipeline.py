@@ -10,10 +10,10 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from layered_core.errors import LayeredError
-from layered_core.layer_model_files import missing_file, read_layer_model_file
-from layered_core.pictures import to_image
-from layered_core.transparent import TransparentDecoder
-from layered_diffusers.layer_diffuse import LayerDiffuse
+from layered_core.formats.pictures import to_image
+from layered_core.transparency.layer_diffuse_files import missing_file, read_layer_model_file
+from layered_core.transparency.transparent_networks import TransparentDecoder
+from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.transparent import read_transparency
 
 FOLDER_VARIABLE = "LAYER_MODEL_DIR"

@@ -13,23 +13,24 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from layered_core.blending import grow
-from layered_core.compositing import GREY, composite, over_colour
+from layered_core.attention.regional_attention import Settings
+from layered_core.canvas.compositing import GREY, composite, over_colour
+from layered_core.canvas.masks import mask_pyramid
 from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import check_number, check_whole, invalid
-from layered_core.masks import mask_pyramid
-from layered_core.pictures import to_image
-from layered_core.regional import Settings
-from layered_core.repaint import Repaint, plan_document, plan_repaint, tighten
-from layered_core.stages import changed_region
-from layered_diffusers import stages, vae
-from layered_diffusers.control import InpaintControl
-from layered_diffusers.loading import STORYBOOK, StableDiffusion, find_model, load_model
-from layered_diffusers.noise import ChangeMap, InpaintInput
-from layered_diffusers.regional_attention import RegionalPrompts
+from layered_core.formats.pictures import to_image
+from layered_core.painting.pasting import grow
+from layered_core.painting.repaint import Repaint, plan_document, plan_repaint, tighten
+from layered_core.painting.stages import changed_region
+from layered_diffusers import stages
+from layered_diffusers.methods.change_map import ChangeMap, InpaintInput
+from layered_diffusers.methods.masked_control import InpaintControl
+from layered_diffusers.methods.regional_attention import RegionalPrompts
+from layered_diffusers.models import vae
+from layered_diffusers.models.loading import STORYBOOK, StableDiffusion, find_model, load_model
+from layered_diffusers.models.text import encode, stack
 from layered_diffusers.sampling import Method, Progress, Run, check_seeds, noised, sample
 from layered_diffusers.transparent import generate_in_place, generate_together, generate_transparent, read_files, scene_document
-from layered_diffusers.words import encode, stack
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -77,7 +78,7 @@ class LayeredDiffusionPipeline:
             path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face cache, or None for the storybook.
             device: None for the GPU when there is one.
             dtype: None for float16 on a GPU, float32 elsewhere.
-            sampler: one of :data:`layered_diffusers.loading.SAMPLERS`; None for the model's own. Any other scheduler of diffusers' can be
+            sampler: one of :data:`layered_diffusers.models.loading.SAMPLERS`; None for the model's own. Any other scheduler of diffusers' can be
                 set as ``pipeline.model.scheduler``.
 
         Raises:
@@ -252,11 +253,12 @@ class LayeredDiffusionPipeline:
             size: side at which the masked part is sampled, pixels: a small part is cut out with its surroundings and scaled up. 0: the
                 whole picture is sampled.
             context: how much of the surroundings is cut out on every side, as a share of the part's longer side.
-            blend: how the part joins its surroundings, one of :data:`layered_core.blending.BLENDS`.
+            blend: how the part joins its surroundings, one of :data:`layered_core.painting.pasting.BLENDS`.
             transparent: paint it alone, with alpha of its own, and lay it on instead of painting into the picture. See
                 :func:`layered_diffusers.transparent.generate_in_place`; ``strength``, ``feather``, ``context`` and ``blend`` do nothing then.
             file, decoder: with ``transparent``, as :func:`layered_diffusers.transparent.generate_transparent`.
-            control: an inpainting ControlNet (see :class:`layered_diffusers.control.InpaintControl`) that sees what is painted into; without
+            control: an inpainting ControlNet (:class:`~layered_diffusers.methods.masked_control.InpaintControl`) that sees what is painted
+                into; without
                 effect with ``transparent``.
             options: as :meth:`generate`.
 
@@ -280,7 +282,7 @@ class LayeredDiffusionPipeline:
         """Where the model would put something: ``[H, W]``, 0 or 1, for a picture ``[3, H, W]``.
 
         A draft of the whole picture is made from ``prompt`` at strength 0.75 in half the steps; where it differs most is the place
-        (:func:`layered_core.stages.changed_region`), widened by 1/16 of the side.
+        (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of the side.
         """
         options["steps"] = max(1, options.get("steps", 25) // 2)
         draft = self.generate([prompt], seeds=[seed], start=before[None], strength=0.75, **options)[0]
@@ -337,7 +339,7 @@ class LayeredDiffusionPipeline:
             document: its composite is where sampling starts; its words are the prompt.
             seed: of the noise.
             background: how far what no layer covers may change, 0..1.
-            blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise`.
+            blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise.change_map`.
             options: as :meth:`generate`.
         """
         plan = plan_document(self.flat(document)[0], document, background=background, blur=blur, unit=self.unit)

@@ -12,9 +12,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from layered_core.blending import keep_outside
 from layered_core.errors import check_whole, invalid
-from layered_core.guidance import classifier_free
+from layered_core.noise.guidance import classifier_free
+from layered_core.painting.pasting import keep_outside
 
 Progress = Callable[[int, int], None]
 """Called after every step with the steps done and the steps in all. May raise to stop."""

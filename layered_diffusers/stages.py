@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from layered_core.blending import BLENDS
-from layered_core.compositing import GREY, composite, over_colour
+from layered_core.canvas.compositing import GREY, composite, over_colour
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError, invalid
-from layered_core.stages import ALPHAS, stage_alpha, stage_region, stage_seed, uncovered, with_stage
-from layered_diffusers.adapters import adapted
+from layered_core.painting.pasting import BLENDS
+from layered_core.painting.stages import ALPHAS, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from layered_diffusers.models.adapters import adapted
 from layered_diffusers.sampling import Method, Progress
 from layered_diffusers.transparent import generate_in_place, read_files
 

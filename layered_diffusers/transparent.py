@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import invalid
-from layered_core.layer_model_files import read_layer_model_file
-from layered_core.stages import into_place
-from layered_core.transparent import TransparentDecoder
-from layered_core.transparent_decode import check_augmentations, decode
-from layered_diffusers import vae
-from layered_diffusers.layer_diffuse import LayerDiffuse
-from layered_diffusers.loading import STORYBOOK, StableDiffusion
+from layered_core.painting.stages import into_place
+from layered_core.transparency.layer_diffuse_files import read_layer_model_file
+from layered_core.transparency.transparent_decode import check_augmentations, decode
+from layered_core.transparency.transparent_networks import TransparentDecoder
+from layered_diffusers.methods.layer_diffuse import LayerDiffuse
+from layered_diffusers.models import vae
+from layered_diffusers.models.loading import STORYBOOK, StableDiffusion
 from layered_diffusers.sampling import Method, Progress, check_seeds
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ STORYBOOK_FILES = STORYBOOK / "transparent"
 """The storybook's own files of transparent layers."""
 
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
-"""The modes of :data:`layered_core.layer_model_files.MODES` that need words alone."""
+"""The modes of :data:`layered_core.transparency.layer_diffuse_files.MODES` that need words alone."""
 
 _SEED_STEP = 2**61
 """Between the seeds of the pictures of one scene: far from those of its neighbours."""
@@ -132,7 +132,7 @@ def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> Lay
 def generate_in_place(
     pipeline: LayeredDiffusionPipeline, prompt: str, region: Tensor, *, seed: int = 0, size: int = 0, **options: Unpack[Painting]
 ) -> Tensor:
-    """One layer painted alone and brought to where it may be. See :func:`layered_core.stages.into_place`.
+    """One layer painted alone and brought to where it may be. See :func:`layered_core.painting.stages.into_place`.
 
     Args:
         pipeline: the model.

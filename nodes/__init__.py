@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .arrange_layers import ArrangeLayers
-from .attention_preview import AttentionPreview, LayerMaskFromAttention
-from .control_hint import LayerControlHint
-from .demo_control import LoadDemoControlNet
-from .demo_model import LoadDemoModel
-from .edit_layer import EditLayer
-from .layer_composite import LayerComposite
-from .layer_diffuse import LayerDiffuseApply
-from .layer_preview import LayerPreview
-from .layout_metrics import LayoutMetrics
-from .load_layer import LayerFromImage, LoadLayer
-from .load_layers import LoadLayers
-from .masked_control import MaskedControlNetApply
-from .per_layer_sdedit import PerLayerSDEdit
-from .regenerate_layers import PasteBack, RegenerateLayers
-from .regional_prompt_attention import RegionalPromptAttention
-from .save_layers import SaveLayers
-from .select_layers import SelectLayers
-from .split_frames import SplitFrames
-from .split_layer import JoinLayer, SplitLayer
-from .stages import AddLayerByPrompt, FindPlace, StageLayer, StageSeed
-from .storybook_picture import StorybookPicture
-from .transparent_decode import TransparentDecode
-from .transparent_encode import TransparentEncode
+from .attention.attention_preview import AttentionPreview, LayerMaskFromAttention
+from .attention.regional_prompt_attention import RegionalPromptAttention
+from .control.control_hint import LayerControlHint
+from .control.masked_control_apply import MaskedControlNetApply
+from .demo.demo_control import LoadDemoControlNet
+from .demo.demo_model import LoadDemoModel
+from .demo.storybook_picture import StorybookPicture
+from .layers.arrange_layers import ArrangeLayers
+from .layers.edit_layer import EditLayer
+from .layers.layer_composite import LayerComposite
+from .layers.layer_preview import LayerPreview
+from .layers.load_layer import LayerFromImage, LoadLayer
+from .layers.load_layers import LoadLayers
+from .layers.save_layers import SaveLayers
+from .layers.select_layers import SelectLayers
+from .layers.split_layer import JoinLayer, SplitLayer
+from .measure.layout_metrics import LayoutMetrics
+from .noise.per_layer_sdedit import PerLayerSDEdit
+from .noise.regenerate_layers import PasteBack, RegenerateLayers
+from .stages.add_layer_by_prompt import AddLayerByPrompt, FindPlace, StageLayer, StageSeed
+from .transparency.layer_diffuse_apply import LayerDiffuseApply
+from .transparency.split_frames import SplitFrames
+from .transparency.transparent_decode import TransparentDecode
+from .transparency.transparent_encode import TransparentEncode
 
 NODES: list[type[io.ComfyNode]] = [
     LoadLayer,

@@ -19,14 +19,14 @@ from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
 
-from demo.storybook import Scene
 from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import CONTROL
 from demo.train.unet import MOST, Replay
 from demo.train.words import word_ids
-from demo.vocabulary import CANVAS
-from layered_core.hints import canny
+from demo.world.scenes import Scene
+from demo.world.vocabulary import CANVAS
+from layered_core.control.hints import canny
 
 LEVELS = 2
 """Noise levels at which each scene of a batch is seen."""

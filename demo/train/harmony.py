@@ -13,11 +13,11 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.harmony import WEIGHTS, Harmony, pasted
-from demo.storybook import random_scene
 from demo.train.loop import Trainer, device, launch, start_from
 from demo.train.vae import HELD_OUT
-from layered_core.compositing import composite
+from demo.world.harmony import WEIGHTS, Harmony, pasted
+from demo.world.scenes import random_scene
+from layered_core.canvas.compositing import composite
 
 KEPT = 3072
 """Crops kept to learn from again."""

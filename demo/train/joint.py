@@ -1,6 +1,7 @@
 """Train the storybook's joint generator: foreground, background and blend of one scene, side by side in one batch.
 
-LayerDiffuse's attention sharing (:mod:`layered_core.attention_sharing`) on the frozen UNet, by the UNet's own objective. It starts from what the
+LayerDiffuse's attention sharing
+(:mod:`layered_core.transparency.layer_diffuse_frames`) on the frozen UNet, by the UNet's own objective. It starts from what the
 layer generator knows: the foreground's low-rank changes are that LoRA's, cut to the rank here; everything else starts at no change.
 """
 
@@ -17,7 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from demo.drawing import draw_background
 from demo.train.diffusion import Objective, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
@@ -26,9 +26,10 @@ from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.transparent_lora import PROJECTIONS, file_name
 from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
-from demo.vocabulary import BACKGROUNDS, Thing
-from layered_core.attention_sharing import AttentionSharing, Base, SharingUnit
-from layered_diffusers.layer_diffuse import attentions
+from demo.world.drawing import draw_background
+from demo.world.vocabulary import BACKGROUNDS, Thing
+from layered_core.transparency.layer_diffuse_frames import AttentionSharing, Base, SharingUnit
+from layered_diffusers.methods.layer_diffuse import attentions
 
 RANK = 16
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.judge import WEIGHTS, Judge, Verdict
-from demo.storybook import Scene, place_object, random_scene
 from demo.train.loop import Trainer, device, start_from
 from demo.train.vae import HELD_OUT
-from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS
+from demo.world.judge import WEIGHTS, Judge, Verdict
+from demo.world.scenes import Scene, place_object, random_scene
+from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

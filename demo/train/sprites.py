@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.storybook import is_held_out, place_object
-from demo.vocabulary import CANVAS, COLOURS, KINDS, MATERIALS, Thing
-from layered_core.transparent_encode import pad_colours
+from demo.world.scenes import is_held_out, place_object
+from demo.world.vocabulary import CANVAS, COLOURS, KINDS, MATERIALS, Thing
+from layered_core.transparency.transparent_encode import pad_colours
 
 THINGS = [Thing(m, c, k) for m in MATERIALS for c in COLOURS for k in KINDS]
 """All 144."""

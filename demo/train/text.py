@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demo.storybook import random_things
 from demo.train.loop import Trainer, device
 from demo.train.tokenizer import END
 from demo.train.words import WIDTH, export, new_text_encoder, shrink, training_caption, word_ids
-from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS
+from demo.world.scenes import random_things
+from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS
 
 
 class Probe(nn.Module):

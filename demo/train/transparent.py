@@ -1,4 +1,4 @@
-"""Train the storybook's transparent autoencoder: the networks of :mod:`layered_core.transparent` at small width.
+"""Train the storybook's transparent autoencoder: the networks of :mod:`layered_core.transparency.transparent_networks` at small width.
 
 As in the paper (arXiv 2402.17113 §3.1) the encoder hides alpha in an offset of the frozen VAE's latents, so that the VAE still decodes the
 picture on grey, and the decoder reads colours and alpha back from that picture and the latents. There is no discriminator here.
@@ -20,9 +20,9 @@ from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
 from demo.train.sprites import KNOWN, SMOKE_SHARE, THINGS, draw_smoke, draw_sprite, padded
 from demo.train.vae import HELD_OUT
-from demo.vocabulary import CANVAS, Thing
-from layered_core.transparent import TransparentDecoder, TransparentEncoder, from_file_order, to_file_order
-from layered_core.transparent_encode import on_grey
+from demo.world.vocabulary import CANVAS, Thing
+from layered_core.transparency.transparent_encode import on_grey
+from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder, from_file_order, to_file_order
 
 ENCODER_WIDTHS = (16, 32, 48, 64)
 DECODER_WIDTHS = (16, 24, 32, 48, 64, 64, 64)

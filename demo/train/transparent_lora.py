@@ -24,7 +24,7 @@ from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.unet import attention_loss
 from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
-from demo.vocabulary import BACKGROUNDS, Thing
+from demo.world.vocabulary import BACKGROUNDS, Thing
 
 RANK = 32
 

@@ -14,13 +14,13 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from demo.storybook import Scene, random_scene
 from demo.train.diffusion import SCHEDULE, Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
 from demo.train.vae import HELD_OUT
 from demo.train.words import pad, training_caption, word_ids
-from demo.vocabulary import Thing
+from demo.world.scenes import Scene, random_scene
+from demo.world.vocabulary import Thing
 
 MOST = 4
 """Greatest number of objects in a scene."""

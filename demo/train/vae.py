@@ -14,10 +14,10 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
-from demo.storybook import random_scene
 from demo.train.loop import Trainer, device, start_from
 from demo.train.ship import MODEL
-from demo.vocabulary import CANVAS
+from demo.world.scenes import random_scene
+from demo.world.vocabulary import CANVAS
 
 HELD_OUT = 10_000_000
 """Seeds from here on are never trained on."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from demo.storybook import is_held_out, random_caption
 from demo.train.tokenizer import END, START
-from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing
+from demo.world.scenes import is_held_out, random_caption
+from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing
 
 LENGTH = 77
 WIDTH = 64

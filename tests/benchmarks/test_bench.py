@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, intervals, page
-from benchmarks.bench import Records, Settings, read_suite, run_suite, suite_names
-from benchmarks.comfyui import HOST
-from benchmarks.comfyui import check_method as check_host_method
-from benchmarks.methods import METHODS
-from benchmarks.multidiffusion import RegionFusion, region_rows
-from benchmarks.report import Summary, write_report
-from benchmarks.scenes import Case, layer_cases, layout_cases, redo_cases
+from benchmarks import page
+from benchmarks.bench import intervals
+from benchmarks.bench import running as bench
+from benchmarks.bench.comfyui import HOST
+from benchmarks.bench.comfyui import check_method as check_host_method
+from benchmarks.bench.methods import METHODS
+from benchmarks.bench.multidiffusion import RegionFusion, region_rows
+from benchmarks.bench.report import Summary, write_report
+from benchmarks.bench.running import Records, Settings, read_suite, run_suite, suite_names
+from benchmarks.bench.scenes import Case, layer_cases, layout_cases, redo_cases
+from layered_cli.command import main
 from layered_core.errors import LayeredError
-from layered_diffusers.cli import main
-from layered_diffusers.loading import STORYBOOK
+from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 ROOT = Path(__file__).resolve().parents[2]

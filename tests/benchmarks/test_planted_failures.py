@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.judging import Examiner, laid_on, reference_features, words_vector
-from benchmarks.report import _matches
-from benchmarks.scenes import Case, layer_cases, layout_cases, redo_cases
-from demo.storybook import place_object
-from demo.vocabulary import COLOURS, KINDS, Thing
-from layered_core.metrics import average_precision, frechet_distance
-from layered_diffusers.loading import STORYBOOK
+from benchmarks.bench.judging import Examiner, laid_on, reference_features, words_vector
+from benchmarks.bench.report import _matches
+from benchmarks.bench.scenes import Case, layer_cases, layout_cases, redo_cases
+from demo.world.scenes import place_object
+from demo.world.vocabulary import COLOURS, KINDS, Thing
+from layered_core.metrics.picture_metrics import average_precision, frechet_distance
+from layered_diffusers.models.loading import STORYBOOK
 
 CASES = layout_cases(8, objects=(2,))
 

@@ -17,8 +17,8 @@ from graph import KEPT, load, node  # noqa: E402
 from host_env import find_host  # noqa: E402
 from pictures import crop, run_scene  # noqa: E402
 
-from demo.drawing import sprite  # noqa: E402
-from demo.vocabulary import Thing  # noqa: E402
+from demo.world.drawing import sprite  # noqa: E402
+from demo.world.vocabulary import Thing  # noqa: E402
 
 STACK = {
     "1": load("sky.png", name="sky", canvas_width=768, canvas_height=512),

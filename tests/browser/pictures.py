@@ -159,8 +159,8 @@ def masks_from_words(page, prompt):
 
 
 def main():
-    from demo.drawing import sprite
-    from demo.vocabulary import Thing
+    from demo.world.drawing import sprite
+    from demo.world.vocabulary import Thing
 
     with tempfile.TemporaryDirectory() as folder, pages.browser((2900, 1300)) as new:
         server = Server(*find_host(), Path(folder) / "base")

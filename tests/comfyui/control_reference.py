@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from layered_core.control import MODES, ControlMap
+from layered_core.control.control_map import MODES, ControlMap
+from layered_core.control.hints import document_hint
 from layered_core.files import read_layers
-from layered_core.hints import document_hint
-from layered_diffusers.control import MaskedControl, load_controlnet
+from layered_diffusers.methods.masked_control import MaskedControl, load_controlnet
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import Run
 

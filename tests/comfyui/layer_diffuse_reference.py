@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from layered_diffusers.layer_diffuse import LayerDiffuse
+from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 SCALES = {"sd15": 0.18215, "sdxl": 0.13025}

@@ -117,7 +117,7 @@ def test_a_workflow_for_the_users_own_files_lacks_nothing_but_those(server, name
 
 @pytest.mark.parametrize("file", [f for f in API if f.stem not in FOR_OWN_FILES], ids=lambda f: f.stem)
 def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, file):
-    from demo.judge import Judge
+    from demo.world.judge import Judge
 
     entry = server.run(json.loads(file.read_text()))
     node, background, things = SHOWN[file.stem]

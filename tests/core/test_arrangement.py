@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.arrangement import FIELDS, MAX_NAMES, Arrangement, arrange, read_arrangement
 from layered_core.document import BLEND_MODES, Layer, LayerDocument, Recipe, identical
+from layered_core.editing.arrangement import FIELDS, MAX_NAMES, Arrangement, arrange, read_arrangement
 from layered_core.errors import LayeredError
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layered_core.attention import (
+from layered_core.attention.cross_attention import (
     CLOSED,
     LEAST_WEIGHT,
     SCHEDULES,
@@ -23,7 +23,7 @@ from layered_core.attention import (
     word_push,
     word_shares,
 )
-from layered_core.masks import mask_pyramid, visible_masks
+from layered_core.canvas.masks import mask_pyramid, visible_masks
 
 HEADS, CHANNELS = 2, 16
 

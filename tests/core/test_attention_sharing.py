@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from layered_core import attention_sharing
-from layered_core.attention import plain
-from layered_core.attention_sharing import (
+from layered_core.attention.cross_attention import plain
+from layered_core.errors import LayeredError
+from layered_core.transparency import layer_diffuse_frames as attention_sharing
+from layered_core.transparency.layer_diffuse_frames import (
     AttentionSharing,
     Base,
     ControlEncoder,
@@ -19,7 +20,6 @@ from layered_core.attention_sharing import (
     is_attention_sharing,
     signal_for,
 )
-from layered_core.errors import LayeredError
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())
 HEADS = 2

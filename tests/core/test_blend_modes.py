@@ -12,9 +12,9 @@ from psd_tools.composite import composite as psd_composite
 from psd_tools.composite.blend import BLEND_FUNC
 from psd_tools.constants import BlendMode
 
-from layered_core.blend_modes import RULES, find_rules
-from layered_core.colour import by_table, linear_to_srgb, srgb_to_linear
-from layered_core.compositing import composite
+from layered_core.canvas.blend_modes import RULES, find_rules
+from layered_core.canvas.colour import by_table, linear_to_srgb, srgb_to_linear
+from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, Layer, LayerDocument
 from layered_core.errors import LayeredError
 

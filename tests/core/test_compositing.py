@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from layered_core import compositing
-from layered_core.compositing import composite, over_colour, straight
+from layered_core.canvas import compositing
+from layered_core.canvas.compositing import composite, over_colour, straight
+from layered_core.canvas.placement import bounds, place, window
 from layered_core.document import BLEND_MODES, Layer, LayerDocument
-from layered_core.pictures import to_image
-from layered_core.placement import bounds, place, window
+from layered_core.formats.pictures import to_image
 
 
 def picture(height, width, seed):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.control import ControlMap, centre_crop, fitted, resized, soft_weights, token_grid, weighted
+from layered_core.control.control_map import ControlMap, centre_crop, fitted, resized, soft_weights, token_grid, weighted
 from layered_core.document import Control, Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.cropping import plan_crop
 from layered_core.errors import LayeredError
+from layered_core.painting.cropping import plan_crop
 
 
 def box_mask(height, width, box):

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from layered_core.document import Control, Layer, LayerDocument, Lora, Recipe, identical
-from layered_core.document_json import pictures_of, read_document, write_document
 from layered_core.errors import LayeredError
-from layered_core.pictures import read_mask, read_picture, write_picture, write_whole
+from layered_core.formats.document_json import pictures_of, read_document, write_document
+from layered_core.formats.pictures import read_mask, read_picture, write_picture, write_whole
 
 
 def pixels(height, width, seed=0):

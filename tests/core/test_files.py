@@ -11,12 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from layered_core.compositing import composite
+from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, HINTS, Control, Layer, LayerDocument, Lora, Recipe, identical
 from layered_core.errors import LayeredError
-from layered_core.exchange import rounded, split_title
 from layered_core.files import read_layers, write_folder, write_layers
-from layered_core.limits import Limits
+from layered_core.formats.file_layers import rounded, split_title
+from layered_core.formats.limits import Limits
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "layered_core/schema/document.schema.json").read_text())
 WORKFLOW = {"workflow": {"nodes": [{"id": 1, "title": "größe <&>\n"}]}, "prompt": {"1": {"inputs": {"a": [1, 2.5, None, True]}}}}

@@ -23,8 +23,8 @@ from psd_tools.constants import SectionDivider, Tag
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers, write_layers
-from layered_core.limits import Limits
-from layered_core.private_xml import NAMESPACE
+from layered_core.formats.limits import Limits
+from layered_core.formats.untrusted import NAMESPACE
 
 COUNT = int(os.environ.get("LAYERED_FUZZ", "200"))
 LIMITS = Limits(max_side=4096, max_alloc_bytes=2**26)

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
+from layered_core.control.hints import canny, document_hint, load_preprocessor, segment_colour, spread
 from layered_core.document import Control, Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.hints import canny, document_hint, load_preprocessor, segment_colour, spread
 
 
 def layer(name, image, hint, **values):

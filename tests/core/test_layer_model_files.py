@@ -5,7 +5,16 @@ import torch
 from safetensors.torch import save_file
 
 from layered_core.errors import LayeredError
-from layered_core.layer_model_files import FAMILIES, FILES, TASKS, missing_file, offset_scale_of, published, published_for, read_layer_model_file
+from layered_core.transparency.layer_diffuse_files import (
+    FAMILIES,
+    FILES,
+    TASKS,
+    missing_file,
+    offset_scale_of,
+    published,
+    published_for,
+    read_layer_model_file,
+)
 
 
 def test_every_file_is_named_once_with_its_source_size_base_model_and_task():

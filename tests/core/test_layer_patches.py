@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from layered_core.errors import LayeredError
-from layered_core.layer_model_files import mode_of
-from layered_core.layer_patches import (
+from layered_core.transparency.layer_diffuse_files import mode_of
+from layered_core.transparency.layer_diffuse_weights import (
     LowRank,
     Patches,
     check_picture,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from layered_core.document import Layer, LayerDocument, Recipe, identical
+from layered_core.editing.layer_picture import put_picture, take_picture, thumbnail
 from layered_core.errors import LayeredError
-from layered_core.layer_picture import put_picture, take_picture, thumbnail
 
 
 def a_layer(mask=None, height=7, width=9):

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layered_core.canvas.masks import grown_masks, layer_alphas, mask_pyramid, visible_masks
 from layered_core.document import Layer, LayerDocument
-from layered_core.masks import grown_masks, layer_alphas, mask_pyramid, visible_masks
 
 WIDTH, HEIGHT = 37, 23
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layered_core.errors import LayeredError
-from layered_core.metrics import (
+from layered_core.metrics.picture_metrics import (
     BEST_PSNR,
     alpha_psnr,
     alpha_sad,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.noise import free_places, fresh_noise, noise_level, noise_map, schedule_place
+from layered_core.noise.change_map import free_places, fresh_noise, noise_level, noise_map, schedule_place
 
 LEVELS = st.floats(0, 1)
 

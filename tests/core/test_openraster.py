@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layered_core.compositing import composite
+from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, Control, Layer, LayerDocument, Recipe, identical
 from layered_core.files import read_layers, write_layers
 

@@ -9,7 +9,7 @@ from PIL import Image
 from psd_tools import PSDImage
 from psd_tools.constants import BlendMode, Clipping, ColorMode, Tag
 
-from layered_core.compositing import composite
+from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, Control, Layer, LayerDocument, Recipe, identical
 from layered_core.files import read_layers, write_layers
 

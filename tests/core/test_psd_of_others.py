@@ -11,7 +11,7 @@ from psd_tools.psd.tagged_blocks import TaggedBlock
 
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
-from layered_core.limits import Limits
+from layered_core.formats.limits import Limits
 from tests.core.test_psd import GREEN, RED, pixel, scene, stack_of, write
 
 

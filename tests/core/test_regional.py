@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layered_core.attention import plain
-from layered_core.attention_maps import AttentionMaps, heat_map, heat_pictures, largest_patch, mask_from_attention, masks_from_attention
+from layered_core.attention.attention_maps import AttentionMaps, heat_map, heat_pictures, largest_patch, mask_from_attention, masks_from_attention
+from layered_core.attention.cross_attention import plain
+from layered_core.attention.regional_attention import MODES, RegionalAttention, Settings, make_plan, plan_watching
+from layered_core.attention.words import Token
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.guidance import FORMING
-from layered_core.regional import MODES, RegionalAttention, Settings, make_plan, plan_watching
-from layered_core.words import Token
+from layered_core.noise.guidance import FORMING
 
 HEADS, CHANNELS, TOKENS = 2, 16, 9
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layered_core.blending import BLENDS
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.metrics import seam_gradient_ratio
-from layered_core.repaint import plan_document, plan_repaint, region_of, tighten
+from layered_core.metrics.picture_metrics import seam_gradient_ratio
+from layered_core.painting.pasting import BLENDS
+from layered_core.painting.repaint import plan_document, plan_repaint, region_of, tighten
 
 
 def picture(height=64, width=64, seed=0):

@@ -3,8 +3,8 @@
 import pytest
 
 from layered_core.document import Layer, LayerDocument, identical
+from layered_core.editing.selection import select_layers
 from layered_core.errors import LayeredError
-from layered_core.selection import select_layers
 
 NAMES = ("sky", "cloud 1", "cloud 2", "a, b", "4", "x[1]", "star")
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.compositing import composite
+from layered_core.canvas.compositing import composite
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
-from layered_core.stages import (
+from layered_core.painting.stages import (
     changed_region,
     difference_matte,
     into_place,

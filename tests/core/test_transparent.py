@@ -8,13 +8,7 @@ import torch
 from torch import nn
 
 from layered_core.errors import LayeredError
-from layered_core.transparent import (
-    TransparentDecoder,
-    TransparentEncoder,
-    _group_statistics,
-    from_file_order,
-    to_file_order,
-)
+from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder, _group_statistics, from_file_order, to_file_order
 
 KEYS = json.loads((Path(__file__).parent.parent / "data" / "transparent_autoencoder_keys.json").read_text())
 SMALL = (8, 8, 8, 8, 16, 16, 16)

@@ -4,8 +4,18 @@ import pytest
 import torch
 
 from layered_core.errors import LayeredError
-from layered_core.transparent import TransparentDecoder
-from layered_core.transparent_decode import PASSES, _combined, _fade, _one_pass, _starts, bytes_needed, check_memory, decode, pictures_at_once
+from layered_core.transparency.transparent_decode import (
+    PASSES,
+    _combined,
+    _fade,
+    _one_pass,
+    _starts,
+    bytes_needed,
+    check_memory,
+    decode,
+    pictures_at_once,
+)
+from layered_core.transparency.transparent_networks import TransparentDecoder
 from tests.core.test_transparent import random_decoder
 
 
@@ -55,7 +65,7 @@ def test_passes_are_combined_element_by_element(augmentations, combine):
 
 
 def attend(q, k, v, heads):
-    from layered_core.transparent import attend_with_torch
+    from layered_core.transparency.transparent_networks import attend_with_torch
 
     return attend_with_torch(q, k, v, heads)
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from layered_core.errors import LayeredError
-from layered_core.transparent import TransparentEncoder
-from layered_core.transparent_encode import _area_resize, crop_to_cells, encode, on_grey, pad_colours, with_alpha
+from layered_core.transparency.transparent_encode import _area_resize, crop_to_cells, encode, on_grey, pad_colours, with_alpha
+from layered_core.transparency.transparent_networks import TransparentEncoder
 
 
 def picture(height=48, width=40, seed=0):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from layered_core.window import ALWAYS, Window, noise_level
+from layered_core.noise.window import ALWAYS, Window, noise_level
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 

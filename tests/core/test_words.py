@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from layered_core.attention.words import Token, find_words, join, layer_words, negative_texts
 from layered_core.document import Layer, Recipe
-from layered_core.words import Token, find_words, join, layer_words, negative_texts
 
 
 def tokenise(text, chunk=75):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from demo.drawing import sprite
-from demo.judge import connected_components
-from demo.storybook import caption, is_held_out, place_object, random_caption, random_scene, random_things
 from demo.train import words
-from demo.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing
-from layered_core.compositing import composite
-from layered_core.masks import layer_alphas, visible_masks
+from demo.world.drawing import sprite
+from demo.world.judge import connected_components
+from demo.world.scenes import caption, is_held_out, place_object, random_caption, random_scene, random_things
+from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thing
+from layered_core.canvas.compositing import composite
+from layered_core.canvas.masks import layer_alphas, visible_masks
 
 
 def test_the_same_seed_gives_the_same_pixels():

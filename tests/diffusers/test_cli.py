@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from psd_tools import PSDImage
 
-from demo.storybook import random_scene
-from layered_core.compositing import composite
+from demo.world.scenes import random_scene
+from layered_cli.command import main
+from layered_core.canvas.compositing import composite
 from layered_core.document import Layer, LayerDocument, identical
-from layered_core.document_json import read_document, write_document
 from layered_core.files import read_layers, write_layers
-from layered_core.pictures import read_picture
-from layered_diffusers.cli import main
+from layered_core.formats.document_json import read_document, write_document
+from layered_core.formats.pictures import read_picture
 
 
 def scene(folder):
@@ -25,7 +25,7 @@ def scene(folder):
 
 
 def test_help_reads_well_and_needs_no_torch():
-    code = "import sys; sys.modules['torch'] = None; from layered_diffusers.cli import main; main(['--help'])"
+    code = "import sys; sys.modules['torch'] = None; from layered_cli.command import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     for command in ("render", "generate", "demo"):
@@ -33,7 +33,7 @@ def test_help_reads_well_and_needs_no_torch():
 
 
 def test_every_sampler_that_there_is_can_be_asked_for(tmp_path):
-    from layered_diffusers.loading import SAMPLERS
+    from layered_diffusers.models.loading import SAMPLERS
 
     written = set()
     for sampler in SAMPLERS:
@@ -44,7 +44,7 @@ def test_every_sampler_that_there_is_can_be_asked_for(tmp_path):
 
 
 def test_without_torch_a_command_says_what_to_install():
-    code = "import sys; sys.modules['torch'] = None; from layered_diffusers.cli import main; sys.exit(main(['render', 'x.json', '-o', 'x.png']))"
+    code = "import sys; sys.modules['torch'] = None; from layered_cli.command import main; sys.exit(main(['render', 'x.json', '-o', 'x.png']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert "layered-diffusion[headless]" in done.stderr

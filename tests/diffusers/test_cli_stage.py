@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from layered_cli.command import main
 from layered_core.document import Layer, LayerDocument, Recipe
-from layered_core.document_json import write_document
 from layered_core.files import read_layers
-from layered_diffusers.cli import main
+from layered_core.formats.document_json import write_document
 from layered_diffusers.transparent import STORYBOOK_FILES
 
 SCENE = {

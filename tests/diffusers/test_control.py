@@ -6,18 +6,18 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 
-from demo.storybook import place_object, random_scene
-from demo.vocabulary import Thing
-from layered_core.control import ControlMap
+from demo.world.scenes import place_object, random_scene
+from demo.world.vocabulary import Thing
+from layered_cli.command import main
+from layered_core.control.control_map import ControlMap
+from layered_core.control.hints import canny, document_hint
 from layered_core.document import Control, Layer, LayerDocument
-from layered_core.document_json import write_document
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers, write_layers
-from layered_core.hints import canny, document_hint
-from layered_core.metrics import edge_f1
-from layered_core.pictures import from_image, to_image
-from layered_diffusers.cli import main
-from layered_diffusers.control import MaskedControl, document_control, load_controlnet
+from layered_core.formats.document_json import write_document
+from layered_core.formats.pictures import from_image, to_image
+from layered_core.metrics.picture_metrics import edge_f1
+from layered_diffusers.methods.masked_control import MaskedControl, document_control, load_controlnet
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import Run, add_residuals
 

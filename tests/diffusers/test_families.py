@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from layered_diffusers.loading import STORYBOOK
+from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from layered_core.errors import LayeredError
-from layered_core.transparent import TransparentDecoder
-from layered_diffusers.layer_diffuse import LayerDiffuse
+from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.layer_diffuse_pipeline import StableDiffusionLayerDiffusePipeline, StableDiffusionXLLayerDiffusePipeline
-from layered_diffusers.loading import STORYBOOK
+from layered_diffusers.methods.layer_diffuse import LayerDiffuse
+from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 ATTENTIONS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from layered_core.errors import LayeredError
-from layered_diffusers.loading import STORYBOOK, check_model, find_model, load_model
+from layered_diffusers.models.loading import STORYBOOK, check_model, find_model, load_model
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_weights_of_another_shape_are_named(broken):
 
 
 def test_the_hint_for_the_shipped_model_says_how_to_restore_it(monkeypatch, broken):
-    monkeypatch.setattr("layered_diffusers.loading.STORYBOOK", broken)
+    monkeypatch.setattr("layered_diffusers.models.loading.STORYBOOK", broken)
     (broken / "model_index.json").unlink()
     with pytest.raises(LayeredError, match="git checkout -- demo/model"):
         check_model(broken)

@@ -20,12 +20,12 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo.gallery import collage_document
-from demo.storybook import random_scene
+from demo.world.scenes import random_scene
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
-from layered_core.repaint import plan_repaint
-from layered_diffusers.loading import STORYBOOK
-from layered_diffusers.noise import ChangeMap
+from layered_core.painting.repaint import plan_repaint
+from layered_diffusers.methods.change_map import ChangeMap
+from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import KeepOutside
 
@@ -76,7 +76,7 @@ def test_a_frozen_layer_keeps_its_pixels_exactly_and_the_others_move(pipeline):
     document = with_noise(collage_document(), 0.9, star=0.0)
     before = pixels(pipeline.harmonize(with_noise(document, 0.0), steps=1))
     after = pixels(pipeline.harmonize(document, steps=8))
-    from layered_core.masks import layer_alphas, visible_masks
+    from layered_core.canvas.masks import layer_alphas, visible_masks
 
     shown, _ = visible_masks(layer_alphas(document))
     star = shown[[x.name for x in document].index("star")].numpy()

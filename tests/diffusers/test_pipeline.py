@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.storybook import random_scene
+from demo.world.scenes import random_scene
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
-from layered_diffusers.loading import SAMPLERS
+from layered_diffusers.models.loading import SAMPLERS
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import Method
 

@@ -18,17 +18,17 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from demo.train.sprites import draw_sprite, padded
-from demo.vocabulary import Thing
-from layered_core.attention_sharing import AttentionSharing, check_frames, check_modules, is_attention_sharing
+from demo.world.vocabulary import Thing
 from layered_core.errors import LayeredError
-from layered_core.layer_model_files import FILES, MODES, published, read_layer_model_file
-from layered_core.layer_patches import check_pictures, read_patches
-from layered_core.metrics import alpha_psnr
-from layered_core.transparent import TransparentDecoder, TransparentEncoder
-from layered_core.transparent_decode import decode
-from layered_core.transparent_encode import encode
-from layered_diffusers.layer_diffuse import attentions
-from layered_diffusers.loading import STORYBOOK
+from layered_core.metrics.picture_metrics import alpha_psnr
+from layered_core.transparency.layer_diffuse_files import FILES, MODES, published, read_layer_model_file
+from layered_core.transparency.layer_diffuse_frames import AttentionSharing, check_frames, check_modules, is_attention_sharing
+from layered_core.transparency.layer_diffuse_weights import check_pictures, read_patches
+from layered_core.transparency.transparent_decode import decode
+from layered_core.transparency.transparent_encode import encode
+from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder
+from layered_diffusers.methods.layer_diffuse import attentions
+from layered_diffusers.models.loading import STORYBOOK
 
 FOLDER = os.environ.get("LAYER_MODEL_DIR")
 

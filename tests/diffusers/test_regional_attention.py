@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from layered_core.attention_maps import AttentionMaps
+from layered_core.attention.attention_maps import AttentionMaps
+from layered_core.attention.regional_attention import MODES, Settings
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
-from layered_core.regional import MODES, Settings
+from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.regional_attention import RegionalPrompts
 from layered_diffusers.sampling import Method
 
 
@@ -162,7 +162,7 @@ def test_render_takes_regions(pipeline):
 
 
 def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whole_model(pipeline, monkeypatch):
-    from layered_core import attention
+    from layered_core.attention import cross_attention as attention
 
     gathered = sampled(pipeline, halves(), Settings(), steps=3)
     cut = attention.tile

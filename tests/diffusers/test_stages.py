@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from layered_core.compositing import composite
+from layered_core.canvas.compositing import composite
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 from layered_core.errors import LayeredError
-from layered_core.pictures import from_image, to_image
-from layered_core.stages import into_place, stage_region, stage_seed
+from layered_core.formats.pictures import from_image, to_image
+from layered_core.painting.stages import into_place, stage_region, stage_seed
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 STEPS = 3

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from layered_cli.command import main
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
-from layered_core.transparent import TransparentDecoder
-from layered_core.transparent_decode import decode
-from layered_diffusers.cli import main
-from layered_diffusers.layer_diffuse import LayerDiffuse
-from layered_diffusers.loading import STORYBOOK
+from layered_core.transparency.transparent_decode import decode
+from layered_core.transparency.transparent_networks import TransparentDecoder
+from layered_diffusers.methods.layer_diffuse import LayerDiffuse
+from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.transparent import STORYBOOK_FILES
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.transparent_reference import median_of_eight, random_pair
-from layered_core.transparent import DECODER_WIDTHS, from_file_order
-from layered_core.transparent_decode import decode
+from layered_core.transparency.transparent_decode import decode
+from layered_core.transparency.transparent_networks import DECODER_WIDTHS, from_file_order
 
 
 @pytest.mark.parametrize(("widths", "latent_channels"), [((16, 24, 32, 48, 64, 64, 64), 4), ((8, 8, 16, 8, 24, 16, 32), 16), (DECODER_WIDTHS, 4)])

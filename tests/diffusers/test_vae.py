@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from layered_diffusers import vae
-from layered_diffusers.loading import STORYBOOK
+from layered_diffusers.models import vae
+from layered_diffusers.models.loading import STORYBOOK
 
 
 def model(half=False, **config):

@@ -135,8 +135,8 @@ class ControlNet:
         return {"required": {}}
 
     def load(self):
-        demo = sys.modules[str(PACK).replace(".", "_x_") + ".nodes.demo_model"]
-        control = importlib.import_module(str(PACK).replace(".", "_x_") + ".nodes.demo_control")
+        demo = sys.modules[str(PACK).replace(".", "_x_") + ".nodes.demo.demo_model"]
+        control = importlib.import_module(str(PACK).replace(".", "_x_") + ".nodes.demo.demo_control")
         shape = json.loads((demo.FOLDER / "unet" / "config.json").read_text())
         folder = BASE / "random_net"
         random_controlnet(shape).save_pretrained(folder / "controlnet")
@@ -156,7 +156,7 @@ def host():
 
 @pytest.fixture(scope="session")
 def pack(host):
-    """A module of the pack by its path, e.g. ``pack("nodes.layers")``: the very objects that the nodes use."""
+    """A module of the pack by its path, e.g. ``pack("nodes.layers.socket")``: the very objects that the nodes use."""
     root = str(PACK).replace(".", "_x_")
 
     def module(path):
@@ -171,12 +171,12 @@ def regions(pack):
 
     class Regions:
         document = pack("layered_core.document")
-        regional = pack("layered_core.regional")
-        attention = pack("layered_core.attention")
-        guidance = pack("layered_core.guidance")
-        layers = pack("nodes.layers")
-        patch = pack("nodes.attention_patch")
-        node = pack("nodes.regional_prompt_attention").RegionalPromptAttention
+        regional = pack("layered_core.attention.regional_attention")
+        attention = pack("layered_core.attention.cross_attention")
+        guidance = pack("layered_core.noise.guidance")
+        layers = pack("nodes.layers.socket")
+        patch = pack("nodes.attention.attention_patch")
+        node = pack("nodes.attention.regional_prompt_attention").RegionalPromptAttention
         error = pack("layered_core.errors").LayeredError
 
     return Regions
@@ -196,6 +196,6 @@ def apply(pack):
 
     def run(net, positive, negative, **values):
         values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}
-        return pack("nodes.masked_control").MaskedControlNetApply.execute(positive, negative, net, **values).result
+        return pack("nodes.control.masked_control_apply").MaskedControlNetApply.execute(positive, negative, net, **values).result
 
     return run

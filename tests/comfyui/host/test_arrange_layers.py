@@ -21,7 +21,7 @@ def pictures(host):
 
 @pytest.fixture
 def door(pack):
-    return pack("nodes.layers")
+    return pack("nodes.layers.socket")
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_layers_of_one_name_and_of_a_batch_are_found_in_their_order_after_the_st
     names = ("background", "red", "red", "card", "card", "card")
     entries = [entry(name, x, 0, 4, 4) for x, name in enumerate(names)]
     saved = {"version": 1, "canvas": {"w": 64, "h": 48}, "inputs": ["of another stack"], "layers": entries}
-    after, remarks = pack("nodes.compositor_state").apply_compositor(document, stack, saved)
+    after, remarks = pack("nodes.layers.compositor_state").apply_compositor(document, stack, saved)
     assert {layer.name: layer.x for layer in after} == {"sky": 0, "red": 1, "red 2": 2, "card 1": 3, "card 2": 4}
     assert after.background == (0.1, 0.2, 0.3)
     assert remarks[1:] == ["Layers of that editor that are not in the stack: 'card'."]
@@ -228,7 +228,7 @@ def test_layers_of_a_batch_and_a_background_are_found(host, pack, door, core):
     assert door.frame_names(stack) == [None, "sky", "card 1", "card 2"]
     frames = compositor.expand_item_frames(compositor.document_items(stack))
     fingerprints = compositor.input_fingerprints(frames, [compositor.frame_alpha(f["tensor"], f["mask"]) for f in frames])
-    apply = pack("nodes.compositor_state").apply_compositor
+    apply = pack("nodes.layers.compositor_state").apply_compositor
     entries = [entry("b", 0, 0, 64, 48), entry("s", 0, 0, 64, 48), entry("card", 5, 6, 8, 8), entry("card", 7, 8, 8, 8)]
     saved = {"version": 1, "canvas": {"w": 64, "h": 48}, "inputs": fingerprints, "layers": entries}
     after, remarks = apply(document, stack, saved)

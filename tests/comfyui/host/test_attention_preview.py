@@ -81,7 +81,7 @@ def mask_prompt(**values):
 
 
 def test_layers_get_masks_inside_their_boxes(host, pack):
-    document = pack("nodes.layers").read_stack(host.value(mask_prompt(), "it"))
+    document = pack("nodes.layers.socket").read_stack(host.value(mask_prompt(), "it"))
     masks = host.value(mask_prompt(), "it", 1)
     assert masks.shape == (2, 16, 16)
     for i, (layer, mask) in enumerate(zip(document, masks, strict=True)):

@@ -119,20 +119,20 @@ def test_an_unknown_blend_mode_is_refused_before_running(host):
 
 
 def test_a_blend_mode_unknown_at_the_socket_is_named(pack):
-    door, errors = pack("nodes.layers"), pack("layered_core.errors")
+    door, errors = pack("nodes.layers.socket"), pack("layered_core.errors")
     item = {"image": torch.zeros(1, 4, 4, 3), "type": "raster", "z_index": 0, "name": "ball", "blend_mode": "mulitply"}
     with pytest.raises(errors.LayeredError, match="layer 'ball': blend_mode is 'mulitply'; allowed: normal, multiply"):
         door.read_stack({"version": 1, "layers": [item]})
 
 
 def test_a_stack_of_another_version_is_refused(pack):
-    door, errors = pack("nodes.layers"), pack("layered_core.errors")
+    door, errors = pack("nodes.layers.socket"), pack("layered_core.errors")
     with pytest.raises(errors.LayeredError, match="layers: version is 2; allowed: 1.*update this pack"):
         door.read_stack({"version": 2, "layers": []})
 
 
 def test_a_recipe_of_another_version_is_refused(pack):
-    door, errors = pack("nodes.layers"), pack("layered_core.errors")
+    door, errors = pack("nodes.layers.socket"), pack("layered_core.errors")
     item = {"image": torch.zeros(1, 4, 4, 3), "type": "raster", "z_index": 0, "name": "ball", door.KEY: {"version": 9}}
     with pytest.raises(errors.LayeredError, match=r"layer 'ball': layered_diffusion: version is 9; allowed: 1"):
         door.read_stack({"version": 1, "layers": [item]})
@@ -140,7 +140,7 @@ def test_a_recipe_of_another_version_is_refused(pack):
 
 @pytest.mark.parametrize("recipe", [{"noisy": 1}, {"control": {"hints": 1}}, {"loras": [{"strength": 1.0}]}, 5])
 def test_a_broken_recipe_is_named(pack, recipe):
-    door, errors = pack("nodes.layers"), pack("layered_core.errors")
+    door, errors = pack("nodes.layers.socket"), pack("layered_core.errors")
     item = {"image": torch.zeros(1, 4, 4, 3), "type": "raster", "z_index": 0, "name": "ball", door.KEY: {"version": 1, "recipe": recipe}}
     with pytest.raises(errors.LayeredError, match="layer 'ball': "):
         door.read_stack({"version": 1, "layers": [item]})
@@ -148,13 +148,13 @@ def test_a_broken_recipe_is_named(pack, recipe):
 
 @pytest.mark.parametrize("stack", [None, [], "layers", 5])
 def test_what_is_no_stack_is_refused(pack, stack):
-    door, errors = pack("nodes.layers"), pack("layered_core.errors")
+    door, errors = pack("nodes.layers.socket"), pack("layered_core.errors")
     with pytest.raises(errors.LayeredError, match="allowed: a LAYERS document"):
         door.read_stack(stack)
 
 
 def test_pixels_that_are_no_numbers_are_refused(pack):
-    door, errors = pack("nodes.layers"), pack("layered_core.errors")
+    door, errors = pack("nodes.layers.socket"), pack("layered_core.errors")
     item = {"image": torch.full((1, 4, 4, 3), float("nan")), "type": "raster", "z_index": 0, "name": "ball"}
     with pytest.raises(errors.LayeredError, match="layer 'ball': image's values is"):
         door.read_stack({"version": 1, "layers": [item]})
@@ -163,7 +163,7 @@ def test_pixels_that_are_no_numbers_are_refused(pack):
 def test_an_empty_stack_cannot_be_composited(pack):
     errors = pack("layered_core.errors")
     with pytest.raises(errors.LayeredError, match="number of layers is 0; allowed: at least one"):
-        pack("nodes.layer_composite").LayerComposite.execute({"version": 1, "layers": []}, "transparent")
+        pack("nodes.layers.layer_composite").LayerComposite.execute({"version": 1, "layers": []}, "transparent")
 
 
 def test_masks_that_do_not_match_the_pictures_are_refused(host):

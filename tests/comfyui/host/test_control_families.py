@@ -196,7 +196,7 @@ def sd15(host, pack, tmp_path_factory):
     net.save_pretrained(folder / "unet")
     generator = torch.Generator().manual_seed(1)
     words = ([[torch.randn(1, 77, 40, generator=generator), {}]] for _ in range(2))
-    return pack("nodes.demo_model").load_unet(str(folder)), *words
+    return pack("nodes.demo.demo_model").load_unet(str(folder)), *words
 
 
 def adapter(xl=False, width=32):

@@ -20,13 +20,13 @@ PROMPTS = ["a glowing red ball and a blue star in a meadow", "", "high quality p
 @pytest.fixture(scope="module")
 def folder(pack):
     """The shipped model, or the one that LAYERED_DEMO_MODEL names."""
-    demo = pack("nodes.demo_model")
+    demo = pack("nodes.demo.demo_model")
     return Path(os.environ.get("LAYERED_DEMO_MODEL", demo.FOLDER))
 
 
 @pytest.fixture(scope="module")
 def loaded(host, pack, folder):
-    demo = pack("nodes.demo_model")
+    demo = pack("nodes.demo.demo_model")
     return demo.load_unet(str(folder)), demo.load_clip(str(folder)), demo.load_vae(str(folder))
 
 
@@ -166,19 +166,19 @@ def test_it_can_be_loaded_again_for_training_and_other_devices(loaded):
 
 def test_its_weights_can_be_trained_though_loaded_while_a_prompt_runs(host, pack, folder):
     with torch.inference_mode():
-        patcher = pack("nodes.demo_model").load_unet(str(folder))
+        patcher = pack("nodes.demo.demo_model").load_unet(str(folder))
     weight = next(patcher.model.diffusion_model.parameters())
     assert not weight.is_inference()
 
 
 def test_a_missing_file_is_named(pack, folder, tmp_path):
-    demo, errors = pack("nodes.demo_model"), pack("layered_core.errors")
+    demo, errors = pack("nodes.demo.demo_model"), pack("layered_core.errors")
     with pytest.raises(errors.LayeredError, match=r"demo model: file .*config\.json.*Install the pack again"):
         demo.load_unet(str(tmp_path))
 
 
 def test_a_truncated_file_is_named(pack, folder, tmp_path):
-    demo, errors = pack("nodes.demo_model"), pack("layered_core.errors")
+    demo, errors = pack("nodes.demo.demo_model"), pack("layered_core.errors")
     (tmp_path / "unet").mkdir()
     for file in (folder / "unet").iterdir():
         (tmp_path / "unet" / file.name).write_bytes(file.read_bytes()[:4000])

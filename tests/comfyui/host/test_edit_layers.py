@@ -21,7 +21,7 @@ def pictures(host):
 
 @pytest.fixture
 def door(pack):
-    return pack("nodes.layers")
+    return pack("nodes.layers.socket")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def load_layers(file, memory_limit=4):
 
 @pytest.mark.parametrize("format", ENDS)
 def test_a_saved_stack_is_loaded_again_whole(host, pack, format):
-    door, identical = pack("nodes.layers"), pack("layered_core.document").identical
+    door, identical = pack("nodes.layers.socket"), pack("layered_core.document").identical
     before = host.value(stack(), "c")
     name = host.value({**stack(), "it": save(format)}, "it")
     assert name == f"layers_00001_{ENDS[format]}"
@@ -91,11 +91,11 @@ def test_a_prefix_that_leads_out_of_the_output_folder_is_refused(host):
 def test_an_empty_stack_cannot_be_saved(pack):
     errors = pack("layered_core.errors")
     with pytest.raises(errors.LayeredError, match="number of layers is 0; allowed: at least one"):
-        pack("nodes.save_layers").SaveLayers.execute({"version": 1, "layers": []}, "x", "psd", "8")
+        pack("nodes.layers.save_layers").SaveLayers.execute({"version": 1, "layers": []}, "x", "psd", "8")
 
 
 def test_the_example_opens_and_has_a_layer_of_every_look(host, pack):
-    document = pack("nodes.layers").read_stack(host.value({"it": load_layers("storybook.psd [example]")}, "it"))
+    document = pack("nodes.layers.socket").read_stack(host.value({"it": load_layers("storybook.psd [example]")}, "it"))
     assert [layer.name for layer in document] == ["meadow", "shadow", "house", "tree", "ball"]
     assert document.layer("house").prompt == "a red house"
     assert document.layer("shadow").blend_mode == "multiply"
@@ -122,7 +122,7 @@ def test_files_of_the_input_folder_and_of_its_document_folders_are_offered(host,
         (host.input / name).write_bytes(b"x")
     (host.input / "scene").mkdir(exist_ok=True)
     (host.input / "scene" / "document.json").write_text("{}")
-    offered = pack("nodes.load_layers").LoadLayers.GET_SCHEMA().inputs[0].options
+    offered = pack("nodes.layers.load_layers").LoadLayers.GET_SCHEMA().inputs[0].options
     assert [n for n in offered if n in ("a.PSD", "b.ora", "scene/document.json")] == ["a.PSD", "b.ora", "scene/document.json"]
     assert "note.txt" not in offered
     assert "picture.png" not in offered
@@ -189,7 +189,7 @@ def test_a_canvas_larger_than_usual_opens_with_more_memory(host):
 
 
 def test_a_changed_file_or_a_changed_picture_beside_a_document_is_loaded_anew(host, pack):
-    node_class = pack("nodes.load_layers").LoadLayers
+    node_class = pack("nodes.layers.load_layers").LoadLayers
     folder = host.input / "scene"
     shutil.rmtree(folder, ignore_errors=True)
     document = pack("layered_core.document")

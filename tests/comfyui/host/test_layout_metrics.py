@@ -64,7 +64,7 @@ def test_the_overlay_fills_what_was_found_and_outlines_what_was_wanted(host):
 
 
 def test_without_detections_the_storybooks_judge_reads_the_picture(host, pack):
-    storybook = pack("demo.storybook")
+    storybook = pack("demo.world.scenes")
     scene = storybook.random_scene(10_000_003, count=2, materials=("solid",))
     prompt = {}
     for i, layer in enumerate(scene.document()):

@@ -28,13 +28,13 @@ REFERENCE = Path(__file__).resolve().parent.parent / "control_reference.py"
 @pytest.fixture(scope="module")
 def net(host, pack):
     """CONTROL_NET and the same net in diffusers."""
-    demo = pack("nodes.demo_model").FOLDER
+    demo = pack("nodes.demo.demo_model").FOLDER
     model = random_controlnet(json.loads((demo / "unet" / "config.json").read_text())).eval()
     return host.value({"net": node("TestControlNet")}, "net"), model
 
 
 def demo_control(pack):
-    return importlib.import_module(pack("nodes.demo_model").__name__.replace("demo_model", "demo_control"))
+    return importlib.import_module(pack("nodes.demo.demo_model").__name__.replace("demo_model", "demo_control"))
 
 
 def hint(height=128, width=128, seed=0):
@@ -119,7 +119,7 @@ def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts
     seen = []
 
     def watch(apply_model, asked):
-        assert pack("nodes.masked_control").LED not in asked["c"]
+        assert pack("nodes.control.masked_control_apply").LED not in asked["c"]
         seen.append((asked["cond_or_uncond"], asked["c"]["control"]["middle"][0].clone()))  # the model takes it out
         return apply_model(asked["input"], asked["timestep"], **asked["c"])
 
@@ -195,7 +195,7 @@ def test_bad_input_is_named(net, words, apply, values, message):
     ],
 )
 def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, tmp_path, change, message):
-    shape = json.loads((pack("nodes.demo_model").FOLDER / "unet" / "config.json").read_text())
+    shape = json.loads((pack("nodes.demo.demo_model").FOLDER / "unet" / "config.json").read_text())
     random_controlnet({**shape, **change}).save_pretrained(tmp_path / "controlnet")
     loaded = demo_control(pack).load_control(str(tmp_path))
     steps = []
@@ -241,7 +241,7 @@ def headless(pack, net, tmp_path_factory):
     inputs = {"latents": torch.randn(1, 4, 16, 16, generator=random), "context": torch.randn(2, 77, 64, generator=random)}
     save_file(inputs, folder / "layers" / "inputs.safetensors")
     net[1].save_pretrained(folder / "controlnet")
-    demo = pack("nodes.demo_model").FOLDER
+    demo = pack("nodes.demo.demo_model").FOLDER
     command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(demo), *(str(folder / n) for n in ("controlnet", "layers", "out.safetensors"))]
     subprocess.run(command, check=True, cwd=PACK, env={**os.environ, "PYTHONPATH": str(PACK)})
     return files.read_layers(folder / "layers").document, inputs, load_file(folder / "out.safetensors")
@@ -251,16 +251,16 @@ def headless(pack, net, tmp_path_factory):
 def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, pack, headless, mode):
     document, inputs, theirs = headless
     model, positive, negative = words
-    drawn = pack("layered_core.hints").document_hint(document, outline=True)
+    drawn = pack("layered_core.control.hints").document_hint(document, outline=True)
     torch.testing.assert_close(drawn, theirs["hint"])
-    layers = pack("nodes.layers").write_stack(document)
+    layers = pack("nodes.layers.socket").write_stack(document)
     controlled = apply(net[0], positive, negative, layers=layers, image=drawn[None].movedim(1, -1), mode=mode)
     control = controlled[0][0][1]["control"]
     sampling = model.model.model_sampling
     sigma = sampling.sigma(torch.tensor([500.0]))
     both = torch.cat([inputs["latents"]] * 2) * (sigma**2 + 1).sqrt()
     control.pre_run(model.model, sampling.percent_to_sigma)
-    led = {pack("nodes.masked_control").LED: torch.tensor([0.0, 1.0])}  # as the sampler hands it on, with the negative first
+    led = {pack("nodes.control.masked_control_apply").LED: torch.tensor([0.0, 1.0])}  # as the sampler hands it on, with the negative first
     with torch.inference_mode():
         ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"], **led}, 2, {})
     control.cleanup()

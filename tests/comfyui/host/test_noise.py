@@ -199,7 +199,7 @@ def test_latents_that_hold_their_noise_already_are_not_forgotten(host, pack):
                 m, torch.zeros_like(latent), 3, 3.0, "euler", "normal", positive, negative, latent, disable_noise=True,
                 noise_mask=torch.ones(1, 1, 16, 16), seed=0,
             )
-            for m in (model, pack("nodes.change_map").with_change_map(model))
+            for m in (model, pack("nodes.noise.change_map_patch").with_change_map(model))
         )  # fmt: skip
         torch.testing.assert_close(ours, plain)
         assert float(plain.std()) > 0.1
@@ -334,14 +334,14 @@ def test_a_flow_models_noise_is_its_denoise_however_its_schedule_is_shifted(pack
     guider = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=sampling))
     for denoise in (0.3, 0.6, 0.8):
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, round(20 / denoise))[-21:]
-        level = pack("nodes.change_map")._level(sigmas[:1], "absolute", {"model": guider, "sigmas": sigmas})
+        level = pack("nodes.noise.change_map_patch")._level(sigmas[:1], "absolute", {"model": guider, "sigmas": sigmas})
         assert level == pytest.approx(denoise, abs=0.02)
 
 
 def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
     model = tiny_flux()
     layers = host.value(stack(0.7, 0.0), "front")
-    sdedit = pack("nodes.per_layer_sdedit").PerLayerSDEdit
+    sdedit = pack("nodes.noise.per_layer_sdedit").PerLayerSDEdit
     with torch.inference_mode():
         patched, latent, _, _ = sdedit.execute(model, SixteenByFour(), layers, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0).args
         context = [[torch.zeros(1, 8, 16), {"pooled_output": torch.zeros(1, 16)}]]
@@ -376,7 +376,7 @@ def test_a_number_that_is_none_is_named(host):
 
 def test_a_stack_without_layers_is_refused(host, pack):
     with pytest.raises(pack("layered_core.errors").LayeredError, match="number of layers is 0"):
-        pack("nodes.per_layer_sdedit").PerLayerSDEdit.execute(None, None, {"version": 1, "layers": []}, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0)
+        pack("nodes.noise.per_layer_sdedit").PerLayerSDEdit.execute(None, None, {"version": 1, "layers": []}, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0)
 
 
 def test_a_box_without_a_picture_is_free(host):

@@ -124,7 +124,7 @@ def test_every_attention_backend_gives_the_same(regions, loaded, monkeypatch, mo
 def test_half_precision_is_finite_and_near(regions, pack, loaded, monkeypatch, kind):
     monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda **_: kind)
     monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *_: None)
-    demo = pack("nodes.demo_model")
+    demo = pack("nodes.demo.demo_model")
     half = demo.load_unet(str(demo.FOLDER))
     assert half.model.get_dtype() == kind
     _, clip = loaded

@@ -37,7 +37,7 @@ def stages(tree="a green tree", **others):
 
 @pytest.fixture
 def read(host, pack):
-    return lambda prompt, name="house": pack("nodes.layers").read_stack(host.value(prompt, name))
+    return lambda prompt, name="house": pack("nodes.layers.socket").read_stack(host.value(prompt, name))
 
 
 def test_stages_become_layers_with_words_boxes_and_alpha(read):
@@ -50,7 +50,7 @@ def test_stages_become_layers_with_words_boxes_and_alpha(read):
 
 
 def test_the_first_stage_is_the_picture_of_its_words_to_the_bit(host, pack):
-    seed = pack("layered_core.stages").stage_seed(5, "sky")
+    seed = pack("layered_core.painting.stages").stage_seed(5, "sky")
     plain = {
         **LOADER,
         "p": node("CLIPTextEncode", text="at night", clip=["loader", 1]),
@@ -174,7 +174,7 @@ def test_a_layer_that_is_made_anew_keeps_its_recipes_loras_embedding_and_seed(ho
     import folder_paths
     from safetensors.torch import save_file
 
-    document_of, node_of = pack("layered_core.document"), pack("nodes.stages").AddLayerByPrompt
+    document_of, node_of = pack("layered_core.document"), pack("nodes.stages.add_layer_by_prompt").AddLayerByPrompt
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"x": torch.zeros(1)}, folder / "of_the_recipe.safetensors")
@@ -186,7 +186,7 @@ def test_a_layer_that_is_made_anew_keeps_its_recipes_loras_embedding_and_seed(ho
         "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "alpha": "difference", "denoise": 1.0, "feather": 0, "size": 0,
         "context": 0.5, "blend": "gradient",
     }  # fmt: skip
-    graph = node_of.execute(**values, layers=pack("nodes.layers").write_stack(document)).expand
+    graph = node_of.execute(**values, layers=pack("nodes.layers.socket").write_stack(document)).expand
     of = {
         kind: [(number, n["inputs"]) for number, n in graph.items() if n["class_type"] == kind] for kind in {n["class_type"] for n in graph.values()}
     }
@@ -199,14 +199,14 @@ def test_a_layer_that_is_made_anew_keeps_its_recipes_loras_embedding_and_seed(ho
     assert of["LD_StageLayer"][0][1]["prompt"] == "a green tree"
 
     on_a_meadow = replace(document, layers=(document_of.Layer("meadow", torch.ones(64, 64, 4)), *document.layers))
-    transparent = {"alpha": "transparent", "file": "of_transparency.safetensors", "layers": pack("nodes.layers").write_stack(on_a_meadow)}
+    transparent = {"alpha": "transparent", "file": "of_transparency.safetensors", "layers": pack("nodes.layers.socket").write_stack(on_a_meadow)}
     graph = node_of.execute(**{**values, **transparent}).expand
     assert [n["inputs"]["mode.file"] for n in graph.values() if n["class_type"] == "LD_LayerDiffuseApply"] == ["of_transparency.safetensors"]
 
     missing = document_of.Recipe(loras=(document_of.Lora("nowhere"),))
     document = document.with_layer(replace(document.layers[0], recipe=missing))
     with pytest.raises(pack("layered_core.errors").LayeredError, match=r"layer 'tree': LoRA is 'nowhere'; allowed: .*of_the_recipe.safetensors"):
-        node_of.execute(**values, layers=pack("nodes.layers").write_stack(document))
+        node_of.execute(**values, layers=pack("nodes.layers.socket").write_stack(document))
 
 
 def test_progress_of_the_sampler_is_told_and_an_interrupt_stops_the_stage(host):
@@ -239,7 +239,7 @@ def test_a_transparent_stage_is_painted_alone_and_brought_to_its_place(host, pac
     assert not torch.equal(after, before)
     assert bool((mask[20:90, 4:60] == 1).all())
     assert float(mask.sum()) == 56 * 70
-    seed = pack("layered_core.stages").stage_seed(5, "tree")
+    seed = pack("layered_core.painting.stages").stage_seed(5, "tree")
     alone = {
         **LOADER, "a": layer_diffuse("storybook (shipped)"), "p": node("CLIPTextEncode", text="a green tree", clip=["loader", 1]),
         "n": node("CLIPTextEncode", text="", clip=["loader", 1]), "e": node("EmptyLatentImage", width=112, height=112, batch_size=1),
@@ -247,7 +247,7 @@ def test_a_transparent_stage_is_painted_alone_and_brought_to_its_place(host, pac
                   sampler_name="euler", scheduler="normal", denoise=1.0),
         "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]), "t": transparent_decode(["d", 0], latent=["k", 0]),
     }  # fmt: skip
-    wanted = pack("layered_core.stages").into_place(host.value(alone, "t")[0], mask)
+    wanted = pack("layered_core.painting.stages").into_place(host.value(alone, "t")[0], mask)
     assert torch.equal(host.value(prompt, "tree", 2)[0], wanted)
     assert torch.equal(read(prompt, "tree").layer("tree").image, wanted[20:90, 4:60])
 
@@ -329,7 +329,7 @@ def test_a_net_that_takes_the_mask_as_a_channel_goes_through_its_own_node(pack):
         "seed": 3, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "alpha": "difference", "denoise": 1.0, "feather": 0,
         "size": 0, "context": 0.5, "blend": "gradient",
     }  # fmt: skip
-    graph = pack("nodes.stages").AddLayerByPrompt.execute(**values, image=torch.zeros(1, 64, 64, 3), control_net=Net()).expand
+    graph = pack("nodes.stages.add_layer_by_prompt").AddLayerByPrompt.execute(**values, image=torch.zeros(1, 64, 64, 3), control_net=Net()).expand
     ((number, applied),) = [(n, x["inputs"]) for n, x in graph.items() if x["class_type"] == "ControlNetInpaintingAliMamaApply"]
     ((cut, _),) = [(n, x) for n, x in graph.items() if x["class_type"] == "LD_RegenerateLayers"]
     assert (applied["image"], applied["mask"]) == ([cut, 3], [cut, 4])
@@ -338,7 +338,7 @@ def test_a_net_that_takes_the_mask_as_a_channel_goes_through_its_own_node(pack):
 
 
 def test_a_seed_of_a_stage_is_the_one_of_the_headless_pipeline(host, pack):
-    assert host.value({"s": node("LD_StageSeed", seed=7, name=" tree ")}, "s") == pack("layered_core.stages").stage_seed(7, "tree")
+    assert host.value({"s": node("LD_StageSeed", seed=7, name=" tree ")}, "s") == pack("layered_core.painting.stages").stage_seed(7, "tree")
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

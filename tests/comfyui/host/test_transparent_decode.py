@@ -186,7 +186,7 @@ def test_where_there_is_one_memory_the_result_takes_its_part_of_it(host, monkeyp
 
 
 def test_the_deviation_of_an_ordinary_vae_scales_the_offset_and_the_vae_is_left_as_it_was(host, pack):
-    encode = pack("nodes.transparent_encode")
+    encode = pack("nodes.transparency.transparent_encode")
     regularization = torch.nn.Identity()
 
     class Model(torch.nn.Module):

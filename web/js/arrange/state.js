@@ -1,6 +1,6 @@
 /**
  * What the user changed, as it is kept in the workflow: `{version, layers: {name: {field: value}}, order: [names, back to front]}`.
- * The same rules as layered_core/arrangement.py. Pure; states are never changed in place.
+ * The same rules as layered_core/editing/arrangement.py. Pure; states are never changed in place.
  *
  * @typedef {{name: string, x: number, y: number, width: number, height: number, rotation: number, flip_h: boolean, flip_v: boolean,
  *   opacity: number, blend_mode: string, visible: boolean}} Layer

@@ -1,0 +1,119 @@
+"""The bench through a real ComfyUI: the same scenes, weights, steps, sampler and seeds, by core's nodes and the pack's in one process."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.bench.scenes import Case
+from layered_core.errors import LayeredError, invalid
+from layered_diffusers.models.loading import STORYBOOK, find_model
+
+if TYPE_CHECKING:
+    from benchmarks.bench.running import Row, Worker
+
+HOST = Path(__file__).parents[1] / "hosts" / "comfyui_host.py"
+_FINDER = Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host_env.py"
+
+
+def require_host(quiet: bool = False) -> tuple[Path, Path] | None:
+    """Folder and python of the ComfyUI to use; None, or with ``quiet`` unset :class:`LayeredError`, where there is none."""
+    found: tuple[Path, Path] | str = "the bench through ComfyUI needs a checkout of the repository"
+    if _FINDER.is_file():
+        spec = importlib.util.spec_from_file_location("host_env", _FINDER)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.find_host()
+    if not isinstance(found, str):
+        return found
+    if quiet:
+        return None
+    raise LayeredError(found)
+
+
+def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
+    """As ``methods.check_method``, for the methods of ``comfyui_host.py``, which only ComfyUI's python can import: read without importing."""
+    functions = {
+        f.name: [a.arg for a in f.args.args][1:]
+        for f in ast.parse(HOST.read_text(encoding="utf-8")).body
+        if isinstance(f, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "method" for d in f.decorator_list)
+    }
+    if name not in functions:
+        raise invalid(f"{where}: method on ComfyUI", name, ", ".join(sorted(functions)))
+    for parameter in parameters:
+        if parameter not in functions[str(name)]:
+            raise invalid(f"{where}: parameter of {name}", parameter, ", ".join(functions[str(name)]) or "none: it takes no parameter")
+
+
+def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> Iterator[dict[str, Any]]:
+    """Make the pictures of all batches in one ComfyUI, judge them here."""
+    if find_model(worker.settings.model) != STORYBOOK:
+        raise invalid("--model", str(worker.settings.model), "the shipped one, which is what Load Demo Model loads in ComfyUI")
+    found = require_host()
+    assert found is not None
+    folder, python = found
+    with tempfile.TemporaryDirectory(prefix="layered_bench_") as scratch:
+        log = Path(scratch) / "comfyui.log"
+        environment = {**os.environ, "COMFYUI_PATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
+        with log.open("w") as errors:
+            host = subprocess.Popen(
+                [python, HOST], cwd=scratch, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        try:
+            for row, scenes in batches:
+                pictures, seconds = _ask(host, worker, row, scenes, Path(scratch), log)
+                yield from worker.judged(row, scenes, pictures, seconds)
+        finally:
+            host.terminate()
+            host.wait()
+
+
+def _ask(host: subprocess.Popen[str], worker: Worker, row: Row, scenes: Sequence[int], scratch: Path, log: Path) -> tuple[Tensor, float]:
+    """Send one job, wait for its answer."""
+    cases = [worker.cases[i] for i in scenes]
+    job = {
+        "method": row.method, "parameters": row.parameters, "seeds": list(scenes), "steps": worker.settings.steps,
+        "guidance": worker.settings.guidance, "sampler": worker.suite.sampler or "euler", "scenes": [_entry(c) for c in cases],
+        "tensors": str(scratch / "in.safetensors"), "out": str(scratch / "out.safetensors"),
+    }  # fmt: skip
+    save_file({f"{i}.{name}": tensor.contiguous() for i, c in enumerate(cases) for name, tensor in _tensors(c).items()}, job["tensors"])
+    assert host.stdin is not None
+    assert host.stdout is not None
+    try:
+        host.stdin.write(json.dumps(job) + "\n")
+        host.stdin.flush()
+        line = host.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    if not line:
+        time.sleep(0.2)
+        raise LayeredError(f"ComfyUI stopped: {log.read_text()[-600:]}")
+    said = json.loads(line)
+    if "error" in said:
+        raise LayeredError(f"ComfyUI: {said['error']}")
+    return load_file(job["out"])["pictures"], float(said["seconds"])
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    return {"words": case.words, "background": case.background_words, "objects": [t.words for t in case.things], "changed": case.changed}
+
+
+def _tensors(case: Case) -> dict[str, Tensor]:
+    tensors = {"masks": case.masks, "start": case.start, "edges": case.edges.float()}
+    if case.changed is not None:
+        tensors |= {"mask": case.change_mask, "before": case.picture_before}
+    return tensors

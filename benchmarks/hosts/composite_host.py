@@ -1,0 +1,112 @@
+"""Composites stacks with ComfyUI's compositor and with ours: started by ``composite.py`` under ComfyUI's python, never imported.
+
+Prints one line of JSON. Everything of the project's reaches this process through the pack: the repository must not be on its path.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ANSWER = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what ComfyUI prints must not look like an answer
+ROUNDS = int(sys.argv[1])  # before ComfyUI reads the command line
+
+HOST = str(Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host")
+sys.path[0] = HOST
+import boot  # noqa: E402
+
+sys.path.remove(HOST)
+
+import psutil  # noqa: E402
+import torch  # noqa: E402
+
+WIDTH, HEIGHT, LAYERS = 1920, 1080, 8
+
+
+def draw(mode: str) -> dict[str, Any]:
+    """LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one of ``mode``."""
+    random = torch.Generator().manual_seed(0)
+    rows, columns = torch.linspace(0, 1, HEIGHT)[:, None], torch.linspace(0, 1, WIDTH)
+    items = []
+    for index in range(LAYERS):
+        image = torch.empty(1, HEIGHT, WIDTH, 4)
+        image.random_(0, 256, generator=random).div_(255)[..., 3] = 1
+        mask = (127 + 115 * torch.sin(6 * (index + 1) * columns + 3 * rows)).round_().div_(255)[None]
+        items.append({"type": "raster", "z_index": index, "image": image, "mask": mask, "blend_mode": mode if index else "normal"})
+    return {"version": 1, "canvas": (WIDTH, HEIGHT), "layers": items}
+
+
+def cores(stack: dict[str, Any]) -> torch.Tensor:
+    """What *Create Layered Image* does between reading its input and saving previews."""
+    from comfy_extras import nodes_compositor as core
+
+    frames = core.expand_item_frames(core.document_items(stack))
+    alphas = [core.frame_alpha(frame["tensor"], frame["mask"]) for frame in frames]
+    state = core.state_from_items(frames, core.document_canvas(stack))
+    return core.composite_from_state([frame["tensor"] for frame in frames], state, alphas)[0]
+
+
+def peak(work: Callable[[], object], size: int) -> float:
+    """By how much the process grows at most while ``work`` runs on tensors of ``size`` bytes, with them, over ``size``."""
+    process, most, done = psutil.Process(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.001):
+            most = max(most, process.memory_info().rss)
+
+    gc.collect()
+    held = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return 1 + max(most - held, 0) / size
+
+
+def clocks(work: Callable[[], object]) -> tuple[float, float]:
+    """How long ``work`` takes, and for how long it keeps processors busy; seconds."""
+    start = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure memory first, then both by turns."""
+    boot.load_extras()
+    if not boot.load_pack():
+        raise SystemExit("ComfyUI could not load the pack: see the log above")
+    pack = str(boot.PACK).replace(".", "_x_")
+    composite = sys.modules[f"{pack}.layered_core.canvas.compositing"].composite
+    read_stack = sys.modules[f"{pack}.nodes.layers.socket"].read_stack
+    figures = {"threads": torch.get_num_threads(), "rounds": ROUNDS, "greatest_difference": 0.0}
+    for mode in ("normal", "soft-light"):
+        stack = draw(mode)
+        document = read_stack(stack)
+        ours, theirs = lambda d=document: composite(d, "comfyui"), lambda s=stack: cores(s)
+        if "peak_memory_ratio" not in figures:
+            size = sum(x[k].nbytes for x in stack["layers"] for k in ("image", "mask"))
+            figures |= {"peak_memory_ratio": peak(ours, size), "peak_memory_ratio_core": peak(theirs, size)}
+        figures["greatest_difference"] = max(figures["greatest_difference"], float((ours() - theirs()).abs().max()))
+        times = [(*clocks(ours), *clocks(theirs)) for _ in range(ROUNDS)]
+        wall, busy, cores_wall, cores_busy = (min(column) for column in zip(*times, strict=True))
+        name = mode.replace("-", "_")
+        figures |= {f"ratio_{name}": wall / cores_wall, f"processor_ratio_{name}": busy / cores_busy}
+    ANSWER.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
+    ANSWER.flush()
+
+
+if __name__ == "__main__":
+    main()

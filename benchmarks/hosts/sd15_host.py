@@ -1,0 +1,134 @@
+"""SD1.5-size models with random weights in ComfyUI, and how ways of sampling are timed against each other.
+
+For the scripts that run under ComfyUI's python: import this first. Everything of the project's reaches such a process through the pack:
+the repository must not be on its path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ANSWER = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what ComfyUI prints must not look like an answer
+ARGUMENTS = sys.argv[1:]  # before ComfyUI reads the command line
+
+HOST = str(Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host")
+sys.path[0] = HOST
+import boot  # noqa: E402
+
+sys.path.remove(HOST)
+
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.sd1_clip  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import comfy.supported_models_base  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+Conditioning = list[list[Any]]
+
+SHAPE = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1, "context_dim": 768, "num_heads": 8, "num_head_channels": -1, "use_spatial_transformer": True,
+    "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None, "use_temporal_attention": False, "use_temporal_resblock": False,
+}  # fmt: skip
+"""SD1.5's UNet."""
+
+
+def load_pack() -> None:
+    """Load ComfyUI's own nodes and this pack's.
+
+    Raises:
+        SystemExit: the pack could not be loaded.
+    """
+    boot.load_extras()
+    if not boot.load_pack():
+        raise SystemExit("ComfyUI could not load the pack")
+
+
+def pack(path: str) -> Any:  # noqa: ANN401
+    """A module of the pack by its path, e.g. ``nodes.layers.socket``."""
+    return sys.modules[f"{str(boot.PACK).replace('.', '_x_')}.{path}"]
+
+
+def unet() -> comfy.model_patcher.ModelPatcher:
+    """SD1.5's UNet with random weights."""
+    device = comfy.model_management.get_torch_device()
+    config = comfy.supported_models.SD15(dict(SHAPE))
+    config.set_inference_dtype(comfy.model_management.unet_dtype(model_params=860_000_000), None)
+    model = config.get_model({}, device=device)
+    fill(model.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+
+
+def text_encoder() -> comfy.sd.CLIP:
+    """SD1.5's text encoder with random weights."""
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel), parameters=123_000_000)
+    fill(clip.cond_stage_model)
+    return clip
+
+
+def fill(module: torch.nn.Module) -> None:
+    """Weights as small as trained ones, so that values stay in range through all layers."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.fill_(float(name.endswith("weight")))  # of a norm
+
+
+def encode(clip: comfy.sd.CLIP, words: str) -> Conditioning:
+    """As ComfyUI's own node."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(words))
+
+
+def run(model: comfy.model_patcher.ModelPatcher, positive: Conditioning, negative: Conditioning, side: int, steps: int) -> torch.Tensor:
+    """Sample Euler steps of one picture of ``side`` pixels."""
+    noise = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(7.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+
+
+def time_by_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """What every variant costs over ``plain``: the median over the rounds of its time over plain's in that round, and ``<name>_range``.
+
+    ``<name>_processor`` is the same in processor time, which other programs on the machine lengthen less; it says nothing of a GPU.
+    """
+    taken = [{name: _seconds(work) for name, work in variants.items()} for _ in tqdm(range(rounds), file=sys.stderr)]
+    figures: dict[str, Any] = {}
+    for name in variants:
+        if name != "plain":
+            by_clock, by_processor = zip(*[[a / b for a, b in zip(r[name], r["plain"], strict=True)] for r in taken], strict=True)
+            figures[name] = round(statistics.median(by_clock), 4)
+            figures[f"{name}_range"] = [round(min(by_clock), 4), round(max(by_clock), 4)]
+            figures[f"{name}_processor"] = round(statistics.median(by_processor), 4)
+    return figures | {"threads": torch.get_num_threads(), "device": str(comfy.model_management.get_torch_device()), "rounds": rounds}
+
+
+def answer(figures: Mapping[str, Any]) -> None:
+    """Print the one line of JSON that the caller reads."""
+    ANSWER.write(json.dumps(figures) + "\n")
+    ANSWER.flush()
+
+
+def _seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """By the clock and of the processor; the result lies on the CPU, so a GPU has finished."""
+    start = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start[0], time.process_time() - start[1]

@@ -1,0 +1,1 @@
+"""The ``layered`` command, a file for each of its sub-commands."""

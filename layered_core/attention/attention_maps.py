@@ -1,0 +1,159 @@
+"""What words attended to: maps gathered while sampling, pictures of them, and masks made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional
+
+from ..canvas.masks import mask_pyramid
+from ..canvas.placement import place
+from ..document import Layer, LayerDocument
+from ..formats.pictures import to_image
+
+
+class AttentionMaps:
+    """Mean share of attention that each layer's words had at each place, over all blocks and steps seen so far.
+
+    The idea is DAAM's (Tang et al., arXiv 2210.04885): sum cross-attention over heads, blocks and steps at a common size.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """``names`` of the layers."""
+        self.names = tuple(names)
+        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._counts: dict[tuple[int, int], int] = {}
+
+    def clear(self) -> None:
+        """Forget everything: a new run begins."""
+        self._sums.clear()
+        self._counts.clear()
+
+    def add(self, size: tuple[int, int], shares: Tensor) -> None:
+        """Count one cross-attention: ``shares`` ``[B, L, h w]`` of a feature map of ``size`` (h, w)."""
+        shares = shares.detach().float().cpu().view(*shares.shape[:2], *size)
+        self._sums[size] = self._sums[size] + shares if size in self._sums else shares
+        self._counts[size] = self._counts.get(size, 0) + 1
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def mean(self, size: tuple[int, int]) -> Tensor:
+        """``[B, L, h, w]`` in 0..1 at ``size`` (h, w), every cross-attention counted once, coarse ones enlarged bilinearly."""
+        total = sum(functional.interpolate(s, size, mode="bilinear", antialias=True) for s in self._sums.values())
+        return torch.as_tensor(total) / sum(self._counts.values())
+
+
+def heat_map(share: Tensor, backdrop: Tensor) -> Tensor:
+    """A map over a dimmed picture: from clear through red and yellow to white at the map's own maximum.
+
+    Args:
+        share: ``[H, W]``, 0 and more.
+        backdrop: RGB ``[H, W, 3]`` in 0..1.
+
+    Returns:
+        RGB ``[H, W, 3]`` in 0..1.
+    """
+    heat = share / share.max().clamp_min(1e-8)
+    glow = torch.stack([(3 * heat).clamp(0, 1), (3 * heat - 1).clamp(0, 1), (3 * heat - 2).clamp(0, 1)], -1)
+    veil = heat.clamp(0, 1).sqrt()[..., None]
+    grey = backdrop.mean(-1, keepdim=True) * 0.6
+    return grey * (1 - veil) + glow * veil
+
+
+def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Tensor:
+    """A labelled :func:`heat_map` for every layer of every picture, pictures in order, layers back to front.
+
+    Args:
+        maps: of a run.
+        pictures: what the run made, RGB ``[B, H, W, 3]`` in 0..1; one more picture than the run had batches is left out.
+        side: longer side of the result, pixels.
+
+    Returns:
+        ``[B L, H', W', 3]`` in 0..1.
+    """
+    height, width = (max(1, round(s * side / max(pictures.shape[1:3]))) for s in pictures.shape[1:3])
+    shares = maps.mean((height, width))
+    backdrops = functional.interpolate(pictures.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    shown = [
+        _labelled(heat_map(share, backdrop), f"{i + 1} {name}")
+        for backdrop, layers in zip(backdrops, shares, strict=False)
+        for i, (name, share) in enumerate(zip(maps.names, layers, strict=True))
+    ]
+    return torch.stack(shown)
+
+
+def _labelled(picture: Tensor, text: str) -> Tensor:
+    image = to_image(picture)
+    size = max(10, image.height // 24)
+    ImageDraw.Draw(image).text((size // 2, size // 4), text, fill="white", font=ImageFont.load_default(size), stroke_width=2, stroke_fill="black")
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def needs_mask(layer: Layer) -> bool:
+    """Whether a layer has words but neither picture nor mask."""
+    return layer.visible and bool(layer.prompt.strip()) and layer.image is None and layer.mask is None
+
+
+def masks_from_attention(
+    document: LayerDocument, maps: AttentionMaps, size: tuple[int, int], threshold: float, largest: bool
+) -> tuple[LayerDocument, Tensor]:
+    """Give every layer that :func:`needs_mask` the place that its words attended to, inside the cells that its box touches.
+
+    Args:
+        document: as the run had it, layers of ``maps`` by name.
+        maps: of the run; the first picture counts.
+        size: h, w of the masks; the maps are no finer than the latents.
+        threshold, largest: see :func:`mask_from_attention`.
+
+    Returns:
+        the document, in which those layers cover the canvas with a mask; and the masks ``[L', h, w]`` of those layers, back to front.
+    """
+    shares = dict(zip(maps.names, maps.mean(size)[0], strict=True))
+    layers, masks = list(document), []
+    for i, layer in enumerate(document):
+        if needs_mask(layer) and layer.name in shares:
+            covered = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
+            masks.append(mask_from_attention(shares[layer.name], mask_pyramid(covered, [size])[0] > 0, threshold, largest))
+            layers[i] = replace(
+                layer, mask=masks[-1], x=0, y=0, width=document.width, height=document.height, rotation=0.0, flip_h=False, flip_v=False
+            )  # fmt: skip
+    return replace(document, layers=tuple(layers)), torch.stack(masks) if masks else torch.zeros(0, *size)
+
+
+def mask_from_attention(share: Tensor, box: Tensor, threshold: float, largest: bool) -> Tensor:
+    """Where a map is at least ``threshold`` (0..1 between its least and greatest value in a box), float32 ``[H, W]`` of 0 and 1.
+
+    Args:
+        share: ``[H, W]``.
+        box: bool ``[H, W]``, the cells that count.
+        threshold: 0 keeps the whole box, 1 nothing but the maximum in it.
+        largest: keep only the largest connected patch.
+    """
+    if not bool(box.any()):
+        return torch.zeros_like(share)
+    low, high = share[box].min(), share[box].max()
+    mask = box & ((share - low) >= threshold * (high - low))
+    return (largest_patch(mask) if largest else mask).float()
+
+
+def largest_patch(mask: Tensor) -> Tensor:
+    """The largest eight-connected patch of a bool mask ``[H, W]``; the first in reading order of several as large."""
+    if not bool(mask.any()):
+        return mask
+    height, width = mask.shape
+    # Every patch takes the greatest number in it; float32 counts pixels exactly up to 2**24.
+    patch = torch.arange(height * width, 0, -1, dtype=torch.float64).view(height, width) * mask
+    while True:
+        spread = functional.max_pool2d(patch[None, None], 3, 1, 1)[0, 0] * mask
+        if torch.equal(spread, patch):
+            break
+        patch = spread
+    areas = torch.bincount(patch[mask].long())
+    best = areas.flip(0).argmax()
+    return patch == len(areas) - 1 - best

@@ -1,0 +1,1 @@
+"""Where layers lie and what is seen of them: placement, masks, blend modes, compositing."""

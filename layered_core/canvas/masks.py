@@ -1,0 +1,84 @@
+"""Where each layer is seen: alpha on the canvas, occlusion, and masks at the resolutions of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..document import LayerDocument
+from ..painting.pasting import grow
+from .placement import place
+
+
+def layer_alphas(document: LayerDocument) -> Tensor:
+    """Alpha of every layer on the canvas, opacity counted in, float32 ``[L, H, W]`` in 0..1; 0 for hidden layers.
+
+    A layer without an image covers its box, or its mask.
+    """
+    alphas = torch.zeros(len(document), document.height, document.width)
+    for i, layer in enumerate(document):
+        if layer.visible and layer.opacity > 0:
+            alphas[i] = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0] * layer.opacity
+    return alphas.clamp_(0, 1)
+
+
+def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of each pixel shows each layer: ``M_i = alpha_i * prod_{j above i} (1 - alpha_j)``.
+
+    Soft edges stay soft; the masks and the background's remainder sum to 1 at every pixel. Collage Diffusion (arXiv 2303.00262)
+    section 4 has the same quantity with hard compositing.
+
+    Args:
+        alphas: ``[L, H, W]`` in 0..1, back to front.
+
+    Returns:
+        visible masks ``[L, H, W]`` and the background's ``[H, W]``.
+    """
+    clear = (1 - alphas).flip(0).cumprod(0).flip(0)  # clear[i] = prod_{j >= i} (1 - alpha_j)
+    ones = alphas.new_ones(1, *alphas.shape[1:])
+    above = torch.cat([clear[1:], ones]) if len(alphas) else alphas
+    return alphas * above, (clear[0] if len(alphas) else ones[0])
+
+
+def grown_masks(masks: Tensor, pixels: int) -> Tensor:
+    """Visible masks with every layer wider by ``pixels``, at the cost of larger layers and of what no layer covers.
+
+    What a pixel showed of a larger layer is shared among the smaller ones that reach it; layers of one size keep theirs. Sums over
+    layers stay at most 1, and nothing depends on the layers' order.
+
+    Args:
+        masks: ``[L, H, W]``, summing to at most 1.
+        pixels: 0 and more. Neutral: 0.
+    """
+    if pixels == 0 or not len(masks):
+        return masks
+    rims = torch.stack([grow(m, pixels) for m in masks]) - masks
+    owners = torch.cat([masks, 1 - masks.sum(0, keepdim=True)])
+    sizes = torch.cat([masks.sum((1, 2)), masks.new_tensor([torch.inf])])
+    takes = (sizes[:-1, None] < sizes).to(masks)  # [L, L + 1]: who takes from whom
+    claims = torch.einsum("ij,ihw->jhw", takes, rims)
+    lost = owners * claims.clamp_max(1)
+    shares = lost / claims.clamp_min(torch.finfo(masks.dtype).tiny)
+    return masks - lost[:-1] + rims * torch.einsum("ij,jhw->ihw", takes, shares)
+
+
+def mask_pyramid(masks: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Masks at the resolutions of a network, by area: each cell holds the mean of the pixels it covers.
+
+    Any aspect ratio and any ratio of sizes; sums over layers are kept.
+
+    Args:
+        masks: ``[..., H, W]``.
+        sizes: (height, width) of each level in cells.
+
+    Returns:
+        One ``[..., height, width]`` a level.
+    """
+    flat = masks.reshape(1, -1, *masks.shape[-2:])
+    return [
+        functional.adaptive_avg_pool2d(flat, size).reshape(*masks.shape[:-2], *size) if flat.shape[1] else masks.new_zeros(*masks.shape[:-2], *size)
+        for size in sizes
+    ]

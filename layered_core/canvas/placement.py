@@ -1,0 +1,126 @@
+"""Bring a layer's own pixels onto the canvas: scale, flip, rotate, move.
+
+Pixels in here are planes, ``[C, H, W]``. Outside the layer there is 0, and resampling mixes neighbours, so colours must come multiplied
+by alpha wherever a layer is resampled; else transparent pixels' colours bleed into its edges.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..document import Layer
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in canvas pixels, right and bottom exclusive."""
+
+
+def bounds(layer: Layer) -> Box:
+    """The smallest whole-pixel box that holds the placed layer; may lie off the canvas."""
+    if _on_grid(layer):
+        return int(layer.x), int(layer.y), int(layer.x) + layer.width, int(layer.y) + layer.height
+    angle = math.radians(layer.rotation)
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    half_w = (layer.width * cos + layer.height * sin) / 2
+    half_h = (layer.width * sin + layer.height * cos) / 2
+    cx, cy = layer.x + layer.width / 2, layer.y + layer.height / 2
+    # One pixel more for the soft edge; 1e-6 keeps exact edges from growing by rounding.
+    return (
+        math.floor(cx - half_w - 1 + 1e-6), math.floor(cy - half_h - 1 + 1e-6),
+        math.ceil(cx + half_w + 1 - 1e-6), math.ceil(cy + half_h + 1 - 1e-6),
+    )  # fmt: skip
+
+
+def meet(a: Box, b: Box) -> Box | None:
+    """What two boxes have in common, or None."""
+    x0, y0, x1, y1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def is_exact(layer: Layer, height: int, width: int) -> bool:
+    """Whether pixels of ``height`` x ``width`` need no resampling to be this layer: they fall on the canvas's own."""
+    return _on_grid(layer) and (layer.height, layer.width) == (height, width)
+
+
+def reduced(pixels: Tensor, layer: Layer) -> Tensor:
+    """``[C, H', W']`` brought down to the layer's size on each axis on which it is larger: bilinear, antialiased."""
+    size = min(pixels.shape[-2], layer.height), min(pixels.shape[-1], layer.width)
+    if pixels.shape[-2:] == size:
+        return pixels
+    return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+
+
+def window(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
+    """What shows of the layer in ``box``: an exact cut where nothing is resampled, else bilinear samples.
+
+    A rotated or unaligned layer's edge pixels are covered as far as the layer reaches into them.
+
+    Args:
+        pixels: ``[C, H', W']`` in the layer's own frame, :func:`reduced` if larger than the layer. Float, of float32 or more if sampled.
+        layer: gives x, y, width, height, rotation, flips.
+        box: lies within :func:`bounds`.
+
+    Returns:
+        ``[C, H, W]``, H and W those of ``box``; may share memory with ``pixels``.
+    """
+    if is_exact(layer, *pixels.shape[-2:]):
+        return _cut(pixels, layer, box)
+    return _sampled(pixels, layer, box)
+
+
+def place(pixels: Tensor, layer: Layer, width: int, height: int) -> Tensor:
+    """Put ``pixels`` of the layer's own frame on an empty canvas.
+
+    Args:
+        pixels: ``[H', W', C]`` float in the layer's own frame, any size.
+        layer: gives x, y, width, height, rotation, flips.
+        width: canvas width W in pixels.
+        height: canvas height H in pixels.
+
+    Returns:
+        ``[H, W, C]`` float.
+    """
+    canvas = pixels.new_zeros(height, width, pixels.shape[-1])
+    box = meet(bounds(layer), (0, 0, width, height))
+    if box is not None:
+        shown = window(reduced(pixels.movedim(-1, 0), layer), layer, box)
+        canvas[box[1] : box[3], box[0] : box[2]] = shown.movedim(0, -1)
+    return canvas
+
+
+def _on_grid(layer: Layer) -> bool:
+    """Whether the layer's box is a box of whole canvas pixels."""
+    return layer.rotation % 360 == 0 and float(layer.x).is_integer() and float(layer.y).is_integer()
+
+
+def _cut(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
+    """The part of the layer's own pixels that lies in ``box``, flipped."""
+    x0, x1 = box[0] - int(layer.x), box[2] - int(layer.x)
+    y0, y1 = box[1] - int(layer.y), box[3] - int(layer.y)
+    if layer.flip_h:
+        x0, x1 = layer.width - x1, layer.width - x0
+    if layer.flip_v:
+        y0, y1 = layer.height - y1, layer.height - y0
+    flips = [axis for axis, flip in ((-2, layer.flip_v), (-1, layer.flip_h)) if flip]
+    own = pixels[..., y0:y1, x0:x1]
+    return own.flip(flips) if flips else own
+
+
+def _sampled(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
+    """The layer at the pixel centres of ``box``: scaled, flipped and turned about its centre."""
+    angle = math.radians(layer.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    dx = torch.arange(box[0], box[2]).to(pixels) + 0.5 - (layer.x + layer.width / 2)
+    dy = torch.arange(box[1], box[3]).to(pixels)[:, None] + 0.5 - (layer.y + layer.height / 2)
+    # Canvas pixels from the layer's centre along its own axes; clockwise on a canvas whose y axis points down.
+    u, v = dx * cos + dy * sin, dy * cos - dx * sin
+    flip_u, flip_v = (-1 if flip else 1 for flip in (layer.flip_h, layer.flip_v))
+    grid = torch.stack([u * (2 * flip_u / layer.width), v * (2 * flip_v / layer.height)], -1)[None]
+    shown: Tensor = functional.grid_sample(pixels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    if _on_grid(layer):
+        return shown
+    reach_u, reach_v = (layer.width + 1) / 2 - u.abs(), (layer.height + 1) / 2 - v.abs()
+    return shown * (reach_u.clamp_(0, 1) * reach_v.clamp_(0, 1))

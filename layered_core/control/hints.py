@@ -1,0 +1,175 @@
+"""What a ControlNet looks at: hint pictures drawn from layers.
+
+Canny edges and segmentation colours are computed here; the other kinds need controlnet_aux, which is imported when one is asked for.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..canvas.compositing import premultiplied, straight
+from ..canvas.masks import layer_alphas, visible_masks
+from ..document import Layer, LayerDocument
+from ..errors import LayeredError, invalid
+from ..formats.pictures import to_image
+
+Preprocessor = Callable[[Tensor], Tensor]
+"""Picture ``[3, H, W]`` in 0..1 to hint ``[3, H, W]`` in 0..1."""
+
+DETECTORS = {
+    "scribble": ("HEDdetector", "ControlNetHED.pth", {"scribble": True}),
+    "lineart": ("LineartDetector", "sk_model.pth", {}),
+    "depth": ("MidasDetector", "dpt_hybrid-midas-501f0c75.pt", {}),
+    "normal": ("NormalBaeDetector", "scannet.pt", {}),
+    "pose": ("OpenposeDetector", "body_pose_model.pth", {}),
+}
+"""Hint -> controlnet_aux's class, the checkpoint that must lie in its folder, and how it is called."""
+
+
+def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
+    """Edges (Canny, PAMI 1986) as OpenCV's ``Canny`` draws them: Sobel 3x3, L1 norm, no blur.
+
+    Args:
+        picture: ``[3, H, W]`` in 0..1.
+        low, high: thresholds of the gradient, 0..2040 (8-bit levels); weak edges count where they touch strong ones.
+
+    Returns:
+        bool ``[H, W]``.
+    """
+    red, green, blue = (picture.float().clamp(0, 1) * 255).round()
+    grey = (0.299 * red + 0.587 * green + 0.114 * blue).round()
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    padded = functional.pad(grey[None, None], (1, 1, 1, 1), mode="replicate")
+    gx, gy = functional.conv2d(padded, torch.stack([kernel, kernel.T])[:, None].to(grey))[0]
+    size = gx.abs() + gy.abs()
+    thin = _is_ridge(size, gx, gy)
+    strong: Tensor = thin & (size > high)
+    weak = thin & (size > low)
+    while True:
+        grown: Tensor = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
+        if torch.equal(grown, strong):
+            return strong
+        strong = grown | strong
+
+
+def _is_ridge(size: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
+    """Whether a gradient ``[H, W]`` is the greatest across its edge."""
+    around = functional.pad(size, (1, 1, 1, 1))
+    height, width = size.shape
+
+    def shifted(dy: int, dx: int) -> Tensor:
+        return around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+
+    steep = gy.abs() > gx.abs() * 2.414213562
+    flat = gy.abs() < gx.abs() * 0.414213562
+    falling = (gx * gy) > 0
+    across = (size > shifted(0, -1)) & (size >= shifted(0, 1))
+    along = (size > shifted(-1, 0)) & (size >= shifted(1, 0))
+    down = (size > shifted(-1, -1)) & (size > shifted(1, 1))
+    up = (size > shifted(-1, 1)) & (size > shifted(1, -1))
+    return torch.where(flat, across, torch.where(steep, along, torch.where(falling, down, up)))
+
+
+def segment_colour(index: int) -> tuple[float, float, float]:
+    """The colour of layer ``index`` in a segmentation hint: hues a golden ratio apart, RGB 0..1."""
+    return colorsys.hsv_to_rgb(index * 0.618033988749895 % 1, 0.75, 0.95)
+
+
+def document_hint(document: LayerDocument, *, outline: bool = False, preprocess: Callable[[str], Preprocessor] | None = None) -> Tensor:
+    """The hints of all layers on one canvas, each drawn as its recipe says and shown where the layer is seen.
+
+    Args:
+        document: layers whose recipe has a control hint are drawn; others stay black.
+        outline: draw a layer's silhouette as an edge too. Off, the border of a cut-out is no edge.
+        preprocess: gives the preprocessor of a kind of ``DETECTORS``; None where only ``picture``, ``canny`` and ``segmentation`` are had.
+
+    Returns:
+        ``[3, H, W]`` in 0..1.
+
+    Raises:
+        LayeredError: a layer with a hint has no picture, or its preprocessor is missing.
+    """
+    shown, _ = visible_masks(layer_alphas(document))
+    out = torch.zeros(3, document.height, document.width)
+    for index, layer in enumerate(document):
+        if layer.visible and layer.recipe.control.hint != "none":
+            out += _layer_hint(layer, index, document, outline, preprocess) * shown[index]
+    return out.clamp_(0, 1)
+
+
+def _layer_hint(layer: Layer, index: int, document: LayerDocument, outline: bool, preprocess: Callable[[str], Preprocessor] | None) -> Tensor:
+    kind = layer.recipe.control.hint
+    if kind == "segmentation":
+        return torch.tensor(segment_colour(index))[:, None, None].expand(3, document.height, document.width)
+    if layer.image is None:
+        raise LayeredError(
+            f"layer {layer.name!r}: control hint {kind!r} needs a picture, and the layer has none. Load one, or use the hint segmentation or none"
+        )
+    pixels = straight(premultiplied(layer, document.width, document.height) / max(layer.opacity, 1e-6)).permute(2, 0, 1)
+    alpha = pixels[3]
+    picture = spread(pixels[:3], alpha)
+    if kind == "picture":
+        return picture
+    if kind != "canny":
+        if preprocess is None:
+            raise invalid(f"layer {layer.name!r}: control hint", kind, "picture, canny, segmentation", "This host offers no other preprocessors")
+        return preprocess(kind)(picture)
+    edges = canny(picture) & (alpha > 0.5)
+    if outline:
+        edges |= canny(alpha.expand(3, -1, -1)) & (functional.max_pool2d(alpha[None], 3, 1, 1)[0] > 0.5)
+    return edges.float().expand(3, -1, -1)
+
+
+def spread(picture: Tensor, alpha: Tensor) -> Tensor:
+    """Colours ``[3, H, W]`` carried on into the transparent pixels of ``alpha`` [H, W], so that a cut-out has no edge of its own.
+
+    Each level of an image pyramid fills the holes of the next finer one (push-pull, Gortler et al. 1996).
+    """
+    weight = (alpha > 0.5).float()
+    return _filled(picture * weight, weight[None])
+
+
+def _filled(colour: Tensor, weight: Tensor) -> Tensor:
+    """``colour`` is premultiplied by ``weight`` [1, H, W], which is 0 or more."""
+    if min(weight.shape[-2:]) == 1 or bool((weight > 0).all()):
+        return colour / weight.clamp_min(1e-6)
+    small = functional.avg_pool2d(torch.cat([colour, weight])[None], 2, ceil_mode=True)[0]
+    coarse = functional.interpolate(_filled(small[:3], small[3:])[None], weight.shape[-2:], mode="bilinear")[0]
+    return torch.where(weight > 0, colour / weight.clamp_min(1e-6), coarse)
+
+
+def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu") -> Preprocessor:
+    """One of controlnet_aux's detectors, from checkpoints that lie in ``folder``; nothing is downloaded.
+
+    Raises:
+        LayeredError: controlnet_aux is not installed, or the checkpoint is missing; what and where is said.
+    """
+    if kind not in DETECTORS:
+        raise invalid("control hint", kind, ", ".join(DETECTORS))
+    name, file, options = DETECTORS[kind]
+    try:
+        module = importlib.import_module("controlnet_aux")
+    except ImportError:
+        raise LayeredError(
+            f"control hint {kind!r} needs the package controlnet_aux, which is not installed: pip install controlnet-aux. Canny works without it"
+        ) from None
+    if not (folder / file).is_file():
+        raise LayeredError(f"control hint {kind!r} needs the checkpoint {file} of lllyasviel/Annotators (Hugging Face): put it into {folder}")
+    detector = getattr(module, name).from_pretrained(str(folder))
+    if hasattr(detector, "to"):
+        detector = detector.to(device)
+
+    def preprocess(picture: Tensor) -> Tensor:
+        side = min(picture.shape[-2:])
+        drawn = detector(to_image(picture.permute(1, 2, 0)), detect_resolution=side, image_resolution=side, output_type="np", **options)
+        hint = torch.from_numpy(drawn.copy()).float().permute(2, 0, 1) / 255
+        return functional.interpolate(hint[None], picture.shape[-2:], mode="bilinear", antialias=True)[0]
+
+    return preprocess

@@ -1,0 +1,143 @@
+"""Where layers lie: their corners, the canvas that holds them all, and a picture of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..canvas.compositing import composite, over_colour
+from ..document import Layer, LayerDocument
+from ..formats.pictures import to_image
+
+_COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
+"""Outline colours, taken in turn."""
+
+_NO_LETTER = "\U0010fffe"
+"""A code point that no font has."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "msyh.ttc", "arial.ttf", "PingFang.ttc", "Arial Unicode.ttf")
+"""Of the system, tried in turn for names that Pillow's own font cannot write."""
+
+_CHECKS = (0.72, 0.6)
+"""Greys of the checkerboard that shows through transparent parts."""
+
+
+def corners(layer: Layer) -> list[tuple[float, float]]:
+    """The layer's four corners on the canvas, pixels, clockwise from its own top left: turned clockwise about its centre."""
+    angle = math.radians(layer.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    cx, cy, dx, dy = layer.x + layer.width / 2, layer.y + layer.height / 2, layer.width / 2, layer.height / 2
+    return [(cx + u * cos - v * sin, cy + u * sin + v * cos) for u, v in ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))]
+
+
+def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
+    """Width and height of the smallest canvas, from (0, 0), that holds every layer's corners; at least 1 x 1."""
+    points = [point for layer in layers for point in corners(layer)]
+    return max([1, *(math.ceil(x) for x, _ in points)]), max([1, *(math.ceil(y) for _, y in points)])
+
+
+def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
+    """Whether the layer's bounding box has no pixel on a canvas of ``width`` x ``height``."""
+    xs, ys = zip(*corners(layer), strict=True)
+    return bool(max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height)
+
+
+def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:
+    """The composite over a checkerboard with every layer's outline, number (1 is at the back) and name on it.
+
+    Layers without a picture are dashed, hidden ones are left out, and so are letters of names that no font here has.
+
+    Args:
+        document: any document.
+        side: the longer side of the result, pixels. A smaller canvas is enlarged a whole number of times, to this or somewhat more, so
+            that words stay legible; a larger one is reduced.
+        rules: of compositing, see :func:`~layered_core.canvas.compositing.composite`.
+
+    Returns:
+        RGB float32 ``[H', W', 3]`` in 0..1.
+    """
+    longest = max(document.width, document.height)
+    scale = math.ceil(side / longest) if longest <= side else side / longest
+    rows, columns = ((torch.arange(n) * scale / 16).floor() for n in (document.height, document.width))
+    board = torch.where((rows[:, None] + columns) % 2 == 0, *_CHECKS)[..., None].expand(-1, -1, 3)
+    image = to_image(over_colour(composite(document, rules), board))
+    size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
+    image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+    pen = ImageDraw.Draw(image)
+    visible = [(number, layer) for number, layer in enumerate(document, 1) if layer.visible]
+    face = _face([layer.name for _, layer in visible])
+    labels = [" ".join([str(number), *_written(face, layer.name).split()]) for number, layer in visible]
+    font = _font(face, visible, labels, scale, max(size) // 26)
+    for (number, layer), label in zip(visible, labels, strict=True):
+        _draw(pen, layer, number, label, scale, font, size)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def _face(names: list[str]) -> str:
+    """The font that can write most letters of the names; empty: Pillow's own."""
+    text = "".join(names)
+    if _written("", text) == text:
+        return ""
+    return max(["", *_system_fonts()], key=lambda face: len(_written(face, text)))
+
+
+@cache
+def _system_fonts() -> list[str]:
+    found = []
+    for face in _FONTS:
+        with suppress(OSError):
+            ImageFont.truetype(face, 10)
+            found.append(face)
+    return found
+
+
+def _written(face: str, text: str) -> str:
+    """The text without the letters that the font lacks, for which it would draw one and the same box."""
+    font = _loaded(face, 20)
+    box = bytes(font.getmask(_NO_LETTER))
+    lacks = {letter for letter in set(text) if not letter.isspace() and bytes(font.getmask(letter)) == box}
+    return "".join(letter for letter in text if letter not in lacks)
+
+
+def _loaded(face: str, size: float) -> Font:
+    return ImageFont.truetype(face, size) if face else ImageFont.load_default(size)
+
+
+def _font(face: str, layers: list[tuple[int, Layer]], labels: list[str], scale: float, largest: int) -> Font:
+    """The font in the largest size in which every label is as narrow as its layer, as far as it stays legible."""
+    size, wide = float(largest), _loaded(face, 100)
+    for (_, layer), label in zip(layers, labels, strict=True):
+        xs = [x * scale for x, _ in corners(layer)]
+        size = min(size, 100 * (max(xs) - min(xs) - 8) / wide.getlength(label))
+    return _loaded(face, max(14, int(size)))
+
+
+def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, label: str, scale: float, font: Font, size: tuple[int, int]) -> None:
+    """One layer's outline and label; the label stays on the canvas."""
+    colour = _COLOURS[(number - 1) % len(_COLOURS)]
+    points = [(x * scale, y * scale) for x, y in corners(layer)]
+    for a, b in zip(points, [*points[1:], points[0]], strict=True):
+        for start, end in _dashes(a, b) if layer.image is None else [(a, b)]:
+            pen.line([start, end], fill=colour, width=3)
+    left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+    width, height = right - left + 8, bottom - top + 6
+    x = min(max(min(p[0] for p in points), 0), max(size[0] - width, 0))
+    y = min(max(min(p[1] for p in points), 0), max(size[1] - height, 0))
+    pen.rectangle([x, y, x + width, y + height], fill=colour)
+    pen.text((x + 4 - left, y + 3 - top), label, fill="#101014", font=font)
+
+
+def _dashes(a: tuple[float, float], b: tuple[float, float], length: float = 10) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The line from ``a`` to ``b`` cut into dashes of ``length`` pixels with gaps as long."""
+    count = max(1, round(math.dist(a, b) / (2 * length)))
+    at = [(a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t) for t in ((i / 2) / count for i in range(2 * count + 1))]
+    return [(at[2 * i], at[2 * i + 1]) for i in range(count)]

@@ -1,0 +1,181 @@
+"""Documents as JSON with PNG files beside it.
+
+The keys are the fields of :class:`~layered_core.document.LayerDocument`, :class:`~layered_core.document.Layer` and
+:class:`~layered_core.document.Recipe`, under their own names; ``image`` and ``mask`` hold file names relative to the document, and
+``workflow`` what the host wants kept. ``schema/document.schema.json`` says the same to other programs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..document import Control, Layer, LayerDocument, Lora, Recipe
+from ..errors import LayeredError, invalid
+from .limits import Budget, Limits, check_file
+from .pictures import read_mask, read_picture, write_picture, write_whole
+
+VERSION = 1
+"""Version of the format; a document of another version is refused."""
+
+MAX_JSON_BYTES = 2**26
+"""Greatest size of the JSON itself: parsed, it takes many times as much memory."""
+
+
+def read_document(path: str | Path, limits: Limits | None = None) -> LayerDocument:
+    """Read a document and its pictures.
+
+    Raises:
+        LayeredError: in one line, naming file, layer and field.
+    """
+    return read_document_and_workflow(path, limits)[0]
+
+
+def read_document_and_workflow(path: str | Path, limits: Limits | None = None) -> tuple[LayerDocument, Mapping[str, Any]]:
+    """As :func:`read_document`, and what :func:`write_document` was given as ``workflow``, or nothing."""
+    path, limits = Path(path), limits or Limits()
+    check_file(path, "document", replace(limits, max_file_bytes=min(limits.max_file_bytes, MAX_JSON_BYTES)))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+        raise LayeredError(f"document {str(path)!r} cannot be read: {error}") from None
+    try:
+        entries = _known(data, {f.name for f in fields(LayerDocument)} | {"version", "workflow", "$schema"}, "document")
+        entries.pop("$schema", None)
+        workflow = entries.pop("workflow", {})
+        if not isinstance(workflow, Mapping):
+            raise invalid("workflow", workflow, "a JSON object")
+        return _document(entries, path.parent, Budget(limits)), workflow
+    except LayeredError as error:
+        raise LayeredError(f"{path.name}: {error}") from error
+
+
+def pictures_of(path: Path) -> list[Path]:
+    """The files beside a document that it names and that exist; nothing where it is broken, which reading it will say."""
+    try:
+        check_file(path, "document", Limits(max_file_bytes=MAX_JSON_BYTES))
+        layers = json.loads(path.read_text(encoding="utf-8-sig"))["layers"]
+        files = [_inside(path.parent, layer[key], key) for layer in layers for key in ("image", "mask") if layer.get(key) is not None]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
+    return [file for file in files if file.is_file()]
+
+
+def write_document(document: LayerDocument, folder: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
+    """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns the JSON's path.
+
+    8-bit pixels come back exactly; the JSON is written last, so a folder with one is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = []
+    for index, layer in enumerate(document):
+        entry = _entries(layer, skip={"image", "mask", "recipe"})
+        stem = f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9]+', '_', layer.name).strip('_')[:100] or 'layer'}"
+        for what, pixels in (("image", layer.image), ("mask", layer.mask)):
+            if pixels is not None:
+                file = folder / f"{stem}{'_mask' if what == 'mask' else ''}.png"
+                write_picture(pixels, file)
+                entry[what] = file.name
+        if layer.recipe != Recipe():
+            entry["recipe"] = recipe_entries(layer.recipe)
+        layers.append(entry)
+    data = {"version": VERSION, **_entries(document, skip={"layers"}), "layers": layers}
+    if workflow:
+        data["workflow"] = workflow
+    path = folder / "document.json"
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    # Half a surrogate pair is a string to Python and JSON, but has no UTF-8: it is written as its escape.
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    return path
+
+
+def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDocument:
+    version = entries.pop("version", None)
+    if version != VERSION:
+        raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
+    layers = entries.pop("layers", [])
+    if not isinstance(layers, list):
+        raise invalid("layers", layers, "a list")
+    if len(layers) > budget.limits.max_layers:
+        raise invalid("number of layers", len(layers), f"at most {budget.limits.max_layers}")
+    for key in ("width", "height"):
+        if key not in entries:
+            raise invalid(f"canvas {key}", None, "a whole number of pixels")
+    if isinstance(entries.get("background"), list):
+        entries["background"] = tuple(entries["background"])
+    return LayerDocument(layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)), **entries)
+
+
+def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
+    name = data.get("name") if isinstance(data, Mapping) else None
+    where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
+    entries = _known(data, {f.name for f in fields(Layer)}, where)
+    try:
+        if "name" not in entries:
+            raise invalid("name", None, "a string that no other layer has")
+        pixels: dict[str, Any] = {}
+        for key, read in (("image", read_picture), ("mask", read_mask)):
+            file = entries.pop(key, None)
+            if file is not None:
+                pixels[key] = read(_inside(folder, file, key), budget)
+        recipe = read_recipe(entries.pop("recipe", {}))
+    except LayeredError as error:
+        raise LayeredError(f"{where}: {error}") from error
+    return Layer(recipe=recipe, **pixels, **entries)
+
+
+def read_recipe(data: object) -> Recipe:
+    """A recipe from plain values under its fields' names; missing ones take their defaults.
+
+    Raises:
+        LayeredError: an unknown key or a bad value, named.
+    """
+    entries = _known(data, {f.name for f in fields(Recipe)}, "recipe")
+    if "control" in entries:
+        entries["control"] = Control(**_known(entries["control"], {f.name for f in fields(Control)}, "control"))
+    if "loras" in entries:
+        if not isinstance(entries["loras"], (list, tuple)):
+            raise invalid("loras", entries["loras"], "a list")
+        loras = [_known(item, {f.name for f in fields(Lora)}, "loras") for item in entries["loras"]]
+        entries["loras"] = tuple(Lora(**{"name": "", **item}) for item in loras)
+    return Recipe(**entries)
+
+
+def recipe_entries(recipe: Recipe) -> dict[str, Any]:
+    """Plain values under their fields' names, those at their defaults left out; the inverse of :func:`read_recipe`."""
+    entries = _entries(recipe, skip={"control", "loras"})
+    if recipe.control != Control():
+        entries["control"] = _entries(recipe.control)
+    if recipe.loras:
+        entries["loras"] = [_entries(lora) for lora in recipe.loras]
+    return entries
+
+
+def _entries(item: object, skip: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]  # an empty frozenset is a fine default
+    """The fields of a dataclass that differ from their defaults."""
+    return {f.name: getattr(item, f.name) for f in fields(item) if f.name not in skip and getattr(item, f.name) != f.default}  # type: ignore[arg-type]  # always a dataclass here
+
+
+def _known(data: object, allowed: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise invalid(where, data, "a JSON object")
+    for key in data:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, 1)
+            raise invalid(f"{where}: key", key, ", ".join(sorted(allowed)), f"Did you mean {close[0]!r}?" if close else "")
+    return dict(data)
+
+
+def _inside(folder: Path, file: object, key: str) -> Path:
+    if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts or "\\" in file or "\0" in file:
+        raise invalid(key, file, "a file name relative to the document, without '..'")
+    path = folder / file
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise invalid(key, file, "a file in the document's folder", "A link that leads out of it is not followed: copy the file there")
+    return path

@@ -1,0 +1,302 @@
+"""OpenRaster files, read and written to the public specification (openraster.org, version 0.0.5).
+
+A zip archive: ``mimetype`` first and stored, ``stack.xml`` with the layers front to back, ``data/*.png``, ``mergedimage.png`` and
+``Thumbnails/thumbnail.png``. The format has no masks, whole-pixel places and a closed list of blend modes. What it lacks travels in
+attributes of our own namespace in ``stack.xml`` and in entries under ``layered-diffusion/``. Blend modes outside the list are written
+by Krita's names, as Krita does; a program that does not know one shows the layer as normal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+from xml.etree.ElementTree import Element, SubElement, register_namespace, tostring
+
+from torch import Tensor
+
+from ..canvas.compositing import composite
+from ..document import LayerDocument
+from ..errors import LayeredError, invalid
+from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text, document_private, flatten, readable, restore
+from .limits import Budget, Limits, check_file
+from .pictures import decode_picture, to_image, write_whole
+from .untrusted import NAMESPACE, parse_json, parse_xml
+
+MIMETYPE = b"image/openraster"
+_FOLDER = "layered-diffusion/"
+_LAYER, _DOCUMENT = f"{{{NAMESPACE}}}layer", f"{{{NAMESPACE}}}document"
+
+_MODES = {
+    "normal": "svg:src-over", "multiply": "svg:multiply", "screen": "svg:screen", "overlay": "svg:overlay", "darken": "svg:darken",
+    "lighten": "svg:lighten", "color-dodge": "svg:color-dodge", "color-burn": "svg:color-burn", "hard-light": "svg:hard-light",
+    "soft-light": "svg:soft-light", "difference": "svg:difference", "color": "svg:color", "luminosity": "svg:luminosity", "hue": "svg:hue",
+    "saturation": "svg:saturation", "linear-dodge": "svg:plus", "exclusion": "krita:exclusion", "linear-burn": "krita:linear_burn",
+    "vivid-light": "krita:vivid_light", "linear-light": "krita:linear light", "pin-light": "krita:pin_light", "hard-mix": "krita:hard mix",
+    "subtract": "krita:subtract", "divide": "krita:divide", "grain-extract": "krita:grain_extract", "grain-merge": "krita:grain_merge",
+}  # fmt: skip
+
+_NAMES = {
+    **{operator: name for name, operator in _MODES.items()},
+    "svg:exclusion": "exclusion", "svg:add": "linear-dodge", "krita:add": "linear-dodge", "krita:linear_dodge": "linear-dodge",
+    "krita:hard_mix_photoshop": "hard-mix", "krita:soft_light": "soft-light",
+}  # fmt: skip
+"""As written here and by other programs."""
+
+_CUTS = ("svg:dst-in", "svg:dst-out", "svg:dst-atop")
+"""Operators that cut what is below by the layer and show none of it."""
+
+_MAX_DEPTH = 64
+"""Of stacks in stacks."""
+_MAX_XML_BYTES = 2**24
+_MAX_DIRECTORY_BYTES = 2**22
+"""Of the archive's list of entries: some 40,000."""
+
+
+# Writing
+
+
+def write_openraster(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> None:
+    """Write an OpenRaster file; it appears whole or not at all.
+
+    Layers have 8 bits a channel. Other programs see every layer as it is placed, with its mask in its alpha, and the composite by
+    Photoshop's rules; :func:`read_openraster` gives back an equal document.
+
+    Args:
+        document: any.
+        path: file to write; its folder exists.
+        workflow: what the host wants kept with the file, plain JSON values.
+    """
+    layers, blobs = flatten(document, 8, masks=False)
+    register_namespace("ld", NAMESPACE)
+    root = Element("image", {"version": "0.0.3", "w": str(document.width), "h": str(document.height), "xres": "72", "yres": "72"})
+    root.set(_DOCUMENT, json.dumps(document_private(document)))
+    stack = SubElement(root, "stack")
+    sources = [f"data/{number:03d}.png" for number in range(1, len(layers) + 1)]
+    for layer, source in reversed(list(zip(layers, sources, strict=True))):
+        look = {"name": layer.title, "src": source, "x": str(layer.left), "y": str(layer.top), "opacity": repr(float(layer.opacity))}
+        look |= {"visibility": "visible" if layer.visible else "hidden", "composite-op": _MODES[layer.blend_mode]}
+        SubElement(stack, "layer", look).set(_LAYER, json.dumps(layer.private))
+    merged = composite(document, rules="photoshop")
+    write_whole(Path(path), lambda file: _write(file, root, dict(zip(sources, layers, strict=True)), blobs, merged, workflow))
+
+
+def _write(
+    file: BinaryIO, root: Element, layers: Mapping[str, FileLayer], blobs: Mapping[str, bytes], merged: Tensor, workflow: Mapping[str, Any] | None
+) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        archive.writestr("mimetype", MIMETYPE, zipfile.ZIP_STORED)
+        archive.writestr("stack.xml", tostring(root, "utf-8", xml_declaration=True))
+        for source, layer in layers.items():
+            archive.writestr(source, _png(layer.pixels), zipfile.ZIP_STORED)
+        archive.writestr("mergedimage.png", _png(merged), zipfile.ZIP_STORED)
+        archive.writestr("Thumbnails/thumbnail.png", _png(merged, 256), zipfile.ZIP_STORED)
+        if workflow:
+            archive.writestr(_FOLDER + "workflow.json", json.dumps(workflow))
+        for key, data in blobs.items():
+            archive.writestr(_FOLDER + key, data)
+
+
+def _png(pixels: Tensor, side: int = 0) -> bytes:
+    image = to_image(pixels)
+    if side:
+        image.thumbnail((side, side))
+    data = BytesIO()
+    image.save(data, "PNG", compress_level=4)
+    return data.getvalue()
+
+
+# Reading
+
+
+def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile:
+    """Read an OpenRaster file. Nested stacks are flattened: their offset, opacity and visibility go into their layers.
+
+    Raises:
+        LayeredError: the file is broken or hostile, or exceeds the limits.
+    """
+    path, limits = Path(path), limits or Limits()
+    check_file(path, "OpenRaster file", limits)
+    try:
+        with path.open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                return _Reader(archive, limits).read()
+    except LayeredError as error:
+        raise LayeredError(f"{path.name}: {error}") from None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        raise LayeredError(f"{path.name} cannot be read as OpenRaster: {error or type(error).__name__}") from error
+
+
+def _check_directory(file: BinaryIO) -> None:
+    """Refuse an archive whose list of entries would fill the memory by itself, before it is read."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 2**16 - 100))
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        raise LayeredError("it is not a zip archive, or it is cut short")
+    directory = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if directory > _MAX_DIRECTORY_BYTES or b"PK\x06\x07" in tail[max(0, end - 20) : end]:
+        raise invalid("size of the archive's list of entries", f"{directory:,} bytes", f"at most {_MAX_DIRECTORY_BYTES:,}, not in zip64")
+    file.seek(0)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """What the stacks around a layer do to it."""
+
+    x: int = 0
+    y: int = 0
+    opacity: float = 1.0
+    visible: bool = True
+    depth: int = 0
+
+
+class _Reader:
+    def __init__(self, archive: zipfile.ZipFile, limits: Limits) -> None:
+        self.archive = archive
+        self.limits = limits
+        self.budget = Budget(limits)
+        self.warnings: list[str] = []
+        self.entries: dict[str, zipfile.ZipInfo] = {}
+        for entry in archive.infolist():
+            name = entry.filename
+            if name.startswith("/") or "\\" in name or ".." in name.split("/") or ":" in name:
+                raise invalid("name of an entry", name, "a path inside the archive")
+            if name in self.entries:
+                raise invalid("name of an entry", name, "names that occur once")
+            self.entries[name] = entry
+
+    def read(self) -> LayerFile:
+        kind = self._bytes("mimetype", 100).strip()
+        if kind != MIMETYPE:
+            raise invalid("mimetype", kind.decode("ascii", "replace"), MIMETYPE.decode())
+        root = parse_xml(self._bytes("stack.xml", _MAX_XML_BYTES), "stack.xml")
+        stack = root.find("stack")
+        if root.tag != "image" or stack is None:
+            raise invalid("stack.xml", root.tag, "an <image> with a <stack>")
+        width, height = _whole(root, "w", "canvas"), _whole(root, "h", "canvas")
+        self.budget.check("the canvas", width, height)
+        nodes = list(self._layers(stack))
+        backdrop = bool(nodes) and "background" in parse_json(nodes[-1][0].get(_LAYER, "{}"), "layer data")
+        shown = [_visible(node) and around.visible for node, around in nodes]
+        kept = readable(shown, self.limits.max_layers + backdrop, self.warnings)
+        layers = [self._layer(*node) for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
+        private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
+        if private and _FOLDER + "workflow.json" in self.entries:
+            private["workflow"] = parse_json(self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow")
+        return restore((width, height), layers, private, self._blob, self.budget, self.warnings)
+
+    def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:
+        """The layers front to back, each with what the stacks around it do."""
+        pending: list[tuple[Element, _Stack]] = [(child, _Stack()) for child in reversed(root)]
+        while pending:
+            node, around = pending.pop()
+            if node.tag == "layer":
+                yield node, around
+            elif node.tag == "stack":
+                if around.depth >= _MAX_DEPTH:
+                    raise invalid("depth of stacks", around.depth + 1, f"at most {_MAX_DEPTH}")
+                name = node.get("name", "")
+                if node.get("composite-op", "svg:src-over") != "svg:src-over":
+                    self.warnings.append(f"group {name!r}: a document has no groups; its blend mode is left out")
+                inner = _Stack(
+                    around.x + _whole(node, "x", name, 0), around.y + _whole(node, "y", name, 0), around.opacity * _opacity(node, name),
+                    around.visible and _visible(node), around.depth + 1,
+                )  # fmt: skip
+                pending.extend((child, inner) for child in reversed(node))
+            elif isinstance(node.tag, str):
+                self.warnings.append(f"a <{node.tag}> is left out")
+
+    def _layer(self, node: Element, around: _Stack) -> FileLayer:
+        title = clean_text(node.get("name", ""))
+        where = f"layer {title!r}"
+        operator = node.get("composite-op") or "svg:src-over"
+        visible = _visible(node) and around.visible and operator not in _CUTS
+        if operator in _CUTS:
+            self.warnings.append(f"{where}: {operator!r} cuts the layers below, which is left out; the layer is hidden")
+        elif operator not in _NAMES:
+            self.warnings.append(f"{where}: blend mode {operator!r} is read as normal")
+        source = node.get("src")
+        if not source or source.startswith(("/", "\\")) or ".." in source.replace("\\", "/").split("/") or ":" in source:
+            raise invalid(f"{where}: src", source, "a path inside the archive")
+        if source not in self.entries:
+            raise invalid(f"{where}: src", source, "the name of an entry of the archive")
+        if not source.lower().endswith(".png"):
+            raise invalid(f"{where}: src", source, "a PNG file", "Merge or rasterize the layer")
+        # A PNG is never much larger than its pixels; those are checked when it is opened.
+        data = self._bytes(source, 4 * self.limits.max_alloc_bytes)
+        pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",))
+        private = node.get(_LAYER)
+        return FileLayer(
+            title, _whole(node, "x", where, 0) + around.x, _whole(node, "y", where, 0) + around.y, pixels, None,
+            _opacity(node, where) * around.opacity, _NAMES.get(operator, "normal"), visible,
+            None if private is None else parse_json(private, f"{where}: layer data"),
+        )  # fmt: skip
+
+    def _blob(self, key: str, count: int) -> bytes | None:
+        entry = self.entries.get(_FOLDER + key)
+        return self._bytes(_FOLDER + key, count) if entry is not None and entry.file_size == count else None
+
+    def _bytes(self, name: str, most: int) -> bytes:
+        """The content of an entry, at most ``most`` bytes whatever the archive says of its size."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise invalid("entries", sorted(self.entries)[:5], f"{name} among them", "The file is not OpenRaster, or it is damaged")
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise invalid(f"entry {name}", "encrypted or of an unusual compression", "stored or deflated")
+        most = min(most, self.limits.max_file_bytes)
+        if entry.file_size > most:
+            raise invalid(f"size of entry {name}", f"{entry.file_size:,} bytes", f"at most {most:,}")
+        with self.archive.open(entry) as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise invalid(f"size of entry {name}", "more than the archive says", f"at most {most:,}")
+        return data
+
+
+def _whole(node: Element, key: str, where: str, default: int | None = None) -> int:
+    text = node.get(key)
+    if text is None and default is not None:
+        return default
+    try:
+        value = round(float(text or ""))  # some programs write 12.0
+    except (ValueError, OverflowError):
+        raise invalid(f"{where}: {key}", text, "a whole number of pixels") from None
+    if abs(value) > 2**31:
+        raise invalid(f"{where}: {key}", text, "a whole number of pixels")
+    return value
+
+
+def _opacity(node: Element, where: str) -> float:
+    text = node.get("opacity", "1.0")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise invalid(f"{where}: opacity", text, "a number 0..1")
+    return value
+
+
+def _visible(node: Element) -> bool:
+    return node.get("visibility", "visible") != "hidden"

@@ -1,0 +1,89 @@
+"""Pictures on disk: PNG and what else Pillow reads, to and from float tensors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import LayeredError, invalid
+from .limits import Budget, Limits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
+"""What is read, as Pillow names it. Not all that Pillow knows: some formats start other programs."""
+
+
+def read_picture(source: Path, budget: Budget | None = None) -> Tensor:
+    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque. Turned as its EXIF says.
+
+    Raises:
+        LayeredError: the file is missing, no picture, cut short, or larger than the limits of ``budget``.
+    """
+    if not source.is_file():
+        raise invalid("picture", str(source), "an existing file", "Paths are relative to the document's folder")
+    return decode_picture(source, str(source), budget or Budget(Limits()))
+
+
+def decode_picture(source: Path | BinaryIO, name: str, budget: Budget, formats: tuple[str, ...] = FORMATS) -> Tensor:
+    """As :func:`read_picture`, from a file or its bytes, of ``formats`` only; ``name`` is what errors call it."""
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(source, formats=[f for f in formats if f in Image.OPEN]) as picture:
+                budget.take(f"picture {Path(name).name}", *picture.size)
+                if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion cuts off at 255
+                    grey = np.asarray(picture).astype(np.float32).clip(0, 65535) / 65535
+                    return torch.from_numpy(np.stack([grey, grey, grey, np.ones_like(grey)], -1))
+                return from_image(ImageOps.exif_transpose(picture))
+    except LayeredError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
+
+
+def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
+    """Read a mask as float32 ``[H, W]``, 1 where the layer is: alpha if any pixel is transparent, else brightness (the greatest channel)."""
+    pixels = read_picture(path, budget)
+    if bool((pixels[..., 3] < 1).any()):
+        return pixels[..., 3].clone()
+    return pixels[..., :3].amax(-1)
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """A Pillow image as RGBA float32 ``[H, W, 4]``, 0..1; opaque where it has no alpha."""
+    return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
+    return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def write_picture(pixels: Tensor, path: Path) -> None:
+    """Write ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 as an 8-bit PNG; the file appears whole or not at all."""
+    image = to_image(pixels)
+    write_whole(path, lambda file: image.save(file, "PNG"))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, then rename it, so that ``path`` is never half-written."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

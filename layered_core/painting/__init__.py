@@ -1,0 +1,1 @@
+"""Changing a part of a picture and keeping the rest: crops, pastes, mattes, stages."""

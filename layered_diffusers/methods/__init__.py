@@ -1,0 +1,1 @@
+"""What acts on a sampling run: regions, control, change maps, LayerDiffuse."""

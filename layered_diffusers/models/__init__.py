@@ -1,0 +1,1 @@
+"""Models on disk and their parts: loading, words, the VAE, LoRAs and embeddings."""

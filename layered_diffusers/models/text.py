@@ -1,0 +1,82 @@
+"""Encode words of any length with a Stable Diffusion pipeline's own text encoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from layered_core.attention.words import Token
+from layered_diffusers.models.loading import StableDiffusion
+
+
+def is_sdxl(model: StableDiffusion) -> bool:
+    """Whether the model is of the XL family, with two text encoders."""
+    return isinstance(model, (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline))
+
+
+def tokenise(model: StableDiffusion, text: str) -> list[Token]:
+    """The tokens of a text and their places among the keys of cross-attention."""
+    room = model.tokenizer.model_max_length - 2
+    return [Token(t, i // room * (room + 2) + 1 + i % room) for i, t in enumerate(_ids(model, model.tokenizer, text))]
+
+
+@torch.no_grad()
+def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], Tensor | None]:
+    """Encode texts, those that are longer than the encoder's 77 tokens in several chunks, as ComfyUI does.
+
+    Returns:
+        one ``[T_i, C]`` a text, T_i a multiple of 77; and for SDXL the pooled words ``[n, C']`` of the first chunks.
+    """
+    if not is_sdxl(model):
+        chunks = [_chunks(model, model.tokenizer, t) for t in texts]
+        return _joined(_run(model.text_encoder, chunks, hidden=None)[0], chunks), None
+    found = []
+    pooled = None
+    for tokenizer, encoder in ((model.tokenizer, model.text_encoder), (model.tokenizer_2, model.text_encoder_2)):
+        chunks = [_chunks(model, tokenizer, t) for t in texts]
+        hidden, pooled = _run(encoder, chunks, hidden=-2)
+        found.append(_joined(hidden, chunks))
+    assert pooled is not None
+    firsts = [sum(len(c) for c in chunks[:i]) for i in range(len(chunks))]
+    return [torch.cat(pair, -1) for pair in zip(*found, strict=True)], pooled[firsts]
+
+
+def context_length(model: StableDiffusion, text: str) -> int:
+    """T of an encoded text."""
+    return len(_chunks(model, model.tokenizer, text)) * int(model.tokenizer.model_max_length)
+
+
+def stack(contexts: Sequence[Tensor]) -> Tensor:
+    """Contexts ``[T_i, C]`` as one ``[n, T, C]``: shorter ones are repeated whole, which attention cannot tell from once."""
+    length = math.lcm(*(len(c) for c in contexts))
+    return torch.stack([c.repeat(length // len(c), 1) for c in contexts])
+
+
+def _ids(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    text = model.maybe_convert_prompt(text, tokenizer)  # an embedding of several vectors has several tokens
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
+
+
+def _chunks(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[list[int]]:
+    """Token ids with start, end and padding, 77 a chunk; at least one chunk."""
+    ids, room = _ids(model, tokenizer, text), tokenizer.model_max_length - 2
+    parts = [ids[i : i + room] for i in range(0, max(len(ids), 1), room)]
+    return [
+        [tokenizer.bos_token_id, *part, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (room - len(part)) for part in parts
+    ]  # fmt: skip
+
+
+def _run(encoder: CLIPTextModel, chunks: Sequence[Sequence[Sequence[int]]], hidden: int | None) -> tuple[Tensor, Tensor]:
+    """Hidden states ``[chunks in all, 77, C]`` of a layer (None: the last, normed) and the first output: pooled in SDXL's second encoder."""
+    ids = torch.tensor([c for text in chunks for c in text], device=encoder.device)
+    outputs = encoder(ids, output_hidden_states=hidden is not None)
+    return (outputs[0] if hidden is None else outputs.hidden_states[hidden]), outputs[0]
+
+
+def _joined(hidden: Tensor, chunks: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
+    return [part.flatten(0, 1) for part in hidden.split([len(c) for c in chunks])]

@@ -1,0 +1,49 @@
+"""A model's autoencoder: pictures to latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from layered_diffusers.models.loading import StableDiffusion
+
+
+@torch.no_grad()
+def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
+    """Pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and dtype (the mean of what the VAE gives)."""
+    with _fitting(model) as vae:
+        encoded = vae.encode(VaeImageProcessor.normalize(pictures.to(vae.device, vae.dtype)))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return latents.to(model.unet.dtype) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]`` float32 in 0..1 on the CPU."""
+    with _fitting(model) as vae:
+        pictures = vae.decode(in_vae_space(model, latents).to(vae.dtype)).sample
+        return VaeImageProcessor.denormalize(pictures.float().cpu())
+
+
+def in_vae_space(model: StableDiffusion, latents: Tensor) -> Tensor:
+    """Latents in the UNet's scale as the VAE has them."""
+    return latents / model.vae.config.scaling_factor
+
+
+@contextmanager
+def _fitting(model: StableDiffusion) -> Iterator[Any]:
+    """The VAE; SDXL's own, which overflows in half precision, in single precision for as long as it is used."""
+    vae, dtype = model.vae, model.vae.dtype
+    upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        yield vae
+    finally:
+        if upcast:
+            vae.to(dtype)

@@ -1,0 +1,1 @@
+"""Nodes of regional prompts and of attention seen."""

@@ -1,0 +1,55 @@
+"""The picture that a ControlNet looks at, drawn from layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ...layered_core.control.hints import Preprocessor, document_hint, load_preprocessor
+from ..layers.socket import LAYERS, read_stack
+
+
+def preprocessor(kind: str) -> Preprocessor:
+    """One of controlnet_aux's, with its checkpoint from ``models/controlnet_aux``."""
+    return _loaded(kind, str(Path(folder_paths.models_dir, "controlnet_aux")))
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(kind: str, folder: str) -> Preprocessor:
+    return load_preprocessor(kind, Path(folder), comfy.model_management.get_torch_device())
+
+
+class LayerControlHint(io.ComfyNode):
+    """LAYERS to a hint picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_LayerControlHint",
+            display_name="Layer Control Hint",
+            category="layered diffusion/control",
+            description=(
+                "Draw the hint picture for a ControlNet: each layer as its recipe's control hint says, where the layer is seen, black elsewhere. "
+                "Canny and segmentation need nothing; the other kinds need the package controlnet_aux."
+            ),
+            search_aliases=["controlnet preprocessor", "canny", "hint", "edges", "segmentation", "lineart", "depth", "pose"],
+            inputs=[
+                LAYERS.Input("layers", tooltip="Layers without a control hint stay black."),
+                io.Boolean.Input("outline", default=False, tooltip="Draw the silhouette of a cut-out as an edge too (canny). Neutral: off."),
+            ],
+            outputs=[io.Image.Output(display_name="hint", tooltip="As large as the canvas; for Masked ControlNet Apply or any Apply ControlNet.")],
+        )
+
+    @classmethod
+    def execute(cls, layers: Mapping[str, Any], outline: bool) -> io.NodeOutput:
+        """Draw."""
+        hint = document_hint(read_stack(layers), outline=outline, preprocess=preprocessor)[None].movedim(1, -1)
+        hint = hint.to(comfy.model_management.intermediate_device())
+        return io.NodeOutput(hint, ui=ui.PreviewImage(hint, cls=cls))

@@ -1,0 +1,1 @@
+"""Nodes that bring the storybook: its model, its ControlNet, its pictures."""

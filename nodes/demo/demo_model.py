@@ -1,0 +1,198 @@
+"""The storybook model through ComfyUI's own classes: to every other node an SD1.5 model, only small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...layered_core.errors import LayeredError
+
+FOLDER = Path(__file__).resolve().parents[2] / "demo" / "model"
+"""The shipped model, in the diffusers layout."""
+
+
+class StorybookLatents(comfy.latent_formats.SD15):
+    """SD1.5's latents, unscaled: the storybook VAE was trained to unit deviation."""
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=1.0)
+        # SD1.5's preview colours and preview decoder do not fit these latents.
+        self.latent_rgb_factors = None
+        self.taesd_decoder_name = None
+
+
+class Storybook(comfy.supported_models.SD15):
+    """SD1.5 at another size, trained on v-prediction."""
+
+    latent_format = StorybookLatents
+
+    def __init__(self, unet_config: dict[str, Any], heads: int) -> None:
+        # ComfyUI tells models apart by size, and its SD1.5 has eight heads.
+        self.unet_extra_config = {"num_heads": heads, "num_head_channels": -1}
+        super().__init__(unet_config)
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        """As ComfyUI asks."""
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
+def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """MODEL from ``folder``/unet; also ComfyUI's way to load it again (``cached_patcher_init``)."""
+    shape = read_config(folder, "unet", "config.json")
+    config = Storybook(unet_config(shape), heads=int(shape["attention_head_dim"]))
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    weights = read_weights(folder, "unet")
+    weights = {names[k]: v for k, v in weights.items()}
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    kinds = config.supported_inference_dtypes
+    dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=kinds)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, kinds))
+    # Weights made under the executor's inference mode could never be trained.
+    with torch.inference_mode(False):
+        model = config.get_model({}, device=offload)
+        kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+        patcher = kind(model, load_device=device, offload_device=offload)
+        model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_unet, (folder,))
+    return patcher
+
+
+def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """CLIP from ``folder``/text_encoder and ``folder``/tokenizer."""
+    shape = read_config(folder, "text_encoder", "config.json")
+
+    class Tokenizer(comfy.sd1_clip.SDTokenizer):
+        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+            super().__init__(tokenizer_path=str(Path(folder, "tokenizer")), embedding_size=shape["hidden_size"], embedding_key="clip_l", **options)
+
+    class Encoder(comfy.sd1_clip.SDClipModel):
+        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+            super().__init__(textmodel_json_config=dict(shape), return_projected_pooled=False, **options)
+
+    class StorybookTokenizer(comfy.sd1_clip.SD1Tokenizer):
+        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+            super().__init__(tokenizer=Tokenizer, **options)
+
+    class StorybookEncoder(comfy.sd1_clip.SD1ClipModel):
+        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+            super().__init__(clip_model=Encoder, **options)
+
+    prefix = "text_model."
+    weights = {prefix + k.removeprefix(prefix): v for k, v in read_weights(folder, "text_encoder").items()}
+    # Nothing of SD1.5 uses it, but ComfyUI's class has it and would leave it uninitialised.
+    weights["text_projection.weight"] = torch.eye(shape["hidden_size"])
+    with torch.inference_mode(False):
+        clip = comfy.sd.CLIP(
+            comfy.supported_models_base.ClipTarget(StorybookTokenizer, StorybookEncoder),
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            parameters=comfy.utils.calculate_parameters(weights),
+            state_dict=[weights],
+            disable_dynamic=disable_dynamic,
+        )
+    clip.patcher.cached_patcher_init = (_clip_patcher, (folder,))
+    return clip
+
+
+def load_vae(folder: str) -> comfy.sd.VAE:
+    """VAE from ``folder``/vae."""
+    weights = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    for name, weight in read_weights(folder, "vae").items():
+        half, _, number, rest = name.split(".", 3)
+        # ComfyUI's decoder counts the clamp in front of the first convolution as a layer.
+        weights[f"taesd_{half}.{int(number) + (half == 'decoder')}.{rest}"] = weight
+    with torch.inference_mode(False):
+        vae = comfy.sd.VAE(sd=weights)
+    vae.patcher.cached_patcher_init = (_vae_patcher, (folder,))
+    return vae
+
+
+class LoadDemoModel(io.ComfyNode):
+    """The shipped model, with nothing to choose."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_LoadDemoModel",
+            display_name="Load Demo Model",
+            category="layered diffusion/models",
+            description=(
+                "Load the small storybook model that comes with this pack: pictures of 128x128 pixels, no download. "
+                "Write it 'a red ball and a blue star in a meadow'."
+            ),
+            search_aliases=["storybook", "demo", "tiny model", "checkpoint loader", "test model"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="An SD1.5 UNet of small width, v-prediction."),
+                io.Clip.Output(display_name="clip", tooltip="A small CLIP text encoder with CLIP's own tokenizer."),
+                io.Vae.Output(display_name="vae", tooltip="An autoencoder in the TAESD layout."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """Load all three."""
+        folder = str(FOLDER)
+        return io.NodeOutput(load_unet(folder), load_clip(folder), load_vae(folder))
+
+
+def _clip_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_clip(folder, disable_dynamic).patcher
+
+
+def _vae_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_vae(folder).patcher
+
+
+def unet_config(shape: dict[str, Any]) -> dict[str, Any]:
+    """ComfyUI's description of a UNet from diffusers'; depth lists have one entry a block, from the outermost inwards."""
+    widths = shape["block_out_channels"]
+    blocks = [shape["layers_per_block"]] * len(widths)
+    deep = [int("CrossAttn" in kind) for kind in shape["down_block_types"]]
+    return {
+        "image_size": 32, "in_channels": shape["in_channels"], "out_channels": shape.get("out_channels", shape["in_channels"]),
+        "model_channels": widths[0],
+        "channel_mult": [w // widths[0] for w in widths], "num_res_blocks": blocks, "adm_in_channels": None,
+        "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": shape["cross_attention_dim"],
+        "transformer_depth": [d for d, n in zip(deep, blocks, strict=True) for _ in range(n)],
+        "transformer_depth_middle": 1,
+        "transformer_depth_output": [d for d, n in zip(deep, blocks, strict=True) for _ in range(n + 1)],
+        "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+    }  # fmt: skip
+
+
+def read_config(folder: str, *parts: str) -> dict[str, Any]:
+    path = Path(folder, *parts)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _broken(path, error) from None
+
+
+def read_weights(folder: str, part: str) -> dict[str, Tensor]:
+    path = next(iter(sorted(Path(folder, part).glob("*.safetensors"))), Path(folder, part, "*.safetensors"))
+    try:
+        return comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:  # safetensors raises an error class of its own for a cut file
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> LayeredError:
+    return LayeredError(
+        f"demo model: file {str(path)!r} is missing or broken ({error}). Install the pack again, or 'git checkout -- demo/model' in its folder"
+    )

@@ -1,0 +1,1 @@
+"""Nodes that make, change, read and write stacks of layers."""

@@ -1,0 +1,99 @@
+"""Arrange a stack by hand: a layer editor in the node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...layered_core.document import LayerDocument
+from ...layered_core.editing.arrangement import FIELDS, arrange, read_arrangement
+from ...layered_core.editing.layer_picture import thumbnail
+from ...layered_core.errors import LayeredError
+from .compositor_state import apply_compositor, linked_compositor
+from .socket import LAYERS, read_stack, write_stack
+
+THUMBNAIL = 512
+"""Longer side of the pictures that the editor shows, pixels."""
+
+
+@io.comfytype(io_type="LD_ARRANGEMENT")
+class ArrangementWidget(io.ComfyTypeIO):
+    """The editor of ``web/js/arrange_layers.js``. Its value is the JSON form of :class:`~layered_core.editing.arrangement.Arrangement`."""
+
+    Type = Mapping[str, Any]
+
+    class Input(io.WidgetInput):
+        """Without a socket: the value is made by hand."""
+
+        def __init__(self, id: str, tooltip: str) -> None:
+            super().__init__(id, optional=True, tooltip=tooltip, default={}, socketless=True)
+
+
+class ArrangeLayers(io.ComfyNode):
+    """LAYERS to LAYERS, as the user arranged them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_ArrangeLayers",
+            display_name="Arrange Layers",
+            category="layered diffusion/layers",
+            description="Move, scale, turn, mirror, reorder, hide and blend the layers of a stack by hand. Run once to see them.",
+            search_aliases=["arrange", "layer editor", "move layers", "transform", "drag", "collage", "compositor", "canvas"],
+            inputs=[
+                LAYERS.Input("layers", tooltip="The stack to arrange."),
+                ArrangementWidget.Input(
+                    "arrangement",
+                    tooltip="What was changed by hand, by the layers' names; everything else follows the stack. Neutral: nothing.",
+                ),
+                io.Image.Input(
+                    "picture", optional=True,
+                    tooltip=(
+                        "The picture of a Create Layered Image: what was arranged in its editor is done first, and the changes made here on top. "
+                        "Only the connection counts, not the pixels. Neutral: not connected."
+                    ),
+                ),
+            ],
+            outputs=[
+                LAYERS.Output(display_name="layers", tooltip="The stack as arranged; words and recipes are kept."),
+                io.String.Output(display_name="report", tooltip="What could not be done, such as changes to a layer that is gone; empty if nothing."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, arrangement: object = None) -> bool | str:
+        """What can be known before running."""
+        try:
+            read_arrangement(arrangement)
+        except LayeredError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, layers: Mapping[str, Any], arrangement: object = None, picture: Tensor | None = None) -> io.NodeOutput:
+        """Arrange, and show the editor what it works on: the stack before the changes made in it."""
+        by_hand = read_arrangement(arrangement)
+        document, remarks = read_stack(layers), []
+        if picture is not None:
+            state = linked_compositor(cls.hidden.prompt, cls.hidden.unique_id)
+            document, remarks = apply_compositor(document, layers, state)
+        arranged, absent = arrange(document, by_hand)
+        gone = [f"Not in the stack, so their changes wait: {', '.join(map(repr, absent))}."] if absent else []
+        # The editor sees for itself what is gone.
+        return io.NodeOutput(write_stack(arranged), " ".join(remarks + gone), ui={"arrange_layers": [_shown(document, remarks)]})
+
+
+def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
+    """What the editor draws: canvas, background and layers back to front with their pictures."""
+    layers = []
+    for layer in document:
+        small = thumbnail(layer, THUMBNAIL)
+        picture = None if small is None else dict(ui.PreviewImage(small[None]).values[0])
+        layers.append({"name": layer.name, "picture": picture, "generated": layer.image is None, **{f: getattr(layer, f) for f in FIELDS}})
+    return {"width": document.width, "height": document.height, "background": document.background, "layers": layers, "remarks": remarks}

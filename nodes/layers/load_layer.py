@@ -1,0 +1,229 @@
+"""Put a layer on a stack: from a file, from a picture of the graph, or as a place for something still to be generated."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
+from ...layered_core.editing.stack_preview import canvas_extent, is_off_canvas
+from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.formats.pictures import read_picture
+from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas
+
+CATEGORY = "layered diffusion/layers"
+_DEFAULT = Recipe()
+_FAR = 4 * MAX_SIDE
+
+
+def _words() -> list[io.Input]:
+    return [
+        io.String.Input("prompt", multiline=True, default="", tooltip="What the layer shows. Neutral: empty."),
+        io.String.Input("negative", multiline=True, default="", tooltip="What the layer must not show. Neutral: empty."),
+        io.String.Input("name", default="", tooltip="What the layer is called. Empty: the file's name, or 'layer'. Layers of one name get a number."),
+    ]
+
+
+def _placement() -> list[io.Input]:
+    return [
+        io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge before rotation, canvas pixels; may be off the canvas. Neutral: 0."),
+        io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge before rotation, canvas pixels; may be off the canvas. Neutral: 0."),
+        io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip="Width on the canvas, pixels. 0: the picture's own. Neutral: 0."),
+        io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height on the canvas, pixels. 0: the picture's own. Neutral: 0."),
+        io.Float.Input("rotation", default=0.0, min=-360.0, max=360.0, step=1.0, tooltip="Turn about the centre, degrees clockwise. Neutral: 0."),
+        io.Boolean.Input("flip_h", default=False, advanced=True, tooltip="Mirror left to right, before rotation. Neutral: off."),
+        io.Boolean.Input("flip_v", default=False, advanced=True, tooltip="Mirror top to bottom, before rotation. Neutral: off."),
+        io.Float.Input("opacity", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Multiplies the alpha, 0 to 1. Neutral: 1."),
+        io.Combo.Input("blend_mode", options=list(BLEND_MODES), default="normal", tooltip="How the layer mixes with those below. Neutral: normal."),
+        io.Boolean.Input("visible", default=True, tooltip="A hidden layer takes no part in anything. Neutral: on."),
+    ]
+
+
+def _recipe() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "inside", display_name="attention inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
+            tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. Neutral: 0.",
+        ),
+        io.Float.Input(
+            "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0, step=0.05,
+            tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: 0.",
+        ),
+        io.Float.Input(
+            "noise", default=_DEFAULT.noise, min=0.0, max=1.0, step=0.05,
+            tooltip="How far the layer may change while sampling, 0 (frozen) to 1 (free). Neutral: 1.",
+        ),
+        io.Float.Input(
+            "control_strength", default=_DEFAULT.control.strength, min=0.0, max=2.0, step=0.05,
+            tooltip="Weight of a ControlNet inside the layer, 0 to 2; acts only with a control hint. Neutral: 0.",
+        ),
+        io.Combo.Input(
+            "control_hint", options=list(HINTS), default=_DEFAULT.control.hint, advanced=True,
+            tooltip="How the ControlNet's hint is drawn from the layer's picture. Neutral: none.",
+        ),
+        io.Int.Input(
+            "canvas_width", default=0, min=0, max=MAX_SIDE, advanced=True,
+            tooltip="Canvas width, pixels. 0: that of the incoming layers, or else what holds all layers. Neutral: 0.",
+        ),
+        io.Int.Input(
+            "canvas_height", default=0, min=0, max=MAX_SIDE, advanced=True,
+            tooltip="Canvas height, pixels. 0: that of the incoming layers, or else what holds all layers. Neutral: 0.",
+        ),
+        LAYERS.Input("layers", optional=True, tooltip="The stack to lay this layer on. Not connected: a new stack."),
+    ]  # fmt: skip
+
+
+_OUTPUT_TOOLTIP = "The stack with this layer on top. Works with ComfyUI's Add Layer and Create Layered Image too."
+
+
+class LoadLayer(io.ComfyNode):
+    """A layer from a file in ComfyUI's input folder, alpha kept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_LoadLayer",
+            display_name="Load Layer",
+            category=CATEGORY,
+            description="Load a picture with its transparency as a layer with words, place and recipe, and lay it on a stack.",
+            search_aliases=["layer", "load layer", "open layer", "collage", "rgba", "transparent png", "add layer"],
+            inputs=[
+                io.Combo.Input(
+                    "image", options=_input_pictures(), upload=io.UploadType.image,
+                    tooltip="A picture in ComfyUI's input folder; its transparency is kept, one without is opaque.",
+                ),
+                *_words(), *_placement(), *_recipe(),
+            ],
+            outputs=[LAYERS.Output(display_name="layers", tooltip=_OUTPUT_TOOLTIP)],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, image: str | None = None, opacity: float | None = None) -> bool | str:
+        """What can be known before running; inputs that are linked come as None."""
+        try:
+            if image is not None:
+                _picture_path(image)
+            _check_opacity(opacity)
+        except LayeredError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str:
+        """Run again when the file's content changes."""
+        return hashlib.sha256(_picture_path(image).read_bytes()).hexdigest() if image else ""
+
+    @classmethod
+    def execute(cls, image: str, name: str, layers: Mapping[str, Any] | None = None, **values: Any) -> io.NodeOutput:  # noqa: ANN401
+        """Read the file and append the layer."""
+        path = _picture_path(image)
+        return io.NodeOutput(_with(layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values))
+
+
+class LayerFromImage(io.ComfyNode):
+    """A layer from a picture of the graph, or, without one, a place for something still to be generated."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_LayerFromImage",
+            display_name="Layer From Image",
+            category=CATEGORY,
+            description=(
+                "Lay a picture of the graph on a stack as a layer with words, place and recipe. "
+                "Without a picture the layer is a box, or a mask, to be generated later."
+            ),
+            search_aliases=["layer", "region", "box", "bounding box", "mask to layer", "image to layer", "add layer"],
+            inputs=[
+                io.Image.Input("image", optional=True, tooltip="The layer's picture; a batch is several layers. Not connected: to be generated."),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Where the layer is transparent: 1 is transparent, as Load Image gives it. With no picture, 0 is where to generate.",
+                ),
+                *_words(), *_placement(), *_recipe(),
+            ],
+            outputs=[LAYERS.Output(display_name="layers", tooltip=_OUTPUT_TOOLTIP)],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, opacity: float | None = None) -> bool | str:
+        """What can be known before running; inputs that are linked come as None."""
+        try:
+            _check_opacity(opacity)
+        except LayeredError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, name: str, image: Tensor | None = None, mask: Tensor | None = None, layers: Mapping[str, Any] | None = None, **values: Any  # noqa: ANN401
+    ) -> io.NodeOutput:  # fmt: skip
+        """One layer a picture of the batch; one alone where there is none."""
+        name = name.strip() or "layer"
+        count = 1 if image is None else len(image)
+        if mask is not None and len(mask) not in (1, count):
+            raise invalid(f"layer {name!r}: mask batch", len(mask), f"1 or {count}, as many as pictures")
+        added = []
+        for i in range(count):
+            presence = None if mask is None else mask_to_presence(mask[min(i, len(mask) - 1)].cpu())
+            added.append(_layer(name if count == 1 else f"{name} {i + 1}", None if image is None else rgba(image[i]), presence, values))
+        return io.NodeOutput(_with(layers, added, values))
+
+
+def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
+    """The layer that a node's inputs describe."""
+    placement = ("prompt", "negative", "x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible")
+    try:
+        control = Control(hint=values["control_hint"], strength=values["control_strength"])
+        recipe = Recipe(inside=values["inside"], outside=values["outside"], noise=values["noise"], control=control)
+    except LayeredError as error:
+        raise LayeredError(f"layer {name!r}: {error}") from None
+    return Layer(name, image, mask, recipe=recipe, **{k: values[k] for k in placement})
+
+
+def _with(stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The stack with the layers on top; one that cannot be seen is refused."""
+    document = append_layers(stack, added, (values["canvas_width"], values["canvas_height"]))
+    for layer in added:
+        width, height = stack_canvas(document) or canvas_extent(added)
+        if is_off_canvas(layer, width, height):
+            where = f"x {layer.x}, y {layer.y}, {layer.width}x{layer.height}"
+            raise invalid(
+                f"layer {layer.name!r}: place", where, f"at least one pixel on the canvas of {width}x{height}", "Move it or enlarge the canvas"
+            )
+    return document
+
+
+def _check_opacity(opacity: float | None) -> None:
+    if opacity is not None:
+        Layer("to be added", width=1, height=1, opacity=opacity)
+
+
+def _input_pictures() -> list[str]:
+    """Names of the pictures in ComfyUI's input folder."""
+    folder = folder_paths.get_input_directory()
+    files = [f for f in os.listdir(folder) if os.path.isfile(os.path.join(folder, f))]
+    return sorted(folder_paths.filter_files_content_types(files, ["image"]))
+
+
+def _picture_path(name: str) -> Path:
+    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it, ``[output]`` or ``[temp]``) folder."""
+    allowed = "the name of a picture in ComfyUI's input folder"
+    if not isinstance(name, str):
+        raise invalid("image", name, allowed)
+    try:
+        path = Path(folder_paths.get_annotated_filepath(name))
+    except ValueError:
+        raise invalid("image", name, allowed, "A path or link that leads out of the folder is not read: copy the file there") from None
+    if not path.is_file():
+        raise invalid("image", name, allowed, "There is no such file: upload it with the button on the node")
+    return path

@@ -1,0 +1,114 @@
+"""Open a layered file: PSD, OpenRaster or a document with its pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+from server import PromptServer
+
+from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.files import EXTENSIONS, content_hash, read_layers
+from ...layered_core.formats.limits import Limits
+from .socket import LAYERS, write_stack
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "demo" / "files"
+"""Files that come with the pack; offered under their name and ``_EXAMPLE``."""
+
+_EXAMPLE = " [example]"
+
+
+class LoadLayers(io.ComfyNode):
+    """A layered file to LAYERS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_LoadLayers",
+            display_name="Load Layers",
+            category="layered diffusion/layers",
+            description=(
+                "Open a Photoshop, Krita (OpenRaster) or JSON document with its layers, masks, words and recipes. "
+                "In a file made elsewhere a layer called 'name: prompt' brings its prompt along."
+            ),
+            search_aliases=["load psd", "open psd", "photoshop", "load ora", "openraster", "krita", "gimp", "import layers", "document"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=_files(),
+                    tooltip="A .psd, .psb, .ora or .json document in ComfyUI's input folder, or one of this pack's examples.",
+                ),
+                io.Int.Input(
+                    "memory_limit", default=4, min=1, max=1024, advanced=True,
+                    tooltip="Most memory that the layers' pixels may take, GiB; a larger file is refused. Neutral: any value that suffices.",
+                ),
+            ],
+            outputs=[
+                LAYERS.Output(display_name="layers", tooltip="The file's layers, groups flattened. Works with ComfyUI's own layer nodes too."),
+                io.Int.Output(display_name="width", tooltip="Canvas width, pixels."),
+                io.Int.Output(display_name="height", tooltip="Canvas height, pixels."),
+                io.String.Output(display_name="report", tooltip="What the file has and layers cannot keep, one line each; empty if nothing."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """What can be known before running; a linked input comes as None."""
+        try:
+            if file is not None:
+                _path(file)
+        except LayeredError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, **_: object) -> str:
+        """Run again when the content of the file or of its pictures changes."""
+        return content_hash(_path(file)) if file else ""
+
+    @classmethod
+    def execute(cls, file: str, memory_limit: int) -> io.NodeOutput:
+        """Read, and say what could not be kept."""
+        read = read_layers(_path(file), Limits.of_memory(memory_limit * 2**30))
+        report = "\n".join(read.warnings)
+        if report:
+            logging.warning("Load Layers: %s: %s", file, "; ".join(read.warnings))
+            PromptServer.instance.send_progress_text(report, cls.hidden.unique_id)
+        return io.NodeOutput(write_stack(read.document), read.document.width, read.document.height, report)
+
+
+def _files() -> list[str]:
+    """Names of the layered files in ComfyUI's input folder and in its folders' ``document.json``, then the examples."""
+    folder = folder_paths.get_input_directory()
+    files = []
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.is_file() and entry.name.lower().endswith(EXTENSIONS):
+            files.append(entry.name)
+        elif entry.is_dir() and os.path.isfile(os.path.join(entry.path, "document.json")):
+            files.append(f"{entry.name}/document.json")
+    return files + [f.name + _EXAMPLE for f in sorted(EXAMPLES.iterdir())]
+
+
+def _path(name: str) -> Path:
+    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it, ``[output]`` or ``[temp]``) folder."""
+    allowed = f"the name of a {', '.join(EXTENSIONS)} file in ComfyUI's input folder"
+    if not isinstance(name, str):
+        raise invalid("file", name, allowed)
+    if name.endswith(_EXAMPLE):
+        path = next((f for f in EXAMPLES.iterdir() if f.name + _EXAMPLE == name), None)
+        if path is None:
+            raise invalid("file", name, ", ".join(f.name + _EXAMPLE for f in sorted(EXAMPLES.iterdir())))
+        return path
+    try:
+        path = Path(folder_paths.get_annotated_filepath(name))
+    except ValueError:
+        raise invalid("file", name, allowed, "A path or link that leads out of the folder is not read: copy the file there") from None
+    if path.suffix.lower() not in EXTENSIONS:
+        raise invalid("file", name, allowed, "Save the picture as one of these in the program that made it")
+    if not path.is_file():
+        raise invalid("file", name, allowed, "There is no such file: upload it with the button on the node")
+    return path

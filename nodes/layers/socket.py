@@ -1,0 +1,255 @@
+"""The door between ComfyUI's LAYERS and the core's documents. Nothing else in the pack reads or writes LAYERS.
+
+What differs outside: a mask of 1 is transparent, rotation is in radians, names may repeat or be missing, an item's batch is several
+layers, and there is no place for words and recipe. Those travel in the item's private key ``layered_diffusion``, which ComfyUI's own
+nodes pass on: ``{"version": 1, "prompt", "negative", "rotation" (degrees), "recipe": {...}, "region": mask or None}``. ``region`` is there
+only on a layer without a picture, whose ``image`` is then transparent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe
+from ...layered_core.editing.stack_preview import canvas_extent
+from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.formats.document_json import read_recipe
+
+KEY = "layered_diffusion"
+"""The item key that holds what LAYERS has no place for."""
+
+VERSION = 1
+"""Of LAYERS and of the private key."""
+
+LAYERS = getattr(io, "Layers", None) or io.Custom("LAYERS")
+"""The socket type; the same on the wire on hosts that do not name it yet."""
+
+
+def read_stack(stack: object) -> LayerDocument:
+    """A LAYERS document as a document of ours; items without an image are skipped, as ComfyUI's own nodes do.
+
+    Raises:
+        LayeredError: it is of another version, or an item is not what it should be; the layer and the field are named.
+    """
+    items = _items(stack)
+    layers = [layer for index, item in enumerate(items) for layer in _layers(item, index)]
+    width, height = stack_canvas(stack) or canvas_extent(layers)
+    backdrop = next((item[KEY]["background"] for item in items if _is_backdrop(item)), None)
+    words = next((item[KEY]["document"] for item in items if isinstance(item.get(KEY), Mapping) and "document" in item[KEY]), {})
+    return LayerDocument(width, height, _with_unique_names(layers), backdrop, **words)
+
+
+def write_stack(document: LayerDocument) -> dict[str, Any]:
+    """A document of ours as LAYERS. A background colour becomes a bottom layer of that colour, which :func:`read_stack` takes back."""
+    stack: dict[str, Any] = {"version": VERSION, "canvas": (document.width, document.height), "layers": []}
+    if document.background is not None:
+        stack["layers"].append(_backdrop(document))
+    stack["layers"] += [_item(layer, 0) for layer in document]
+    words = {k: v for k, v in (("prompt", document.prompt), ("negative", document.negative)) if v}
+    if words and stack["layers"]:
+        stack["layers"][0].setdefault(KEY, {"version": VERSION})["document"] = words
+    return stack
+
+
+def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """A new LAYERS document with ``layers`` on top of those of ``stack``, whose items stay the same objects.
+
+    Args:
+        stack: a LAYERS document, or None to start one.
+        layers: back to front.
+        canvas: width and height in pixels; 0 for that of ``stack``, or, where it has none, what holds all layers.
+    """
+    check_room(stack, len(layers))
+    below = [] if stack is None else _items(stack)
+    top = max((_whole(item.get("z_index")) for item in below), default=0)
+    kept = [] if stack is None else stack.get("layers") or []
+    document: dict[str, Any] = {"version": VERSION, "layers": [*kept, *(_item(layer, top) for layer in layers)]}
+    before = stack_canvas(stack) or ((0, 0) if all(canvas) or not any(canvas) else _extent(document))
+    after = canvas[0] or before[0], canvas[1] or before[1]
+    if all(after):
+        document["canvas"] = after
+    return document
+
+
+def check_room(stack: object, more: int) -> None:
+    """Raise :class:`LayeredError` unless ``more`` layers fit on a LAYERS document, or on none."""
+    count = sum(len(item["image"]) for item in ([] if stack is None else _items(stack))) + more
+    if count > MAX_LAYERS:
+        raise invalid("layers: number of layers", count, f"at most {MAX_LAYERS}", "Composite some of them first and go on with the picture")
+
+
+def _extent(stack: dict[str, Any]) -> tuple[int, int]:
+    document = read_stack(stack)
+    return document.width, document.height
+
+
+def stack_canvas(stack: object) -> tuple[int, int] | None:
+    """Width and height that a LAYERS document states, pixels, or None."""
+    canvas = stack.get("canvas") if isinstance(stack, Mapping) else None
+    if not isinstance(canvas, (tuple, list)) or len(canvas) != 2:
+        return None
+    width, height = _whole(canvas[0]), _whole(canvas[1])
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def frame_names(stack: object) -> list[str | None]:
+    """For every picture that ComfyUI's compositor counts in a LAYERS document, back to front, the name of our layer; None for a background."""
+    layers = iter(read_stack(stack))
+    names: list[str | None] = []
+    for item in _items(stack):
+        names += [None] if _is_backdrop(item) else [next(layers).name for _ in range(len(item["image"]))]
+    return names
+
+
+def frame_titles(stack: object) -> list[str]:
+    """As :func:`frame_names`, the names that ComfyUI's compositor shows: a batch has one, and two layers may have the same."""
+    return [str(item.get("name") or "") for item in _items(stack) for _ in item["image"]]
+
+
+def mask_to_presence(mask: Tensor) -> Tensor:
+    """A LAYERS mask (1 is transparent, as of Load Image) as the core's (1 is where the layer is), and back; ``[..., H, W]``."""
+    return 1 - mask.float().clamp(0, 1)
+
+
+def _items(stack: object) -> list[dict[str, Any]]:
+    """The items that are layers, back to front."""
+    if not isinstance(stack, Mapping):
+        raise invalid("layers", stack, "a LAYERS document", "Connect the output of Load Layer, Add Layer or another node that gives LAYERS")
+    version = stack.get("version")
+    if version not in (None, VERSION):
+        raise invalid("layers: version", version, str(VERSION), "The stack comes from a node of a newer ComfyUI: update this pack")
+    items = [item for item in stack.get("layers") or [] if isinstance(item, dict) and isinstance(item.get("image"), Tensor)]
+    return sorted(items, key=lambda item: _whole(item.get("z_index")))
+
+
+def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
+    """The layers of one item: one a picture of its batch."""
+    if _is_backdrop(item):
+        return []
+    name = item.get("name") if isinstance(item.get("name"), str) and item["name"].strip() else f"layer {index + 1}"
+    if item.get("type", "raster") != "raster":
+        raise invalid(f"layer {name!r}: type", item["type"], "raster")
+    image = item["image"]
+    if image.ndim != 4 or image.shape[-1] not in (3, 4):
+        raise invalid(f"layer {name!r}: image's shape", list(image.shape), "[batch, height, width, 3 or 4]")
+    own = _own(item, name)
+    rotation = _real(item.get("rotation"))
+    degrees = own.get("rotation")
+    shared: dict[str, Any] = {
+        "prompt": own.get("prompt", ""),
+        "negative": own.get("negative", ""),
+        "x": _real(item.get("x")),
+        "y": _real(item.get("y")),
+        "width": max(_whole(item.get("w")), 0) or image.shape[2],
+        "height": max(_whole(item.get("h")), 0) or image.shape[1],
+        # Radians and back may miss the last bit of what the user typed.
+        "rotation": degrees if degrees is not None and math.radians(degrees) == rotation else math.degrees(rotation),
+        "flip_h": bool(item.get("flip_h", False)),
+        "flip_v": bool(item.get("flip_v", False)),
+        "opacity": item.get("opacity", 1.0),
+        "blend_mode": item.get("blend_mode") or "normal",
+        "visible": bool(item.get("visible", True)),
+        "recipe": _recipe(own.get("recipe", {}), name),
+    }
+    if "region" in own:
+        return [Layer(name, None, own["region"], **shared)]
+    count = len(image)
+    names = [name] if count == 1 else [f"{name} {i + 1}" for i in range(count)]
+    return [Layer(names[i], rgba(image[i]), _frame(item.get("mask"), i), **shared) for i in range(count)]
+
+
+def rgba(image: Tensor) -> Tensor:
+    """One picture ``[H, W, 3 or 4]`` as float32 RGBA on the CPU, values brought into 0..1; one without alpha is opaque."""
+    pixels = image.detach().float().cpu().clamp(0, 1)
+    return pixels if pixels.shape[-1] == 4 else torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
+
+
+def _frame(mask: object, index: int) -> Tensor | None:
+    """The mask of picture ``index`` of a batch; a single mask is for all, a missing one for none."""
+    if not isinstance(mask, Tensor) or (len(mask) > 1 and index >= len(mask)):
+        return None
+    return mask_to_presence(mask[min(index, len(mask) - 1)].detach().cpu())
+
+
+def _item(layer: Layer, z_index: int) -> dict[str, Any]:
+    own: dict[str, Any] = {"version": VERSION, "prompt": layer.prompt, "negative": layer.negative}
+    own |= {"rotation": layer.rotation, "recipe": asdict(layer.recipe)}
+    item: dict[str, Any] = {"type": "raster", "name": layer.name, "z_index": z_index, "w": layer.width, "h": layer.height, KEY: own}
+    if layer.image is None:
+        own["region"] = layer.mask
+        item["image"] = torch.zeros(1, 1, 1, 4)
+    else:
+        item["image"] = layer.image[None]
+        if layer.mask is not None:
+            item["mask"] = mask_to_presence(layer.mask)[None]
+    item |= {"x": _integral(layer.x), "y": _integral(layer.y), "rotation": math.radians(layer.rotation), "opacity": layer.opacity}
+    item |= {"blend_mode": layer.blend_mode, "visible": layer.visible, "flip_h": layer.flip_h, "flip_v": layer.flip_v}
+    return item
+
+
+def _backdrop(document: LayerDocument) -> dict[str, Any]:
+    item = _item(Layer("background", torch.tensor([[[*document.background, 1.0]]]), width=document.width, height=document.height), 0)
+    item[KEY]["background"] = document.background
+    return item
+
+
+def _is_backdrop(item: Mapping[str, Any]) -> bool:
+    return isinstance(item.get(KEY), Mapping) and "background" in item[KEY]
+
+
+def _own(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What our private key holds, or nothing: neutral."""
+    own = item.get(KEY)
+    if own is None:
+        return {"recipe": asdict(NEUTRAL)}
+    if not isinstance(own, Mapping):
+        raise invalid(f"layer {name!r}: {KEY}", own, "a mapping")
+    if own.get("version") != VERSION:
+        raise invalid(
+            f"layer {name!r}: {KEY}: version", own.get("version"), str(VERSION), "Another version of this pack wrote the layer: update the pack"
+        )
+    return own
+
+
+NEUTRAL = Recipe(inside=0.0, outside=0.0, noise=1.0)
+"""The recipe of a layer that was made without us: no method does anything to it."""
+
+
+def _recipe(entries: object, name: str) -> Recipe:
+    try:
+        return read_recipe(entries)
+    except LayeredError as error:
+        raise LayeredError(f"layer {name!r}: {error}") from None
+
+
+def _with_unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Layers whose names repeat get a number: LAYERS allows it, a document does not."""
+    taken: set[str] = set()
+    unique = []
+    for layer in layers:
+        name, number = layer.name, 2
+        while name in taken:
+            name, number = f"{layer.name} {number}", number + 1
+        taken.add(name)
+        unique.append(layer if name == layer.name else replace(layer, name=name))
+    return tuple(unique)
+
+
+def _whole(value: object) -> int:
+    """As ComfyUI reads whole numbers of LAYERS: what is none counts as 0."""
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else 0
+
+
+def _real(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+
+
+def _integral(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value

@@ -1,0 +1,92 @@
+"""Hang a change map's thresholds on a model: ComfyUI keeps the map itself as the latents' noise mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+from torch import Tensor
+
+from ...layered_core.noise.change_map import free_places, fresh_noise, noise_level, schedule_place
+
+KEY = "layered diffusion: change map"
+"""Under which the wrappers are found; the last one of a model counts."""
+
+
+def with_change_map(
+    model: comfy.model_patcher.ModelPatcher, threshold: str = "absolute", noise: str = "fixed", dilation: float = 0.0, softness: float = 0.0
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone that reads the noise mask of the latents it samples as a change map. See :mod:`layered_core.noise.change_map`.
+
+    Latents without a noise mask are sampled as ever. A mask function that is already there, as Differential Diffusion sets it, stays: a
+    place is free as far as both say. With a noise mask, cells of 0 come out as they went in to the bit, and at full denoise cells that are
+    free from the start forget what was there, unless the sampler adds no noise.
+    """
+    patched = model.clone()
+    other = patched.model_options.get("denoise_mask_function")
+    if getattr(other, "change_map", False):
+        other = other.other  # ours already: this one takes its place
+
+    def mask_function(sigma: Tensor, denoise_mask: Tensor, extra_options: Mapping[str, Any]) -> Tensor:
+        free = free_places(denoise_mask, _level(sigma, threshold, extra_options), dilation, softness)
+        return free if other is None else free * other(sigma, denoise_mask, extra_options=extra_options)
+
+    mask_function.change_map, mask_function.other = True, other  # type: ignore[attr-defined]  # marks of ours
+    patched.set_model_denoise_mask_function(mask_function)
+    for kind, wrapper in (("SAMPLER_SAMPLE", _forget), ("OUTER_SAMPLE", _keep)):
+        patched.remove_wrappers_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY)
+        patched.add_wrapper_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY, wrapper)
+    if isinstance(patched.object_patches.get("scale_latent_inpaint"), _Fresh):
+        del patched.object_patches["scale_latent_inpaint"]
+    if noise == "fresh":
+        patched.add_object_patch("scale_latent_inpaint", _Fresh(model.model))
+    return patched
+
+
+def _level(sigma: Tensor, threshold: str, extra_options: Mapping[str, Any]) -> float:
+    """The noise level of ``sigma``, 0..1: its place in the model's whole schedule, or that of its timestep among those of the run."""
+    sampling, sigmas = extra_options["model"].inner_model.model_sampling, extra_options["sigmas"]
+    if threshold == "absolute":
+        return noise_level(schedule_place(float(sigma.flatten()[0]), sampling.sigmas), len(sampling.sigmas) - 1, 0)
+    start, end = sigmas[0], max(sigmas[-1], sampling.sigma_min)
+    t, first, last = (float(sampling.timestep(torch.as_tensor(s).reshape(1).to(sigma))) for s in (sigma.flatten()[0], start, end))
+    return noise_level(t, first, last)
+
+
+def _forget(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, latent_image: Any = None,  # noqa: ANN401
+            denoise_mask: Any = None, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401  # fmt: skip
+    """At full denoise the start is noise alone where it is free: ComfyUI would leave a trace of the latents in it.
+
+    Without noise of the sampler's own, the latents hold the noise already.
+    """
+    full = executor.class_obj.max_denoise(guider, sigmas) and bool(noise.any())
+    if denoise_mask is not None and latent_image is not None and full:
+        function = extra_args["model_options"]["denoise_mask_function"]
+        free = function(sigmas[:1], denoise_mask, extra_options={"model": guider, "sigmas": sigmas})
+        latent_image = torch.where(free == 1, torch.zeros_like(latent_image), latent_image)
+    return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *more, **named)
+
+
+def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Any = None,  # noqa: ANN401
+          *more: Any, **named: Any) -> Tensor:  # noqa: ANN401  # fmt: skip
+    """At the end of a run that leaves no noise, cells of 0 are what they were, without the rounding of scale and sampler."""
+    leaves_noise = float(sigmas[-1]) != 0  # read now: UniPC writes into it
+    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
+    if denoise_mask is None or leaves_noise:
+        return out
+    return torch.where(denoise_mask.to(out.device) > 0, out, latent_image.to(out))
+
+
+class _Fresh:
+    """In place of a model's ``scale_latent_inpaint``: new noise for what is pinned, at every step."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401
+        self.model = model
+
+    def __call__(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **named: Any) -> Tensor:  # noqa: ANN401
+        """As the model's own, with other noise."""
+        fresh = fresh_noise(noise, float(sigma.flatten()[0]))
+        return type(self.model).scale_latent_inpaint(self.model, sigma=sigma, noise=fresh, latent_image=latent_image, **named)

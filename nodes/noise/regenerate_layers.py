@@ -1,0 +1,214 @@
+"""Redo a part of a picture, and put it back so that nothing else has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...layered_core.canvas.compositing import GREY, composite, over_colour
+from ...layered_core.control.control_map import inpaint_hint
+from ...layered_core.document import MAX_SIDE, LayerDocument
+from ...layered_core.errors import invalid
+from ...layered_core.painting.pasting import BLENDS, grow
+from ...layered_core.painting.repaint import Repaint, plan_repaint, region_of, tighten
+from ..layers.socket import LAYERS, read_stack, rgba
+from .change_map_patch import with_change_map
+
+PASTE = io.Custom("LD_PASTE")
+"""What Paste Back needs to know: a :class:`~layered_core.painting.repaint.Repaint`."""
+
+BORDERS = ("outside", "inside")
+"""Where the soft border of a region lies."""
+
+
+class RegenerateLayers(io.ComfyNode):
+    """A picture to latents in which only some layers, or a mask, are free."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_RegenerateLayers",
+            display_name="Regenerate Layers",
+            category="layered diffusion/noise",
+            description=(
+                "Redo some layers of a picture and nothing else: sample the latent with the model, decode, and give both picture and paste to "
+                "Paste Back. Small regions can be cut out with their surroundings and sampled at the model's own size."
+            ),
+            search_aliases=["redo layer", "inpaint layer", "change only this", "crop and stitch", "inpaint", "regenerate", "replace object"],
+            inputs=[
+                io.Model.Input("model", tooltip="It is patched as a clone and stays itself unchanged."),
+                io.Vae.Input("vae", tooltip="Encodes what is sampled."),
+                io.String.Input(
+                    "names", default="", multiline=True,
+                    tooltip="Names of the layers to redo, one a line or with commas between. Has no neutral value; empty where a mask is connected.",
+                ),
+                io.Float.Input(
+                    "noise", default=1.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How far they may change, 0 (not at all) to 1 (made anew). Neutral: 0, the picture stays as it is.",
+                ),
+                io.Int.Input(
+                    "grow", default=4, min=-1024, max=1024,
+                    tooltip="Widen the region on every side, pixels; narrower where negative. Neutral: 0.",
+                ),
+                io.Int.Input(
+                    "feather", default=8, min=0, max=1024,
+                    tooltip="Width of the soft border, pixels. Beyond it no pixel changes. Neutral: 0.",
+                ),
+                io.Int.Input(
+                    "size", default=0, min=0, max=MAX_SIDE, step=8,
+                    tooltip="Side at which a small region is sampled, pixels, e.g. 512 or 1024: it is cut out and scaled up. Neutral: 0, the "
+                    "whole picture is sampled.",
+                ),
+                io.Float.Input(
+                    "context", default=0.5, min=0.0, max=16.0, step=0.1,
+                    tooltip="With a size: how much around the region is cut out too, as a share of its longer side. Neutral: any, without a size.",
+                ),
+                io.Combo.Input(
+                    "border", options=list(BORDERS), default=BORDERS[0], advanced=True,
+                    tooltip="Whether the soft border lies outside the region, or inside so that nothing outside it changes. Neutral: outside.",
+                ),
+                LAYERS.Input("layers", optional=True, tooltip="The stack that the picture was made from. Not needed with image and mask."),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The picture so far, of the canvas's size. Not connected: the composite of the layers."
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="What to redo instead of layers: 1 is where the picture may change. Of the picture's size."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask it samples as ever."),
+                io.Latent.Output(display_name="latent", tooltip="For the sampler: what is sampled, with its noise mask."),
+                PASTE.Output(display_name="paste", tooltip="For Paste Back, together with the decoded picture."),
+                io.Image.Output(display_name="cut out", tooltip="What is sampled, for Inpaint Model Conditioning or a ControlNet."),
+                io.Mask.Output(display_name="cut out mask", tooltip="1 is where the cut out picture may change, for Inpaint Model Conditioning."),
+                io.Image.Output(
+                    display_name="inpaint hint",
+                    tooltip="The cut out picture with -1 where it may change: for Apply ControlNet with SD1.5's inpainting ControlNet.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: Any, vae: Any, names: str, noise: float, grow: int, feather: int, size: int, context: float, border: str,  # noqa: ANN401
+        layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        """Plan, cut out, encode, patch."""
+        document = None if layers is None else read_stack(layers)
+        picture = picture_so_far(document, image)
+        region = _region(document, names, mask)
+        plan = make_plan(picture, region, noise, grow, feather, size, context, border, vae_unit(vae))
+        device = comfy.model_management.intermediate_device()
+        cut, cut_mask = plan.cut().permute(1, 2, 0)[None].to(device), plan.cut_mask()[None].to(device)
+        hint = inpaint_hint(plan.cut(), plan.cut_mask()).permute(1, 2, 0)[None].to(device)
+        return io.NodeOutput(with_change_map(model), encode(vae, plan), plan, cut, cut_mask, hint)
+
+
+class PasteBack(io.ComfyNode):
+    """The sampled part back into the picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the user sees."""
+        return io.Schema(
+            node_id="LD_PasteBack",
+            display_name="Paste Back",
+            category="layered diffusion/noise",
+            description=(
+                "Put what was sampled back into the picture that it was cut from: outside the soft mask every pixel stays what it was, and "
+                "there is no seam. The result has the size of the picture before."
+            ),
+            search_aliases=["stitch", "paste", "uncrop", "blend", "poisson", "seamless clone", "inpaint composite"],
+            inputs=[
+                io.Image.Input("image", tooltip="What was sampled, decoded; a batch gives a batch."),
+                PASTE.Input("paste", tooltip="From the node that gave the latent: Regenerate Layers or Per-Layer SDEdit."),
+                io.Combo.Input(
+                    "blend", options=list(BLENDS), default=BLENDS[0],
+                    tooltip="Gradient shifts colours at the border to what they meet; multi-band mixes broad forms widely and details narrowly; "
+                    "feather only mixes by the mask. Neutral: feather.",
+                ),
+                io.Boolean.Input(
+                    "match_colours", display_name="match colours", default=True,
+                    tooltip="First shift back what the VAE or few steps did to colours, as measured outside the mask. Neutral: off.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The whole picture."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where it is new, 0 where it is the picture before, soft between."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image: Tensor, paste: Repaint, blend: str, match_colours: bool) -> io.NodeOutput:
+        """Paste."""
+        if not isinstance(paste, Repaint):
+            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+        out = paste.paste(image[..., :3].movedim(-1, 1).float(), blend, match_colours)
+        return io.NodeOutput(out.movedim(1, -1), paste.mask[None].to(out.device))
+
+
+def vae_unit(vae: Any) -> int:  # noqa: ANN401
+    """What a picture's side must be a multiple of for the VAE, pixels."""
+    return max(1, int(vae.spacial_compression_encode()))
+
+
+def encode(vae: Any, plan: Repaint) -> dict[str, Tensor]:  # noqa: ANN401
+    """LATENT of what a plan cuts out, with the change map, of exactly its size, as noise mask."""
+    samples = vae.encode(plan.cut().permute(1, 2, 0)[None])
+    return {"samples": samples, "noise_mask": plan.cells(samples.shape[-2], samples.shape[-1])[None, None]}
+
+
+def make_plan(
+    picture: Tensor, region: Tensor, noise: float, widen: int, feather: int, size: int, context: float, border: str, unit: int
+) -> Repaint:  # fmt: skip
+    """A plan whose soft border lies outside or inside the widened region."""
+    if border == "inside":
+        region = grow(region, widen)
+        widen, feather = tighten(region, feather)
+    return plan_repaint(picture, region, noise=noise, widen=widen, soften=feather, context=context, side=size, unit=unit)
+
+
+def flat(document: LayerDocument) -> Tensor:
+    """The composite as Layer Composite makes it, grey where nothing is; ``[3, H, W]``."""
+    opaque = replace(document, background=document.background or GREY)
+    return composite(opaque, "comfyui")[..., :3].permute(2, 0, 1)
+
+
+def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tensor:
+    """The picture that is to change, ``[3, H, W]``: the image, or else the composite."""
+    if image is None:
+        if document is None or not len(document):
+            raise invalid("image", None, "a picture, or layers to composite", "Connect image or layers")
+        return flat(document)
+    if len(image) != 1:
+        raise invalid("image batch", len(image), "1", "Take one picture with Get Image from Batch; repeat the latent for more results")
+    size, canvas = (image.shape[2], image.shape[1]), None if document is None else (document.width, document.height)
+    if canvas not in (None, size):
+        raise invalid("image size", f"{size[0]}x{size[1]}", f"the canvas's, {canvas[0]}x{canvas[1]}", "Scale the picture or set the canvas")
+    return over_colour(rgba(image[0]), GREY).permute(2, 0, 1)
+
+
+def one_mask(mask: Tensor) -> Tensor:
+    """A MASK of one picture as ``[H, W]`` on the CPU."""
+    if mask.ndim == 3 and len(mask) != 1:
+        raise invalid("mask batch", len(mask), "1")
+    return mask.detach().float().cpu().reshape(mask.shape[-2:])
+
+
+def _region(document: LayerDocument | None, names: str, mask: Tensor | None) -> Tensor:
+    """Where to redo: the mask, or where the named layers are seen."""
+    if mask is not None:
+        return one_mask(mask)
+    if document is None:
+        raise invalid("mask", None, "a mask, or layers and the names of those to redo", "Connect mask or layers")
+    known = [x.name for x in document]
+    lines = [line.strip() for line in names.splitlines() if line.strip()]
+    # A name may have a comma of its own.
+    wanted = [n for line in lines for n in ([line] if line in known else [part.strip() for part in line.split(",") if part.strip()])]
+    return region_of(document, wanted)

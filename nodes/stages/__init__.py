@@ -1,0 +1,1 @@
+"""Nodes that build a picture layer by layer."""

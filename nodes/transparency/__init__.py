@@ -1,0 +1,1 @@
+"""Nodes of LayerDiffuse: transparent layers painted, read and encoded."""

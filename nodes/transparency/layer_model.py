@@ -1,0 +1,62 @@
+"""The folder ``models/layer_model``: what nodes offer from it, and how they read it. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from torch import Tensor
+
+from ...layered_core.transparency.layer_diffuse_files import missing_file, published, published_for, read_layer_model_file
+
+KIND = "layer_model"
+"""What ComfyUI calls the folder; other folders can be added to it in ``extra_model_paths.yaml``."""
+
+STORYBOOK = "storybook (shipped)"
+"""The choice that means this pack's own small files, for the storybook model."""
+
+STORYBOOK_FOLDER = Path(__file__).resolve().parents[2] / "demo" / "model" / "transparent"
+
+_STORYBOOK_FILES = {
+    "transparent": "lora.safetensors",
+    "joint": "joint.safetensors",
+    "encoder": "encoder.safetensors",
+    "decoder": "decoder.safetensors",
+}
+
+_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+"""Pickles are offered too: choosing one says how to convert it."""
+
+folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
+
+
+def layer_model_choices(task: str) -> list[str]:
+    """What a node offers for a task, one of :data:`layered_core.transparency.layer_diffuse_files.TASKS`.
+
+    The storybook's own file where there is one, the published ones (those that are not there too: choosing one says where to get it), and the
+    user's files under other names.
+    """
+    shipped = [STORYBOOK] if _storybook_file(task) is not None else []
+    known = [f.name for f in published_for(task)]
+    there = [f for f in folder_paths.get_filename_list(KIND) if f.lower().endswith(_ENDINGS)]
+    own = [f for f in there if (p := published(f)) is None or (p.task == task and f not in known)]
+    return shipped + sorted(known, key=lambda name: name not in there) + own
+
+
+def read_layer_model(name: str, task: str) -> dict[str, Tensor]:
+    """The tensors of a choice of :func:`layer_model_choices`.
+
+    Raises:
+        LayeredError: the file is missing (named with its repository, size and folder), cut short, or a pickle.
+    """
+    if name == STORYBOOK and (file := _storybook_file(task)) is not None:
+        return read_layer_model_file(file)
+    path = folder_paths.get_full_path(KIND, name)
+    if path is None:
+        raise missing_file(name, folder_paths.get_folder_paths(KIND)[0])
+    return read_layer_model_file(path)
+
+
+def _storybook_file(task: str) -> Path | None:
+    file = STORYBOOK_FOLDER / _STORYBOOK_FILES[task] if task in _STORYBOOK_FILES else None
+    return file if file is not None and file.is_file() else None
