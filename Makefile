@@ -48,7 +48,7 @@ test-all: lint
 	@$(BIN)/python -m pytest
 
 fuzz: .venv/installed
-	@LAYERED_FUZZ=$(or $(FILES),2000) $(BIN)/python -m pytest tests/core/test_files_fuzz.py
+	@LAYERED_FUZZ=$(or $(FILES),2000) $(BIN)/python -m pytest tests/core/formats/test_files_fuzz.py
 
 bench: .venv/installed
 	@$(BIN)/python -m layered_cli bench $(or $(SUITE),layout) -n $(or $(N),32)

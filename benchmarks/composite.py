@@ -13,27 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def measure(comfyui: Path, python: Path, rounds: int) -> dict[str, float]:
-    """The figures of one process.
-
-    Raises:
-        SystemExit: ComfyUI could not run it.
-    """
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(Path(__file__).with_name("hosts") / "composite_host.py"), str(rounds)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode or not done.stdout.strip():
-        raise SystemExit(f"ComfyUI could not composite:\n{done.stderr[-4000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+from benchmarks.hosts.find import run_script
 
 
 def main() -> None:
@@ -42,13 +23,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of both, by turns; default 5")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
-    from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
-
-    host = find_host()
-    if isinstance(host, str):
-        raise SystemExit(host)
-    figures = measure(*host, options.rounds)
+    figures = run_script("composite_host.py", options.rounds)
     print("| 8 layers, 1920 x 1080 | time, ours over ComfyUI's | processor time |\n| --- | --- | --- |")
     for name, key in (("normal", "normal"), ("soft-light", "soft_light")):
         print(f"| {name} | {figures[f'ratio_{key}']:.3f} | {figures[f'processor_ratio_{key}']:.3f} |")

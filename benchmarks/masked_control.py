@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from benchmarks.hosts.find import find_host, run_script
 from layered_core.control.control_map import ControlMap
 from layered_core.document import Control
 from layered_diffusers.methods.masked_control import MaskedControl
@@ -33,7 +31,6 @@ from layered_diffusers.sampling import Run, add_residuals
 
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)}
 LAYERS = 4
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
     "ratio_4": "diffusers: 4 layers on one net",
     "chained_ratio_4": "diffusers: 4 masked nets in a row",
@@ -106,21 +103,11 @@ def measure_comfyui(side: int, rounds: int) -> dict[str, Any]:
     Raises:
         SystemExit: it could not run them.
     """
-    sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
-    from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
-
     host = find_host()
     if isinstance(host, str):
         sys.stderr.write(f"not measured in ComfyUI: {host}\n")
         return {}
-    comfyui, python = host
-    command = [str(python), str(Path(__file__).with_name("hosts") / "masked_control_host.py"), str(rounds), str(side)]
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode or not done.stdout.strip():
-        raise SystemExit("ComfyUI could not sample: see above")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return run_script("masked_control_host.py", rounds, side)
 
 
 def main() -> None:

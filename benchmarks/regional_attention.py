@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.hosts.find import run_script
+
 ATTENTION = ("pytorch", "sub-quadratic", "split")
 GOALS = {"ratio_4": 1.05, "ratio_16": 1.10}
 NAMES = {
@@ -30,21 +27,6 @@ NAMES = {
 }
 
 
-def measure(comfyui: Path, python: Path, rounds: int, steps: int, attention: str, side: int) -> dict[str, float]:
-    """The figures of one process.
-
-    Raises:
-        SystemExit: ComfyUI could not run it.
-    """
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(Path(__file__).with_name("hosts") / "regional_attention_host.py"), str(rounds), str(steps), attention, str(side)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode or not done.stdout.strip():
-        raise SystemExit("ComfyUI could not sample: see above")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,13 +36,7 @@ def main() -> None:
     parser.add_argument("--attention", choices=ATTENTION, default="pytorch", help="ComfyUI's way of computing attention; default %(default)s")
     parser.add_argument("--side", type=int, default=512, help="picture side, pixels; default %(default)s")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
-    from host_env import find_host  # type: ignore[import-not-found]  # lives with the tests, which need it too
-
-    host = find_host()
-    if isinstance(host, str):
-        raise SystemExit(host)
-    figures = measure(*host, options.rounds, options.steps, options.attention, options.side)
+    figures = run_script("regional_attention_host.py", options.rounds, options.steps, options.attention, options.side)
     print(f"| a step at {options.side} x {options.side} | times the plain prompt's | least and greatest | in processor time | goal |")
     print("| --- | --- | --- | --- | --- |")
     for key, name in NAMES.items():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.bench.scenes import Case
+from benchmarks.hosts.find import host_environment, require_host
 from layered_core.errors import LayeredError, invalid
 from layered_diffusers.models.loading import STORYBOOK, find_model
 
@@ -24,24 +23,6 @@ if TYPE_CHECKING:
     from benchmarks.bench.running import Row, Worker
 
 HOST = Path(__file__).parents[1] / "hosts" / "comfyui_host.py"
-_FINDER = Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host_env.py"
-
-
-def require_host(quiet: bool = False) -> tuple[Path, Path] | None:
-    """Folder and python of the ComfyUI to use; None, or with ``quiet`` unset :class:`LayeredError`, where there is none."""
-    found: tuple[Path, Path] | str = "the bench through ComfyUI needs a checkout of the repository"
-    if _FINDER.is_file():
-        spec = importlib.util.spec_from_file_location("host_env", _FINDER)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found = module.find_host()
-    if not isinstance(found, str):
-        return found
-    if quiet:
-        return None
-    raise LayeredError(found)
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
@@ -62,13 +43,10 @@ def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> It
     """Make the pictures of all batches in one ComfyUI, judge them here."""
     if find_model(worker.settings.model) != STORYBOOK:
         raise invalid("--model", str(worker.settings.model), "the shipped one, which is what Load Demo Model loads in ComfyUI")
-    found = require_host()
-    assert found is not None
-    folder, python = found
+    folder, python = require_host()
     with tempfile.TemporaryDirectory(prefix="layered_bench_") as scratch:
         log = Path(scratch) / "comfyui.log"
-        environment = {**os.environ, "COMFYUI_PATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        environment.pop("PYTHONPATH", None)
+        environment = {**host_environment(folder), "OMP_NUM_THREADS": "1"}
         with log.open("w") as errors:
             host = subprocess.Popen(
                 [python, HOST], cwd=scratch, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from benchmarks.bench.report import Summary, write_report
 from benchmarks.bench.running import Settings, read_suite, run_suite, suite_names
+from benchmarks.hosts.find import find_host, require_host
 
 
 def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
@@ -20,10 +21,8 @@ def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
     """
     suites = [read_suite(name) for name in (suite_names() if list(names) == ["all"] else names)]
     if any(s.host == "comfyui" for s in suites):
-        from benchmarks.bench.comfyui import require_host
-
-        if list(names) == ["all"] and not require_host(quiet=True):
-            sys.stderr.write("layered: no ComfyUI on this machine: its suites are left out; set COMFYUI_PATH\n")
+        if list(names) == ["all"] and isinstance(missing := find_host(), str):
+            sys.stderr.write(f"layered: {missing}: its suites are left out\n")
             suites = [s for s in suites if s.host != "comfyui"]
         else:
             require_host()

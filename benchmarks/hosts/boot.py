@@ -1,27 +1,26 @@
-"""Make ComfyUI at $COMFYUI_PATH importable in this process, on a throw-away base folder. Import this before anything of ComfyUI's."""
+"""Make ComfyUI at $COMFYUI_PATH importable in this process, on a throw-away base folder. Import this before anything of ComfyUI's.
+
+Runs under ComfyUI's own python. Everything of the project's reaches such a process through the pack: the repository must not be on its path.
+"""
 
 import asyncio
-import contextlib
 import importlib
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 COMFY = Path(os.environ["COMFYUI_PATH"])
-PACK = Path(__file__).resolve().parents[3]
+PACK = Path(__file__).resolve().parents[2]
 
 sys.path.insert(0, str(COMFY))
 sys.argv = sys.argv[:1]
 
 import torch  # noqa: E402
+from torch_build import name_torchvision_operators  # noqa: E402
 
-with contextlib.suppress(RuntimeError):
-    # torchvision built for CUDA cannot register its operators on a CPU torch, and without their names it cannot be imported.
-    if not torch.cuda.is_available():
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+name_torchvision_operators()
 
 from comfy.cli_args import args  # noqa: E402
 
@@ -44,13 +43,21 @@ for kind in ("input", "output", "temp", "user"):
 LOOP = asyncio.new_event_loop()
 asyncio.set_event_loop(LOOP)
 
+NAME = str(PACK).replace(".", "_x_")
+"""The name under which ComfyUI imports the pack."""
 
-def load_extras():
-    """ComfyUI's own extra nodes; needed once, before the pack."""
+
+def load_extras() -> None:
+    """Load ComfyUI's own extra nodes; needed once, before the pack."""
     server.PromptServer(LOOP)
     LOOP.run_until_complete(nodes.init_builtin_extra_nodes())
 
 
-def load_pack():
-    """Load the pack as ComfyUI does at its start; False where it could not."""
-    return LOOP.run_until_complete(nodes.load_custom_node(str(PACK), module_parent="custom_nodes"))
+def load_pack() -> bool:
+    """Load the pack as ComfyUI does at its start; returns False where it could not."""
+    return bool(LOOP.run_until_complete(nodes.load_custom_node(str(PACK), module_parent="custom_nodes")))
+
+
+def pack_module(path: str) -> Any:  # noqa: ANN401
+    """A module of the loaded pack by its path, e.g. ``nodes.layers.socket``: the very objects that the nodes use."""
+    return importlib.import_module(f"{NAME}.{path}")

@@ -7,27 +7,20 @@ reaches this process as data or through the pack: the repository must not be on 
 
 from __future__ import annotations
 
+from answers import ANSWERS  # isort: skip  # first: standard output is kept for answers
+import boot  # isort: skip  # second: it makes ComfyUI importable
+
 import functools
 import inspect
 import json
-import os
 import sys
 import time
 import traceback
-from pathlib import Path
 
-ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what ComfyUI prints must not look like an answer
+import torch
+from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host"))
-import boot  # noqa: E402
-
-sys.path.remove(str(Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host"))
-
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-import nodes  # noqa: E402
+import nodes
 
 METHODS = {}
 """Every method by the name that suites use: from a :class:`Scene` and its parameters to an IMAGE of one picture."""

@@ -5,29 +5,20 @@ Prints one line of JSON. Everything of the project's reaches this process throug
 
 from __future__ import annotations
 
+from answers import ANSWERS, ARGUMENTS  # isort: skip  # first: standard output is kept for answers
+import boot  # isort: skip  # second: it makes ComfyUI importable
+
 import gc
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ANSWER = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what ComfyUI prints must not look like an answer
-ROUNDS = int(sys.argv[1])  # before ComfyUI reads the command line
+import psutil
+import torch
 
-HOST = str(Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host")
-sys.path[0] = HOST
-import boot  # noqa: E402
-
-sys.path.remove(HOST)
-
-import psutil  # noqa: E402
-import torch  # noqa: E402
-
+ROUNDS = int(ARGUMENTS[0])
 WIDTH, HEIGHT, LAYERS = 1920, 1080, 8
 
 
@@ -88,9 +79,8 @@ def main() -> None:
     boot.load_extras()
     if not boot.load_pack():
         raise SystemExit("ComfyUI could not load the pack: see the log above")
-    pack = str(boot.PACK).replace(".", "_x_")
-    composite = sys.modules[f"{pack}.layered_core.canvas.compositing"].composite
-    read_stack = sys.modules[f"{pack}.nodes.layers.socket"].read_stack
+    composite = boot.pack_module("layered_core.canvas.compositing").composite
+    read_stack = boot.pack_module("nodes.layers.socket").read_stack
     figures = {"threads": torch.get_num_threads(), "rounds": ROUNDS, "greatest_difference": 0.0}
     for mode in ("normal", "soft-light"):
         stack = draw(mode)
@@ -104,8 +94,8 @@ def main() -> None:
         wall, busy, cores_wall, cores_busy = (min(column) for column in zip(*times, strict=True))
         name = mode.replace("-", "_")
         figures |= {f"ratio_{name}": wall / cores_wall, f"processor_ratio_{name}": busy / cores_busy}
-    ANSWER.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
-    ANSWER.flush()
+    ANSWERS.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
+    ANSWERS.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Prints one line of JSON.
 from __future__ import annotations
 
 import sd15_host as sd15  # isort: skip  # first: it makes ComfyUI importable
+import boot  # isort: skip
 from collections.abc import Callable
 from functools import partial
 
@@ -54,7 +55,7 @@ def ours(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, **v
 
 def layered(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]) -> Words:
     """The same with a layer on every quarter."""
-    document, layers = sd15.pack("layered_core.document"), sd15.pack("nodes.layers.socket")
+    document, layers = boot.pack_module("layered_core.document"), boot.pack_module("nodes.layers.socket")
     made = []
     for i, strength in enumerate(strengths):
         recipe = document.Recipe(control=document.Control(hint="canny", strength=strength))

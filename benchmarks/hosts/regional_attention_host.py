@@ -6,6 +6,7 @@ Prints one line of JSON.
 from __future__ import annotations
 
 import sd15_host as sd15  # isort: skip  # first: it makes ComfyUI importable
+import boot  # isort: skip
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ def regional(
     model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]], mode: str = "regions"
 ) -> tuple[Any, ...]:  # fmt: skip
     """Regional Prompt Attention on boxes with words of their own."""
-    document, layers = sd15.pack("layered_core.document"), sd15.pack("nodes.layers.socket")
+    document, layers = boot.pack_module("layered_core.document"), boot.pack_module("nodes.layers.socket")
     made = [document.Layer(f"layer {i}", x=x, y=y, width=w, height=h, prompt=f"thing {i}") for i, (x, y, w, h) in enumerate(boxes)]
     stack = layers.write_stack(document.LayerDocument(SIDE, SIDE, tuple(made)))
     kind = nodes.NODE_CLASS_MAPPINGS["LD_RegionalPromptAttention"]

@@ -6,34 +6,25 @@ the repository must not be on its path.
 
 from __future__ import annotations
 
+from answers import ANSWERS  # isort: skip  # first: standard output is kept for answers
+import boot  # isort: skip  # second: it makes ComfyUI importable
+
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-ANSWER = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what ComfyUI prints must not look like an answer
-ARGUMENTS = sys.argv[1:]  # before ComfyUI reads the command line
-
-HOST = str(Path(__file__).resolve().parents[2] / "tests" / "comfyui" / "host")
-sys.path[0] = HOST
-import boot  # noqa: E402
-
-sys.path.remove(HOST)
-
-import comfy.model_management  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.sd1_clip  # noqa: E402
-import comfy.supported_models  # noqa: E402
-import comfy.supported_models_base  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+from tqdm import tqdm
 
 Conditioning = list[list[Any]]
 
@@ -55,11 +46,6 @@ def load_pack() -> None:
     boot.load_extras()
     if not boot.load_pack():
         raise SystemExit("ComfyUI could not load the pack")
-
-
-def pack(path: str) -> Any:  # noqa: ANN401
-    """A module of the pack by its path, e.g. ``nodes.layers.socket``."""
-    return sys.modules[f"{str(boot.PACK).replace('.', '_x_')}.{path}"]
 
 
 def unet() -> comfy.model_patcher.ModelPatcher:
@@ -123,8 +109,8 @@ def time_by_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> 
 
 def answer(figures: Mapping[str, Any]) -> None:
     """Print the one line of JSON that the caller reads."""
-    ANSWER.write(json.dumps(figures) + "\n")
-    ANSWER.flush()
+    ANSWERS.write(json.dumps(figures) + "\n")
+    ANSWERS.flush()
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:

@@ -107,7 +107,7 @@ def bytes_needed(decoder: TransparentDecoder, height: int, width: int, *, tile: 
 
     The peak is at the full side, in the first resnet of the last block: a skip (``w0``), what came from below (``w1``) beside another, the
     shortcut, a convolution, and the picture twice. Convolutions of a few wide channels copy their weights. What was measured is 0.7 to 1.0
-    of it (``tests/core/test_transparent_decode.py``, and in the published widths ``python -m benchmarks.transparent_decode``).
+    of it (``tests/core/transparency/test_transparent_decode.py``, and in the published widths ``python -m benchmarks.transparent_decode``).
     """
     side = decoder.STRIDE
     area = min(-(-height // side) * side, tile) * min(-(-width // side) * side, tile)

@@ -1,26 +1,22 @@
 """One ComfyUI server for all tests in a browser, and a page for each file of them."""
 
-import sys
-from pathlib import Path
-
+import page as pages
 import pytest
+from comfy_server import NotStartedError, Server
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui")]
-import page as pages  # noqa: E402
-from comfy_server import Server  # noqa: E402
-from host_env import find_host  # noqa: E402
-
-del sys.path[:2]
+from benchmarks.hosts.find import find_host
 
 
 @pytest.fixture(scope="session")
-def server(skip_suite, tmp_path_factory):
+def server(skip_suite, could_not_start, tmp_path_factory):
     host = find_host()
     missing = host if isinstance(host, str) else pages.find_browser()[1]
     if missing:
         skip_suite("ComfyUI in a browser", missing)
-    server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
+    try:
+        server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
+    except NotStartedError as error:
+        could_not_start("ComfyUI's server", str(error))
     yield server
     server.stop()
 

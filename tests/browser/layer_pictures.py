@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.hosts.find import find_host
+
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comfyui" / "host"), str(PACK)]
@@ -14,7 +16,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comf
 import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
 from graph import KEPT, load, node  # noqa: E402
-from host_env import find_host  # noqa: E402
 from pictures import crop, run_scene  # noqa: E402
 
 from demo.world.drawing import sprite  # noqa: E402

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.hosts.find import find_host
+
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(PACK)]
 
 import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
-from host_env import find_host  # noqa: E402
 
 NODES = {
     "LD_LayerFromImage": ("01_storybook_collage", ["2", "4", "6"]),

@@ -4,6 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.hosts.find import find_host
+
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comfyui" / "host"), str(PACK)]
@@ -11,7 +13,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comf
 import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
 from graph import node, transparent_decode  # noqa: E402
-from host_env import find_host  # noqa: E402
 from pictures import crop, run_scene  # noqa: E402
 
 HEART = {"what": "heart", "colour": "red", "material": "glowing", "size": 128, "seed": 3}

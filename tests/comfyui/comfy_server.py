@@ -15,6 +15,10 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[2]
 
 
+class NotStartedError(RuntimeError):
+    """The text is the server's log."""
+
+
 class Server:
     """ComfyUI, running until :meth:`stop`."""
 
@@ -50,7 +54,7 @@ class Server:
                 return
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
-                raise RuntimeError(f"ComfyUI did not start:\n{self.log.read_text()[-4000:]}")
+                raise NotStartedError(self.log.read_text())
             time.sleep(0.3)
 
     def stop(self):

@@ -1,19 +1,15 @@
 """Start ComfyUI's server: ``python serve.py COMFYUI ARGUMENTS...``. As ComfyUI's own main.py, but it also starts where torch is a CPU build."""
 
-import contextlib
 import os
 import runpy
 import sys
-
-import torch
+from pathlib import Path
 
 comfyui = sys.argv[1]
-with contextlib.suppress(RuntimeError):
-    if not torch.cuda.is_available():
-        # torchvision built for CUDA cannot register its operators on a CPU torch, and without their names it cannot be imported.
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.path[0] = str(Path(__file__).resolve().parents[2] / "benchmarks" / "hosts")
+from torch_build import name_torchvision_operators  # noqa: E402
+
+name_torchvision_operators()
 os.chdir(comfyui)
 sys.argv = [os.path.join(comfyui, "main.py"), *sys.argv[2:]]
 sys.path[0] = comfyui

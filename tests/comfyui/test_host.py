@@ -10,50 +10,55 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-HOST = HERE / "host"
+from benchmarks.hosts.find import find_host, host_environment
 
-sys.path.insert(0, str(HERE))
-from host_env import find_host  # noqa: E402
-
-sys.path.remove(str(HERE))
+HOST = Path(__file__).resolve().parent / "host"
 
 
 def names():
-    """(file, test) of every test under host/, read without importing."""
-    for file in sorted(HOST.glob("test_*.py")):
+    """(file, test) of every test under host/, read without importing; the file as a dotted path."""
+    for file in sorted(HOST.rglob("test_*.py")):
         for item in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(item, ast.FunctionDef) and item.name.startswith("test_"):
-                yield file.stem, item.name
+                yield ".".join(file.relative_to(HOST).with_suffix("").parts), item.name
 
 
 @functools.cache
 def results():
-    """What every test under host/ came to: ``{(file, test): [failure text or None a case]}``, and the log."""
+    """What every test under host/ came to: ``{(file, test): [failure text or None a case]}``, the log, and the install it ran on.
+
+    The first is empty where the host's python, or ComfyUI in it, did not start.
+    """
     folder, python = find_host()
     report = Path(os.environ.get("TMPDIR", "/tmp")) / f"comfyui-host-{os.getpid()}.xml"
-    environment = {**os.environ, "COMFYUI_PATH": str(folder), "LAYERED_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
+    environment = {**host_environment(folder), "LAYERED_PYTHON": sys.executable}
     environment.setdefault("OMP_NUM_THREADS", "1")
     command = [python, "-m", "pytest", "-c", "pytest.ini", "--rootdir", ".", "--confcutdir", ".", f"--junit-xml={report}"]
     done = subprocess.run(command, cwd=HOST, env=environment, capture_output=True, text=True, timeout=1800)
     log = done.stdout + done.stderr
     if not report.is_file():
-        return {}, log
-    cases = {}
+        return {}, log, ""
+    cases, started = {}, ""
     for case in ElementTree.parse(report).iter("testcase"):
         problem = next((p for kind in ("failure", "error", "skipped") if (p := case.find(kind)) is not None), None)
         text = None if problem is None else f"{case.get('name')}: {problem.text or problem.get('message')}"
-        cases.setdefault((case.get("classname").rsplit(".", 1)[-1], case.get("name").split("[")[0]), []).append(text)
+        cases.setdefault((case.get("classname"), case.get("name").split("[")[0]), []).append(text)
+    for item in ElementTree.parse(report).iter("property"):
+        if item.get("name") == "started":
+            started = item.get("value")
     report.unlink()
-    return cases, log
+    return (cases if started else {}), log, started
 
 
 @pytest.mark.parametrize(("file", "test"), names(), ids=lambda v: v.removeprefix("test_"))
-def test_on_the_host(file, test, skip_suite):
+def test_on_the_host(file, test, skip_suite, could_not_start, tried_on):
     host = find_host()
     if isinstance(host, str):
         skip_suite("ComfyUI in process", host)
-    cases, log = results()
+    cases, log, started = results()
+    if not cases:
+        could_not_start("ComfyUI in process", log)
+    tried_on(started)
     assert (file, test) in cases, f"the host did not run it:\n{log[-4000:]}"
     problems = [p for p in cases[file, test] if p is not None]
     assert not problems, "\n\n".join(problems)

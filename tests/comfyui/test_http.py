@@ -3,32 +3,31 @@
 import io
 import json
 import re
-import sys
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from comfy_server import NotStartedError, Server
 from PIL import Image
+
+from benchmarks.hosts.find import find_host
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 API = sorted((PACK / "workflows" / "api").glob("*.json"))
 
-sys.path.insert(0, str(HERE))
-from comfy_server import Server  # noqa: E402
-from host_env import find_host  # noqa: E402
-
-sys.path.remove(str(HERE))
-
 
 @pytest.fixture(scope="module")
-def server(skip_suite, tmp_path_factory):
+def server(skip_suite, could_not_start, tmp_path_factory):
     host = find_host()
     if isinstance(host, str):
         skip_suite("ComfyUI over HTTP", host)
-    server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
+    try:
+        server = Server(*host, tmp_path_factory.mktemp("comfyui") / "base")
+    except NotStartedError as error:
+        could_not_start("ComfyUI's server", str(error))
     yield server
     server.stop()
 

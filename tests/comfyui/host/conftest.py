@@ -1,13 +1,13 @@
 """A real ComfyUI without a server, with the pack of this repository. Runs under the host's own python, see ../test_host.py."""
 
-import importlib
 import json
 import random
 import shutil
-import sys
+from importlib import metadata
 
-from boot import BASE, LOOP, PACK, load_extras, load_pack  # isort: skip  # first: it makes ComfyUI importable
+from boot import BASE, LOOP, load_extras, load_pack, pack_module  # isort: skip  # first: it makes ComfyUI importable
 
+import comfyui_version
 import execution
 import folder_paths
 import pytest
@@ -135,8 +135,7 @@ class ControlNet:
         return {"required": {}}
 
     def load(self):
-        demo = sys.modules[str(PACK).replace(".", "_x_") + ".nodes.demo.demo_model"]
-        control = importlib.import_module(str(PACK).replace(".", "_x_") + ".nodes.demo.demo_control")
+        demo, control = pack_module("nodes.demo.demo_model"), pack_module("nodes.demo.demo_control")
         shape = json.loads((demo.FOLDER / "unet" / "config.json").read_text())
         folder = BASE / "random_net"
         random_controlnet(shape).save_pretrained(folder / "controlnet")
@@ -144,9 +143,12 @@ class ControlNet:
 
 
 @pytest.fixture(scope="session")
-def host():
+def host(record_testsuite_property):
     load_extras()
     assert load_pack(), "ComfyUI could not load the pack: see the log above"
+    # test_host.py takes the whole run as not started without this line.
+    installed = [f"{name} {metadata.version(name)}" for name in ("torchvision", "transformers", "diffusers")]
+    record_testsuite_property("started", ", ".join([f"ComfyUI {comfyui_version.__version__}", f"torch {torch.__version__}", *installed]))
     nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
     nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
     folder_paths.set_input_directory(str(BASE / "input"))
@@ -157,12 +159,7 @@ def host():
 @pytest.fixture(scope="session")
 def pack(host):
     """A module of the pack by its path, e.g. ``pack("nodes.layers.socket")``: the very objects that the nodes use."""
-    root = str(PACK).replace(".", "_x_")
-
-    def module(path):
-        return importlib.import_module(f"{root}.{path}")
-
-    return module
+    return pack_module
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from graph import from_image, layer_diffuse, load, node, per_layer_sdedit, regenerate, regional
 from PIL import Image
-from test_no_leaks import LOADER, models, of_ours, sample
+from sampling import LOADER, models, of_ours, sample
 
 import nodes as comfy_nodes
 

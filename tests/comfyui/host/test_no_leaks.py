@@ -18,10 +18,9 @@ from graph import (
     transparent_encode,
 )
 from PIL import Image
+from sampling import LOADER, explode, models, of_ours, sample
 
 import nodes as comfy_nodes
-
-LOADER = {"loader": node("LD_LoadDemoModel")}
 
 EXAMPLES = {
     "LD_LoadDemoModel": {},
@@ -142,36 +141,9 @@ EXAMPLES = {
 """For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
 
 
-def models(host):
-    """MODEL, positive and negative words; the very objects that every prompt with "loader" gets while the executor remembers it."""
-    words = {
-        "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
-        "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
-    }
-    prompt = {**LOADER, **words}
-    return host.value(prompt, "loader", 0), host.value(prompt, "p"), host.value(prompt, "n")
-
-
-def sample(model, positive, negative, callback=None):
-    with torch.inference_mode():
-        latent = {"samples": torch.zeros(1, 4, 16, 16)}
-        if callback is not None:
-            model = model.clone()
-            model.set_model_sampler_post_cfg_function(callback)
-        return comfy_nodes.common_ksampler(model, 7, 3, 3.0, "euler", "normal", positive, negative, latent)[0]["samples"]
-
-
-def explode(arguments):
-    raise RuntimeError("broken on purpose")
-
-
 def interrupt(arguments):
     comfy.model_management.interrupt_current_processing()
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def of_ours():
-    return sorted(k for k in comfy_nodes.NODE_CLASS_MAPPINGS if k.startswith("LD_"))
 
 
 def test_every_node_is_looked_at(host):

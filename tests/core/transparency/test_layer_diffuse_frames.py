@@ -21,7 +21,7 @@ from layered_core.transparency.layer_diffuse_frames import (
     signal_for,
 )
 
-KEYS = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())
+KEYS = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())
 HEADS = 2
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from graph import from_image, node, regional
-from test_no_leaks import LOADER
+from sampling import LOADER
 
 SAMPLER = {"seed": 3, "steps": 6, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from graph import add_layer, layer_diffuse, load, node, regenerate, transparent_decode
 from PIL import Image
-from test_no_leaks import LOADER
+from sampling import LOADER
 
 import nodes as comfy_nodes
 

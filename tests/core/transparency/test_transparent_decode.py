@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.core.test_transparent import random_decoder
 
 from layered_core.errors import LayeredError
 from layered_core.transparency.transparent_decode import (
@@ -16,7 +17,6 @@ from layered_core.transparency.transparent_decode import (
     pictures_at_once,
 )
 from layered_core.transparency.transparent_networks import TransparentDecoder
-from tests.core.test_transparent import random_decoder
 
 
 class Echo(TransparentDecoder):

@@ -13,7 +13,7 @@ from graph import from_image, load, node
 from PIL import Image
 from psd_tools import PSDImage
 
-PACK = Path(__file__).resolve().parents[3]
+PACK = Path(__file__).resolve().parents[4]
 ENDS = {"psd": ".psd", "psb": ".psb", "ora": ".ora", "png folder": "/document.json"}
 
 

@@ -176,7 +176,7 @@ class Sd15:
         self.model, self.files = folder / "model", folder / "files"
         pipeline.save_pretrained(self.model)
         self.files.mkdir()
-        keys = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_transparent_attn"]
+        keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_transparent_attn"]
         file = {k: random([self.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())}
         save_file(file, self.files / "layer_sd15_transparent_attn.safetensors")
         torch.manual_seed(1)
@@ -218,7 +218,7 @@ def test_a_pipeline_of_the_classes_may_be_moved_after_a_call_and_gives_arrays_to
 
 
 def test_words_of_one_picture_are_seen_with_and_without_guidance(sd15):
-    keys = json.loads((Path(__file__).parent.parent / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_joint"]
+    keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_joint"]
     joint = sd15.files / "joint.safetensors"
     save_file({k: random([Sd15.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())}, joint)
     pipeline = StableDiffusionPipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None)

@@ -15,14 +15,15 @@ from graph import node
 import nodes
 
 MODES = list(core._LAYER_MODES)
-GOLDEN = json.loads((Path(__file__).parents[2] / "core" / "blend_golden.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[3] / "core" / "canvas" / "blend_golden.json").read_text(encoding="utf-8"))
 TOLERANCE = 2 / 255
 
 
 @pytest.fixture
 def ours(pack):
     """The core as the nodes have it."""
-    return {name: pack(f"layered_core.{name}") for name in ("blend_modes", "compositing", "document", "placement")}
+    names = ("canvas.blend_modes", "canvas.compositing", "document", "canvas.placement")
+    return {name.split(".")[-1]: pack(f"layered_core.{name}") for name in names}
 
 
 def test_the_modes_are_cores(host, ours):

@@ -1,7 +1,6 @@
 """LayerDiffuse Apply on tiny random models of SD1.5's and SDXL's structure, in every mode."""
 
 import functools
-import importlib
 import json
 import os
 import subprocess
@@ -14,20 +13,20 @@ import comfy.utils
 import pytest
 import tiny
 import torch
-from boot import BASE, PACK
+from boot import BASE, PACK, pack_module
 from graph import layer_diffuse, node
 from safetensors.torch import load_file, save_file
 
 import nodes as comfy_nodes
 
-REFERENCE = Path(__file__).resolve().parent.parent / "layer_diffuse_reference.py"
+REFERENCE = Path(__file__).resolve().parents[2] / "layer_diffuse_reference.py"
 SIDE = 64
 IDS = [f"{name} on {family}" for _, family, name, _ in tiny.CASES]
 
 
 @pytest.fixture(scope="module")
 def node_module(host):
-    return importlib.import_module(str(PACK).replace(".", "_x_") + ".nodes.transparency.layer_diffuse_apply")
+    return pack_module("nodes.transparency.layer_diffuse_apply")
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +267,7 @@ def test_the_pictures_latents_act_as_further_channels_of_a_widened_first_convolu
 
 
 def test_names_of_diffusers_mean_the_weights_that_comfyui_says_at_every_size(node_module, models):
-    from_pack = importlib.import_module(str(PACK).replace(".", "_x_") + ".layered_core.transparency.layer_diffuse_weights")
+    from_pack = pack_module("layered_core.transparency.layer_diffuse_weights")
     real = {"sdxl": tiny.config("sdxl", [0, 2, 10], [1, 2, 4], 320, 2048), "sd15": tiny.config("sd15", [1, 1, 1, 0], [1, 2, 4, 4], 320, 768)}
     for family, settings in real.items():
         with torch.device("meta"):

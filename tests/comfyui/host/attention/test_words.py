@@ -7,7 +7,7 @@ import pytest
 
 import nodes as comfy_nodes
 
-PACK = Path(__file__).resolve().parents[3]
+PACK = Path(__file__).resolve().parents[4]
 
 
 def schemas():

@@ -12,8 +12,8 @@ import torch
 from graph import node
 from safetensors.torch import load_file, save_file
 
-PACK = Path(__file__).resolve().parents[3]
-REFERENCE = Path(__file__).resolve().parent.parent / "reference.py"
+PACK = Path(__file__).resolve().parents[4]
+REFERENCE = Path(__file__).resolve().parents[2] / "reference.py"
 PROMPTS = ["a glowing red ball and a blue star in a meadow", "", "high quality photo of a purple house"]
 
 

@@ -18,7 +18,7 @@ from layered_core.files import read_layers, write_folder, write_layers
 from layered_core.formats.file_layers import rounded, split_title
 from layered_core.formats.limits import Limits
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "layered_core/schema/document.schema.json").read_text())
+SCHEMA = json.loads((Path(__file__).parents[3] / "layered_core/schema/document.schema.json").read_text())
 WORKFLOW = {"workflow": {"nodes": [{"id": 1, "title": "größe <&>\n"}]}, "prompt": {"1": {"inputs": {"a": [1, 2.5, None, True]}}}}
 
 

@@ -15,8 +15,8 @@ import comfy.t2i_adapter.adapter
 import comfy.taesd.taesd
 import pytest
 import torch
+from control_scene import core, hint
 from diffusers import UNet2DConditionModel
-from test_masked_control import core, hint
 
 import nodes as comfy_nodes
 

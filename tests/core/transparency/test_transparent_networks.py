@@ -10,7 +10,7 @@ from torch import nn
 from layered_core.errors import LayeredError
 from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder, _group_statistics, from_file_order, to_file_order
 
-KEYS = json.loads((Path(__file__).parent.parent / "data" / "transparent_autoencoder_keys.json").read_text())
+KEYS = json.loads((Path(__file__).parents[2] / "data" / "transparent_autoencoder_keys.json").read_text())
 SMALL = (8, 8, 8, 8, 16, 16, 16)
 
 

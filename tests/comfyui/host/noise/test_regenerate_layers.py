@@ -4,8 +4,7 @@ import pytest
 import torch
 from graph import from_image, load, node, regenerate
 from PIL import Image
-from test_no_leaks import LOADER
-from test_noise import sampled, words
+from sampling import LOADER, sampled, words
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from graph import from_image, layer_diffuse, node, transparent_decode, transparent_encode
 from PIL import Image
-from test_no_leaks import LOADER
+from sampling import LOADER
 
 import nodes as comfy_nodes
 

@@ -14,14 +14,13 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from conftest import random_controlnet
+from control_scene import core, hint
 from graph import from_image, node
 from safetensors.torch import load_file, save_file
-from test_no_leaks import models, sample
+from sampling import models, sample
 
-import nodes as comfy_nodes
-
-PACK = Path(__file__).resolve().parents[3]
-REFERENCE = Path(__file__).resolve().parent.parent / "control_reference.py"
+PACK = Path(__file__).resolve().parents[4]
+REFERENCE = Path(__file__).resolve().parents[2] / "control_reference.py"
 """The headless host's residuals."""
 
 
@@ -35,14 +34,6 @@ def net(host, pack):
 
 def demo_control(pack):
     return importlib.import_module(pack("nodes.demo.demo_model").__name__.replace("demo_model", "demo_control"))
-
-
-def hint(height=128, width=128, seed=0):
-    return (torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(seed)) > 0.8).float()
-
-
-def core(net, positive, negative, image, strength=1.0, start=0.0, end=1.0):
-    return comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, image, strength, start, end)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from graph import from_image, node, regional
 from regional_scene import MODES, WIDGETS, apply, encode, halves, left_and_right, predicted
-from test_no_leaks import LOADER, models, sample
+from sampling import LOADER, models, sample
 
 import nodes as comfy_nodes
 

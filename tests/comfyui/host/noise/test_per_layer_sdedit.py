@@ -12,7 +12,7 @@ import torch
 from graph import from_image, load, node, per_layer_sdedit
 from PIL import Image
 from safetensors.torch import save_file
-from test_no_leaks import LOADER, explode, models, sample
+from sampling import LOADER, explode, models, sample, sampled, words
 
 import nodes as comfy_nodes
 
@@ -34,18 +34,6 @@ def stack(back=0.6, front=0.6, picture="back.png"):
         "back": load(picture, noise=back),
         "front": load("red.png", x=48, y=24, noise=front, layers=["back", 0]),
     }
-
-
-def words():
-    return {
-        "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
-        "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
-    }
-
-
-def sampled(model, latent, **inputs):
-    values = {"seed": 7, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-    return node("KSampler", model=model, positive=["p", 0], negative=["n", 0], latent_image=latent, **{**values, **inputs})
 
 
 def graph(back, front, sdedit=None, picture="back.png", **sampler):
