@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.bench.running import suite_names
+from benchmarks.bench.suite import suite_names
 from layered_core.errors import LayeredError
 from layered_core.formats.pictures import write_whole
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from demo.train.judge import exact as judge_exact
 from demo.train.vae import psnr
 from demo.world.judge import Judge, Verdict
+from demo.world.places import MODEL
 from demo.world.scenes import caption, is_held_out, random_things
 from demo.world.vocabulary import BACKGROUNDS, Thing
 from layered_core.formats.pictures import to_image
-from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 GOALS = {"one_object_exact": 0.90, "two_object_exact": 0.60, "background": 0.90, "vae_psnr": 30.0, "judge_exact": 0.97}
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=24, help="pictures at once (default: %(default)s)")
-    parser.add_argument("--model", type=Path, default=STORYBOOK, help="the model's folder (default: the shipped one)")
+    parser.add_argument("--model", type=Path, default=MODEL, help="the model's folder (default: the shipped one)")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write sheets of the pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()

@@ -26,10 +26,11 @@ from tqdm import tqdm
 from benchmarks.bench.judging import PRESENT, Examiner, around, full_size, laid_on, layer_figures, seen_mask
 from benchmarks.bench.scenes import Case, layer_cases
 from benchmarks.transparency import SAMPLER, checkerboard, command, summary
-from demo.train.ship import MODEL
 from demo.world.judge import Verdict
+from demo.world.places import MODEL
 from layered_core.formats.pictures import to_image
-from layered_core.metrics.picture_metrics import mask_iou, outside_mse, psnr
+from layered_core.metrics.layout_metrics import mask_iou
+from layered_core.metrics.picture_metrics import outside_mse, psnr
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.transparent import Together
 

@@ -32,17 +32,17 @@ from benchmarks.bench.intervals import mean_interval
 from benchmarks.bench.judging import Examiner, laid_on, layer_figures
 from benchmarks.bench.methods import transparent_layer
 from benchmarks.bench.scenes import Case, layer_cases
-from demo.train.ship import MODEL
-from demo.train.sprites import KNOWN, THINGS, draw_smoke, draw_sprite, padded
+from demo.train.sprites import KNOWN, draw_smoke, draw_sprite, padded
 from demo.train.transparent import Autoencoder, decode_pixels, encode, psnr
-from demo.train.vae import HELD_OUT
 from demo.world.drawing import draw_background
-from demo.world.vocabulary import CANVAS
+from demo.world.places import MODEL, TRANSPARENT
+from demo.world.scenes import HELD_OUT
+from demo.world.vocabulary import CANVAS, THINGS
 from layered_core.formats.pictures import to_image
 from layered_core.transparency.transparent_decode import decode
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
-FOLDER = MODEL / "transparent"
+FOLDER = TRANSPARENT
 
 SAMPLER = "euler_ancestral"
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from demo.world.drawing import draw_background, sprite
+from demo.world.places import EXAMPLES
 from demo.world.vocabulary import Thing
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.files import write_layers
 
-FOLDER = Path(__file__).parent / "files"
+FOLDER = EXAMPLES
 """What Load Layers offers as examples."""
 
 

@@ -1,4 +1,4 @@
-"""``python -m layered_diffusers``: the ``layered`` command."""
+"""``python -m layered_cli``: the ``layered`` command."""
 
 from layered_cli.command import main
 

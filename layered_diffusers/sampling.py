@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from layered_core.canvas.soft_masks import keep_outside
 from layered_core.errors import check_whole, invalid
 from layered_core.noise.guidance import classifier_free
-from layered_core.painting.pasting import keep_outside
 
 Progress = Callable[[int, int], None]
 """Called after every step with the steps done and the steps in all. May raise to stop."""
@@ -140,3 +140,13 @@ class KeepOutside(Method):
         """See the class."""
         kept = noised(run, self.clean.expand_as(run.latents), index + 1)
         run.latents = keep_outside(run.latents, kept, self.mask)
+
+
+class Sampling(TypedDict, total=False):
+    """Options of :meth:`LayeredDiffusionPipeline.generate` that every way of making a picture passes on."""
+
+    negative: str
+    steps: int
+    guidance: float
+    methods: Sequence[Method]
+    progress: Progress | None

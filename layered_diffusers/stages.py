@@ -12,8 +12,9 @@ import torch
 from layered_core.canvas.compositing import GREY, composite, over_colour
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError, invalid
+from layered_core.painting.mattes import stage_alpha, uncovered
 from layered_core.painting.pasting import BLENDS
-from layered_core.painting.stages import ALPHAS, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from layered_core.painting.stages import ALPHAS, stage_region, stage_seed, with_stage
 from layered_diffusers.models.adapters import adapted
 from layered_diffusers.sampling import Method, Progress
 from layered_diffusers.transparent import generate_in_place, read_files
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel
     from typing_extensions import Unpack
 
-    from layered_diffusers.pipeline import LayeredDiffusionPipeline, Sampling
+    from layered_diffusers.generator import Generator
+    from layered_diffusers.sampling import Sampling
 
 
 class Staging(TypedDict, total=False):
@@ -55,7 +57,7 @@ class Staging(TypedDict, total=False):
     """Told of the steps of all stages together."""
 
 
-def generate_layers(pipeline: LayeredDiffusionPipeline, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
+def generate_layers(pipeline: Generator, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
     """Make every layer that has no picture yet, back to front, each on the composite of those behind it.
 
     What lies at the very back is made from words alone. A layer whose box is the whole canvas, with something behind it, finds its own
@@ -93,7 +95,7 @@ def generate_layers(pipeline: LayeredDiffusionPipeline, document: LayerDocument,
 
 
 def replace_layer(
-    pipeline: LayeredDiffusionPipeline,
+    pipeline: Generator,
     document: LayerDocument,
     name: str,
     *,
@@ -123,7 +125,7 @@ def replace_layer(
     return generate_layers(pipeline, replace(document, layers=tuple(layers)), **options)
 
 
-def _stage(pipeline: LayeredDiffusionPipeline, document: LayerDocument, layer: Layer, options: Staging) -> Layer:
+def _stage(pipeline: Generator, document: LayerDocument, layer: Layer, options: Staging) -> Layer:
     """One layer with its picture."""
     seed = layer.recipe.seed if layer.recipe.seed is not None else stage_seed(options.get("seed", 0), layer.name)
     sampling: Sampling = {"negative": layer.negative or options.get("negative", ""), "steps": options.get("steps", 25)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from torch import Tensor
 from torch.nn import functional
 
+from demo.world.places import TRANSPARENT
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import invalid
 from layered_core.painting.stages import into_place
@@ -17,16 +18,13 @@ from layered_core.transparency.transparent_decode import check_augmentations, de
 from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models import vae
-from layered_diffusers.models.loading import STORYBOOK, StableDiffusion
+from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.sampling import Method, Progress, check_seeds
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from layered_diffusers.pipeline import LayeredDiffusionPipeline
-
-STORYBOOK_FILES = STORYBOOK / "transparent"
-"""The storybook's own files of transparent layers."""
+    from layered_diffusers.generator import Generator
 
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
 """The modes of :data:`layered_core.transparency.layer_diffuse_files.MODES` that need words alone."""
@@ -59,7 +57,7 @@ class Painting(TypedDict, total=False):
     progress: Progress | None
 
 
-def generate_transparent(pipeline: LayeredDiffusionPipeline, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
+def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
     """Sample a batch of layers: straight RGBA ``[B, 4, H, W]`` float32 in 0..1 on the CPU; colours go on under alpha 0.
 
     Args:
@@ -89,7 +87,7 @@ class Together(NamedTuple):
 
 
 def generate_together(
-    pipeline: LayeredDiffusionPipeline, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]
+    pipeline: Generator, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]
 ) -> Together:
     """Sample foreground, background and blend of scenes at once, each seeing the others (LayerDiffuse, arXiv 2402.17113 section 3.3).
 
@@ -129,9 +127,7 @@ def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> Lay
     return LayerDocument(width, height, layers, prompt=prompt)
 
 
-def generate_in_place(
-    pipeline: LayeredDiffusionPipeline, prompt: str, region: Tensor, *, seed: int = 0, size: int = 0, **options: Unpack[Painting]
-) -> Tensor:
+def generate_in_place(pipeline: Generator, prompt: str, region: Tensor, *, seed: int = 0, size: int = 0, **options: Unpack[Painting]) -> Tensor:
     """One layer painted alone and brought to where it may be. See :func:`layered_core.painting.stages.into_place`.
 
     Args:
@@ -167,9 +163,9 @@ def read_files(
     if (file is None) != (decoder is None):
         fix = "The file and the decoder belong together: give both, or neither for the storybook's"
         raise invalid("file and decoder", [str(x) for x in (file, decoder) if x is not None], "two files", fix)
-    path = Path(decoder or STORYBOOK_FILES / "decoder.safetensors")
+    path = Path(decoder or TRANSPARENT / "decoder.safetensors")
     network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
-    return LayerDiffuse(model, file or STORYBOOK_FILES / _OWN[mode], mode, words=words, weight=weight), network
+    return LayerDiffuse(model, file or TRANSPARENT / _OWN[mode], mode, words=words, weight=weight), network
 
 
 def read_transparency(model: StableDiffusion, decoder: TransparentDecoder, latents: Tensor, augmentations: int = 8) -> Tensor:

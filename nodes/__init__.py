@@ -23,7 +23,8 @@ from .layers.split_layer import JoinLayer, SplitLayer
 from .measure.layout_metrics import LayoutMetrics
 from .noise.per_layer_sdedit import PerLayerSDEdit
 from .noise.regenerate_layers import PasteBack, RegenerateLayers
-from .stages.add_layer_by_prompt import AddLayerByPrompt, FindPlace, StageLayer, StageSeed
+from .stages.add_layer_by_prompt import AddLayerByPrompt
+from .stages.stage_layer import FindPlace, StageLayer, StageSeed
 from .transparency.layer_diffuse_apply import LayerDiffuseApply
 from .transparency.split_frames import SplitFrames
 from .transparency.transparent_decode import TransparentDecode

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.bench.host_methods import HOST
 from benchmarks.bench.scenes import Case
 from benchmarks.hosts.find import host_environment, require_host
 from layered_core.errors import LayeredError, invalid
 from layered_diffusers.models.loading import STORYBOOK, find_model
 
 if TYPE_CHECKING:
-    from benchmarks.bench.running import Row, Worker
-
-HOST = Path(__file__).parents[1] / "hosts" / "comfyui_host.py"
-
-
-def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
-    """As ``methods.check_method``, for the methods of ``comfyui_host.py``, which only ComfyUI's python can import: read without importing."""
-    functions = {
-        f.name: [a.arg for a in f.args.args][1:]
-        for f in ast.parse(HOST.read_text(encoding="utf-8")).body
-        if isinstance(f, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "method" for d in f.decorator_list)
-    }
-    if name not in functions:
-        raise invalid(f"{where}: method on ComfyUI", name, ", ".join(sorted(functions)))
-    for parameter in parameters:
-        if parameter not in functions[str(name)]:
-            raise invalid(f"{where}: parameter of {name}", parameter, ", ".join(functions[str(name)]) or "none: it takes no parameter")
+    from benchmarks.bench.suite import Row
+    from benchmarks.bench.worker import Worker
 
 
 def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> Iterator[dict[str, Any]]:

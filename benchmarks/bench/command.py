@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.bench.report import Summary, write_report
-from benchmarks.bench.running import Settings, read_suite, run_suite, suite_names
+from benchmarks.bench.running import run_suite
+from benchmarks.bench.suite import Settings, read_suite, suite_names
 from benchmarks.hosts.find import find_host, require_host
 
 

@@ -16,23 +16,8 @@ from demo.world.judge import Judge, Verdict
 from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 from layered_core.control.hints import canny
 from layered_core.errors import LayeredError, invalid
-from layered_core.metrics.picture_metrics import (
-    Matches,
-    best_matches,
-    box_iou,
-    differing_pixels,
-    edge_f1,
-    gradient,
-    leakage,
-    mask_boxes,
-    mask_iou,
-    match_detections,
-    outside_mse,
-    psnr,
-    region_accuracy,
-    seam_gradient_ratio,
-    text_similarity,
-)
+from layered_core.metrics.layout_metrics import Matches, best_matches, box_iou, leakage, mask_boxes, mask_iou, match_detections, region_accuracy
+from layered_core.metrics.picture_metrics import differing_pixels, edge_f1, gradient, outside_mse, psnr, seam_gradient_ratio, text_similarity
 
 _COLOURS, _KINDS, _PLACES = list(COLOURS), list(KINDS), list(BACKGROUNDS)
 
@@ -320,12 +305,12 @@ class _Clip:
 
 def _weights(model: Path, name: str) -> Path:
     """The file of a judging network: the model's own, else the shipped one's."""
-    from layered_diffusers.models.loading import STORYBOOK
+    from demo.world.places import MODEL
 
-    for folder in (model, STORYBOOK):
+    for folder in (model, MODEL):
         if (folder / "judge" / f"{name}.safetensors").is_file():
             return folder / "judge" / f"{name}.safetensors"
-    raise LayeredError(f"weights of the judge '{STORYBOOK}/judge/{name}.safetensors' are missing. Restore them with 'git checkout -- demo/model'")
+    raise LayeredError(f"weights of the judge '{MODEL}/judge/{name}.safetensors' are missing. Restore them with 'git checkout -- demo/model'")
 
 
 def _label(colour: str, kind: str) -> int:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from benchmarks.bench.multidiffusion import RegionFusion, region_rows
 from benchmarks.bench.scenes import Case
 from demo.world.judge import Judge
-from layered_core.attention.regional_attention import Settings
+from layered_core.attention.regional_plan import Settings
 from layered_core.canvas.compositing import composite
 from layered_core.control.control_map import ControlMap
 from layered_core.control.hints import document_hint

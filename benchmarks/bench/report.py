@@ -16,10 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.bench.intervals import Interval, mean_interval, paired_interval, set_interval
 from benchmarks.bench.judging import FIGURES, Examiner, reference_features
-from benchmarks.bench.running import SHOWN, Row, Settings, Suite, measured_at, picture_path, weights_checksum
+from benchmarks.bench.records import SHOWN, measured_at, picture_path, weights_checksum
+from benchmarks.bench.suite import Row, Settings, Suite
 from layered_core.errors import LayeredError
 from layered_core.formats.pictures import write_whole
-from layered_core.metrics.picture_metrics import Matches, average_precision, frechet_distance
+from layered_core.metrics.layout_metrics import Matches, average_precision
+from layered_core.metrics.picture_metrics import frechet_distance
 from layered_diffusers.models.loading import find_model
 
 _SHARES = {

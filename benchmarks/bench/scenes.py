@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from demo.train.sprites import THINGS
-from demo.train.vae import HELD_OUT
 from demo.world.drawing import draw_background
 from demo.world.harmony import pasted
-from demo.world.scenes import Scene, is_held_out, place_object, random_scene
-from demo.world.vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, Thing
+from demo.world.scenes import HELD_OUT, Scene, is_held_out, place_object, random_scene
+from demo.world.vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, THINGS, Thing
 from layered_core.canvas.compositing import composite
 from layered_core.control.hints import canny
 from layered_core.document import LayerDocument

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
-from demo.train.ship import CONTROL
 from demo.train.unet import MOST, Replay
 from demo.train.words import word_ids
+from demo.world.places import CONTROL
 from demo.world.scenes import Scene
 from demo.world.vocabulary import CANVAS
 from layered_core.control.hints import canny

@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo.train.loop import Trainer, device, launch, start_from
-from demo.train.vae import HELD_OUT
 from demo.world.harmony import WEIGHTS, Harmony, pasted
-from demo.world.scenes import random_scene
+from demo.world.scenes import HELD_OUT, random_scene
 from layered_core.canvas.compositing import composite
 
 KEPT = 3072

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
-from demo.train.ship import MODEL
-from demo.train.sprites import THINGS, draw_sprite, padded
+from demo.train.sprites import draw_sprite, padded
 from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.transparent_lora import PROJECTIONS, file_name
 from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
 from demo.world.drawing import draw_background
-from demo.world.vocabulary import BACKGROUNDS, Thing
+from demo.world.places import MODEL
+from demo.world.vocabulary import BACKGROUNDS, THINGS, Thing
 from layered_core.transparency.layer_diffuse_frames import AttentionSharing, Base, SharingUnit
 from layered_diffusers.methods.layer_diffuse import attentions
 

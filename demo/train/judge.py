@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo.train.loop import Trainer, device, start_from
-from demo.train.vae import HELD_OUT
 from demo.world.judge import WEIGHTS, Judge, Verdict
-from demo.world.scenes import Scene, place_object, random_scene
+from demo.world.scenes import HELD_OUT, Scene, place_object, random_scene
 from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS
 
 

@@ -6,10 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-MODEL = Path(__file__).parent.parent / "model"
-
-CONTROL = MODEL / "controlnet"
-"""The storybook ControlNet, in diffusers' layout."""
+from demo.world.places import MODEL
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -8,11 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from demo.world.scenes import is_held_out, place_object
-from demo.world.vocabulary import CANVAS, COLOURS, KINDS, MATERIALS, Thing
+from demo.world.vocabulary import CANVAS, THINGS, Thing
 from layered_core.transparency.transparent_encode import pad_colours
-
-THINGS = [Thing(m, c, k) for m in MATERIALS for c in COLOURS for k in KINDS]
-"""All 144."""
 
 KNOWN = [t for t in THINGS if not is_held_out(t.words)]
 """What the autoencoder trains on; it is judged on the others and on smoke of other seeds."""

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
-from demo.train.ship import MODEL
-from demo.train.sprites import KNOWN, SMOKE_SHARE, THINGS, draw_smoke, draw_sprite, padded
-from demo.train.vae import HELD_OUT
-from demo.world.vocabulary import CANVAS, Thing
+from demo.train.sprites import KNOWN, SMOKE_SHARE, draw_smoke, draw_sprite, padded
+from demo.world.places import MODEL
+from demo.world.scenes import HELD_OUT
+from demo.world.vocabulary import CANVAS, THINGS, Thing
 from layered_core.transparency.transparent_encode import on_grey
 from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder, from_file_order, to_file_order
 

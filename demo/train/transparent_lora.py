@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device
-from demo.train.ship import MODEL
-from demo.train.sprites import THINGS, draw_sprite, padded
+from demo.train.sprites import draw_sprite, padded
 from demo.train.tokenizer import START
 from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.unet import attention_loss
 from demo.train.words import encode as encode_words
 from demo.train.words import pad, training_caption, word_ids
-from demo.world.vocabulary import BACKGROUNDS, Thing
+from demo.world.places import MODEL
+from demo.world.vocabulary import BACKGROUNDS, THINGS, Thing
 
 RANK = 32
 

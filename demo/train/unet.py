@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import SCHEDULE, Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
-from demo.train.ship import MODEL
-from demo.train.vae import HELD_OUT
 from demo.train.words import pad, training_caption, word_ids
-from demo.world.scenes import Scene, random_scene
+from demo.world.places import MODEL
+from demo.world.scenes import HELD_OUT, Scene, random_scene
 from demo.world.vocabulary import Thing
 
 MOST = 4

@@ -15,12 +15,9 @@ from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from demo.train.loop import Trainer, device, start_from
-from demo.train.ship import MODEL
-from demo.world.scenes import random_scene
+from demo.world.places import MODEL
+from demo.world.scenes import HELD_OUT, random_scene
 from demo.world.vocabulary import CANVAS
-
-HELD_OUT = 10_000_000
-"""Seeds from here on are never trained on."""
 
 
 def crops(rng: np.random.Generator, side: int, count: int) -> Tensor:

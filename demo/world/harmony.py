@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .places import JUDGE
 from .scenes import Scene
 
 if TYPE_CHECKING or __package__ == "demo.world":
@@ -23,7 +24,7 @@ if TYPE_CHECKING or __package__ == "demo.world":
 else:
     from ...layered_core.document import LayerDocument
 
-WEIGHTS = Path(__file__).parents[1] / "model" / "judge" / "harmony.safetensors"
+WEIGHTS = JUDGE / "harmony.safetensors"
 
 
 def pasted(scene: Scene, seed: int) -> LayerDocument:

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .places import JUDGE
 from .vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 
-WEIGHTS = Path(__file__).parents[1] / "model" / "judge" / "judge.safetensors"
+WEIGHTS = JUDGE / "judge.safetensors"
 
 LEAST_AREA = 24
 """Smallest object in pixels of the 64 x 64 label map; smaller patches are not objects."""

@@ -214,3 +214,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 def _rgba_floats(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image.astype(np.float32) / 255)
+
+
+HELD_OUT = 10_000_000
+"""Seeds from here on are never trained on."""

@@ -43,3 +43,7 @@ class Thing(NamedTuple):
     def words(self) -> str:
         """As a caption names it, e.g. ``a glass blue star``."""
         return " ".join(["a", *([] if self.material == "solid" else [self.material]), self.colour, self.kind])
+
+
+THINGS = [Thing(m, c, k) for m in MATERIALS for c in COLOURS for k in KINDS]
+"""All 144."""

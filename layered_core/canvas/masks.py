@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..document import LayerDocument
-from ..painting.pasting import grow
 from .placement import place
+from .soft_masks import grow
 
 
 def layer_alphas(document: LayerDocument) -> Tensor:

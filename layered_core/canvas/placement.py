@@ -7,6 +7,7 @@ by alpha wherever a layer is resampled; else transparent pixels' colours bleed i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -124,3 +125,23 @@ def _sampled(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
         return shown
     reach_u, reach_v = (layer.width + 1) / 2 - u.abs(), (layer.height + 1) / 2 - v.abs()
     return shown * (reach_u.clamp_(0, 1) * reach_v.clamp_(0, 1))
+
+
+def corners(layer: Layer) -> list[tuple[float, float]]:
+    """The layer's four corners on the canvas, pixels, clockwise from its own top left: turned clockwise about its centre."""
+    angle = math.radians(layer.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    cx, cy, dx, dy = layer.x + layer.width / 2, layer.y + layer.height / 2, layer.width / 2, layer.height / 2
+    return [(cx + u * cos - v * sin, cy + u * sin + v * cos) for u, v in ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))]
+
+
+def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
+    """Width and height of the smallest canvas, from (0, 0), that holds every layer's corners; at least 1 x 1."""
+    points = [point for layer in layers for point in corners(layer)]
+    return max([1, *(math.ceil(x) for x, _ in points)]), max([1, *(math.ceil(y) for _, y in points)])
+
+
+def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
+    """Whether the layer's bounding box has no pixel on a canvas of ``width`` x ``height``."""
+    xs, ys = zip(*corners(layer), strict=True)
+    return bool(max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height)

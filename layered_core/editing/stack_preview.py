@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..canvas.compositing import composite, over_colour
+from ..canvas.placement import corners
 from ..document import Layer, LayerDocument
 from ..formats.pictures import to_image
 
@@ -29,26 +29,6 @@ _FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "msyh.ttc", "arial.ttf", 
 
 _CHECKS = (0.72, 0.6)
 """Greys of the checkerboard that shows through transparent parts."""
-
-
-def corners(layer: Layer) -> list[tuple[float, float]]:
-    """The layer's four corners on the canvas, pixels, clockwise from its own top left: turned clockwise about its centre."""
-    angle = math.radians(layer.rotation)
-    cos, sin = math.cos(angle), math.sin(angle)
-    cx, cy, dx, dy = layer.x + layer.width / 2, layer.y + layer.height / 2, layer.width / 2, layer.height / 2
-    return [(cx + u * cos - v * sin, cy + u * sin + v * cos) for u, v in ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))]
-
-
-def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Width and height of the smallest canvas, from (0, 0), that holds every layer's corners; at least 1 x 1."""
-    points = [point for layer in layers for point in corners(layer)]
-    return max([1, *(math.ceil(x) for x, _ in points)]), max([1, *(math.ceil(y) for _, y in points)])
-
-
-def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
-    """Whether the layer's bounding box has no pixel on a canvas of ``width`` x ``height``."""
-    xs, ys = zip(*corners(layer), strict=True)
-    return bool(max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height)
 
 
 def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:

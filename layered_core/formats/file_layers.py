@@ -28,8 +28,8 @@ from ..canvas.compositing import straight
 from ..canvas.placement import bounds, place
 from ..document import MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, invalid
-from .document_json import read_recipe, recipe_entries
 from .limits import Budget
+from .plain_values import read_recipe, recipe_entries
 
 VERSION = 1
 """Version of the private data."""

@@ -31,7 +31,7 @@ from torch.nn.functional import max_pool2d
 from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text, look_of, readable, restore, split_title
 from .limits import Budget, Limits, check_file
-from .psd_write import BLOB, MODES, NEAREST
+from .psd_names import BLOB, MODES, NEAREST
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
 _NAMES = {mode: name for name, mode in MODES.items()}

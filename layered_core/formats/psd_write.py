@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
-from psd_tools.constants import BlendMode, ChannelID, ColorMode, Compression, Resource, Tag
+from psd_tools.constants import ChannelID, ColorMode, Compression, Resource, Tag
 from psd_tools.psd import PSD
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.image_data import ImageData
@@ -44,27 +44,11 @@ from ..document import LayerDocument
 from ..errors import LayeredError
 from .file_layers import FileLayer, as_stored, document_private, file_bits, flatten, look_of
 from .pictures import to_image, write_whole
+from .psd_names import BLOB, MODES, NEAREST
 from .untrusted import NAMESPACE
-
-MODES = {
-    "normal": BlendMode.NORMAL, "multiply": BlendMode.MULTIPLY, "screen": BlendMode.SCREEN, "overlay": BlendMode.OVERLAY,
-    "darken": BlendMode.DARKEN, "lighten": BlendMode.LIGHTEN, "color-dodge": BlendMode.COLOR_DODGE, "color-burn": BlendMode.COLOR_BURN,
-    "hard-light": BlendMode.HARD_LIGHT, "soft-light": BlendMode.SOFT_LIGHT, "difference": BlendMode.DIFFERENCE,
-    "exclusion": BlendMode.EXCLUSION, "linear-dodge": BlendMode.LINEAR_DODGE, "linear-burn": BlendMode.LINEAR_BURN,
-    "vivid-light": BlendMode.VIVID_LIGHT, "pin-light": BlendMode.PIN_LIGHT, "linear-light": BlendMode.LINEAR_LIGHT,
-    "hard-mix": BlendMode.HARD_MIX, "subtract": BlendMode.SUBTRACT, "divide": BlendMode.DIVIDE, "hue": BlendMode.HUE,
-    "saturation": BlendMode.SATURATION, "color": BlendMode.COLOR, "luminosity": BlendMode.LUMINOSITY,
-}  # fmt: skip
-"""Blend modes that Photoshop has."""
-
-NEAREST = {"grain-extract": BlendMode.SUBTRACT, "grain-merge": BlendMode.LINEAR_LIGHT}
-"""What is written for those it lacks; the true one is in the private data."""
 
 _PLUGIN_RESOURCES = range(4100, 5000)
 """Ids for plug-ins; Photoshop itself uses the first few."""
-BLOB = b"layered-diffusion "
-"""What our image resources begin with; the key, a line feed and the compressed pixels follow. They have no name: Krita spoils a file with
-one."""
 
 
 def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..canvas.masks import layer_alphas, visible_masks
 from ..document import LayerDocument
 from ..errors import invalid
-from .picture_metrics import best_matches, box_iou, leakage, mask_boxes, mask_iou
+from .layout_metrics import best_matches, box_iou, leakage, mask_boxes, mask_iou
 
 WANTED = (0.25, 0.55, 1.0)
 """Colour of wanted outlines."""

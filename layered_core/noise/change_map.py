@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.soft_masks import gaussian_blur
 from ..document import LayerDocument
 from ..errors import check_number
-from ..painting.pasting import gaussian_blur
 
 THRESHOLDS = ("absolute", "normalised")
 """Against what a change map is held: the model's whole schedule, or the steps that are run."""

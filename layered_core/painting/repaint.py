@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.soft_masks import feather, grow
 from ..document import LayerDocument
 from ..errors import check_number, check_whole, invalid
 from ..noise.change_map import noise_map, seen_noises
 from .cropping import Crop, plan_crop
-from .pasting import BLENDS, feather, grow, match_colours, paste
+from .pasting import BLENDS, match_colours, paste
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from layered_core.canvas.soft_masks import keep_outside
 from layered_core.noise.change_map import free_places, fresh_noise, noise_level
-from layered_core.painting.pasting import keep_outside
 from layered_diffusers.sampling import Method, Run, noised
 
 

@@ -11,16 +11,13 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor
 
+from demo.world.places import CONTROL
 from layered_core.control.control_map import ControlMap, fitted, inpaint_hint, soft_weights, weighted
 from layered_core.control.hints import document_hint
 from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError, invalid
 from layered_core.noise.window import Window, noise_level
-from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.sampling import Method, Run
-
-STORYBOOK_EDGES = STORYBOOK / "controlnet"
-"""The storybook's own ControlNet: white edges on black."""
 
 
 @dataclass
@@ -128,7 +125,7 @@ def load_controlnet(
     Raises:
         LayeredError: the folder is missing or broken. Nothing is downloaded.
     """
-    folder = Path(folder) if folder is not None else STORYBOOK_EDGES
+    folder = Path(folder) if folder is not None else CONTROL
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         net = {"ControlNetModel": ControlNetModel, "T2IAdapter": T2IAdapter}[kind]

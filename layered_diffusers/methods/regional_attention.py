@@ -13,7 +13,8 @@ from torch import Tensor
 
 from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.cross_attention import plain
-from layered_core.attention.regional_attention import Plan, RegionalAttention, Settings, make_plan
+from layered_core.attention.regional_attention import RegionalAttention
+from layered_core.attention.regional_plan import Plan, Settings, make_plan
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.noise.window import Window, noise_level

@@ -29,12 +29,13 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from demo.world.places import MODEL
 from layered_core.errors import LayeredError, invalid
 
 StableDiffusion: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionInpaintPipeline | StableDiffusionXLInpaintPipeline
 """The families that are known: 1.x, 2.x and XL, each also made for inpainting."""
 
-STORYBOOK = Path(__file__).resolve().parents[2] / "demo" / "model"
+STORYBOOK = MODEL
 """The shipped model."""
 
 SAMPLERS = {

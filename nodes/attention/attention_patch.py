@@ -22,7 +22,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ...layered_core.attention.attention_maps import AttentionMaps
-from ...layered_core.attention.regional_attention import Region, RegionalAttention, Settings
+from ...layered_core.attention.regional_attention import RegionalAttention
+from ...layered_core.attention.regional_plan import Region, Settings
 from ...layered_core.errors import invalid
 from ...layered_core.noise.guidance import guided_more
 

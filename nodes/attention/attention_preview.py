@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...layered_core.attention.attention_maps import AttentionMaps, heat_pictures, masks_from_attention, needs_mask
-from ...layered_core.attention.regional_attention import Settings, plan_watching
+from ...layered_core.attention.regional_plan import Settings, plan_watching
 from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import invalid
 from ..layers.socket import LAYERS, read_stack, write_stack

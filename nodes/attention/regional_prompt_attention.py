@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
-from ...layered_core.attention.regional_attention import MODES, Region, Settings, make_plan
+from ...layered_core.attention.regional_plan import MODES, Region, Settings, make_plan
 from ...layered_core.attention.words import Token
 from ...layered_core.errors import LayeredError
 from ..layers.socket import LAYERS, read_stack

@@ -11,7 +11,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .demo_model import FOLDER, read_config, read_weights, unet_config
+from ...demo.world.places import MODEL
+from .demo_model import read_config, read_weights, unet_config
 
 
 def load_control(folder: str) -> comfy.controlnet.ControlNet:
@@ -72,4 +73,4 @@ class LoadDemoControlNet(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """Load it."""
-        return io.NodeOutput(load_control(str(FOLDER)))
+        return io.NodeOutput(load_control(str(MODEL)))

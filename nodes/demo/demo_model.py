@@ -20,9 +20,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...demo.world.places import MODEL
 from ...layered_core.errors import LayeredError
 
-FOLDER = Path(__file__).resolve().parents[2] / "demo" / "model"
 """The shipped model, in the diffusers layout."""
 
 
@@ -147,7 +147,7 @@ class LoadDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """Load all three."""
-        folder = str(FOLDER)
+        folder = str(MODEL)
         return io.NodeOutput(load_unet(folder), load_clip(folder), load_vae(folder))
 
 

@@ -12,8 +12,8 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...layered_core.canvas.placement import canvas_extent, is_off_canvas
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
-from ...layered_core.editing.stack_preview import canvas_extent, is_off_canvas
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.pictures import read_picture
 from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas

@@ -10,12 +10,12 @@ import folder_paths
 from comfy_api.latest import io
 from server import PromptServer
 
+from ...demo.world.places import EXAMPLES
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.files import EXTENSIONS, content_hash, read_layers
 from ...layered_core.formats.limits import Limits
 from .socket import LAYERS, write_stack
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "demo" / "files"
 """Files that come with the pack; offered under their name and ``_EXAMPLE``."""
 
 _EXAMPLE = " [example]"

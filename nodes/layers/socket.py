@@ -17,10 +17,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...layered_core.canvas.placement import canvas_extent
 from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe
-from ...layered_core.editing.stack_preview import canvas_extent
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.formats.document_json import read_recipe
+from ...layered_core.formats.plain_values import read_recipe
 
 KEY = "layered_diffusion"
 """The item key that holds what LAYERS has no place for."""

@@ -13,7 +13,7 @@ from ...layered_core.noise.change_map import NOISES, THRESHOLDS
 from ...layered_core.painting.repaint import plan_document
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
-from .regenerate_layers import PASTE, encode, flat, vae_unit
+from .repaint_parts import PASTE, encode, flat, vae_unit
 
 
 class PerLayerSDEdit(io.ComfyNode):

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.canvas.compositing import GREY, composite, over_colour
 from ...layered_core.control.control_map import inpaint_hint
 from ...layered_core.document import MAX_SIDE, LayerDocument
 from ...layered_core.errors import invalid
-from ...layered_core.painting.pasting import BLENDS, grow
-from ...layered_core.painting.repaint import Repaint, plan_repaint, region_of, tighten
-from ..layers.socket import LAYERS, read_stack, rgba
+from ...layered_core.painting.pasting import BLENDS
+from ...layered_core.painting.repaint import Repaint, region_of
+from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
-
-PASTE = io.Custom("LD_PASTE")
-"""What Paste Back needs to know: a :class:`~layered_core.painting.repaint.Repaint`."""
+from .repaint_parts import PASTE, encode, make_plan, one_mask, picture_so_far, vae_unit
 
 BORDERS = ("outside", "inside")
 """Where the soft border of a region lies."""
@@ -151,54 +147,6 @@ class PasteBack(io.ComfyNode):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
         out = paste.paste(image[..., :3].movedim(-1, 1).float(), blend, match_colours)
         return io.NodeOutput(out.movedim(1, -1), paste.mask[None].to(out.device))
-
-
-def vae_unit(vae: Any) -> int:  # noqa: ANN401
-    """What a picture's side must be a multiple of for the VAE, pixels."""
-    return max(1, int(vae.spacial_compression_encode()))
-
-
-def encode(vae: Any, plan: Repaint) -> dict[str, Tensor]:  # noqa: ANN401
-    """LATENT of what a plan cuts out, with the change map, of exactly its size, as noise mask."""
-    samples = vae.encode(plan.cut().permute(1, 2, 0)[None])
-    return {"samples": samples, "noise_mask": plan.cells(samples.shape[-2], samples.shape[-1])[None, None]}
-
-
-def make_plan(
-    picture: Tensor, region: Tensor, noise: float, widen: int, feather: int, size: int, context: float, border: str, unit: int
-) -> Repaint:  # fmt: skip
-    """A plan whose soft border lies outside or inside the widened region."""
-    if border == "inside":
-        region = grow(region, widen)
-        widen, feather = tighten(region, feather)
-    return plan_repaint(picture, region, noise=noise, widen=widen, soften=feather, context=context, side=size, unit=unit)
-
-
-def flat(document: LayerDocument) -> Tensor:
-    """The composite as Layer Composite makes it, grey where nothing is; ``[3, H, W]``."""
-    opaque = replace(document, background=document.background or GREY)
-    return composite(opaque, "comfyui")[..., :3].permute(2, 0, 1)
-
-
-def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tensor:
-    """The picture that is to change, ``[3, H, W]``: the image, or else the composite."""
-    if image is None:
-        if document is None or not len(document):
-            raise invalid("image", None, "a picture, or layers to composite", "Connect image or layers")
-        return flat(document)
-    if len(image) != 1:
-        raise invalid("image batch", len(image), "1", "Take one picture with Get Image from Batch; repeat the latent for more results")
-    size, canvas = (image.shape[2], image.shape[1]), None if document is None else (document.width, document.height)
-    if canvas not in (None, size):
-        raise invalid("image size", f"{size[0]}x{size[1]}", f"the canvas's, {canvas[0]}x{canvas[1]}", "Scale the picture or set the canvas")
-    return over_colour(rgba(image[0]), GREY).permute(2, 0, 1)
-
-
-def one_mask(mask: Tensor) -> Tensor:
-    """A MASK of one picture as ``[H, W]`` on the CPU."""
-    if mask.ndim == 3 and len(mask) != 1:
-        raise invalid("mask batch", len(mask), "1")
-    return mask.detach().float().cpu().reshape(mask.shape[-2:])
 
 
 def _region(document: LayerDocument | None, names: str, mask: Tensor | None) -> Tensor:

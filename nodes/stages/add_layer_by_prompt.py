@@ -19,12 +19,10 @@ from torch import Tensor
 from ...layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
 from ...layered_core.errors import invalid
 from ...layered_core.painting.pasting import BLENDS
-from ...layered_core.painting.pasting import grow as widened
-from ...layered_core.painting.repaint import Repaint
-from ...layered_core.painting.stages import ALPHAS, changed_region, into_place, stage_alpha, stage_region, stage_seed, uncovered, with_stage
+from ...layered_core.painting.stages import ALPHAS, stage_region, stage_seed
 from ..attention.regional_prompt_attention import EMBEDDING
-from ..layers.socket import LAYERS, append_layers, read_stack, rgba, write_stack
-from ..noise.regenerate_layers import PASTE, flat, one_mask, picture_so_far
+from ..layers.socket import LAYERS, append_layers, read_stack, write_stack
+from ..noise.repaint_parts import flat, one_mask, picture_so_far
 from ..transparency.layer_model import STORYBOOK, layer_model_choices
 
 CATEGORY = "layered diffusion/stages"
@@ -213,126 +211,6 @@ class AddLayerByPrompt(io.ComfyNode):
         return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
 
 
-class StageLayer(io.ComfyNode):
-    """What a stage painted, as a layer of its own."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """What the user sees."""
-        return io.Schema(
-            node_id="LD_StageLayer",
-            display_name="Stage Layer",
-            category=CATEGORY,
-            description=(
-                "Turn what Paste Back gave into a layer with alpha: laid over the picture before, it gives the picture after. It goes on top of the "
-                "stack, or in the place of the layer of its name. With transparent alpha it takes what Transparent Decode gave and fits it in."
-            ),
-            search_aliases=["difference matte", "difference key", "extract layer", "alpha from difference", "stage"],
-            inputs=[
-                io.Image.Input("image", tooltip="The picture after, from Paste Back; with transparent alpha, RGBA from Transparent Decode."),
-                PASTE.Input("paste", tooltip="From Regenerate Layers, which Paste Back was given; it knows the picture before and the place."),
-                io.String.Input("name", default="layer", tooltip="What the layer is called."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Its words, kept with it. Neutral: empty."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What it must not show, kept with it. Neutral: empty."),
-                _ALPHA,
-                LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new one."),
-            ],
-            outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The stack with the layer."),
-                io.Image.Output(display_name="image", tooltip="The composite of that stack, grey where nothing is."),
-                io.Image.Output(display_name="layer", tooltip="The layer alone, with alpha, on a canvas."),
-                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where nothing changed, soft between."),
-            ],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, image: Tensor, paste: Repaint, name: str, prompt: str, negative: str, alpha: str, layers: Mapping[str, Any] | None = None
-    ) -> io.NodeOutput:
-        """Take the new part off."""
-        if not isinstance(paste, Repaint):
-            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
-        if alpha == "transparent":
-            if image.shape[-1] != 4:
-                raise invalid("image channels", image.shape[-1], "4, RGBA", "Connect the image of Transparent Decode")
-            pixels = into_place(rgba(image[0]), paste.mask)
-        else:
-            pixels = cls._taken_off(image, paste, alpha)
-        layer = with_stage(_box_layer(name.strip() or "layer", paste.mask), pixels)
-        stack = _laid(layers, layer, prompt, negative)
-        out = flat(read_stack(stack)).permute(1, 2, 0)[None], pixels[None], paste.mask[None]
-        return io.NodeOutput(stack, *(t.to(comfy.model_management.intermediate_device()) for t in out))
-
-    @staticmethod
-    def _taken_off(image: Tensor, paste: Repaint, alpha: str) -> Tensor:
-        before, after = paste.picture, rgba(image[0])[..., :3].permute(2, 0, 1)
-        if after.shape != before.shape:
-            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
-            raise invalid("image size", got, f"that of the picture before, {allowed}", "Connect the picture that Paste Back gives")
-        return uncovered(before, after, stage_alpha(before, after, paste.mask, alpha), linear=True)
-
-
-class StageSeed(io.ComfyNode):
-    """A seed of a stage's own."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """What the user sees."""
-        return io.Schema(
-            node_id="LD_StageSeed",
-            display_name="Stage Seed",
-            category=CATEGORY,
-            description="A seed for one stage, from a base seed and the stage's name: to redo one stage leaves the noise of the others alone.",
-            search_aliases=["seed", "derive seed", "seed per layer", "stage"],
-            inputs=[
-                io.Int.Input(
-                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=False, tooltip="Base seed, the same in all stages. Neutral: any."
-                ),
-                io.String.Input("name", default="", tooltip="The stage's name."),
-            ],
-            outputs=[io.Int.Output(display_name="seed", tooltip="For the stage's sampler.")],
-        )
-
-    @classmethod
-    def execute(cls, seed: int, name: str) -> io.NodeOutput:
-        """Derive."""
-        return io.NodeOutput(stage_seed(seed, name.strip()))
-
-
-class FindPlace(io.ComfyNode):
-    """Where a draft put something new."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """What the user sees."""
-        return io.Schema(
-            node_id="LD_FindPlace",
-            display_name="Find Place",
-            category=CATEGORY,
-            description="Where a quick draft of a picture (denoise 0.75, few steps) differs most from it: there the model would put the thing.",
-            search_aliases=["auto mask", "difference mask", "locate object", "change detection"],
-            inputs=[
-                io.Image.Input("before", tooltip="The picture."),
-                io.Image.Input("draft", tooltip="The same redrawn with the words of the new thing, of the same size."),
-                io.Float.Input(
-                    "share", default=0.5, min=0.01, max=1.0, step=0.01, advanced=True,
-                    tooltip="From which share of the greatest difference on a pixel belongs to the place; less is larger. Neutral: any.",
-                ),
-                io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on every side, pixels. Neutral: 0."),
-            ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be: as it is for Regenerate Layers and for inpainting.")],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(cls, before: Tensor, draft: Tensor, share: float, grow: int) -> io.NodeOutput:
-        """Compare."""
-        if before.shape[1:3] != draft.shape[1:3]:
-            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (draft, before))
-            raise invalid("draft size", got, f"the picture's, {allowed}", "Decode it through Paste Back, which gives the picture's size")
-        a, b = (rgba(p[0])[..., :3].permute(2, 0, 1) for p in (before, draft))
-        return io.NodeOutput(widened(changed_region(a, b, share), grow)[None].to(comfy.model_management.intermediate_device()))
-
-
 def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, height: int) -> dict[str, Any]:
     """The stack so far: the layers, or the image as the backmost one, or an empty canvas."""
     if layers is not None:
@@ -380,22 +258,3 @@ def _place(document: LayerDocument, there: int | None, name: str, box: tuple[int
         return None
     place = stage_region(layer, document.width, document.height)
     return None if bool((place >= 1).all()) else place
-
-
-def _box_layer(name: str, mask: Tensor) -> Layer:
-    """A layer whose box holds all of a mask ``[H, W]``."""
-    rows, columns = ((mask > 0).any(d).nonzero()[:, 0].tolist() for d in (1, 0))
-    if not rows:
-        raise invalid(f"layer {name!r}: mask", "0 everywhere", "more than 0 on at least one pixel", "Give the stage a noise above 0")
-    return Layer(name, x=columns[0], y=rows[0], width=columns[-1] - columns[0] + 1, height=rows[-1] - rows[0] + 1)
-
-
-def _laid(layers: Mapping[str, Any] | None, layer: Layer, prompt: str, negative: str) -> dict[str, Any]:
-    """The stack with the layer on top, or in the place of the one of its name, whose recipe it keeps."""
-    layer = replace(layer, prompt=prompt, negative=negative)
-    document = None if layers is None else read_stack(layers)
-    there = None if document is None else next((x for x in document if x.name == layer.name), None)
-    if document is None or there is None:
-        return append_layers(layers, [layer])
-    placed = replace(layer, recipe=there.recipe, opacity=there.opacity, blend_mode=there.blend_mode)
-    return write_stack(document.with_layer(placed))

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 from torch import Tensor
 
+from ...demo.world.places import TRANSPARENT
 from ...layered_core.transparency.layer_diffuse_files import missing_file, published, published_for, read_layer_model_file
 
 KIND = "layer_model"
@@ -15,7 +16,6 @@ KIND = "layer_model"
 STORYBOOK = "storybook (shipped)"
 """The choice that means this pack's own small files, for the storybook model."""
 
-STORYBOOK_FOLDER = Path(__file__).resolve().parents[2] / "demo" / "model" / "transparent"
 
 _STORYBOOK_FILES = {
     "transparent": "lora.safetensors",
@@ -58,5 +58,5 @@ def read_layer_model(name: str, task: str) -> dict[str, Tensor]:
 
 
 def _storybook_file(task: str) -> Path | None:
-    file = STORYBOOK_FOLDER / _STORYBOOK_FILES[task] if task in _STORYBOOK_FILES else None
+    file = TRANSPARENT / _STORYBOOK_FILES[task] if task in _STORYBOOK_FILES else None
     return file if file is not None and file.is_file() else None

@@ -15,13 +15,15 @@ import torch
 from benchmarks import page
 from benchmarks.bench import intervals
 from benchmarks.bench import running as bench
-from benchmarks.bench.comfyui import HOST
-from benchmarks.bench.comfyui import check_method as check_host_method
+from benchmarks.bench.host_methods import HOST
+from benchmarks.bench.host_methods import check_method as check_host_method
 from benchmarks.bench.methods import METHODS
 from benchmarks.bench.multidiffusion import RegionFusion, region_rows
+from benchmarks.bench.records import Records, measured_at, weights_checksum
 from benchmarks.bench.report import Summary, write_report
-from benchmarks.bench.running import Records, Settings, read_suite, run_suite, suite_names
+from benchmarks.bench.running import run_suite
 from benchmarks.bench.scenes import Case, layer_cases, layout_cases, redo_cases
+from benchmarks.bench.suite import Settings, read_suite, suite_names
 from layered_cli.command import main
 from layered_core.errors import LayeredError
 from layered_diffusers.models.loading import STORYBOOK
@@ -224,7 +226,7 @@ def test_two_processes_give_what_one_gives(measured, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at Linux's /proc")
 def test_no_process_outlives_a_command_that_is_killed(tmp_path):
-    command = [sys.executable, "-m", "layered_diffusers", "bench", "layout", "-n", "16", "--device", "cpu", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "layered_cli", "bench", "layout", "-n", "16", "--device", "cpu", "--out", str(tmp_path / "out")]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
 
     def children():
@@ -269,7 +271,7 @@ def test_the_report_has_table_plots_grid_and_provenance(measured):
     assert all(f.stat().st_size > 500 for f in files)
     details = json.loads((chosen.out / "tiny.json").read_text())
     text = (chosen.out / "tiny.md").read_text()
-    for word in ("`layered bench tiny -n 3`", bench.measured_at(suite, chosen), bench.weights_checksum(STORYBOOK), "2 steps"):
+    for word in ("`layered bench tiny -n 3`", measured_at(suite, chosen), weights_checksum(STORYBOOK), "2 steps"):
         assert word in details["provenance"]
         assert word in text
     assert "words − drawn" in text

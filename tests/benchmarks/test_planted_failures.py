@@ -10,7 +10,8 @@ from benchmarks.bench.report import _matches
 from benchmarks.bench.scenes import Case, layer_cases, layout_cases, redo_cases
 from demo.world.scenes import place_object
 from demo.world.vocabulary import COLOURS, KINDS, Thing
-from layered_core.metrics.picture_metrics import average_precision, frechet_distance
+from layered_core.metrics.layout_metrics import average_precision
+from layered_core.metrics.picture_metrics import frechet_distance
 from layered_diffusers.models.loading import STORYBOOK
 
 CASES = layout_cases(8, objects=(2,))

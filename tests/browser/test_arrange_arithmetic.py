@@ -4,9 +4,9 @@ import random
 
 import numpy as np
 
+from layered_core.canvas.placement import corners
 from layered_core.document import Layer, LayerDocument
 from layered_core.editing.arrangement import arrange, read_arrangement
-from layered_core.editing.stack_preview import corners
 
 
 def module(page, name, code, *arguments):

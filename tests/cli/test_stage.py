@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from demo.world.places import TRANSPARENT
 from layered_cli.command import main
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.files import read_layers
 from layered_core.formats.document_json import write_document
-from layered_diffusers.transparent import STORYBOOK_FILES
 
 SCENE = {
     "version": 1, "width": 96, "height": 64,
@@ -53,7 +53,7 @@ def test_staging_is_reproducible_and_one_layer_can_be_replaced(scene, tmp_path):
 
 
 def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
-    for name, files in (("a", []), ("b", ["--file", STORYBOOK_FILES / "lora.safetensors", "--decoder", STORYBOOK_FILES / "decoder.safetensors"])):
+    for name, files in (("a", []), ("b", ["--file", TRANSPARENT / "lora.safetensors", "--decoder", TRANSPARENT / "decoder.safetensors"])):
         assert main(["stage", str(scene), "-o", str(tmp_path / name), "--alpha", "transparent", *map(str, files), *QUICK]) == 0
     assert main(["stage", str(scene), "-o", str(tmp_path / "c"), *QUICK]) == 0
     a, b, c = (read_layers(tmp_path / n).document.layer("tree").image for n in "abc")

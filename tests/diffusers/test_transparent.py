@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from demo.world.places import TRANSPARENT
 from layered_cli.command import main
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
@@ -16,7 +17,6 @@ from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.transparent import STORYBOOK_FILES
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 
@@ -42,9 +42,9 @@ def test_the_border_is_clear_the_middle_is_not_and_glass_lets_more_through(layer
 def test_it_is_what_the_changed_models_latents_decode_to_and_leaves_the_model_alone(pipeline):
     before = {k: v.clone() for k, v in pipeline.model.unet.state_dict().items()}
     layer = pipeline.generate_transparent(["a red ball"], steps=2, seeds=[4], augmentations=2)
-    change = LayerDiffuse(pipeline.model, STORYBOOK_FILES / "lora.safetensors")
+    change = LayerDiffuse(pipeline.model, TRANSPARENT / "lora.safetensors")
     latents, _, _ = pipeline.sample_latents(["a red ball"], steps=2, seeds=[4], methods=[change])
-    decoder = TransparentDecoder.from_weights(load_file(STORYBOOK_FILES / "decoder.safetensors"), "decoder")
+    decoder = TransparentDecoder.from_weights(load_file(TRANSPARENT / "decoder.safetensors"), "decoder")
     assert torch.equal(layer, decode(decoder, pipeline.decode(latents), latents, augmentations=2))
     assert all(torch.equal(v, before[k]) for k, v in pipeline.model.unet.state_dict().items())
 
@@ -52,7 +52,7 @@ def test_it_is_what_the_changed_models_latents_decode_to_and_leaves_the_model_al
 def test_any_size_is_painted_and_weight_0_is_the_base_model(pipeline):
     assert pipeline.generate_transparent(["a red ball"], steps=1, width=100, height=72, augmentations=1).shape == (1, 4, 72, 100)
     base = pipeline.sample_latents(["a red ball"], steps=1)[0]
-    decoder = TransparentDecoder.from_weights(load_file(STORYBOOK_FILES / "decoder.safetensors"), "decoder")
+    decoder = TransparentDecoder.from_weights(load_file(TRANSPARENT / "decoder.safetensors"), "decoder")
     unchanged = pipeline.generate_transparent(["a red ball"], steps=1, weight=0.0, augmentations=1)
     assert torch.equal(unchanged, decode(decoder, pipeline.decode(base), base, augmentations=1))
 
@@ -99,11 +99,11 @@ def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
         ({"words": {"middle": "a ball"}}, "foreground, background, blend"),
         ({"seeds": [1, 2]}, "one a prompt, that is 1"),
         ({"seeds": [-1]}, "seed is -1"),
-        ({"file": STORYBOOK_FILES / "lora.safetensors", "decoder": STORYBOOK_FILES / "decoder.safetensors"}, "3 in the mode"),
+        ({"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"}, "3 in the mode"),
     ],
 )
 def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(pipeline, options, says, monkeypatch):
-    monkeypatch.setattr("layered_diffusers.pipeline.sample", None)
+    monkeypatch.setattr("layered_diffusers.generator.sample", None)
     with pytest.raises(LayeredError, match=says):
         pipeline.generate_together(["a red ball"], **options)
 
@@ -114,8 +114,8 @@ def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(pipelin
         ({"augmentations": 3}, "augmentations is 3; allowed: 1, 2, 4 or 8"),
         ({"weight": 3.0}, "weight is 3.0"),
         ({"file": "a.safetensors"}, "The file and the decoder belong together"),
-        ({"file": "layer_xl_transparent_attn.safetensors", "decoder": STORYBOOK_FILES / "decoder.safetensors"}, "LayerDiffusion/layerdiffusion-v1"),
-        ({"file": STORYBOOK_FILES / "lora.safetensors", "decoder": STORYBOOK_FILES / "encoder.safetensors"}, "is not a transparent decoder"),
+        ({"file": "layer_xl_transparent_attn.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"}, "LayerDiffusion/layerdiffusion-v1"),
+        ({"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "encoder.safetensors"}, "is not a transparent decoder"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_sampled(pipeline, options, says, monkeypatch):
@@ -133,9 +133,9 @@ def test_the_command_writes_a_png_with_alpha(tmp_path):
 
 
 def test_the_command_takes_other_files(tmp_path):
-    weights = {k: v * 0 for k, v in load_file(STORYBOOK_FILES / "lora.safetensors").items()}
+    weights = {k: v * 0 for k, v in load_file(TRANSPARENT / "lora.safetensors").items()}
     save_file(weights, tmp_path / "nothing.safetensors")
-    shutil.copy(STORYBOOK_FILES / "decoder.safetensors", tmp_path / "decoder.safetensors")
+    shutil.copy(TRANSPARENT / "decoder.safetensors", tmp_path / "decoder.safetensors")
     files = ["--file", str(tmp_path / "nothing.safetensors"), "--decoder", str(tmp_path / "decoder.safetensors")]
     shared = ["generate", "a red ball", "--transparent", "--augmentations", "1", "--model", str(STORYBOOK), *QUICK]
     assert main([*shared, "-o", str(tmp_path / "a.png")]) == 0

@@ -136,7 +136,7 @@ class ControlNet:
 
     def load(self):
         demo, control = pack_module("nodes.demo.demo_model"), pack_module("nodes.demo.demo_control")
-        shape = json.loads((demo.FOLDER / "unet" / "config.json").read_text())
+        shape = json.loads((demo.MODEL / "unet" / "config.json").read_text())
         folder = BASE / "random_net"
         random_controlnet(shape).save_pretrained(folder / "controlnet")
         return (control.load_control(str(folder)),)

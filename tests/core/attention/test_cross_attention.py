@@ -7,22 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layered_core.attention.cross_attention import (
-    CLOSED,
-    LEAST_WEIGHT,
-    SCHEDULES,
-    collage,
-    joint,
-    paint_with_words,
-    plain,
-    region_weights,
-    regions,
-    scores,
-    tile,
-    weigh,
-    word_push,
-    word_shares,
-)
+from layered_core.attention.cross_attention import CLOSED, SCHEDULES, collage, joint, paint_with_words, plain, scores, weigh, word_push, word_shares
+from layered_core.attention.tiles import LEAST_WEIGHT, attend_regions, region_weights, tile
 from layered_core.canvas.masks import mask_pyramid, visible_masks
 
 HEADS, CHANNELS = 2, 16
@@ -71,7 +57,7 @@ def test_gathered_equals_dense_for_any_masks_and_prompt_lengths(layers, seed, ki
     q, base = some(2, 63, CHANNELS, seed=seed).to(kind), some(2, 63, CHANNELS, seed=seed + 1).to(kind)
     keys, values = prompts(tokens, kind=kind), prompts(tokens, seed=50, kind=kind)
     push = [some(t, seed=i).abs() for i, t in enumerate(tokens)]
-    out = regions(q, base, tile(weights, tokens), keys, values, HEADS, share=0.7, emphasis=push, amount=amount)
+    out = attend_regions(q, base, tile(weights, tokens), keys, values, HEADS, share=0.7, emphasis=push, amount=amount)
     assert out.dtype == kind
     exact = dense(q.float(), base.float(), weights, [x.float() for x in keys], [x.float() for x in values], 0.7, push if amount else None, amount)
     torch.testing.assert_close(out.float(), exact, atol=TOLERANCE[kind], rtol=TOLERANCE[kind])
@@ -98,14 +84,14 @@ def test_no_region_or_no_share_is_the_plain_prompt_to_the_bit():
     q, base = some(1, 63, CHANNELS), some(1, 63, CHANNELS, seed=1)
     keys = prompts([6, 6])
     for weights, share in ((torch.zeros(2, 63), 1.0), (region_weights(stack(2, 0), [0, 0]), 1.0), (stack(2, 0), 0.0)):
-        assert torch.equal(regions(q, base, tile(weights, [6, 6]), keys, keys, HEADS, share=share), base)
+        assert torch.equal(attend_regions(q, base, tile(weights, [6, 6]), keys, keys, HEADS, share=share), base)
 
 
 def test_holes_take_the_main_prompt_to_the_bit():
     weights = torch.zeros(1, 63)
     weights[0, 10:20] = 1
     q, base, keys = some(1, 63, CHANNELS), some(1, 63, CHANNELS, seed=1), prompts([6])
-    out = regions(q, base, tile(weights, [6]), keys, keys, HEADS)
+    out = attend_regions(q, base, tile(weights, [6]), keys, keys, HEADS)
     assert torch.equal(out[:, :10], base[:, :10])
     assert torch.equal(out[:, 20:], base[:, 20:])
     torch.testing.assert_close(out[:, 10:20], plain(HEADS)(q, keys[0][None], keys[0][None], None)[:, 10:20])
@@ -118,8 +104,8 @@ def test_a_region_masked_everywhere_is_as_if_absent(seed):
     q, base, keys, values = some(2, 63, CHANNELS), some(2, 63, CHANNELS, seed=1), prompts([6] * 4), prompts([6] * 4, seed=9)
     weights = region_weights(masks, [0.8] * 4)
     kept = [0, 1, 3]
-    with_it = regions(q, base, tile(weights, [6] * 4), keys, values, HEADS)
-    without = regions(q, base, tile(weights[kept], [6] * 3), [keys[i] for i in kept], [values[i] for i in kept], HEADS)
+    with_it = attend_regions(q, base, tile(weights, [6] * 4), keys, values, HEADS)
+    without = attend_regions(q, base, tile(weights[kept], [6] * 3), [keys[i] for i in kept], [values[i] for i in kept], HEADS)
     torch.testing.assert_close(with_it, without)
     closed = joint(q, keys[0][None].expand(2, -1, -1), values[0][None].expand(2, -1, -1), _with_rest(weights), keys, values, HEADS)
     gone = joint(
@@ -157,8 +143,8 @@ def test_permuting_layers_that_do_not_overlap_changes_nothing(kind):
     keys, values = prompts([6] * 3, kind=kind), prompts([6] * 3, seed=9, kind=kind)
     push = [some(6, seed=i).abs() for i in range(3)]
     order = [2, 0, 1]
-    a = regions(q, base, tile(masks, [6] * 3), keys, values, HEADS, emphasis=push, amount=1.0)
-    b = regions(
+    a = attend_regions(q, base, tile(masks, [6] * 3), keys, values, HEADS, emphasis=push, amount=1.0)
+    b = attend_regions(
         q, base, tile(masks[order], [6] * 3), [keys[i] for i in order], [values[i] for i in order], HEADS,
         emphasis=[push[i] for i in order], amount=1.0,
     )  # fmt: skip
@@ -172,8 +158,8 @@ def test_mirroring_the_scene_mirrors_the_result():
     masks = region_weights(stack(3, 1), [1, 0.7, 1])
     q, base = some(2, 63, CHANNELS), some(2, 63, CHANNELS, seed=1)
     keys, values = prompts([6] * 3), prompts([6] * 3, seed=9)
-    out = regions(q, base, tile(masks, [6] * 3), keys, values, HEADS)
-    back = regions(mirrored(q, 1), mirrored(base, 1), tile(mirrored(masks, 1), [6] * 3), keys, values, HEADS)
+    out = attend_regions(q, base, tile(masks, [6] * 3), keys, values, HEADS)
+    back = attend_regions(mirrored(q, 1), mirrored(base, 1), tile(mirrored(masks, 1), [6] * 3), keys, values, HEADS)
     torch.testing.assert_close(mirrored(out, 1), back)
     push = word_push(masks, [[1, 2], [3], []], 6, [0.5] * 3, [1.0] * 3)
     s = collage(scores(q, keys[0].expand(2, -1, -1), HEADS), push, 1.0)
@@ -186,8 +172,8 @@ def test_a_picture_does_not_depend_on_its_batch():
     q, base, keys = some(3, 63, CHANNELS), some(3, 63, CHANNELS, seed=1), prompts([6] * 3)
     push = [some(6, seed=i).abs() for i in range(3)]
     groups = tile(weights, [6] * 3)
-    together = regions(q, base, groups, keys, keys, HEADS, emphasis=push, amount=1.0)
-    alone = regions(q[1:2], base[1:2], groups, keys, keys, HEADS, emphasis=push, amount=1.0)
+    together = attend_regions(q, base, groups, keys, keys, HEADS, emphasis=push, amount=1.0)
+    alone = attend_regions(q[1:2], base[1:2], groups, keys, keys, HEADS, emphasis=push, amount=1.0)
     torch.testing.assert_close(together[1:2], alone)
     main = keys[0].expand(3, -1, -1)
     pushed = collage(scores(q, main, HEADS), word_push(weights, [[1], [2], [3]], 6, [1] * 3, [1] * 3), 1.0)

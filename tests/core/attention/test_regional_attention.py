@@ -9,7 +9,8 @@ import torch
 
 from layered_core.attention.attention_maps import AttentionMaps, heat_map, heat_pictures, largest_patch, mask_from_attention, masks_from_attention
 from layered_core.attention.cross_attention import plain
-from layered_core.attention.regional_attention import MODES, RegionalAttention, Settings, make_plan, plan_watching
+from layered_core.attention.regional_attention import RegionalAttention
+from layered_core.attention.regional_plan import MODES, Settings, make_plan, plan_watching
 from layered_core.attention.words import Token
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError

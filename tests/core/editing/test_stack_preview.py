@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from layered_core.canvas.placement import canvas_extent, corners, is_off_canvas
 from layered_core.document import Layer, LayerDocument
 from layered_core.editing import stack_preview as outline
-from layered_core.editing.stack_preview import canvas_extent, corners, is_off_canvas, outlined
+from layered_core.editing.stack_preview import outlined
 
 
 def box(name="box", **place):

@@ -8,11 +8,11 @@ from psd_tools import PSDImage
 from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, Tag
 from psd_tools.psd.layer_and_mask import ChannelInfo, MaskFlags, MaskParameters
 from psd_tools.psd.tagged_blocks import TaggedBlock
-from tests.core.test_psd import GREEN, RED, pixel, scene, stack_of, write
 
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
 from layered_core.formats.limits import Limits
+from tests.core.formats.test_psd import GREEN, RED, pixel, scene, stack_of, write
 
 
 def new(mode="RGBA", size=(20, 10), **options):

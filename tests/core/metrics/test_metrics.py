@@ -10,25 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layered_core.errors import LayeredError
-from layered_core.metrics.picture_metrics import (
-    BEST_PSNR,
-    alpha_psnr,
-    alpha_sad,
+from layered_core.metrics.layout_metrics import (
     average_precision,
     best_matches,
     box_iou,
-    differing_pixels,
-    edge_f1,
-    frechet_distance,
-    gradient,
     leakage,
     mask_boxes,
     mask_iou,
     match_detections,
-    outside_mse,
-    psnr,
     region_accuracy,
     region_labels,
+)
+from layered_core.metrics.picture_metrics import (
+    BEST_PSNR,
+    alpha_psnr,
+    alpha_sad,
+    differing_pixels,
+    edge_f1,
+    frechet_distance,
+    gradient,
+    outside_mse,
+    psnr,
     seam_gradient_ratio,
     text_similarity,
 )

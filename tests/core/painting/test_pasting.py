@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from layered_core.canvas.soft_masks import feather, gaussian_blur, grow, keep_outside
 from layered_core.metrics.picture_metrics import seam_gradient_ratio
 from layered_core.noise.guidance import FORMING, classifier_free, guided_more, region_factor
-from layered_core.painting.pasting import BLENDS, feather, gaussian_blur, grow, keep_outside, match_colours, meet_border, multi_band, paste
+from layered_core.painting.pasting import BLENDS, match_colours, meet_border, multi_band, paste
 
 
 def test_zero_keeps_and_one_changes_to_the_bit_and_between_is_linear():

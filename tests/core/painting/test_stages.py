@@ -8,17 +8,8 @@ from hypothesis import strategies as st
 from layered_core.canvas.compositing import composite
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
-from layered_core.painting.stages import (
-    changed_region,
-    difference_matte,
-    into_place,
-    least_alpha,
-    stage_alpha,
-    stage_region,
-    stage_seed,
-    uncovered,
-    with_stage,
-)
+from layered_core.painting.mattes import difference_matte, least_alpha, stage_alpha, uncovered
+from layered_core.painting.stages import changed_region, into_place, stage_region, stage_seed, with_stage
 
 
 def ball(size=64, colour=(0.9, 0.1, 0.1)):

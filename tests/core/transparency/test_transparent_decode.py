@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.core.test_transparent import random_decoder
 
 from layered_core.errors import LayeredError
 from layered_core.transparency.transparent_decode import (
@@ -17,6 +16,7 @@ from layered_core.transparency.transparent_decode import (
     pictures_at_once,
 )
 from layered_core.transparency.transparent_networks import TransparentDecoder
+from tests.core.transparency.test_transparent_networks import random_decoder
 
 
 class Echo(TransparentDecoder):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from layered_core.attention import regional_attention, tiles
 from layered_core.attention.attention_maps import AttentionMaps
-from layered_core.attention.regional_attention import MODES, Settings
+from layered_core.attention.regional_plan import MODES, Settings
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_diffusers.methods.regional_attention import RegionalPrompts
@@ -162,18 +163,16 @@ def test_render_takes_regions(pipeline):
 
 
 def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whole_model(pipeline, monkeypatch):
-    from layered_core.attention import cross_attention as attention
-
     gathered = sampled(pipeline, halves(), Settings(), steps=3)
-    cut = attention.tile
+    cut = tiles.tile
     calls = []
 
     def one_tile_a_layer(weights, tokens):
         calls.append(1)
         everywhere = cut(torch.ones_like(weights), tokens)
-        return [attention.Tiles(g.layers, g.owner, g.rows, weights[list(g.layers)][g.owner[:, None], g.rows], g.rounds) for g in everywhere]
+        return [tiles.Tiles(g.layers, g.owner, g.rows, weights[list(g.layers)][g.owner[:, None], g.rows], g.rounds) for g in everywhere]
 
-    monkeypatch.setattr(attention, "tile", one_tile_a_layer)
+    monkeypatch.setattr(regional_attention, "tile", one_tile_a_layer)
     # The maximum that emphasis is measured by is over the layer's pixels, so it is left out of this comparison.
     dense = sampled(pipeline, halves(), Settings(emphasis=0), steps=3)
     monkeypatch.undo()

@@ -125,7 +125,7 @@ def test_half_precision_is_finite_and_near(regions, pack, loaded, monkeypatch, k
     monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda **_: kind)
     monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *_: None)
     demo = pack("nodes.demo.demo_model")
-    half = demo.load_unet(str(demo.FOLDER))
+    half = demo.load_unet(str(demo.MODEL))
     assert half.model.get_dtype() == kind
     _, clip = loaded
     exact = predicted(*apply(regions, *loaded))[1]

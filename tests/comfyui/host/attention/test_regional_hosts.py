@@ -70,7 +70,7 @@ def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
         attentions = [regions.regional.RegionalAttention(h.regions, h.settings, h.contexts, h.tokens) for h in carried]
         scale = 3.0 * attentions[1].guidance((16, 16), sigma)
     contexts = torch.cat([negative[0][0], positive[0][0]])
-    theirs = Twin(pack("nodes.demo.demo_model").FOLDER).predict(regions, seen["input"], sigma, contexts, attentions)
+    theirs = Twin(pack("demo.world.places").MODEL).predict(regions, seen["input"], sigma, contexts, attentions)
     theirs = [*theirs, regions.guidance.classifier_free(*theirs, scale)]
     for name, other in zip(("uncond", "cond", "guided"), theirs, strict=True):
         a, b = ((seen["input"] - x) / sigma for x in (seen[name], other))

@@ -27,7 +27,7 @@ REFERENCE = Path(__file__).resolve().parents[2] / "control_reference.py"
 @pytest.fixture(scope="module")
 def net(host, pack):
     """CONTROL_NET and the same net in diffusers."""
-    demo = pack("nodes.demo.demo_model").FOLDER
+    demo = pack("demo.world.places").MODEL
     model = random_controlnet(json.loads((demo / "unet" / "config.json").read_text())).eval()
     return host.value({"net": node("TestControlNet")}, "net"), model
 
@@ -186,7 +186,7 @@ def test_bad_input_is_named(net, words, apply, values, message):
     ],
 )
 def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, tmp_path, change, message):
-    shape = json.loads((pack("nodes.demo.demo_model").FOLDER / "unet" / "config.json").read_text())
+    shape = json.loads((pack("demo.world.places").MODEL / "unet" / "config.json").read_text())
     random_controlnet({**shape, **change}).save_pretrained(tmp_path / "controlnet")
     loaded = demo_control(pack).load_control(str(tmp_path))
     steps = []
@@ -232,7 +232,7 @@ def headless(pack, net, tmp_path_factory):
     inputs = {"latents": torch.randn(1, 4, 16, 16, generator=random), "context": torch.randn(2, 77, 64, generator=random)}
     save_file(inputs, folder / "layers" / "inputs.safetensors")
     net[1].save_pretrained(folder / "controlnet")
-    demo = pack("nodes.demo.demo_model").FOLDER
+    demo = pack("demo.world.places").MODEL
     command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(demo), *(str(folder / n) for n in ("controlnet", "layers", "out.safetensors"))]
     subprocess.run(command, check=True, cwd=PACK, env={**os.environ, "PYTHONPATH": str(PACK)})
     return files.read_layers(folder / "layers").document, inputs, load_file(folder / "out.safetensors")

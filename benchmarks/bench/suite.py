@@ -1,0 +1,152 @@
+"""Suites of the bench: which methods make which scenes, read from YAML and checked before anything is sampled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.judging import FIGURES
+from benchmarks.bench.methods import check_method
+from benchmarks.bench.scenes import CASES
+from layered_core.errors import LayeredError, invalid
+from layered_diffusers.models.loading import SAMPLERS
+
+SUITES = Path(__file__).parents[1] / "suites"
+
+
+_SUITE_KEYS = {"title", "about", "scenes", "batch", "processes", "show", "plots", "curve", "grid", "host", "sampler", "methods"}
+
+
+_ROW_KEYS = {"name", "method", "parameters", "baseline", "family"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a suite with its parameters."""
+
+    name: str
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+    """Name of the row it is compared with; None for no comparison."""
+    family: str | None = None
+    """Rows of one family are joined in the curve."""
+
+    @property
+    def key(self) -> str:
+        """What its results are known by: other parameters are other results."""
+        return json.dumps([self.method, self.parameters], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured together."""
+
+    name: str
+    title: str
+    about: str
+    scenes: str
+    rows: tuple[Row, ...]
+    show: tuple[str, ...]
+    """Figures of the table, see ``judging.FIGURES``."""
+    plots: tuple[str, ...] = ()
+    curve: dict[str, str] | None = None
+    """``x`` and ``y``: two figures drawn against each other, by family."""
+    grid: tuple[str, ...] = ()
+    """Rows whose pictures are shown."""
+    batch: int = 8
+    processes: int | None = None
+    host: str = "diffusers"
+    """``diffusers`` or ``comfyui``."""
+    sampler: str | None = None
+    """One of ``layered_diffusers.models.loading.SAMPLERS`` for every method, the same name in ComfyUI; None for the model's own, there Euler."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a suite is run."""
+
+    count: int
+    """Scenes."""
+    model: Path
+    out: Path
+    steps: int = 25
+    guidance: float = 3.0
+    device: str | None = None
+    clip: Path | None = None
+    processes: int = 2
+    fresh: bool = False
+    """Put old results of the suite aside and measure all anew."""
+
+
+def suite_names() -> list[str]:
+    """Suites there are."""
+    return sorted(p.stem for p in SUITES.glob("*.yaml"))
+
+
+def read_suite(name: str, folder: Path = SUITES) -> Suite:
+    """Read and check ``<folder>/<name>.yaml``.
+
+    Raises:
+        LayeredError: there is no such suite, or it names what is not there.
+    """
+    import yaml
+
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise invalid("suite", name, ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none: no suite is installed")
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise LayeredError(f"suite {str(path)!r} is not YAML: {error}") from None
+    where = f"suite {name}"
+    _check_keys(where, entries, _SUITE_KEYS, {"scenes", "show", "methods"})
+    if entries["scenes"] not in CASES:
+        raise invalid(f"{where}: scenes", entries["scenes"], ", ".join(CASES))
+    host = entries.get("host", "diffusers")
+    sampler = entries.get("sampler")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise invalid(f"{where}: sampler", sampler, ", ".join(SAMPLERS))
+    rows = []
+    if not isinstance(entries["methods"], list) or not entries["methods"]:
+        raise invalid(f"{where}: methods", entries["methods"], "a list of name, method, parameters, baseline")
+    for number, entry in enumerate(entries["methods"], 1):
+        _check_keys(f"{where}: entry {number}", entry, _ROW_KEYS, {"name", "method"})
+        row = Row(**{**entry, "name": str(entry["name"]), "parameters": entry.get("parameters") or {}})
+        if not isinstance(row.parameters, dict):
+            raise invalid(f"{where}: {row.name!r}: parameters", row.parameters, "a mapping")
+        if host == "comfyui":
+            from benchmarks.bench.host_methods import check_method as check_host_method
+
+            check_host_method(f"{where}: {row.name!r}", row.method, row.parameters)
+        else:
+            check_method(f"{where}: {row.name!r}", row.method, row.parameters)
+        rows.append(row)
+    names = [r.name for r in rows]
+    for what in names:
+        if names.count(what) > 1:
+            raise invalid(f"{where}: name", what, "names that occur once")
+    for what in (*[r.baseline for r in rows if r.baseline is not None], *entries.get("grid", ())):
+        if what not in names:
+            raise invalid(f"{where}: baseline or grid", what, ", ".join(names))
+    curve = entries.get("curve")
+    for what in (*entries["show"], *entries.get("plots", ()), *(curve.values() if curve else ())):
+        if what not in FIGURES:
+            raise invalid(f"{where}: figure", what, ", ".join(FIGURES))
+    return Suite(
+        name, entries.get("title", name), " ".join(entries.get("about", "").split()), entries["scenes"], tuple(rows), tuple(entries["show"]),
+        tuple(entries.get("plots", ())), curve, tuple(entries.get("grid", ())), entries.get("batch", 8), entries.get("processes"), host, sampler,
+    )  # fmt: skip
+
+
+def _check_keys(where: str, entry: object, allowed: set[str], needed: set[str]) -> None:
+    if not isinstance(entry, dict):
+        raise invalid(where, entry, f"a mapping with {', '.join(sorted(needed))}")
+    for key in entry:
+        if key not in allowed:
+            raise invalid(f"{where}: key", key, ", ".join(sorted(allowed)))
+    for key in sorted(needed):
+        if key not in entry:
+            raise LayeredError(f"{where}: {key} is missing")

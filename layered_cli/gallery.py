@@ -1,0 +1,31 @@
+"""``layered demo``: the gallery of the shipped model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from layered_cli.shared import Bar, Commands, number
+
+
+def add(commands: Commands) -> None:
+    """Its arguments."""
+    parser = commands.add_parser(
+        "demo",
+        help="make a gallery of layered pictures with the shipped model",
+        description="Make a gallery with the shipped storybook model; open index.html in it.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("output/demo"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=number(0, 2**31, whole=True), default=0, metavar="N", help="another seed makes other scenes (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from demo.gallery import make_gallery
+
+    with Bar("demo") as bar:
+        page = make_gallery(options.out, seed=options.seed, progress=bar.step)
+    sys.stdout.write(f"{page}\n")

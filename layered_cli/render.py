@@ -1,0 +1,87 @@
+"""``layered render``: a layer document to one coherent picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, complain, controlnet, number, pipeline_of
+
+if TYPE_CHECKING:
+    from layered_core.document import LayerDocument
+    from layered_diffusers.methods.masked_control import MaskedControl
+    from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+
+def add(commands: Commands) -> None:
+    """Its arguments."""
+    parser = commands.add_parser(
+        "render",
+        help="turn a layer document into one coherent picture",
+        description="Composite the layers of a document, then let the model redraw the whole so that they belong together.",
+    )
+    parser.add_argument("document", type=Path, help="layered file: .psd, .psb, .ora, or .json with pictures beside it")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="picture (.png), or the document with the picture on top (.psd, .psb, .ora)"
+    )
+    parser.add_argument(
+        "--strength", type=number(0, 1), default=0.6, metavar="0..1", help="0 keeps the composite, 1 keeps only the words (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--per-layer", action="store_true", help="every layer changes as far as its recipe's noise says, one at 0 not at all; --strength is not used"
+    )
+    parser.add_argument(
+        "--control",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="let a ControlNet act where recipes ask for it: the storybook's (canny), or a ControlNet or T2I-Adapter in the diffusers layout",
+    )
+    parser.add_argument("--composite-only", action="store_true", help="write the plain composite, or the document as it is; no model is loaded")
+    add_sampling_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from layered_core.canvas.compositing import composite
+    from layered_core.document import MAX_LAYERS, Layer
+    from layered_core.errors import invalid
+    from layered_core.files import read_layers, write_layers
+    from layered_core.formats.file_layers import unique_names
+    from layered_core.formats.pictures import from_image, write_picture, write_whole
+
+    check_out(options.out, (".png", ".psd", ".psb", ".ora"))
+    read = read_layers(options.document)
+    for warning in read.warnings:
+        complain(f"{options.document.name}: {warning}")
+    document, layered = read.document, options.out.suffix.lower() != ".png"
+    if options.composite_only:
+        if layered:
+            write_layers(document, options.out, read.workflow)
+        else:
+            write_picture(composite(document), options.out)
+        return
+    if layered and len(document) >= MAX_LAYERS:
+        fix = "Merge some of them, or write a .png"
+        raise invalid(f"{options.document.name}: number of layers", len(document), f"at most {MAX_LAYERS - 1} beside the picture", fix)
+    with Bar("render") as bar:
+        how: dict[str, Any] = {"seed": options.seed, "negative": options.negative or document.negative, "steps": options.steps}
+        how |= {"guidance": options.guidance, "progress": bar.step}
+        pipeline = pipeline_of(options)
+        if options.control is not None:
+            how["methods"] = [_control(pipeline, document, options.control)]
+        picture = pipeline.harmonize(document, **how) if options.per_layer else pipeline.render(document, strength=options.strength, **how)
+    if layered:
+        layers = unique_names([*document.layers, Layer("render", from_image(picture))])
+        write_layers(replace(document, layers=layers), options.out, read.workflow, bits=8)
+    else:
+        write_whole(options.out, lambda file: picture.save(file, "PNG"))
+
+
+def _control(pipeline: LayeredDiffusionPipeline, document: LayerDocument, folder: str) -> MaskedControl:
+    from layered_diffusers.methods.masked_control import document_control
+
+    return document_control(document, controlnet(pipeline, folder), outline=True)

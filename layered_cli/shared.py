@@ -1,0 +1,102 @@
+"""What the sub-commands share: how the model, the sampling and the output are said, and how they report."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, T2IAdapter
+    from tqdm import tqdm
+
+    from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What a sub-command adds itself to."""
+
+INSTALL = "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
+
+
+def complain(text: str, code: int = 2) -> int:
+    sys.stderr.write(f"layered: {' '.join(text.split())}\n")
+    return code
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any Stable Diffusion 1.x, 2.x or XL folder in the diffusers layout (default: the shipped storybook)"
+    )
+    parser.add_argument("--sampler", choices=("ddim", "euler", "euler_ancestral", "dpmpp_2m"), help="default: the model's own")
+    parser.add_argument("--steps", type=number(1, 1000, whole=True), default=25, metavar="N", help="sampling steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=number(0, 50), default=3.0, metavar="G", help="classifier-free guidance, 1 is none (default: %(default)s)")
+    parser.add_argument("--seed", type=number(0, 2**63 - 1, whole=True), default=0, metavar="N", help="of the noise (default: %(default)s)")
+    parser.add_argument("--negative", default="", metavar="WORDS", help="what the picture must not show")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)")
+
+
+def number(low: float, high: float, whole: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number within bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number {low:g}..{high:g}")
+        return value
+
+    return parse
+
+
+def controlnet(pipeline: LayeredDiffusionPipeline, folder: str) -> ControlNetModel | T2IAdapter:
+    from layered_diffusers.methods.masked_control import load_controlnet
+
+    return load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
+
+
+def pipeline_of(options: argparse.Namespace) -> LayeredDiffusionPipeline:
+    from layered_core.errors import LayeredError
+    from layered_diffusers.pipeline import LayeredDiffusionPipeline
+
+    try:
+        return LayeredDiffusionPipeline.from_pretrained(options.model, device=options.device, sampler=options.sampler)
+    except (RuntimeError, AssertionError) as error:  # torch has no such device
+        raise LayeredError(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
+    from layered_core.errors import invalid
+
+    if path.suffix.lower() not in ends:
+        raise invalid("output file", str(path), "a name that ends in " + " or ".join(e or "nothing, for a folder" for e in ends))
+    if not path.parent.is_dir():
+        raise invalid("output folder", str(path.parent), "an existing folder")
+
+
+class Bar:
+    """A progress bar on standard error that appears with the first step."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def step(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` steps."""
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.title, unit="step", file=sys.stderr)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

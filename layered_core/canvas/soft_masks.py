@@ -1,0 +1,64 @@
+"""Soft masks: widened, feathered, blurred; and a mix of two pictures by a mask that keeps one of them to the bit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def keep_outside(changed: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+    """``mask * changed + (1 - mask) * kept``; exactly ``kept`` where the mask is 0 and exactly ``changed`` where it is 1.
+
+    On pictures it is a soft paste. On latents, with ``kept`` at the run's own noise level after every step, it is blended latent
+    diffusion (Avrahami et al., arXiv 2206.02779 section 3.2).
+
+    Args:
+        changed: ``[..., H, W]``.
+        kept: of the same shape.
+        mask: ``[H, W]`` or any shape that broadcasts, 0..1, 1 where the change shows.
+    """
+    mixed = torch.lerp(kept, changed, mask.to(kept.dtype).expand_as(kept))
+    return torch.where(mask > 0, torch.where(mask < 1, mixed, changed), kept)
+
+
+def grow(mask: Tensor, pixels: int) -> Tensor:
+    """The mask ``[H, W]`` widened by ``pixels`` on every side, or narrowed where negative: greatest or least value of a square around."""
+    if pixels == 0:
+        return mask
+    reach = abs(pixels)
+    sign = 1 if pixels > 0 else -1
+    # One axis after the other: a square is the product of two lines.
+    wide = functional.max_pool2d(sign * mask[None, None], (2 * reach + 1, 1), 1, (reach, 0))
+    return sign * functional.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))[0, 0]
+
+
+def feather(mask: Tensor, pixels: int) -> Tensor:
+    """The mask ``[H, W]`` with a soft border outside itself: as it is inside, exactly 0 more than ``pixels`` away from it."""
+    outer = grow(mask, (pixels + 1) // 2)
+    reach = pixels // 2
+    if reach == 0:
+        return outer
+    ramp = 1 + reach - torch.arange(-reach, reach + 1, dtype=mask.dtype, device=mask.device).abs()
+    return torch.maximum(_convolved(outer, ramp / ramp.sum()).clamp(0, 1), mask)
+
+
+def gaussian_blur(pictures: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of ``[..., H, W]``; edges repeat outside. ``deviation`` in pixels; 0 changes nothing."""
+    if deviation <= 0:
+        return pictures
+    reach = max(1, math.ceil(3 * deviation))
+    x = torch.arange(-reach, reach + 1, dtype=pictures.dtype, device=pictures.device)
+    kernel = torch.exp(-0.5 * (x / deviation) ** 2)
+    return _convolved(pictures, kernel / kernel.sum())
+
+
+def _convolved(pictures: Tensor, kernel: Tensor) -> Tensor:
+    """``[..., H, W]`` with one kernel along both axes; edges repeat outside."""
+    reach = len(kernel) // 2
+    flat = pictures.reshape(-1, 1, *pictures.shape[-2:])
+    flat = functional.conv2d(functional.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel[None, None, :, None])
+    flat = functional.conv2d(functional.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel[None, None, None, :])
+    return flat.reshape(pictures.shape)

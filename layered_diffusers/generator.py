@@ -1,0 +1,235 @@
+"""The engine: latents, pictures and repainted parts from words, on one Stable Diffusion model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from layered_core.canvas.compositing import GREY, composite, over_colour
+from layered_core.canvas.masks import mask_pyramid
+from layered_core.canvas.soft_masks import grow
+from layered_core.document import MAX_SIDE, LayerDocument
+from layered_core.errors import check_number, check_whole, invalid
+from layered_core.painting.repaint import Repaint, plan_repaint, tighten
+from layered_core.painting.stages import changed_region
+from layered_diffusers.methods.change_map import ChangeMap, InpaintInput
+from layered_diffusers.methods.masked_control import InpaintControl
+from layered_diffusers.models import vae
+from layered_diffusers.models.loading import StableDiffusion
+from layered_diffusers.models.text import encode, stack
+from layered_diffusers.sampling import Method, Progress, Run, Sampling, check_seeds, noised, sample
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel
+    from typing_extensions import Unpack
+
+
+class Generator:
+    """Makes latents and pictures from words with one model; what the pipeline, stages and transparent layers are built on."""
+
+    def __init__(self, model: StableDiffusion, side: int | None = None) -> None:
+        """``model``: a loaded diffusers pipeline. ``side``: default picture side in pixels; None for the model's own."""
+        self.model = model
+        self.scale = 8 if not hasattr(model, "vae_scale_factor") else int(model.vae_scale_factor)
+        self.side = side or int(model.unet.config.sample_size) * self.scale
+
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 25,
+        guidance: float = 3.0,
+        seeds: Sequence[int] | None = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        methods: Sequence[Method] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, int, int]:
+        """As :meth:`generate`, not yet decoded: latents ``[B, C, h, w]``, and the height and width to which the padded picture is cropped."""
+        check_whole("steps", steps, 1, 1000)
+        check_number("guidance", guidance, 0, 50)
+        check_number("strength", strength, 0, 1)
+        if not prompts:
+            raise invalid("prompts", list(prompts), "at least one")
+        seeds = check_seeds(seeds, len(prompts))
+        if start is not None:
+            height = start.shape[-2] if height is None else height
+            width = start.shape[-1] if width is None else width
+        width = self.side if width is None else width
+        height = self.side if height is None else height
+        check_whole("width", width, 1, MAX_SIDE)
+        check_whole("height", height, 1, MAX_SIDE)
+
+        padded_height, padded_width = self._padded(height), self._padded(width)
+        shape = (len(prompts), int(self.model.vae.config.latent_channels), padded_height // self.scale, padded_width // self.scale)
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        noise = torch.cat([torch.randn(1, *shape[1:], generator=g) for g in generators])
+        noise = noise.to(self.model.device, self.model.unet.dtype)
+        context, added = self._words(list(prompts), negative, padded_width, padded_height)
+        scheduler = copy.deepcopy(self.model.scheduler)
+        scheduler.set_timesteps(steps, device=self.model.device)
+        skipped = steps - min(int(steps * strength + 0.5), steps) if start is not None else 0
+        if self.inpaints and not any(isinstance(m, InpaintInput) for m in methods):
+            everything = torch.full((1, 3, padded_height, padded_width), 0.5)
+            methods = [*methods, self._inpaint_input(everything, torch.ones(padded_height, padded_width))]
+        run = Run(
+            unet=self.model.unet,
+            scheduler=scheduler,
+            timesteps=scheduler.timesteps[skipped * scheduler.order :],
+            latents=noise * scheduler.init_noise_sigma,
+            noise=noise,
+            context=context,
+            guidance=guidance,
+            added=added,
+            generators=generators,
+        )
+        if start is not None:
+            clean = self.encode(start).expand(shape)
+            if skipped or strength < 1:
+                run.latents = noised(run, clean, 0)
+        return sample(run, methods, progress), height, width
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 25,
+        guidance: float = 3.0,
+        seeds: Sequence[int] | None = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        methods: Sequence[Method] = (),
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample a batch of pictures; everything else is made of this.
+
+        Args:
+            prompts: one a picture.
+            negative: what no picture must show.
+            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size: padded inside, cropped after.
+            steps: sampling steps, 1..1000.
+            guidance: classifier-free guidance, 0..50; 1 turns it off.
+            seeds: one a picture, each with its own noise whatever the batch; None for 0, 1, 2, ...
+            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None for noise alone.
+            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left of it).
+            methods: what acts on the run.
+            progress: called after each step.
+
+        Returns:
+            ``[B, 3, H, W]`` float32 in 0..1 on the CPU.
+
+        Raises:
+            LayeredError: a value out of range, named.
+        """
+        latents, height, width = self.sample_latents(
+            prompts, negative=negative, width=width, height=height, steps=steps, guidance=guidance, seeds=seeds, start=start, strength=strength,
+            methods=methods, progress=progress,
+        )  # fmt: skip
+        return self.decode(latents)[..., :height, :width]
+
+    def find_region(self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]) -> Tensor:
+        """Where the model would put something: ``[H, W]``, 0 or 1, for a picture ``[3, H, W]``.
+
+        A draft of the whole picture is made from ``prompt`` at strength 0.75 in half the steps; where it differs most is the place
+        (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of the side.
+        """
+        options["steps"] = max(1, options.get("steps", 25) // 2)
+        draft = self.generate([prompt], seeds=[seed], start=before[None], strength=0.75, **options)[0]
+        return grow(changed_region(before, draft), max(before.shape[-2:]) // 16)
+
+    def repaint(
+        self,
+        plan: Repaint,
+        prompt: str,
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        blend: str = "gradient",
+        control: ControlNetModel | None = None,
+        **options: Unpack[Sampling],
+    ) -> Tensor:
+        """Sample what a plan cuts out, each place as free as its change map says, and paste it back; ``[3, H, W]``. Options as :meth:`add_layer`."""
+        start = plan.cut()[None]
+        inpainting: list[Method] = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
+        if control is not None:
+            inpainting.append(InpaintControl(control, start[0], plan.cut_mask()))
+        options["methods"] = [self._change_map(plan, start), *inpainting, *options.get("methods", ())]
+        sampled = self.generate([prompt], seeds=[seed], start=start, strength=strength, **options)
+        return plan.paste(sampled, blend)[0]
+
+    def flat(self, document: LayerDocument) -> Tensor:
+        """The document's composite over its background (grey where there is none), ``[1, 3, H, W]``."""
+        return over_colour(composite(document), document.background or GREY).permute(2, 0, 1)[None]
+
+    def latent_mask(self, mask: Tensor) -> Tensor:
+        """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats the edge."""
+        height, width = self._padded(mask.shape[-2]), self._padded(mask.shape[-1])
+        padded = functional.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate")
+        cells = mask_pyramid(padded, [(height // self.scale, width // self.scale)])[0][0, 0]
+        return cells.to(self.model.device, self.model.unet.dtype)
+
+    def stage_plan(self, before: Tensor, region: Tensor, *, noise: float = 1.0, feather: int = 8, side: int = 0, context: float = 0.5) -> Repaint:
+        """How a stage repaints a region ``[H, W]`` of a picture ``[3, H, W]``: its soft border lies inside the region."""
+        check_whole("feather", feather, 0, 1024)
+        widen, soften = tighten(region, feather)
+        return plan_repaint(before, region, noise=noise, widen=widen, soften=soften, context=context, side=side, unit=self.unit)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the model is an inpainting one, whose UNet takes a mask and the masked picture beside the latents."""
+        return int(self.model.unet.config.in_channels) > int(self.model.vae.config.latent_channels)
+
+    def _change_map(
+        self, plan: Repaint, start: Tensor, threshold: str = "absolute", noise: str = "fixed", dilation: float = 0.0, softness: float = 0.0
+    ) -> ChangeMap:
+        """A plan's change map for what it cuts out, ``[1, 3, H, W]``."""
+        cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(self.model.device, self.model.unet.dtype)
+        return ChangeMap(self.encode(start), cells, threshold=threshold, noise=noise, dilation=dilation, softness=softness)
+
+    def _inpaint_input(self, pictures: Tensor, mask: Tensor) -> InpaintInput:
+        """What an inpainting UNet is told of pictures ``[B, 3, H, W]`` to be repainted where ``mask`` ``[H, W]`` is at least 0.5."""
+        hole = (mask >= 0.5).to(pictures.dtype)
+        masked = self.encode(pictures * (1 - hole) + 0.5 * hole)
+        return InpaintInput(masked, (self.latent_mask(hole) > 0).to(masked.dtype))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures ``[B, 3, H, W]`` in 0..1 to model latents ``[B, C, h, w]`` (the VAE's mean), padded by repeating the edge."""
+        height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
+        padded = functional.pad(pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate")
+        return vae.encode(self.model, padded)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model latents ``[B, C, h, w]`` to pictures ``[B, 3, H, W]`` float32 in 0..1 on the CPU."""
+        return vae.decode(self.model, latents)
+
+    @property
+    def unit(self) -> int:
+        """What a side in pixels must be a multiple of for the VAE and the UNet."""
+        return self.scale * 2 ** (len(self.model.unet.config.block_out_channels) - 1)
+
+    def _padded(self, side: int) -> int:
+        """The next side that the model takes."""
+        return -(-side // self.unit) * self.unit
+
+    @torch.no_grad()
+    def _words(self, prompts: list[str], negative: str, width: int, height: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode the words, of any length: context, uncond then cond, and what SDXL wants beside it."""
+        contexts, pooled = encode(self.model, [negative, *prompts])
+        # The negative words are the same for all pictures.
+        rows = [0] * len(prompts) + list(range(1, len(contexts)))
+        context = stack(contexts)[rows]
+        if pooled is None:
+            return context, {}
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=context.device, dtype=context.dtype).expand(len(rows), 6)
+        return context, {"text_embeds": pooled[rows], "time_ids": sizes}

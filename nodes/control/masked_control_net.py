@@ -1,0 +1,149 @@
+"""A ControlNet of ComfyUI whose residuals are weighed by layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.controlnet
+import torch
+from torch import Tensor
+
+from ...layered_core.control.control_map import ControlMap, centre_crop, soft_weights, weighted
+from ...layered_core.errors import invalid
+
+LED = "layered_diffusion_led"
+"""Of our entry among what a conditioning gives the model: 1 for a positive, 0 for a negative, row by row. A net's mark of a chunk of the batch
+would not tell: guiders count differently, and split batches where memory is short."""
+
+
+class MaskedControl(comfy.controlnet.ControlBase):
+    """A CONTROL_NET whose residuals are multiplied by a map; everything else is the inner net's own doing."""
+
+    def __init__(self, inner: comfy.controlnet.ControlBase, control_map: ControlMap) -> None:
+        super().__init__()
+        self.inner, self.map = inner, control_map
+        self.ranges: list[tuple[float, float]] = []
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:  # noqa: ANN401
+        """Before sampling: refuses a net of another family."""
+        super().pre_run(model, percent_to_timestep_function)
+        check_family(self.inner, model)
+        self.ranges = [(percent_to_timestep_function(c.start), percent_to_timestep_function(c.end)) for c in self.map.controls]
+        self.inner.pre_run(model, percent_to_timestep_function)
+
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: dict[str, Any]) -> Any:  # noqa: ANN401
+        """The residuals, after those of the nets before; the net is not asked where no layer is active."""
+        led = cond.get(LED) if self.map.mode == "control" else None  # those before take it out
+        previous = None
+        if self.previous_controlnet is not None:
+            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        cond.pop(LED, None)  # it is none of the model's
+        sigma = float(t[0])
+        weight = self.map.at([begin >= sigma >= end for begin, end in self.ranges])
+        if not isinstance(weight, Tensor) and weight == 0:
+            return previous
+        # One number for all cells is the net's own strength: core's arithmetic to the bit, whatever the net makes of it.
+        everywhere = not isinstance(weight, Tensor)
+        self.inner.strength = weight if everywhere else 1.0
+        control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        if control is None:
+            return previous
+        cells = (x_noisy.shape[-2], x_noisy.shape[-1])
+        weight = 1.0 if everywhere else centre_crop(weight, *cells)
+        out = self._weighted(control, weight, cells, led)
+        return self.control_merge(out, previous, output_dtype=None)
+
+    def _weighted(self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None) -> dict[str, list[Any]]:
+        """All residuals of one evaluation, weighted. A transformer hands one residual to many blocks: its weighted copy is shared too."""
+        # Core takes residuals from the end: an adapter's (input) outermost first, a ControlNet's (output) deepest first.
+        places = (*reversed(control.get("input") or ()), *(control.get("output") or ()), *(control.get("middle") or ()))
+        outwards_in = [r for r in places if r is not None]
+        depths = soft_weights(len(outwards_in), self.map.mode, adapter=bool(control.get("input")))
+        done = {id(r): _weigh(r, weight, depth, cells, rows) for r, depth in zip(outwards_in, depths, strict=True)}
+        return {place: [None if r is None else done[id(r)] for r in residuals] for place, residuals in control.items()}
+
+    def copy(self) -> MaskedControl:
+        """As ComfyUI asks."""
+        other = MaskedControl(self.inner.copy(), self.map)
+        self.copy_to(other)
+        return other
+
+    def cleanup(self) -> None:
+        """After sampling."""
+        super().cleanup()
+        self.inner.cleanup()
+
+    def get_models(self) -> list[Any]:
+        """What must be on the device."""
+        return super().get_models() + self.inner.get_models()
+
+    def get_extra_hooks(self) -> list[Any]:
+        """Hooks of the inner net and of those before."""
+        return super().get_extra_hooks() + self.inner.get_extra_hooks()
+
+    def inference_memory_requirements(self, dtype: torch.dtype) -> float:
+        """Bytes beside the weights."""
+        return super().inference_memory_requirements(dtype) + self.inner.inference_memory_requirements(dtype)
+
+    def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> MaskedControl:
+        """A copy for another GPU."""
+        other = MaskedControl(self.inner.deepclone_multigpu(load_device), self.map)
+        self.copy_to(other)
+        if autoregister:
+            self.multigpu_clones[load_device] = other
+        return other
+
+
+def _weigh(residual: Tensor, weight: Tensor | float, depth: float, cells: tuple[int, int], rows: Tensor | None) -> Tensor:
+    out = weighted(residual, weight, cells)
+    if depth != 1 and out.ndim == 4:
+        out = out * depth
+    return out if rows is None else out * rows.to(out).view(-1, *[1] * (out.ndim - 1))
+
+
+_KINDS = {"input_blocks.0.0.weight": "a UNet", "x_embedder.proj.weight": "an SD3 transformer", "img_in.weight": "a Flux or Qwen transformer"}
+"""The first layer, by which ComfyUI's networks tell their kind; its outputs are as wide as the residuals."""
+
+
+_WORDS = ("attn2.to_k.weight", "context_embedder.weight", "txt_in.weight")
+"""The first layer that reads words."""
+
+
+def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:  # noqa: ANN401
+    """Raise :class:`LayeredError` where shapes say that a ControlNet or T2I-Adapter was made for another family than the model."""
+    wanted = _shape(model.diffusion_model)
+    got = _adapter_shape(net.t2i_model) if isinstance(net, comfy.controlnet.T2IAdapter) else _shape(getattr(net, "control_model", None))
+    for what, own in got.items():
+        if what in wanted and own != wanted[what]:
+            allowed = f"{wanted[what]}, as the model has ({type(model).__name__})"
+            raise invalid(f"control_net: {what}", own, allowed, "It was made for another model family: load one of this family")
+
+
+def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
+    """What a model and its ControlNets have in common; nothing for a network that is not known."""
+    if module is None:
+        return {}
+    # Packed weights (quantised to 4 bits) do not have the layer's shape.
+    weights = {n.removeprefix("control_"): p for n, p in module.named_parameters() if p.is_floating_point()}
+    first = next((n for n in _KINDS if n in weights), None)
+    if first is None:
+        return {}
+    shape: dict[str, Any] = {"kind of network": _KINDS[first], "width of the residuals": int(weights[first].shape[0])}
+    words = next((p for n, p in weights.items() if n.endswith(_WORDS)), None)
+    if words is not None:
+        shape["width of the words it reads"] = int(words.shape[1])
+    if hasattr(module, "channel_mult"):
+        shape["number of resolutions"] = len(module.channel_mult)
+    return shape
+
+
+def _adapter_shape(adapter: torch.nn.Module) -> dict[str, Any]:
+    """The same of a T2I-Adapter for UNets: those for SDXL serve its three resolutions."""
+    if not hasattr(adapter, "channels"):
+        return {}
+    return {
+        "kind of network": "a UNet",
+        "width of the residuals": int(adapter.channels[0]),
+        "number of resolutions": 3 if getattr(adapter, "xl", False) else len(adapter.channels),
+    }
