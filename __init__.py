@@ -1,4 +1,5 @@
-"""Layered diffusion for ComfyUI. ComfyUI imports this folder as a custom node pack; everything else is imported when it asks for the nodes."""
+"""Layered diffusion for ComfyUI. ComfyUI imports this folder as a custom node pack; everything else is
+imported when it asks for the nodes."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """Compositing beside ComfyUI's own compositor: ``python -m benchmarks.composite [--json] [--rounds N]``.
 
-Eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over a ``normal`` bottom, composited by turns in
-one process of ComfyUI's python; needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. Figures:
+Eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over a ``normal``
+bottom, composited by turns in one process of ComfyUI's python; needs a ComfyUI at ``$COMFYUI_PATH`` or
+``~/comfy/ComfyUI``. Figures:
 
-* ``ratio_normal``, ``ratio_soft_light``: our fastest round over ComfyUI's fastest, by the clock; ``processor_…`` by processor time, which
-  other programs disturb less.
-* ``peak_memory_ratio``: layers' tensors plus the process's greatest growth while it composites, over layers' tensors; ``…_core`` of ComfyUI's.
+* ``ratio_normal``, ``ratio_soft_light``: our fastest round over ComfyUI's fastest, by the clock;
+  ``processor_…`` by processor time, which other programs disturb less.
+* ``peak_memory_ratio``: layers' tensors plus the process's greatest growth while it composites, over layers'
+  tensors; ``…_core`` of ComfyUI's.
 * ``greatest_difference`` between the two pictures, 0..1.
 """
 
@@ -19,7 +21,9 @@ from benchmarks.hosts.find import run_script
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of both, by turns; default 5")
     options = parser.parse_args()
@@ -28,7 +32,10 @@ def main() -> None:
     for name, key in (("normal", "normal"), ("soft-light", "soft_light")):
         print(f"| {name} | {figures[f'ratio_{key}']:.3f} | {figures[f'processor_ratio_{key}']:.3f} |")
     print(f"\nFastest of {options.rounds} rounds each, {figures['threads']:.0f} threads offered.")
-    print(f"Peak memory: {figures['peak_memory_ratio']:.2f} times the layers; ComfyUI's {figures['peak_memory_ratio_core']:.2f}.")
+    print(
+        f"Peak memory: {figures['peak_memory_ratio']:.2f} times the layers; ComfyUI's "
+        f"{figures['peak_memory_ratio_core']:.2f}."
+    )
     print(f"Greatest difference of the pictures: {figures['greatest_difference']:.1g}.")
     if options.json:
         print(json.dumps(figures))

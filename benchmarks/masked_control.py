@@ -1,12 +1,15 @@
 """What control per layer costs: ``python -m benchmarks.masked_control [--json]``.
 
-One denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, random weights; the variants take turns.
+One denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, random weights; the variants
+take turns.
 
-* In diffusers: ``ratio_4``, four layers on one net over one plain ControlNet; ``chained_ratio_4``, four masked ControlNets in a row. The ratio
-  is of the least times, and ``ratio_4_median`` is the median of the rounds' own. ``max_abs_diff`` between the two pictures: they must be equal.
-* In ComfyUI, where there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, over core's Apply ControlNet: ``comfyui_ratio_4``, four layers on
-  Masked ControlNet Apply; ``core_chained_ratio_4``, core's node four times in a row; ``core_masked_ratio_4``, the same on four conditionings
-  with ConditioningSetMask. Medians of the rounds. ``core_max_abs_diff``: of a mask of ones, and of four layers of full strength, to core's node.
+* In diffusers: ``ratio_4``, four layers on one net over one plain ControlNet; ``chained_ratio_4``, four
+  masked ControlNets in a row. The ratio is of the least times, and ``ratio_4_median`` is the median of the
+  rounds' own. ``max_abs_diff`` between the two pictures: they must be equal.
+* In ComfyUI, where there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, over core's Apply ControlNet:
+  ``comfyui_ratio_4``, four layers on Masked ControlNet Apply; ``core_chained_ratio_4``, core's node four
+  times in a row; ``core_masked_ratio_4``, the same on four conditionings with ConditioningSetMask. Medians of
+  the rounds. ``core_max_abs_diff``: of a mask of ones, and of four layers of full strength, to core's node.
 """
 
 from __future__ import annotations
@@ -73,7 +76,9 @@ def measure(side: int, rounds: int) -> dict[str, Any]:
     strengths = tuple(Control(hint="canny", strength=0.4 + 0.2 * i) for i in range(LAYERS))
     plain = MaskedControl(net, hint, ControlMap(torch.ones(1, side, side), strengths[3:]))
     layered = MaskedControl(net, hint, ControlMap(quarters, strengths))
-    chained = [MaskedControl(net, hint, ControlMap(quarters[i : i + 1], strengths[i : i + 1])) for i in range(LAYERS)]
+    chained = [
+        MaskedControl(net, hint, ControlMap(quarters[i : i + 1], strengths[i : i + 1])) for i in range(LAYERS)
+    ]
     for control in (plain, layered, *chained):
         control.start(run, None)
     variants: dict[str, Callable[[], Tensor]] = {
@@ -117,13 +122,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args()
-    figures: dict[str, Any] = {**measure(options.side, options.rounds), **measure_comfyui(options.side, options.rounds)}
-    print(f"| a step at {options.side} x {options.side} | times one plain ControlNet's | least and greatest | goal |\n| --- | --- | --- | --- |")
+    figures: dict[str, Any] = {
+        **measure(options.side, options.rounds),
+        **measure_comfyui(options.side, options.rounds),
+    }
+    print(
+        f"| a step at {options.side} x {options.side} | times one plain ControlNet's | least and greatest | "
+        f"goal |\n| --- | --- | --- | --- |"
+    )
     for key, name in NAMES.items():
         if key in figures:
             low, high = figures[f"{key}_range"]
-            print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {f'≤ {GOALS[key]:.2f}' if key in GOALS else ''} |")
-    differences = ", ".join(f"{k} {figures[k]:.2g}" for k in ("max_abs_diff", "core_max_abs_diff") if k in figures)
+            goal = f"≤ {GOALS[key]:.2f}" if key in GOALS else ""
+            print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {goal} |")
+    differences = ", ".join(
+        f"{k} {figures[k]:.2g}" for k in ("max_abs_diff", "core_max_abs_diff") if k in figures
+    )
     print(f"\n{options.rounds} rounds, {torch.get_num_threads()} threads; {differences}.")
     if options.json:
         print(json.dumps(figures))

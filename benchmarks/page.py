@@ -1,8 +1,9 @@
 """Put the reports of the bench into the documentation: ``python -m benchmarks.page results/<folder>``.
 
-In ``docs/evaluation.md`` every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``; blocks of suites in the folder are
-replaced, others stay, new ones go before ``<!-- more suites -->``, and what is between ``<!-- not measured -->`` and ``<!-- /not measured -->``
-names the suites without one. Plots and grids are copied to ``images/evaluation`` beside the page. The block ``<!-- figures -->`` of the README
+In ``docs/evaluation.md`` every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``;
+blocks of suites in the folder are replaced, others stay, new ones go before ``<!-- more suites -->``, and
+what is between ``<!-- not measured -->`` and ``<!-- /not measured -->`` names the suites without one. Plots
+and grids are copied to ``images/evaluation`` beside the page. The block ``<!-- figures -->`` of the README
 shows the two most telling ones.
 """
 
@@ -23,7 +24,10 @@ _END = "<!-- more suites -->"
 
 TELLING = {
     "layout": ("layout.svg", "Layout by method: IoU, right object and colour, leakage, harmony"),
-    "collage_ladder": ("collage_ladder_curve.svg", "Harmony against fidelity over the noise sweep of a collage"),
+    "collage_ladder": (
+        "collage_ladder_curve.svg",
+        "Harmony against fidelity over the noise sweep of a collage",
+    ),
 }
 """Suites of which the README shows a drawing: its file, and what it says."""
 
@@ -33,7 +37,11 @@ def block(folder: Path, suite: str, images: Path) -> str:
     text = (folder / f"{suite}.md").read_text(encoding="utf-8").strip()
     title, _, body = text.partition("\n")
     pictures = []
-    for kind, says in (("_grid", "the first scenes, not chosen, by method"), ("_curve", "the curve"), ("", "means and 95 % intervals")):
+    for kind, says in (
+        ("_grid", "the first scenes, not chosen, by method"),
+        ("_curve", "the curve"),
+        ("", "means and 95 % intervals"),
+    ):
         # SVG where it is a drawing.
         source = folder / f"{suite}{kind}.{'jpg' if kind == '_grid' else 'svg'}"
         if source.is_file():
@@ -43,8 +51,13 @@ def block(folder: Path, suite: str, images: Path) -> str:
     head, found, differences = body.strip().partition("Paired differences")
     if found:
         table, _, provenance = differences.rpartition("\n\n")
-        body = f"{head}<details><summary>Paired differences</summary>\n\nPaired differences{table}\n\n</details>\n\n{provenance}"
-    return f"<!-- suite: {suite} -->\n\n#{title}\n\n{body.strip()}\n\n" + "\n\n".join(pictures) + "\n\n<!-- /suite -->"
+        folded = f"<details><summary>Paired differences</summary>\n\nPaired differences{table}\n\n</details>"
+        body = f"{head}{folded}\n\n{provenance}"
+    return (
+        f"<!-- suite: {suite} -->\n\n#{title}\n\n{body.strip()}\n\n"
+        + "\n\n".join(pictures)
+        + "\n\n<!-- /suite -->"
+    )
 
 
 def update(page: Path, folder: Path) -> list[str]:
@@ -62,7 +75,9 @@ def update(page: Path, folder: Path) -> list[str]:
     for suite in suites:
         new = block(folder, suite, page.parent / "images" / page.stem)
         old = re.search(rf"<!-- suite: {re.escape(suite)} -->.*?<!-- /suite -->", text, re.S)
-        text = text[: old.start()] + new + text[old.end() :] if old else text.replace(_END, f"{new}\n\n{_END}")
+        text = (
+            text[: old.start()] + new + text[old.end() :] if old else text.replace(_END, f"{new}\n\n{_END}")
+        )
     missing = [s for s in suite_names() if f"<!-- suite: {s} -->" not in text]
     text = _between(text, "not measured", f"Not measured yet: {', '.join(missing)}." if missing else "")
     write_whole(page, lambda file: file.write(text.encode()))
@@ -70,13 +85,19 @@ def update(page: Path, folder: Path) -> list[str]:
 
 
 def update_readme(readme: Path, folder: Path, page: Path) -> list[str]:
-    """Show the drawings of the :data:`TELLING` suites with what made them, if ``folder`` has reports of all; returns their names."""
+    """Show the drawings of the :data:`TELLING` suites with what made them, if ``folder`` has reports of all;
+    returns their names."""
     reports = {suite: folder / f"{suite}.json" for suite in TELLING}
     if not all(r.is_file() for r in reports.values()):
         return []
-    images, link = ((page.parent / x).relative_to(readme.parent).as_posix() for x in (f"images/{page.stem}", page.name))
+    images, link = (
+        (page.parent / x).relative_to(readme.parent).as_posix() for x in (f"images/{page.stem}", page.name)
+    )
     made = {suite: json.loads(r.read_text(encoding="utf-8"))["provenance"] for suite, r in reports.items()}
-    shown = [f"![{says}]({images}/{name})\n\n*{made[suite]}: means and 95 % intervals over scenes.*" for suite, (name, says) in TELLING.items()]
+    shown = [
+        f"![{says}]({images}/{name})\n\n*{made[suite]}: means and 95 % intervals over scenes.*"
+        for suite, (name, says) in TELLING.items()
+    ]
     shown.append(f"What the words mean and what is weak is in [{link}]({link}).")
     text = _between(readme.read_text(encoding="utf-8"), "figures", "\n\n".join(shown))
     write_whole(readme, lambda file: file.write(text.encode()))
@@ -84,16 +105,21 @@ def update_readme(readme: Path, folder: Path, page: Path) -> list[str]:
 
 
 def _between(text: str, mark: str, new: str) -> str:
-    """``text`` with ``new`` between ``<!-- mark -->`` and ``<!-- /mark -->``; as it is where there are no such marks."""
+    """``text`` with ``new`` between ``<!-- mark -->`` and ``<!-- /mark -->``; as it is where there are no
+    such marks."""
     wanted = f"<!-- {mark} -->\n\n{new}\n\n<!-- /{mark} -->" if new else f"<!-- {mark} -->\n<!-- /{mark} -->"
     return re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: wanted, text, flags=re.S)
 
 
 def main() -> None:
     """Parse the command line, update."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description="Put the bench's reports into the documentation.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.page", description="Put the bench's reports into the documentation."
+    )
     parser.add_argument("folder", type=Path, help="results folder")
-    parser.add_argument("page", type=Path, nargs="?", default=Path("docs/evaluation.md"), help="default: %(default)s")
+    parser.add_argument(
+        "page", type=Path, nargs="?", default=Path("docs/evaluation.md"), help="default: %(default)s"
+    )
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="default: %(default)s")
     options = parser.parse_args()
     try:

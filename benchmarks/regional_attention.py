@@ -1,10 +1,13 @@
-"""What a step costs with words per layer: ``python -m benchmarks.regional_attention [--json] [--rounds N] [--attention NAME]``.
+"""What a step costs with words per layer:
+``python -m benchmarks.regional_attention [--json] [--rounds N] [--attention NAME]``.
 
-An SD1.5-size UNet with random weights at 512 x 512, positive and negative, in one process of ComfyUI's python; needs a ComfyUI at
-``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. Every variant samples the same few steps by turns; each ratio is the median over the rounds of its
-time over the plain prompt's in that round, by the clock. Planning and projecting the layers' words, once a run, are counted in.
+An SD1.5-size UNet with random weights at 512 x 512, positive and negative, in one process of ComfyUI's
+python; needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. Every variant samples the same few steps
+by turns; each ratio is the median over the rounds of its time over the plain prompt's in that round, by the
+clock. Planning and projecting the layers' words, once a run, are counted in.
 
-* ``ratio_4``, ``ratio_16``: Regional Prompt Attention, non-overlapping layers that fill the canvas; ``collage_ratio_4`` its mode ``collage``.
+* ``ratio_4``, ``ratio_16``: Regional Prompt Attention, non-overlapping layers that fill the canvas;
+  ``collage_ratio_4`` its mode ``collage``.
 * ``core_ratio_4``: as many conditionings with ConditioningSetMask, combined.
 * ``coupling_ratio_4``: every region's attention computed everywhere and then masked (Attention Couple).
 """
@@ -29,22 +32,40 @@ NAMES = {
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all variants, by turns; default %(default)s")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of all variants, by turns; default %(default)s"
+    )
     parser.add_argument("--steps", type=int, default=2, help="steps of a run; default %(default)s")
-    parser.add_argument("--attention", choices=ATTENTION, default="pytorch", help="ComfyUI's way of computing attention; default %(default)s")
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="pytorch",
+        help="ComfyUI's way of computing attention; default %(default)s",
+    )
     parser.add_argument("--side", type=int, default=512, help="picture side, pixels; default %(default)s")
     options = parser.parse_args()
-    figures = run_script("regional_attention_host.py", options.rounds, options.steps, options.attention, options.side)
-    print(f"| a step at {options.side} x {options.side} | times the plain prompt's | least and greatest | in processor time | goal |")
+    figures = run_script(
+        "regional_attention_host.py", options.rounds, options.steps, options.attention, options.side
+    )
+    print(
+        f"| a step at {options.side} x {options.side} | times the plain prompt's | least and greatest | in "
+        f"processor time | goal |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for key, name in NAMES.items():
         low, high = figures[f"{key}_range"]
         goal = f"≤ {GOALS[key]:.2f}" if key in GOALS else ""
-        print(f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {figures[f'{key}_processor']:.3f} | {goal} |")
+        print(
+            f"| {name} | {figures[key]:.3f} | {low:.3f} – {high:.3f} | {figures[f'{key}_processor']:.3f} | "
+            f"{goal} |"
+        )
     print(
-        f"\n{options.rounds} rounds of {options.steps} steps, {options.attention} attention, {figures['threads']:.0f} threads, {figures['device']}."
+        f"\n{options.rounds} rounds of {options.steps} steps, {options.attention} attention, "
+        f"{figures['threads']:.0f} threads, {figures['device']}."
     )
     if options.json:
         print(json.dumps(figures))

@@ -1,7 +1,8 @@
 """How good the shipped model is, by the judge: ``python -m benchmarks.storybook [--json]``.
 
-Prompts are worded as no training caption is (:func:`demo.world.scenes.is_held_out`); scenes for the VAE and the judge have seeds that
-training never drew. The judge was trained on drawn scenes only and took no part in training the model.
+Prompts are worded as no training caption is (:func:`demo.world.scenes.is_held_out`); scenes for the VAE and
+the judge have seeds that training never drew. The judge was trained on drawn scenes only and took no part in
+training the model.
 """
 
 from __future__ import annotations
@@ -29,11 +30,18 @@ from demo.world.vocabulary import BACKGROUNDS, Thing
 from layered_core.formats.pictures import to_image
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
-GOALS = {"one_object_exact": 0.90, "two_object_exact": 0.60, "background": 0.90, "vae_psnr": 30.0, "judge_exact": 0.97}
+GOALS = {
+    "one_object_exact": 0.90,
+    "two_object_exact": 0.60,
+    "background": 0.90,
+    "vae_psnr": 30.0,
+    "judge_exact": 0.97,
+}
 
 
 SAMPLERS = ("euler_ancestral", "ddim")
-"""Fresh noise at each step repairs wrong beginnings: the first draws fewer objects that nobody asked for than the model's own, the second."""
+"""Fresh noise at each step repairs wrong beginnings: the first draws fewer objects that nobody asked for than
+the model's own, the second."""
 
 
 class Prompt(NamedTuple):
@@ -45,7 +53,8 @@ class Prompt(NamedTuple):
 
 
 def held_out_prompts(count: int, objects: int, seed: int = 0) -> list[Prompt]:
-    """``count`` prompts with ``objects`` different objects each, all of held-out wording; backgrounds in turn."""
+    """``count`` prompts with ``objects`` different objects each, all of held-out wording; backgrounds in
+    turn."""
     rng = np.random.default_rng([seed, objects])
     names = list(BACKGROUNDS)
     prompts: list[Prompt] = []
@@ -80,7 +89,8 @@ class Tally:
         background = verdict.background == prompt.background
         kinds, colours = [f.kind for f in verdict.objects], [f.colour for f in verdict.objects]
         self.add("background", background)
-        # One object: it is there, right in kind and colour, and nothing else is. Two objects: the same of both, and the background too.
+        # One object: it is there, right in kind and colour, and nothing else is. Two objects: the same of
+        # both, and the background too.
         right = verdict.shows(prompt.things)
         self.add(f"{condition}_exact", right and (background or len(prompt.things) == 1))
         self.add(f"{condition}_each", not verdict.missing(prompt.things[:1]))
@@ -90,13 +100,22 @@ class Tally:
         self.add(f"{condition}_fewer", len(verdict.objects) < len(prompt.things))
 
 
-def sample(pipeline: LayeredDiffusionPipeline, prompts: list[Prompt], steps: int, guidance: float, batch: int, title: str) -> Tensor:
+def sample(
+    pipeline: LayeredDiffusionPipeline,
+    prompts: list[Prompt],
+    steps: int,
+    guidance: float,
+    batch: int,
+    title: str,
+) -> Tensor:
     """A picture for every prompt, seed i for the i-th; ``[n, 3, 128, 128]``."""
     pictures = []
     for start in tqdm(range(0, len(prompts), batch), desc=title, unit="batch", file=sys.stderr):
         part = prompts[start : start + batch]
         seeds = list(range(start, start + len(part)))
-        pictures.append(pipeline.generate([p.words for p in part], seeds=seeds, steps=steps, guidance=guidance))
+        pictures.append(
+            pipeline.generate([p.words for p in part], seeds=seeds, steps=steps, guidance=guidance)
+        )
     return torch.cat(pictures)
 
 
@@ -110,7 +129,14 @@ def sheet(pictures: Tensor, columns: int = 12, rows: int = 6) -> Tensor:
 
 
 def measure(
-    model: Path, count: int, sampler: str, steps: int, guidance: float, batch: int, scenes: int, pictures_out: Path | None
+    model: Path,
+    count: int,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    batch: int,
+    scenes: int,
+    pictures_out: Path | None,
 ) -> dict[str, object]:
     """Everything the command prints."""
     pipeline = LayeredDiffusionPipeline.from_pretrained(model, sampler=sampler)
@@ -132,30 +158,56 @@ def measure(
     seen = judge_exact(judge, 2 * scenes)
     result["judge_exact"] = round(seen, 4)
     result["seconds_per_picture"] = round(seconds, 3)
-    result["intervals"] = {name: [round(x, 3) for x in wilson(sum(a), len(a))] for name, a in tally.counts.items()} | {
-        "judge_exact": [round(x, 3) for x in wilson(round(seen * 2 * scenes), 2 * scenes)]
-    }
+    result["intervals"] = {
+        name: [round(x, 3) for x in wilson(sum(a), len(a))] for name, a in tally.counts.items()
+    } | {"judge_exact": [round(x, 3) for x in wilson(round(seen * 2 * scenes), 2 * scenes)]}
     result["n"] = {"prompts a condition": count, "vae scenes": scenes, "judge scenes": 2 * scenes}
-    result["settings"] = {"sampler": sampler, "steps": steps, "guidance": guidance, "batch": batch, "device": str(pipeline.model.device)}
+    result["settings"] = {
+        "sampler": sampler,
+        "steps": steps,
+        "guidance": guidance,
+        "batch": batch,
+        "device": str(pipeline.model.device),
+    }
     return result
 
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.storybook", description="Judge the storybook model on held-out prompts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.storybook", description="Judge the storybook model on held-out prompts."
+    )
     parser.add_argument("-n", type=int, default=240, help="prompts a condition (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=200, help="drawn scenes for the VAE, and half as many as for the judge (default: %(default)s)")
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=200,
+        help="drawn scenes for the VAE, and half as many as for the judge (default: %(default)s)",
+    )
     parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=24, help="pictures at once (default: %(default)s)")
-    parser.add_argument("--model", type=Path, default=MODEL, help="the model's folder (default: the shipped one)")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, help="the model's folder (default: the shipped one)"
+    )
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write sheets of the pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     if options.n < 1 or options.scenes < 1:
         parser.error("-n and --scenes must be at least 1")
-    result = measure(options.model, options.n, options.sampler, options.steps, options.guidance, options.batch, options.scenes, options.pictures)
+    result = measure(
+        options.model,
+        options.n,
+        options.sampler,
+        options.steps,
+        options.guidance,
+        options.batch,
+        options.scenes,
+        options.pictures,
+    )
     if options.json:
         print(json.dumps(result))
         return

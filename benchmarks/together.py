@@ -1,15 +1,20 @@
-"""How well the storybook makes foreground, background and blend at once: ``python -m benchmarks.together [--json] [-n N] [--pictures FOLDER]``.
+"""How well the storybook makes foreground, background and blend at once:
+``python -m benchmarks.together [--json] [-n N] [--pictures FOLDER]``.
 
-Objects of all 144 kinds in turn on the six landscapes, from new noise; the judge reads the foreground on a landscape of another picture, and the
-background and the blend as they are.
+Objects of all 144 kinds in turn on the six landscapes, from new noise; the judge reads the foreground on a
+landscape of another picture, and the background and the blend as they are.
 
-* ``foreground_right``, ``alpha_iou``, ``background_alpha``: as ``object_right`` and so on of ``benchmarks.transparency``.
+* ``foreground_right``, ``alpha_iou``, ``background_alpha``: as ``object_right`` and so on of
+  ``benchmarks.transparency``.
 * ``background_right``: the landscape asked for, and no object in it.
 * ``blend_right``: the landscape, the object, and nothing else.
-* ``same_object``: IoU of the foreground's alpha (at least 0.4) with the judge's mask of the right object in the blend, 0 where it is not there.
-* ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from whatever object the judge sees in the blend.
+* ``same_object``: IoU of the foreground's alpha (at least 0.4) with the judge's mask of the right object in
+  the blend, 0 where it is not there.
+* ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from whatever object
+  the judge sees in the blend.
 
-``apart_...`` is the same of three pictures made each alone, from the same words: a transparent layer, the landscape's words, the whole prompt.
+``apart_...`` is the same of three pictures made each alone, from the same words: a transparent layer, the
+landscape's words, the whole prompt.
 """
 
 from __future__ import annotations
@@ -35,15 +40,29 @@ from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.transparent import Together
 
 
-def generate(pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], steps: int, guidance: float) -> Together:
+def generate(
+    pipeline: LayeredDiffusionPipeline,
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Together:
     """All three of each case at once."""
     return pipeline.generate_together([c.words for c in cases], seeds=seeds, steps=steps, guidance=guidance)
 
 
-def generate_apart(pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], steps: int, guidance: float) -> Together:
+def generate_apart(
+    pipeline: LayeredDiffusionPipeline,
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Together:
     """Each of the three alone."""
     return Together(
-        pipeline.generate_transparent([c.things[0].words for c in cases], seeds=seeds, steps=steps, guidance=guidance),
+        pipeline.generate_transparent(
+            [c.things[0].words for c in cases], seeds=seeds, steps=steps, guidance=guidance
+        ),
         pipeline.generate([c.background_words for c in cases], seeds=seeds, steps=steps, guidance=guidance),
         pipeline.generate([c.words for c in cases], seeds=seeds, steps=steps, guidance=guidance),
     )
@@ -52,9 +71,15 @@ def generate_apart(pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], se
 def figures(examiner: Examiner, cases: Sequence[Case], made: Together) -> dict[str, list[float]]:
     """Each figure, one value a case that has it."""
     look = examiner.judge.look
-    on_others = look(torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(made.foreground, cases, strict=True)]))
+    on_others = look(
+        torch.stack(
+            [laid_on(layer, case.backdrop) for layer, case in zip(made.foreground, cases, strict=True)]
+        )
+    )
     found: dict[str, list[float]] = {}
-    for i, (case, front, behind, both) in enumerate(zip(cases, on_others, look(made.background), look(made.blend), strict=True)):
+    for i, (case, front, behind, both) in enumerate(
+        zip(cases, on_others, look(made.background), look(made.blend), strict=True)
+    ):
         alone = layer_figures(case, made.foreground[i], front)
         each = {
             "foreground_right": alone["object_right"],
@@ -86,7 +111,8 @@ def same_background(background: Tensor, blend: Tensor, verdict: Verdict) -> floa
 
 
 def sheet(made: Together) -> Tensor:
-    """A column a case: foreground over a checkerboard, background, foreground over background, blend; ``[H, W, 3]``."""
+    """A column a case: foreground over a checkerboard, background, foreground over background, blend;
+    ``[H, W, 3]``."""
     columns = [
         torch.cat([laid_on(front, checkerboard()), behind, laid_on(front, behind), both], 1)
         for front, behind, both in zip(*made, strict=True)
@@ -96,7 +122,11 @@ def sheet(made: Together) -> Tensor:
 
 def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path | None) -> dict[str, object]:
     """Everything the command prints."""
-    pipeline, examiner, cases = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER), Examiner(MODEL), layer_cases(count)
+    pipeline, examiner, cases = (
+        LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER),
+        Examiner(MODEL),
+        layer_cases(count),
+    )
     found: dict[str, list[float]] = {}
     for prefix, way in (("", generate), ("apart_", generate_apart)):
         for start in tqdm(range(0, count, batch), desc=way.__name__, file=sys.stderr):

@@ -1,16 +1,20 @@
-"""How good the storybook's transparent layers are: ``python -m benchmarks.transparency [--json] [-n N] [--pictures FOLDER]``.
+"""How good the storybook's transparent layers are:
+``python -m benchmarks.transparency [--json] [-n N] [--pictures FOLDER]``.
 
-Reconstruction: objects that the autoencoder never saw in training (15 of 144 kinds, colours and materials), at new places, and smoke; through
-encoder, VAE and decoder. Generation: all 144 objects in turn from new noise, with the shipped LoRA; the judge reads each layer on a landscape.
+Reconstruction: objects that the autoencoder never saw in training (15 of 144 kinds, colours and materials),
+at new places, and smoke; through encoder, VAE and decoder. Generation: all 144 objects in turn from new
+noise, with the shipped LoRA; the judge reads each layer on a landscape.
 
-* ``alpha_psnr`` (one pass), ``alpha_psnr_8`` (the median of eight), ``smoke_alpha_psnr``: of alpha over the whole 128 x 128 canvas, dB.
+* ``alpha_psnr`` (one pass), ``alpha_psnr_8`` (the median of eight), ``smoke_alpha_psnr``: of alpha over the
+  whole 128 x 128 canvas, dB.
 * ``object_right``: the judge sees the kind and colour asked for, and no other object.
 * ``alpha_iou``: alpha of at least 0.4 against the judge's mask of the right object (0 where it is not there).
 * ``background_alpha``: mean alpha more than 8 pixels away from the judge's mask.
 * ``material``: how far mean alpha inside that mask is from that of the same thing as drawn.
 
-``..._drawn`` is the same of drawn things, the most that can be hoped for. Beside other ways to make such layers, on the same cases and seeds:
-``layered bench transparency -n 144 --steps 30``. Foreground, background and blend at once: ``python -m benchmarks.together``.
+``..._drawn`` is the same of drawn things, the most that can be hoped for. Beside other ways to make such
+layers, on the same cases and seeds: ``layered bench transparency -n 144 --steps 30``. Foreground, background
+and blend at once: ``python -m benchmarks.together``.
 """
 
 from __future__ import annotations
@@ -46,16 +50,26 @@ FOLDER = TRANSPARENT
 
 SAMPLER = "euler_ancestral"
 
-GOALS = {"alpha_psnr": "≥ 30", "alpha_psnr_8": "≥ 30", "object_right": "≥ 0.85", "alpha_iou": "≥ 0.85", "background_alpha": "≤ 0.02"}
+GOALS = {
+    "alpha_psnr": "≥ 30",
+    "alpha_psnr_8": "≥ 30",
+    "object_right": "≥ 0.85",
+    "alpha_iou": "≥ 0.85",
+    "background_alpha": "≤ 0.02",
+}
 
 
 @torch.no_grad()
 def reconstruction(model: Autoencoder, vae: AutoencoderTiny, rounds: int) -> dict[str, list[float]]:
     """``alpha_psnr`` and more, one value a sprite."""
     rng = np.random.default_rng(HELD_OUT)
-    figures: dict[str, list[float]] = {k: [] for k in ("alpha_psnr", "alpha_psnr_8", "colour_psnr", "smoke_alpha_psnr")}
+    figures: dict[str, list[float]] = {
+        k: [] for k in ("alpha_psnr", "alpha_psnr_8", "colour_psnr", "smoke_alpha_psnr")
+    }
     for _ in tqdm(range(rounds), desc="reconstruction", file=sys.stderr):
-        drawn = [(False, draw_sprite(t, rng)) for t in THINGS if t not in KNOWN] + [(True, draw_smoke(rng)) for _ in range(4)]
+        drawn = [(False, draw_sprite(t, rng)) for t in THINGS if t not in KNOWN] + [
+            (True, draw_smoke(rng)) for _ in range(4)
+        ]
         for smoke, sprite in drawn:
             rgba = padded(sprite)[None]
             latents = encode(vae, rgba).cpu() + model.offset(rgba)
@@ -73,10 +87,14 @@ def reconstruction(model: Autoencoder, vae: AutoencoderTiny, rounds: int) -> dic
 
 
 def judged(examiner: Examiner, cases: Sequence[Case], layers: Tensor) -> dict[str, list[float]]:
-    """Each figure of layers ``[n, 4, 128, 128]`` that the suite ``transparency`` has too, one value a layer."""
+    """Each figure of layers ``[n, 4, 128, 128]`` that the suite ``transparency`` has too, one value a
+    layer."""
     flat = torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(layers, cases, strict=True)])
     verdicts = examiner.judge.look(flat)
-    each = [layer_figures(case, layer, verdict) for case, layer, verdict in zip(cases, layers, verdicts, strict=True)]
+    each = [
+        layer_figures(case, layer, verdict)
+        for case, layer, verdict in zip(cases, layers, verdicts, strict=True)
+    ]
     return {name: [figures[name] for figures in each if not math.isnan(figures[name])] for name in each[0]}
 
 
@@ -101,7 +119,9 @@ def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path 
     figures = reconstruction(model, vae, rounds=max(count // 36, 1))
     layers = generate(cases, steps, guidance, batch)
     figures |= judged(examiner, cases, layers)
-    figures |= {f"{k}_drawn": v for k, v in judged(examiner, cases, torch.stack([c.sprite for c in cases])).items()}
+    figures |= {
+        f"{k}_drawn": v for k, v in judged(examiner, cases, torch.stack([c.sprite for c in cases])).items()
+    }
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         to_image(sheet(layers)).save(pictures / "transparent_layers.png")
@@ -111,7 +131,9 @@ def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path 
 def summary(figures: Mapping[str, Sequence[float]], steps: int, guidance: float) -> dict[str, object]:
     """Means of ``figures`` with their intervals, and how they were made."""
     result: dict[str, object] = {k: round(mean_interval(v).mean, 4) for k, v in figures.items()}
-    result["intervals"] = {k: [round(mean_interval(v).low, 4), round(mean_interval(v).high, 4)] for k, v in figures.items()}
+    result["intervals"] = {
+        k: [round(mean_interval(v).low, 4), round(mean_interval(v).high, 4)] for k, v in figures.items()
+    }
     result["n"] = {k: len(v) for k, v in figures.items()}
     result["settings"] = {"sampler": SAMPLER, "steps": steps, "guidance": guidance}
     return result
@@ -124,10 +146,14 @@ def checkerboard() -> Tensor:
 
 
 def sheet(layers: Tensor, columns: int = 8) -> Tensor:
-    """The first layers, up to 16: each over a checkerboard and, below, on two landscapes it was not painted on; ``[H, W, 3]``."""
+    """The first layers, up to 16: each over a checkerboard and, below, on two landscapes it was not painted
+    on; ``[H, W, 3]``."""
     layers = layers[: min(16, len(layers) // columns * columns)]
     rng = np.random.default_rng(0)
-    drawn = [torch.from_numpy(draw_background(name, rng).copy()).permute(2, 0, 1).float() / 255 for name in ("meadow", "night")]
+    drawn = [
+        torch.from_numpy(draw_background(name, rng).copy()).permute(2, 0, 1).float() / 255
+        for name in ("meadow", "night")
+    ]
     rows = []
     for start in range(0, len(layers), columns):
         for back in (checkerboard(), *drawn):
@@ -141,12 +167,18 @@ Measure = Callable[[int, int, float, int, Path | None], dict[str, object]]
 
 def command(description: str | None, measure: Measure, goals: Mapping[str, str]) -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-n", type=int, default=144, help="layers to make (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance (default: %(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, help="classifier-free guidance (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=24, help="layers at once (default: %(default)s)")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the first ones")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the first ones"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     if options.n < 8:

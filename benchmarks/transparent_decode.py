@@ -1,14 +1,18 @@
-"""The transparent decoder beside the network built from diffusers' blocks: ``python -m benchmarks.transparent_decode [--json] [--side N]``.
+"""The transparent decoder beside the network built from diffusers' blocks:
+``python -m benchmarks.transparent_decode [--json] [--side N]``.
 
-The same random weights in the published widths, single precision, a picture and a latent of noise, at 512 and 1024 pixels a side (or at
-``--side``), with 1 and with 8 augmentations. Each variant runs in a process of its own, the two by turns. Figures, for each side S:
+The same random weights in the published widths, single precision, a picture and a latent of noise, at 512 and
+1024 pixels a side (or at ``--side``), with 1 and with 8 augmentations. Each variant runs in a process of its
+own, the two by turns. Figures, for each side S:
 
-* ``time_ratio_S_1``, ``time_ratio_S_8``: the least time of ours over the reference's, by the clock; ``time_ratio_S`` is the greater one.
+* ``time_ratio_S_1``, ``time_ratio_S_8``: the least time of ours over the reference's, by the clock;
+  ``time_ratio_S`` is the greater one.
 * ``processor_ratio_S_1``, ...: the same in processor time, which other programs disturb less.
-* ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run, over the same of the reference.
-  Weights, libraries and the input are there before; what a process has put aside after its small first run too. Linux alone.
-* ``memory_of_estimate_S_1``, ...: the same of ours over what ``bytes_needed`` of the core counts, by which nodes choose
-  how many pictures go through at once.
+* ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run,
+  over the same of the reference. Weights, libraries and the input are there before; what a process has put
+  aside after its small first run too. Linux alone.
+* ``memory_of_estimate_S_1``, ...: the same of ours over what ``bytes_needed`` of the core counts, by which
+  nodes choose how many pictures go through at once.
 * ``max_abs_diff``: the greatest difference of the two results anywhere, 0..1.
 """
 
@@ -30,8 +34,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.transparent_reference import median_of_eight, one_pass, random_pair
-from layered_core.transparency.transparent_decode import CELL, bytes_needed, decode
-from layered_core.transparency.transparent_networks import DECODER_WIDTHS, TransparentDecoder, from_file_order
+from layered_core.transparency.transparent_decode import bytes_needed, decode
+from layered_core.transparency.transparent_networks import (
+    CELL,
+    DECODER_WIDTHS,
+    TransparentDecoder,
+    from_file_order,
+)
 
 GOALS = {"time_ratio": 0.8, "memory_ratio": 0.6, "max_abs_diff": 1e-4}
 
@@ -52,7 +61,8 @@ class Answer(NamedTuple):
 
 
 def resident(what: str) -> int:
-    """This process's resident memory, bytes: ``VmRSS`` now, ``VmHWM`` the most since :func:`forget_peak`; 0 where it is not Linux's."""
+    """This process's resident memory, bytes: ``VmRSS`` now, ``VmHWM`` the most since :func:`forget_peak`; 0
+    where it is not Linux's."""
     try:
         found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -76,7 +86,9 @@ def decoding(variant: str, widths: Sequence[int], augmentations: int) -> Callabl
 
 
 @torch.no_grad()
-def serve(variant: str, widths: Sequence[int], side: int, augmentations: int, threads: int, asked: Connection) -> None:
+def serve(
+    variant: str, widths: Sequence[int], side: int, augmentations: int, threads: int, asked: Connection
+) -> None:
     """One process: decode whenever it is asked to."""
     torch.set_num_threads(threads)
     run = decoding(variant, widths, augmentations)
@@ -94,23 +106,35 @@ def serve(variant: str, widths: Sequence[int], side: int, augmentations: int, th
         first = False
 
 
-def measure(sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_WIDTHS, threads: int | None = None) -> dict[str, float]:
+def measure(
+    sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_WIDTHS, threads: int | None = None
+) -> dict[str, float]:
     """The figures of the module's description."""
     figures: dict[str, float] = {"max_abs_diff": 0.0}
     for side in sides:
         for augmentations in (1, 8):
-            ours, reference = compared(side, augmentations, rounds, widths, threads or torch.get_num_threads())
+            ours, reference = compared(
+                side, augmentations, rounds, widths, threads or torch.get_num_threads()
+            )
             of = f"{side}_{augmentations}"
             figures[f"time_ratio_{of}"] = min(a.seconds for a in ours) / min(a.seconds for a in reference)
-            figures[f"processor_ratio_{of}"] = min(a.processor for a in ours) / min(a.processor for a in reference)
+            figures[f"processor_ratio_{of}"] = min(a.processor for a in ours) / min(
+                a.processor for a in reference
+            )
             if reference[0].grown:
                 figures[f"memory_ratio_{of}"] = ours[0].grown / reference[0].grown
                 with torch.device("meta"):
-                    estimate = sum(bytes_needed(TransparentDecoder(widths), side, side, tile=side, augmentations=augmentations))
+                    estimate = sum(
+                        bytes_needed(
+                            TransparentDecoder(widths), side, side, tile=side, augmentations=augmentations
+                        )
+                    )
                 figures[f"memory_of_estimate_{of}"] = ours[0].grown / estimate
             assert ours[0].rgba is not None
             assert reference[0].rgba is not None
-            figures["max_abs_diff"] = max(figures["max_abs_diff"], float(np.abs(ours[0].rgba - reference[0].rgba).max()))
+            figures["max_abs_diff"] = max(
+                figures["max_abs_diff"], float(np.abs(ours[0].rgba - reference[0].rgba).max())
+            )
         for name in ("time_ratio", "processor_ratio", "memory_ratio"):
             both = [figures[k] for n in (1, 8) if (k := f"{name}_{side}_{n}") in figures]
             if both:
@@ -118,13 +142,17 @@ def measure(sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_W
     return figures
 
 
-def compared(side: int, augmentations: int, rounds: int, widths: Sequence[int], threads: int) -> list[list[Answer]]:
+def compared(
+    side: int, augmentations: int, rounds: int, widths: Sequence[int], threads: int
+) -> list[list[Answer]]:
     """The answers of ours and of the reference, one a round."""
     context = multiprocessing.get_context("spawn")
     lines, processes = [], []
     for variant in VARIANTS:
         here, there = context.Pipe()
-        process = context.Process(target=serve, args=(variant, widths, side, augmentations, threads, there), daemon=True)
+        process = context.Process(
+            target=serve, args=(variant, widths, side, augmentations, threads, there), daemon=True
+        )
         process.start()
         there.close()
         lines.append(here)
@@ -142,9 +170,15 @@ def compared(side: int, augmentations: int, rounds: int, widths: Sequence[int], 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, metavar="N", help="one side in pixels, a multiple of 64 (default: 512 and 1024)")
-    parser.add_argument("--rounds", type=int, default=3, help="decodes of each variant (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--side", type=int, metavar="N", help="one side in pixels, a multiple of 64 (default: 512 and 1024)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="decodes of each variant (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     if options.side is not None and (options.side < 64 or options.side % 64):

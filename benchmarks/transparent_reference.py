@@ -1,4 +1,5 @@
-"""The transparent decoder built from diffusers' blocks, after the published architecture: what ours must equal and is measured beside."""
+"""The transparent decoder built from diffusers' blocks, after the published architecture: what ours must
+equal and is measured beside."""
 
 from __future__ import annotations
 
@@ -8,13 +9,27 @@ import torch
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block, get_up_block
 from torch import Tensor, nn
 
-from layered_core.transparency.transparent_networks import ATTENTION_STAGE, DECODER_WIDTHS, GROUPS, HEAD, LATENT_STAGE, TransparentDecoder
+from layered_core.transparency.transparent_networks import (
+    ATTENTION_STAGE,
+    DECODER_WIDTHS,
+    GROUPS,
+    HEAD,
+    LATENT_STAGE,
+    TransparentDecoder,
+)
 
-_SHARED = {"temb_channels": None, "resnet_eps": 1e-5, "resnet_act_fn": "silu", "resnet_groups": GROUPS, "attention_head_dim": HEAD}
+_SHARED = {
+    "temb_channels": None,
+    "resnet_eps": 1e-5,
+    "resnet_act_fn": "silu",
+    "resnet_groups": GROUPS,
+    "attention_head_dim": HEAD,
+}
 
 
 class ReferenceDecoder(nn.Module):
-    """As :class:`layered_core.transparency.transparent_networks.TransparentDecoder`: the same parameters, arguments and result."""
+    """As :class:`layered_core.transparency.transparent_networks.TransparentDecoder`: the same parameters,
+    arguments and result."""
 
     def __init__(self, widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4) -> None:
         super().__init__()
@@ -23,21 +38,30 @@ class ReferenceDecoder(nn.Module):
         self.latent_conv_in = nn.Conv2d(latent_channels, widths[LATENT_STAGE - 1], 1)
         self.down_blocks = nn.ModuleList(
             get_down_block(
-                "AttnDownBlock2D" if i >= ATTENTION_STAGE else "DownBlock2D", num_layers=2, in_channels=widths[max(i - 1, 0)], out_channels=width,
-                add_downsample=i < last, downsample_padding=1, downsample_type="conv" if i < last else None, **_SHARED,
+                "AttnDownBlock2D" if i >= ATTENTION_STAGE else "DownBlock2D", num_layers=2,
+                in_channels=widths[max(i - 1, 0)], out_channels=width,
+                add_downsample=i < last, downsample_padding=1, downsample_type="conv" if i < last else None,
+                **_SHARED,
             )
             for i, width in enumerate(widths)
         )  # fmt: skip
         self.mid_block = UNetMidBlock2D(
-            in_channels=widths[-1], temb_channels=None, resnet_eps=1e-5, resnet_act_fn="silu", resnet_groups=GROUPS, attention_head_dim=HEAD
+            in_channels=widths[-1],
+            temb_channels=None,
+            resnet_eps=1e-5,
+            resnet_act_fn="silu",
+            resnet_groups=GROUPS,
+            attention_head_dim=HEAD,
         )
         self.up_blocks = nn.ModuleList()
         before = widths[-1]
         for i in range(last, -1, -1):
             self.up_blocks.append(
                 get_up_block(
-                    "AttnUpBlock2D" if i >= ATTENTION_STAGE else "UpBlock2D", num_layers=3, in_channels=widths[max(i - 1, 0)],
-                    out_channels=widths[i], prev_output_channel=before, add_upsample=i > 0, upsample_type="conv" if i > 0 else None, **_SHARED,
+                    "AttnUpBlock2D" if i >= ATTENTION_STAGE else "UpBlock2D", num_layers=3,
+                    in_channels=widths[max(i - 1, 0)],
+                    out_channels=widths[i], prev_output_channel=before, add_upsample=i > 0,
+                    upsample_type="conv" if i > 0 else None, **_SHARED,
                 )
             )  # fmt: skip
             before = widths[i]
@@ -68,7 +92,8 @@ def one_pass(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tensor:
 
 
 def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tensor:
-    """Eight passes over flips and quarter turns, clipped, turned back, and their lower median: ``[B, 4, H, W]``."""
+    """Eight passes over flips and quarter turns, clipped, turned back, and their lower median:
+    ``[B, 4, H, W]``."""
     results = []
     for flip in (False, True):
         for turns in range(4):
@@ -79,8 +104,11 @@ def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tenso
     return torch.stack(results).median(0).values
 
 
-def random_pair(widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4, seed: int = 0) -> tuple[TransparentDecoder, ReferenceDecoder]:
-    """Ours and the reference with the same random weights, every one of which matters, and most of whose answers lie in 0..1."""
+def random_pair(
+    widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4, seed: int = 0
+) -> tuple[TransparentDecoder, ReferenceDecoder]:
+    """Ours and the reference with the same random weights, every one of which matters, and most of whose
+    answers lie in 0..1."""
     torch.manual_seed(seed)
     ours = TransparentDecoder(widths, latent_channels).eval().requires_grad_(False)
     for parameter in ours.parameters():

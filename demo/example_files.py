@@ -19,11 +19,38 @@ FOLDER = EXAMPLES
 def storybook() -> LayerDocument:
     """A house and a tree in a meadow, with a shadow that multiplies and a hidden ball."""
     layers = (
-        Layer("meadow", _opaque(draw_background("meadow", np.random.default_rng(3), 128)), prompt="in a meadow", recipe=Recipe(noise=0.4)),
-        Layer("shadow", _shadow(80, 24), x=2, y=90, opacity=0.5, blend_mode="multiply", recipe=Recipe(inside=0, outside=0, noise=1)),
-        Layer("house", _sprite("solid", "red", "house", 88), prompt="a red house", x=-4, y=22, recipe=Recipe(noise=0.3)),
+        Layer(
+            "meadow",
+            _opaque(draw_background("meadow", np.random.default_rng(3), 128)),
+            prompt="in a meadow",
+            recipe=Recipe(noise=0.4),
+        ),
+        Layer(
+            "shadow",
+            _shadow(80, 24),
+            x=2,
+            y=90,
+            opacity=0.5,
+            blend_mode="multiply",
+            recipe=Recipe(inside=0, outside=0, noise=1),
+        ),
+        Layer(
+            "house",
+            _sprite("solid", "red", "house", 88),
+            prompt="a red house",
+            x=-4,
+            y=22,
+            recipe=Recipe(noise=0.3),
+        ),
         Layer("tree", _sprite("solid", "green", "tree", 80), prompt="a green tree", x=58, y=36),
-        Layer("ball", _sprite("glass", "blue", "ball", 48), prompt="a glass blue ball", x=40, y=78, visible=False),
+        Layer(
+            "ball",
+            _sprite("glass", "blue", "ball", 48),
+            prompt="a glass blue ball",
+            x=40,
+            y=78,
+            visible=False,
+        ),
     )
     return LayerDocument(128, 128, layers)
 

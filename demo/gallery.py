@@ -47,7 +47,8 @@ Progress = Callable[[int, int], None]
 
 
 def collage_document(seed: int = 0) -> LayerDocument:
-    """A hand-made collage as a user would bring it: cut-outs that overlap, one of them glass, one glowing, over a landscape."""
+    """A hand-made collage as a user would bring it: cut-outs that overlap, one of them glass, one glowing,
+    over a landscape."""
     rng = np.random.default_rng(seed)
     backdrop = torch.from_numpy(draw_background("meadow", rng).astype(np.float32) / 255)
     layers = [
@@ -62,7 +63,8 @@ def collage_document(seed: int = 0) -> LayerDocument:
 
 
 def make_gallery(folder: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Make the demo's pictures in ``folder`` (made if missing) and a page that shows them; returns the page's path."""
+    """Make the demo's pictures in ``folder`` (made if missing) and a page that shows them; returns the page's
+    path."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
     redrawn = sum(_steps(s) for s in STRENGTHS) + 2 * _steps(FREEDOM)
@@ -94,21 +96,27 @@ def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tel
     write_document(document, page.folder / "collage")
     page.heading(
         "From layers",
-        f"What went in: {len(document)} layers, back to front, and under each the part of it that is seen once those above are on top. "
-        "The document is in <code>collage/</code>; <code>layered render collage/document.json -o out.png</code> makes such a picture again.",
+        f"What went in: {len(document)} layers, back to front, and under each the part of it that is seen once "
+        f"those above are on top. "
+        "The document is in <code>collage/</code>; <code>layered render collage/document.json -o "
+        "out.png</code> makes such a picture again.",
     )
     masks, _ = visible_masks(layer_alphas(document))
     for index, layer in enumerate(document):
         pixels = straight(premultiplied(layer, document.width, document.height))
         page.picture(
-            f"layer_{index + 1}_{layer.name}.png", to_image(pixels), f"{layer.name}: “{layer.prompt}”, at {layer.x:g}, {layer.y:g}", checkered=True
+            f"layer_{index + 1}_{layer.name}.png",
+            to_image(pixels),
+            f"{layer.name}: “{layer.prompt}”, at {layer.x:g}, {layer.y:g}",
+            checkered=True,
         )
     page.end_row()
     for index, (layer, mask) in enumerate(zip(document, masks, strict=True)):
         page.picture(f"mask_{index + 1}_{layer.name}.png", to_image(mask), f"visible mask of {layer.name}")
     page.end_row()
     page.note(
-        f"What came out: “{document.words}”, redrawn as a whole from its composite. Little noise keeps the collage, much of it lets the model decide."
+        f"What came out: “{document.words}”, redrawn as a whole from its composite. Little noise keeps the "
+        f"collage, much of it lets the model decide."
     )
     page.picture("composite.png", to_image(composite(document)), "composite, no model")
     for strength in STRENGTHS:
@@ -119,14 +127,20 @@ def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tel
 
 def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
     page.heading(
-        "Harmonise or preserve", "Each layer changes as far as its own noise says. Black in the noise map stays equal to the bit; white is free."
+        "Harmonise or preserve",
+        "Each layer changes as far as its own noise says. Black in the noise map stays equal to the bit; white "
+        "is free.",
     )
     document = collage_document(seed)
     page.picture("preserve_before.png", to_image(composite(document)), "composite, no model")
     for kept in ("house", "star"):
-        layers = [replace(x, recipe=replace(x.recipe, noise=0.0 if x.name == kept else FREEDOM)) for x in document]
+        layers = [
+            replace(x, recipe=replace(x.recipe, noise=0.0 if x.name == kept else FREEDOM)) for x in document
+        ]
         free = replace(document, layers=tuple(layers))
-        page.picture(f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}")
+        page.picture(
+            f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}"
+        )
         picture = pipeline.harmonize(free, seed=seed, steps=STEPS, progress=tell.run())
         page.picture(f"preserve_{kept}.png", picture, f"the {kept} kept, the rest redrawn")
     page.end_row("preserve.jpg")
@@ -134,13 +148,17 @@ def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, 
 
 def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> LayerDocument:
     page.heading(
-        "In stages", "A background from words, then one thing after another in its box. Each becomes a layer with alpha, and changes nothing outside."
+        "In stages",
+        "A background from words, then one thing after another in its box. Each becomes a layer with alpha, "
+        "and changes nothing outside.",
     )
     document = LayerDocument(CANVAS, CANVAS, STAGES)
     made = pipeline.generate_layers(document, seed=seed + 3, steps=STEPS, progress=tell.run())
     for count, layer in enumerate(made, 1):
         so_far = replace(made, layers=made.layers[:count])
-        page.picture(f"stage_{count}.png", to_image(composite(so_far)), f"{'+ ' if count > 1 else ''}“{layer.prompt}”")
+        page.picture(
+            f"stage_{count}.png", to_image(composite(so_far)), f"{'+ ' if count > 1 else ''}“{layer.prompt}”"
+        )
     for layer in made.layers[1:]:
         alone = to_image(straight(premultiplied(layer, CANVAS, CANVAS)))
         page.picture(f"stage_{layer.name}_alone.png", alone, f"the {layer.name}, a layer", checkered=True)
@@ -149,9 +167,14 @@ def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell:
     return made
 
 
-def _redo_one(pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocument, seed: int, tell: _Counter) -> None:
+def _redo_one(
+    pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocument, seed: int, tell: _Counter
+) -> None:
     name, words = "tree", "a purple mushroom"
-    page.heading("Redo one layer and nothing else", f"The {name} of the picture above becomes {words}; what lies in front is laid on again.")
+    page.heading(
+        "Redo one layer and nothing else",
+        f"The {name} of the picture above becomes {words}; what lies in front is laid on again.",
+    )
     after = pipeline.replace_layer(made, name, prompt=words, seed=seed + 3, steps=STEPS, progress=tell.run())
     old, new = (composite(d)[..., :3].permute(2, 0, 1) for d in (made, after))
     box = STAGES[1]
@@ -161,7 +184,11 @@ def _redo_one(pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocume
     page.picture("redo_before.png", to_image(old.permute(1, 2, 0)), "before")
     page.picture("redo_after.png", to_image(new.permute(1, 2, 0)), f"after: “{words}”")
     page.picture("redo_place.png", to_image(place), f"where the {name} may be")
-    page.picture("redo_changed.png", to_image(changed.float()), f"what changed: {differing_pixels(new, old, place)} pixels outside")
+    page.picture(
+        "redo_changed.png",
+        to_image(changed.float()),
+        f"what changed: {differing_pixels(new, old, place)} pixels outside",
+    )
     page.end_row("redo.jpg")
 
 
@@ -212,7 +239,9 @@ class _Page:
         write_whole(self.folder / name, lambda file: image.save(file, "PNG"))
         kind = ' class="checkered"' if checkered else ""
         alt = html.escape(text, quote=True)
-        self.row.append(f'<figure><img src="{name}" alt="{alt}"{kind}><figcaption>{html.escape(text)}</figcaption></figure>')
+        self.row.append(
+            f'<figure><img src="{name}" alt="{alt}"{kind}><figcaption>{html.escape(text)}</figcaption></figure>'
+        )
         shown = Image.new("RGB", image.size, (255, 255, 255))
         if image.mode == "RGBA":
             shown = _checkerboard(image.size)
@@ -236,7 +265,9 @@ class _Page:
         rows = [r for r in self.sheet if r]
         gap = 8
         side = CANVAS + gap
-        sheet = Image.new("RGB", (max(len(r) for r in rows) * side + gap, len(rows) * side + gap), (255, 255, 255))
+        sheet = Image.new(
+            "RGB", (max(len(r) for r in rows) * side + gap, len(rows) * side + gap), (255, 255, 255)
+        )
         for y, row in enumerate(rows):
             for x, image in enumerate(row):
                 sheet.paste(image, (gap + x * side, gap + y * side))
@@ -247,7 +278,9 @@ class _Page:
         return path
 
 
-def _strip(pictures: list[Image.Image], captions: list[str], side: int = 192, gap: int = 6, head: int = 20) -> Image.Image:
+def _strip(
+    pictures: list[Image.Image], captions: list[str], side: int = 192, gap: int = 6, head: int = 20
+) -> Image.Image:
     """Pictures side by side, each under its caption."""
     sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, head + side), (255, 255, 255))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
@@ -272,7 +305,8 @@ _HTML = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>Layered Diffusion: demo</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222; background: #fafafa }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em;
+  color: #222; background: #fafafa }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2em }
 .row { display: flex; flex-wrap: wrap; gap: 14px; margin: 14px 0 }
 figure { margin: 0; width: 188px } figcaption { font-size: 13px; color: #555 }
@@ -281,7 +315,8 @@ img { width: 188px; height: 188px; border-radius: 6px; box-shadow: 0 1px 4px #00
 code { background: #eee; padding: 0 .3em; border-radius: 3px }
 </style>
 <h1>Layered Diffusion</h1>
-<p>Pictures made layer by layer, with the tiny storybook model that ships with the project. 128 pixels a side, on the CPU, nothing downloaded.</p>
+<p>Pictures made layer by layer, with the tiny storybook model that ships with the project.
+128 pixels a side, on the CPU, nothing downloaded.</p>
 BODY
 </html>
 """

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments, and those of its sub-commands."""
-    whole = argparse.ArgumentParser(prog="layered", description="Make and edit pictures layer by layer with a diffusion model.")
+    whole = argparse.ArgumentParser(
+        prog="layered", description="Make and edit pictures layer by layer with a diffusion model."
+    )
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for part in (render, stage, generate, gallery, bench):
         part.add(commands)

@@ -16,9 +16,15 @@ def add(commands: Commands) -> None:
         help="make a gallery of layered pictures with the shipped model",
         description="Make a gallery with the shipped storybook model; open index.html in it.",
     )
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument(
-        "--seed", type=number(0, 2**31, whole=True), default=0, metavar="N", help="another seed makes other scenes (default: %(default)s)"
+        "--out", type=Path, default=Path("output/demo"), metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed",
+        type=number(0, 2**31, whole=True),
+        default=0,
+        metavar="N",
+        help="another seed makes other scenes (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, complain, controlnet, number, pipeline_of
+from layered_cli.shared import (
+    Bar,
+    Commands,
+    add_sampling_options,
+    check_out,
+    complain,
+    controlnet,
+    number,
+    pipeline_of,
+)
 
 if TYPE_CHECKING:
     from layered_core.document import LayerDocument
@@ -19,26 +28,46 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "render",
         help="turn a layer document into one coherent picture",
-        description="Composite the layers of a document, then let the model redraw the whole so that they belong together.",
-    )
-    parser.add_argument("document", type=Path, help="layered file: .psd, .psb, .ora, or .json with pictures beside it")
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE", help="picture (.png), or the document with the picture on top (.psd, .psb, .ora)"
+        description="Composite the layers of a document, then let the model redraw the whole so that they "
+        "belong together.",
     )
     parser.add_argument(
-        "--strength", type=number(0, 1), default=0.6, metavar="0..1", help="0 keeps the composite, 1 keeps only the words (default: %(default)s)"
+        "document", type=Path, help="layered file: .psd, .psb, .ora, or .json with pictures beside it"
     )
     parser.add_argument(
-        "--per-layer", action="store_true", help="every layer changes as far as its recipe's noise says, one at 0 not at all; --strength is not used"
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="picture (.png), or the document with the picture on top (.psd, .psb, .ora)",
+    )
+    parser.add_argument(
+        "--strength",
+        type=number(0, 1),
+        default=0.6,
+        metavar="0..1",
+        help="0 keeps the composite, 1 keeps only the words (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--per-layer",
+        action="store_true",
+        help="every layer changes as far as its recipe's noise says, one at 0 not at all; --strength is not "
+        "used",
     )
     parser.add_argument(
         "--control",
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="let a ControlNet act where recipes ask for it: the storybook's (canny), or a ControlNet or T2I-Adapter in the diffusers layout",
+        help="let a ControlNet act where recipes ask for it: the storybook's (canny), or a ControlNet or "
+        "T2I-Adapter in the diffusers layout",
     )
-    parser.add_argument("--composite-only", action="store_true", help="write the plain composite, or the document as it is; no model is loaded")
+    parser.add_argument(
+        "--composite-only",
+        action="store_true",
+        help="write the plain composite, or the document as it is; no model is loaded",
+    )
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
@@ -50,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.document import MAX_LAYERS, Layer
     from layered_core.errors import invalid
     from layered_core.files import read_layers, write_layers
-    from layered_core.formats.file_layers import unique_names
+    from layered_core.formats.from_file import unique_names
     from layered_core.formats.pictures import from_image, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
@@ -66,14 +95,27 @@ def run(options: argparse.Namespace) -> None:
         return
     if layered and len(document) >= MAX_LAYERS:
         fix = "Merge some of them, or write a .png"
-        raise invalid(f"{options.document.name}: number of layers", len(document), f"at most {MAX_LAYERS - 1} beside the picture", fix)
+        raise invalid(
+            f"{options.document.name}: number of layers",
+            len(document),
+            f"at most {MAX_LAYERS - 1} beside the picture",
+            fix,
+        )
     with Bar("render") as bar:
-        how: dict[str, Any] = {"seed": options.seed, "negative": options.negative or document.negative, "steps": options.steps}
+        how: dict[str, Any] = {
+            "seed": options.seed,
+            "negative": options.negative or document.negative,
+            "steps": options.steps,
+        }
         how |= {"guidance": options.guidance, "progress": bar.step}
         pipeline = pipeline_of(options)
         if options.control is not None:
             how["methods"] = [_control(pipeline, document, options.control)]
-        picture = pipeline.harmonize(document, **how) if options.per_layer else pipeline.render(document, strength=options.strength, **how)
+        picture = (
+            pipeline.harmonize(document, **how)
+            if options.per_layer
+            else pipeline.render(document, strength=options.strength, **how)
+        )
     if layered:
         layers = unique_names([*document.layers, Layer("render", from_image(picture))])
         write_layers(replace(document, layers=layers), options.out, read.workflow, bits=8)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a sub-command adds itself to."""
 
-INSTALL = "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
+INSTALL = (
+    "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
+)
 
 
 def complain(text: str, code: int = 2) -> int:
@@ -28,14 +30,39 @@ def complain(text: str, code: int = 2) -> int:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="FOLDER", help="any Stable Diffusion 1.x, 2.x or XL folder in the diffusers layout (default: the shipped storybook)"
+        "--model",
+        metavar="FOLDER",
+        help="any Stable Diffusion 1.x, 2.x or XL folder in the diffusers layout (default: the shipped "
+        "storybook)",
     )
-    parser.add_argument("--sampler", choices=("ddim", "euler", "euler_ancestral", "dpmpp_2m"), help="default: the model's own")
-    parser.add_argument("--steps", type=number(1, 1000, whole=True), default=25, metavar="N", help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=number(0, 50), default=3.0, metavar="G", help="classifier-free guidance, 1 is none (default: %(default)s)")
-    parser.add_argument("--seed", type=number(0, 2**63 - 1, whole=True), default=0, metavar="N", help="of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--sampler", choices=("ddim", "euler", "euler_ancestral", "dpmpp_2m"), help="default: the model's own"
+    )
+    parser.add_argument(
+        "--steps",
+        type=number(1, 1000, whole=True),
+        default=25,
+        metavar="N",
+        help="sampling steps (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=number(0, 50),
+        default=3.0,
+        metavar="G",
+        help="classifier-free guidance, 1 is none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=number(0, 2**63 - 1, whole=True),
+        default=0,
+        metavar="N",
+        help="of the noise (default: %(default)s)",
+    )
     parser.add_argument("--negative", default="", metavar="WORDS", help="what the picture must not show")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)"
+    )
 
 
 def number(low: float, high: float, whole: bool = False) -> Callable[[str], float]:
@@ -47,7 +74,9 @@ def number(low: float, high: float, whole: bool = False) -> Callable[[str], floa
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number {low:g}..{high:g}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a {'whole ' if whole else ''}number {low:g}..{high:g}"
+            )
         return value
 
     return parse
@@ -64,16 +93,24 @@ def pipeline_of(options: argparse.Namespace) -> LayeredDiffusionPipeline:
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
     try:
-        return LayeredDiffusionPipeline.from_pretrained(options.model, device=options.device, sampler=options.sampler)
+        return LayeredDiffusionPipeline.from_pretrained(
+            options.model, device=options.device, sampler=options.sampler
+        )
     except (RuntimeError, AssertionError) as error:  # torch has no such device
-        raise LayeredError(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise LayeredError(
+            f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
     from layered_core.errors import invalid
 
     if path.suffix.lower() not in ends:
-        raise invalid("output file", str(path), "a name that ends in " + " or ".join(e or "nothing, for a folder" for e in ends))
+        raise invalid(
+            "output file",
+            str(path),
+            "a name that ends in " + " or ".join(e or "nothing, for a folder" for e in ends),
+        )
     if not path.parent.is_dir():
         raise invalid("output folder", str(path.parent), "an existing folder")
 

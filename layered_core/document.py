@@ -21,8 +21,10 @@ MAX_LAYERS = 50
 """Greatest number of layers; ComfyUI's own limit for LAYERS."""
 
 BLEND_MODES = (
-    "normal", "multiply", "screen", "overlay", "darken", "lighten", "color-dodge", "color-burn", "hard-light", "soft-light",
-    "difference", "exclusion", "linear-dodge", "linear-burn", "vivid-light", "pin-light", "linear-light", "hard-mix", "subtract",
+    "normal", "multiply", "screen", "overlay", "darken", "lighten", "color-dodge", "color-burn", "hard-light",
+    "soft-light",
+    "difference", "exclusion", "linear-dodge", "linear-burn", "vivid-light", "pin-light", "linear-light",
+    "hard-mix", "subtract",
     "divide", "grain-extract", "grain-merge", "hue", "saturation", "color", "luminosity",
 )  # fmt: skip
 """Names of blend modes, as ComfyUI's LAYERS spell them."""
@@ -105,9 +107,11 @@ class Layer:
     name: str
     """What the layer is called; unique in its document."""
     image: Tensor | None = None
-    """RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, of any size: it is scaled to ``width`` x ``height``. None: to be generated."""
+    """RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, of any size: it is scaled to ``width`` x ``height``.
+    None: to be generated."""
     mask: Tensor | None = None
-    """Float32 ``[H, W]``, 1 where the layer is, in its own frame as ``image`` is; multiplies the image's alpha. None: everywhere."""
+    """Float32 ``[H, W]``, 1 where the layer is, in its own frame as ``image`` is; multiplies the image's
+    alpha. None: everywhere."""
     prompt: str = ""
     """What the layer shows. Neutral: empty."""
     negative: str = ""
@@ -150,14 +154,24 @@ class Layer:
             if tensor is None:
                 continue
             shape = tuple(getattr(tensor, "shape", ()))
-            if not isinstance(tensor, Tensor) or len(shape) != (3 if channels else 2) or (channels and shape[-1] != channels):
-                raise invalid(f"{what}'s shape", list(shape), "[height, width, 4] (RGBA)" if channels else "[height, width]")
+            if (
+                not isinstance(tensor, Tensor)
+                or len(shape) != (3 if channels else 2)
+                or (channels and shape[-1] != channels)
+            ):
+                raise invalid(
+                    f"{what}'s shape",
+                    list(shape),
+                    "[height, width, 4] (RGBA)" if channels else "[height, width]",
+                )
             if not all(1 <= s <= MAX_SIDE for s in shape[:2]):
                 raise invalid(f"{what}'s size", f"{shape[1]}x{shape[0]}", f"1..{MAX_SIDE} pixels a side")
             if not tensor.is_floating_point():
                 raise invalid(f"{what}'s type", str(tensor.dtype), "a floating-point type with values 0..1")
             if not bool(((tensor >= 0) & (tensor <= 1)).all()):
-                raise invalid(f"{what}'s values", f"{float(tensor.min())}..{float(tensor.max())}", "0..1 and no NaN")
+                raise invalid(
+                    f"{what}'s values", f"{float(tensor.min())}..{float(tensor.max())}", "0..1 and no NaN"
+                )
             frame = frame or (shape[1], shape[0])
         _text("prompt", self.prompt)
         _text("negative", self.negative)
@@ -167,7 +181,12 @@ class Layer:
             check_whole(axis, size, 0, MAX_SIDE)
             if size == 0:
                 if frame is None:
-                    raise invalid(axis, 0, f"1..{MAX_SIDE}", "A layer without image or mask needs a box: give width and height")
+                    raise invalid(
+                        axis,
+                        0,
+                        f"1..{MAX_SIDE}",
+                        "A layer without image or mask needs a box: give width and height",
+                    )
                 object.__setattr__(self, axis, frame[0] if axis == "width" else frame[1])
         check_number("rotation", self.rotation, -36_000, 36_000)
         check_number("opacity", self.opacity, 0, 1)
@@ -180,7 +199,8 @@ class Layer:
 
     @property
     def coverage(self) -> Tensor:
-        """Where the layer is, float32 ``[H, W]`` in its own frame: alpha times mask; all ones for a bare box."""
+        """Where the layer is, float32 ``[H, W]`` in its own frame: alpha times mask; all ones for a bare
+        box."""
         mask = torch.ones(self.height, self.width) if self.mask is None else self.mask.float()
         if self.image is None:
             return mask
@@ -188,7 +208,9 @@ class Layer:
         if self.mask is None:
             return alpha
         if mask.shape != alpha.shape:
-            mask = torch.nn.functional.interpolate(mask[None, None], alpha.shape, mode="bilinear", antialias=True)[0, 0]
+            mask = torch.nn.functional.interpolate(
+                mask[None, None], alpha.shape, mode="bilinear", antialias=True
+            )[0, 0]
         return alpha * mask
 
 
@@ -217,7 +239,12 @@ class LayerDocument:
             raise invalid("number of layers", len(self.layers), f"at most {MAX_LAYERS}")
         for name in (names := [layer.name for layer in self.layers]):
             if names.count(name) > 1:
-                raise invalid("layer name", name, "names that occur once", f"{names.count(name)} layers have it: rename one")
+                raise invalid(
+                    "layer name",
+                    name,
+                    "names that occur once",
+                    f"{names.count(name)} layers have it: rename one",
+                )
         if self.background is not None:
             if not isinstance(self.background, Sequence) or len(self.background) != 3:
                 raise invalid("background", self.background, "three numbers 0..1 (red, green, blue), or null")
@@ -237,23 +264,29 @@ class LayerDocument:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise invalid("layer name", name, ", ".join(repr(x.name) for x in self.layers) or "none: the document is empty")
+        raise invalid(
+            "layer name", name, ", ".join(repr(x.name) for x in self.layers) or "none: the document is empty"
+        )
 
     def with_layer(self, layer: Layer) -> LayerDocument:
-        """A document in which ``layer`` takes the place of the one of its name, or lies on top when there is none."""
+        """A document in which ``layer`` takes the place of the one of its name, or lies on top when there is
+        none."""
         if any(x.name == layer.name for x in self.layers):
             return replace(self, layers=tuple(layer if x.name == layer.name else x for x in self.layers))
         return replace(self, layers=(*self.layers, layer))
 
     @property
     def words(self) -> str:
-        """The prompt of the whole picture: ``prompt``, or the visible layers' prompts joined, front to back."""
+        """The prompt of the whole picture: ``prompt``, or the visible layers' prompts joined, front to
+        back."""
         return self.prompt or ", ".join(x.prompt for x in reversed(self.layers) if x.visible and x.prompt)
 
 
 def identical(a: LayerDocument, b: LayerDocument) -> bool:
     """Whether two documents are equal in every field and every pixel."""
-    if len(a) != len(b) or any(getattr(a, f.name) != getattr(b, f.name) for f in fields(a) if f.name != "layers"):
+    if len(a) != len(b) or any(
+        getattr(a, f.name) != getattr(b, f.name) for f in fields(a) if f.name != "layers"
+    ):
         return False
     return all(_identical_layers(x, y) for x, y in zip(a, b, strict=True))
 

@@ -13,11 +13,12 @@ from typing import Any
 from .document import LayerDocument
 from .errors import LayeredError, invalid
 from .formats.document_json import pictures_of, read_document_and_workflow, write_document
-from .formats.file_layers import LayerFile, check_workflow, rounded
+from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.openraster import read_openraster, write_openraster
 from .formats.psd_read import read_psd
 from .formats.psd_write import write_psd
+from .formats.to_file import check_workflow, rounded
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
 """What the names of layered files end in; ``.json`` is a document with PNG files beside it."""
@@ -53,8 +54,11 @@ def content_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None, bits: int = 32) -> Path:
-    """Write a PSD, PSB or OpenRaster file by the end of ``path``; a ``path`` without one becomes a new folder of PNG files and JSON.
+def write_layers(
+    document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None, bits: int = 32
+) -> Path:
+    """Write a PSD, PSB or OpenRaster file by the end of ``path``; a ``path`` without one becomes a new folder
+    of PNG files and JSON.
 
     The file or folder appears whole or not at all.
 
@@ -62,8 +66,8 @@ def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[st
         document: any.
         path: what to write; its folder exists.
         workflow: what the host wants kept with the file, plain JSON values.
-        bits: how exactly pixels are kept: rounded to 8 or 16 bits a channel, or 32 for as they are, which makes pictures from a sampler
-            several times larger. PNG files always have 8.
+        bits: how exactly pixels are kept: rounded to 8 or 16 bits a channel, or 32 for as they are, which
+            makes pictures from a sampler several times larger. PNG files always have 8.
 
     Returns:
         What :func:`read_layers` takes.
@@ -81,12 +85,19 @@ def write_layers(document: LayerDocument, path: str | Path, workflow: Mapping[st
         case "":
             return write_folder(document, path, workflow)
         case _:
-            raise invalid("layered file", str(path), "a name that ends in .psd, .psb or .ora, or a folder's name without a dot")
+            raise invalid(
+                "layered file",
+                str(path),
+                "a name that ends in .psd, .psb or .ora, or a folder's name without a dot",
+            )
     return path
 
 
-def write_folder(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
-    """Write a new folder with ``document.json`` and its PNG files, whole or not at all; returns the JSON's path."""
+def write_folder(
+    document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a new folder with ``document.json`` and its PNG files, whole or not at all; returns the JSON's
+    path."""
     path = Path(path)
     check_workflow(workflow)
     if path.exists():

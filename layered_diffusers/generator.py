@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 
 class Generator:
-    """Makes latents and pictures from words with one model; what the pipeline, stages and transparent layers are built on."""
+    """Makes latents and pictures from words with one model; what the pipeline, stages and transparent layers
+    are built on."""
 
     def __init__(self, model: StableDiffusion, side: int | None = None) -> None:
-        """``model``: a loaded diffusers pipeline. ``side``: default picture side in pixels; None for the model's own."""
+        """``model``: a loaded diffusers pipeline. ``side``: default picture side in pixels; None for the
+        model's own."""
         self.model = model
         self.scale = 8 if not hasattr(model, "vae_scale_factor") else int(model.vae_scale_factor)
         self.side = side or int(model.unet.config.sample_size) * self.scale
@@ -53,7 +55,8 @@ class Generator:
         methods: Sequence[Method] = (),
         progress: Progress | None = None,
     ) -> tuple[Tensor, int, int]:
-        """As :meth:`generate`, not yet decoded: latents ``[B, C, h, w]``, and the height and width to which the padded picture is cropped."""
+        """As :meth:`generate`, not yet decoded: latents ``[B, C, h, w]``, and the height and width to which
+        the padded picture is cropped."""
         check_whole("steps", steps, 1, 1000)
         check_number("guidance", guidance, 0, 50)
         check_number("strength", strength, 0, 1)
@@ -69,7 +72,12 @@ class Generator:
         check_whole("height", height, 1, MAX_SIDE)
 
         padded_height, padded_width = self._padded(height), self._padded(width)
-        shape = (len(prompts), int(self.model.vae.config.latent_channels), padded_height // self.scale, padded_width // self.scale)
+        shape = (
+            len(prompts),
+            int(self.model.vae.config.latent_channels),
+            padded_height // self.scale,
+            padded_width // self.scale,
+        )
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         noise = torch.cat([torch.randn(1, *shape[1:], generator=g) for g in generators])
         noise = noise.to(self.model.device, self.model.unet.dtype)
@@ -117,12 +125,15 @@ class Generator:
         Args:
             prompts: one a picture.
             negative: what no picture must show.
-            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size: padded inside, cropped after.
+            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size:
+                padded inside, cropped after.
             steps: sampling steps, 1..1000.
             guidance: classifier-free guidance, 0..50; 1 turns it off.
             seeds: one a picture, each with its own noise whatever the batch; None for 0, 1, 2, ...
-            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None for noise alone.
-            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left of it).
+            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None
+                for noise alone.
+            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left
+                of it).
             methods: what acts on the run.
             progress: called after each step.
 
@@ -133,16 +144,20 @@ class Generator:
             LayeredError: a value out of range, named.
         """
         latents, height, width = self.sample_latents(
-            prompts, negative=negative, width=width, height=height, steps=steps, guidance=guidance, seeds=seeds, start=start, strength=strength,
+            prompts, negative=negative, width=width, height=height, steps=steps, guidance=guidance,
+            seeds=seeds, start=start, strength=strength,
             methods=methods, progress=progress,
         )  # fmt: skip
         return self.decode(latents)[..., :height, :width]
 
-    def find_region(self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]) -> Tensor:
+    def find_region(
+        self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]
+    ) -> Tensor:
         """Where the model would put something: ``[H, W]``, 0 or 1, for a picture ``[3, H, W]``.
 
-        A draft of the whole picture is made from ``prompt`` at strength 0.75 in half the steps; where it differs most is the place
-        (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of the side.
+        A draft of the whole picture is made from ``prompt`` at strength 0.75 in half the steps; where it
+        differs most is the place (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of
+        the side.
         """
         options["steps"] = max(1, options.get("steps", 25) // 2)
         draft = self.generate([prompt], seeds=[seed], start=before[None], strength=0.75, **options)[0]
@@ -159,7 +174,8 @@ class Generator:
         control: ControlNetModel | None = None,
         **options: Unpack[Sampling],
     ) -> Tensor:
-        """Sample what a plan cuts out, each place as free as its change map says, and paste it back; ``[3, H, W]``. Options as :meth:`add_layer`."""
+        """Sample what a plan cuts out, each place as free as its change map says, and paste it back;
+        ``[3, H, W]``. Options as :meth:`add_layer`."""
         start = plan.cut()[None]
         inpainting: list[Method] = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
         if control is not None:
@@ -173,40 +189,77 @@ class Generator:
         return over_colour(composite(document), document.background or GREY).permute(2, 0, 1)[None]
 
     def latent_mask(self, mask: Tensor) -> Tensor:
-        """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats the edge."""
+        """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats
+        the edge."""
         height, width = self._padded(mask.shape[-2]), self._padded(mask.shape[-1])
-        padded = functional.pad(mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate")
+        padded = functional.pad(
+            mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate"
+        )
         cells = mask_pyramid(padded, [(height // self.scale, width // self.scale)])[0][0, 0]
         return cells.to(self.model.device, self.model.unet.dtype)
 
-    def stage_plan(self, before: Tensor, region: Tensor, *, noise: float = 1.0, feather: int = 8, side: int = 0, context: float = 0.5) -> Repaint:
-        """How a stage repaints a region ``[H, W]`` of a picture ``[3, H, W]``: its soft border lies inside the region."""
+    def stage_plan(
+        self,
+        before: Tensor,
+        region: Tensor,
+        *,
+        noise: float = 1.0,
+        feather: int = 8,
+        side: int = 0,
+        context: float = 0.5,
+    ) -> Repaint:
+        """How a stage repaints a region ``[H, W]`` of a picture ``[3, H, W]``: its soft border lies inside
+        the region."""
         check_whole("feather", feather, 0, 1024)
         widen, soften = tighten(region, feather)
-        return plan_repaint(before, region, noise=noise, widen=widen, soften=soften, context=context, side=side, unit=self.unit)
+        return plan_repaint(
+            before,
+            region,
+            noise=noise,
+            widen=widen,
+            soften=soften,
+            context=context,
+            side=side,
+            unit=self.unit,
+        )
 
     @property
     def inpaints(self) -> bool:
-        """Whether the model is an inpainting one, whose UNet takes a mask and the masked picture beside the latents."""
+        """Whether the model is an inpainting one, whose UNet takes a mask and the masked picture beside the
+        latents."""
         return int(self.model.unet.config.in_channels) > int(self.model.vae.config.latent_channels)
 
     def _change_map(
-        self, plan: Repaint, start: Tensor, threshold: str = "absolute", noise: str = "fixed", dilation: float = 0.0, softness: float = 0.0
+        self,
+        plan: Repaint,
+        start: Tensor,
+        threshold: str = "absolute",
+        noise: str = "fixed",
+        dilation: float = 0.0,
+        softness: float = 0.0,
     ) -> ChangeMap:
         """A plan's change map for what it cuts out, ``[1, 3, H, W]``."""
-        cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(self.model.device, self.model.unet.dtype)
-        return ChangeMap(self.encode(start), cells, threshold=threshold, noise=noise, dilation=dilation, softness=softness)
+        cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(
+            self.model.device, self.model.unet.dtype
+        )
+        return ChangeMap(
+            self.encode(start), cells, threshold=threshold, noise=noise, dilation=dilation, softness=softness
+        )
 
     def _inpaint_input(self, pictures: Tensor, mask: Tensor) -> InpaintInput:
-        """What an inpainting UNet is told of pictures ``[B, 3, H, W]`` to be repainted where ``mask`` ``[H, W]`` is at least 0.5."""
+        """What an inpainting UNet is told of pictures ``[B, 3, H, W]`` to be repainted where ``mask``
+        ``[H, W]`` is at least 0.5."""
         hole = (mask >= 0.5).to(pictures.dtype)
         masked = self.encode(pictures * (1 - hole) + 0.5 * hole)
         return InpaintInput(masked, (self.latent_mask(hole) > 0).to(masked.dtype))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures ``[B, 3, H, W]`` in 0..1 to model latents ``[B, C, h, w]`` (the VAE's mean), padded by repeating the edge."""
+        """Pictures ``[B, 3, H, W]`` in 0..1 to model latents ``[B, C, h, w]`` (the VAE's mean), padded by
+        repeating the edge."""
         height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
-        padded = functional.pad(pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate")
+        padded = functional.pad(
+            pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate"
+        )
         return vae.encode(self.model, padded)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -223,7 +276,9 @@ class Generator:
         return -(-side // self.unit) * self.unit
 
     @torch.no_grad()
-    def _words(self, prompts: list[str], negative: str, width: int, height: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _words(
+        self, prompts: list[str], negative: str, width: int, height: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode the words, of any length: context, uncond then cond, and what SDXL wants beside it."""
         contexts, pooled = encode(self.model, [negative, *prompts])
         # The negative words are the same for all pictures.
@@ -231,5 +286,7 @@ class Generator:
         context = stack(contexts)[rows]
         if pooled is None:
             return context, {}
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=context.device, dtype=context.dtype).expand(len(rows), 6)
+        sizes = torch.tensor(
+            [height, width, 0, 0, height, width], device=context.device, dtype=context.dtype
+        ).expand(len(rows), 6)
         return context, {"text_embeds": pooled[rows], "time_ids": sizes}

@@ -1,4 +1,5 @@
-"""diffusers' own pipelines, painting transparent pictures: the classes of the diffusers port of LayerDiffuse, with its arguments."""
+"""diffusers' own pipelines, painting transparent pictures: the classes of the diffusers port of LayerDiffuse,
+with its arguments."""
 
 from __future__ import annotations
 
@@ -34,9 +35,10 @@ class _Transparent:
         layer_models: str | Path | None = None,
         file: str | None = None,
         decoder: str | None = None,
-        **options: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """As diffusers' own ``from_pretrained``, from disk alone, with the file and the decoder of transparent layers.
+        **options: Any,
+    ) -> Any:
+        """As diffusers' own ``from_pretrained``, from disk alone, with the file and the decoder of
+        transparent layers.
 
         Args:
             path_or_id: a model of the family.
@@ -45,7 +47,8 @@ class _Transparent:
             options: as diffusers has them (``torch_dtype``, ``variant``, ...).
 
         Raises:
-            LayeredError: a file is missing (named with its source, size and folder), broken or for another model.
+            LayeredError: a file is missing (named with its source, size and folder), broken or for another
+                model.
         """
         folder = layer_models or os.environ.get(FOLDER_VARIABLE)
         if not folder:
@@ -58,9 +61,12 @@ class _Transparent:
         return pipeline
 
     @torch.no_grad()
-    def __call__(self, *arguments: Any, output_type: str = "pil", return_dict: bool = True, **options: Any) -> Any:  # noqa: ANN401
-        """As diffusers' own, but ``images`` are RGBA: Pillow images, or with ``output_type`` "pt" a tensor ``[B, 4, H, W]``, with "np" an array
-        ``[B, H, W, 4]``, in 0..1. From the first call on the UNet stays changed; ``layer_diffuse.switch(False)`` takes it back.
+    def __call__(
+        self, *arguments: Any, output_type: str = "pil", return_dict: bool = True, **options: Any
+    ) -> Any:
+        """As diffusers' own, but ``images`` are RGBA: Pillow images, or with ``output_type`` "pt" a tensor
+        ``[B, 4, H, W]``, with "np" an array ``[B, H, W, 4]``, in 0..1. From the first call on the UNet stays
+        changed; ``layer_diffuse.switch(False)`` takes it back.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise LayeredError(f"output_type is {output_type!r}; allowed: pil, np, pt, latent")
@@ -71,7 +77,11 @@ class _Transparent:
             return out if return_dict else (out.images,)
         images = read_transparency(self, self.transparent_decoder, out.images)  # type: ignore[attr-defined]  # diffusers' pipeline
         pixels = images.permute(0, 2, 3, 1)
-        out.images = {"pt": images, "np": pixels.numpy()}.get(output_type) if output_type != "pil" else [to_image(i) for i in pixels]
+        out.images = (
+            {"pt": images, "np": pixels.numpy()}.get(output_type)
+            if output_type != "pil"
+            else [to_image(i) for i in pixels]
+        )
         return out if return_dict else (out.images,)
 
 

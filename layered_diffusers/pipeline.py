@@ -1,4 +1,5 @@
-"""The pipeline: pictures from words and from layer documents, on the storybook model or any Stable Diffusion folder."""
+"""The pipeline: pictures from words and from layer documents, on the storybook model or any Stable Diffusion
+folder."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ from layered_diffusers.generator import Generator
 from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.models.loading import STORYBOOK, find_model, load_model
 from layered_diffusers.sampling import Sampling
-from layered_diffusers.transparent import generate_in_place, generate_together, generate_transparent, read_files, scene_document
+from layered_diffusers.transparent import (
+    generate_in_place,
+    generate_together,
+    generate_transparent,
+    read_files,
+    scene_document,
+)
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -34,8 +41,8 @@ if TYPE_CHECKING:
 class LayeredDiffusionPipeline(Generator):
     """Layer-wise generation with one Stable Diffusion model.
 
-    ``pipeline = LayeredDiffusionPipeline.from_pretrained()`` then :meth:`generate_layer`, :meth:`add_layer`, :meth:`render`.
-    All pictures are Pillow images; all masks mean 1 (white) = may change.
+    ``pipeline = LayeredDiffusionPipeline.from_pretrained()`` then :meth:`generate_layer`, :meth:`add_layer`,
+    :meth:`render`. All pictures are Pillow images; all masks mean 1 (white) = may change.
     """
 
     @classmethod
@@ -50,37 +57,61 @@ class LayeredDiffusionPipeline(Generator):
         """Load a model from disk.
 
         Args:
-            path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face cache, or None for the storybook.
+            path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face
+                cache, or None for the storybook.
             device: None for the GPU when there is one.
             dtype: None for float16 on a GPU, float32 elsewhere.
-            sampler: one of :data:`layered_diffusers.models.loading.SAMPLERS`; None for the model's own. Any other scheduler of diffusers' can be
-                set as ``pipeline.model.scheduler``.
+            sampler: one of :data:`layered_diffusers.models.loading.SAMPLERS`; None for the model's own. Any
+                other scheduler of diffusers' can be set as ``pipeline.model.scheduler``.
 
         Raises:
-            LayeredError: the model is missing, broken, or of another family, or there is no such sampler. Nothing is downloaded.
+            LayeredError: the model is missing, broken, or of another family, or there is no such sampler.
+                Nothing is downloaded.
         """
-        device = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.float16 if device.type == "cuda" and find_model(path_or_id) != STORYBOOK else torch.float32)
+        device = (
+            torch.device(device)
+            if device is not None
+            else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        )
+        dtype = dtype or (
+            torch.float16 if device.type == "cuda" and find_model(path_or_id) != STORYBOOK else torch.float32
+        )
         return cls(load_model(path_or_id, device, dtype, sampler))
 
     def generate_transparent(self, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
-        """Sample layers with their own transparency, ``[B, 4, H, W]``. See :func:`layered_diffusers.transparent.generate_transparent`."""
+        """Sample layers with their own transparency, ``[B, 4, H, W]``. See
+        :func:`layered_diffusers.transparent.generate_transparent`."""
         return generate_transparent(self, prompts, **options)
 
-    def generate_transparent_layer(self, prompt: str, *, seed: int = 0, **options: Unpack[Painting]) -> Image.Image:
-        """One layer with its own transparency from words (the storybook model wants the bare object: ``a glass blue ball``), mode RGBA.
+    def generate_transparent_layer(
+        self, prompt: str, *, seed: int = 0, **options: Unpack[Painting]
+    ) -> Image.Image:
+        """One layer with its own transparency from words (the storybook model wants the bare object:
+        ``a glass blue ball``), mode RGBA.
 
         ``options`` as :func:`layered_diffusers.transparent.generate_transparent`.
         """
         options["seeds"] = [seed]
         return to_image(self.generate_transparent([prompt], **options)[0].permute(1, 2, 0))
 
-    def generate_together(self, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]) -> Together:
-        """Sample foreground, background and blend of scenes at once. See :func:`layered_diffusers.transparent.generate_together`."""
+    def generate_together(
+        self, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]
+    ) -> Together:
+        """Sample foreground, background and blend of scenes at once. See
+        :func:`layered_diffusers.transparent.generate_together`."""
         return generate_together(self, prompts, words=words, **options)
 
-    def generate_scene(self, prompt: str, *, foreground: str = "", background: str = "", seed: int = 0, **options: Unpack[Painting]) -> LayerDocument:
-        """A scene as layers made at once: ``background``, ``foreground`` with alpha, and ``blend``, the model's picture of both, hidden.
+    def generate_scene(
+        self,
+        prompt: str,
+        *,
+        foreground: str = "",
+        background: str = "",
+        seed: int = 0,
+        **options: Unpack[Painting],
+    ) -> LayerDocument:
+        """A scene as layers made at once: ``background``, ``foreground`` with alpha, and ``blend``, the
+        model's picture of both, hidden.
 
         Args:
             prompt: of all that the scene shows.
@@ -88,15 +119,26 @@ class LayeredDiffusionPipeline(Generator):
             seed: of the noise.
             options: as :func:`layered_diffusers.transparent.generate_together`.
         """
-        words = {name: text for name, text in (("foreground", foreground), ("background", background)) if text}
+        words = {
+            name: text for name, text in (("foreground", foreground), ("background", background)) if text
+        }
         options["seeds"] = [seed]
         return scene_document(self.generate_together([prompt], words=words, **options), prompt, words)
 
     def generate_layer(
-        self, prompt: str, *, seed: int = 0, width: int | None = None, height: int | None = None, **options: Unpack[Sampling]
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+        **options: Unpack[Sampling],
     ) -> Image.Image:
-        """A picture from words alone, e.g. the background of a scene. Sizes and ``options`` as :meth:`generate`."""
-        return to_image(self.generate([prompt], seeds=[seed], width=width, height=height, **options)[0].permute(1, 2, 0))
+        """A picture from words alone, e.g. the background of a scene. Sizes and ``options`` as
+        :meth:`generate`."""
+        return to_image(
+            self.generate([prompt], seeds=[seed], width=width, height=height, **options)[0].permute(1, 2, 0)
+        )
 
     def add_layer(
         self,
@@ -121,20 +163,24 @@ class LayeredDiffusionPipeline(Generator):
         Args:
             image: the picture so far.
             prompt: what is added (the storybook model wants the bare object: ``a red ball``).
-            mask: where; white may change. A Pillow image or ``[H, W]`` in 0..1 of the picture's size. None: found by :meth:`find_region`.
+            mask: where; white may change. A Pillow image or ``[H, W]`` in 0..1 of the picture's size. None:
+                found by :meth:`find_region`.
             seed: of the noise.
             strength: how far the masked part may depart from what is there, 0..1.
             feather: width of the soft border inside the mask, pixels.
-            size: side at which the masked part is sampled, pixels: a small part is cut out with its surroundings and scaled up. 0: the
-                whole picture is sampled.
-            context: how much of the surroundings is cut out on every side, as a share of the part's longer side.
+            size: side at which the masked part is sampled, pixels: a small part is cut out with its
+                surroundings and scaled up. 0: the whole picture is sampled.
+            context: how much of the surroundings is cut out on every side, as a share of the part's longer
+                side.
             blend: how the part joins its surroundings, one of :data:`layered_core.painting.pasting.BLENDS`.
-            transparent: paint it alone, with alpha of its own, and lay it on instead of painting into the picture. See
-                :func:`layered_diffusers.transparent.generate_in_place`; ``strength``, ``feather``, ``context`` and ``blend`` do nothing then.
-            file, decoder: with ``transparent``, as :func:`layered_diffusers.transparent.generate_transparent`.
-            control: an inpainting ControlNet (:class:`~layered_diffusers.methods.masked_control.InpaintControl`) that sees what is painted
-                into; without
-                effect with ``transparent``.
+            transparent: paint it alone, with alpha of its own, and lay it on instead of painting into the
+                picture. See :func:`layered_diffusers.transparent.generate_in_place`; ``strength``,
+                ``feather``, ``context`` and ``blend`` do nothing then.
+            file, decoder: with ``transparent``, as
+                :func:`layered_diffusers.transparent.generate_transparent`.
+            control: an inpainting ControlNet
+                (:class:`~layered_diffusers.methods.masked_control.InpaintControl`) that sees what is painted
+                into; without effect with ``transparent``.
             options: as :meth:`generate`.
 
         Raises:
@@ -147,18 +193,33 @@ class LayeredDiffusionPipeline(Generator):
             mask = self.find_region(before, prompt, seed=seed, **options)
         elif isinstance(mask, Image.Image):
             mask = torch.from_numpy(_array(mask.convert("L")))
-        plan = self.stage_plan(before, mask.float(), feather=0 if transparent else feather, side=size, context=context)
+        plan = self.stage_plan(
+            before, mask.float(), feather=0 if transparent else feather, side=size, context=context
+        )
         if transparent:
-            layer = generate_in_place(self, prompt, plan.mask, seed=seed, size=size, file=file, decoder=decoder, **options)
+            layer = generate_in_place(
+                self, prompt, plan.mask, seed=seed, size=size, file=file, decoder=decoder, **options
+            )
             return to_image(over_colour(layer, before.permute(1, 2, 0)))
-        return to_image(self.repaint(plan, prompt, seed=seed, strength=strength, blend=blend, control=control, **options).permute(1, 2, 0))
+        return to_image(
+            self.repaint(
+                plan, prompt, seed=seed, strength=strength, blend=blend, control=control, **options
+            ).permute(1, 2, 0)
+        )
 
     def generate_layers(self, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
-        """Make every layer that has no picture yet, back to front. See :func:`layered_diffusers.stages.generate_layers`."""
+        """Make every layer that has no picture yet, back to front. See
+        :func:`layered_diffusers.stages.generate_layers`."""
         return stages.generate_layers(self, document, **options)
 
     def replace_layer(
-        self, document: LayerDocument, name: str, *, prompt: str | None = None, later: bool = False, **options: Unpack[Staging]
+        self,
+        document: LayerDocument,
+        name: str,
+        *,
+        prompt: str | None = None,
+        later: bool = False,
+        **options: Unpack[Staging],
     ) -> LayerDocument:
         """Make one layer anew, the others stay. See :func:`layered_diffusers.stages.replace_layer`."""
         return stages.replace_layer(self, document, name, prompt=prompt, later=later, **options)
@@ -187,16 +248,26 @@ class LayeredDiffusionPipeline(Generator):
             blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise.change_map`.
             options: as :meth:`generate`.
         """
-        plan = plan_document(self.flat(document)[0], document, background=background, blur=blur, unit=self.unit)
+        plan = plan_document(
+            self.flat(document)[0], document, background=background, blur=blur, unit=self.unit
+        )
         start = plan.cut()[None]
         change = self._change_map(plan, start, threshold, noise, dilation, softness)
         options.setdefault("negative", document.negative)
         options["methods"] = [change, *options.get("methods", ())]
-        sampled = self.generate([document.words], seeds=[seed], start=start, strength=float(plan.change.max()), **options)
+        sampled = self.generate(
+            [document.words], seeds=[seed], start=start, strength=float(plan.change.max()), **options
+        )
         return to_image(plan.paste(sampled)[0].permute(1, 2, 0))
 
     def render(
-        self, document: LayerDocument, *, seed: int = 0, strength: float = 0.6, attention: Settings | None = None, **options: Unpack[Sampling]
+        self,
+        document: LayerDocument,
+        *,
+        seed: int = 0,
+        strength: float = 0.6,
+        attention: Settings | None = None,
+        **options: Unpack[Sampling],
     ) -> Image.Image:
         """Turn a document into one picture: composite, then SDEdit on the whole with the layers' words.
 
@@ -212,7 +283,9 @@ class LayeredDiffusionPipeline(Generator):
         if attention is not None:
             method = RegionalPrompts(self.model, [document], attention, negative=options["negative"])
             words, options["methods"] = method.prompts[0], [method, *options.get("methods", ())]
-        pictures = self.generate([words], seeds=[seed], start=self.flat(document), strength=strength, **options)
+        pictures = self.generate(
+            [words], seeds=[seed], start=self.flat(document), strength=strength, **options
+        )
         return to_image(pictures[0].permute(1, 2, 0))
 
 

@@ -35,20 +35,23 @@ class Run:
     context: Tensor
     """Words, uncond then cond, ``[2 B, N, C]``."""
     guidance: float | Tensor
-    """Classifier-free guidance scale, 1 is the conditional prediction alone; or one for every pixel, ``[B, 1, h, w]``."""
+    """Classifier-free guidance scale, 1 is the conditional prediction alone; or one for every pixel,
+    ``[B, 1, h, w]``."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """SDXL's pooled words and sizes, uncond then cond."""
     generators: list[torch.Generator] = field(default_factory=list)
     """Sources of fresh noise, one a picture, so that none depends on what else is in the batch."""
     concat: Tensor | None = None
-    """Further channels of the UNet's input, ``[2 B, C', h, w]``, joined to the scaled latents: what inpainting models take."""
+    """Further channels of the UNet's input, ``[2 B, C', h, w]``, joined to the scaled latents: what
+    inpainting models take."""
 
 
 class Method:
     """What a way of control does to a run. Subclasses override what they need; every default does nothing."""
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Before the first step. What must be undone goes on ``stack``, which is closed also after an error."""
+        """Before the first step. What must be undone goes on ``stack``, which is closed also after an
+        error."""
 
     def before_step(self, run: Run, index: int) -> None:
         """Before the model sees ``run.latents`` at ``run.timesteps[index]``."""
@@ -58,7 +61,8 @@ class Method:
         return {}
 
     def after_step(self, run: Run, index: int) -> None:
-        """After the scheduler's step; ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after the last."""
+        """After the scheduler's step; ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after the
+        last."""
 
 
 @torch.no_grad()
@@ -88,11 +92,15 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
 
 
 def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The UNet's keyword arguments of several methods as one; residuals of ControlNets and adapters add up, anything else may be given once."""
+    """The UNet's keyword arguments of several methods as one; residuals of ControlNets and adapters add up,
+    anything else may be given once."""
     merged: dict[str, Any] = {}
     for more in inputs:
         for key, value in more.items():
-            if key in merged and key in ("down_block_additional_residuals", "down_intrablock_additional_residuals"):
+            if key in merged and key in (
+                "down_block_additional_residuals",
+                "down_intrablock_additional_residuals",
+            ):
                 merged[key] = type(value)(a + b for a, b in zip(merged[key], value, strict=True))
             elif key in merged and key == "mid_block_additional_residual":
                 merged[key] = merged[key] + value
@@ -122,7 +130,8 @@ def check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
 
 
 def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:
-    """``clean`` latents at the noise level of ``run.timesteps[index]``, with ``noise`` or the run's own; clean past the last step."""
+    """``clean`` latents at the noise level of ``run.timesteps[index]``, with ``noise`` or the run's own;
+    clean past the last step."""
     if index >= len(run.timesteps):
         return clean
     t = run.timesteps[index].expand(len(clean))
@@ -130,7 +139,8 @@ def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> 
 
 
 class KeepOutside(Method):
-    """Hold everything outside a mask to a given picture, after each step at that step's noise: blended latent diffusion."""
+    """Hold everything outside a mask to a given picture, after each step at that step's noise: blended latent
+    diffusion."""
 
     def __init__(self, clean: Tensor, mask: Tensor) -> None:
         """``clean`` latents ``[1 or B, C, h, w]``; ``mask`` ``[h, w]``, 1 where the picture may change."""

@@ -1,4 +1,5 @@
-"""Build a document layer by layer: each layer without a picture is a stage, painted onto what lies behind it."""
+"""Build a document layer by layer: each layer without a picture is a stage, painted onto what lies behind
+it."""
 
 from __future__ import annotations
 
@@ -31,13 +32,15 @@ class Staging(TypedDict, total=False):
     """Options of :func:`generate_layers`."""
 
     seed: int
-    """Base seed, 0..2**63-1; each layer's own is derived from it and the layer's name, unless its recipe has one. So to make one layer
-    anew, or to add one, leaves the noise of the others alone."""
+    """Base seed, 0..2**63-1; each layer's own is derived from it and the layer's name, unless its recipe has
+    one. So to make one layer anew, or to add one, leaves the noise of the others alone."""
     alpha: str
-    """``difference`` (what changed), ``mask`` (where it was allowed to), or ``transparent``: painted alone by LayerDiffuse, with alpha of
-    its own, and brought to its place. What lies at the very back is opaque all the same."""
+    """``difference`` (what changed), ``mask`` (where it was allowed to), or ``transparent``: painted alone by
+    LayerDiffuse, with alpha of its own, and brought to its place. What lies at the very back is opaque all
+    the same."""
     file: str | Path | None
-    """With ``transparent``: as :func:`layered_diffusers.transparent.generate_transparent`; so is ``decoder``."""
+    """With ``transparent``: as :func:`layered_diffusers.transparent.generate_transparent`; so is
+    ``decoder``."""
     decoder: str | Path | None
     feather: int
     """As :meth:`LayeredDiffusionPipeline.add_layer`; so are ``size``, ``context`` and ``blend``."""
@@ -49,7 +52,8 @@ class Staging(TypedDict, total=False):
     adapters: Path | None
     """Folder of the LoRAs and embeddings that recipes name. They act on their layer's pixels only."""
     negative: str
-    """For layers that have none of their own; this and the rest as :meth:`LayeredDiffusionPipeline.generate`."""
+    """For layers that have none of their own; this and the rest as
+    :meth:`LayeredDiffusionPipeline.generate`."""
     steps: int
     guidance: float
     methods: Sequence[Method]
@@ -57,29 +61,40 @@ class Staging(TypedDict, total=False):
     """Told of the steps of all stages together."""
 
 
-def generate_layers(pipeline: Generator, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
+def generate_layers(
+    pipeline: Generator, document: LayerDocument, **options: Unpack[Staging]
+) -> LayerDocument:
     """Make every layer that has no picture yet, back to front, each on the composite of those behind it.
 
-    What lies at the very back is made from words alone. A layer whose box is the whole canvas, with something behind it, finds its own
-    place. Where a layer's box or mask is not, the picture stays equal to the bit.
+    What lies at the very back is made from words alone. A layer whose box is the whole canvas, with something
+    behind it, finds its own place. Where a layer's box or mask is not, the picture stays equal to the bit.
 
     Args:
         pipeline: the model.
-        document: layers with a box or mask and a prompt are made; those with a picture, and hidden ones, stay.
+        document: layers with a box or mask and a prompt are made; those with a picture, and hidden ones,
+            stay.
         options: see :class:`Staging`.
 
     Raises:
-        LayeredError: a layer to be made has no prompt, lies off the canvas, or a value is out of range; the layer is named.
+        LayeredError: a layer to be made has no prompt, lies off the canvas, or a value is out of range; the
+            layer is named.
     """
     alpha, progress = options.get("alpha", ALPHAS[0]), options.pop("progress", None)
     if alpha not in ALPHAS:
         raise invalid("alpha", alpha, ", ".join(ALPHAS))
     if alpha == "transparent":
-        read_files(pipeline.model, options.get("file"), options.get("decoder"))  # for its errors, before anything is sampled
+        read_files(
+            pipeline.model, options.get("file"), options.get("decoder")
+        )  # for its errors, before anything is sampled
     todo = [x for x in document if x.image is None and x.visible]
     for layer in todo:
         if not layer.prompt:
-            raise invalid(f"layer {layer.name!r}: prompt", "", "what it shows", "It has no picture and is to be generated: give it words")
+            raise invalid(
+                f"layer {layer.name!r}: prompt",
+                "",
+                "what it shows",
+                "It has no picture and is to be generated: give it words",
+            )
         stage_region(layer, document.width, document.height)
     steps = options.get("steps", 25)
     costs = {x.name: steps + (round(steps // 2 * 0.75) if _finds_place(document, x) else 0) for x in todo}
@@ -110,8 +125,10 @@ def replace_layer(
         document: with its layers made.
         name: of the layer.
         prompt: new words, or None for its own.
-        later: make the layers in front of it, that have words and are not hidden, anew as well. Otherwise they stay as they are.
-        options: see :class:`Staging`. To get something else for the same words, give the layer a ``recipe.seed``.
+        later: make the layers in front of it, that have words and are not hidden, anew as well. Otherwise
+            they stay as they are.
+        options: see :class:`Staging`. To get something else for the same words, give the layer a
+            ``recipe.seed``.
 
     Raises:
         LayeredError: there is no such layer (the names there are, are said), or it is hidden.
@@ -120,22 +137,39 @@ def replace_layer(
     if not layer.visible:
         raise invalid(f"layer {name!r}: visible", False, "True", "Show it: what is hidden is not painted")
     index = document.layers.index(layer)
-    layers = [*document.layers[:index], replace(layer, image=None, prompt=layer.prompt if prompt is None else prompt)]
-    layers += [replace(x, image=None) if later and x.prompt and x.visible else x for x in document.layers[index + 1 :]]
+    layers = [
+        *document.layers[:index],
+        replace(layer, image=None, prompt=layer.prompt if prompt is None else prompt),
+    ]
+    layers += [
+        replace(x, image=None) if later and x.prompt and x.visible else x
+        for x in document.layers[index + 1 :]
+    ]
     return generate_layers(pipeline, replace(document, layers=tuple(layers)), **options)
 
 
 def _stage(pipeline: Generator, document: LayerDocument, layer: Layer, options: Staging) -> Layer:
     """One layer with its picture."""
-    seed = layer.recipe.seed if layer.recipe.seed is not None else stage_seed(options.get("seed", 0), layer.name)
-    sampling: Sampling = {"negative": layer.negative or options.get("negative", ""), "steps": options.get("steps", 25)}
-    sampling |= {"guidance": options.get("guidance", 3.0), "methods": options.get("methods", ()), "progress": options.get("progress")}
+    seed = (
+        layer.recipe.seed if layer.recipe.seed is not None else stage_seed(options.get("seed", 0), layer.name)
+    )
+    sampling: Sampling = {
+        "negative": layer.negative or options.get("negative", ""),
+        "steps": options.get("steps", 25),
+    }
+    sampling |= {
+        "guidance": options.get("guidance", 3.0),
+        "methods": options.get("methods", ()),
+        "progress": options.get("progress"),
+    }
     region = stage_region(layer, document.width, document.height)
     behind = _behind(document, layer)
     with adapted(pipeline.model, layer.recipe, options.get("adapters")) as words:
         prompt = words + layer.prompt
         if behind is None:
-            made = pipeline.generate([prompt], seeds=[seed], width=document.width, height=document.height, **sampling)[0]
+            made = pipeline.generate(
+                [prompt], seeds=[seed], width=document.width, height=document.height, **sampling
+            )[0]
             return with_stage(layer, torch.cat([made, region[None]]).permute(1, 2, 0))
         before = over_colour(composite(behind), document.background or GREY).permute(2, 0, 1)
         if _finds_place(document, layer):
@@ -143,10 +177,21 @@ def _stage(pipeline: Generator, document: LayerDocument, layer: Layer, options: 
         alpha, size = options.get("alpha", ALPHAS[0]), options.get("size", 0)
         if alpha == "transparent":
             file, decoder = options.get("file"), options.get("decoder")
-            painted = generate_in_place(pipeline, prompt, region, seed=seed, size=size, file=file, decoder=decoder, **sampling)
+            painted = generate_in_place(
+                pipeline, prompt, region, seed=seed, size=size, file=file, decoder=decoder, **sampling
+            )
             return with_stage(layer, painted)
-        plan = pipeline.stage_plan(before, region, feather=options.get("feather", 8), side=size, context=options.get("context", 0.5))
-        after = pipeline.repaint(plan, prompt, seed=seed, blend=options.get("blend", BLENDS[0]), control=options.get("control"), **sampling)
+        plan = pipeline.stage_plan(
+            before, region, feather=options.get("feather", 8), side=size, context=options.get("context", 0.5)
+        )
+        after = pipeline.repaint(
+            plan,
+            prompt,
+            seed=seed,
+            blend=options.get("blend", BLENDS[0]),
+            control=options.get("control"),
+            **sampling,
+        )
     return with_stage(layer, uncovered(before, after, stage_alpha(before, after, plan.mask, alpha)))
 
 
@@ -159,7 +204,9 @@ def _behind(document: LayerDocument, layer: Layer) -> LayerDocument | None:
 
 def _finds_place(document: LayerDocument, layer: Layer) -> bool:
     """Whether a layer may be anywhere, and something is behind it."""
-    return _behind(document, layer) is not None and bool((stage_region(layer, document.width, document.height) >= 1).all())
+    return _behind(document, layer) is not None and bool(
+        (stage_region(layer, document.width, document.height) >= 1).all()
+    )
 
 
 class _Joined:

@@ -1,4 +1,5 @@
-"""Layers with transparency of their own, from words: LayerDiffuse's change of the model, and its decoder. One alone, or with its background."""
+"""Layers with transparency of their own, from words: LayerDiffuse's change of the model, and its decoder. One
+alone, or with its background."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from layered_diffusers.generator import Generator
 
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
-"""The modes of :data:`layered_core.transparency.layer_diffuse_files.MODES` that need words alone."""
+"""The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that need words alone."""
 
 _SEED_STEP = 2**61
 """Between the seeds of the pictures of one scene: far from those of its neighbours."""
@@ -39,7 +40,8 @@ class Painting(TypedDict, total=False):
     """Options of :func:`generate_transparent`."""
 
     file: str | Path | None
-    """What changes the UNet to paint transparent layers, safetensors; None: the storybook's. See :class:`LayerDiffuse`."""
+    """What changes the UNet to paint transparent layers, safetensors; None: the storybook's. See
+    :class:`LayerDiffuse`."""
     decoder: str | Path | None
     """What reads the transparency, safetensors, of the model's family; None: the storybook's."""
     weight: float
@@ -58,7 +60,8 @@ class Painting(TypedDict, total=False):
 
 
 def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
-    """Sample a batch of layers: straight RGBA ``[B, 4, H, W]`` float32 in 0..1 on the CPU; colours go on under alpha 0.
+    """Sample a batch of layers: straight RGBA ``[B, 4, H, W]`` float32 in 0..1 on the CPU; colours go on
+    under alpha 0.
 
     Args:
         pipeline: the model.
@@ -66,9 +69,12 @@ def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options:
         options: see :class:`Painting`.
 
     Raises:
-        LayeredError: a file is missing or for another model, or a value is out of range; before anything is sampled.
+        LayeredError: a file is missing or for another model, or a value is out of range; before anything is
+            sampled.
     """
-    change, decoder = read_files(pipeline.model, options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0))
+    change, decoder = read_files(
+        pipeline.model, options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
+    )
     augmentations = check_augmentations(options.pop("augmentations", 8))
     sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
     latents, height, width = pipeline.sample_latents(prompts, **sampling)
@@ -83,13 +89,19 @@ class Together(NamedTuple):
     background: Tensor
     """What is behind it, ``[B, 3, H, W]``."""
     blend: Tensor
-    """Both as one picture, ``[B, 3, H, W]``: the model's own, with what one does to the other (shadows, light)."""
+    """Both as one picture, ``[B, 3, H, W]``: the model's own, with what one does to the other (shadows,
+    light)."""
 
 
 def generate_together(
-    pipeline: Generator, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]
+    pipeline: Generator,
+    prompts: Sequence[str],
+    *,
+    words: Mapping[str, str] | None = None,
+    **options: Unpack[Painting],
 ) -> Together:
-    """Sample foreground, background and blend of scenes at once, each seeing the others (LayerDiffuse, arXiv 2402.17113 section 3.3).
+    """Sample foreground, background and blend of scenes at once, each seeing the others (LayerDiffuse, arXiv
+    2402.17113 section 3.3).
 
     Args:
         pipeline: the model, SD1.5 or the storybook.
@@ -98,7 +110,8 @@ def generate_together(
         options: as :func:`generate_transparent`, ``seeds`` one a scene.
 
     Raises:
-        LayeredError: a file is missing or for another model, or a value is out of range; before anything is sampled.
+        LayeredError: a file is missing or for another model, or a value is out of range; before anything is
+            sampled.
     """
     files = options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
     change, decoder = read_files(pipeline.model, *files, TOGETHER, words)
@@ -116,19 +129,32 @@ def generate_together(
 
 
 def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> LayerDocument:
-    """The first scene of ``made`` as layers: ``background``, ``foreground``, and ``blend``, hidden; with their words."""
+    """The first scene of ``made`` as layers: ``background``, ``foreground``, and ``blend``, hidden; with
+    their words."""
     pictures = {
         "background": functional.pad(made.background[0].permute(1, 2, 0), (0, 1), value=1.0),
         "foreground": made.foreground[0].permute(1, 2, 0),
         "blend": functional.pad(made.blend[0].permute(1, 2, 0), (0, 1), value=1.0),
     }
-    layers = tuple(Layer(name, pixels, prompt=words.get(name, prompt), visible=name != "blend") for name, pixels in pictures.items())
+    layers = tuple(
+        Layer(name, pixels, prompt=words.get(name, prompt), visible=name != "blend")
+        for name, pixels in pictures.items()
+    )
     height, width = made.blend.shape[-2:]
     return LayerDocument(width, height, layers, prompt=prompt)
 
 
-def generate_in_place(pipeline: Generator, prompt: str, region: Tensor, *, seed: int = 0, size: int = 0, **options: Unpack[Painting]) -> Tensor:
-    """One layer painted alone and brought to where it may be. See :func:`layered_core.painting.stages.into_place`.
+def generate_in_place(
+    pipeline: Generator,
+    prompt: str,
+    region: Tensor,
+    *,
+    seed: int = 0,
+    size: int = 0,
+    **options: Unpack[Painting],
+) -> Tensor:
+    """One layer painted alone and brought to where it may be. See
+    :func:`layered_core.painting.stages.into_place`.
 
     Args:
         pipeline: the model.
@@ -141,7 +167,11 @@ def generate_in_place(pipeline: Generator, prompt: str, region: Tensor, *, seed:
     Returns:
         Straight RGBA ``[H, W, 4]`` in 0..1 on the CPU.
     """
-    options["seeds"], options["width"], options["height"] = [seed], size or pipeline.side, size or pipeline.side
+    options["seeds"], options["width"], options["height"] = (
+        [seed],
+        size or pipeline.side,
+        size or pipeline.side,
+    )
     made = generate_transparent(pipeline, [prompt], **options)[0]
     return into_place(made.permute(1, 2, 0), region)
 
@@ -154,21 +184,26 @@ def read_files(
     mode: str = ALONE,
     words: Mapping[str, str] | None = None,
 ) -> tuple[LayerDiffuse, TransparentDecoder]:
-    """What paints transparent layers and what reads them; ``mode`` and ``words`` as :class:`LayerDiffuse` has them, the rest as
-    :class:`Painting`.
+    """What paints transparent layers and what reads them; ``mode`` and ``words`` as :class:`LayerDiffuse` has
+    them, the rest as :class:`Painting`.
 
     Raises:
         LayeredError: only one is given, or one is missing, broken or for another model.
     """
     if (file is None) != (decoder is None):
         fix = "The file and the decoder belong together: give both, or neither for the storybook's"
-        raise invalid("file and decoder", [str(x) for x in (file, decoder) if x is not None], "two files", fix)
+        raise invalid(
+            "file and decoder", [str(x) for x in (file, decoder) if x is not None], "two files", fix
+        )
     path = Path(decoder or TRANSPARENT / "decoder.safetensors")
     network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
     return LayerDiffuse(model, file or TRANSPARENT / _OWN[mode], mode, words=words, weight=weight), network
 
 
-def read_transparency(model: StableDiffusion, decoder: TransparentDecoder, latents: Tensor, augmentations: int = 8) -> Tensor:
-    """Latents ``[B, C, h, w]`` in the UNet's scale to straight RGBA ``[B, 4, 8 h, 8 w]`` float32 in 0..1 on the CPU."""
+def read_transparency(
+    model: StableDiffusion, decoder: TransparentDecoder, latents: Tensor, augmentations: int = 8
+) -> Tensor:
+    """Latents ``[B, C, h, w]`` in the UNet's scale to straight RGBA ``[B, 4, 8 h, 8 w]`` float32 in 0..1 on
+    the CPU."""
     inside = vae.in_vae_space(model, latents).float()
     return decode(decoder.to(latents.device), vae.decode(model, latents), inside, augmentations=augmentations)

@@ -1,4 +1,5 @@
-"""The pack's nodes. They reach the core by relative import only: ComfyUI loads the pack under a name of its own."""
+"""The pack's nodes. They reach the core by relative import only: ComfyUI loads the pack under a name of its
+own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Suites that need a ComfyUI or a browser are skipped without one; the last lines of the run say so, loudly."""
+"""Suites that need a ComfyUI or a browser are skipped without one; the last lines of the run say so,
+loudly."""
 
 import sys
 
@@ -29,7 +30,8 @@ def skip_suite():
 
 @pytest.fixture(scope="session")
 def could_not_start():
-    """``could_not_start(what, log)``: skip the test, and let the whole run fail and show the log once, at its end."""
+    """``could_not_start(what, log)``: skip the test, and let the whole run fail and show the log once, at its
+    end."""
 
     def stop(what, log):
         COULD_NOT_START.setdefault(what, log[-4000:])

@@ -1,4 +1,5 @@
-"""The bench through a real ComfyUI: the same scenes, weights, steps, sampler and seeds, by core's nodes and the pack's in one process."""
+"""The bench through a real ComfyUI: the same scenes, weights, steps, sampler and seeds, by core's nodes and
+the pack's in one process."""
 
 from __future__ import annotations
 
@@ -27,14 +28,24 @@ if TYPE_CHECKING:
 def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> Iterator[dict[str, Any]]:
     """Make the pictures of all batches in one ComfyUI, judge them here."""
     if find_model(worker.settings.model) != STORYBOOK:
-        raise invalid("--model", str(worker.settings.model), "the shipped one, which is what Load Demo Model loads in ComfyUI")
+        raise invalid(
+            "--model",
+            str(worker.settings.model),
+            "the shipped one, which is what Load Demo Model loads in ComfyUI",
+        )
     folder, python = require_host()
     with tempfile.TemporaryDirectory(prefix="layered_bench_") as scratch:
         log = Path(scratch) / "comfyui.log"
         environment = {**host_environment(folder), "OMP_NUM_THREADS": "1"}
         with log.open("w") as errors:
             host = subprocess.Popen(
-                [python, HOST], cwd=scratch, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                [python, HOST],
+                cwd=scratch,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
         try:
             for row, scenes in batches:
@@ -45,15 +56,26 @@ def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> It
             host.wait()
 
 
-def _ask(host: subprocess.Popen[str], worker: Worker, row: Row, scenes: Sequence[int], scratch: Path, log: Path) -> tuple[Tensor, float]:
+def _ask(
+    host: subprocess.Popen[str], worker: Worker, row: Row, scenes: Sequence[int], scratch: Path, log: Path
+) -> tuple[Tensor, float]:
     """Send one job, wait for its answer."""
     cases = [worker.cases[i] for i in scenes]
     job = {
-        "method": row.method, "parameters": row.parameters, "seeds": list(scenes), "steps": worker.settings.steps,
-        "guidance": worker.settings.guidance, "sampler": worker.suite.sampler or "euler", "scenes": [_entry(c) for c in cases],
+        "method": row.method, "parameters": row.parameters, "seeds": list(scenes),
+        "steps": worker.settings.steps,
+        "guidance": worker.settings.guidance, "sampler": worker.suite.sampler or "euler",
+        "scenes": [_entry(c) for c in cases],
         "tensors": str(scratch / "in.safetensors"), "out": str(scratch / "out.safetensors"),
     }  # fmt: skip
-    save_file({f"{i}.{name}": tensor.contiguous() for i, c in enumerate(cases) for name, tensor in _tensors(c).items()}, job["tensors"])
+    save_file(
+        {
+            f"{i}.{name}": tensor.contiguous()
+            for i, c in enumerate(cases)
+            for name, tensor in _tensors(c).items()
+        },
+        job["tensors"],
+    )
     assert host.stdin is not None
     assert host.stdout is not None
     try:
@@ -72,7 +94,12 @@ def _ask(host: subprocess.Popen[str], worker: Worker, row: Row, scenes: Sequence
 
 
 def _entry(case: Case) -> dict[str, Any]:
-    return {"words": case.words, "background": case.background_words, "objects": [t.words for t in case.things], "changed": case.changed}
+    return {
+        "words": case.words,
+        "background": case.background_words,
+        "objects": [t.words for t in case.things],
+        "changed": case.changed,
+    }
 
 
 def _tensors(case: Case) -> dict[str, Tensor]:

@@ -15,10 +15,12 @@ from benchmarks.hosts.find import find_host, require_host
 def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
     """Run the suites called ``names``, or all for ``["all"]``.
 
-    Prints each table; with ``as_json`` a last line ``{method: {metric: {mean, low, high, n}}}``, by suite where there are several.
+    Prints each table; with ``as_json`` a last line ``{method: {metric: {mean, low, high, n}}}``, by suite
+    where there are several.
 
     Raises:
-        LayeredError: what is wrong with a suite, a results file or the model; before anything is sampled where it can be known.
+        LayeredError: what is wrong with a suite, a results file or the model; before anything is sampled
+            where it can be known.
     """
     suites = [read_suite(name) for name in (suite_names() if list(names) == ["all"] else names)]
     if any(s.host == "comfyui" for s in suites):
@@ -35,4 +37,6 @@ def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
         sys.stdout.write(f"## {suite.title}\n\n{summary.markdown()}\n")
         sys.stdout.write(f"Written: {', '.join(str(f) for f in files)}\n\n")
     if as_json:
-        sys.stdout.write(json.dumps(next(iter(figures.values())) if len(figures) == 1 else figures, allow_nan=False) + "\n")
+        sys.stdout.write(
+            json.dumps(next(iter(figures.values())) if len(figures) == 1 else figures, allow_nan=False) + "\n"
+        )

@@ -12,14 +12,20 @@ HOST = Path(__file__).parents[1] / "hosts" / "comfyui_host.py"
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
-    """As ``methods.check_method``, for the methods of ``comfyui_host.py``, which only ComfyUI's python can import: read without importing."""
+    """As ``methods.check_method``, for the methods of ``comfyui_host.py``, which only ComfyUI's python can
+    import: read without importing."""
     functions = {
         f.name: [a.arg for a in f.args.args][1:]
         for f in ast.parse(HOST.read_text(encoding="utf-8")).body
-        if isinstance(f, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "method" for d in f.decorator_list)
+        if isinstance(f, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id == "method" for d in f.decorator_list)
     }
     if name not in functions:
         raise invalid(f"{where}: method on ComfyUI", name, ", ".join(sorted(functions)))
     for parameter in parameters:
         if parameter not in functions[str(name)]:
-            raise invalid(f"{where}: parameter of {name}", parameter, ", ".join(functions[str(name)]) or "none: it takes no parameter")
+            raise invalid(
+                f"{where}: parameter of {name}",
+                parameter,
+                ", ".join(functions[str(name)]) or "none: it takes no parameter",
+            )

@@ -21,7 +21,8 @@ class Interval(NamedTuple):
 
 
 def resamples(count: int, draws: int, seed: int = 0) -> np.ndarray:
-    """Indices of ``draws`` samples of ``count`` with replacement, ``[draws, count]``; the same for every figure, so that differences are paired."""
+    """Indices of ``draws`` samples of ``count`` with replacement, ``[draws, count]``; the same for every
+    figure, so that differences are paired."""
     return np.random.default_rng(seed).integers(count, size=(draws, count))
 
 
@@ -40,10 +41,13 @@ def paired_interval(values: Sequence[float], baseline: Sequence[float], draws: i
     return mean_interval([v - b for v, b in zip(values, baseline, strict=True)], draws)
 
 
-def set_interval(figure: Callable[[Sequence[int]], float], count: int, draws: int = 200, most: float = float("inf")) -> tuple[Interval, np.ndarray]:
+def set_interval(
+    figure: Callable[[Sequence[int]], float], count: int, draws: int = 200, most: float = float("inf")
+) -> tuple[Interval, np.ndarray]:
     """A figure of a whole set of scenes, with its 95 % interval.
 
-    Resamples repeat scenes, which moves some figures (a Fréchet distance grows): the interval is moved back so that its median is the figure.
+    Resamples repeat scenes, which moves some figures (a Fréchet distance grows): the interval is moved back
+    so that its median is the figure.
 
     Args:
         figure: from the indices of scenes (which may repeat) to a number.

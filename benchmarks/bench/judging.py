@@ -16,8 +16,25 @@ from demo.world.judge import Judge, Verdict
 from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 from layered_core.control.hints import canny
 from layered_core.errors import LayeredError, invalid
-from layered_core.metrics.layout_metrics import Matches, best_matches, box_iou, leakage, mask_boxes, mask_iou, match_detections, region_accuracy
-from layered_core.metrics.picture_metrics import differing_pixels, edge_f1, gradient, outside_mse, psnr, seam_gradient_ratio, text_similarity
+from layered_core.metrics.layout_metrics import (
+    Matches,
+    best_matches,
+    box_iou,
+    leakage,
+    mask_boxes,
+    mask_iou,
+    match_detections,
+    region_accuracy,
+)
+from layered_core.metrics.picture_metrics import (
+    differing_pixels,
+    edge_f1,
+    gradient,
+    outside_mse,
+    psnr,
+    seam_gradient_ratio,
+    text_similarity,
+)
 
 _COLOURS, _KINDS, _PLACES = list(COLOURS), list(KINDS), list(BACKGROUNDS)
 
@@ -97,25 +114,36 @@ class Examiner:
         features = nn.functional.adaptive_avg_pool2d(caught["features"], 4).flatten(2).transpose(1, 2)
         sights = []
         for verdict, probabilities, cells in zip(verdicts, caught["probabilities"], features, strict=True):
-            scores = [float(probabilities[1 + _label(f.colour, f.kind)][f.mask].mean()) for f in verdict.objects]
+            scores = [
+                float(probabilities[1 + _label(f.colour, f.kind)][f.mask].mean()) for f in verdict.objects
+            ]
             sights.append(Sight(verdict, torch.tensor(scores), cells))
         return sights
 
     def examine(self, cases: Sequence[Case], pictures: Tensor) -> list[dict[str, Any]]:
-        """Everything that is kept of each picture: ``figures``, and what the figures of a whole set are counted from.
+        """Everything that is kept of each picture: ``figures``, and what the figures of a whole set are
+        counted from.
 
         Layers, ``[B, 4, H, W]``, are looked at on their cases' landscapes.
         """
         records = []
         layers = pictures if pictures.shape[1] == 4 else None
         if layers is not None:
-            pictures = torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(layers, cases, strict=True)])
+            pictures = torch.stack(
+                [laid_on(layer, case.backdrop) for layer, case in zip(layers, cases, strict=True)]
+            )
         native = self.harmony.native(pictures).tolist()
-        for index, (case, picture, sight) in enumerate(zip(cases, pictures, self.look(pictures), strict=True)):
+        for index, (case, picture, sight) in enumerate(
+            zip(cases, pictures, self.look(pictures), strict=True)
+        ):
             if layers is not None:
                 figures = layer_figures(case, layers[index], sight.verdict)
             else:
-                figures = layout_figures(case, sight) | fidelity_figures(case, picture) | control_figures(case, picture)
+                figures = (
+                    layout_figures(case, sight)
+                    | fidelity_figures(case, picture)
+                    | control_figures(case, picture)
+                )
                 figures |= redo_figures(case, picture, sight)
             figures["native"] = native[index]
             if self.clip is not None:
@@ -146,11 +174,20 @@ def layout_figures(case: Case, sight: Sight) -> dict[str, float]:
     verdict = sight.verdict
     masks = nn.functional.avg_pool2d(case.masks[None], 2)[0]
     hard = masks > 0.5
-    found = torch.stack([f.mask for f in verdict.objects]) if verdict.objects else torch.zeros(0, *hard.shape[1:], dtype=torch.bool)
+    found = (
+        torch.stack([f.mask for f in verdict.objects])
+        if verdict.objects
+        else torch.zeros(0, *hard.shape[1:], dtype=torch.bool)
+    )
     ious = mask_iou(found[:, None], hard[None])
     boxes = box_iou(mask_boxes(found.float()), mask_boxes(hard.float()))
-    right = torch.tensor([[(f.colour, f.kind) == (t.colour, t.kind) for t in case.things] for f in verdict.objects], dtype=torch.bool).view_as(ious)
-    any_iou = sum(float(ious[m, i]) for i, m in enumerate(best_matches(ious).tolist()) if m >= 0) / len(case.things)
+    right = torch.tensor(
+        [[(f.colour, f.kind) == (t.colour, t.kind) for t in case.things] for f in verdict.objects],
+        dtype=torch.bool,
+    ).view_as(ious)
+    any_iou = sum(float(ious[m, i]) for i, m in enumerate(best_matches(ious).tolist()) if m >= 0) / len(
+        case.things
+    )
     kinds, colours = label_maps(verdict)
     wanted_kinds = torch.tensor([1 + _KINDS.index(t.kind) for t in case.things])
     wanted_colours = torch.tensor([1 + _COLOURS.index(t.colour) for t in case.things])
@@ -158,7 +195,8 @@ def layout_figures(case: Case, sight: Sight) -> dict[str, float]:
     vectors = (seen_vector(verdict), words_vector(case.words))
     return {
         "iou": _best(ious * right), "any_iou": any_iou, "box_iou": _best(boxes * right),
-        "object": float(accuracy[0].float().mean()), "colour": float(accuracy[1].float().mean()), "both": float(accuracy[2].float().mean()),
+        "object": float(accuracy[0].float().mean()), "colour": float(accuracy[1].float().mean()),
+        "both": float(accuracy[2].float().mean()),
         "leak_object": _leak(masks, kinds * 100 + colours, wanted_kinds * 100 + wanted_colours),
         "leak_colour": _leak(masks, colours, wanted_colours),
         "background": float(verdict.background == case.scene.background),
@@ -172,7 +210,10 @@ def fidelity_figures(case: Case, picture: Tensor) -> dict[str, float]:
     inside = case.masks.sum(0)
     around = nn.functional.max_pool2d(inside[None, None], 7, 1, 3)[0, 0] > 0
     edges = [(gradient(p) > 0.1) & around for p in (picture, case.picture)]
-    return {"fidelity": psnr(outside_mse(picture, case.picture, 1 - inside)), "edges": edge_f1(edges[0], edges[1])}
+    return {
+        "fidelity": psnr(outside_mse(picture, case.picture, 1 - inside)),
+        "edges": edge_f1(edges[0], edges[1]),
+    }
 
 
 def control_figures(case: Case, picture: Tensor) -> dict[str, float]:
@@ -189,7 +230,10 @@ def redo_figures(case: Case, picture: Tensor, sight: Sight) -> dict[str, float]:
     mask = case.change_mask
     masks = nn.functional.avg_pool2d(case.masks[None], 2)[0] > 0.5
     kinds, colours = label_maps(sight.verdict)
-    wanted = [torch.tensor([1 + names.index(getattr(t, what)) for t in case.things]) for names, what in ((_KINDS, "kind"), (_COLOURS, "colour"))]
+    wanted = [
+        torch.tensor([1 + names.index(getattr(t, what)) for t in case.things])
+        for names, what in ((_KINDS, "kind"), (_COLOURS, "colour"))
+    ]
     right = region_accuracy(kinds, colours, masks, wanted[0], wanted[1])[2].float()
     others = torch.arange(len(right)) != case.changed
     return {
@@ -209,12 +253,17 @@ def laid_on(layer: Tensor, backdrop: Tensor) -> Tensor:
 def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, float]:
     """How good a transparent layer ``[4, H, W]`` is, of which the judge saw ``verdict`` on a landscape.
 
-    The object is where the judge sees it, alpha where it is at least :data:`PRESENT`, and away is more than :data:`AWAY` pixels off.
-    Without the right object only the first two say something.
+    The object is where the judge sees it, alpha where it is at least :data:`PRESENT`, and away is more than
+    :data:`AWAY` pixels off. Without the right object only the first two say something.
     """
     (thing,), alpha = case.things, layer[3]
     seen = seen_mask(verdict, thing, alpha)
-    figures = {"object_right": float(verdict.shows([thing])), "alpha_iou": 0.0, "background_alpha": math.nan, "material": math.nan}
+    figures = {
+        "object_right": float(verdict.shows([thing])),
+        "alpha_iou": 0.0,
+        "background_alpha": math.nan,
+        "material": math.nan,
+    }
     if seen is None:
         return figures
     drawn = float(case.sprite[3][case.masks[0] > 0].mean())
@@ -245,16 +294,25 @@ def detections(case: Case, sight: Sight) -> Matches:
     """The judge's objects against the scene's, for average precision by masks."""
     hard = nn.functional.avg_pool2d(case.masks[None], 2)[0] > 0.5
     found = sight.verdict.objects
-    ious = mask_iou(torch.stack([f.mask for f in found])[:, None], hard[None]) if found else torch.zeros(0, len(hard))
+    ious = (
+        mask_iou(torch.stack([f.mask for f in found])[:, None], hard[None])
+        if found
+        else torch.zeros(0, len(hard))
+    )
     labels = torch.tensor([_label(f.colour, f.kind) for f in found], dtype=torch.int64)
-    return match_detections(sight.scores, labels, torch.tensor([_label(t.colour, t.kind) for t in case.things]), ious)
+    return match_detections(
+        sight.scores, labels, torch.tensor([_label(t.colour, t.kind) for t in case.things]), ious
+    )
 
 
 def label_maps(verdict: Verdict) -> tuple[Tensor, Tensor]:
     """What is seen per pixel, int ``[64, 64]`` each: kinds and colours, from 1; 0 for no object."""
     kinds, colours = torch.zeros(2, 64, 64, dtype=torch.int64)
     for found in verdict.objects:
-        kinds[found.mask], colours[found.mask] = 1 + _KINDS.index(found.kind), 1 + _COLOURS.index(found.colour)
+        kinds[found.mask], colours[found.mask] = (
+            1 + _KINDS.index(found.kind),
+            1 + _COLOURS.index(found.colour),
+        )
     return kinds, colours
 
 
@@ -293,12 +351,17 @@ class _Clip:
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise LayeredError(f"--clip {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}. Give a folder with a CLIPModel") from None
+            raise LayeredError(
+                f"--clip {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}. Give a folder with "
+                f"a CLIPModel"
+            ) from None
 
     @torch.no_grad()
     def score(self, picture: Tensor, words: str) -> float:
         image = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        inputs = self.processor(text=[words], images=[image], return_tensors="pt", padding=True, truncation=True)
+        inputs = self.processor(
+            text=[words], images=[image], return_tensors="pt", padding=True, truncation=True
+        )
         out = self.model(**inputs)
         return float(text_similarity(out.image_embeds, out.text_embeds))
 
@@ -310,7 +373,10 @@ def _weights(model: Path, name: str) -> Path:
     for folder in (model, MODEL):
         if (folder / "judge" / f"{name}.safetensors").is_file():
             return folder / "judge" / f"{name}.safetensors"
-    raise LayeredError(f"weights of the judge '{MODEL}/judge/{name}.safetensors' are missing. Restore them with 'git checkout -- demo/model'")
+    raise LayeredError(
+        f"weights of the judge '{MODEL}/judge/{name}.safetensors' are missing. Restore them with 'git "
+        f"checkout -- demo/model'"
+    )
 
 
 def _label(colour: str, kind: str) -> int:

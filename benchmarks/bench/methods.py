@@ -1,7 +1,9 @@
-"""The methods that a suite can name. Each makes one picture a scene, ``[B, 3, H, W]`` in 0..1 (a layer ``[B, 4, H, W]``), all of a batch at once.
+"""The methods that a suite can name. Each makes one picture a scene, ``[B, 3, H, W]`` in 0..1 (a layer
+``[B, 4, H, W]``), all of a batch at once.
 
-A method takes the pipeline, the scenes, and by keyword ``seeds`` (one a scene), ``steps`` and ``guidance``; what else it takes by
-keyword are its parameters in a suite. To add one, write a function here and put ``@method`` over it.
+A method takes the pipeline, the scenes, and by keyword ``seeds`` (one a scene), ``steps`` and ``guidance``;
+what else it takes by keyword are its parameters in a suite. To add one, write a function here and put
+``@method`` over it.
 """
 
 from __future__ import annotations
@@ -51,55 +53,101 @@ def check_method(where: str, name: object, parameters: Mapping[str, object]) -> 
     taken = [p for p in inspect.signature(METHODS[name]).parameters if p not in _SHARED]
     for parameter in parameters:
         if parameter not in taken:
-            raise invalid(f"{where}: parameter of {name}", parameter, ", ".join(taken) or "none: it takes no parameter")
+            raise invalid(
+                f"{where}: parameter of {name}", parameter, ", ".join(taken) or "none: it takes no parameter"
+            )
 
 
-# --- what there is without a method ----------------------------------------------------------------------------------
+# --- what there is without a method ---
 
 
 @method
-def native(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def native(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
     """The scene as drawn: the judge's own ceiling."""
     return torch.stack([s.picture for s in scenes])
 
 
 @method
-def native_through_vae(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def native_through_vae(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
     """The scene as drawn, encoded and decoded: the ceiling of anything the model makes."""
     return pipeline.decode(pipeline.encode(torch.stack([s.picture for s in scenes])))
 
 
 @method
-def pasted_composite(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def pasted_composite(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
     """The composite of the collage, no model: layout right, harmony wrong."""
     return torch.stack([s.start for s in scenes])
 
 
 @method
-def picture_before(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def picture_before(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
     """The picture that is to be changed, unchanged."""
     return torch.stack([s.picture_before for s in scenes])
 
 
-# --- whole pictures --------------------------------------------------------------------------------------------------
+# --- whole pictures ---
 
 
 @method
-def plain_prompt(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def plain_prompt(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
     """The caption alone."""
     return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance)
 
 
 @method
 def global_sdedit(
-    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float,
 ) -> Tensor:
-    """The collage's composite noised to ``strength`` and redrawn with the caption (SDEdit, arXiv 2108.01073)."""
+    """The collage's composite noised to ``strength`` and redrawn with the caption (SDEdit, arXiv
+    2108.01073)."""
     start = torch.stack([s.start for s in scenes])
-    return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength)
+    return pipeline.generate(
+        [s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength
+    )
 
 
-# --- regions with words, from elsewhere ------------------------------------------------------------------------------
+# --- regions with words, from elsewhere ---
 
 
 @method
@@ -112,9 +160,11 @@ def multidiffusion(
     guidance: float,
     bootstrapping: float = 0.4,
 ) -> Tensor:
-    """One denoising a region, averaged by hard masks at every step (Bar-Tal et al., arXiv 2302.08113, region-based).
+    """One denoising a region, averaged by hard masks at every step (Bar-Tal et al., arXiv 2302.08113,
+    region-based).
 
-    ``bootstrapping``: share of the steps in which a foreground region sees a plain colour around itself; the authors' 20 of 50.
+    ``bootstrapping``: share of the steps in which a foreground region sees a plain colour around itself; the
+    authors' 20 of 50.
     """
     rows = region_rows(scenes, seeds, base=False)
     fusion = RegionFusion(rows, pipeline, hard=True, bootstrapping=round(bootstrapping * steps))
@@ -123,9 +173,16 @@ def multidiffusion(
 
 @method
 def prediction_blending(
-    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float = 1.0
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float = 1.0,
 ) -> Tensor:
-    """What ComfyUI's ConditioningSetMask and Combine do: the caption everywhere and each region's words on top, predictions averaged.
+    """What ComfyUI's ConditioningSetMask and Combine do: the caption everywhere and each region's words on
+    top, predictions averaged.
 
     ``strength``: weight of a region against the caption.
     """
@@ -134,28 +191,45 @@ def prediction_blending(
     return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])
 
 
-# --- changing one thing ----------------------------------------------------------------------------------------------
+# --- changing one thing ---
 
 
 @method
 def redo_sdedit(
-    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float,
 ) -> Tensor:
     """The whole picture noised to ``strength`` and redrawn with the new caption."""
     start = torch.stack([s.picture_before for s in scenes])
-    return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength)
+    return pipeline.generate(
+        [s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength
+    )
 
 
 @method
 def redo_latents(
-    pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float, strength: float = 1.0
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float = 1.0,
 ) -> Tensor:
-    """Blended latent diffusion inside the mask and nothing more (arXiv 2206.02779): all pixels went through the VAE."""
+    """Blended latent diffusion inside the mask and nothing more (arXiv 2206.02779): all pixels went through
+    the VAE."""
     before = torch.stack([s.picture_before for s in scenes])
     cells = torch.stack([pipeline.latent_mask(s.change_mask) for s in scenes])[:, None]
     words = [s.things[s.changed].words for s in scenes if s.changed is not None]
     kept = KeepOutside(pipeline.encode(before), cells)
-    return pipeline.generate(words, seeds=seeds, steps=steps, guidance=guidance, start=before, strength=strength, methods=[kept])
+    return pipeline.generate(
+        words, seeds=seeds, steps=steps, guidance=guidance, start=before, strength=strength, methods=[kept]
+    )
 
 
 @method
@@ -171,17 +245,22 @@ def redo_repaint(
     size: int = 0,
     blend: str = "gradient",
 ) -> Tensor:
-    """``LayeredDiffusionPipeline.add_layer`` inside the mask; ``strength``, ``feather``, ``size`` and ``blend`` are its own."""
+    """``LayeredDiffusionPipeline.add_layer`` inside the mask; ``strength``, ``feather``, ``size`` and
+    ``blend`` are its own."""
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
         assert scene.changed is not None
         plan = pipeline.stage_plan(scene.picture_before, scene.change_mask, feather=feather, side=size)
         words = scene.things[scene.changed].words
-        pictures.append(pipeline.repaint(plan, words, seed=seed, strength=strength, blend=blend, steps=steps, guidance=guidance))
+        pictures.append(
+            pipeline.repaint(
+                plan, words, seed=seed, strength=strength, blend=blend, steps=steps, guidance=guidance
+            )
+        )
     return torch.stack(pictures)
 
 
-# --- layers ----------------------------------------------------------------------------------------------------------
+# --- layers ---
 
 
 @method
@@ -198,17 +277,26 @@ def layer_noise(
     threshold: str = "absolute",
     attention: str | None = None,
 ) -> Tensor:
-    """The collage through ``LayeredDiffusionPipeline.harmonize``: how far ``objects`` and ``landscape`` may change, 0 to 1.
+    """The collage through ``LayeredDiffusionPipeline.harmonize``: how far ``objects`` and ``landscape`` may
+    change, 0 to 1.
 
     ``attention``: a mode of :func:`regional_prompts` besides.
     """
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
         noises = [landscape, *[objects] * len(scene.things)]
-        layers = [replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(scene.collage, noises, strict=True)]
+        layers = [
+            replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(scene.collage, noises, strict=True)
+        ]
         document = replace(scene.collage, layers=tuple(layers))
-        words = [] if attention is None else [RegionalPrompts(pipeline.model, [document], Settings(mode=attention))]
-        image = pipeline.harmonize(document, seed=seed, blur=blur, threshold=threshold, methods=words, steps=steps, guidance=guidance)
+        words = (
+            []
+            if attention is None
+            else [RegionalPrompts(pipeline.model, [document], Settings(mode=attention))]
+        )
+        image = pipeline.harmonize(
+            document, seed=seed, blur=blur, threshold=threshold, methods=words, steps=steps, guidance=guidance
+        )
         pictures.append(torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1))
     return torch.stack(pictures)
 
@@ -229,19 +317,22 @@ def regional_prompts(
 ) -> Tensor:
     """Each layer's words act where the layer is seen, in one pass of the model: ``RegionalPrompts``.
 
-    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: every layer's strengths. ``strength``
-    below 1: from the collage's composite, as :func:`global_sdedit`. ``settings``: other fields
-    of ``layered_core.attention.regional_attention.Settings``.
+    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: every
+    layer's strengths. ``strength`` below 1: from the collage's composite, as :func:`global_sdedit`.
+    ``settings``: other fields of ``layered_core.attention.regional_attention.Settings``.
     """
     documents = []
     for scene in scenes:
         drawn = scene.scene.document()
         layers = [replace(x, recipe=replace(x.recipe, inside=inside, outside=outside)) for x in drawn]
         documents.append(replace(drawn, layers=tuple(layers)))
-    regional = RegionalPrompts(pipeline.model, documents, Settings(mode=mode, **(settings or {})), prompts=[s.words for s in scenes])
+    regional = RegionalPrompts(
+        pipeline.model, documents, Settings(mode=mode, **(settings or {})), prompts=[s.words for s in scenes]
+    )
     start = torch.stack([s.start for s in scenes]) if strength < 1 else None
     return pipeline.generate(
-        regional.prompts, seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength, methods=[regional]
+        regional.prompts, seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength,
+        methods=[regional]
     )  # fmt: skip
 
 
@@ -259,8 +350,8 @@ def masked_control(
 ) -> Tensor:
     """The edges of the scene drawn as one through the storybook's ControlNet: ``MaskedControl``.
 
-    ``where`` it acts: ``everywhere``, or in the ``first`` object alone (the hint shows the whole scene), or ``drawn``: there too, the hint
-    drawn from that layer as a user's would be.
+    ``where`` it acts: ``everywhere``, or in the ``first`` object alone (the hint shows the whole scene), or
+    ``drawn``: there too, the hint drawn from that layer as a user's would be.
     """
     if where not in ("everywhere", "first", "drawn"):
         raise invalid("where", where, "everywhere, first, drawn")
@@ -276,7 +367,11 @@ def masked_control(
             control_map = ControlMap.of(document, mode=mode)
             hint = document_hint(document, outline=True) if where == "drawn" else hint
         controlled = MaskedControl(net, hint, control_map)
-        pictures.append(pipeline.generate([scene.words], seeds=[seed], steps=steps, guidance=guidance, methods=[controlled])[0])
+        pictures.append(
+            pipeline.generate(
+                [scene.words], seeds=[seed], steps=steps, guidance=guidance, methods=[controlled]
+            )[0]
+        )
     return torch.stack(pictures)
 
 
@@ -292,9 +387,11 @@ def stages(
     feather: int = 8,
     size: int = 0,
 ) -> Tensor:
-    """The background from its words, then one object after another, by ``LayeredDiffusionPipeline.generate_layers``.
+    """The background from its words, then one object after another, by
+    ``LayeredDiffusionPipeline.generate_layers``.
 
-    ``masks``: ``boxes`` around the objects as a user would draw them, or their exact ``outlines``. ``feather`` and ``size`` as there.
+    ``masks``: ``boxes`` around the objects as a user would draw them, or their exact ``outlines``.
+    ``feather`` and ``size`` as there.
     """
     if masks not in ("boxes", "outlines"):
         raise invalid("masks", masks, "boxes, outlines")
@@ -302,19 +399,30 @@ def stages(
     for scene, seed in zip(scenes, seeds, strict=True):
         side = scene.scene.size
         layers = [Layer("landscape", prompt=scene.background_words, width=side, height=side)]
-        for number, (thing, region) in enumerate(zip(scene.things, scene.box_masks if masks == "boxes" else scene.masks, strict=True)):
+        for number, (thing, region) in enumerate(
+            zip(scene.things, scene.box_masks if masks == "boxes" else scene.masks, strict=True)
+        ):
             layers.append(Layer(f"object {number + 1}", mask=region, prompt=thing.words))
         document = LayerDocument(side, side, tuple(layers))
-        done = pipeline.generate_layers(document, seed=seed, steps=steps, guidance=guidance, feather=feather, size=size)
+        done = pipeline.generate_layers(
+            document, seed=seed, steps=steps, guidance=guidance, feather=feather, size=size
+        )
         pictures.append(composite(done)[..., :3].permute(2, 0, 1))
     return torch.stack(pictures)
 
 
-# --- transparent layers ----------------------------------------------------------------------------------------------
+# --- transparent layers ---
 
 
 @method
-def drawn_layer(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def drawn_layer(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
     """The object as drawn, RGBA: the judge's own ceiling."""
     return torch.stack([s.sprite for s in scenes])
 
@@ -332,29 +440,53 @@ def transparent_layer(
 ) -> Tensor:
     """The object alone from its words, RGBA, by ``LayeredDiffusionPipeline.generate_transparent``."""
     words = [s.things[0].words for s in scenes]
-    return pipeline.generate_transparent(words, seeds=seeds, steps=steps, guidance=guidance, weight=weight, augmentations=augmentations)
+    return pipeline.generate_transparent(
+        words, seeds=seeds, steps=steps, guidance=guidance, weight=weight, augmentations=augmentations
+    )
 
 
 @method
-def cut_out(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The whole picture from its caption, cut out along the mask of a segmenter, RGBA. The segmenter is the judge itself, which flatters."""
+def cut_out(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """The whole picture from its caption, cut out along the mask of a segmenter, RGBA. The segmenter is the
+    judge itself, which flatters."""
     pictures = plain_prompt(pipeline, scenes, seeds=seeds, steps=steps, guidance=guidance)
     layers = []
     for scene, picture, verdict in zip(scenes, pictures, Judge.load().look(pictures), strict=True):
         thing = scene.things[0]
-        masks = [f.mask.float() for f in verdict.objects if f.thing == (thing.colour, thing.kind)] or [torch.zeros(1, 1)]
-        layers.append(torch.cat([picture, functional.interpolate(masks[0][None, None], picture.shape[1:])[0]]))
+        masks = [f.mask.float() for f in verdict.objects if f.thing == (thing.colour, thing.kind)] or [
+            torch.zeros(1, 1)
+        ]
+        layers.append(
+            torch.cat([picture, functional.interpolate(masks[0][None, None], picture.shape[1:])[0]])
+        )
     return torch.stack(layers)
 
 
 @method
-def difference_matte(pipeline: LayeredDiffusionPipeline, scenes: Sequence[Case], *, seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The landscape from its words, then the object painted into its box, and what changed there as RGBA: the second layer of :func:`stages`."""
+def difference_matte(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """The landscape from its words, then the object painted into its box, and what changed there as RGBA: the
+    second layer of :func:`stages`."""
     layers = []
     for scene, seed in zip(scenes, seeds, strict=True):
         size = scene.scene.size
         landscape = Layer("landscape", prompt=scene.background_words, width=size, height=size)
-        document = LayerDocument(size, size, (landscape, Layer("object", mask=scene.box_masks[0], prompt=scene.things[0].words)))
+        document = LayerDocument(
+            size, size, (landscape, Layer("object", mask=scene.box_masks[0], prompt=scene.things[0].words))
+        )
         made = pipeline.generate_layers(document, seed=seed, steps=steps, guidance=guidance)
         layers.append(composite(replace(made, layers=made.layers[1:])).permute(2, 0, 1))
     return torch.stack(layers)

@@ -1,4 +1,5 @@
-"""Regions by blending whole predictions: the ways that every region costs a pass of the model. Baselines, not part of the package."""
+"""Regions by blending whole predictions: the ways that every region costs a pass of the model. Baselines, not
+part of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from layered_diffusers.sampling import Method, Run
 
 
 class Rows(NamedTuple):
-    """The passes that a batch of pictures takes: for every picture one for the whole or its background, then one an object."""
+    """The passes that a batch of pictures takes: for every picture one for the whole or its background, then
+    one an object."""
 
     prompts: list[str]
     seeds: list[int]
@@ -45,15 +47,26 @@ def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Row
 class RegionFusion(Method):
     """After each step, the rows of a picture become their average, weighted by masks.
 
-    As a step is linear, and the rows of a picture draw the same fresh noise, this is the same as averaging the predictions. Two known methods:
+    As a step is linear, and the rows of a picture draw the same fresh noise, this is the same as averaging
+    the predictions. Two known methods:
 
-    * ``hard``: MultiDiffusion (Bar-Tal et al., arXiv 2302.08113; github omerbt/MultiDiffusion ``region_based.py``): masks cut at one half,
-      the first row has what no other covers; for the first ``bootstrapping`` steps the objects' rows see, outside their masks, a plain
-      random colour at the step's noise.
-    * soft: the first row counts 1 everywhere, the others ``strength`` times their mask, as ComfyUI averages conditionings with masks.
+    * ``hard``: MultiDiffusion (Bar-Tal et al., arXiv 2302.08113; github omerbt/MultiDiffusion
+      ``region_based.py``): masks cut at one half, the first row has what no other covers; for the first
+      ``bootstrapping`` steps the objects' rows see, outside their masks, a plain random colour at the step's
+      noise.
+    * soft: the first row counts 1 everywhere, the others ``strength`` times their mask, as ComfyUI averages
+      conditionings with masks.
     """
 
-    def __init__(self, rows: Rows, pipeline: LayeredDiffusionPipeline, *, hard: bool, bootstrapping: int = 0, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        pipeline: LayeredDiffusionPipeline,
+        *,
+        hard: bool,
+        bootstrapping: int = 0,
+        strength: float = 1.0,
+    ) -> None:
         self.picture, self.first = torch.tensor(rows.picture), torch.tensor(rows.first)
         cells = torch.stack([pipeline.latent_mask(m) for m in rows.masks])[:, None]
         device = cells.device
@@ -78,7 +91,9 @@ class RegionFusion(Method):
         """Put plain colours around the objects while bootstrapping."""
         if index < self.bootstrapping:
             chosen = torch.randint(len(self.plain), (len(run.latents),), generator=self.generator)
-            noisy = run.scheduler.add_noise(self.plain[chosen.to(self.plain.device)], run.noise, run.timesteps[index].expand(len(chosen)))
+            noisy = run.scheduler.add_noise(
+                self.plain[chosen.to(self.plain.device)], run.noise, run.timesteps[index].expand(len(chosen))
+            )
             outside = ~self.first[:, None, None, None] & (self.weights == 0)
             run.latents = torch.where(outside, noisy, run.latents)
 

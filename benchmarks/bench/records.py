@@ -1,4 +1,5 @@
-"""What a run of the bench has measured so far, a line of JSON a picture, so that an interrupted run goes on."""
+"""What a run of the bench has measured so far, a line of JSON a picture, so that an interrupted run goes
+on."""
 
 from __future__ import annotations
 
@@ -27,14 +28,22 @@ class Records:
         self.path = settings.out / f"{suite.name}.jsonl"
         self.suite = suite
         header = {
-            "suite": suite.name, "scenes": suite.scenes, "sampler": suite.sampler, "steps": settings.steps, "guidance": settings.guidance,
-            "weights": weights_checksum(settings.model), "clip": None if settings.clip is None else str(settings.clip), "commit": commit(),
+            "suite": suite.name, "scenes": suite.scenes, "sampler": suite.sampler, "steps": settings.steps,
+            "guidance": settings.guidance,
+            "weights": weights_checksum(settings.model),
+            "clip": None if settings.clip is None else str(settings.clip), "commit": commit(),
         }  # fmt: skip
         self.lines: dict[tuple[str, int], dict[str, Any]] = {}
         try:
             settings.out.mkdir(parents=True, exist_ok=True)
             if settings.fresh and self.path.exists():
-                self.path.rename(next(p for i in range(1, 10_000) if not (p := self.path.with_suffix(f".old{i}.jsonl")).exists()))
+                self.path.rename(
+                    next(
+                        p
+                        for i in range(1, 10_000)
+                        if not (p := self.path.with_suffix(f".old{i}.jsonl")).exists()
+                    )
+                )
             if self.path.exists():
                 self._read(header)
             self.file = self.path.open("a", encoding="utf-8")
@@ -42,7 +51,9 @@ class Records:
                 self._write(header)
         except OSError as error:
             what = error.strerror or str(error)
-            raise LayeredError(f"results folder {str(settings.out)!r} cannot be written: {what}. Give another with --out") from None
+            raise LayeredError(
+                f"results folder {str(settings.out)!r} cannot be written: {what}. Give another with --out"
+            ) from None
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record, on disk at once."""
@@ -76,14 +87,20 @@ class Records:
                     entry["figures"], entry["matches"], entry["features"], entry["seconds"]
             except (ValueError, KeyError, TypeError):
                 fix = "Delete that line (its scene is measured again), or start anew with --fresh"
-                raise LayeredError(f"results file {str(self.path)!r}, line {number}, is broken. {fix}") from None
+                raise LayeredError(
+                    f"results file {str(self.path)!r}, line {number}, is broken. {fix}"
+                ) from None
             if number == 1 and entry != header:
-                other = ", ".join(f"{k} {entry.get(k)!r} (now {v!r})" for k, v in header.items() if entry.get(k) != v)
+                other = ", ".join(
+                    f"{k} {entry.get(k)!r} (now {v!r})" for k, v in header.items() if entry.get(k) != v
+                )
                 fix = "Give another folder with --out, or --fresh to measure anew"
                 raise LayeredError(f"results file {str(self.path)!r} was made with {other}. {fix}")
         if lines[-1]:
             # Cut short while it was written: that scene is measured again, all others stay.
-            sys.stderr.write(f"layered: {self.path}: the last line is cut short; that scene is measured again\n")
+            sys.stderr.write(
+                f"layered: {self.path}: the last line is cut short; that scene is measured again\n"
+            )
             kept = text[: len(text) - len(lines[-1])]
             with self.path.open("r+b") as file:
                 file.truncate(len(kept.encode()))
@@ -112,10 +129,21 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "layered_core", "layered_diffusers", "demo", "benchmarks")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "layered_core",
+            "layered_diffusers",
+            "demo",
+            "benchmarks",
+        )
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

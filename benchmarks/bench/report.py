@@ -25,7 +25,8 @@ from layered_core.metrics.picture_metrics import frechet_distance
 from layered_diffusers.models.loading import find_model
 
 _SHARES = {
-    "iou", "any_iou", "box_iou", "ap50", "ap", "object", "colour", "both", "leak_object", "leak_colour", "background", "exact", "native", "edges",
+    "iou", "any_iou", "box_iou", "ap50", "ap", "object", "colour", "both", "leak_object", "leak_colour",
+    "background", "exact", "native", "edges",
     "changed_right", "kept_right", "object_right", "alpha_iou",
 }  # fmt: skip
 """Figures of 0 to 1, shown with two digits."""
@@ -42,16 +43,25 @@ class Summary:
             self.reference = reference_features(Examiner(find_model(settings.model)))
         self.drawn: dict[tuple[str, str], np.ndarray] = {}
         self.figures: dict[str, dict[str, Interval]] = {row.name: self._figures(row) for row in suite.rows}
-        self.differences: dict[str, dict[str, Interval]] = {row.name: self._differences(row) for row in suite.rows if row.baseline is not None}
+        self.differences: dict[str, dict[str, Interval]] = {
+            row.name: self._differences(row) for row in suite.rows if row.baseline is not None
+        }
 
     def as_json(self) -> dict[str, dict[str, dict[str, float | int | None]]]:
         """``{method: {metric: {mean, low, high, n}}}``; null where nothing could be counted."""
-        return {name: {figure: _plain(x) for figure, x in figures.items()} for name, figures in self.figures.items()}
+        return {
+            name: {figure: _plain(x) for figure, x in figures.items()}
+            for name, figures in self.figures.items()
+        }
 
     def table(self) -> str:
-        """A Markdown table, 95 % intervals in small type; bold where a paired difference to the baseline is certain."""
+        """A Markdown table, 95 % intervals in small type; bold where a paired difference to the baseline is
+        certain."""
         names = [f for f in self.suite.show if any(f in figures for figures in self.figures.values())]
-        lines = ["| | " + " | ".join(f"{n} {_arrow(n)}".strip() for n in names) + " |", "| --- |" + " --- |" * len(names)]
+        lines = [
+            "| | " + " | ".join(f"{n} {_arrow(n)}".strip() for n in names) + " |",
+            "| --- |" + " --- |" * len(names),
+        ]
         for row in self.suite.rows:
             cells = []
             for name in names:
@@ -59,9 +69,14 @@ class Summary:
                 if figure is None or figure.n == 0:
                     cells.append("–")
                     continue
-                text = f"{_number(name, figure.mean)} <sub>{_number(name, figure.low)}–{_number(name, figure.high)}</sub>"
+                mean, low, high = (_number(name, x) for x in (figure.mean, figure.low, figure.high))
+                text = f"{mean} <sub>{low}–{high}</sub>"
                 difference = self.differences.get(row.name, {}).get(name)
-                sure = difference is not None and difference.n > 1 and (difference.low > 0 or difference.high < 0)
+                sure = (
+                    difference is not None
+                    and difference.n > 1
+                    and (difference.low > 0 or difference.high < 0)
+                )
                 cells.append(f"**{text}**" if sure else text)
             lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
@@ -84,7 +99,8 @@ class Summary:
         sampler = self.suite.sampler or "the model's own sampler"
         where = "" if self.suite.host == "diffusers" else f", host {self.suite.host}"
         return (
-            f"`layered bench {self.suite.name} -n {s.count}`, commit {measured_at(self.suite, s)}, weights {weights_checksum(s.model)}, "
+            f"`layered bench {self.suite.name} -n {s.count}`, commit {measured_at(self.suite, s)}, weights "
+            f"{weights_checksum(s.model)}, "
             f"{sampler}, {s.steps} steps, guidance {s.guidance:g}{where}"
         )
 
@@ -94,7 +110,10 @@ class Summary:
         legend = "; ".join(f"*{f}* {FIGURES[f][0]}" for f in shown)
         parts = [self.suite.about, self.table(), legend + "."]
         if table := self.difference_table():
-            parts += ["Paired differences to the baseline, scene by scene (bold above: the interval leaves out zero):", table]
+            parts += [
+                "Paired differences to the baseline, scene by scene (bold above: the interval leaves out zero):",
+                table,
+            ]
         parts.append(f"{self.provenance()}; bootstrap 95 % intervals over scenes.")
         return "\n\n".join(parts) + "\n"
 
@@ -134,7 +153,9 @@ class Summary:
             out["ap"] = lambda scenes: float(average_precision([matches[i] for i in scenes]).mean())
         reference = self.reference
         if reference is not None:
-            out["frechet"] = lambda scenes: frechet_distance(torch.cat([features[i] for i in scenes]), reference)
+            out["frechet"] = lambda scenes: frechet_distance(
+                torch.cat([features[i] for i in scenes]), reference
+            )
         return out
 
 
@@ -160,9 +181,19 @@ def _plots(summary: Summary) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "layered", "svg.fonttype": "none"})
+    pyplot.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.hashsalt": "layered",
+            "svg.fonttype": "none",
+        }
+    )
     suite = summary.suite
-    return (_dots(summary) if suite.plots else []) + (_curve(summary, suite.curve["x"], suite.curve["y"]) if suite.curve else [])
+    return (_dots(summary) if suite.plots else []) + (
+        _curve(summary, suite.curve["x"], suite.curve["y"]) if suite.curve else []
+    )
 
 
 def _dots(summary: Summary) -> list[Path]:
@@ -171,13 +202,27 @@ def _dots(summary: Summary) -> list[Path]:
 
     suite = summary.suite
     names = [f for f in suite.plots if any(f in figures for figures in summary.figures.values())]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(2.6 * len(names) + 1.6, 0.32 * len(suite.rows) + 1), sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(
+        1,
+        len(names),
+        figsize=(2.6 * len(names) + 1.6, 0.32 * len(suite.rows) + 1),
+        sharey=True,
+        squeeze=False,
+    )
     for axis, name in zip(axes[0], names, strict=True):
         for height, row in enumerate(reversed(suite.rows)):
             value = summary.figures[row.name].get(name)
             if value is not None and value.n:
-                axis.plot([value.low, value.high], [height, height], color="#7a8699", linewidth=2, solid_capstyle="round")
-                axis.plot([value.mean], [height], "o", color="#1f6feb" if row.baseline else "#444444", markersize=5)
+                axis.plot(
+                    [value.low, value.high],
+                    [height, height],
+                    color="#7a8699",
+                    linewidth=2,
+                    solid_capstyle="round",
+                )
+                axis.plot(
+                    [value.mean], [height], "o", color="#1f6feb" if row.baseline else "#444444", markersize=5
+                )
         axis.set_title(f"{name} {_arrow(name)}", fontsize=9)
         axis.grid(axis="x", alpha=0.25)
     axes[0][0].set_yticks(range(len(suite.rows)), [r.name for r in reversed(suite.rows)])
@@ -201,9 +246,17 @@ def _curve(summary: Summary, x: str, y: str) -> list[Path]:
         errors = [_lengths([p[1] for p in points]), _lengths([p[2] for p in points])]
         kind = "o-" if len(points) > 1 else "s"
         xs, ys = [p[1].mean for p in points], [p[2].mean for p in points]
-        axis.errorbar(xs, ys, xerr=errors[0], yerr=errors[1], fmt=kind, markersize=5, label=family, alpha=0.85)
+        axis.errorbar(
+            xs, ys, xerr=errors[0], yerr=errors[1], fmt=kind, markersize=5, label=family, alpha=0.85
+        )
         for row, across, up in points if len(points) > 1 else []:
-            axis.annotate(row.name.rsplit(" ", 1)[-1], (across.mean, up.mean), textcoords="offset points", xytext=(5, 5), fontsize=8)
+            axis.annotate(
+                row.name.rsplit(" ", 1)[-1],
+                (across.mean, up.mean),
+                textcoords="offset points",
+                xytext=(5, 5),
+                fontsize=8,
+            )
     axis.set_xlabel(f"{x}: {FIGURES[x][0]}")
     axis.set_ylabel(f"{y}: {FIGURES[y][0]}")
     axis.grid(alpha=0.25)
@@ -216,13 +269,19 @@ def _lengths(values: Sequence[Interval]) -> list[list[float]]:
     return [[max(v.mean - v.low, 0.0) for v in values], [max(v.high - v.mean, 0.0) for v in values]]
 
 
-def _save(figure: Any, path: Path) -> list[Path]:  # noqa: ANN401
+def _save(figure: Any, path: Path) -> list[Path]:
     from matplotlib import pyplot
 
     files = []
     for ending in ("png", "svg"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, dpi=150, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else {"Software": None})
+        figure.savefig(
+            buffer,
+            format=ending,
+            dpi=150,
+            bbox_inches="tight",
+            metadata={"Date": None} if ending == "svg" else {"Software": None},
+        )
         files.append(path.with_suffix(f".{ending}"))
         data = buffer.getvalue()
         write_whole(files[-1], partial(_write, data))
@@ -250,7 +309,9 @@ def _grid(summary: Summary, side: int = 128) -> Path:
                 with Image.open(path) as picture:
                     sheet.paste(_flat(picture).resize((side, side)), (x * (side + 4), head + y * (side + 4)))
             except OSError as error:
-                raise LayeredError(f"picture {str(path)!r} of the results cannot be read: {error}. Measure anew with --fresh") from None
+                raise LayeredError(
+                    f"picture {str(path)!r} of the results cannot be read: {error}. Measure anew with --fresh"
+                ) from None
     path = out / f"{suite.name}_grid.jpg"
     write_whole(path, lambda file: sheet.save(file, "JPEG", quality=90))
     return path
@@ -273,11 +334,16 @@ def _values(records: Sequence[dict[str, Any]], name: str) -> list[float]:
 def _matches(entry: list[Any]) -> Matches:
     scores, labels, hits, wanted = entry
     return Matches(
-        torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), torch.tensor(hits, dtype=torch.bool).view(len(hits), -1), torch.tensor(wanted)
+        torch.tensor(scores),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(hits, dtype=torch.bool).view(len(hits), -1),
+        torch.tensor(wanted),
     )
 
 
-def _ratios(records: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]) -> Callable[[Sequence[int]], float]:
+def _ratios(
+    records: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]
+) -> Callable[[Sequence[int]], float]:
     """Seconds over the baseline's for the same scenes."""
     mine, theirs = np.array([r["seconds"] for r in records]), np.array([r["seconds"] for r in baseline])
 
@@ -290,7 +356,10 @@ def _ratios(records: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]
 
 
 def _plain(x: Interval) -> dict[str, float | int | None]:
-    return {k: (None if isinstance(v, float) and not math.isfinite(v) else round(v, 5)) for k, v in x._asdict().items()}
+    return {
+        k: (None if isinstance(v, float) and not math.isfinite(v) else round(v, 5))
+        for k, v in x._asdict().items()
+    }
 
 
 def _arrow(name: str) -> str:

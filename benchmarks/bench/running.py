@@ -1,8 +1,8 @@
 """The storybook bench: run a suite, keep every scene as soon as it is measured, count figures with intervals.
 
-``layered bench layout -n 32`` reads ``suites/layout.yaml`` and writes ``results/<date>-<commit>/``: ``layout.jsonl`` (a line a scene and
-method, written at once, so that an interrupted run goes on where it was), ``layout.json``, ``layout.md`` and plots. Run again, it measures
-only what is missing.
+``layered bench layout -n 32`` reads ``suites/layout.yaml`` and writes ``results/<date>-<commit>/``:
+``layout.jsonl`` (a line a scene and method, written at once, so that an interrupted run goes on where it
+was), ``layout.json``, ``layout.md`` and plots. Run again, it measures only what is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from layered_diffusers.models.loading import find_model
 
 
 def run_suite(suite: Suite, settings: Settings) -> list[dict[str, Any]]:
-    """Measure what is missing; returns a record for every method and scene: ``name``, ``scene``, ``seconds``, and what the examiner keeps.
+    """Measure what is missing; returns a record for every method and scene: ``name``, ``scene``, ``seconds``,
+    and what the examiner keeps.
 
     Raises:
         LayeredError: a results file that does not fit, a folder that cannot be written, a missing model.
@@ -47,17 +48,22 @@ def run_suite(suite: Suite, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _missing(suite: Suite, settings: Settings, records: Records) -> list[tuple[Row, list[int]]]:
-    """What is still to measure: all methods on some scenes, then all on the next, so that their times are comparable."""
+    """What is still to measure: all methods on some scenes, then all on the next, so that their times are
+    comparable."""
     batches = []
     for start in range(0, settings.count, suite.batch):
         for row in suite.rows:
-            scenes = [i for i in range(start, min(start + suite.batch, settings.count)) if not records.has(row, i)]
+            scenes = [
+                i for i in range(start, min(start + suite.batch, settings.count)) if not records.has(row, i)
+            ]
             if scenes:
                 batches.append((row, scenes))
     return batches
 
 
-def _measured(suite: Suite, settings: Settings, batches: list[tuple[Row, list[int]]]) -> Iterator[dict[str, Any]]:
+def _measured(
+    suite: Suite, settings: Settings, batches: list[tuple[Row, list[int]]]
+) -> Iterator[dict[str, Any]]:
     """Measure in this process or in several."""
     if not batches:
         return
@@ -79,7 +85,10 @@ def _measured(suite: Suite, settings: Settings, batches: list[tuple[Row, list[in
     todo, done = context.Queue(), context.Queue()
     for group in groups.values():
         todo.put(group)
-    workers = [context.Process(target=_work, args=(suite, settings, todo, done), daemon=True) for _ in range(processes)]
+    workers = [
+        context.Process(target=_work, args=(suite, settings, todo, done), daemon=True)
+        for _ in range(processes)
+    ]
     for worker_process in workers:
         todo.put(None)
         worker_process.start()
@@ -90,7 +99,10 @@ def _measured(suite: Suite, settings: Settings, batches: list[tuple[Row, list[in
                 record = done.get(timeout=2)
             except queue.Empty:
                 if not any(w.is_alive() for w in workers):
-                    raise LayeredError("a measuring process died (out of memory?). Run the command again: finished scenes are kept") from None
+                    raise LayeredError(
+                        "a measuring process died (out of memory?). Run the command again: finished scenes "
+                        "are kept"
+                    ) from None
                 continue
             if record is None:
                 running -= 1
@@ -111,7 +123,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(suite: Suite, settings: Settings, todo: Any, done: Any) -> None:  # noqa: ANN401
+def _work(suite: Suite, settings: Settings, todo: Any, done: Any) -> None:
     """One process: one thread, batches until there are none."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,4 +1,5 @@
-"""The scenes that the bench judges by: fixed seeds that no training drew, wordings that no training used, everything about them known."""
+"""The scenes that the bench judges by: fixed seeds that no training drew, wordings that no training used,
+everything about them known."""
 
 from __future__ import annotations
 
@@ -111,7 +112,8 @@ class Case:
 
     @functools.cached_property
     def change_mask(self) -> Tensor:
-        """Where the picture may change to become :attr:`scene`, ``[H, W]``: the object's box without what is seen of the others."""
+        """Where the picture may change to become :attr:`scene`, ``[H, W]``: the object's box without what is
+        seen of the others."""
         assert self.changed is not None
         assert self.before is not None
         old, new = (s.objects[self.changed] for s in (self.before, self.scene))
@@ -135,7 +137,9 @@ def layout_cases(count: int, objects: Sequence[int] = (2, 3, 4), first: int = FI
     while len(cases) < count:
         scene = random_scene(seed, count=objects[len(cases) % len(objects)], materials=("solid",))
         seed += 1
-        if is_held_out(scene.caption) and len({(o.colour, o.kind) for o in scene.objects}) == len(scene.objects):
+        if is_held_out(scene.caption) and len({(o.colour, o.kind) for o in scene.objects}) == len(
+            scene.objects
+        ):
             cases.append(Case(scene))
     return cases
 
@@ -151,24 +155,33 @@ def redo_cases(count: int, objects: Sequence[int] = (2, 3)) -> list[Case]:
         kinds = [k for k in KINDS if k not in {o.kind for o in scene.objects}]
         colours = [c for c in COLOURS if c not in {o.colour for o in scene.objects}]
         left, top, right, bottom = _box(item.silhouette, item.x, item.y)
-        other = place_object(Thing("solid", str(rng.choice(colours)), str(rng.choice(kinds))), (left, top, right - left, bottom - top))
-        wanted = replace(scene, objects=tuple(other if i == index else o for i, o in enumerate(scene.objects)))
+        other = place_object(
+            Thing("solid", str(rng.choice(colours)), str(rng.choice(kinds))),
+            (left, top, right - left, bottom - top),
+        )
+        wanted = replace(
+            scene, objects=tuple(other if i == index else o for i, o in enumerate(scene.objects))
+        )
         cases.append(Case(wanted, before=scene, changed=index))
     return cases
 
 
 def layer_cases(count: int) -> list[Case]:
-    """Single things of every kind, colour and material, near the middle of the canvas, each with a landscape that it is to be laid on."""
+    """Single things of every kind, colour and material, near the middle of the canvas, each with a landscape
+    that it is to be laid on."""
     cases = []
     places = list(BACKGROUNDS)
     for number in range(count):
-        # 25 shares no factor with the 144 things: the first ones are spread over kinds, colours and materials.
+        # 25 shares no factor with the 144 things: the first ones are spread over kinds, colours and
+        # materials.
         thing = THINGS[number * 25 % len(THINGS)]
         rng = np.random.default_rng(FIRST + number)
         place = places[number % len(places)]
         width, height = rng.uniform(56, 86) * rng.uniform(0.9, 1.0, 2)
         x, y = CANVAS / 2 + rng.uniform(-8, 8, 2) - np.array([width, height]) / 2
-        item = place_object(thing, (float(x), float(y), float(width), float(height)), angle=float(rng.uniform(-10, 10)))
+        item = place_object(
+            thing, (float(x), float(y), float(width), float(height)), angle=float(rng.uniform(-10, 10))
+        )
         cases.append(Case(Scene(FIRST + number, place, draw_background(place, rng), (item,))))
     return cases
 

@@ -1,4 +1,5 @@
-"""Suites of the bench: which methods make which scenes, read from YAML and checked before anything is sampled."""
+"""Suites of the bench: which methods make which scenes, read from YAML and checked before anything is
+sampled."""
 
 from __future__ import annotations
 
@@ -16,7 +17,20 @@ from layered_diffusers.models.loading import SAMPLERS
 SUITES = Path(__file__).parents[1] / "suites"
 
 
-_SUITE_KEYS = {"title", "about", "scenes", "batch", "processes", "show", "plots", "curve", "grid", "host", "sampler", "methods"}
+_SUITE_KEYS = {
+    "title",
+    "about",
+    "scenes",
+    "batch",
+    "processes",
+    "show",
+    "plots",
+    "curve",
+    "grid",
+    "host",
+    "sampler",
+    "methods",
+}
 
 
 _ROW_KEYS = {"name", "method", "parameters", "baseline", "family"}
@@ -61,7 +75,8 @@ class Suite:
     host: str = "diffusers"
     """``diffusers`` or ``comfyui``."""
     sampler: str | None = None
-    """One of ``layered_diffusers.models.loading.SAMPLERS`` for every method, the same name in ComfyUI; None for the model's own, there Euler."""
+    """One of ``layered_diffusers.models.loading.SAMPLERS`` for every method, the same name in ComfyUI; None
+    for the model's own, there Euler."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,11 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
 
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise invalid("suite", name, ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none: no suite is installed")
+        raise invalid(
+            "suite",
+            name,
+            ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none: no suite is installed",
+        )
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -136,8 +155,10 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
         if what not in FIGURES:
             raise invalid(f"{where}: figure", what, ", ".join(FIGURES))
     return Suite(
-        name, entries.get("title", name), " ".join(entries.get("about", "").split()), entries["scenes"], tuple(rows), tuple(entries["show"]),
-        tuple(entries.get("plots", ())), curve, tuple(entries.get("grid", ())), entries.get("batch", 8), entries.get("processes"), host, sampler,
+        name, entries.get("title", name), " ".join(entries.get("about", "").split()), entries["scenes"],
+        tuple(rows), tuple(entries["show"]),
+        tuple(entries.get("plots", ())), curve, tuple(entries.get("grid", ())), entries.get("batch", 8),
+        entries.get("processes"), host, sampler,
     )  # fmt: skip
 
 

@@ -23,7 +23,9 @@ class Worker:
 
     def __init__(self, suite: Suite, settings: Settings) -> None:
         self.suite, self.settings = suite, settings
-        self.pipeline = LayeredDiffusionPipeline.from_pretrained(settings.model, device=settings.device, sampler=suite.sampler)
+        self.pipeline = LayeredDiffusionPipeline.from_pretrained(
+            settings.model, device=settings.device, sampler=suite.sampler
+        )
         self.examiner = Examiner(find_model(settings.model), settings.clip)
         self.cases: list[Case] = CASES[suite.scenes](settings.count)
 
@@ -32,14 +34,23 @@ class Worker:
         cases = [self.cases[i] for i in scenes]
         began = time.perf_counter()
         pictures = METHODS[row.method](
-            self.pipeline, cases, seeds=list(scenes), steps=self.settings.steps, guidance=self.settings.guidance, **row.parameters
+            self.pipeline,
+            cases,
+            seeds=list(scenes),
+            steps=self.settings.steps,
+            guidance=self.settings.guidance,
+            **row.parameters,
         )
         seconds = (time.perf_counter() - began) / len(cases)
         yield from self.judged(row, scenes, pictures, seconds)
 
-    def judged(self, row: Row, scenes: Sequence[int], pictures: torch.Tensor, seconds: float) -> Iterator[dict[str, Any]]:
+    def judged(
+        self, row: Row, scenes: Sequence[int], pictures: torch.Tensor, seconds: float
+    ) -> Iterator[dict[str, Any]]:
         """The records of finished pictures; those of the first scenes are kept on disk."""
-        for scene, picture, kept in zip(scenes, pictures, self.examiner.examine([self.cases[i] for i in scenes], pictures), strict=True):
+        for scene, picture, kept in zip(
+            scenes, pictures, self.examiner.examine([self.cases[i] for i in scenes], pictures), strict=True
+        ):
             if scene < SHOWN:
                 path = picture_path(self.settings.out, self.suite, row, scene)
                 path.parent.mkdir(parents=True, exist_ok=True)

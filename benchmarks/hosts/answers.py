@@ -1,4 +1,5 @@
-"""Standard output kept for a script's answer. Import this first: what ComfyUI prints afterwards goes to standard error."""
+"""Standard output kept for a script's answer. Import this first: what ComfyUI prints afterwards goes to
+standard error."""
 
 import os
 import sys

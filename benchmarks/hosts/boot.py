@@ -1,6 +1,8 @@
-"""Make ComfyUI at $COMFYUI_PATH importable in this process, on a throw-away base folder. Import this before anything of ComfyUI's.
+"""Make ComfyUI at $COMFYUI_PATH importable in this process, on a throw-away base folder. Import this before
+anything of ComfyUI's.
 
-Runs under ComfyUI's own python. Everything of the project's reaches such a process through the pack: the repository must not be on its path.
+Runs under ComfyUI's own python. Everything of the project's reaches such a process through the pack: the
+repository must not be on its path.
 """
 
 import asyncio
@@ -58,6 +60,7 @@ def load_pack() -> bool:
     return bool(LOOP.run_until_complete(nodes.load_custom_node(str(PACK), module_parent="custom_nodes")))
 
 
-def pack_module(path: str) -> Any:  # noqa: ANN401
-    """A module of the loaded pack by its path, e.g. ``nodes.layers.socket``: the very objects that the nodes use."""
+def pack_module(path: str) -> Any:
+    """A module of the loaded pack by its path, e.g. ``nodes.layers.socket``: the very objects that the nodes
+    use."""
     return importlib.import_module(f"{NAME}.{path}")

@@ -1,8 +1,11 @@
-"""Makes pictures with ComfyUI's own nodes and with the pack's for the bench: started by ``comfyui.py`` under ComfyUI's python, never imported.
+"""Makes pictures with ComfyUI's own nodes and with the pack's for the bench: started by ``comfyui.py`` under
+ComfyUI's python, never imported.
 
-Reads a job a line on standard input, ``{method, parameters, scenes: [...], seeds, steps, guidance, sampler, tensors, out}``, and answers each
-with a line ``{seconds}`` or ``{error}`` once the pictures are in ``out``. Tensors travel in safetensors files. Everything of the project's
-reaches this process as data or through the pack: the repository must not be on its path.
+Reads a job a line on standard input,
+``{method, parameters, scenes: [...], seeds, steps, guidance, sampler, tensors, out}``, and answers each with
+a line ``{seconds}`` or ``{error}`` once the pictures are in ``out``. Tensors travel in safetensors files.
+Everything of the project's reaches this process as data or through the pack: the repository must not be on
+its path.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from safetensors.torch import load_file, save_file
 import nodes
 
 METHODS = {}
-"""Every method by the name that suites use: from a :class:`Scene` and its parameters to an IMAGE of one picture."""
+"""Every method by the name that suites use: from a :class:`Scene` and its parameters to an IMAGE of one
+picture."""
 
 
 def method(function):
@@ -52,7 +56,9 @@ class Scene:
 
     def __init__(self, models, entry, tensors, number, job):
         self.model, self.clip, self.vae = models
-        self.words, self.background, self.objects, self.changed = (entry[k] for k in ("words", "background", "objects", "changed"))
+        self.words, self.background, self.objects, self.changed = (
+            entry[k] for k in ("words", "background", "objects", "changed")
+        )
         self.masks = tensors[f"{number}.masks"]
         self.start = tensors[f"{number}.start"]
         self.edges = tensors[f"{number}.edges"]
@@ -74,18 +80,22 @@ class Scene:
     def sample(self, positive, latent=None, strength=1.0, model=None, negative=None):
         """The picture of a run over the model's own evenly spaced timesteps; ``strength`` starts later."""
         sampled = nodes.common_ksampler(
-            model or self.model, self.seed, self.steps, self.guidance, self.sampler, "simple", positive, negative or self.encode(""),
-            latent or self.latent(), start_step=self.steps - round(self.steps * strength), force_full_denoise=True,
+            model or self.model, self.seed, self.steps, self.guidance, self.sampler, "simple", positive,
+            negative or self.encode(""),
+            latent or self.latent(), start_step=self.steps - round(self.steps * strength),
+            force_full_denoise=True,
         )[0]  # fmt: skip
         return call("VAEDecode", samples=sampled, vae=self.vae)[0]
 
     def layers(self, picture, noises=(1.0, 1.0)):
-        """LAYERS of a picture: the landscape, on it each object where it is seen; ``noises`` of the landscape and of the objects."""
+        """LAYERS of a picture: the landscape, on it each object where it is seen; ``noises`` of the landscape
+        and of the objects."""
         masks = [torch.ones_like(self.masks[0]), *self.masks]
         stack = None
         for number, (words, mask) in enumerate(zip([self.background, *self.objects], masks, strict=True)):
             stack = call(
-                "LD_LayerFromImage", name=str(number), image=image(picture), mask=1 - mask[None], prompt=words, noise=noises[min(number, 1)],
+                "LD_LayerFromImage", name=str(number), image=image(picture), mask=1 - mask[None],
+                prompt=words, noise=noises[min(number, 1)],
                 layers=stack,
             )[0]  # fmt: skip
         return stack
@@ -110,10 +120,17 @@ def global_sdedit(scene, strength):
 
 @method
 def set_mask_combine(scene, strength=1.0, base="caption"):
-    """ConditioningSetMask an object, joined by ConditioningCombine with the ``caption`` or the ``background``'s words everywhere."""
+    """ConditioningSetMask an object, joined by ConditioningCombine with the ``caption`` or the
+    ``background``'s words everywhere."""
     positive = scene.encode(scene.words if base == "caption" else scene.background)
     for words, mask in zip(scene.objects, scene.masks, strict=True):
-        region = call("ConditioningSetMask", conditioning=scene.encode(words), mask=mask[None], set_cond_area="default", strength=strength)[0]
+        region = call(
+            "ConditioningSetMask",
+            conditioning=scene.encode(words),
+            mask=mask[None],
+            set_cond_area="default",
+            strength=strength,
+        )[0]
         positive = call("ConditioningCombine", conditioning_1=positive, conditioning_2=region)[0]
     return scene.sample(positive)
 
@@ -121,7 +138,13 @@ def set_mask_combine(scene, strength=1.0, base="caption"):
 @method
 def plain_inpainting(scene):
     """VAEEncodeForInpaint: a grey hole, and latents of it that are free."""
-    latent = call("VAEEncodeForInpaint", pixels=image(scene.before), vae=scene.vae, mask=scene.mask[None], grow_mask_by=6)[0]
+    latent = call(
+        "VAEEncodeForInpaint",
+        pixels=image(scene.before),
+        vae=scene.vae,
+        mask=scene.mask[None],
+        grow_mask_by=6,
+    )[0]
     return scene.sample(scene.encode(scene.objects[scene.changed]), latent)
 
 
@@ -134,7 +157,8 @@ def latent_noise_mask(scene, strength=1.0):
 
 @method
 def differential_diffusion(scene, outside=0.0, inside=1.0):
-    """DifferentialDiffusion with a change map: ``inside`` the mask of the object that is to change, ``outside`` elsewhere."""
+    """DifferentialDiffusion with a change map: ``inside`` the mask of the object that is to change,
+    ``outside`` elsewhere."""
     model = call("DifferentialDiffusion", model=scene.model)[0]
     change = outside + (inside - outside) * scene.mask
     latent = call("SetLatentNoiseMask", samples=scene.latent(scene.before), mask=change[None])[0]
@@ -143,7 +167,8 @@ def differential_diffusion(scene, outside=0.0, inside=1.0):
 
 @method
 def differential_collage(scene, objects=0.5, background=0.3):
-    """DifferentialDiffusion on the whole collage at denoise 1: how far objects and background may change, 0 to 1."""
+    """DifferentialDiffusion on the whole collage at denoise 1: how far objects and background may change, 0
+    to 1."""
     inside = scene.masks.sum(0).clamp(0, 1)
     change = background + (objects - background) * inside
     model = call("DifferentialDiffusion", model=scene.model)[0]
@@ -151,14 +176,16 @@ def differential_collage(scene, objects=0.5, background=0.3):
     return scene.sample(scene.encode(scene.words), latent, model=model)
 
 
-# --- the pack's own nodes --------------------------------------------------------------------------------------------
+# --- the pack's own nodes ---
 
 
 @method
 def regional_prompts(scene, mode="regions", guidance=1.0, growth=0.0):
-    """Regional Prompt Attention: each object's words where it is seen, as ``set_mask_combine``'s; the node's own ``guidance`` and ``growth``."""
+    """Regional Prompt Attention: each object's words where it is seen, as ``set_mask_combine``'s; the node's
+    own ``guidance`` and ``growth``."""
     model, positive, negative = call(
-        "LD_RegionalPromptAttention", model=scene.model, clip=scene.clip, layers=scene.layers(scene.start), prompt=scene.words, mode=mode,
+        "LD_RegionalPromptAttention", model=scene.model, clip=scene.clip, layers=scene.layers(scene.start),
+        prompt=scene.words, mode=mode,
         guidance=guidance, growth=growth,
     )  # fmt: skip
     return scene.sample(positive, model=model, negative=negative)
@@ -166,7 +193,8 @@ def regional_prompts(scene, mode="regions", guidance=1.0, growth=0.0):
 
 @method
 def per_layer_sdedit(scene, objects=0.5, background=0.3):
-    """Per-Layer SDEdit and Paste Back on the collage: how far objects and background may change, 0 to 1, as ``differential_collage``'s."""
+    """Per-Layer SDEdit and Paste Back on the collage: how far objects and background may change, 0 to 1, as
+    ``differential_collage``'s."""
     layers = scene.layers(scene.start, (background, objects))
     model, latent, _, paste = call("LD_PerLayerSDEdit", model=scene.model, vae=scene.vae, layers=layers)
     sampled = scene.sample(scene.encode(scene.words), latent, model=model)
@@ -175,9 +203,11 @@ def per_layer_sdedit(scene, objects=0.5, background=0.3):
 
 @method
 def regenerate_layers(scene, feather=8, size=0, blend="gradient"):
-    """Regenerate Layers and Paste Back around the object that is to change; the node's own ``feather``, ``size`` and ``blend``."""
+    """Regenerate Layers and Paste Back around the object that is to change; the node's own ``feather``,
+    ``size`` and ``blend``."""
     model, latent, paste, *_ = call(
-        "LD_RegenerateLayers", model=scene.model, vae=scene.vae, image=image(scene.before), mask=scene.mask[None], grow=0, feather=feather,
+        "LD_RegenerateLayers", model=scene.model, vae=scene.vae, image=image(scene.before),
+        mask=scene.mask[None], grow=0, feather=feather,
         border="inside", size=size,
     )  # fmt: skip
     sampled = scene.sample(scene.encode(scene.objects[scene.changed]), latent, model=model)
@@ -186,32 +216,46 @@ def regenerate_layers(scene, feather=8, size=0, blend="gradient"):
 
 @method
 def per_layer_redo(scene):
-    """Per-Layer SDEdit and Paste Back: the picture a layer of noise 0, on it a mask without a picture, which is free."""
+    """Per-Layer SDEdit and Paste Back: the picture a layer of noise 0, on it a mask without a picture, which
+    is free."""
     layers = call("LD_LayerFromImage", image=image(scene.before), noise=0.0)[0]
-    layers = call("LD_LayerFromImage", mask=1 - scene.mask[None], width=scene.mask.shape[1], height=scene.mask.shape[0], layers=layers)[0]
-    model, latent, _, paste = call("LD_PerLayerSDEdit", model=scene.model, vae=scene.vae, layers=layers, background=0.0)
+    layers = call(
+        "LD_LayerFromImage",
+        mask=1 - scene.mask[None],
+        width=scene.mask.shape[1],
+        height=scene.mask.shape[0],
+        layers=layers,
+    )[0]
+    model, latent, _, paste = call(
+        "LD_PerLayerSDEdit", model=scene.model, vae=scene.vae, layers=layers, background=0.0
+    )
     sampled = scene.sample(scene.encode(scene.objects[scene.changed]), latent, model=model)
     return call("LD_PasteBack", image=sampled, paste=paste)[0]
 
 
-# --- a ControlNet ----------------------------------------------------------------------------------------------------
+# --- a ControlNet ---
 
 
 @method
 def control(scene, strength=1.0, where="everywhere"):
     """ControlNetApplyAdvanced with the edges of the scene drawn as one.
 
-    ``where``: ``everywhere``; or in the first object alone, by its ``hint`` (edges elsewhere erased), or by its ``conditioning``
-    (ConditioningSetMask on the words with control there and on those without elsewhere, joined by ConditioningCombine).
+    ``where``: ``everywhere``; or in the first object alone, by its ``hint`` (edges elsewhere erased), or by
+    its ``conditioning`` (ConditioningSetMask on the words with control there and on those without elsewhere,
+    joined by ConditioningCombine).
     """
     plain, first = (scene.encode(scene.words), scene.encode("")), scene.masks[:1]
     hint = scene.edges * first[0] if where == "hint" else scene.edges
     led = call(
-        "ControlNetApplyAdvanced", positive=plain[0], negative=plain[1], control_net=control_net(), image=image(hint.expand(3, -1, -1)),
+        "ControlNetApplyAdvanced", positive=plain[0], negative=plain[1], control_net=control_net(),
+        image=image(hint.expand(3, -1, -1)),
         strength=strength, start_percent=0.0, end_percent=1.0,
     )  # fmt: skip
     if where == "conditioning":
-        parts = [[_within(words, mask) for words, mask in ((a, first), (b, 1 - first))] for a, b in zip(led, plain, strict=True)]
+        parts = [
+            [_within(words, mask) for words, mask in ((a, first), (b, 1 - first))]
+            for a, b in zip(led, plain, strict=True)
+        ]
         led = [call("ConditioningCombine", conditioning_1=a, conditioning_2=b)[0] for a, b in parts]
     return scene.sample(led[0], negative=led[1])
 
@@ -220,14 +264,18 @@ def control(scene, strength=1.0, where="everywhere"):
 def masked_control(scene, strength=1.0, where="everywhere"):
     """Masked ControlNet Apply with the same edges, ``everywhere`` or in the ``first`` object alone."""
     positive, negative = call(
-        "LD_MaskedControlNetApply", positive=scene.encode(scene.words), negative=scene.encode(""), control_net=control_net(),
-        image=image(scene.edges.expand(3, -1, -1)), mask=scene.masks[:1] if where == "first" else None, strength=strength,
+        "LD_MaskedControlNetApply", positive=scene.encode(scene.words), negative=scene.encode(""),
+        control_net=control_net(),
+        image=image(scene.edges.expand(3, -1, -1)), mask=scene.masks[:1] if where == "first" else None,
+        strength=strength,
     )  # fmt: skip
     return scene.sample(positive, negative=negative)
 
 
 def _within(conditioning, mask):
-    return call("ConditioningSetMask", conditioning=conditioning, mask=mask, set_cond_area="default", strength=1.0)[0]
+    return call(
+        "ConditioningSetMask", conditioning=conditioning, mask=mask, set_cond_area="default", strength=1.0
+    )[0]
 
 
 @torch.inference_mode()
@@ -250,7 +298,11 @@ def check(job):
         return f"method {job['method']!r}; allowed: {', '.join(METHODS)}"
     taken = list(inspect.signature(METHODS[job["method"]]).parameters)[1:]
     unknown = [p for p in job["parameters"] if p not in taken]
-    return f"parameter {unknown[0]!r} of {job['method']}; allowed: {', '.join(taken) or 'none'}" if unknown else None
+    return (
+        f"parameter {unknown[0]!r} of {job['method']}; allowed: {', '.join(taken) or 'none'}"
+        if unknown
+        else None
+    )
 
 
 def main():

@@ -1,6 +1,8 @@
-"""Composites stacks with ComfyUI's compositor and with ours: started by ``composite.py`` under ComfyUI's python, never imported.
+"""Composites stacks with ComfyUI's compositor and with ours: started by ``composite.py`` under ComfyUI's
+python, never imported.
 
-Prints one line of JSON. Everything of the project's reaches this process through the pack: the repository must not be on its path.
+Prints one line of JSON. Everything of the project's reaches this process through the pack: the repository
+must not be on its path.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ WIDTH, HEIGHT, LAYERS = 1920, 1080, 8
 
 
 def draw(mode: str) -> dict[str, Any]:
-    """LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one of ``mode``."""
+    """LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one of
+    ``mode``."""
     random = torch.Generator().manual_seed(0)
     rows, columns = torch.linspace(0, 1, HEIGHT)[:, None], torch.linspace(0, 1, WIDTH)
     items = []
@@ -31,7 +34,15 @@ def draw(mode: str) -> dict[str, Any]:
         image = torch.empty(1, HEIGHT, WIDTH, 4)
         image.random_(0, 256, generator=random).div_(255)[..., 3] = 1
         mask = (127 + 115 * torch.sin(6 * (index + 1) * columns + 3 * rows)).round_().div_(255)[None]
-        items.append({"type": "raster", "z_index": index, "image": image, "mask": mask, "blend_mode": mode if index else "normal"})
+        items.append(
+            {
+                "type": "raster",
+                "z_index": index,
+                "image": image,
+                "mask": mask,
+                "blend_mode": mode if index else "normal",
+            }
+        )
     return {"version": 1, "canvas": (WIDTH, HEIGHT), "layers": items}
 
 
@@ -46,7 +57,8 @@ def cores(stack: dict[str, Any]) -> torch.Tensor:
 
 
 def peak(work: Callable[[], object], size: int) -> float:
-    """By how much the process grows at most while ``work`` runs on tensors of ``size`` bytes, with them, over ``size``."""
+    """By how much the process grows at most while ``work`` runs on tensors of ``size`` bytes, with them, over
+    ``size``."""
     process, most, done = psutil.Process(), 0, threading.Event()
 
     def watch() -> None:
@@ -89,7 +101,9 @@ def main() -> None:
         if "peak_memory_ratio" not in figures:
             size = sum(x[k].nbytes for x in stack["layers"] for k in ("image", "mask"))
             figures |= {"peak_memory_ratio": peak(ours, size), "peak_memory_ratio_core": peak(theirs, size)}
-        figures["greatest_difference"] = max(figures["greatest_difference"], float((ours() - theirs()).abs().max()))
+        figures["greatest_difference"] = max(
+            figures["greatest_difference"], float((ours() - theirs()).abs().max())
+        )
         times = [(*clocks(ours), *clocks(theirs)) for _ in range(ROUNDS)]
         wall, busy, cores_wall, cores_busy = (min(column) for column in zip(*times, strict=True))
         name = mode.replace("-", "_")

@@ -1,4 +1,5 @@
-"""Imports the pack once in a ComfyUI: started by ``import_time.py`` under ComfyUI's python, never imported. Prints one line of JSON."""
+"""Imports the pack once in a ComfyUI: started by ``import_time.py`` under ComfyUI's python, never imported.
+Prints one line of JSON."""
 
 from __future__ import annotations
 

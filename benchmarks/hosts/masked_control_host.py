@@ -1,4 +1,5 @@
-"""Times steps of a UNet with a ControlNet in ComfyUI, core's nodes beside ours: started by ``masked_control.py`` under ComfyUI's python.
+"""Times steps of a UNet with a ControlNet in ComfyUI, core's nodes beside ours: started by
+``masked_control.py`` under ComfyUI's python.
 
 Prints one line of JSON.
 """
@@ -28,7 +29,9 @@ def control_net() -> comfy.controlnet.ControlNet:
     """SD1.5's ControlNet with random weights."""
     shape = {k: v for k, v in SHAPE.items() if k != "out_channels"}
     dtype = comfy.model_management.unet_dtype(model_params=360_000_000)
-    net = comfy.cldm.cldm.ControlNet(**shape, hint_channels=3, dtype=dtype, operations=comfy.ops.disable_weight_init)
+    net = comfy.cldm.cldm.ControlNet(
+        **shape, hint_channels=3, dtype=dtype, operations=comfy.ops.disable_weight_init
+    )
     fill(net)
     return comfy.controlnet.ControlNet(net.eval(), load_device=comfy.model_management.get_torch_device())
 
@@ -53,24 +56,34 @@ def ours(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, **v
     return kind.execute(*words, net, image=hint, **settings).result
 
 
-def layered(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]) -> Words:
+def layered(
+    words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
+) -> Words:
     """The same with a layer on every quarter."""
     document, layers = boot.pack_module("layered_core.document"), boot.pack_module("nodes.layers.socket")
     made = []
     for i, strength in enumerate(strengths):
         recipe = document.Recipe(control=document.Control(hint="canny", strength=strength))
-        made.append(document.Layer(f"layer {i}", x=i * SIDE // LAYERS, width=SIDE // LAYERS, height=SIDE, recipe=recipe))
+        made.append(
+            document.Layer(
+                f"layer {i}", x=i * SIDE // LAYERS, width=SIDE // LAYERS, height=SIDE, recipe=recipe
+            )
+        )
     return ours(words, net, hint, layers=layers.write_stack(document.LayerDocument(SIDE, SIDE, tuple(made))))
 
 
-def chained(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]) -> Words:
+def chained(
+    words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
+) -> Words:
     """Core's node once a layer, in a row: nothing keeps a layer's control in its place."""
     for strength in strengths:
         words = core(words, net, hint, strength)
     return words
 
 
-def masked(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]) -> Words:
+def masked(
+    words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
+) -> Words:
     """Core's node once a layer, each on a conditioning of its own with ConditioningSetMask, combined."""
     positive: Conditioning = []
     for mask, strength in zip(quarters(), strengths, strict=True):
@@ -93,11 +106,17 @@ def main() -> None:
             "core_chained_ratio_4": chained(words, net, hint, strengths),
             "core_masked_ratio_4": masked(words, net, hint, strengths),
         }
-        variants: dict[str, Callable[[], torch.Tensor]] = {name: partial(run, model, *w, SIDE, STEPS) for name, w in made.items()}
-        pictures = {name: work() for name, work in variants.items()}  # the first run of a kind pays for its memory
+        variants: dict[str, Callable[[], torch.Tensor]] = {
+            name: partial(run, model, *w, SIDE, STEPS) for name, w in made.items()
+        }
+        pictures = {
+            name: work() for name, work in variants.items()
+        }  # the first run of a kind pays for its memory
         pictures["none"] = run(model, *words, SIDE, STEPS)
         for name, picture in pictures.items():
-            if not bool(picture.isfinite().all()) or (name != "plain" and torch.equal(picture, pictures["plain"])):
+            if not bool(picture.isfinite().all()) or (
+                name != "plain" and torch.equal(picture, pictures["plain"])
+            ):
                 raise SystemExit(f"{name} does nothing, or breaks")
         ones = run(model, *ours(words, net, hint, mask=torch.ones(1, SIDE, SIDE)), SIDE, STEPS)
         parts = run(model, *layered(words, net, hint, [1.0] * LAYERS), SIDE, STEPS)

@@ -1,4 +1,5 @@
-"""Times steps of a UNet in ComfyUI with and without words per layer: started by ``regional_attention.py`` under ComfyUI's python.
+"""Times steps of a UNet in ComfyUI with and without words per layer: started by ``regional_attention.py``
+under ComfyUI's python.
 
 Prints one line of JSON.
 """
@@ -19,7 +20,12 @@ from sd15_host import Conditioning, encode, run, text_encoder, unet
 
 import nodes
 
-ROUNDS, STEPS, ATTENTION, SIDE = int(sd15.ARGUMENTS[0]), int(sd15.ARGUMENTS[1]), sd15.ARGUMENTS[2], int(sd15.ARGUMENTS[3])
+ROUNDS, STEPS, ATTENTION, SIDE = (
+    int(sd15.ARGUMENTS[0]),
+    int(sd15.ARGUMENTS[1]),
+    sd15.ARGUMENTS[2],
+    int(sd15.ARGUMENTS[3]),
+)
 
 WORDS = "a picture of many things"
 
@@ -31,18 +37,26 @@ def grid(rows: int, columns: int) -> list[tuple[int, int, int, int]]:
 
 
 def regional(
-    model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]], mode: str = "regions"
+    model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]],
+    mode: str = "regions"
 ) -> tuple[Any, ...]:  # fmt: skip
     """Regional Prompt Attention on boxes with words of their own."""
     document, layers = boot.pack_module("layered_core.document"), boot.pack_module("nodes.layers.socket")
-    made = [document.Layer(f"layer {i}", x=x, y=y, width=w, height=h, prompt=f"thing {i}") for i, (x, y, w, h) in enumerate(boxes)]
+    made = [
+        document.Layer(f"layer {i}", x=x, y=y, width=w, height=h, prompt=f"thing {i}")
+        for i, (x, y, w, h) in enumerate(boxes)
+    ]
     stack = layers.write_stack(document.LayerDocument(SIDE, SIDE, tuple(made)))
     kind = nodes.NODE_CLASS_MAPPINGS["LD_RegionalPromptAttention"]
     values = {i.id: i.default for i in kind.GET_SCHEMA().inputs if i.id not in ("model", "clip", "layers")}
-    return kind.execute(model, clip, stack, **{**values, "prompt": WORDS, "mode": mode, "append": True}).result
+    return kind.execute(
+        model, clip, stack, **{**values, "prompt": WORDS, "mode": mode, "append": True}
+    ).result
 
 
-def core(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]) -> tuple[Any, ...]:
+def core(
+    model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]
+) -> tuple[Any, ...]:
     """ConditioningSetMask for every box, combined."""
     positive: Conditioning = []
     for i, (x, y, width, height) in enumerate(boxes):
@@ -52,14 +66,19 @@ def core(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: li
     return model, positive, encode(clip, "")
 
 
-def coupling(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]) -> tuple[Any, ...]:
-    """Attention Couple: the conditional rows are repeated once a region at every cross-attention, and their outputs masked and added."""
+def coupling(
+    model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]
+) -> tuple[Any, ...]:
+    """Attention Couple: the conditional rows are repeated once a region at every cross-attention, and their
+    outputs masked and added."""
     contexts = torch.cat([encode(clip, f"thing {i}")[0][0] for i in range(len(boxes))])
     masks = torch.zeros(len(boxes), 1, SIDE // 8, SIDE // 8)
     for mask, (x, y, width, height) in zip(masks, boxes, strict=True):
         mask[:, y // 8 : (y + height) // 8, x // 8 : (x + width) // 8] = 1
 
-    def spread(q: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def spread(
+        q: torch.Tensor, context: torch.Tensor, value: torch.Tensor, extra: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
         rows, words = [], []
         for row, mark in enumerate(extra["cond_or_uncond"]):
             rows += [q[row : row + 1]] * (1 if mark else len(boxes))
@@ -85,7 +104,11 @@ def coupling(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes
 def main() -> None:
     """Measure and print."""
     sd15.load_pack()
-    backends = {"pytorch": attention.attention_pytorch, "sub-quadratic": attention.attention_sub_quad, "split": attention.attention_split}
+    backends = {
+        "pytorch": attention.attention_pytorch,
+        "sub-quadratic": attention.attention_sub_quad,
+        "split": attention.attention_split,
+    }
     attention.optimized_attention = attention.optimized_attention_masked = backends[ATTENTION]
     with torch.inference_mode():
         model, clip = unet(), text_encoder()
@@ -98,10 +121,16 @@ def main() -> None:
             "coupling_ratio_4": coupling(model, clip, four),
             "core_ratio_4": core(model, clip, four),
         }
-        variants: dict[str, Callable[[], torch.Tensor]] = {name: partial(run, *v, SIDE, STEPS) for name, v in made.items()}
-        pictures = {name: work() for name, work in variants.items()}  # the first run of a kind pays for its memory
+        variants: dict[str, Callable[[], torch.Tensor]] = {
+            name: partial(run, *v, SIDE, STEPS) for name, v in made.items()
+        }
+        pictures = {
+            name: work() for name, work in variants.items()
+        }  # the first run of a kind pays for its memory
         for name, picture in pictures.items():
-            if not bool(picture.isfinite().all()) or (name != "plain" and torch.equal(picture, pictures["plain"])):
+            if not bool(picture.isfinite().all()) or (
+                name != "plain" and torch.equal(picture, pictures["plain"])
+            ):
                 raise SystemExit(f"{name} does nothing, or breaks")
         figures = sd15.time_by_turns(variants, ROUNDS)
     sd15.answer(figures | {"attention": ATTENTION, "steps": STEPS, "side": SIDE})

@@ -1,7 +1,7 @@
 """SD1.5-size models with random weights in ComfyUI, and how ways of sampling are timed against each other.
 
-For the scripts that run under ComfyUI's python: import this first. Everything of the project's reaches such a process through the pack:
-the repository must not be on its path.
+For the scripts that run under ComfyUI's python: import this first. Everything of the project's reaches such a
+process through the pack: the repository must not be on its path.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ from tqdm import tqdm
 Conditioning = list[list[Any]]
 
 SHAPE = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1, "context_dim": 768, "num_heads": 8, "num_head_channels": -1, "use_spatial_transformer": True,
-    "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None, "use_temporal_attention": False, "use_temporal_resblock": False,
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1, "context_dim": 768, "num_heads": 8, "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None,
+    "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
 """SD1.5's UNet."""
 
@@ -60,7 +64,10 @@ def unet() -> comfy.model_patcher.ModelPatcher:
 
 def text_encoder() -> comfy.sd.CLIP:
     """SD1.5's text encoder with random weights."""
-    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel), parameters=123_000_000)
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+        parameters=123_000_000,
+    )
     fill(clip.cond_stage_model)
     return clip
 
@@ -81,30 +88,54 @@ def encode(clip: comfy.sd.CLIP, words: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(words))
 
 
-def run(model: comfy.model_patcher.ModelPatcher, positive: Conditioning, negative: Conditioning, side: int, steps: int) -> torch.Tensor:
+def run(
+    model: comfy.model_patcher.ModelPatcher,
+    positive: Conditioning,
+    negative: Conditioning,
+    side: int,
+    steps: int,
+) -> torch.Tensor:
     """Sample Euler steps of one picture of ``side`` pixels."""
     noise = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(7.0)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    return guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        disable_pbar=True,
+        seed=0,
+    )
 
 
 def time_by_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-    """What every variant costs over ``plain``: the median over the rounds of its time over plain's in that round, and ``<name>_range``.
+    """What every variant costs over ``plain``: the median over the rounds of its time over plain's in that
+    round, and ``<name>_range``.
 
-    ``<name>_processor`` is the same in processor time, which other programs on the machine lengthen less; it says nothing of a GPU.
+    ``<name>_processor`` is the same in processor time, which other programs on the machine lengthen less; it
+    says nothing of a GPU.
     """
-    taken = [{name: _seconds(work) for name, work in variants.items()} for _ in tqdm(range(rounds), file=sys.stderr)]
+    taken = [
+        {name: _seconds(work) for name, work in variants.items()}
+        for _ in tqdm(range(rounds), file=sys.stderr)
+    ]
     figures: dict[str, Any] = {}
     for name in variants:
         if name != "plain":
-            by_clock, by_processor = zip(*[[a / b for a, b in zip(r[name], r["plain"], strict=True)] for r in taken], strict=True)
+            by_clock, by_processor = zip(
+                *[[a / b for a, b in zip(r[name], r["plain"], strict=True)] for r in taken], strict=True
+            )
             figures[name] = round(statistics.median(by_clock), 4)
             figures[f"{name}_range"] = [round(min(by_clock), 4), round(max(by_clock), 4)]
             figures[f"{name}_processor"] = round(statistics.median(by_processor), 4)
-    return figures | {"threads": torch.get_num_threads(), "device": str(comfy.model_management.get_torch_device()), "rounds": rounds}
+    return figures | {
+        "threads": torch.get_num_threads(),
+        "device": str(comfy.model_management.get_torch_device()),
+        "rounds": rounds,
+    }
 
 
 def answer(figures: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Make torchvision importable where torch is a CPU build; whatever starts ComfyUI calls this before anything imports torchvision."""
+"""Make torchvision importable where torch is a CPU build; whatever starts ComfyUI calls this before anything
+imports torchvision."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ _KEPT: list[torch.library.Library] = []
 def name_torchvision_operators() -> bool:
     """Declare torchvision's operators where torchvision itself cannot, and return whether that was needed.
 
-    A torchvision built for CUDA cannot load its library on a CPU build of torch, and ``import torchvision`` fails because it looks for the
-    names of two operators. On any other pair of builds, with a graphics card or without, torchvision declares them itself, and a second
-    declaration aborts the process. So the builds decide, never ``torch.cuda.is_available()``.
+    A torchvision built for CUDA cannot load its library on a CPU build of torch, and ``import torchvision``
+    fails because it looks for the names of two operators. On any other pair of builds, with a graphics card
+    or without, torchvision declares them itself, and a second declaration aborts the process. So the builds
+    decide, never ``torch.cuda.is_available()``.
     """
     if torch.version.cuda is not None or torch.version.hip is not None or not _torchvision_wants_cuda():
         return False
@@ -29,9 +31,13 @@ def name_torchvision_operators() -> bool:
 
 
 def _torchvision_wants_cuda() -> bool:
-    """Whether the installed torchvision is built for CUDA, read from its version file without importing it."""
+    """Whether the installed torchvision is built for CUDA, read from its version file without importing
+    it."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
     version = Path(spec.origin).with_name("version.py")
-    return version.is_file() and re.search(r"__version__ = .*\+cu\d", version.read_text(encoding="utf-8")) is not None
+    return (
+        version.is_file()
+        and re.search(r"__version__ = .*\+cu\d", version.read_text(encoding="utf-8")) is not None
+    )

@@ -14,18 +14,38 @@ PARTS = ("vae", "judge", "text", "unet", "control", "transparent", "transparent_
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train one part of the storybook model. Resumes when interrupted.")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.train",
+        description="Train one part of the storybook model. Resumes when interrupted.",
+    )
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--folder", default="output/train", help="checkpoints, logs and exported weights (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=20, help="length of the whole run, earlier tries counted in (default: %(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=1 if torch.cuda.is_available() else 2, help="processes of one thread each (default: 2, with a GPU 1)"
+        "--folder",
+        default="output/train",
+        help="checkpoints, logs and exported weights (default: %(default)s)",
     )
     parser.add_argument(
-        "--scale", type=int, default=8 if torch.cuda.is_available() else 1, help="multiplies the batch size (default: 1, with a GPU 8)"
+        "--minutes",
+        type=float,
+        default=20,
+        help="length of the whole run, earlier tries counted in (default: %(default)s)",
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="start from random weights (default: from the last checkpoint, else from the shipped weights)"
+        "--processes",
+        type=int,
+        default=1 if torch.cuda.is_available() else 2,
+        help="processes of one thread each (default: 2, with a GPU 1)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=int,
+        default=8 if torch.cuda.is_available() else 1,
+        help="multiplies the batch size (default: 1, with a GPU 8)",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start from random weights (default: from the last checkpoint, else from the shipped weights)",
     )
     parser.add_argument("--rate", type=float, help="greatest learning rate (default: the part's own)")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,13 @@
 """Train the storybook ControlNet: Canny edges to pictures, the UNet frozen.
 
-Diffusers' ControlNet (Zhang et al. 2023, arXiv 2302.05543) of the UNet's own blocks. Two hints in three show all edges of the scene, the others
-those of some objects only, so that it learns to leave free what no edge shows.
+Diffusers' ControlNet (Zhang et al. 2023, arXiv 2302.05543) of the UNet's own blocks. Two hints in three show
+all edges of the scene, the others those of some objects only, so that it learns to leave free what no edge
+shows.
 
-Two things save time. Reading a hint of 128 x 128 takes a third of a step on CPUs, so each hint is read once for
-``LEVELS`` noise levels. And the hint's last layer starts at random like any other instead of at zero: that the untrained net changes nothing is
-already in its zero convolutions, and two zero layers in a row learn nothing from each other at first.
+Two things save time. Reading a hint of 128 x 128 takes a third of a step on CPUs, so each hint is read once
+for ``LEVELS`` noise levels. And the hint's last layer starts at random like any other instead of at zero:
+that the untrained net changes nothing is already in its zero convolutions, and two zero layers in a row learn
+nothing from each other at first.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class EdgeReplay(Replay):
     def hints(self) -> Tensor:
         """Hints ``[B, 3, 128, 128]`` in 0..1 of the last batch.
 
-        One in three shows each object, and the background, with probability one half; half of those without the outer edge of outlines, as
-        layers without an outline are drawn.
+        One in three shows each object, and the background, with probability one half; half of those without
+        the outer edge of outlines, as layers without an outline are drawn.
         """
         edges = self.edges[torch.from_numpy(self.chosen)]
         count = len(edges)
@@ -75,7 +77,7 @@ class EdgeReplay(Replay):
         return shown[:, None].float().expand(-1, 3, -1, -1).to(device(), memory_format=torch.channels_last)
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the ControlNet's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
@@ -89,7 +91,15 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         net.set_attn_processor(RecordingAttention())
         prepare(net)
     model.controlnet_cond_embedding.__class__ = SharedHint
-    trainer = Trainer(model, Path(options.folder) / "control", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.998)
+    trainer = Trainer(
+        model,
+        Path(options.folder) / "control",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 1e-3,
+        average=0.998,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = EdgeReplay(vae, rng)
     replay.add(256)
@@ -106,7 +116,13 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
                 with torch.no_grad():
                     plain = objective.error(unet(batch.noisy, batch.t, context).sample, batch)
             down, middle = model(batch.noisy, batch.t, context, controlnet_cond=hints, return_dict=False)
-            v = unet(batch.noisy, batch.t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+            v = unet(
+                batch.noisy,
+                batch.t,
+                context,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
         for net in (unet, model):
             for processor in net.attn_processors.values():
                 processor.maps.clear()

@@ -1,7 +1,9 @@
-"""What training anything that predicts noise shares: the frozen models beside it, the schedule, the objective.
+"""What training anything that predicts noise shares: the frozen models beside it, the schedule, the
+objective.
 
-v-prediction on Stable Diffusion's schedule; the loss per timestep is weighted by min(snr, 5) / snr (Hang et al. 2023, arXiv 2303.09556, on the
-v-error), so that the steps that decide what is where are not drowned by the last ones.
+v-prediction on Stable Diffusion's schedule; the loss per timestep is weighted by min(snr, 5) / snr (Hang et
+al. 2023, arXiv 2303.09556, on the v-error), so that the steps that decide what is where are not drowned by
+the last ones.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from demo.train.loop import device
 
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+    "timestep_spacing": "trailing",
 }  # fmt: skip
 
 
 class FloatGroupNorm(nn.GroupNorm):
-    """Group norm in single precision: in half precision its channels-last kernel is ten times slower on CPUs."""
+    """Group norm in single precision: in half precision its channels-last kernel is ten times slower on
+    CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`torch.nn.GroupNorm`."""
-        return nn.functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        return nn.functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(
+            x.dtype
+        )
 
 
 def prepare(model: nn.Module) -> None:
@@ -41,7 +47,12 @@ def prepare(model: nn.Module) -> None:
 
 def frozen_vae(export: Path) -> AutoencoderTiny:
     """The trained VAE, not to be trained further."""
-    return AutoencoderTiny.from_pretrained(export / "vae").float().to(device(), memory_format=torch.channels_last).requires_grad_(False)
+    return (
+        AutoencoderTiny.from_pretrained(export / "vae")
+        .float()
+        .to(device(), memory_format=torch.channels_last)
+        .requires_grad_(False)
+    )
 
 
 def frozen_text_encoder(export: Path) -> CLIPTextModel:
@@ -50,12 +61,15 @@ def frozen_text_encoder(export: Path) -> CLIPTextModel:
 
 
 class RecordingAttention:
-    """Plain attention that keeps the probabilities of cross-attention, averaged over heads, ``[B, N, 77]``."""
+    """Plain attention that keeps the probabilities of cross-attention, averaged over heads,
+    ``[B, N, 77]``."""
 
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
 
-    def __call__(self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
+    def __call__(
+        self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
         """As diffusers' ``AttnProcessor`` on three-dimensional input."""
         context = hidden if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attention.to_q(hidden), attention.to_k(context), attention.to_v(context)
@@ -70,7 +84,8 @@ class RecordingAttention:
 
 
 def timesteps(count: int) -> Tensor:
-    """Half of them anywhere in 0..999, half in 400..999, where it is decided how many objects there are and where."""
+    """Half of them anywhere in 0..999, half in 400..999, where it is decided how many objects there are and
+    where."""
     first = 400 * torch.randint(0, 2, (count,), device=device())
     return first + (torch.rand(count, device=device()) * (1000 - first)).long()
 
@@ -96,11 +111,14 @@ class Objective:
         self.weights = (self.alphas / (1 - self.alphas)).pow(-1).mul(5).clamp(max=1)
 
     def noised(self, latents: Tensor, frames: int = 1) -> Noised:
-        """``latents`` [B, C, h, w], each with noise of a level of its own; ``frames`` that follow each other share theirs."""
+        """``latents`` [B, C, h, w], each with noise of a level of its own; ``frames`` that follow each other
+        share theirs."""
         t = timesteps(len(latents) // frames).repeat_interleave(frames)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
-        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
         return Noised(t, noisy, alpha.sqrt() * noise - (1 - alpha).sqrt() * latents, self.alphas[t].sqrt())
 
     def errors(self, v: Tensor, batch: Noised) -> Tensor:

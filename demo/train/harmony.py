@@ -1,4 +1,5 @@
-"""Train the pasted-or-native classifier on drawn scenes: ``python -m demo.train.harmony``; a few minutes on one CPU core."""
+"""Train the pasted-or-native classifier on drawn scenes: ``python -m demo.train.harmony``; a few minutes on
+one CPU core."""
 
 from __future__ import annotations
 
@@ -26,17 +27,21 @@ def pairs(seeds: list[int]) -> tuple[Tensor, Tensor]:
     """Every scene drawn as one, then every scene pasted.
 
     Returns:
-        ``[2 B, 3, 128, 128]`` in 0..1, and which share of each cell an object covers, ``[2 B, 32, 32]`` in 0..1.
+        ``[2 B, 3, 128, 128]`` in 0..1, and which share of each cell an object covers, ``[2 B, 32, 32]`` in
+        0..1.
     """
     scenes = [random_scene(seed, count=1 + seed % 4) for seed in seeds]
     native = [torch.from_numpy(s.picture().astype(np.float32) / 255) for s in scenes]
     collages = [composite(pasted(s, s.seed))[..., :3] for s in scenes]
-    shares = nn.functional.avg_pool2d(torch.stack([torch.from_numpy((s.object_map() > 0).astype(np.float32)) for s in scenes]), 4)
+    shares = nn.functional.avg_pool2d(
+        torch.stack([torch.from_numpy((s.object_map() > 0).astype(np.float32)) for s in scenes]), 4
+    )
     return torch.stack(native + collages).permute(0, 3, 1, 2), shares.repeat(2, 1, 1)
 
 
 def crops(rng: np.random.Generator, pictures: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Half as wide, two a picture, about a random point of an object: ``[2 B, 3, 64, 64]`` and ``[2 B, 16, 16]``."""
+    """Half as wide, two a picture, about a random point of an object: ``[2 B, 3, 64, 64]`` and
+    ``[2 B, 16, 16]``."""
     cut, covered = [], []
     for picture, share in zip(pictures, shares, strict=True):
         for row, column in rng.permutation((share > 0.5).nonzero().numpy())[:2]:
@@ -77,7 +82,9 @@ def _vae() -> AutoencoderTiny:
     return vae.to(memory_format=torch.channels_last)
 
 
-def accuracy(harmony: Harmony, scenes: int, vae: AutoencoderTiny | None = None, seed: int = HELD_OUT) -> float:
+def accuracy(
+    harmony: Harmony, scenes: int, vae: AutoencoderTiny | None = None, seed: int = HELD_OUT
+) -> float:
     """Share of held-out pictures, half of them pasted, that are told right."""
     right = 0
     for start in range(0, scenes, 32):
@@ -88,14 +95,22 @@ def accuracy(harmony: Harmony, scenes: int, vae: AutoencoderTiny | None = None, 
     return right / (2 * scenes)
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the training."""
     torch.manual_seed(options.seed)
     model = Harmony()
     start_from(model, WEIGHTS, options.fresh)
     model.to(device())
     vae = _vae()
-    trainer = Trainer(model, Path(options.folder) / "harmony", rank, processes, minutes=options.minutes, rate=3e-3, average=0.98)
+    trainer = Trainer(
+        model,
+        Path(options.folder) / "harmony",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=3e-3,
+        average=0.98,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     seen, shares, truth = torch.empty(0, 3, 64, 64), torch.empty(0, 16, 16), torch.empty(0)
     going = True
@@ -117,7 +132,9 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
             objects, empty = share > 0.5, share == 0
             loss = nn.functional.binary_cross_entropy_with_logits(cells[objects], wrong[objects])
             loss = loss + 0.2 * nn.functional.softplus(cells[empty]).mean()
-            going = trainer.update(loss, len(chosen), right=((cells > 0).float() == wrong)[objects].float().mean())
+            going = trainer.update(
+                loss, len(chosen), right=((cells > 0).float() == wrong)[objects].float().mean()
+            )
         if trainer.due(2.0) or not going:
             if rank == 0:
                 judged = Harmony()
@@ -126,24 +143,49 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
                 trainer.record(accuracy=accuracy(judged, 96), accuracy_through_vae=accuracy(judged, 96, vae))
                 folder = Path(options.folder) / "export" / "judge"
                 folder.mkdir(parents=True, exist_ok=True)
-                save_file({k: v.half() if v.is_floating_point() else v for k, v in judged.state_dict().items()}, folder / "harmony.safetensors")
+                save_file(
+                    {k: v.half() if v.is_floating_point() else v for k, v in judged.state_dict().items()},
+                    folder / "harmony.safetensors",
+                )
             trainer.save()
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m demo.train.harmony", description="Train the pasted-or-native classifier. Resumes.")
-    parser.add_argument("--folder", default="output/train", help="checkpoints, logs and exported weights (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=10, help="length of the whole run (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="processes of one thread each (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="start from random weights (default: from the last checkpoint, else the shipped)")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.train.harmony", description="Train the pasted-or-native classifier. Resumes."
+    )
+    parser.add_argument(
+        "--folder",
+        default="output/train",
+        help="checkpoints, logs and exported weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="length of the whole run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes of one thread each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start from random weights (default: from the last checkpoint, else the shipped)",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure", type=int, metavar="N", help="train nothing: how often the shipped weights are right on N fresh scenes")
+    parser.add_argument(
+        "--measure",
+        type=int,
+        metavar="N",
+        help="train nothing: how often the shipped weights are right on N fresh scenes",
+    )
     options = parser.parse_args()
     if options.measure:
         shipped = Harmony.load()
         for name, vae in (("drawn", None), ("through the VAE", _vae())):
-            sys.stdout.write(f"{name}: {accuracy(shipped, options.measure, vae, HELD_OUT + 50_000):.3f} right of {2 * options.measure}\n")
+            sys.stdout.write(
+                f"{name}: {accuracy(shipped, options.measure, vae, HELD_OUT + 50_000):.3f} right of "
+                f"{2 * options.measure}\n"
+            )
         return
     launch(train, options.processes, options)
 

@@ -1,8 +1,10 @@
-"""Train the storybook's joint generator: foreground, background and blend of one scene, side by side in one batch.
+"""Train the storybook's joint generator: foreground, background and blend of one scene, side by side in one
+batch.
 
 LayerDiffuse's attention sharing
-(:mod:`layered_core.transparency.layer_diffuse_frames`) on the frozen UNet, by the UNet's own objective. It starts from what the
-layer generator knows: the foreground's low-rank changes are that LoRA's, cut to the rank here; everything else starts at no change.
+(:mod:`layered_core.transparency.layer_diffuse_frames`) on the frozen UNet, by the UNet's own objective. It
+starts from what the layer generator knows: the foreground's low-rank changes are that LoRA's, cut to the rank
+here; everything else starts at no change.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ FRAMES = 3
 
 def new_network(unet: UNet2DConditionModel) -> AttentionSharing:
     """Units that change nothing yet."""
-    units = [SharingUnit(a.to_q.in_features, a.to_k.in_features, RANK, FRAMES) for a in attentions(unet).values()]
+    units = [
+        SharingUnit(a.to_q.in_features, a.to_k.in_features, RANK, FRAMES) for a in attentions(unet).values()
+    ]
     for unit in units:
         nn.init.zeros_(unit.temporal_o.weight)
         nn.init.zeros_(unit.temporal_o.bias)
@@ -56,7 +60,9 @@ def start_from_lora(network: AttentionSharing, unet: UNet2DConditionModel, file:
     for name, unit in zip(attentions(unet), network.units, strict=True):
         for part, projection in zip(("q", "k", "v", "out"), PROJECTIONS, strict=True):
             key = f"{file_name(f'{name}.{projection}', layers)}.weight::lora"
-            up, size, down = torch.linalg.svd(tensors[f"{key}::0"].float() @ tensors[f"{key}::1"].float(), full_matrices=False)
+            up, size, down = torch.linalg.svd(
+                tensors[f"{key}::0"].float() @ tensors[f"{key}::1"].float(), full_matrices=False
+            )
             root = size[:RANK].sqrt()
             change = getattr(unit, f"to_{part}_lora")[0]
             change.up.weight.data = up[:, :RANK] * root
@@ -69,7 +75,9 @@ class SharedAttention:
     def __init__(self, unit: SharingUnit) -> None:
         self.unit = unit
 
-    def __call__(self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:  # noqa: ANN401
+    def __call__(
+        self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
         """As diffusers' ``AttnProcessor`` on three-dimensional input."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,14 +86,21 @@ class SharedAttention:
             return (shares @ v).transpose(1, 2).flatten(2)
 
         base = Base(attention.to_q, attention.to_k, attention.to_v, attention.to_out[0], attend)
-        words = None if encoder_hidden_states is None else [encoder_hidden_states[f::FRAMES] for f in range(FRAMES)]
+        words = (
+            None
+            if encoder_hidden_states is None
+            else [encoder_hidden_states[f::FRAMES] for f in range(FRAMES)]
+        )
         return self.unit(hidden, words, base)
 
 
 class Scenes:
-    """A growing store of scenes of one object: latents of its foreground with alpha, its background and its blend."""
+    """A growing store of scenes of one object: latents of its foreground with alpha, its background and its
+    blend."""
 
-    def __init__(self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000) -> None:
+    def __init__(
+        self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000
+    ) -> None:
         self.vae, self.autoencoder, self.rng, self.capacity = vae, autoencoder, rng, capacity
         self.latents = torch.zeros(capacity, FRAMES, 4, 16, 16)
         self.words: list[tuple[str, Thing]] = [("", THINGS[0])] * capacity
@@ -96,7 +111,10 @@ class Scenes:
         """Draw, encode and store ``count`` fresh scenes."""
         for _ in range(count):
             thing, place = THINGS[self.rng.integers(len(THINGS))], str(self.rng.choice(list(BACKGROUNDS)))
-            sprite, background = draw_sprite(thing, self.rng), Image.fromarray(draw_background(place, self.rng))
+            sprite, background = (
+                draw_sprite(thing, self.rng),
+                Image.fromarray(draw_background(place, self.rng)),
+            )
             blend = background.copy()
             blend.paste(Image.fromarray(sprite), (0, 0), Image.fromarray(sprite))
             rgba = torch.stack([padded(sprite), opaque(background), opaque(blend)])
@@ -109,8 +127,8 @@ class Scenes:
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor]:
         """Latents ``[3 B, 4, 16, 16]`` and token ids ``[3 B, 77]``, the frames of a scene after each other.
 
-        Mostly all frames of a scene have its words; in one scene of four the foreground has the object's alone and the background the
-        landscape's; in one of ten no frame has any.
+        Mostly all frames of a scene have its words; in one scene of four the foreground has the object's
+        alone and the background the landscape's; in one of ten no frame has any.
         """
         chosen = self.rng.integers(self.filled, size=count)
         rows = []
@@ -120,7 +138,11 @@ class Scenes:
             if chance < 0.1:
                 rows += [pad([])] * FRAMES
             elif chance < 0.35:
-                rows += [pad(encode_words(thing.words, ids)), training_caption(self.rng, place, [], ids)[0], tokens]
+                rows += [
+                    pad(encode_words(thing.words, ids)),
+                    training_caption(self.rng, place, [], ids)[0],
+                    tokens,
+                ]
             else:
                 rows += [tokens] * FRAMES
         latents = self.latents[torch.from_numpy(chosen)].flatten(0, 1)
@@ -133,7 +155,7 @@ def opaque(picture: Image.Image) -> Tensor:
     return torch.cat([rgb, torch.ones_like(rgb[:1])])
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the joint generator's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
@@ -148,7 +170,15 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         attention.set_processor(SharedAttention(unit))
     prepare(unet)
     network.to(device())
-    trainer = Trainer(network, Path(options.folder) / "joint", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.998)
+    trainer = Trainer(
+        network,
+        Path(options.folder) / "joint",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 1e-3,
+        average=0.998,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     scenes = Scenes(vae, autoencoder, rng)
     scenes.add(128)
@@ -166,6 +196,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         if trainer.due(4.0) or not going:
             if rank == 0:
                 save_file(
-                    {k: w.detach().cpu().half().contiguous() for k, w in trainer.averaged().items()}, export / "transparent" / "joint.safetensors"
+                    {k: w.detach().cpu().half().contiguous() for k, w in trainer.averaged().items()},
+                    export / "transparent" / "joint.safetensors",
                 )
             trainer.save()

@@ -17,9 +17,12 @@ from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """At half size ``[64, 64]``: the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind), and, bool, where two objects meet."""
+    """At half size ``[64, 64]``: the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind), and,
+    bool, where two objects meet."""
     colours, kinds = list(COLOURS), list(KINDS)
-    table = np.array([0, *(1 + len(kinds) * colours.index(o.colour) + kinds.index(o.kind) for o in scene.objects)])
+    table = np.array(
+        [0, *(1 + len(kinds) * colours.index(o.colour) + kinds.index(o.kind) for o in scene.objects)]
+    )
     owner = scene.object_map()[1::2, 1::2].astype(np.int64)
     apart = np.pad(np.where(owner > 0, owner, 99), 1, constant_values=99)
     around = np.stack([np.pad(owner, 1)[i : i + 64, j : j + 64] for i in range(3) for j in range(3)])
@@ -28,16 +31,23 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def likes(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with every object of one colour and kind, pushed together: where likes meet is hard to learn and rare."""
+    """The scene with every object of one colour and kind, pushed together: where likes meet is hard to learn
+    and rare."""
     first, size = scene.objects[0].thing, scene.size
     middle = np.array([[o.x + o.image.shape[1] / 2, o.y + o.image.shape[0] / 2] for o in scene.objects])
     target, objects = middle.mean(0), []
     for item, centre in zip(scene.objects, middle, strict=True):
         width, height = item.image.shape[1] / 1.44, item.image.shape[0] / 1.44
         centre = target + (centre - target) * rng.uniform(0.5, 1.0)
-        x, y = (float(np.clip(c - s / 2, 2, size - 2 - s)) for c, s in zip(centre, (width, height), strict=True))
+        x, y = (
+            float(np.clip(c - s / 2, 2, size - 2 - s)) for c, s in zip(centre, (width, height), strict=True)
+        )
         thing = first._replace(material=item.material)
-        objects.append(place_object(thing, (x, y, width, height), angle=float(rng.uniform(-10, 10)), flip=bool(rng.random() < 0.5)))
+        objects.append(
+            place_object(
+                thing, (x, y, width, height), angle=float(rng.uniform(-10, 10)), flip=bool(rng.random() < 0.5)
+            )
+        )
     return Scene(scene.seed, scene.background, scene.background_image, tuple(objects))
 
 
@@ -48,11 +58,14 @@ def drawn(rng: np.random.Generator) -> Scene:
 
 
 def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
-    """Blur, noise and changes of colour, so that pictures that are a little soft or off in colour are still read."""
+    """Blur, noise and changes of colour, so that pictures that are a little soft or off in colour are still
+    read."""
     if rng.random() < 0.6:
         side = int(rng.integers(40, 128))
         pictures = nn.functional.interpolate(
-            nn.functional.interpolate(pictures, (side, side), mode="bilinear", antialias=True), (128, 128), mode="bilinear"
+            nn.functional.interpolate(pictures, (side, side), mode="bilinear", antialias=True),
+            (128, 128),
+            mode="bilinear",
         )
     pictures = pictures + torch.randn_like(pictures) * rng.uniform(0, 0.04)
     gain, shift = torch.empty(2, len(pictures), 3, 1, 1, device=pictures.device)
@@ -66,18 +79,29 @@ def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
         batch = [random_scene(seed + i) for i in range(start, min(start + 32, scenes))]
         pictures = torch.from_numpy(np.stack([s.picture() for s in batch])).permute(0, 3, 1, 2).float() / 255
         verdicts: list[Verdict] = judge.look(pictures)
-        right += sum(v.shows([o.thing for o in s.objects]) and v.background == s.background for s, v in zip(batch, verdicts, strict=True))
+        right += sum(
+            v.shows([o.thing for o in s.objects]) and v.background == s.background
+            for s, v in zip(batch, verdicts, strict=True)
+        )
     return right / scenes
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the judge's training."""
     torch.manual_seed(options.seed)
     model = Judge()
     start_from(model, WEIGHTS, options.fresh)
     model.to(device())
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
-    trainer = Trainer(model, Path(options.folder) / "judge", rank, processes, minutes=options.minutes, rate=options.rate or 3e-3, average=0.99)
+    trainer = Trainer(
+        model,
+        Path(options.folder) / "judge",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 3e-3,
+        average=0.99,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     places = list(BACKGROUNDS)
     weights = torch.ones(1 + len(COLOURS) * len(KINDS), device=device())
@@ -85,15 +109,26 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     going = True
     while going:
         scenes = [drawn(rng) for _ in range(16 * options.scale)]
-        pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 255
-        truth, border = (torch.from_numpy(np.stack(t)).to(device()) for t in zip(*map(labels, scenes), strict=True))
+        pictures = (
+            torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float()
+            / 255
+        )
+        truth, border = (
+            torch.from_numpy(np.stack(t)).to(device()) for t in zip(*map(labels, scenes), strict=True)
+        )
         where = torch.tensor([places.index(s.background) for s in scenes], device=device())
         with torch.autocast(device().type, torch.bfloat16):
-            logits, place, meeting = model(augmented(rng, pictures).contiguous(memory_format=torch.channels_last))
+            logits, place, meeting = model(
+                augmented(rng, pictures).contiguous(memory_format=torch.channels_last)
+            )
         # Most pixels are background: weighed down, or small objects come last.
-        loss = nn.functional.cross_entropy(logits.float(), truth, weights) + 0.3 * nn.functional.cross_entropy(place.float(), where)
+        loss = nn.functional.cross_entropy(
+            logits.float(), truth, weights
+        ) + 0.3 * nn.functional.cross_entropy(place.float(), where)
         inside = truth > 0
-        loss = loss + 0.5 * nn.functional.binary_cross_entropy_with_logits(meeting.float()[inside], border.float()[inside])
+        loss = loss + 0.5 * nn.functional.binary_cross_entropy_with_logits(
+            meeting.float()[inside], border.float()[inside]
+        )
         going = trainer.update(loss, len(scenes), pixels=(logits.argmax(1) == truth).float().mean())
         if trainer.due(1.5) or not going:
             if rank == 0:
@@ -102,5 +137,8 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
                 trainer.record(exact=exact(judged.eval(), 200))
                 folder = Path(options.folder) / "export" / "judge"
                 folder.mkdir(parents=True, exist_ok=True)
-                save_file({k: v.half() if v.is_floating_point() else v for k, v in judged.state_dict().items()}, folder / "judge.safetensors")
+                save_file(
+                    {k: v.half() if v.is_floating_point() else v for k, v in judged.state_dict().items()},
+                    folder / "judge.safetensors",
+                )
             trainer.save()

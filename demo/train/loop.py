@@ -22,10 +22,11 @@ from torch.multiprocessing.spawn import start_processes
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296", "OMP_NUM_THREADS": "1"}
 
 
-def launch(worker: Callable[[int, int, Any], None], processes: int, options: Any) -> None:  # noqa: ANN401
+def launch(worker: Callable[[int, int, Any], None], processes: int, options: Any) -> None:
     """Run ``worker(rank, processes, options)`` in ``processes`` processes of one thread each, joined by gloo.
 
-    Two processes of one thread beat one process of two on a small CPU: oneDNN's barriers stall when a neighbour is busy.
+    Two processes of one thread beat one process of two on a small CPU: oneDNN's barriers stall when a
+    neighbour is busy.
     """
     os.environ.update(_MEMORY)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(29500 + os.getpid() % 2000))
@@ -34,7 +35,7 @@ def launch(worker: Callable[[int, int, Any], None], processes: int, options: Any
     start_processes(_entry, (processes, worker, options), processes, daemon=True, start_method="spawn")
 
 
-def _entry(rank: int, processes: int, worker: Callable[[int, int, Any], None], options: Any) -> None:  # noqa: ANN401
+def _entry(rank: int, processes: int, worker: Callable[[int, int, Any], None], options: Any) -> None:
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     else:
@@ -49,11 +50,14 @@ def _entry(rank: int, processes: int, worker: Callable[[int, int, Any], None], o
 
 
 def start_from(model: nn.Module, file: Path, fresh: bool) -> None:
-    """Begin with the weights of ``file`` that fit ``model``, unless there is no such file or ``fresh`` is asked for."""
+    """Begin with the weights of ``file`` that fit ``model``, unless there is no such file or ``fresh`` is
+    asked for."""
     if fresh or not file.exists():
         return
     own = model.state_dict()
-    shipped = {k: v.to(own[k].dtype) for k, v in load_file(file).items() if k in own and own[k].shape == v.shape}
+    shipped = {
+        k: v.to(own[k].dtype) for k, v in load_file(file).items() if k in own and own[k].shape == v.shape
+    }
     model.load_state_dict(shipped, strict=False)
 
 
@@ -63,23 +67,36 @@ def device() -> torch.device:
 
 
 class Trainer:
-    """Steps one model: AdamW, gradient averaging over processes, cosine schedule over wall-clock time, EMA, checkpoints.
+    """Steps one model: AdamW, gradient averaging over processes, cosine schedule over wall-clock time, EMA,
+    checkpoints.
 
     Args:
         model: what is trained; its parameters that require gradients.
-        folder: where ``state.safetensors`` (weights, EMA, optimiser) and ``log.jsonl`` go; resumed from when present.
+        folder: where ``state.safetensors`` (weights, EMA, optimiser) and ``log.jsonl`` go; resumed from when
+            present.
         minutes: length of the run. The learning rate goes from ``rate`` to ``rate / 20`` over it.
         rate: greatest learning rate, reached after ``warmup`` steps.
         average: EMA decay per step.
     """
 
     def __init__(
-        self, model: nn.Module, folder: Path, rank: int, processes: int, *, minutes: float, rate: float, average: float, warmup: int = 100
+        self,
+        model: nn.Module,
+        folder: Path,
+        rank: int,
+        processes: int,
+        *,
+        minutes: float,
+        rate: float,
+        average: float,
+        warmup: int = 100,
     ) -> None:
         self.model, self.folder, self.rank, self.processes = model, folder, rank, processes
         self.rate, self.warmup, self.decay, self.seconds = rate, warmup, average, minutes * 60
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step = self.samples = 0
         self.spent = 0.0
@@ -101,7 +118,9 @@ class Trainer:
         loss.backward()
         progress = self._reduce(self.progress)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        factor = min(1.0, (self.step + 1) / self.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        factor = min(1.0, (self.step + 1) / self.warmup) * (
+            0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+        )
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * factor
         if torch.isfinite(norm):
@@ -121,12 +140,17 @@ class Trainer:
         state.update(zip(names, self.ema, strict=True))
         return state
 
-    def record(self, **figures: Any) -> None:  # noqa: ANN401
+    def record(self, **figures: Any) -> None:
         """Append a line to the log."""
         if self.rank == 0:
             minutes = (self.spent + time.monotonic() - self.begun) / 60
             with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"minutes": round(minutes, 2), "step": self.step, "samples": self.samples, **figures}) + "\n")
+                log.write(
+                    json.dumps(
+                        {"minutes": round(minutes, 2), "step": self.step, "samples": self.samples, **figures}
+                    )
+                    + "\n"
+                )
 
     def due(self, minutes: float) -> bool:
         """True every ``minutes`` (in all processes at once): time to judge and save."""
@@ -159,7 +183,9 @@ class Trainer:
             prefix = f"optimiser.{i}."
             entry = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
             if entry:
-                self.optimiser.state[parameter] = {**entry, "step": entry["step"].cpu()} if not parameter.is_cuda else entry
+                self.optimiser.state[parameter] = (
+                    {**entry, "step": entry["step"].cpu()} if not parameter.is_cuda else entry
+                )
         step, samples, self.spent = state["clock"].tolist()
         self.step, self.samples = int(step), int(samples)
 
@@ -188,5 +214,8 @@ class Trainer:
             self.sums[key] = self.sums.get(key, 0.0) + float(value)
         self.counted += 1
         if time.monotonic() - self.logged > 20 or progress >= 1:
-            self.record(rate=f"{self.optimiser.param_groups[0]['lr']:.1e}", **{k: round(v / self.counted, 5) for k, v in self.sums.items()})
+            self.record(
+                rate=f"{self.optimiser.param_groups[0]['lr']:.1e}",
+                **{k: round(v / self.counted, 5) for k, v in self.sums.items()},
+            )
             self.sums, self.counted, self.logged = {}, 0, time.monotonic()

@@ -1,4 +1,5 @@
-"""Single transparent objects, drawn from a seed: what the transparent autoencoder and the layer generator learn from."""
+"""Single transparent objects, drawn from a seed: what the transparent autoencoder and the layer generator
+learn from."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ def draw_sprite(thing: Thing, rng: np.random.Generator) -> np.ndarray:
     """One object near the middle of an empty canvas, RGBA uint8 ``[128, 128, 4]``, straight alpha."""
     width, height = rng.uniform(56, 86) * rng.uniform(0.9, 1.0, 2)
     x, y = CANVAS / 2 + rng.normal(0, 5, 2).clip(-14, 14) - np.array([width, height]) / 2
-    item = place_object(thing, (float(x), float(y), float(width), float(height)), angle=float(rng.uniform(-10, 10)), flip=bool(rng.random() < 0.5))
+    item = place_object(
+        thing,
+        (float(x), float(y), float(width), float(height)),
+        angle=float(rng.uniform(-10, 10)),
+        flip=bool(rng.random() < 0.5),
+    )
     canvas = Image.new("RGBA", (CANVAS, CANVAS))
     canvas.paste(Image.fromarray(item.image), (item.x, item.y))
     return np.asarray(canvas)

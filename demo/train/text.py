@@ -1,6 +1,8 @@
-"""Prepare the text encoder before the UNet starts: every noun must know its colour and material, the end the whole scene.
+"""Prepare the text encoder before the UNet starts: every noun must know its colour and material, the end the
+whole scene.
 
-Seconds of training here save the UNet from learning, through its own loss, that colours belong to the noun behind them.
+Seconds of training here save the UNet from learning, through its own loss, that colours belong to the noun
+behind them.
 """
 
 from __future__ import annotations
@@ -31,29 +33,42 @@ class Probe(nn.Module):
         self.place = nn.Linear(WIDTH, len(BACKGROUNDS) + 1)
         self.whole = nn.Linear(WIDTH, len(KINDS) * len(COLOURS))
 
-    def forward(self, ids: Tensor, nouns: Tensor, things: Tensor, places: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, nouns: Tensor, things: Tensor, places: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and the share of nouns read fully right.
 
-        ``nouns`` [K, 2] (caption, position), ``things`` [K, 3] (material, colour, kind), ``places`` [B], ``counts`` [B, 36].
+        ``nouns`` [K, 2] (caption, position), ``things`` [K, 3] (material, colour, kind), ``places`` [B],
+        ``counts`` [B, 36].
         """
         hidden = self.text(ids)[0]
         at = hidden[nouns[:, 0], nouns[:, 1]]
         outputs = (self.material(at), self.colour(at), self.kind(at))
         loss = sum(nn.functional.cross_entropy(o, things[:, i]) for i, o in enumerate(outputs))
-        right = torch.stack([o.argmax(1) == things[:, i] for i, o in enumerate(outputs)]).all(0).float().mean()
+        right = (
+            torch.stack([o.argmax(1) == things[:, i] for i, o in enumerate(outputs)]).all(0).float().mean()
+        )
         end = hidden[torch.arange(len(ids)), (ids == END).int().argmax(1)]
         loss = loss + nn.functional.cross_entropy(self.place(end), places)
         loss = loss + 4 * nn.functional.binary_cross_entropy_with_logits(self.whole(end), counts)
         return loss, right
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the preparation."""
     torch.manual_seed(options.seed)
     export_folder = Path(options.folder) / "export"
     ids = word_ids(export_folder / "tokenizer")
     model = Probe(shrink(new_text_encoder(), ids)).to(device())
-    trainer = Trainer(model, Path(options.folder) / "text", rank, processes, minutes=options.minutes, rate=options.rate or 2e-3, average=0.99)
+    trainer = Trainer(
+        model,
+        Path(options.folder) / "text",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 2e-3,
+        average=0.99,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     materials, colours, kinds, places = list(MATERIALS), list(COLOURS), list(KINDS), list(BACKGROUNDS)
     going = True
@@ -64,10 +79,14 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
             tokens, positions = training_caption(rng, place, scene, ids)
             rows.append(tokens)
             nouns += [(b, p) for p in positions]
-            things += [(materials.index(t.material), colours.index(t.colour), kinds.index(t.kind)) for t in scene]
+            things += [
+                (materials.index(t.material), colours.index(t.colour), kinds.index(t.kind)) for t in scene
+            ]
             named = any(ids[w] in tokens for w in place_words(place, ids))
             where.append(places.index(place) if named else len(places))
-            counts.append([float(any(t.kind == k and t.colour == c for t in scene)) for k in kinds for c in colours])
+            counts.append(
+                [float(any(t.kind == k and t.colour == c for t in scene)) for k in kinds for c in colours]
+            )
         batch = [torch.tensor(x, device=device()) for x in (rows, nouns, things, where, counts)]
         loss, right = model(*batch)
         going = trainer.update(loss, len(rows), right=right)

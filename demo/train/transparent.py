@@ -1,7 +1,9 @@
-"""Train the storybook's transparent autoencoder: the networks of :mod:`layered_core.transparency.transparent_networks` at small width.
+"""Train the storybook's transparent autoencoder: the networks of
+:mod:`layered_core.transparency.transparent_networks` at small width.
 
-As in the paper (arXiv 2402.17113 §3.1) the encoder hides alpha in an offset of the frozen VAE's latents, so that the VAE still decodes the
-picture on grey, and the decoder reads colours and alpha back from that picture and the latents. There is no discriminator here.
+As in the paper (arXiv 2402.17113 §3.1) the encoder hides alpha in an offset of the frozen VAE's latents, so
+that the VAE still decodes the picture on grey, and the decoder reads colours and alpha back from that picture
+and the latents. There is no discriminator here.
 """
 
 from __future__ import annotations
@@ -22,22 +24,29 @@ from demo.world.places import MODEL
 from demo.world.scenes import HELD_OUT
 from demo.world.vocabulary import CANVAS, THINGS, Thing
 from layered_core.transparency.transparent_encode import on_grey
-from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder, from_file_order, to_file_order
+from layered_core.transparency.transparent_networks import (
+    CELL,
+    TransparentDecoder,
+    TransparentEncoder,
+    from_file_order,
+    to_file_order,
+)
 
 ENCODER_WIDTHS = (16, 32, 48, 64)
 DECODER_WIDTHS = (16, 24, 32, 48, 64, 64, 64)
 
-CELL = 8
-"""Pixels of a side that one latent stands for."""
 
 NOISE = 0.05
-"""Greatest deviation of the noise on training latents: those that a sampler makes are not exact, those of an encoded picture are."""
+"""Greatest deviation of the noise on training latents: those that a sampler makes are not exact, those of an
+encoded picture are."""
 
 ALPHA_SQUARE = 40
-"""Weight of alpha's square error beside its absolute one, which alone would leave soft edges at their median."""
+"""Weight of alpha's square error beside its absolute one, which alone would leave soft edges at their
+median."""
 
 IDENTITY = 20
-"""Weight of what the offset does to the VAE's picture. The less, the larger the offset may be beside :data:`NOISE`."""
+"""Weight of what the offset does to the VAE's picture. The less, the larger the offset may be beside
+:data:`NOISE`."""
 
 
 class Autoencoder(nn.Module):
@@ -57,7 +66,11 @@ class Autoencoder(nn.Module):
         """Write ``state`` of this module as two files in half precision."""
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("encoder", "decoder"):
-            own = {k.removeprefix(f"{part}."): v.detach().cpu().half().contiguous() for k, v in state.items() if k.startswith(f"{part}.")}
+            own = {
+                k.removeprefix(f"{part}."): v.detach().cpu().half().contiguous()
+                for k, v in state.items()
+                if k.startswith(f"{part}.")
+            }
             save_file(own, folder / f"{part}.safetensors")
 
     def offset(self, rgba: Tensor) -> Tensor:
@@ -79,7 +92,14 @@ def frozen_autoencoder(export: Path) -> Autoencoder:
 class Sprites:
     """A growing store of padded sprites with their latents; a share of every batch is fresh."""
 
-    def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, things: list[Thing], smoke: float, capacity: int = 4000) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderTiny,
+        rng: np.random.Generator,
+        things: list[Thing],
+        smoke: float,
+        capacity: int = 4000,
+    ) -> None:
         self.vae, self.rng, self.things, self.smoke, self.capacity = vae, rng, things, smoke, capacity
         self.pictures = torch.zeros(capacity, 4, CANVAS, CANVAS, dtype=torch.uint8)
         self.latents = torch.zeros(capacity, 4, CANVAS // CELL, CANVAS // CELL)
@@ -89,7 +109,11 @@ class Sprites:
         """Draw, turn at random, encode and store ``count`` sprites."""
         for _ in range(count):
             rng = self.rng
-            sprite = draw_smoke(rng) if rng.random() < self.smoke else draw_sprite(self.things[rng.integers(len(self.things))], rng)
+            sprite = (
+                draw_smoke(rng)
+                if rng.random() < self.smoke
+                else draw_sprite(self.things[rng.integers(len(self.things))], rng)
+            )
             if rng.random() < 0.5:
                 sprite = np.rot90(sprite, int(rng.integers(4)))
             rgba = padded(sprite)[None]
@@ -125,8 +149,9 @@ def decode_pixels(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judge(model: Autoencoder, vae: AutoencoderTiny, seed: int = HELD_OUT) -> dict[str, float]:
-    """Figures of sprites that were never trained on, through encoder, VAE and decoder in one pass: alpha's PSNR, that of the colours where
-    alpha is over a tenth, and that of the VAE's picture beside the one on grey, dB.
+    """Figures of sprites that were never trained on, through encoder, VAE and decoder in one pass: alpha's
+    PSNR, that of the colours where alpha is over a tenth, and that of the VAE's picture beside the one on
+    grey, dB.
     """
     rng = np.random.default_rng(seed)
     sprites = [draw_sprite(t, rng) for t in THINGS if t not in KNOWN]
@@ -154,7 +179,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(-10 * torch.log10((a - b).square().mean().clamp_min(1e-10)))
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the transparent autoencoder's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
@@ -162,7 +187,15 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     model = Autoencoder()
     model.load(MODEL / "transparent", options.fresh)
     prepare(model)
-    trainer = Trainer(model, Path(options.folder) / "transparent", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.998)
+    trainer = Trainer(
+        model,
+        Path(options.folder) / "transparent",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 1e-3,
+        average=0.998,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     sprites = Sprites(vae, rng, KNOWN, SMOKE_SHARE)
     sprites.add(64)
@@ -182,10 +215,17 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         colours, alpha = error[:, :3], error[:, 3]
         shown = 0.1 + 0.9 * rgba[:, 3:]
         # PSNR is of alpha's square error.
-        recon = (shown * (colours.abs() + 10 * colours.square())).mean() + (alpha.abs() + ALPHA_SQUARE * alpha.square()).mean()
+        recon = (shown * (colours.abs() + 10 * colours.square())).mean() + (
+            alpha.abs() + ALPHA_SQUARE * alpha.square()
+        ).mean()
         identity = (pixels - on_grey(rgba[:, :3], rgba[:, 3:])).square().mean()
         alpha_error = alpha.detach().square().mean()
-        going = trainer.update(recon + IDENTITY * identity, count, alpha=-10 * alpha_error.log10(), identity=-10 * identity.detach().log10())
+        going = trainer.update(
+            recon + IDENTITY * identity,
+            count,
+            alpha=-10 * alpha_error.log10(),
+            identity=-10 * identity.detach().log10(),
+        )
         if trainer.due(4.0) or not going:
             if rank == 0:
                 judged = Autoencoder()

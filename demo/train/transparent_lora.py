@@ -1,7 +1,9 @@
-"""Train the storybook's layer generator: a LoRA on the UNet's attention, as LayerDiffuse's, that makes one object with its transparency.
+"""Train the storybook's layer generator: a LoRA on the UNet's attention, as LayerDiffuse's, that makes one
+object with its transparency.
 
-The UNet is frozen; the LoRA learns the latents of single objects on grey with the transparent encoder's offset, by the UNet's own objective.
-The file has the names of the published ``layer_xl_transparent_attn``: ``diffusion_model.<path>.weight::lora::0`` (up) and ``::lora::1`` (down).
+The UNet is frozen; the LoRA learns the latents of single objects on grey with the transparent encoder's
+offset, by the UNet's own objective. The file has the names of the published ``layer_xl_transparent_attn``:
+``diffusion_model.<path>.weight::lora::0`` (up) and ``::lora::1`` (down).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Lora(nn.Module):
-    """A frozen linear and a learned product of two thin ones beside it (Hu et al. 2021, arXiv 2106.09685), at weight 1."""
+    """A frozen linear and a learned product of two thin ones beside it (Hu et al. 2021, arXiv 2106.09685), at
+    weight 1."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -63,7 +66,8 @@ def add_loras(unet: UNet2DConditionModel) -> dict[str, Lora]:
 def file_name(module: str, layers: int) -> str:
     """The file's name of a module that diffusers calls ``module``, in a UNet with ``layers`` resnets a block.
 
-    ``down_blocks.1.attentions.0.proj_in`` is ``diffusion_model.input_blocks.3.1.proj_in`` where ``layers`` is 1.
+    ``down_blocks.1.attentions.0.proj_in`` is ``diffusion_model.input_blocks.3.1.proj_in`` where ``layers`` is
+    1.
     """
     parts = module.split(".")
     if parts[0] == "mid_block":
@@ -78,7 +82,9 @@ def weights_of(state: dict[str, Tensor], loras: dict[str, Lora], layers: int) ->
     tensors = {}
     for name in loras:
         for index, part in enumerate(("up", "down")):
-            tensors[f"{file_name(name, layers)}.weight::lora::{index}"] = state[f"{name}.{part}.weight"].detach().cpu().half().contiguous()
+            tensors[f"{file_name(name, layers)}.weight::lora::{index}"] = (
+                state[f"{name}.{part}.weight"].detach().cpu().half().contiguous()
+            )
     return tensors
 
 
@@ -96,7 +102,9 @@ def start_from_file(loras: dict[str, Lora], layers: int, file: Path, fresh: bool
 class LayerReplay:
     """A growing store of the transparent latents of single objects, all kinds of them in turn."""
 
-    def __init__(self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000) -> None:
+    def __init__(
+        self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000
+    ) -> None:
         self.vae, self.autoencoder, self.rng, self.capacity = vae, autoencoder, rng, capacity
         self.latents = torch.zeros(capacity, 4, 16, 16)
         self.masks = torch.zeros(capacity, 1, 16, 16)
@@ -118,18 +126,24 @@ class LayerReplay:
             self.filled = min(self.filled + 1, self.capacity)
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 1, 16, 16] and noun positions [B, 1] (0: no words)."""
+        """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 1, 16, 16] and noun positions [B, 1] (0: no
+        words)."""
         chosen = self.rng.integers(self.filled, size=count)
         captions = [layer_caption(self.rng, self.things[i], ids) for i in chosen]
         pick = torch.from_numpy(chosen)
-        tensors = (self.latents[pick], torch.tensor([t for t, _ in captions]), self.masks[pick], torch.tensor([[n] for _, n in captions]))
+        tensors = (
+            self.latents[pick],
+            torch.tensor([t for t, _ in captions]),
+            self.masks[pick],
+            torch.tensor([[n] for _, n in captions]),
+        )
         a, b, c, d = (t.to(device()) for t in tensors)
         return a, b, c, d
 
 
 def layer_caption(rng: np.random.Generator, thing: Thing, ids: dict[str, int]) -> tuple[list[int], int]:
-    """A caption's 77 ids and the position of its noun: mostly the object alone; one in six names a place too, which is not to be
-    painted; one in eight has words that the storybook does not know; one in ten is empty.
+    """A caption's 77 ids and the position of its noun: mostly the object alone; one in six names a place too,
+    which is not to be painted; one in eight has words that the storybook does not know; one in ten is empty.
     """
     chance = rng.random()
     if chance < 0.1:
@@ -143,7 +157,7 @@ def layer_caption(rng: np.random.Generator, thing: Thing, ids: dict[str, int]) -
     return pad(strange[:before] + tokens + strange[before:]), before + len(tokens)
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the layer generator's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
@@ -158,7 +172,13 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     unet.set_attn_processor(record)
     prepare(unet)
     trainer = Trainer(
-        unet, Path(options.folder) / "transparent_lora", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.999
+        unet,
+        Path(options.folder) / "transparent_lora",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 1e-3,
+        average=0.999,
     )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = LayerReplay(vae, autoencoder, rng)
@@ -177,5 +197,7 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         going = trainer.update(error + 0.1 * attention, count, v=error.detach(), attention=attention.detach())
         if trainer.due(4.0) or not going:
             if rank == 0:
-                save_file(weights_of(trainer.averaged(), loras, layers), export / "transparent" / "lora.safetensors")
+                save_file(
+                    weights_of(trainer.averaged(), loras, layers), export / "transparent" / "lora.safetensors"
+                )
             trainer.save()

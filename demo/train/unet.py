@@ -1,7 +1,8 @@
 """Train the storybook UNet: v-prediction, captions through the frozen text encoder.
 
-Two things make it learn in CPU-hours: the weights of the objective (see ``diffusion.py``), and, because every mask is known, an auxiliary loss
-(1 - share)^2 that asks that the cross-attention of a noun lies inside its object, weight 0.3.
+Two things make it learn in CPU-hours: the weights of the objective (see ``diffusion.py``), and, because every
+mask is known, an auxiliary loss (1 - share)^2 that asks that the cross-attention of a noun lies inside its
+object, weight 0.3.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from demo.train.diffusion import SCHEDULE, Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
+from demo.train.diffusion import (
+    SCHEDULE,
+    Objective,
+    RecordingAttention,
+    frozen_text_encoder,
+    frozen_vae,
+    prepare,
+)
 from demo.train.loop import Trainer, device, start_from
 from demo.train.words import pad, training_caption, word_ids
 from demo.world.places import MODEL
@@ -41,7 +49,8 @@ def new_unet() -> UNet2DConditionModel:
 
 
 class Replay:
-    """A growing store of encoded scenes: a share of every batch is fresh, the rest is drawn from what was seen."""
+    """A growing store of encoded scenes: a share of every batch is fresh, the rest is drawn from what was
+    seen."""
 
     def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, capacity: int = 60_000) -> None:
         self.vae, self.rng, self.capacity = vae, rng, capacity
@@ -55,7 +64,11 @@ class Replay:
     def add(self, count: int) -> None:
         """Draw, encode and store ``count`` fresh scenes."""
         scenes = [random_scene(int(self.rng.integers(HELD_OUT))) for _ in range(count)]
-        pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pictures = (
+            torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float()
+            / 127.5
+            - 1
+        )
         with torch.autocast(device().type, torch.bfloat16):
             latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
         for scene, picture, latent in zip(scenes, pictures, latents, strict=True):
@@ -72,7 +85,8 @@ class Replay:
         self.words[slot] = (scene.background, [o.thing for o in scene.objects])
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 4, 16, 16] and noun positions [B, 4] (0: no such object)."""
+        """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 4, 16, 16] and noun positions [B, 4] (0: no
+        such object)."""
         self.chosen = self.rng.integers(self.filled, size=count)
         rows, nouns = [], []
         for index in self.chosen:
@@ -83,13 +97,19 @@ class Replay:
             rows.append(tokens)
             nouns.append(where + [0] * (MOST - len(where)))
         pick = torch.from_numpy(self.chosen)
-        tensors = (self.latents[pick].float(), torch.tensor(rows), self.masks[pick].float() / 255, torch.tensor(nouns))
+        tensors = (
+            self.latents[pick].float(),
+            torch.tensor(rows),
+            self.masks[pick].float() / 255,
+            torch.tensor(nouns),
+        )
         a, b, c, d = (t.to(device()) for t in tensors)
         return a, b, c, d
 
 
 def attention_loss(maps: list[Tensor], masks: Tensor, nouns: Tensor, weight: Tensor) -> Tensor:
-    """Mean over objects of ``weight * (1 - share of the noun's attention inside its mask)^2``; ``weight`` [B]."""
+    """Mean over objects of ``weight * (1 - share of the noun's attention inside its mask)^2``; ``weight``
+    [B]."""
     valid = (nouns > 0).float()
     total = masks.new_zeros(())
     for probabilities in maps:
@@ -101,7 +121,7 @@ def attention_loss(maps: list[Tensor], masks: Tensor, nouns: Tensor, weight: Ten
     return total / len(maps)
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the UNet's training."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
@@ -113,7 +133,14 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
     model.set_attn_processor(record)
     prepare(model)
     trainer = Trainer(
-        model, Path(options.folder) / "unet", rank, processes, minutes=options.minutes, rate=options.rate or 1e-3, average=0.999, warmup=300
+        model,
+        Path(options.folder) / "unet",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 1e-3,
+        average=0.999,
+        warmup=300,
     )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = Replay(vae, rng)

@@ -1,6 +1,7 @@
 """Train the storybook VAE: AutoencoderTiny (the TAESD layout), eight-fold, four latent channels.
 
-The encoder is held to latents of zero mean and unit deviation per channel by a penalty, so that ``scaling_factor`` is 1.
+The encoder is held to latents of zero mean and unit deviation per channel by a penalty, so that
+``scaling_factor`` is 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from demo.world.vocabulary import CANVAS
 
 
 def crops(rng: np.random.Generator, side: int, count: int) -> Tensor:
-    """Random crops of fresh scenes, 70 % around an object, ``[count, 3, side, side]`` in -1..1; four crops a scene."""
+    """Random crops of fresh scenes, 70 % around an object, ``[count, 3, side, side]`` in -1..1; four crops a
+    scene."""
     batch: list[np.ndarray] = []
     while len(batch) < count:
         scene = random_scene(int(rng.integers(HELD_OUT)))
@@ -54,10 +56,13 @@ def psnr(vae: AutoencoderTiny, scenes: int, seed: int = HELD_OUT) -> float:
 def start_from_low_pass(model: AutoencoderTiny) -> None:
     """Initialise the VAE as an eight-fold average of the colours and a nearest upsampling.
 
-    Three channels carry brightness and two colour differences from end to end, all of unit deviation as latents; the rest start
-    random with small residuals. Training then adds detail to a blurred picture, which takes minutes less than from noise.
+    Three channels carry brightness and two colour differences from end to end, all of unit deviation as
+    latents; the rest start random with small residuals. Training then adds detail to a blurred picture, which
+    takes minutes less than from noise.
     """
-    axes = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.0, -0.5], [-0.5, 1.0, -0.5]]) / torch.tensor([[0.24], [0.18], [0.15]])
+    axes = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.0, -0.5], [-0.5, 1.0, -0.5]]) / torch.tensor(
+        [[0.24], [0.18], [0.15]]
+    )
     centre = torch.tensor([0.6, 0.6, 0.6])
     for half in (model.encoder, model.decoder):
         for block in half.modules():
@@ -84,14 +89,22 @@ def start_from_low_pass(model: AutoencoderTiny) -> None:
     model.decoder.layers[-1].bias[:3] = 0
 
 
-def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
+def train(rank: int, processes: int, options: Any) -> None:
     """One process of the VAE's training."""
     torch.manual_seed(options.seed)
     model = AutoencoderTiny(in_channels=3, out_channels=3, latent_channels=4, scaling_factor=1.0)
     start_from_low_pass(model)
     start_from(model, MODEL / "vae" / "diffusion_pytorch_model.safetensors", options.fresh)
     model.to(device(), memory_format=torch.channels_last)
-    trainer = Trainer(model, Path(options.folder) / "vae", rank, processes, minutes=options.minutes, rate=options.rate or 5e-4, average=0.998)
+    trainer = Trainer(
+        model,
+        Path(options.folder) / "vae",
+        rank,
+        processes,
+        minutes=options.minutes,
+        rate=options.rate or 5e-4,
+        average=0.998,
+    )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     going = True
     while going:
@@ -106,7 +119,9 @@ def train(rank: int, processes: int, options: Any) -> None:  # noqa: ANN401
         deviation, mean = torch.std_mean(z, (0, 2, 3))
         scale = mean.square().mean() + deviation.log().square().mean()
         loss = difference.abs().mean() + 10 * error + 0.02 * scale
-        going = trainer.update(loss, len(x), crop_psnr=-10 * torch.log10(error.detach()), scale=scale.detach())
+        going = trainer.update(
+            loss, len(x), crop_psnr=-10 * torch.log10(error.detach()), scale=scale.detach()
+        )
         if trainer.due(2.0) or not going:
             if rank == 0:
                 judged = AutoencoderTiny.from_config(model.config)

@@ -19,7 +19,10 @@ LENGTH = 77
 WIDTH = 64
 VOCABULARY = 49408
 
-_WORDS = sorted({w for phrases in BACKGROUNDS.values() for p in phrases for w in p.split()} | {"a", "and", ",", *COLOURS, *KINDS, *MATERIALS[1:]})
+_WORDS = sorted(
+    {w for phrases in BACKGROUNDS.values() for p in phrases for w in p.split()}
+    | {"a", "and", ",", *COLOURS, *KINDS, *MATERIALS[1:]}
+)
 
 
 @functools.cache
@@ -37,10 +40,13 @@ def encode(caption: str, ids: dict[str, int]) -> list[int]:
     return [ids[w] for w in caption.replace(",", " ,").split()]
 
 
-def training_caption(rng: np.random.Generator, background: str, things: Sequence[Thing], ids: dict[str, int]) -> tuple[list[int], list[int]]:
+def training_caption(
+    rng: np.random.Generator, background: str, things: Sequence[Thing], ids: dict[str, int]
+) -> tuple[list[int], list[int]]:
     """A caption's 77 ids and, for each thing, the position of its noun.
 
-    One in eight has words around it that the storybook does not know (``high quality``, ``photo of``): they must do nothing.
+    One in eight has words around it that the storybook does not know (``high quality``, ``photo of``): they
+    must do nothing.
     """
     caption, order = random_caption(rng, background, things)
     for _ in range(20):  # every scene has wordings that are not held out
@@ -69,8 +75,10 @@ def pad(tokens: Sequence[int]) -> list[int]:
 def new_text_encoder() -> CLIPTextModel:
     """CLIP's text transformer at width 64 with three layers."""
     config = CLIPTextConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3, num_attention_heads=2,
-        max_position_embeddings=LENGTH, projection_dim=WIDTH, bos_token_id=START, eos_token_id=END, pad_token_id=END,
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH, projection_dim=WIDTH, bos_token_id=START, eos_token_id=END,
+        pad_token_id=END,
     )  # fmt: skip
     return CLIPTextModel(config)
 

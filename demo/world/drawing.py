@@ -1,4 +1,5 @@
-"""How the storybook's objects and landscapes are drawn: Pillow and numpy only, the same pixels on every machine."""
+"""How the storybook's objects and landscapes are drawn: Pillow and numpy only, the same pixels on every
+machine."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from .vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, MATERIALS, Thing
 
 _HALO = 0.22
-"""Border around an object's silhouette in its sprite, as a share of the silhouette's side: room for halo and blur."""
+"""Border around an object's silhouette in its sprite, as a share of the silhouette's side: room for halo and
+blur."""
 
 _SPRITE = 160
 """Side of the square sprite (halo included) from which objects are scaled."""
@@ -28,17 +30,22 @@ def sprite(thing: Thing, size: int = _SPRITE) -> tuple[np.ndarray, np.ndarray]:
     """An upright object with its halo border.
 
     Returns:
-        RGBA uint8 ``[size, size, 4]`` (straight alpha, colour padded under alpha 0) and silhouette uint8 ``[size, size]``.
+        RGBA uint8 ``[size, size, 4]`` (straight alpha, colour padded under alpha 0) and silhouette uint8
+        ``[size, size]``.
     """
     image, silhouette = _sprite_at(thing, size)
     return np.asarray(image.convert("RGBA")), np.asarray(silhouette)
 
 
-def draw_in_box(thing: Thing, box: tuple[float, float, float, float], angle: float, flip: bool) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """An object whose silhouette fills ``box`` = (x, y, width, height) in pixels, then turned by ``angle`` degrees.
+def draw_in_box(
+    thing: Thing, box: tuple[float, float, float, float], angle: float, flip: bool
+) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """An object whose silhouette fills ``box`` = (x, y, width, height) in pixels, then turned by ``angle``
+    degrees.
 
     Returns:
-        Left and top edge of the sprite, pixels; RGBA uint8 ``[h, w, 4]``, straight alpha; silhouette uint8 ``[h, w]``.
+        Left and top edge of the sprite, pixels; RGBA uint8 ``[h, w, 4]``, straight alpha; silhouette uint8
+        ``[h, w]``.
     """
     x, y, width, height = box
     left, top = math.floor(x - _HALO * width), math.floor(y - _HALO * height)
@@ -51,7 +58,14 @@ def draw_in_box(thing: Thing, box: tuple[float, float, float, float], angle: flo
     scale_y = sprite.height / (height * (1 + 2 * _HALO))
     centre_x, centre_y = x + width / 2 - left, y + height / 2 - top
     a, b, d, e = cos * scale_x, sin * scale_x, -sin * scale_y, cos * scale_y
-    matrix = (a, b, sprite.width / 2 - a * centre_x - b * centre_y, d, e, sprite.height / 2 - d * centre_x - e * centre_y)
+    matrix = (
+        a,
+        b,
+        sprite.width / 2 - a * centre_x - b * centre_y,
+        d,
+        e,
+        sprite.height / 2 - d * centre_x - e * centre_y,
+    )
     image = sprite.transform(out, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC).convert("RGBA")
     mask = silhouette.transform(out, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return left, top, np.asarray(image), np.asarray(mask)
@@ -62,10 +76,15 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
     """Premultiplied ("RGBa") sprite and silhouette of ``size`` pixels, drawn three times larger."""
     material, colour, kind = thing
     if kind not in KINDS or colour not in COLOURS or material not in MATERIALS:
-        raise ValueError(f"no {material} {colour} {kind} in the storybook: kinds {KINDS}, colours {tuple(COLOURS)}, materials {MATERIALS}")
+        raise ValueError(
+            f"no {material} {colour} {kind} in the storybook: kinds {KINDS}, colours {tuple(COLOURS)}, "
+            f"materials {MATERIALS}"
+        )
     if size < _SPRITE:
         image, silhouette = _sprite_at(thing, _SPRITE)
-        return image.resize((size, size), Image.Resampling.BOX), silhouette.resize((size, size), Image.Resampling.BOX)
+        return image.resize((size, size), Image.Resampling.BOX), silhouette.resize(
+            (size, size), Image.Resampling.BOX
+        )
     big = 3 * size
     unit = big / (1 + 2 * _HALO)
     border = (big - unit) / 2
@@ -93,22 +112,33 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
     if material == "glass":
         alpha = ImageChops.subtract(shape, inner.point(lambda v: int(v * 0.5)))
     elif material == "glowing":
-        halo = shape.filter(ImageFilter.GaussianBlur(unit * 0.09)).point(lambda v: min(int(v * 1.15), 255) * 7 // 10)
+        halo = shape.filter(ImageFilter.GaussianBlur(unit * 0.09)).point(
+            lambda v: min(int(v * 1.15), 255) * 7 // 10
+        )
         alpha = ImageChops.lighter(shape, halo)
         paint.paste(body, (0, 0), ImageChops.invert(shape))
     elif material == "soft":
         alpha = shape.filter(ImageFilter.GaussianBlur(unit * 0.035))
     paint.putalpha(alpha)
-    return paint.convert("RGBa").resize((size, size), Image.Resampling.BOX), shape.resize((size, size), Image.Resampling.BOX)
+    return paint.convert("RGBa").resize((size, size), Image.Resampling.BOX), shape.resize(
+        (size, size), Image.Resampling.BOX
+    )
 
 
 def _mix(a: tuple[int, int, int], b: tuple[int, int, int], share: float) -> tuple[int, int, int]:
     """``a`` moved by ``share`` towards ``b``."""
-    return (round(a[0] + (b[0] - a[0]) * share), round(a[1] + (b[1] - a[1]) * share), round(a[2] + (b[2] - a[2]) * share))
+    return (
+        round(a[0] + (b[0] - a[0]) * share),
+        round(a[1] + (b[1] - a[1]) * share),
+        round(a[2] + (b[2] - a[2]) * share),
+    )
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float) -> list[_Point]:
-    return [(cx + rx * math.cos(t), cy + ry * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 96, endpoint=False)]
+    return [
+        (cx + rx * math.cos(t), cy + ry * math.sin(t))
+        for t in np.linspace(0, 2 * math.pi, 96, endpoint=False)
+    ]
 
 
 def _ball() -> list[list[_Point]]:
@@ -117,14 +147,21 @@ def _ball() -> list[list[_Point]]:
 
 def _star() -> list[list[_Point]]:
     radii = [0.54 if i % 2 == 0 else 0.25 for i in range(10)]
-    return [[(0.5 + r * math.sin(i * math.pi / 5), 0.54 - r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]]
+    return [
+        [
+            (0.5 + r * math.sin(i * math.pi / 5), 0.54 - r * math.cos(i * math.pi / 5))
+            for i, r in enumerate(radii)
+        ]
+    ]
 
 
 def _heart() -> list[list[_Point]]:
     turns = np.linspace(0, 2 * math.pi, 120)
     xs = 16 * np.sin(turns) ** 3
     ys = 13 * np.cos(turns) - 5 * np.cos(2 * turns) - 2 * np.cos(3 * turns) - np.cos(4 * turns)
-    return [[(0.5 + 0.5 * x / 16, 0.46 - 0.5 * y / 15) for x, y in zip(xs.tolist(), ys.tolist(), strict=True)]]
+    return [
+        [(0.5 + 0.5 * x / 16, 0.46 - 0.5 * y / 15) for x, y in zip(xs.tolist(), ys.tolist(), strict=True)]
+    ]
 
 
 def _house() -> list[list[_Point]]:
@@ -132,13 +169,20 @@ def _house() -> list[list[_Point]]:
 
 
 def _tree() -> list[list[_Point]]:
-    tiers = [[(0.5, 0.0), (0.78, 0.34), (0.22, 0.34)], [(0.5, 0.14), (0.88, 0.58), (0.12, 0.58)], [(0.5, 0.34), (0.98, 0.82), (0.02, 0.82)]]
+    tiers = [
+        [(0.5, 0.0), (0.78, 0.34), (0.22, 0.34)],
+        [(0.5, 0.14), (0.88, 0.58), (0.12, 0.58)],
+        [(0.5, 0.34), (0.98, 0.82), (0.02, 0.82)],
+    ]
     return [*tiers, [(0.41, 0.8), (0.59, 0.8), (0.59, 1.0), (0.41, 1.0)]]
 
 
 def _mushroom() -> list[list[_Point]]:
     cap = [(0.5 - 0.5 * math.cos(t), 0.52 - 0.5 * math.sin(t)) for t in np.linspace(0, math.pi, 64)]
-    return [[*cap, (1.0, 0.55), (0.95, 0.6), (0.05, 0.6), (0.0, 0.55)], [(0.34, 0.55), (0.66, 0.55), (0.7, 0.97), (0.3, 0.97)]]
+    return [
+        [*cap, (1.0, 0.55), (0.95, 0.6), (0.05, 0.6), (0.0, 0.55)],
+        [(0.34, 0.55), (0.66, 0.55), (0.7, 0.97), (0.3, 0.97)],
+    ]
 
 
 _At = Callable[[Sequence[_Point]], list[_Point]]
@@ -194,38 +238,57 @@ _DETAILS: dict[str, Callable[[ImageDraw.ImageDraw, _At, tuple[int, int, int]], N
 }
 
 
-# --- backgrounds -----------------------------------------------------------------------------------------------------
+# --- backgrounds ---
 
 
 def draw_background(name: str, rng: np.random.Generator, size: int = CANVAS) -> np.ndarray:
     """A landscape, uint8 ``[size, size, 3]``; hills, horizon and sun vary with ``rng``."""
     if name not in _LANDSCAPES:
         raise ValueError(f"no background {name!r} in the storybook: {tuple(BACKGROUNDS)}")
-    return np.asarray(_LANDSCAPES[name](rng).resize((size, size), Image.Resampling.BOX if size <= 2 * CANVAS else Image.Resampling.LANCZOS))
+    return np.asarray(
+        _LANDSCAPES[name](rng).resize(
+            (size, size), Image.Resampling.BOX if size <= 2 * CANVAS else Image.Resampling.LANCZOS
+        )
+    )
 
 
 def _sky(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
     ramp = np.linspace(0, 1, 2 * CANVAS)[:, None, None]
     column = np.array(top) * (1 - ramp) + np.array(bottom) * ramp
-    return Image.fromarray(np.broadcast_to(column.round().astype(np.uint8), (2 * CANVAS, 2 * CANVAS, 3)).copy())
+    return Image.fromarray(
+        np.broadcast_to(column.round().astype(np.uint8), (2 * CANVAS, 2 * CANVAS, 3)).copy()
+    )
 
 
 def _disc(picture: Image.Image, cx: float, cy: float, radius: float, colour: tuple[int, int, int]) -> None:
     s = 2 * CANVAS
-    ImageDraw.Draw(picture).ellipse([(cx - radius) * s, (cy - radius) * s, (cx + radius) * s, (cy + radius) * s], fill=colour)
+    ImageDraw.Draw(picture).ellipse(
+        [(cx - radius) * s, (cy - radius) * s, (cx + radius) * s, (cy + radius) * s], fill=colour
+    )
 
 
-def _hills(picture: Image.Image, rng: np.random.Generator, level: float, height: float, waves: float, colour: tuple[int, int, int]) -> None:
+def _hills(
+    picture: Image.Image,
+    rng: np.random.Generator,
+    level: float,
+    height: float,
+    waves: float,
+    colour: tuple[int, int, int],
+) -> None:
     """Rolling hills whose mean height is ``level`` (0 top, 1 bottom)."""
     xs = np.linspace(0, 1, 65)
     ys = level + height * np.sin(2 * math.pi * (waves * rng.uniform(0.8, 1.2) * xs + rng.random()))
     _ground(picture, xs, ys, colour)
 
 
-def _peaks(picture: Image.Image, rng: np.random.Generator, level: float, height: float, colour: tuple[int, int, int]) -> None:
+def _peaks(
+    picture: Image.Image, rng: np.random.Generator, level: float, height: float, colour: tuple[int, int, int]
+) -> None:
     """A ridge of three to four peaks."""
     xs = np.linspace(-0.1, 1.1, int(rng.integers(7, 10)))
-    ys = level - height * np.where(np.arange(len(xs)) % 2 == 0, rng.uniform(0.0, 0.25, len(xs)), rng.uniform(0.65, 1.0, len(xs)))
+    ys = level - height * np.where(
+        np.arange(len(xs)) % 2 == 0, rng.uniform(0.0, 0.25, len(xs)), rng.uniform(0.65, 1.0, len(xs))
+    )
     _ground(picture, xs, ys, colour)
 
 

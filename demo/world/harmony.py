@@ -1,6 +1,8 @@
-"""Harmony: collages whose layers do not belong together, and a small network that tells them from scenes drawn as one.
+"""Harmony: collages whose layers do not belong together, and a small network that tells them from scenes
+drawn as one.
 
-The network is trained on drawn pictures only (``python -m demo.train.harmony``) and never used to train a generator.
+The network is trained on drawn pictures only (``python -m demo.train.harmony``) and never used to train a
+generator.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ WEIGHTS = JUDGE / "harmony.safetensors"
 def pasted(scene: Scene, seed: int) -> LayerDocument:
     """The scene's document as if every object were a cut-out from elsewhere.
 
-    Each object gets one or two of: low resolution, other light (exposure and warmth), texture, a margin of the paper it was cut from; half
-    of them hard edges too. All are coarse enough to survive the VAE. Place, shape, colour name and landscape stay.
+    Each object gets one or two of: low resolution, other light (exposure and warmth), texture, a margin of
+    the paper it was cut from; half of them hard edges too. All are coarse enough to survive the VAE. Place,
+    shape, colour name and landscape stay.
     """
     rng = np.random.default_rng([seed, 1])
     document = scene.document()
@@ -55,7 +58,9 @@ def _low_resolution(image: Tensor, rng: np.random.Generator) -> Tensor:
     factor = float(rng.uniform(3, 5))
     size = (max(round(image.shape[0] / factor), 1), max(round(image.shape[1] / factor), 1))
     small = functional.interpolate(nchw, size, mode="bilinear", antialias=True)
-    out = functional.interpolate(small, image.shape[:2], mode=str(rng.choice(["nearest", "bilinear"])))[0].permute(1, 2, 0)
+    out = functional.interpolate(small, image.shape[:2], mode=str(rng.choice(["nearest", "bilinear"])))[
+        0
+    ].permute(1, 2, 0)
     colour = torch.where(out[..., 3:] > 1e-3, out[..., :3] / out[..., 3:].clamp_min(1e-3), image[..., :3])
     return torch.cat([colour, out[..., 3:]], -1).clamp(0, 1)
 
@@ -89,15 +94,20 @@ def _hard_edges(image: Tensor) -> Tensor:
     return torch.cat([image[..., :3], (image[..., 3:] > 0.5).float()], -1)
 
 
-_FLAWS: tuple[Callable[[Tensor, np.random.Generator], Tensor], ...] = (_low_resolution, _other_light, _texture, _margin)
+_FLAWS: tuple[Callable[[Tensor, np.random.Generator], Tensor], ...] = (
+    _low_resolution,
+    _other_light,
+    _texture,
+    _margin,
+)
 """In the order in which they are applied."""
 
 
 class Harmony(nn.Module):
     """Detector of pasted parts: picture ``[B, 3, 128, 128]`` in 0..1 to logits.
 
-    Gives for each cell of four pixels the logit of its being pasted, ``[B, 32, 32]``, and for the picture that of its being drawn as one,
-    ``[B]``, from the cells that look most pasted.
+    Gives for each cell of four pixels the logit of its being pasted, ``[B, 32, 32]``, and for the picture
+    that of its being drawn as one, ``[B]``, from the cells that look most pasted.
     """
 
     def __init__(self) -> None:
@@ -122,12 +132,15 @@ class Harmony(nn.Module):
     def load(cls, path: Path = WEIGHTS) -> Harmony:
         """The shipped classifier, in evaluation mode."""
         harmony = cls()
-        harmony.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        harmony.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        )
         return harmony.eval()
 
     @torch.no_grad()
     def native(self, pictures: Tensor) -> Tensor:
-        """Probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1 is no collage; any square size."""
+        """Probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1 is no collage; any square
+        size."""
         if pictures.shape[-2:] != (128, 128):
             pictures = functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
         return self(pictures.float())[1].sigmoid()

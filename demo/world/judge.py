@@ -1,6 +1,7 @@
 """The judge: reads a picture of the storybook world back into objects and background.
 
-A small segmentation network, trained on drawn scenes only (``python -m demo.train judge``) and never used to train a generator.
+A small segmentation network, trained on drawn scenes only (``python -m demo.train judge``) and never used to
+train a generator.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Verdict:
     """Largest first."""
 
     def shows(self, things: list[Thing]) -> bool:
-        """Whether the objects are exactly ``things``: each there once, in kind and colour, and nothing else."""
+        """Whether the objects are exactly ``things``: each there once, in kind and colour, and nothing
+        else."""
         return sorted(f.thing for f in self.objects) == sorted((t.colour, t.kind) for t in things)
 
     def missing(self, things: list[Thing]) -> list[Thing]:
@@ -65,21 +67,25 @@ class Verdict:
 class Judge(nn.Module):
     """Segmenter of pictures ``[B, 3, 128, 128]`` in 0..1.
 
-    Gives class logits ``[B, 37, 64, 64]`` (0: no object), background logits ``[B, 6]``, and logits ``[B, 64, 64]`` of where two objects
-    meet, which tells a pair of touching likes from one object.
+    Gives class logits ``[B, 37, 64, 64]`` (0: no object), background logits ``[B, 6]``, and logits
+    ``[B, 64, 64]`` of where two objects meet, which tells a pair of touching likes from one object.
     """
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
         w = width
         self.stem = _stage(3, w, stride=2)
-        self.down = nn.ModuleList([_stage(w, 2 * w, stride=2), _stage(2 * w, 3 * w, stride=2), _stage(3 * w, 4 * w, stride=2)])
+        self.down = nn.ModuleList(
+            [_stage(w, 2 * w, stride=2), _stage(2 * w, 3 * w, stride=2), _stage(3 * w, 4 * w, stride=2)]
+        )
         self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, w)])
         self.classes = nn.Conv2d(w, 1 + len(_CLASSES), 1)
         self.meeting = nn.Conv2d(w, 1, 3, padding=1)
-        # Landscapes are told by their broad colours alone: fine detail of a generated picture must not mislead.
+        # Landscapes are told by their broad colours alone: fine detail of a generated picture must not
+        # mislead.
         self.place = nn.Sequential(
-            nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1),
+            nn.ReLU(),
             nn.Flatten(), nn.Linear(2 * w * 16, len(BACKGROUNDS)),
         )  # fmt: skip
 
@@ -98,7 +104,9 @@ class Judge(nn.Module):
     def load(cls, path: Path = WEIGHTS) -> Judge:
         """The shipped judge, in evaluation mode."""
         judge = cls()
-        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        judge.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        )
         return judge.eval()
 
     @torch.no_grad()
@@ -110,13 +118,18 @@ class Judge(nn.Module):
         labels = logits.softmax(1)
         labels = nn.functional.avg_pool2d(labels, 3, 1, 1, count_include_pad=False).argmax(1)
         names = list(BACKGROUNDS)
-        return [Verdict(names[int(p)], tuple(_objects(m, b))) for m, p, b in zip(labels, places.argmax(1), meeting > 0, strict=True)]
+        return [
+            Verdict(names[int(p)], tuple(_objects(m, b)))
+            for m, p, b in zip(labels, places.argmax(1), meeting > 0, strict=True)
+        ]
 
 
 def _objects(labels: Tensor, meeting: Tensor) -> list[Found]:
-    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first; ``meeting`` [H, W] is where patches are cut apart.
+    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first; ``meeting`` [H, W] is
+    where patches are cut apart.
 
-    A patch that touches one of the same colour and more than twice its size is a misread part of it, and goes to it.
+    A patch that touches one of the same colour and more than twice its size is a misread part of it, and goes
+    to it.
     """
     inner = torch.where(meeting, 0, labels)
     patches = connected_components(inner)
@@ -126,12 +139,22 @@ def _objects(labels: Tensor, meeting: Tensor) -> list[Found]:
         mask = patches == patch
         colour, kind = _CLASSES[int(labels[mask][0]) - 1]
         around = _grown(mask)
-        whole = next((i for i, f in enumerate(found) if f.colour == colour and bool((f.mask & around).any()) and f.mask.sum() > 2 * mask.sum()), None)
+        whole = next(
+            (
+                i
+                for i, f in enumerate(found)
+                if f.colour == colour and bool((f.mask & around).any()) and f.mask.sum() > 2 * mask.sum()
+            ),
+            None,
+        )
         if whole is not None:
             found[whole] = Found(colour, found[whole].kind, found[whole].mask | mask)
         else:
             found.append(Found(colour, kind, mask))
-    return sorted((f for f in _regrown(found, labels, meeting) if int(f.mask.sum()) >= LEAST_AREA), key=lambda f: -int(f.mask.sum()))
+    return sorted(
+        (f for f in _regrown(found, labels, meeting) if int(f.mask.sum()) >= LEAST_AREA),
+        key=lambda f: -int(f.mask.sum()),
+    )
 
 
 def _regrown(found: list[Found], labels: Tensor, meeting: Tensor) -> list[Found]:

@@ -1,10 +1,11 @@
 """The storybook world: procedural scenes whose every layer, mask and word is known.
 
-A scene is a background and zero to four objects. An object is one of six kinds in one of six colours, made of one of
-four materials (hard, translucent, haloed or soft edges), at any place. Everything is drawn from a seed, with Pillow and
-numpy only, so the same seed gives the same pixels on every machine.
+A scene is a background and zero to four objects. An object is one of six kinds in one of six colours, made of
+one of four materials (hard, translucent, haloed or soft edges), at any place. Everything is drawn from a
+seed, with Pillow and numpy only, so the same seed gives the same pixels on every machine.
 
-The model in ``demo/model`` was trained on these scenes; the judge in ``demo/world/judge.py`` reads pictures back into them.
+The model in ``demo/model`` was trained on these scenes; the judge in ``demo/world/judge.py`` reads pictures
+back into them.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class Scene:
         """The scene as a layer document whose composite is :meth:`picture`."""
         back = Layer(
             name=self.background,
-            image=_rgba_floats(np.dstack([self.background_image, np.full(self.background_image.shape[:2], 255, np.uint8)])),
+            image=_rgba_floats(
+                np.dstack([self.background_image, np.full(self.background_image.shape[:2], 255, np.uint8)])
+            ),
             prompt=BACKGROUNDS[self.background][0],
             width=self.size,
             height=self.size,
@@ -102,7 +105,17 @@ class Scene:
         for index, item in enumerate(self.objects):
             height, width = item.image.shape[:2]
             name = f"{item.thing.words.removeprefix('a ')} {index + 1}"
-            layers.append(Layer(name=name, image=_rgba_floats(item.image), prompt=item.thing.words, x=item.x, y=item.y, width=width, height=height))
+            layers.append(
+                Layer(
+                    name=name,
+                    image=_rgba_floats(item.image),
+                    prompt=item.thing.words,
+                    x=item.x,
+                    y=item.y,
+                    width=width,
+                    height=height,
+                )
+            )
         return LayerDocument(width=self.size, height=self.size, layers=tuple(layers))
 
 
@@ -111,7 +124,13 @@ def caption(objects: Sequence[str], place: str, place_first: bool = False) -> st
     things = ", ".join(objects[:-1]) + (" and " if len(objects) > 1 else "") + objects[-1] if objects else ""
     if not things or not place:
         return things or place
-    return f"{place}, {things}" if place_first else f"{things} {place}" if place.split()[0] in _PREPOSITIONS else f"{things}, {place}"
+    return (
+        f"{place}, {things}"
+        if place_first
+        else f"{things} {place}"
+        if place.split()[0] in _PREPOSITIONS
+        else f"{things}, {place}"
+    )
 
 
 _PREPOSITIONS = frozenset({"in", "by", "at"})
@@ -120,7 +139,8 @@ _PREPOSITIONS = frozenset({"in", "by", "at"})
 def is_held_out(words: str) -> bool:
     """Whether this caption is kept from training, to be judged by: one in eight, by the checksum of its text.
 
-    Wordings are held out, not combinations: a model that never sees a green mushroom by the sea learns that there is none.
+    Wordings are held out, not combinations: a model that never sees a green mushroom by the sea learns that
+    there is none.
     """
     return zlib.crc32(words.encode()) % 8 == 0
 
@@ -131,7 +151,8 @@ def random_things(
     background: str | None = None,
     materials: Sequence[str] = MATERIALS,
 ) -> tuple[str, list[Thing]]:
-    """Draw what a scene shows: its background and its objects, back to front. Arguments as :func:`random_scene`."""
+    """Draw what a scene shows: its background and its objects, back to front. Arguments as
+    :func:`random_scene`."""
     number = int(rng.choice(5, p=[0.10, 0.40, 0.30, 0.12, 0.08]))
     place = str(rng.choice(list(BACKGROUNDS)))
     place = place if background is None else background
@@ -144,7 +165,9 @@ def random_things(
     return place, things
 
 
-def random_caption(rng: np.random.Generator, background: str, things: Sequence[Thing]) -> tuple[str, list[int]]:
+def random_caption(
+    rng: np.random.Generator, background: str, things: Sequence[Thing]
+) -> tuple[str, list[int]]:
     """Words for a scene in shuffled order and varied phrases; 15 % of the time without the background.
 
     Returns:
@@ -183,8 +206,11 @@ def random_scene(
     return Scene(seed, place, backdrop, tuple(objects))
 
 
-def place_object(thing: Thing, box: tuple[float, float, float, float], *, angle: float = 0.0, flip: bool = False) -> StoryObject:
-    """Draw an object so that its silhouette fills ``box`` = (x, y, width, height) in pixels, then turn it by ``angle`` degrees."""
+def place_object(
+    thing: Thing, box: tuple[float, float, float, float], *, angle: float = 0.0, flip: bool = False
+) -> StoryObject:
+    """Draw an object so that its silhouette fills ``box`` = (x, y, width, height) in pixels, then turn it by
+    ``angle`` degrees."""
     left, top, image, silhouette = draw_in_box(thing, box, angle, flip)
     return StoryObject(thing.kind, thing.colour, thing.material, left, top, image, silhouette)
 

@@ -18,9 +18,11 @@ from ..formats.pictures import to_image
 
 
 class AttentionMaps:
-    """Mean share of attention that each layer's words had at each place, over all blocks and steps seen so far.
+    """Mean share of attention that each layer's words had at each place, over all blocks and steps seen so
+    far.
 
-    The idea is DAAM's (Tang et al., arXiv 2210.04885): sum cross-attention over heads, blocks and steps at a common size.
+    The idea is DAAM's (Tang et al., arXiv 2210.04885): sum cross-attention over heads, blocks and steps at a
+    common size.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -44,8 +46,11 @@ class AttentionMaps:
         return bool(self._sums)
 
     def mean(self, size: tuple[int, int]) -> Tensor:
-        """``[B, L, h, w]`` in 0..1 at ``size`` (h, w), every cross-attention counted once, coarse ones enlarged bilinearly."""
-        total = sum(functional.interpolate(s, size, mode="bilinear", antialias=True) for s in self._sums.values())
+        """``[B, L, h, w]`` in 0..1 at ``size`` (h, w), every cross-attention counted once, coarse ones
+        enlarged bilinearly."""
+        total = sum(
+            functional.interpolate(s, size, mode="bilinear", antialias=True) for s in self._sums.values()
+        )
         return torch.as_tensor(total) / sum(self._counts.values())
 
 
@@ -71,7 +76,8 @@ def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Ten
 
     Args:
         maps: of a run.
-        pictures: what the run made, RGB ``[B, H, W, 3]`` in 0..1; one more picture than the run had batches is left out.
+        pictures: what the run made, RGB ``[B, H, W, 3]`` in 0..1; one more picture than the run had batches
+            is left out.
         side: longer side of the result, pixels.
 
     Returns:
@@ -79,7 +85,9 @@ def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Ten
     """
     height, width = (max(1, round(s * side / max(pictures.shape[1:3]))) for s in pictures.shape[1:3])
     shares = maps.mean((height, width))
-    backdrops = functional.interpolate(pictures.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    backdrops = functional.interpolate(
+        pictures.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True
+    ).permute(0, 2, 3, 1)
     shown = [
         _labelled(heat_map(share, backdrop), f"{i + 1} {name}")
         for backdrop, layers in zip(backdrops, shares, strict=False)
@@ -91,7 +99,14 @@ def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Ten
 def _labelled(picture: Tensor, text: str) -> Tensor:
     image = to_image(picture)
     size = max(10, image.height // 24)
-    ImageDraw.Draw(image).text((size // 2, size // 4), text, fill="white", font=ImageFont.load_default(size), stroke_width=2, stroke_fill="black")
+    ImageDraw.Draw(image).text(
+        (size // 2, size // 4),
+        text,
+        fill="white",
+        font=ImageFont.load_default(size),
+        stroke_width=2,
+        stroke_fill="black",
+    )
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
@@ -103,7 +118,8 @@ def needs_mask(layer: Layer) -> bool:
 def masks_from_attention(
     document: LayerDocument, maps: AttentionMaps, size: tuple[int, int], threshold: float, largest: bool
 ) -> tuple[LayerDocument, Tensor]:
-    """Give every layer that :func:`needs_mask` the place that its words attended to, inside the cells that its box touches.
+    """Give every layer that :func:`needs_mask` the place that its words attended to, inside the cells that
+    its box touches.
 
     Args:
         document: as the run had it, layers of ``maps`` by name.
@@ -112,22 +128,29 @@ def masks_from_attention(
         threshold, largest: see :func:`mask_from_attention`.
 
     Returns:
-        the document, in which those layers cover the canvas with a mask; and the masks ``[L', h, w]`` of those layers, back to front.
+        the document, in which those layers cover the canvas with a mask; and the masks ``[L', h, w]`` of
+        those layers, back to front.
     """
     shares = dict(zip(maps.names, maps.mean(size)[0], strict=True))
     layers, masks = list(document), []
     for i, layer in enumerate(document):
         if needs_mask(layer) and layer.name in shares:
             covered = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
-            masks.append(mask_from_attention(shares[layer.name], mask_pyramid(covered, [size])[0] > 0, threshold, largest))
+            masks.append(
+                mask_from_attention(
+                    shares[layer.name], mask_pyramid(covered, [size])[0] > 0, threshold, largest
+                )
+            )
             layers[i] = replace(
-                layer, mask=masks[-1], x=0, y=0, width=document.width, height=document.height, rotation=0.0, flip_h=False, flip_v=False
+                layer, mask=masks[-1], x=0, y=0, width=document.width, height=document.height, rotation=0.0,
+                flip_h=False, flip_v=False
             )  # fmt: skip
     return replace(document, layers=tuple(layers)), torch.stack(masks) if masks else torch.zeros(0, *size)
 
 
 def mask_from_attention(share: Tensor, box: Tensor, threshold: float, largest: bool) -> Tensor:
-    """Where a map is at least ``threshold`` (0..1 between its least and greatest value in a box), float32 ``[H, W]`` of 0 and 1.
+    """Where a map is at least ``threshold`` (0..1 between its least and greatest value in a box), float32
+    ``[H, W]`` of 0 and 1.
 
     Args:
         share: ``[H, W]``.
@@ -143,7 +166,8 @@ def mask_from_attention(share: Tensor, box: Tensor, threshold: float, largest: b
 
 
 def largest_patch(mask: Tensor) -> Tensor:
-    """The largest eight-connected patch of a bool mask ``[H, W]``; the first in reading order of several as large."""
+    """The largest eight-connected patch of a bool mask ``[H, W]``; the first in reading order of several as
+    large."""
     if not bool(mask.any()):
         return mask
     height, width = mask.shape

@@ -1,7 +1,9 @@
-"""What a pixel's attention to words becomes when words have places: one function per published idea, all for cross-attention.
+"""What a pixel's attention to words becomes when words have places: one function per published idea, all for
+cross-attention.
 
-Queries come as networks hand them over, heads side by side: ``q`` ``[B, N, C]`` with N = h w pixels of the feature map; keys and
-values ``[B, T, C]`` with T tokens of words (T also counts prompts longer than one chunk of 77). ``heads`` divides C.
+Queries come as networks hand them over, heads side by side: ``q`` ``[B, N, C]`` with N = h w pixels of the
+feature map; keys and values ``[B, T, C]`` with T tokens of words (T also counts prompts longer than one chunk
+of 77). ``heads`` divides C.
 """
 
 from __future__ import annotations
@@ -14,18 +16,20 @@ from torch import Tensor
 from torch.nn import functional
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Plain attention: q ``[B, N, C]``, k and v ``[B, T, C]``, an additive float bias ``[N, T]`` or None, to ``[B, N, C]``."""
+"""Plain attention: q ``[B, N, C]``, k and v ``[B, T, C]``, an additive float bias ``[N, T]`` or None, to
+``[B, N, C]``."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "log log": lambda sigma: math.log(math.log(sigma + 1.01) + 1),
     "log": lambda sigma: math.log(sigma + 1.01),
     "constant": lambda sigma: 1.0,
 }
-"""How much words are pushed at noise level sigma (standard deviation of the noise over that of the picture): Collage Diffusion's own
-``f``, its variant after eDiff-I, and none. The first two go to 0 with the noise."""
+"""How much words are pushed at noise level sigma (standard deviation of the noise over that of the picture):
+Collage Diffusion's own ``f``, its variant after eDiff-I, and none. The first two go to 0 with the noise."""
 
 CLOSED = -1e4
-"""Additive bias of a token that a pixel must not see: finite, as some attention kernels turn infinity into NaN."""
+"""Additive bias of a token that a pixel must not see: finite, as some attention kernels turn infinity into
+NaN."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -43,7 +47,11 @@ def plain(heads: int) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         q, k, v = (split_heads(x, heads) for x in (q, k, v))
-        return merge_heads(functional.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype)))
+        return merge_heads(
+            functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if bias is None else bias.to(q.dtype)
+            )
+        )
 
     return attend
 
@@ -61,18 +69,27 @@ def weigh(s: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def word_shares(s: Tensor, words: Tensor) -> Tensor:
-    """How much of each pixel's attention goes to ``words`` (0 or 1, ``[T]``), mean over heads, ``[B, N]`` in 0..1."""
+    """How much of each pixel's attention goes to ``words`` (0 or 1, ``[T]``), mean over heads, ``[B, N]`` in
+    0..1."""
     return (s.softmax(-1) @ words.to(s)).mean(1)
 
 
-def word_push(masks: Tensor, words: Sequence[Sequence[int]], tokens: int, inside: Sequence[float], outside: Sequence[float]) -> Tensor:
-    """How each pixel's attention to each token is pushed: ``sum_i [k in words_i] (M_i inside_i - (1 - M_i) outside_i)``, ``[N, T]``.
+def word_push(
+    masks: Tensor,
+    words: Sequence[Sequence[int]],
+    tokens: int,
+    inside: Sequence[float],
+    outside: Sequence[float],
+) -> Tensor:
+    """How each pixel's attention to each token is pushed:
+    ``sum_i [k in words_i] (M_i inside_i - (1 - M_i) outside_i)``, ``[N, T]``.
 
     Layers that have the very same tokens count as one there, so that none is pushed out of the others.
 
     Args:
         masks: visible masks M ``[L, N]``, 0..1.
-        words: for every layer the indices of its tokens in the prompt; empty for a layer that is not named there.
+        words: for every layer the indices of its tokens in the prompt; empty for a layer that is not named
+            there.
         tokens: T.
         inside, outside: strengths of every layer, 0 and more.
     """
@@ -88,8 +105,8 @@ def word_push(masks: Tensor, words: Sequence[Sequence[int]], tokens: int, inside
 def collage(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = False) -> Tensor:
     """Collage Diffusion's scores: ``S + f(sigma) push m`` with ``m_k = max S[..., k]`` over heads and pixels.
 
-    Source: arXiv 2303.00262 section 4.2 and the authors' code, without its faults. There a negative ``m_k`` turns inside and outside
-    around; here it counts as 0 unless ``flip_negative``.
+    Source: arXiv 2303.00262 section 4.2 and the authors' code, without its faults. There a negative ``m_k``
+    turns inside and outside around; here it counts as 0 unless ``flip_negative``.
 
     Args:
         s: :func:`scores` ``[B, heads, N, T]``.
@@ -101,9 +118,11 @@ def collage(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = Fal
 
 
 def paint_with_words(s: Tensor, push: Tensor, amount: float) -> Tensor:
-    """eDiff-I's scores: ``(q kT + W) / sqrt(d)`` with ``W = push f(sigma) max(q kT)``, the maximum over everything in a picture.
+    """eDiff-I's scores: ``(q kT + W) / sqrt(d)`` with ``W = push f(sigma) max(q kT)``, the maximum over
+    everything in a picture.
 
-    Source: arXiv 2211.01324 section 5. Words are only pushed into their masks there, never out: ``push`` has no negative values.
+    Source: arXiv 2211.01324 section 5. Words are only pushed into their masks there, never out: ``push`` has
+    no negative values.
 
     Args:
         s: :func:`scores` ``[B, heads, N, T]``.
@@ -114,12 +133,21 @@ def paint_with_words(s: Tensor, push: Tensor, amount: float) -> Tensor:
 
 
 def joint(
-    q: Tensor, k: Tensor, v: Tensor, weights: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], heads: int, attend: Attend | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    heads: int,
+    attend: Attend | None = None,
 ) -> Tensor:
-    """One softmax over the tokens of all prompts together, those of layer i with the bias ``log W_i``: masked joint attention.
+    """One softmax over the tokens of all prompts together, those of layer i with the bias ``log W_i``: masked
+    joint attention.
 
-    Weights of 1 leave the concatenated prompts as they are, weights of 0 hide a prompt. Shares follow the scores, not the weights.
-    Regional masks in one attention call are in Chen et al., arXiv 2411.02395 (FLUX), there with hard masks.
+    Weights of 1 leave the concatenated prompts as they are, weights of 0 hide a prompt. Shares follow the
+    scores, not the weights. Regional masks in one attention call are in Chen et al., arXiv 2411.02395 (FLUX),
+    there with hard masks.
 
     Args:
         q: ``[B, N, C]``; k, v: the global prompt's ``[B, T, C]``.
@@ -127,7 +155,10 @@ def joint(
         keys, values: of every layer, ``[T_i, C]``.
     """
     batch = len(q)
-    k, v = (torch.cat([x, *(y.to(x.dtype).expand(batch, *y.shape) for y in more)], 1) for x, more in ((k, keys), (v, values)))
+    k, v = (
+        torch.cat([x, *(y.to(x.dtype).expand(batch, *y.shape) for y in more)], 1)
+        for x, more in ((k, keys), (v, values))
+    )
     lengths = torch.tensor([k.shape[1] - sum(len(y) for y in keys), *(len(y) for y in keys)], device=q.device)
     bias = weights.float().log().clamp_min(CLOSED).T.repeat_interleave(lengths, 1)
     return (attend or plain(heads))(q, k, v, bias)

@@ -1,4 +1,5 @@
-"""Regions of words as tiles of the picture, so that each query attends to the words of its own region only."""
+"""Regions of words as tiles of the picture, so that each query attends to the words of its own region
+only."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ LEAST_WEIGHT = 1 / 255
 
 
 def region_weights(masks: Tensor, strength: Sequence[float]) -> Tensor:
-    """Share of every pixel's attention that goes to every layer's own prompt, ``W_i = M_i strength_i`` ``[L, N]``.
+    """Share of every pixel's attention that goes to every layer's own prompt, ``W_i = M_i strength_i``
+    ``[L, N]``.
 
-    What is left to 1, so all of it where no layer is, goes to the global prompt. Weights under ``LEAST_WEIGHT`` are 0.
+    What is left to 1, so all of it where no layer is, goes to the global prompt. Weights under
+    ``LEAST_WEIGHT`` are 0.
 
     Args:
         masks: visible masks ``[L, N]``, summing to at most 1.
@@ -29,7 +32,8 @@ def region_weights(masks: Tensor, strength: Sequence[float]) -> Tensor:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Pixels to compute, cut into tiles of equal length that each belong to one layer: N rows cost about N, however many layers share them."""
+    """Pixels to compute, cut into tiles of equal length that each belong to one layer: N rows cost about N,
+    however many layers share them."""
 
     layers: tuple[int, ...]
     """The layers of this group, whose prompts have the same number of tokens."""
@@ -40,13 +44,16 @@ class Tiles:
     weight: Tensor
     """Weight of every slot, float32 ``[R, P]``; 0 in spare slots."""
     rounds: tuple[Tensor, ...]
-    """Flat slot indices in groups in which no pixel occurs twice, so that adding them up has one order: same bits on every run."""
+    """Flat slot indices in groups in which no pixel occurs twice, so that adding them up has one order: same
+    bits on every run."""
 
 
 def tile(weights: Tensor, tokens: Sequence[int]) -> list[Tiles]:
-    """Cut the pixels where ``weights`` ``[L, N]`` are above 0 into :class:`Tiles`, one group for every prompt length in ``tokens`` ``[L]``.
+    """Cut the pixels where ``weights`` ``[L, N]`` are above 0 into :class:`Tiles`, one group for every prompt
+    length in ``tokens`` ``[L]``.
 
-    A tile is as long as the mean region, so there are at most two tiles a layer and at most twice the slots that are needed.
+    A tile is as long as the mean region, so there are at most two tiles a layer and at most twice the slots
+    that are needed.
     """
     groups = []
     counts = (weights > 0).sum(1).tolist()
@@ -89,11 +96,13 @@ def attend_regions(
     amount: float = 0.0,
     attend: Attend | None = None,
 ) -> Tensor:
-    """Every pixel attends to the prompts of the layers that are seen there: ``(1 - sum_i W_i) base + sum_i W_i A(q, K_i, V_i)``.
+    """Every pixel attends to the prompts of the layers that are seen there:
+    ``(1 - sum_i W_i) base + sum_i W_i A(q, K_i, V_i)``.
 
-    The layers' outputs are mixed after attention, as in Attention Couple (laksjdjf, 2023), so shares are exact. Unlike there a layer's
-    attention is computed for its own pixels alone. With ``emphasis``, a layer's attention is Collage Diffusion's (:func:`collage`)
-    with its own words pushed inside, the maximum taken over its own pixels.
+    The layers' outputs are mixed after attention, as in Attention Couple (laksjdjf, 2023), so shares are
+    exact. Unlike there a layer's attention is computed for its own pixels alone. With ``emphasis``, a layer's
+    attention is Collage Diffusion's (:func:`collage`) with its own words pushed inside, the maximum taken
+    over its own pixels.
 
     Args:
         q: ``[B, N, C]``.
@@ -111,7 +120,10 @@ def attend_regions(
     parts = []
     rest = torch.ones(q.shape[1], dtype=torch.float32, device=q.device)
     for group in tiles:
-        k, v = (torch.stack([not_none(x[i]) for i in group.layers])[group.owner].to(q.dtype) for x in (keys, values))
+        k, v = (
+            torch.stack([not_none(x[i]) for i in group.layers])[group.owner].to(q.dtype)
+            for x in (keys, values)
+        )
         count, size = group.rows.shape
         own = q[:, group.rows.flatten()].view(batch * count, size, channels)
         k, v = (x.expand(batch, *x.shape).flatten(0, 1) for x in (k, v))
@@ -133,10 +145,13 @@ def attend_regions(
 
 
 def _emphasised(s: Tensor, push: Tensor, amount: float, group: Tiles) -> Tensor:
-    """:func:`collage` for tiles: ``s`` ``[B R, heads, P, T]``, ``push`` ``[layers, T]``; the maximum is taken over a layer's tiles together."""
+    """:func:`collage` for tiles: ``s`` ``[B R, heads, P, T]``, ``push`` ``[layers, T]``; the maximum is taken
+    over a layer's tiles together."""
     peak = s.amax((1, 2)).view(-1, len(group.owner), s.shape[-1])
     owner = group.owner[None, :, None].expand_as(peak)
-    of_layer = peak.new_full((len(peak), len(push), peak.shape[-1]), -torch.inf).scatter_reduce(1, owner, peak, "amax")
+    of_layer = peak.new_full((len(peak), len(push), peak.shape[-1]), -torch.inf).scatter_reduce(
+        1, owner, peak, "amax"
+    )
     return s + (amount * push * of_layer.clamp_min(0))[:, group.owner].flatten(0, 1)[:, None, None]
 
 

@@ -1,4 +1,5 @@
-"""Words and their tokens: what a layer is told by, and where its words stand in the prompt of the whole picture."""
+"""Words and their tokens: what a layer is told by, and where its words stand in the prompt of the whole
+picture."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ class Match:
 def find_words(prompt: Sequence[Token], layers: Sequence[Sequence[Token]]) -> list[Match]:
     """Find every layer's words in the prompt, as whole sequences of tokens.
 
-    Longer words are looked for first and what they take is gone, so that ``ball`` is not found in ``red ball``. Layers of the same
-    words take the occurrences in order; where the prompt has them only once, it speaks of all these layers.
+    Longer words are looked for first and what they take is gone, so that ``ball`` is not found in
+    ``red ball``. Layers of the same words take the occurrences in order; where the prompt has them only once,
+    it speaks of all these layers.
 
     Args:
         prompt: tokens of the prompt.
@@ -52,7 +54,10 @@ def find_words(prompt: Sequence[Token], layers: Sequence[Sequence[Token]]) -> li
         size, start = len(kind), 0
         places: list[tuple[int, ...]] = []
         while start + size <= len(prompt):
-            if all(free[start : start + size]) and tuple(t.what for t in prompt[start : start + size]) == kind:
+            if (
+                all(free[start : start + size])
+                and tuple(t.what for t in prompt[start : start + size]) == kind
+            ):
                 places.append(tuple(t.index for t in prompt[start : start + size]))
                 free[start : start + size] = [False] * size
                 start += size
@@ -66,12 +71,17 @@ def find_words(prompt: Sequence[Token], layers: Sequence[Sequence[Token]]) -> li
 
 
 def layer_words(layer: Layer, embedding_prefix: str = "") -> str:
-    """What a layer is told by: its textual-inversion embedding's name, then its prompt; empty where it has no prompt.
+    """What a layer is told by: its textual-inversion embedding's name, then its prompt; empty where it has no
+    prompt.
 
     ``embedding_prefix`` is what the host writes in front of an embedding's name, such as ``embedding:``.
     """
     prompt = layer.prompt.strip()
-    return f"{embedding_prefix}{layer.recipe.embedding} {prompt}" if prompt and layer.recipe.embedding else prompt
+    return (
+        f"{embedding_prefix}{layer.recipe.embedding} {prompt}"
+        if prompt and layer.recipe.embedding
+        else prompt
+    )
 
 
 def join(*texts: str) -> str:
@@ -79,7 +89,9 @@ def join(*texts: str) -> str:
     return ", ".join(dict.fromkeys(t.strip() for t in texts if t.strip()))
 
 
-def negative_texts(negative: str, prompts: Sequence[str], negatives: Sequence[str], auto: bool) -> tuple[list[str], str]:
+def negative_texts(
+    negative: str, prompts: Sequence[str], negatives: Sequence[str], auto: bool
+) -> tuple[list[str], str]:
     """What must not be shown in each layer's region, and where no layer is.
 
     Args:

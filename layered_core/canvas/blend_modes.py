@@ -1,9 +1,11 @@
-"""The blend modes: what colour comes of a backdrop's and a layer's, and by which rules it is laid on the picture.
+"""The blend modes: what colour comes of a backdrop's and a layer's, and by which rules it is laid on the
+picture.
 
-``B(b, s)`` below is the blended colour of backdrop ``b`` and source ``s``, tensors ``[..., 3, H, W]`` (red, green, blue on the third axis
-from the end) that broadcast, of any device and float type; nothing is changed in place. Sources of the formulas: GIMP's layer modes
-(https://docs.gimp.org/2.10/en/gimp-concepts-layer-modes.html) for ``comfyui``, W3C Compositing and Blending Level 1 section 10 and, for
-what is not in it, Photoshop's behaviour for ``photoshop``.
+``B(b, s)`` below is the blended colour of backdrop ``b`` and source ``s``, tensors ``[..., 3, H, W]`` (red,
+green, blue on the third axis from the end) that broadcast, of any device and float type; nothing is changed
+in place. Sources of the formulas: GIMP's layer modes
+(https://docs.gimp.org/2.10/en/gimp-concepts-layer-modes.html) for ``comfyui``, W3C Compositing and Blending
+Level 1 section 10 and, for what is not in it, Photoshop's behaviour for ``photoshop``.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def overlay(b: Tensor, s: Tensor) -> Tensor:
 
 
 def hard_light(b: Tensor, s: Tensor) -> Tensor:
-    """Multiply with ``2 s`` where the source is dark, screen with ``2 s - 1`` where it is light; at most 1."""
+    """Multiply with ``2 s`` where the source is dark, screen with ``2 s - 1`` where it is light; at most
+    1."""
     return _multiply_or_screen(b, s).clamp_max_(1)
 
 
@@ -75,7 +78,8 @@ def soft_light_gimp(b: Tensor, s: Tensor) -> Tensor:
 
 
 def soft_light_w3c(b: Tensor, s: Tensor) -> Tensor:
-    """``b - (1 - 2 s) b (1 - b)`` where the source is dark, ``b + (2 s - 1)(D(b) - b)`` where it is light (W3C 10.1)."""
+    """``b - (1 - 2 s) b (1 - b)`` where the source is dark, ``b + (2 s - 1)(D(b) - b)`` where it is light
+    (W3C 10.1)."""
     lighter = torch.where(b <= 0.25, ((16 * b - 12) * b + 4) * b, b.clamp_min(0).sqrt())
     tilt = 2 * s - 1
     return b + tilt.clamp_max(0) * b * (1 - b) + tilt.clamp_min(0) * (lighter - b)
@@ -143,7 +147,8 @@ def grain_merge(b: Tensor, s: Tensor) -> Tensor:
 
 
 def hsv_hue(b: Tensor, s: Tensor) -> Tensor:
-    """The source's hue with the backdrop's value and saturation (HSV); the backdrop where the source is grey."""
+    """The source's hue with the backdrop's value and saturation (HSV); the backdrop where the source is
+    grey."""
     b_max, b_range, s_max, s_range = *_max_range(b), *_max_range(s)
     hued = b_max - (s_max - s) * (b_range / s_range.clamp_min(TINY))
     return torch.where(s_range > TINY, hued, b)
@@ -158,16 +163,19 @@ def hsv_saturation(b: Tensor, s: Tensor) -> Tensor:
 
 
 def hsl_color(b: Tensor, s: Tensor) -> Tensor:
-    """The source's hue and saturation with the backdrop's lightness (HSL); grey where the source is black or white."""
+    """The source's hue and saturation with the backdrop's lightness (HSL); grey where the source is black or
+    white."""
     b_light, s_light = ((x.amax(-3, keepdim=True) + x.amin(-3, keepdim=True)) / 2 for x in (b, s))
-    # Chroma may be at most twice the distance of the lightness from black or white; it keeps its share of that.
+    # Chroma may be at most twice the distance of the lightness from black or white; it keeps its share of
+    # that.
     room = torch.minimum(s_light, 1 - s_light)
     scale = torch.where(room > TINY, torch.minimum(b_light, 1 - b_light) / room.clamp_min(TINY), 0)
     return b_light + (s - s_light) * scale
 
 
 def luminance_of_backdrop(b: Tensor, s: Tensor) -> Tensor:
-    """The backdrop scaled to the source's luminance, ``b Y(s) / Y(b)``; grey of that luminance where the backdrop is black."""
+    """The backdrop scaled to the source's luminance, ``b Y(s) / Y(b)``; grey of that luminance where the
+    backdrop is black."""
     b_light, s_light = _luminance(b), _luminance(s)
     black = b_light <= TINY
     return b * torch.where(black, 0, s_light / b_light.clamp_min(TINY)) + torch.where(black, s_light, 0)
@@ -214,7 +222,8 @@ def _weighted(colour: Tensor, red: float, green: float, blue: float) -> Tensor:
 
 
 def _set_sat(colour: Tensor, saturation: Tensor) -> Tensor:
-    """W3C's ``SetSat``: least channel 0, greatest ``saturation``, the middle one in proportion; 0 for greys."""
+    """W3C's ``SetSat``: least channel 0, greatest ``saturation``, the middle one in proportion; 0 for
+    greys."""
     greatest, spread = _max_range(colour)
     return (colour - greatest + spread) * (saturation / spread.clamp_min(TINY))
 
@@ -238,33 +247,39 @@ class Rules:
     linear_modes: frozenset[str]
     """Modes whose ``B`` takes and gives linear light; the others' takes and gives sRGB."""
     clips: bool
-    """Whether modes other than ``normal`` paint only on what is there, and leave alpha as it is. Otherwise they are source-over:
-    where there is no backdrop, the layer's own colour is laid down."""
+    """Whether modes other than ``normal`` paint only on what is there, and leave alpha as it is. Otherwise
+    they are source-over: where there is no backdrop, the layer's own colour is laid down."""
     bounded: bool
     """Whether blended colours are brought into 0..1 after every layer; otherwise only in the end."""
 
 
 _SHARED: dict[str, Blend] = {
-    "multiply": multiply, "screen": screen, "overlay": overlay, "darken": torch.minimum, "lighten": torch.maximum,
-    "color-dodge": color_dodge, "color-burn": color_burn, "hard-light": hard_light, "difference": difference, "exclusion": exclusion,
-    "linear-dodge": linear_dodge, "linear-burn": linear_burn, "pin-light": pin_light, "linear-light": linear_light,
+    "multiply": multiply, "screen": screen, "overlay": overlay, "darken": torch.minimum,
+    "lighten": torch.maximum,
+    "color-dodge": color_dodge, "color-burn": color_burn, "hard-light": hard_light, "difference": difference,
+    "exclusion": exclusion,
+    "linear-dodge": linear_dodge, "linear-burn": linear_burn, "pin-light": pin_light,
+    "linear-light": linear_light,
     "subtract": subtract, "divide": divide, "grain-extract": grain_extract, "grain-merge": grain_merge,
 }  # fmt: skip
 
 RULES: dict[str, Rules] = {
     "comfyui": Rules(
         {
-            **_SHARED, "soft-light": soft_light_gimp, "vivid-light": vivid_light, "hard-mix": hard_mix, "hue": hsv_hue,
+            **_SHARED, "soft-light": soft_light_gimp, "vivid-light": vivid_light, "hard-mix": hard_mix,
+            "hue": hsv_hue,
             "saturation": hsv_saturation, "color": hsl_color, "luminosity": luminance_of_backdrop,
         },
         linear=True,
-        linear_modes=frozenset({"multiply", "darken", "lighten", "linear-dodge", "subtract", "divide", "luminosity"}),
+        linear_modes=frozenset({"multiply", "darken", "lighten", "linear-dodge", "subtract", "divide",
+        "luminosity"}),
         clips=True,
         bounded=False,
     ),
     "photoshop": Rules(
         {
-            **_SHARED, "soft-light": soft_light_w3c, "vivid-light": vivid_light_photoshop, "hard-mix": hard_mix_photoshop,
+            **_SHARED, "soft-light": soft_light_w3c, "vivid-light": vivid_light_photoshop,
+            "hard-mix": hard_mix_photoshop,
             "hue": w3c_hue, "saturation": w3c_saturation, "color": w3c_color, "luminosity": w3c_luminosity,
         },
         linear=False,
@@ -273,7 +288,8 @@ RULES: dict[str, Rules] = {
         bounded=True,
     ),
 }  # fmt: skip
-"""``comfyui``: as ComfyUI's own layer compositor and GIMP. ``photoshop``: as Photoshop, OpenRaster and browsers, all in sRGB."""
+"""``comfyui``: as ComfyUI's own layer compositor and GIMP. ``photoshop``: as Photoshop, OpenRaster and
+browsers, all in sRGB."""
 
 
 def find_rules(name: str) -> Rules:

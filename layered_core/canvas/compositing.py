@@ -13,7 +13,7 @@ from torch import Tensor
 from ..document import Layer, LayerDocument
 from .blend_modes import Rules, find_rules
 from .colour import by_table, linear_to_srgb, srgb_to_linear
-from .placement import Box, bounds, is_exact, meet, place, reduced, window
+from .placement import Box, bounds, is_exact, layer_window, meet, place, reduced
 
 GREY = (150 / 255, 150 / 255, 150 / 255)
 """What shows through holes where a picture must be opaque: Collage Diffusion's canvas colour."""
@@ -23,31 +23,37 @@ Area = tuple[EllipsisType, slice, slice]
 
 
 def _band_pixels(device: torch.device) -> int:
-    """How many pixels to composite at a time: on a CPU as many as its cache holds, elsewhere few and large steps."""
+    """How many pixels to composite at a time: on a CPU as many as its cache holds, elsewhere few and large
+    steps."""
     return 32_000 if device.type == "cpu" else 1 << 24
 
 
 def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
     """Lay every visible layer on those behind it.
 
-    Resampled layers are resampled with colours multiplied by alpha. Layers that are hidden, without a picture, off the canvas or wholly
-    covered by an opaque one of mode ``normal`` cost nothing. No gradients.
+    Resampled layers are resampled with colours multiplied by alpha. Layers that are hidden, without a
+    picture, off the canvas or wholly covered by an opaque one of mode ``normal`` cost nothing. No gradients.
 
     Args:
         document: its background, if any, lies under all layers.
-        rules: ``photoshop`` (all in sRGB, source-over: as Photoshop, OpenRaster and browsers) or ``comfyui`` (alpha and some modes in
-            linear light, modes other than normal paint only on what is there: as ComfyUI's own compositor). See
-            :data:`~layered_core.canvas.blend_modes.RULES`.
+        rules: ``photoshop`` (all in sRGB, source-over: as Photoshop, OpenRaster and browsers) or ``comfyui``
+            (alpha and some modes in linear light, modes other than normal paint only on what is there: as
+            ComfyUI's own compositor). See :data:`~layered_core.canvas.blend_modes.RULES`.
 
     Returns:
-        RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, on the layers' device; float64 if a layer's image is. Colour is 0 where alpha is.
+        RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, on the layers' device; float64 if a layer's image
+        is. Colour is 0 where alpha is.
 
     Raises:
         LayeredError: there are no such rules.
     """
     chosen = find_rules(rules)
     canvas = 0, 0, document.width, document.height
-    shown = [_Shown(x, x.image) for x in document if x.image is not None and x.visible and x.opacity > 0 and meet(bounds(x), canvas)]
+    shown = [
+        _Shown(x, x.image)
+        for x in document
+        if x.image is not None and x.visible and x.opacity > 0 and meet(bounds(x), canvas)
+    ]
     dtype = reduce(torch.promote_types, (x.dtype for x in shown), torch.float32)
     device = shown[0].device if shown else torch.device("cpu")
     out = torch.empty(document.height, document.width, 4, dtype=dtype, device=device)
@@ -63,7 +69,8 @@ def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
 
 
 def premultiplied(layer: Layer, width: int, height: int) -> Tensor:
-    """The layer on an empty canvas, float32 ``[H, W, 4]``, colours multiplied by alpha; empty for a hidden or pictureless layer."""
+    """The layer on an empty canvas, float32 ``[H, W, 4]``, colours multiplied by alpha; empty for a hidden or
+    pictureless layer."""
     if layer.image is None or not layer.visible:
         return torch.zeros(height, width, 4)
     return place(_multiplied(layer, layer.image), layer, width, height) * layer.opacity
@@ -85,8 +92,9 @@ def over_colour(pixels: Tensor, colour: Tensor | tuple[float, float, float]) -> 
 def _for_each(work: Callable[[int], None], tops: range, device: torch.device) -> None:
     """Call ``work`` for every band, on a CPU in as many threads as torch may use.
 
-    Torch itself would share each of the many small steps among its threads, which costs more than the steps do, and far more where
-    others want the processors too. So every thread takes whole bands here, and its steps stay on it.
+    Torch itself would share each of the many small steps among its threads, which costs more than the steps
+    do, and far more where others want the processors too. So every thread takes whole bands here, and its
+    steps stay on it.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -94,7 +102,9 @@ def _for_each(work: Callable[[int], None], tops: range, device: torch.device) ->
             work(top)
         return
     try:
-        with ThreadPoolExecutor(min(threads, len(tops)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(
+            min(threads, len(tops)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             for done in [pool.submit(work, top) for top in tops]:
                 done.result()
     finally:
@@ -125,16 +135,18 @@ class _Shown:
 
     def look(self, box: Box, like: Tensor) -> tuple[Tensor, Tensor]:
         """sRGB ``[3, H, W]`` and alpha ``[H, W]`` in ``box``, of the type and on the device of ``like``."""
-        pixels = window(self.pixels, self.layer, box).to(like).contiguous()
+        pixels = layer_window(self.pixels, self.layer, box).to(like).contiguous()
         colour, alpha = pixels[:3], pixels[3] * self.layer.opacity
         if self.multiplied:
             colour = (colour / pixels[3].clamp_min(1e-8)).clamp_max_(1)
         elif self.mask is not None:
-            alpha *= window(self.mask[None], self.layer, box).to(like)[0]
+            alpha *= layer_window(self.mask[None], self.layer, box).to(like)[0]
         return colour, alpha
 
 
-def _composite_band(shown: list[_Shown], background: tuple[float, float, float] | None, rules: Rules, top: int, out: Tensor) -> None:
+def _composite_band(
+    shown: list[_Shown], background: tuple[float, float, float] | None, rules: Rules, top: int, out: Tensor
+) -> None:
     """Composite the rows of the canvas from ``top`` into ``out``, ``[H, W, 4]``."""
     band = 0, top, out.shape[1], top + out.shape[0]
     seen = []
@@ -155,9 +167,11 @@ def _composite_band(shown: list[_Shown], background: tuple[float, float, float] 
 
 
 class _Pile:
-    """What lies in one band of the canvas so far: colour ``[3, H, W]``, straight and 0 where nothing is, and alpha ``[H, W]``.
+    """What lies in one band of the canvas so far: colour ``[3, H, W]``, straight and 0 where nothing is, and
+    alpha ``[H, W]``.
 
-    The colour is in sRGB until something has to be mixed in linear light, so that what is laid on nothing stays as it is to the bit.
+    The colour is in sRGB until something has to be mixed in linear light, so that what is laid on nothing
+    stays as it is to the bit.
     """
 
     def __init__(self, rules: Rules, background: tuple[float, float, float] | None, like: Tensor) -> None:
@@ -197,7 +211,9 @@ class _Pile:
             self._move(mixing)
             return _converted(colour, False, mixing)
         blending = mode in self.rules.linear_modes
-        blended = self.rules.blends[mode](_converted(self.colour[area], self.linear, blending), _converted(colour, False, blending))
+        blended = self.rules.blends[mode](
+            _converted(self.colour[area], self.linear, blending), _converted(colour, False, blending)
+        )
         if self.rules.bounded:
             blended = blended.clamp_(0, 1)
         self._move(mixing)

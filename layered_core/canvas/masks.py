@@ -14,22 +14,26 @@ from .soft_masks import grow
 
 
 def layer_alphas(document: LayerDocument) -> Tensor:
-    """Alpha of every layer on the canvas, opacity counted in, float32 ``[L, H, W]`` in 0..1; 0 for hidden layers.
+    """Alpha of every layer on the canvas, opacity counted in, float32 ``[L, H, W]`` in 0..1; 0 for hidden
+    layers.
 
     A layer without an image covers its box, or its mask.
     """
     alphas = torch.zeros(len(document), document.height, document.width)
     for i, layer in enumerate(document):
         if layer.visible and layer.opacity > 0:
-            alphas[i] = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0] * layer.opacity
+            alphas[i] = (
+                place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
+                * layer.opacity
+            )
     return alphas.clamp_(0, 1)
 
 
 def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
     """How much of each pixel shows each layer: ``M_i = alpha_i * prod_{j above i} (1 - alpha_j)``.
 
-    Soft edges stay soft; the masks and the background's remainder sum to 1 at every pixel. Collage Diffusion (arXiv 2303.00262)
-    section 4 has the same quantity with hard compositing.
+    Soft edges stay soft; the masks and the background's remainder sum to 1 at every pixel. Collage Diffusion
+    (arXiv 2303.00262) section 4 has the same quantity with hard compositing.
 
     Args:
         alphas: ``[L, H, W]`` in 0..1, back to front.
@@ -44,10 +48,11 @@ def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grown_masks(masks: Tensor, pixels: int) -> Tensor:
-    """Visible masks with every layer wider by ``pixels``, at the cost of larger layers and of what no layer covers.
+    """Visible masks with every layer wider by ``pixels``, at the cost of larger layers and of what no layer
+    covers.
 
-    What a pixel showed of a larger layer is shared among the smaller ones that reach it; layers of one size keep theirs. Sums over
-    layers stay at most 1, and nothing depends on the layers' order.
+    What a pixel showed of a larger layer is shared among the smaller ones that reach it; layers of one size
+    keep theirs. Sums over layers stay at most 1, and nothing depends on the layers' order.
 
     Args:
         masks: ``[L, H, W]``, summing to at most 1.
@@ -79,6 +84,8 @@ def mask_pyramid(masks: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor
     """
     flat = masks.reshape(1, -1, *masks.shape[-2:])
     return [
-        functional.adaptive_avg_pool2d(flat, size).reshape(*masks.shape[:-2], *size) if flat.shape[1] else masks.new_zeros(*masks.shape[:-2], *size)
+        functional.adaptive_avg_pool2d(flat, size).reshape(*masks.shape[:-2], *size)
+        if flat.shape[1]
+        else masks.new_zeros(*masks.shape[:-2], *size)
         for size in sizes
     ]

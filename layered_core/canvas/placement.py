@@ -1,7 +1,8 @@
 """Bring a layer's own pixels onto the canvas: scale, flip, rotate, move.
 
-Pixels in here are planes, ``[C, H, W]``. Outside the layer there is 0, and resampling mixes neighbours, so colours must come multiplied
-by alpha wherever a layer is resampled; else transparent pixels' colours bleed into its edges.
+Pixels in here are planes, ``[C, H, W]``. Outside the layer there is 0, and resampling mixes neighbours, so
+colours must come multiplied by alpha wherever a layer is resampled; else transparent pixels' colours bleed
+into its edges.
 """
 
 from __future__ import annotations
@@ -42,25 +43,28 @@ def meet(a: Box, b: Box) -> Box | None:
 
 
 def is_exact(layer: Layer, height: int, width: int) -> bool:
-    """Whether pixels of ``height`` x ``width`` need no resampling to be this layer: they fall on the canvas's own."""
+    """Whether pixels of ``height`` x ``width`` need no resampling to be this layer: they fall on the canvas's
+    own."""
     return _on_grid(layer) and (layer.height, layer.width) == (height, width)
 
 
 def reduced(pixels: Tensor, layer: Layer) -> Tensor:
-    """``[C, H', W']`` brought down to the layer's size on each axis on which it is larger: bilinear, antialiased."""
+    """``[C, H', W']`` brought down to the layer's size on each axis on which it is larger: bilinear,
+    antialiased."""
     size = min(pixels.shape[-2], layer.height), min(pixels.shape[-1], layer.width)
     if pixels.shape[-2:] == size:
         return pixels
     return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 
-def window(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
+def layer_window(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
     """What shows of the layer in ``box``: an exact cut where nothing is resampled, else bilinear samples.
 
     A rotated or unaligned layer's edge pixels are covered as far as the layer reaches into them.
 
     Args:
-        pixels: ``[C, H', W']`` in the layer's own frame, :func:`reduced` if larger than the layer. Float, of float32 or more if sampled.
+        pixels: ``[C, H', W']`` in the layer's own frame, :func:`reduced` if larger than the layer. Float, of
+            float32 or more if sampled.
         layer: gives x, y, width, height, rotation, flips.
         box: lies within :func:`bounds`.
 
@@ -87,7 +91,7 @@ def place(pixels: Tensor, layer: Layer, width: int, height: int) -> Tensor:
     canvas = pixels.new_zeros(height, width, pixels.shape[-1])
     box = meet(bounds(layer), (0, 0, width, height))
     if box is not None:
-        shown = window(reduced(pixels.movedim(-1, 0), layer), layer, box)
+        shown = layer_window(reduced(pixels.movedim(-1, 0), layer), layer, box)
         canvas[box[1] : box[3], box[0] : box[2]] = shown.movedim(0, -1)
     return canvas
 
@@ -116,11 +120,14 @@ def _sampled(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
     cos, sin = math.cos(angle), math.sin(angle)
     dx = torch.arange(box[0], box[2]).to(pixels) + 0.5 - (layer.x + layer.width / 2)
     dy = torch.arange(box[1], box[3]).to(pixels)[:, None] + 0.5 - (layer.y + layer.height / 2)
-    # Canvas pixels from the layer's centre along its own axes; clockwise on a canvas whose y axis points down.
+    # Canvas pixels from the layer's centre along its own axes; clockwise on a canvas whose y axis points
+    # down.
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     flip_u, flip_v = (-1 if flip else 1 for flip in (layer.flip_h, layer.flip_v))
     grid = torch.stack([u * (2 * flip_u / layer.width), v * (2 * flip_v / layer.height)], -1)[None]
-    shown: Tensor = functional.grid_sample(pixels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    shown: Tensor = functional.grid_sample(
+        pixels[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
     if _on_grid(layer):
         return shown
     reach_u, reach_v = (layer.width + 1) / 2 - u.abs(), (layer.height + 1) / 2 - v.abs()
@@ -128,15 +135,20 @@ def _sampled(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
 
 
 def corners(layer: Layer) -> list[tuple[float, float]]:
-    """The layer's four corners on the canvas, pixels, clockwise from its own top left: turned clockwise about its centre."""
+    """The layer's four corners on the canvas, pixels, clockwise from its own top left: turned clockwise about
+    its centre."""
     angle = math.radians(layer.rotation)
     cos, sin = math.cos(angle), math.sin(angle)
     cx, cy, dx, dy = layer.x + layer.width / 2, layer.y + layer.height / 2, layer.width / 2, layer.height / 2
-    return [(cx + u * cos - v * sin, cy + u * sin + v * cos) for u, v in ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))]
+    return [
+        (cx + u * cos - v * sin, cy + u * sin + v * cos)
+        for u, v in ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))
+    ]
 
 
 def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Width and height of the smallest canvas, from (0, 0), that holds every layer's corners; at least 1 x 1."""
+    """Width and height of the smallest canvas, from (0, 0), that holds every layer's corners; at least 1 x
+    1."""
     points = [point for layer in layers for point in corners(layer)]
     return max([1, *(math.ceil(x) for x, _ in points)]), max([1, *(math.ceil(y) for _, y in points)])
 

@@ -1,4 +1,5 @@
-"""Soft masks: widened, feathered, blurred; and a mix of two pictures by a mask that keeps one of them to the bit."""
+"""Soft masks: widened, feathered, blurred; and a mix of two pictures by a mask that keeps one of them to the
+bit."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from torch.nn import functional
 
 
 def keep_outside(changed: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
-    """``mask * changed + (1 - mask) * kept``; exactly ``kept`` where the mask is 0 and exactly ``changed`` where it is 1.
+    """``mask * changed + (1 - mask) * kept``; exactly ``kept`` where the mask is 0 and exactly ``changed``
+    where it is 1.
 
-    On pictures it is a soft paste. On latents, with ``kept`` at the run's own noise level after every step, it is blended latent
-    diffusion (Avrahami et al., arXiv 2206.02779 section 3.2).
+    On pictures it is a soft paste. On latents, with ``kept`` at the run's own noise level after every step,
+    it is blended latent diffusion (Avrahami et al., arXiv 2206.02779 section 3.2).
 
     Args:
         changed: ``[..., H, W]``.
@@ -25,7 +27,8 @@ def keep_outside(changed: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
-    """The mask ``[H, W]`` widened by ``pixels`` on every side, or narrowed where negative: greatest or least value of a square around."""
+    """The mask ``[H, W]`` widened by ``pixels`` on every side, or narrowed where negative: greatest or least
+    value of a square around."""
     if pixels == 0:
         return mask
     reach = abs(pixels)
@@ -36,7 +39,8 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
 
 
 def feather(mask: Tensor, pixels: int) -> Tensor:
-    """The mask ``[H, W]`` with a soft border outside itself: as it is inside, exactly 0 more than ``pixels`` away from it."""
+    """The mask ``[H, W]`` with a soft border outside itself: as it is inside, exactly 0 more than ``pixels``
+    away from it."""
     outer = grow(mask, (pixels + 1) // 2)
     reach = pixels // 2
     if reach == 0:
@@ -59,6 +63,10 @@ def _convolved(pictures: Tensor, kernel: Tensor) -> Tensor:
     """``[..., H, W]`` with one kernel along both axes; edges repeat outside."""
     reach = len(kernel) // 2
     flat = pictures.reshape(-1, 1, *pictures.shape[-2:])
-    flat = functional.conv2d(functional.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel[None, None, :, None])
-    flat = functional.conv2d(functional.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel[None, None, None, :])
+    flat = functional.conv2d(
+        functional.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel[None, None, :, None]
+    )
+    flat = functional.conv2d(
+        functional.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel[None, None, None, :]
+    )
     return flat.reshape(pictures.shape)

@@ -1,7 +1,7 @@
 """ControlNet per layer: where and how strongly the residuals of one net act.
 
-Collage Diffusion (arXiv 2303.00262, section 4) multiplies a ControlNet's residuals by a map of per-layer weights. Layers that share a net
-share one evaluation: their hints become one picture, their weights one map.
+Collage Diffusion (arXiv 2303.00262, section 4) multiplies a ControlNet's residuals by a map of per-layer
+weights. Layers that share a net share one evaluation: their hints become one picture, their weights one map.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ..canvas.masks import layer_alphas, visible_masks
 from ..document import Control, LayerDocument
 from ..errors import LayeredError, check_number, invalid
 
-MODES = ("balanced", "prompt", "control")
-"""Who leads: both alike; the words (deep residuals first, 0.825 less a level outwards); the control (so too, and on the conditional half
-alone, so that guidance raises it). Weights as in sd-webui-controlnet's control modes (its ``hook.py``)."""
+CONTROL_MODES = ("balanced", "prompt", "control")
+"""Who leads: both alike; the words (deep residuals first, 0.825 less a level outwards); the control (so too,
+and on the conditional half alone, so that guidance raises it). Weights as in sd-webui-controlnet's control
+modes (its ``hook.py``)."""
 
 SOFT = 0.825
 """Factor from one residual to the next outer one in the modes ``prompt`` and ``control``."""
@@ -36,35 +37,55 @@ class ControlMap:
     controls: tuple[Control, ...]
     """Strength and range of each, K of them."""
     mode: str = "balanced"
-    """One of ``MODES``."""
+    """One of ``CONTROL_MODES``."""
     strength: float = 1.0
     """Multiplies all, 0..2. Neutral: 1."""
 
     def __post_init__(self) -> None:
         check_number("control strength", self.strength, 0, 2)
-        if self.mode not in MODES:
-            raise invalid("control mode", self.mode, ", ".join(MODES))
-        if self.masks.ndim != 3 or len(self.masks) != len(self.controls) or not self.masks.shape[-1] or not self.masks.shape[-2]:
-            raise invalid("control masks' shape", list(self.masks.shape), f"[{len(self.controls)}, height, width], one mask a control")
+        if self.mode not in CONTROL_MODES:
+            raise invalid("control mode", self.mode, ", ".join(CONTROL_MODES))
+        if (
+            self.masks.ndim != 3
+            or len(self.masks) != len(self.controls)
+            or not self.masks.shape[-1]
+            or not self.masks.shape[-2]
+        ):
+            raise invalid(
+                "control masks' shape",
+                list(self.masks.shape),
+                f"[{len(self.controls)}, height, width], one mask a control",
+            )
         if not bool(((self.masks >= 0) & (self.masks <= 1)).all()):
-            raise invalid("control masks' values", f"{float(self.masks.min())}..{float(self.masks.max())}", "0..1 and no NaN")
+            raise invalid(
+                "control masks' values",
+                f"{float(self.masks.min())}..{float(self.masks.max())}",
+                "0..1 and no NaN",
+            )
 
     @classmethod
     def of(cls, document: LayerDocument, *, strength: float = 1.0, mode: str = "balanced") -> ControlMap:
-        """The map of a document: the visible masks of the layers whose recipe has a control hint; ``strength`` multiplies all, 0..2.
+        """The map of a document: the visible masks of the layers whose recipe has a control hint;
+        ``strength`` multiplies all, 0..2.
 
         Raises:
             LayeredError: no visible layer has a hint.
         """
         shown, _ = visible_masks(layer_alphas(document))
-        chosen = [i for i, layer in enumerate(document) if layer.visible and layer.recipe.control.hint != "none"]
+        chosen = [
+            i for i, layer in enumerate(document) if layer.visible and layer.recipe.control.hint != "none"
+        ]
         if not chosen:
             names = ", ".join(repr(layer.name) for layer in document) or "none"
-            raise LayeredError(f"layers: no visible layer has a control hint (layers: {names}). Set control_hint on a layer, e.g. canny")
+            raise LayeredError(
+                f"layers: no visible layer has a control hint (layers: {names}). Set control_hint on a "
+                f"layer, e.g. canny"
+            )
         return cls(shown[chosen], tuple(document.layers[i].recipe.control for i in chosen), mode, strength)
 
     def at(self, active: Sequence[bool]) -> Tensor | float:
-        """The sum of mask times strength over the ``active`` layers, ``[H, W]``; a plain number where it is the same everywhere."""
+        """The sum of mask times strength over the ``active`` layers, ``[H, W]``; a plain number where it is
+        the same everywhere."""
         total = self.masks.new_zeros(self.masks.shape[-2:])
         for mask, control, on in zip(self.masks, self.controls, active, strict=True):
             if on:
@@ -74,7 +95,8 @@ class ControlMap:
 
 
 def soft_weights(count: int, mode: str, adapter: bool = False) -> list[float]:
-    """Factors of ``count`` residuals, from the outermost to the deepest, which has 1. ``adapter``: a T2I-Adapter's features, 4 or fewer."""
+    """Factors of ``count`` residuals, from the outermost to the deepest, which has 1. ``adapter``: a
+    T2I-Adapter's features, 4 or fewer."""
     if mode == "balanced":
         return [1.0] * count
     return list(SOFT_ADAPTER[-count:]) if adapter else [SOFT ** (count - 1 - i) for i in range(count)]
@@ -85,7 +107,8 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
 
     Args:
         residual: ``[B, C, h, w]`` of a UNet, or ``[B, N, C]`` tokens of a transformer, row by row.
-        weight: ``[H, W]`` of any size, brought to the residual's by area (each cell the mean of what it covers), or a number.
+        weight: ``[H, W]`` of any size, brought to the residual's by area (each cell the mean of what it
+            covers), or a number.
         cells: height and width of the latent, from which the tokens' grid follows.
 
     Raises:
@@ -93,7 +116,11 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
     """
     if not isinstance(weight, Tensor):
         return residual * weight
-    grid = (residual.shape[-2], residual.shape[-1]) if residual.ndim == 4 else token_grid(residual.shape[1], cells)
+    grid = (
+        (residual.shape[-2], residual.shape[-1])
+        if residual.ndim == 4
+        else token_grid(residual.shape[1], cells)
+    )
     small = resized(weight, grid).to(residual.device, residual.dtype)
     return residual * (small if residual.ndim == 4 else small.reshape(1, -1, 1))
 
@@ -102,17 +129,24 @@ def resized(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """``[H, W]`` to ``grid`` cells: by area where it shrinks, bilinear where it grows."""
     shrinks = weight.shape[-2] >= grid[0] and weight.shape[-1] >= grid[1]
     image = weight[None, None].float()
-    small = functional.adaptive_avg_pool2d(image, grid) if shrinks else functional.interpolate(image, grid, mode="bilinear", antialias=True)
+    small = (
+        functional.adaptive_avg_pool2d(image, grid)
+        if shrinks
+        else functional.interpolate(image, grid, mode="bilinear", antialias=True)
+    )
     return small[0, 0]
 
 
 def token_grid(tokens: int, cells: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of ``tokens`` patches of a latent of ``cells``: patches are squares of 1, 2 or 4 cells, the last ones padded."""
+    """Rows and columns of ``tokens`` patches of a latent of ``cells``: patches are squares of 1, 2 or 4
+    cells, the last ones padded."""
     for patch in (1, 2, 4):
         rows, columns = -(-cells[0] // patch), -(-cells[1] // patch)
         if rows * columns == tokens:
             return rows, columns
-    raise invalid("control residual's number of tokens", tokens, f"a grid of the latent of {cells[1]}x{cells[0]} cells")
+    raise invalid(
+        "control residual's number of tokens", tokens, f"a grid of the latent of {cells[1]}x{cells[0]} cells"
+    )
 
 
 def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
@@ -128,14 +162,20 @@ def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
     if 0 <= height - own_height < unit and 0 <= width - own_width < unit:
         fit = functional.pad(flat, (0, width - own_width, 0, height - own_height), mode="replicate")
     elif abs(own_width * height - own_height * width) > 0.02 * own_width * height:
-        raise invalid("control hint's size", f"{own_width}x{own_height}", f"the aspect ratio of the picture, {width}x{height}", "Crop it to that")
+        raise invalid(
+            "control hint's size",
+            f"{own_width}x{own_height}",
+            f"the aspect ratio of the picture, {width}x{height}",
+            "Crop it to that",
+        )
     else:
         fit = functional.interpolate(flat, (height, width), mode="bilinear", antialias=True)
     return fit.clamp(0, 1).reshape(*pictures.shape[:-2], height, width)
 
 
 def inpaint_hint(pictures: Tensor, mask: Tensor) -> Tensor:
-    """What an inpainting ControlNet looks at: pictures ``[..., 3, H, W]`` in 0..1, with -1 where ``mask`` ``[H, W]`` is above 0.5.
+    """What an inpainting ControlNet looks at: pictures ``[..., 3, H, W]`` in 0..1, with -1 where ``mask``
+    ``[H, W]`` is above 0.5.
 
     As lllyasviel/control_v11p_sd15_inpaint was made, and as diffusers' documentation of inpainting calls it.
     """
@@ -143,7 +183,8 @@ def inpaint_hint(pictures: Tensor, mask: Tensor) -> Tensor:
 
 
 def centre_crop(weight: Tensor, height: int, width: int) -> Tensor:
-    """The largest middle part of ``[H, W]`` of the aspect ``height`` : ``width``; what ComfyUI does to a hint before it scales it."""
+    """The largest middle part of ``[H, W]`` of the aspect ``height`` : ``width``; what ComfyUI does to a hint
+    before it scales it."""
     own_height, own_width = weight.shape[-2:]
     if own_width * height > width * own_height:
         margin = round((own_width - own_height * width / height) / 2)

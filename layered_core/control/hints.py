@@ -1,6 +1,7 @@
 """What a ControlNet looks at: hint pictures drawn from layers.
 
-Canny edges and segmentation colours are computed here; the other kinds need controlnet_aux, which is imported when one is asked for.
+Canny edges and segmentation colours are computed here; the other kinds need controlnet_aux, which is imported
+when one is asked for.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
 
     Args:
         picture: ``[3, H, W]`` in 0..1.
-        low, high: thresholds of the gradient, 0..2040 (8-bit levels); weak edges count where they touch strong ones.
+        low, high: thresholds of the gradient, 0..2040 (8-bit levels); weak edges count where they touch
+            strong ones.
 
     Returns:
         bool ``[H, W]``.
@@ -82,13 +84,16 @@ def segment_colour(index: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(index * 0.618033988749895 % 1, 0.75, 0.95)
 
 
-def document_hint(document: LayerDocument, *, outline: bool = False, preprocess: Callable[[str], Preprocessor] | None = None) -> Tensor:
+def document_hint(
+    document: LayerDocument, *, outline: bool = False, preprocess: Callable[[str], Preprocessor] | None = None
+) -> Tensor:
     """The hints of all layers on one canvas, each drawn as its recipe says and shown where the layer is seen.
 
     Args:
         document: layers whose recipe has a control hint are drawn; others stay black.
         outline: draw a layer's silhouette as an edge too. Off, the border of a cut-out is no edge.
-        preprocess: gives the preprocessor of a kind of ``DETECTORS``; None where only ``picture``, ``canny`` and ``segmentation`` are had.
+        preprocess: gives the preprocessor of a kind of ``DETECTORS``; None where only ``picture``, ``canny``
+            and ``segmentation`` are had.
 
     Returns:
         ``[3, H, W]`` in 0..1.
@@ -104,22 +109,36 @@ def document_hint(document: LayerDocument, *, outline: bool = False, preprocess:
     return out.clamp_(0, 1)
 
 
-def _layer_hint(layer: Layer, index: int, document: LayerDocument, outline: bool, preprocess: Callable[[str], Preprocessor] | None) -> Tensor:
+def _layer_hint(
+    layer: Layer,
+    index: int,
+    document: LayerDocument,
+    outline: bool,
+    preprocess: Callable[[str], Preprocessor] | None,
+) -> Tensor:
     kind = layer.recipe.control.hint
     if kind == "segmentation":
         return torch.tensor(segment_colour(index))[:, None, None].expand(3, document.height, document.width)
     if layer.image is None:
         raise LayeredError(
-            f"layer {layer.name!r}: control hint {kind!r} needs a picture, and the layer has none. Load one, or use the hint segmentation or none"
+            f"layer {layer.name!r}: control hint {kind!r} needs a picture, and the layer has none. Load one, "
+            f"or use the hint segmentation or none"
         )
-    pixels = straight(premultiplied(layer, document.width, document.height) / max(layer.opacity, 1e-6)).permute(2, 0, 1)
+    pixels = straight(
+        premultiplied(layer, document.width, document.height) / max(layer.opacity, 1e-6)
+    ).permute(2, 0, 1)
     alpha = pixels[3]
     picture = spread(pixels[:3], alpha)
     if kind == "picture":
         return picture
     if kind != "canny":
         if preprocess is None:
-            raise invalid(f"layer {layer.name!r}: control hint", kind, "picture, canny, segmentation", "This host offers no other preprocessors")
+            raise invalid(
+                f"layer {layer.name!r}: control hint",
+                kind,
+                "picture, canny, segmentation",
+                "This host offers no other preprocessors",
+            )
         return preprocess(kind)(picture)
     edges = canny(picture) & (alpha > 0.5)
     if outline:
@@ -128,7 +147,8 @@ def _layer_hint(layer: Layer, index: int, document: LayerDocument, outline: bool
 
 
 def spread(picture: Tensor, alpha: Tensor) -> Tensor:
-    """Colours ``[3, H, W]`` carried on into the transparent pixels of ``alpha`` [H, W], so that a cut-out has no edge of its own.
+    """Colours ``[3, H, W]`` carried on into the transparent pixels of ``alpha`` [H, W], so that a cut-out has
+    no edge of its own.
 
     Each level of an image pyramid fills the holes of the next finer one (push-pull, Gortler et al. 1996).
     """
@@ -141,7 +161,9 @@ def _filled(colour: Tensor, weight: Tensor) -> Tensor:
     if min(weight.shape[-2:]) == 1 or bool((weight > 0).all()):
         return colour / weight.clamp_min(1e-6)
     small = functional.avg_pool2d(torch.cat([colour, weight])[None], 2, ceil_mode=True)[0]
-    coarse = functional.interpolate(_filled(small[:3], small[3:])[None], weight.shape[-2:], mode="bilinear")[0]
+    coarse = functional.interpolate(_filled(small[:3], small[3:])[None], weight.shape[-2:], mode="bilinear")[
+        0
+    ]
     return torch.where(weight > 0, colour / weight.clamp_min(1e-6), coarse)
 
 
@@ -158,17 +180,27 @@ def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu
         module = importlib.import_module("controlnet_aux")
     except ImportError:
         raise LayeredError(
-            f"control hint {kind!r} needs the package controlnet_aux, which is not installed: pip install controlnet-aux. Canny works without it"
+            f"control hint {kind!r} needs the package controlnet_aux, which is not installed: pip install "
+            f"controlnet-aux. Canny works without it"
         ) from None
     if not (folder / file).is_file():
-        raise LayeredError(f"control hint {kind!r} needs the checkpoint {file} of lllyasviel/Annotators (Hugging Face): put it into {folder}")
+        raise LayeredError(
+            f"control hint {kind!r} needs the checkpoint {file} of lllyasviel/Annotators (Hugging Face): put "
+            f"it into {folder}"
+        )
     detector = getattr(module, name).from_pretrained(str(folder))
     if hasattr(detector, "to"):
         detector = detector.to(device)
 
     def preprocess(picture: Tensor) -> Tensor:
         side = min(picture.shape[-2:])
-        drawn = detector(to_image(picture.permute(1, 2, 0)), detect_resolution=side, image_resolution=side, output_type="np", **options)
+        drawn = detector(
+            to_image(picture.permute(1, 2, 0)),
+            detect_resolution=side,
+            image_resolution=side,
+            output_type="np",
+            **options,
+        )
         hint = torch.from_numpy(drawn.copy()).float().permute(2, 0, 1) / 255
         return functional.interpolate(hint[None], picture.shape[-2:], mode="bilinear", antialias=True)[0]
 

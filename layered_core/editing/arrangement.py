@@ -1,10 +1,12 @@
 """What a user changed about a stack by hand: place, order and look of layers, by their names.
 
-An arrangement holds only what was changed, so everything else keeps following the stack it is applied to. As JSON::
+An arrangement holds only what was changed, so everything else keeps following the stack it is applied to. As
+JSON::
 
     {"version": 1, "layers": {"star": {"x": 12, "y": 30, "opacity": 0.5}}, "order": ["sky", "star", "tree"]}
 
-``order`` is there only when the order was changed. Names that the stack does not have (any more) are kept and reported, never dropped.
+``order`` is there only when the order was changed. Names that the stack does not have (any more) are kept and
+reported, never dropped.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Arrangement:
         object.__setattr__(self, "order", tuple(self.order))
         for names in (tuple(self.layers), self.order):
             if len(names) > MAX_NAMES:
-                raise invalid("number of layer names", len(names), f"at most {MAX_NAMES}", "Reset the arrangement")
+                raise invalid(
+                    "number of layer names", len(names), f"at most {MAX_NAMES}", "Reset the arrangement"
+                )
             for name in names:
                 if not isinstance(name, str) or not name.strip():
                     raise invalid("layer name", name, "a non-empty string")
@@ -68,7 +72,12 @@ def read_arrangement(data: object) -> Arrangement:
         if not isinstance(data, Mapping):
             raise invalid("JSON", data, "an object")
         if data and data.get("version") != VERSION:
-            raise invalid("version", data.get("version"), str(VERSION), "Another version of this pack wrote it: update the pack, or reset it")
+            raise invalid(
+                "version",
+                data.get("version"),
+                str(VERSION),
+                "Another version of this pack wrote it: update the pack, or reset it",
+            )
         for key in data:
             if key not in ("version", "layers", "order"):
                 raise invalid("key", key, "version, layers, order")
@@ -83,7 +92,9 @@ def arrange(document: LayerDocument, arrangement: Arrangement) -> tuple[LayerDoc
     Layers that ``order`` does not name, such as new ones, keep their own number, counted from the back.
     """
     layers = {layer.name: layer for layer in document}
-    absent = tuple(name for name in dict.fromkeys([*arrangement.layers, *arrangement.order]) if name not in layers)
+    absent = tuple(
+        name for name in dict.fromkeys([*arrangement.layers, *arrangement.order]) if name not in layers
+    )
     for name, changes in arrangement.layers.items():
         if name in layers and changes:
             layers[name] = replace(layers[name], **changes)

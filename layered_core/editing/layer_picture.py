@@ -16,7 +16,8 @@ from ..errors import invalid
 def take_picture(layer: Layer) -> tuple[Tensor, Tensor]:
     """The layer's colours ``[H, W, 3]``, straight, and its alpha times mask ``[H, W]``, in its own frame.
 
-    A layer without a picture is grey, of the size of its mask or box. For one that has a picture :func:`put_picture` is the exact inverse.
+    A layer without a picture is grey, of the size of its mask or box. For one that has a picture
+    :func:`put_picture` is the exact inverse.
     """
     alpha = layer.coverage
     if layer.image is None:
@@ -30,8 +31,8 @@ def put_picture(layer: Layer, colours: Tensor, alpha: Tensor | None = None) -> L
     Args:
         layer: the one to change.
         colours: ``[H, W, 3]``, straight, 0..1, of any size: it is scaled to the layer's place.
-        alpha: ``[H, W]``, 1 is opaque; takes the place of the layer's alpha and mask. None, or what :func:`take_picture` gave: both
-            stay, scaled to the picture's size where that is another one.
+        alpha: ``[H, W]``, 1 is opaque; takes the place of the layer's alpha and mask. None, or what
+            :func:`take_picture` gave: both stay, scaled to the picture's size where that is another one.
 
     Raises:
         LayeredError: ``alpha`` is of another size than ``colours``.
@@ -39,7 +40,12 @@ def put_picture(layer: Layer, colours: Tensor, alpha: Tensor | None = None) -> L
     size = tuple(colours.shape[:2])
     if alpha is not None and tuple(alpha.shape) != size:
         got = f"{alpha.shape[1]}x{alpha.shape[0]}"
-        raise invalid(f"layer {layer.name!r}: alpha's size", got, f"{size[1]}x{size[0]}, that of the picture", "Scale one of them")
+        raise invalid(
+            f"layer {layer.name!r}: alpha's size",
+            got,
+            f"{size[1]}x{size[0]}, that of the picture",
+            "Scale one of them",
+        )
     if alpha is not None:
         own = layer.coverage
         if own.shape != alpha.shape or not torch.equal(own, alpha):
@@ -49,8 +55,8 @@ def put_picture(layer: Layer, colours: Tensor, alpha: Tensor | None = None) -> L
 
 
 def thumbnail(layer: Layer, side: int) -> Tensor | None:
-    """A small RGBA picture ``[H', W', 4]`` of the layer's own frame, the longer side at most ``side`` pixels; of a layer still to be
-    generated its mask in grey, or None where it is a bare box.
+    """A small RGBA picture ``[H', W', 4]`` of the layer's own frame, the longer side at most ``side`` pixels;
+    of a layer still to be generated its mask in grey, or None where it is a bare box.
     """
     if layer.image is None and layer.mask is None:
         return None

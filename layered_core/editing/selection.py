@@ -18,8 +18,9 @@ def select_layers(document: LayerDocument, which: str) -> tuple[LayerDocument, L
 
     Args:
         document: any.
-        which: names, numbers (1 is at the back, -1 in front), ranges (``2-4``) and patterns (``cloud*``), separated by commas. A layer
-            that is called so comes first; a name with commas goes in double quotes.
+        which: names, numbers (1 is at the back, -1 in front), ranges (``2-4``) and patterns (``cloud*``),
+            separated by commas. A layer that is called so comes first; a name with commas goes in double
+            quotes.
 
     Raises:
         LayeredError: a part of ``which`` chooses no layer; the names are listed.
@@ -28,11 +29,17 @@ def select_layers(document: LayerDocument, which: str) -> tuple[LayerDocument, L
     parts = [part.strip() for part in next(csv.reader([which], skipinitialspace=True), [])]
     chosen = {index for part in parts if part for index in _chosen(part, names)}
     if not chosen:
-        raise invalid("layers to select", which, _names(names), "Give at least one name or number, or * for all")
+        raise invalid(
+            "layers to select", which, _names(names), "Give at least one name or number, or * for all"
+        )
     split = []
     for wanted in (True, False):
         layers = tuple(layer for index, layer in enumerate(document) if (index in chosen) == wanted)
-        split.append(replace(document, layers=layers, background=document.background if (0 in chosen) == wanted else None))
+        split.append(
+            replace(
+                document, layers=layers, background=document.background if (0 in chosen) == wanted else None
+            )
+        )
     return split[0], split[1]
 
 
@@ -51,7 +58,12 @@ def _chosen(part: str, names: list[str]) -> list[int]:
         pattern = part.replace("[", "[[]")
         found = [index for index, name in enumerate(names) if fnmatchcase(name, pattern)]
     if not found:
-        raise invalid("layer to select", part, _names(names), f"Numbers go from 1 (back) to {count} (front)" if count else "")
+        raise invalid(
+            "layer to select",
+            part,
+            _names(names),
+            f"Numbers go from 1 (back) to {count} (front)" if count else "",
+        )
     return found
 
 

@@ -24,7 +24,14 @@ _NO_LETTER = "\U0010fffe"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "msyh.ttc", "arial.ttf", "PingFang.ttc", "Arial Unicode.ttf")
+_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "DejaVuSans.ttf",
+    "msyh.ttc",
+    "arial.ttf",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+)
 """Of the system, tried in turn for names that Pillow's own font cannot write."""
 
 _CHECKS = (0.72, 0.6)
@@ -34,12 +41,13 @@ _CHECKS = (0.72, 0.6)
 def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:
     """The composite over a checkerboard with every layer's outline, number (1 is at the back) and name on it.
 
-    Layers without a picture are dashed, hidden ones are left out, and so are letters of names that no font here has.
+    Layers without a picture are dashed, hidden ones are left out, and so are letters of names that no font
+    here has.
 
     Args:
         document: any document.
-        side: the longer side of the result, pixels. A smaller canvas is enlarged a whole number of times, to this or somewhat more, so
-            that words stay legible; a larger one is reduced.
+        side: the longer side of the result, pixels. A smaller canvas is enlarged a whole number of times, to
+            this or somewhat more, so that words stay legible; a larger one is reduced.
         rules: of compositing, see :func:`~layered_core.canvas.compositing.composite`.
 
     Returns:
@@ -93,7 +101,8 @@ def _loaded(face: str, size: float) -> Font:
 
 
 def _font(face: str, layers: list[tuple[int, Layer]], labels: list[str], scale: float, largest: int) -> Font:
-    """The font in the largest size in which every label is as narrow as its layer, as far as it stays legible."""
+    """The font in the largest size in which every label is as narrow as its layer, as far as it stays
+    legible."""
     size, wide = float(largest), _loaded(face, 100)
     for (_, layer), label in zip(layers, labels, strict=True):
         xs = [x * scale for x, _ in corners(layer)]
@@ -101,7 +110,15 @@ def _font(face: str, layers: list[tuple[int, Layer]], labels: list[str], scale: 
     return _loaded(face, max(14, int(size)))
 
 
-def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, label: str, scale: float, font: Font, size: tuple[int, int]) -> None:
+def _draw(
+    pen: ImageDraw.ImageDraw,
+    layer: Layer,
+    number: int,
+    label: str,
+    scale: float,
+    font: Font,
+    size: tuple[int, int],
+) -> None:
     """One layer's outline and label; the label stays on the canvas."""
     colour = _COLOURS[(number - 1) % len(_COLOURS)]
     points = [(x * scale, y * scale) for x, y in corners(layer)]
@@ -116,8 +133,13 @@ def _draw(pen: ImageDraw.ImageDraw, layer: Layer, number: int, label: str, scale
     pen.text((x + 4 - left, y + 3 - top), label, fill="#101014", font=font)
 
 
-def _dashes(a: tuple[float, float], b: tuple[float, float], length: float = 10) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+def _dashes(
+    a: tuple[float, float], b: tuple[float, float], length: float = 10
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """The line from ``a`` to ``b`` cut into dashes of ``length`` pixels with gaps as long."""
     count = max(1, round(math.dist(a, b) / (2 * length)))
-    at = [(a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t) for t in ((i / 2) / count for i in range(2 * count + 1))]
+    at = [
+        (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t)
+        for t in ((i / 2) / count for i in range(2 * count + 1))
+    ]
     return [(at[2 * i], at[2 * i + 1]) for i in range(count)]

@@ -1,8 +1,9 @@
 """Documents as JSON with PNG files beside it.
 
-The keys are the fields of :class:`~layered_core.document.LayerDocument`, :class:`~layered_core.document.Layer` and
-:class:`~layered_core.document.Recipe`, under their own names; ``image`` and ``mask`` hold file names relative to the document, and
-``workflow`` what the host wants kept. ``schema/document.schema.json`` says the same to other programs.
+The keys are the fields of :class:`~layered_core.document.LayerDocument`,
+:class:`~layered_core.document.Layer` and :class:`~layered_core.document.Recipe`, under their own names;
+``image`` and ``mask`` hold file names relative to the document, and ``workflow`` what the host wants kept.
+``schema/document.schema.json`` says the same to other programs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..document import Layer, LayerDocument, Recipe
 from ..errors import LayeredError, invalid
 from .limits import Budget, Limits, check_file
 from .pictures import read_mask, read_picture, write_picture, write_whole
-from .plain_values import _entries, _known, read_recipe, recipe_entries
+from .plain_values import entries_of, known_entries, read_recipe, recipe_entries
 
 VERSION = 1
 """Version of the format; a document of another version is refused."""
@@ -36,16 +37,24 @@ def read_document(path: str | Path, limits: Limits | None = None) -> LayerDocume
     return read_document_and_workflow(path, limits)[0]
 
 
-def read_document_and_workflow(path: str | Path, limits: Limits | None = None) -> tuple[LayerDocument, Mapping[str, Any]]:
+def read_document_and_workflow(
+    path: str | Path, limits: Limits | None = None
+) -> tuple[LayerDocument, Mapping[str, Any]]:
     """As :func:`read_document`, and what :func:`write_document` was given as ``workflow``, or nothing."""
     path, limits = Path(path), limits or Limits()
     check_file(path, "document", replace(limits, max_file_bytes=min(limits.max_file_bytes, MAX_JSON_BYTES)))
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
         raise LayeredError(f"document {str(path)!r} cannot be read: {error}") from None
     try:
-        entries = _known(data, {f.name for f in fields(LayerDocument)} | {"version", "workflow", "$schema"}, "document")
+        entries = known_entries(
+            data, {f.name for f in fields(LayerDocument)} | {"version", "workflow", "$schema"}, "document"
+        )
         entries.pop("$schema", None)
         workflow = entries.pop("workflow", {})
         if not isinstance(workflow, Mapping):
@@ -56,18 +65,27 @@ def read_document_and_workflow(path: str | Path, limits: Limits | None = None) -
 
 
 def pictures_of(path: Path) -> list[Path]:
-    """The files beside a document that it names and that exist; nothing where it is broken, which reading it will say."""
+    """The files beside a document that it names and that exist; nothing where it is broken, which reading it
+    will say."""
     try:
         check_file(path, "document", Limits(max_file_bytes=MAX_JSON_BYTES))
         layers = json.loads(path.read_text(encoding="utf-8-sig"))["layers"]
-        files = [_inside(path.parent, layer[key], key) for layer in layers for key in ("image", "mask") if layer.get(key) is not None]
+        files = [
+            _inside(path.parent, layer[key], key)
+            for layer in layers
+            for key in ("image", "mask")
+            if layer.get(key) is not None
+        ]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []
     return [file for file in files if file.is_file()]
 
 
-def write_document(document: LayerDocument, folder: str | Path, workflow: Mapping[str, Any] | None = None) -> Path:
-    """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns the JSON's path.
+def write_document(
+    document: LayerDocument, folder: str | Path, workflow: Mapping[str, Any] | None = None
+) -> Path:
+    """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns
+    the JSON's path.
 
     8-bit pixels come back exactly; the JSON is written last, so a folder with one is complete.
     """
@@ -75,7 +93,7 @@ def write_document(document: LayerDocument, folder: str | Path, workflow: Mappin
     folder.mkdir(parents=True, exist_ok=True)
     layers = []
     for index, layer in enumerate(document):
-        entry = _entries(layer, skip={"image", "mask", "recipe"})
+        entry = entries_of(layer, skip={"image", "mask", "recipe"})
         stem = f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9]+', '_', layer.name).strip('_')[:100] or 'layer'}"
         for what, pixels in (("image", layer.image), ("mask", layer.mask)):
             if pixels is not None:
@@ -85,7 +103,7 @@ def write_document(document: LayerDocument, folder: str | Path, workflow: Mappin
         if layer.recipe != Recipe():
             entry["recipe"] = recipe_entries(layer.recipe)
         layers.append(entry)
-    data = {"version": VERSION, **_entries(document, skip={"layers"}), "layers": layers}
+    data = {"version": VERSION, **entries_of(document, skip={"layers"}), "layers": layers}
     if workflow:
         data["workflow"] = workflow
     path = folder / "document.json"
@@ -109,13 +127,15 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDoc
             raise invalid(f"canvas {key}", None, "a whole number of pixels")
     if isinstance(entries.get("background"), list):
         entries["background"] = tuple(entries["background"])
-    return LayerDocument(layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)), **entries)
+    return LayerDocument(
+        layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)), **entries
+    )
 
 
 def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
-    entries = _known(data, {f.name for f in fields(Layer)}, where)
+    entries = known_entries(data, {f.name for f in fields(Layer)}, where)
     try:
         if "name" not in entries:
             raise invalid("name", None, "a string that no other layer has")
@@ -131,9 +151,21 @@ def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
 
 
 def _inside(folder: Path, file: object, key: str) -> Path:
-    if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts or "\\" in file or "\0" in file:
+    if (
+        not isinstance(file, str)
+        or not file
+        or Path(file).is_absolute()
+        or ".." in Path(file).parts
+        or "\\" in file
+        or "\0" in file
+    ):
         raise invalid(key, file, "a file name relative to the document, without '..'")
     path = folder / file
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise invalid(key, file, "a file in the document's folder", "A link that leads out of it is not followed: copy the file there")
+        raise invalid(
+            key,
+            file,
+            "a file in the document's folder",
+            "A link that leads out of it is not followed: copy the file there",
+        )
     return path

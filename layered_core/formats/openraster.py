@@ -1,9 +1,10 @@
 """OpenRaster files, read and written to the public specification (openraster.org, version 0.0.5).
 
-A zip archive: ``mimetype`` first and stored, ``stack.xml`` with the layers front to back, ``data/*.png``, ``mergedimage.png`` and
-``Thumbnails/thumbnail.png``. The format has no masks, whole-pixel places and a closed list of blend modes. What it lacks travels in
-attributes of our own namespace in ``stack.xml`` and in entries under ``layered-diffusion/``. Blend modes outside the list are written
-by Krita's names, as Krita does; a program that does not know one shows the layer as normal.
+A zip archive: ``mimetype`` first and stored, ``stack.xml`` with the layers front to back, ``data/*.png``,
+``mergedimage.png`` and ``Thumbnails/thumbnail.png``. The format has no masks, whole-pixel places and a closed
+list of blend modes. What it lacks travels in attributes of our own namespace in ``stack.xml`` and in entries
+under ``layered-diffusion/``. Blend modes outside the list are written by Krita's names, as Krita does; a
+program that does not know one shows the layer as normal.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
-from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text, document_private, flatten, readable, restore
+from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
+from .from_file import readable, restore
 from .limits import Budget, Limits, check_file
 from .pictures import decode_picture, to_image, write_whole
+from .to_file import document_private, flatten
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
 MIMETYPE = b"image/openraster"
@@ -35,17 +38,24 @@ _FOLDER = "layered-diffusion/"
 _LAYER, _DOCUMENT = f"{{{NAMESPACE}}}layer", f"{{{NAMESPACE}}}document"
 
 _MODES = {
-    "normal": "svg:src-over", "multiply": "svg:multiply", "screen": "svg:screen", "overlay": "svg:overlay", "darken": "svg:darken",
-    "lighten": "svg:lighten", "color-dodge": "svg:color-dodge", "color-burn": "svg:color-burn", "hard-light": "svg:hard-light",
-    "soft-light": "svg:soft-light", "difference": "svg:difference", "color": "svg:color", "luminosity": "svg:luminosity", "hue": "svg:hue",
-    "saturation": "svg:saturation", "linear-dodge": "svg:plus", "exclusion": "krita:exclusion", "linear-burn": "krita:linear_burn",
-    "vivid-light": "krita:vivid_light", "linear-light": "krita:linear light", "pin-light": "krita:pin_light", "hard-mix": "krita:hard mix",
-    "subtract": "krita:subtract", "divide": "krita:divide", "grain-extract": "krita:grain_extract", "grain-merge": "krita:grain_merge",
+    "normal": "svg:src-over", "multiply": "svg:multiply", "screen": "svg:screen", "overlay": "svg:overlay",
+    "darken": "svg:darken",
+    "lighten": "svg:lighten", "color-dodge": "svg:color-dodge", "color-burn": "svg:color-burn",
+    "hard-light": "svg:hard-light",
+    "soft-light": "svg:soft-light", "difference": "svg:difference", "color": "svg:color",
+    "luminosity": "svg:luminosity", "hue": "svg:hue",
+    "saturation": "svg:saturation", "linear-dodge": "svg:plus", "exclusion": "krita:exclusion",
+    "linear-burn": "krita:linear_burn",
+    "vivid-light": "krita:vivid_light", "linear-light": "krita:linear light", "pin-light": "krita:pin_light",
+    "hard-mix": "krita:hard mix",
+    "subtract": "krita:subtract", "divide": "krita:divide", "grain-extract": "krita:grain_extract",
+    "grain-merge": "krita:grain_merge",
 }  # fmt: skip
 
 _NAMES = {
     **{operator: name for name, operator in _MODES.items()},
-    "svg:exclusion": "exclusion", "svg:add": "linear-dodge", "krita:add": "linear-dodge", "krita:linear_dodge": "linear-dodge",
+    "svg:exclusion": "exclusion", "svg:add": "linear-dodge", "krita:add": "linear-dodge",
+    "krita:linear_dodge": "linear-dodge",
     "krita:hard_mix_photoshop": "hard-mix", "krita:soft_light": "soft-light",
 }  # fmt: skip
 """As written here and by other programs."""
@@ -63,11 +73,13 @@ _MAX_DIRECTORY_BYTES = 2**22
 # Writing
 
 
-def write_openraster(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> None:
+def write_openraster(
+    document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None
+) -> None:
     """Write an OpenRaster file; it appears whole or not at all.
 
-    Layers have 8 bits a channel. Other programs see every layer as it is placed, with its mask in its alpha, and the composite by
-    Photoshop's rules; :func:`read_openraster` gives back an equal document.
+    Layers have 8 bits a channel. Other programs see every layer as it is placed, with its mask in its alpha,
+    and the composite by Photoshop's rules; :func:`read_openraster` gives back an equal document.
 
     Args:
         document: any.
@@ -76,20 +88,40 @@ def write_openraster(document: LayerDocument, path: str | Path, workflow: Mappin
     """
     layers, blobs = flatten(document, 8, masks=False)
     register_namespace("ld", NAMESPACE)
-    root = Element("image", {"version": "0.0.3", "w": str(document.width), "h": str(document.height), "xres": "72", "yres": "72"})
+    root = Element(
+        "image",
+        {"version": "0.0.3", "w": str(document.width), "h": str(document.height), "xres": "72", "yres": "72"},
+    )
     root.set(_DOCUMENT, json.dumps(document_private(document)))
     stack = SubElement(root, "stack")
     sources = [f"data/{number:03d}.png" for number in range(1, len(layers) + 1)]
     for layer, source in reversed(list(zip(layers, sources, strict=True))):
-        look = {"name": layer.title, "src": source, "x": str(layer.left), "y": str(layer.top), "opacity": repr(float(layer.opacity))}
-        look |= {"visibility": "visible" if layer.visible else "hidden", "composite-op": _MODES[layer.blend_mode]}
+        look = {
+            "name": layer.title,
+            "src": source,
+            "x": str(layer.left),
+            "y": str(layer.top),
+            "opacity": repr(float(layer.opacity)),
+        }
+        look |= {
+            "visibility": "visible" if layer.visible else "hidden",
+            "composite-op": _MODES[layer.blend_mode],
+        }
         SubElement(stack, "layer", look).set(_LAYER, json.dumps(layer.private))
     merged = composite(document, rules="photoshop")
-    write_whole(Path(path), lambda file: _write(file, root, dict(zip(sources, layers, strict=True)), blobs, merged, workflow))
+    write_whole(
+        Path(path),
+        lambda file: _write(file, root, dict(zip(sources, layers, strict=True)), blobs, merged, workflow),
+    )
 
 
 def _write(
-    file: BinaryIO, root: Element, layers: Mapping[str, FileLayer], blobs: Mapping[str, bytes], merged: Tensor, workflow: Mapping[str, Any] | None
+    file: BinaryIO,
+    root: Element,
+    layers: Mapping[str, FileLayer],
+    blobs: Mapping[str, bytes],
+    merged: Tensor,
+    workflow: Mapping[str, Any] | None,
 ) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         archive.writestr("mimetype", MIMETYPE, zipfile.ZIP_STORED)
@@ -117,7 +149,8 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
 
 
 def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile:
-    """Read an OpenRaster file. Nested stacks are flattened: their offset, opacity and visibility go into their layers.
+    """Read an OpenRaster file. Nested stacks are flattened: their offset, opacity and visibility go into
+    their layers.
 
     Raises:
         LayeredError: the file is broken or hostile, or exceeds the limits.
@@ -143,7 +176,9 @@ def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile
         RuntimeError,
         OverflowError,
     ) as error:
-        raise LayeredError(f"{path.name} cannot be read as OpenRaster: {error or type(error).__name__}") from error
+        raise LayeredError(
+            f"{path.name} cannot be read as OpenRaster: {error or type(error).__name__}"
+        ) from error
 
 
 def _check_directory(file: BinaryIO) -> None:
@@ -156,7 +191,11 @@ def _check_directory(file: BinaryIO) -> None:
         raise LayeredError("it is not a zip archive, or it is cut short")
     directory = int.from_bytes(tail[end + 12 : end + 16], "little")
     if directory > _MAX_DIRECTORY_BYTES or b"PK\x06\x07" in tail[max(0, end - 20) : end]:
-        raise invalid("size of the archive's list of entries", f"{directory:,} bytes", f"at most {_MAX_DIRECTORY_BYTES:,}, not in zip64")
+        raise invalid(
+            "size of the archive's list of entries",
+            f"{directory:,} bytes",
+            f"at most {_MAX_DIRECTORY_BYTES:,}, not in zip64",
+        )
     file.seek(0)
 
 
@@ -203,7 +242,9 @@ class _Reader:
         layers = [self._layer(*node) for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and _FOLDER + "workflow.json" in self.entries:
-            private["workflow"] = parse_json(self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow")
+            private["workflow"] = parse_json(
+                self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow"
+            )
         return restore((width, height), layers, private, self._blob, self.budget, self.warnings)
 
     def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:
@@ -218,9 +259,12 @@ class _Reader:
                     raise invalid("depth of stacks", around.depth + 1, f"at most {_MAX_DEPTH}")
                 name = node.get("name", "")
                 if node.get("composite-op", "svg:src-over") != "svg:src-over":
-                    self.warnings.append(f"group {name!r}: a document has no groups; its blend mode is left out")
+                    self.warnings.append(
+                        f"group {name!r}: a document has no groups; its blend mode is left out"
+                    )
                 inner = _Stack(
-                    around.x + _whole(node, "x", name, 0), around.y + _whole(node, "y", name, 0), around.opacity * _opacity(node, name),
+                    around.x + _whole(node, "x", name, 0), around.y + _whole(node, "y", name, 0),
+                    around.opacity * _opacity(node, name),
                     around.visible and _visible(node), around.depth + 1,
                 )  # fmt: skip
                 pending.extend((child, inner) for child in reversed(node))
@@ -233,11 +277,18 @@ class _Reader:
         operator = node.get("composite-op") or "svg:src-over"
         visible = _visible(node) and around.visible and operator not in _CUTS
         if operator in _CUTS:
-            self.warnings.append(f"{where}: {operator!r} cuts the layers below, which is left out; the layer is hidden")
+            self.warnings.append(
+                f"{where}: {operator!r} cuts the layers below, which is left out; the layer is hidden"
+            )
         elif operator not in _NAMES:
             self.warnings.append(f"{where}: blend mode {operator!r} is read as normal")
         source = node.get("src")
-        if not source or source.startswith(("/", "\\")) or ".." in source.replace("\\", "/").split("/") or ":" in source:
+        if (
+            not source
+            or source.startswith(("/", "\\"))
+            or ".." in source.replace("\\", "/").split("/")
+            or ":" in source
+        ):
             raise invalid(f"{where}: src", source, "a path inside the archive")
         if source not in self.entries:
             raise invalid(f"{where}: src", source, "the name of an entry of the archive")
@@ -248,7 +299,8 @@ class _Reader:
         pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",))
         private = node.get(_LAYER)
         return FileLayer(
-            title, _whole(node, "x", where, 0) + around.x, _whole(node, "y", where, 0) + around.y, pixels, None,
+            title, _whole(node, "x", where, 0) + around.x, _whole(node, "y", where, 0) + around.y, pixels,
+            None,
             _opacity(node, where) * around.opacity, _NAMES.get(operator, "normal"), visible,
             None if private is None else parse_json(private, f"{where}: layer data"),
         )  # fmt: skip
@@ -261,7 +313,12 @@ class _Reader:
         """The content of an entry, at most ``most`` bytes whatever the archive says of its size."""
         entry = self.entries.get(name)
         if entry is None:
-            raise invalid("entries", sorted(self.entries)[:5], f"{name} among them", "The file is not OpenRaster, or it is damaged")
+            raise invalid(
+                "entries",
+                sorted(self.entries)[:5],
+                f"{name} among them",
+                "The file is not OpenRaster, or it is damaged",
+            )
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise invalid(f"entry {name}", "encrypted or of an unusual compression", "stored or deflated")
         most = min(most, self.limits.max_file_bytes)

@@ -22,36 +22,53 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AV
 
 
 def read_picture(source: Path, budget: Budget | None = None) -> Tensor:
-    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque. Turned as its EXIF says.
+    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque. Turned
+    as its EXIF says.
 
     Raises:
         LayeredError: the file is missing, no picture, cut short, or larger than the limits of ``budget``.
     """
     if not source.is_file():
-        raise invalid("picture", str(source), "an existing file", "Paths are relative to the document's folder")
+        raise invalid(
+            "picture", str(source), "an existing file", "Paths are relative to the document's folder"
+        )
     return decode_picture(source, str(source), budget or Budget(Limits()))
 
 
-def decode_picture(source: Path | BinaryIO, name: str, budget: Budget, formats: tuple[str, ...] = FORMATS) -> Tensor:
-    """As :func:`read_picture`, from a file or its bytes, of ``formats`` only; ``name`` is what errors call it."""
+def decode_picture(
+    source: Path | BinaryIO, name: str, budget: Budget, formats: tuple[str, ...] = FORMATS
+) -> Tensor:
+    """As :func:`read_picture`, from a file or its bytes, of ``formats`` only; ``name`` is what errors call
+    it."""
     Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source, formats=[f for f in formats if f in Image.OPEN]) as picture:
                 budget.take(f"picture {Path(name).name}", *picture.size)
-                if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion cuts off at 255
+                if picture.mode.startswith(
+                    "I"
+                ):  # 16 bits of grey, which Pillow's own conversion cuts off at 255
                     grey = np.asarray(picture).astype(np.float32).clip(0, 65535) / 65535
                     return torch.from_numpy(np.stack([grey, grey, grey, np.ones_like(grey)], -1))
                 return from_image(ImageOps.exif_transpose(picture))
     except LayeredError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        Image.DecompressionBombError,
+    ) as error:
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
 
 
 def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
-    """Read a mask as float32 ``[H, W]``, 1 where the layer is: alpha if any pixel is transparent, else brightness (the greatest channel)."""
+    """Read a mask as float32 ``[H, W]``, 1 where the layer is: alpha if any pixel is transparent, else
+    brightness (the greatest channel)."""
     pixels = read_picture(path, budget)
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
@@ -69,13 +86,15 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:
-    """Write ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 as an 8-bit PNG; the file appears whole or not at all."""
+    """Write ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 as an 8-bit PNG; the file appears whole or not
+    at all."""
     image = to_image(pixels)
     write_whole(path, lambda file: image.save(file, "PNG"))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, then rename it, so that ``path`` is never half-written."""
+    """Call ``write`` on a temporary file beside ``path``, then rename it, so that ``path`` is never
+    half-written."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,15 +1,16 @@
-"""Read Photoshop documents (PSD, PSB) through the structures of psd-tools, as :mod:`.psd_write` or any program wrote them.
+"""Read Photoshop documents (PSD, PSB) through the structures of psd-tools, as :mod:`.psd_write` or any
+program wrote them.
 
-Groups are flattened: their opacity, visibility and masks go into their layers, and clipped layers are cut. Layers are matched with what
-is stored about them by title, name, or id and look, so that recipes survive another program's changes.
+Groups are flattened: their opacity, visibility and masks go into their layers, and clipped layers are cut.
+Layers are matched with what is stored about them by title, name, or id and look, so that recipes survive
+another program's changes.
 """
 
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,29 +27,33 @@ from psd_tools.psd.layer_and_mask import (
     MaskParameters,
 )
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from ..errors import LayeredError, invalid
-from .file_layers import FileLayer, LayerFile, clean_text, look_of, readable, restore, split_title
+from .file_layers import FileLayer, LayerFile, clean_text
+from .from_file import readable, restore
 from .limits import Budget, Limits, check_file
-from .psd_names import BLOB, MODES, NEAREST
+from .psd_masks import PixelMask, Rectangle, is_translucent, product
+from .psd_names import BLOB, NAMES
+from .psd_records import VECTOR_MASKS, inflate, is_rendered, is_shape, match_private, section_divider, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
-_NAMES = {mode: name for name, mode in MODES.items()}
-_SIMILAR = {BlendMode.DISSOLVE: "normal", BlendMode.DARKER_COLOR: "darken", BlendMode.LIGHTER_COLOR: "lighten"}
+_SIMILAR = {
+    BlendMode.DISSOLVE: "normal",
+    BlendMode.DARKER_COLOR: "darken",
+    BlendMode.LIGHTER_COLOR: "lighten",
+}
 """Modes that a document lacks, read as these with a warning."""
 
-_DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
-_EFFECTS = (Tag.EFFECTS_LAYER, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V0, Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1)
-_VECTOR_MASKS = (Tag.VECTOR_MASK_SETTING1, Tag.VECTOR_MASK_SETTING2)
+_EFFECTS = (
+    Tag.EFFECTS_LAYER,
+    Tag.OBJECT_BASED_EFFECTS_LAYER_INFO,
+    Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V0,
+    Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1,
+)
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
-_FILLS = (Tag.SOLID_COLOR_SHEET_SETTING, Tag.PATTERN_FILL_SETTING, Tag.GRADIENT_FILL_SETTING, Tag.VECTOR_STROKE_CONTENT_DATA)
 _MAX_DEPTH = 64
 """Of groups in groups."""
 _MAX_XMP_BYTES = 2**26
-
-Box = tuple[int, int, int, int]
-"""Left, top, width, height on the canvas."""
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -66,7 +71,9 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
         except Exception as error:  # a broken file makes a parser fail in any way
-            raise LayeredError(f"{path.name} cannot be read as PSD: {error or type(error).__name__}") from error
+            raise LayeredError(
+                f"{path.name} cannot be read as PSD: {error or type(error).__name__}"
+            ) from error
     for warning in caught:  # psd-tools warns where it puts black for a channel that cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
             raise LayeredError(f"{path.name} is damaged: {warning.message}")
@@ -79,46 +86,12 @@ class _Group:
 
     opacity: float = 1.0
     visible: bool = True
-    masks: tuple[_Mask, ...] = ()
+    masks: tuple[PixelMask, ...] = ()
     """Its own and those of the groups around it."""
     number: int = 0
     """Tells groups apart."""
     clipped_in: tuple[int, ...] = ()
     """Numbers of the groups in which it, or a group around it, is clipped to what is below it there."""
-
-
-@dataclass
-class _Mask:
-    """A pixel mask somewhere on the canvas."""
-
-    left: int
-    top: int
-    values: Tensor
-    """``[h, w]``, 1 where shown."""
-    outside: float
-    """Everywhere else."""
-
-    def at(self, density: int | None) -> _Mask:
-        """With a density, 0..255; None is 255, the mask as it is."""
-        if density is None or density == 255:
-            return self
-        return replace(self, values=1 - density / 255 * (1 - self.values), outside=1 - density / 255 * (1 - self.outside))
-
-    def without(self, factor: _Mask) -> _Mask:
-        """The mask whose product with ``factor`` this is; 0 where the factor is."""
-        by = factor.over((self.left, self.top, self.values.shape[1], self.values.shape[0]))
-        values = torch.where(by > 0, self.values / by.clamp_min(1e-6), 0.0).clamp(0, 1)
-        return replace(self, values=values, outside=min(1.0, self.outside / factor.outside) if factor.outside else 0.0)
-
-    def over(self, box: Box) -> Tensor:
-        """The mask's values in ``box``, ``[height, width]``."""
-        left, top, width, height = box
-        out = torch.full((height, width), self.outside)
-        h, w = self.values.shape
-        x0, y0, x1, y1 = max(left, self.left), max(top, self.top), min(left + width, self.left + w), min(top + height, self.top + h)
-        if x0 < x1 and y0 < y1:
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.values[y0 - self.top : y1 - self.top, x0 - self.left : x1 - self.left]
-        return out
 
 
 @dataclass
@@ -132,7 +105,7 @@ class _Found:
     id: int | None
     clipped_in: tuple[int, ...] = ()
     """Numbers of the groups in which it, or a group around it, is clipped to what is below it there."""
-    shape: _Mask | None = None
+    shape: PixelMask | None = None
     """Its own alpha and masks, without its groups'."""
     opacity: float = 1.0
     """Its own, without its groups'."""
@@ -155,8 +128,13 @@ class _Reader:
         self.header = self.psd.header
         resources = self.psd.image_resources
         profile = resources.get_data(Resource.ICC_PROFILE)
-        if isinstance(profile, bytes) and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
-            self.warnings.append("the colour profile is not sRGB; the numbers are taken as they are, so colours may look different")
+        if isinstance(profile, bytes) and not any(
+            "sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")
+        ):
+            self.warnings.append(
+                "the colour profile is not sRGB; the numbers are taken as they are, so colours may look "
+                "different"
+            )
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
         self._make_room(pairs, private)
@@ -167,12 +145,22 @@ class _Reader:
         if not pairs and entries != []:  # a picture without layers, and not an empty document of ours
             found = [_Found(self._merged(), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
-        _match(kept, entries or [])
+        match_private(kept, entries or [])
         stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
-        blobs = {key[len(BLOB) :].decode("ascii", "replace"): data for key, _, data in (item.partition(b"\n") for item in stored)}
+        blobs = {
+            key[len(BLOB) :].decode("ascii", "replace"): data
+            for key, _, data in (item.partition(b"\n") for item in stored)
+        }
         layers = [layer for layer, _ in kept]
         size = self.header.width, self.header.height
-        return restore(size, layers, private, lambda key, count: _inflate(blobs.get(key), count), self.budget, self.warnings)
+        return restore(
+            size,
+            layers,
+            private,
+            lambda key, count: inflate(blobs.get(key), count),
+            self.budget,
+            self.warnings,
+        )
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse what cannot be read before anything large is."""
@@ -181,9 +169,16 @@ class _Reader:
         except Exception as error:
             raise LayeredError(f"it does not begin as a PSD does: {error}") from error
         if header.color_mode not in (ColorMode.RGB, ColorMode.GRAYSCALE):
-            raise invalid("colour mode", header.color_mode.name, "RGB, GRAYSCALE", "In Photoshop: Image > Mode > RGB Color")
+            raise invalid(
+                "colour mode",
+                header.color_mode.name,
+                "RGB, GRAYSCALE",
+                "In Photoshop: Image > Mode > RGB Color",
+            )
         if header.depth not in (8, 16):
-            raise invalid("bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel")
+            raise invalid(
+                "bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel"
+            )
         self.budget.check("the canvas", header.width, header.height)
         file.seek(0)
 
@@ -212,13 +207,17 @@ class _Reader:
             return []
         return list(zip(info.layer_records, info.channel_image_data, strict=True))
 
-    def _make_room(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]], private: Mapping[str, Any]) -> None:
+    def _make_room(
+        self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]], private: Mapping[str, Any]
+    ) -> None:
         """Decide whether hidden layers are read."""
         entries = private.get("layers")
-        backdrop = isinstance(entries, list) and any(isinstance(e, dict) and "background" in e for e in entries)
+        backdrop = isinstance(entries, list) and any(
+            isinstance(e, dict) and "background" in e for e in entries
+        )
         shown, groups = [], [True]
         for record, _ in reversed(pairs):
-            kind = _divider(record)
+            kind = section_divider(record)
             if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
                 groups.append(groups[-1] and record.flags.visible)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
@@ -232,7 +231,7 @@ class _Reader:
         groups = [_Group()]
         count = 0
         for record, channels in reversed(pairs):
-            kind = _divider(record)
+            kind = section_divider(record)
             if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
                 count += 1
                 if len(groups) > _MAX_DEPTH:
@@ -243,28 +242,43 @@ class _Reader:
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
                 if not groups:
-                    raise invalid("groups", "an end without a beginning", "groups that are closed as often as opened", "Save the file anew")
+                    raise invalid(
+                        "groups",
+                        "an end without a beginning",
+                        "groups that are closed as often as opened",
+                        "Save the file anew",
+                    )
             elif self.read_hidden or (groups[-1].visible and record.flags.visible):
                 yield self._layer(record, channels, groups[-1])
             else:
                 yield _Found(None, groups[-1].number, None, _clipped_in(record, groups[-1]), left_out=True)
         if len(groups) != 1:
-            raise invalid("groups", "a beginning without an end", "groups that are closed as often as opened", "Save the file anew")
+            raise invalid(
+                "groups",
+                "a beginning without an end",
+                "groups that are closed as often as opened",
+                "Save the file anew",
+            )
 
     def _group(self, record: LayerRecord, channels: ChannelDataList, around: _Group, number: int) -> _Group:
-        title = _title(record)
+        name = title(record)
         if record.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH):
-            self.warnings.append(f"group {title!r}: a document has no groups; its blend mode is left out")
+            self.warnings.append(f"group {name!r}: a document has no groups; its blend mode is left out")
         if any(tag in record.tagged_blocks for tag in _ARTBOARDS):
-            self.warnings.append(f"group {title!r} is an artboard: its colour is left out, and its layers are not cut at its edges")
-        self._warn(record, f"group {title!r}")
-        masks = (*around.masks, *self._masks(record, channels, f"group {title!r}"))
+            self.warnings.append(
+                f"group {name!r} is an artboard: its colour is left out, and its layers are not cut at its "
+                f"edges"
+            )
+        self._warn(record, f"group {name!r}")
+        masks = (*around.masks, *self._masks(record, channels, f"group {name!r}"))
         visible = around.visible and record.flags.visible
-        return _Group(around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around))
+        return _Group(
+            around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around)
+        )
 
     def _layer(self, record: LayerRecord, channels: ChannelDataList, group: _Group) -> _Found:
-        title = _title(record)
-        where = f"layer {title!r}"
+        name = title(record)
+        where = f"layer {name!r}"
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
         own = self._masks(record, channels, where)
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
@@ -273,18 +287,31 @@ class _Reader:
             if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
                 self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
                 return _Found(None, group.number, identity, _clipped_in(record, group))
-            box = (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0]) if own else (0, 0, 0, 0)
+            box = (
+                (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0])
+                if own
+                else (0, 0, 0, 0)
+            )
         self._warn(record, where)
         if box[2] and box[3]:
             self.budget.take(where, box[2], box[3])
         pixels = self._pixels(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
-        around, inner = _product(group.masks, box), _product(own, box)
-        shape = _Mask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
+        around, inner = product(group.masks, box), product(own, box)
+        shape = PixelMask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
         combined = around if inner is None else inner if around is None else around * inner
         fill = record.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
         opacity = record.opacity / 255 * (fill if isinstance(fill, int) else 255) / 255
         visible = group.visible and record.flags.visible
-        layer = FileLayer(title, box[0], box[1], pixels, combined, opacity * group.opacity, self._blend_mode(record, where), visible)
+        layer = FileLayer(
+            name,
+            box[0],
+            box[1],
+            pixels,
+            combined,
+            opacity * group.opacity,
+            self._blend_mode(record, where),
+            visible,
+        )
         identity = identity if isinstance(identity, int) else None
         return _Found(layer, group.number, identity, _clipped_in(record, group), shape, opacity)
 
@@ -293,15 +320,17 @@ class _Reader:
         if mode in _SIMILAR:
             self.warnings.append(f"{where}: blend mode {mode.name.lower()} is read as {_SIMILAR[mode]}")
             return _SIMILAR[mode]
-        if mode not in _NAMES:
-            raise invalid(f"{where}: blend mode", mode.name.lower(), ", ".join(_NAMES.values()))
-        return _NAMES[mode]
+        if mode not in NAMES:
+            raise invalid(f"{where}: blend mode", mode.name.lower(), ", ".join(NAMES.values()))
+        return NAMES[mode]
 
     def _warn(self, record: LayerRecord, where: str) -> None:
         blocks = record.tagged_blocks
         if any(tag in blocks for tag in _EFFECTS):
-            self.warnings.append(f"{where} has layer effects, which are left out: rasterize them to keep them")
-        if any(tag in blocks for tag in _VECTOR_MASKS) and not (_is_shape(record) or _is_rendered(record)):
+            self.warnings.append(
+                f"{where} has layer effects, which are left out: rasterize them to keep them"
+            )
+        if any(tag in blocks for tag in VECTOR_MASKS) and not (is_shape(record) or is_rendered(record)):
             self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
 
     def _pixels(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
@@ -325,24 +354,39 @@ class _Reader:
         kind, top = ("u1", 255) if self.header.depth == 8 else (">u2", 65535)
         return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
 
-    def _masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[_Mask, ...]:
+    def _masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
         """The layer's pixel mask and its vector mask, which multiply.
 
-        Photoshop renders the vector mask: alone, or times the pixel mask beside that itself. What a shape paints is cut by it already.
+        Photoshop renders the vector mask: alone, or times the pixel mask beside that itself. What a shape
+        paints is cut by it already.
         """
-        data, planes = record.mask_data, {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
+        data, planes = (
+            record.mask_data,
+            {info.id: data for info, data in zip(record.channel_info, channels, strict=True)},
+        )
         if data is None or ChannelID.USER_LAYER_MASK not in planes:
             return ()
         box = (data.left, data.top, data.right, data.bottom)
-        first = None if data.flags.mask_disabled else self._mask(planes[ChannelID.USER_LAYER_MASK], box, data.background_color, where)
+        first = (
+            None
+            if data.flags.mask_disabled
+            else self._mask(planes[ChannelID.USER_LAYER_MASK], box, data.background_color, where)
+        )
         pixel, vector, disabled = first, None, data.flags.mask_disabled
-        if _is_rendered(record):
+        if is_rendered(record):
             pixel, vector = None, first
             if data.real_flags is not None and ChannelID.REAL_USER_LAYER_MASK in planes:
                 disabled = data.real_flags.mask_disabled  # then the vector mask was rendered alone
                 if not disabled:
-                    box = (data.real_left or 0, data.real_top or 0, data.real_right or 0, data.real_bottom or 0)
-                    pixel = self._mask(planes[ChannelID.REAL_USER_LAYER_MASK], box, data.real_background_color or 0, where)
+                    box = (
+                        data.real_left or 0,
+                        data.real_top or 0,
+                        data.real_right or 0,
+                        data.real_bottom or 0,
+                    )
+                    pixel = self._mask(
+                        planes[ChannelID.REAL_USER_LAYER_MASK], box, data.real_background_color or 0, where
+                    )
                     vector = None if first is None else first.without(pixel)
         if disabled:
             self.warnings.append(f"{where}: the mask is switched off and left out")
@@ -350,7 +394,7 @@ class _Reader:
         parameters = data.parameters or MaskParameters()
         if pixel is not None:
             found.append(pixel.at(parameters.user_mask_density))
-        if vector is not None and not _is_shape(record):
+        if vector is not None and not is_shape(record):
             found.append(vector.at(parameters.vector_mask_density))
         elif vector is not None and parameters.vector_mask_density not in (None, 255):
             self.warnings.append(f"{where}: the density of the shape's mask is left out")
@@ -358,13 +402,13 @@ class _Reader:
             self.warnings.append(f"{where}: the mask's feather is left out")
         return tuple(mask for mask in found if mask.values.numel() or mask.outside < 1)
 
-    def _mask(self, data: ChannelData, box: Box, outside: int, where: str) -> _Mask:
+    def _mask(self, data: ChannelData, box: Rectangle, outside: int, where: str) -> PixelMask:
         """The mask in ``box``, here left, top, right, bottom; ``outside`` 0..255."""
         left, top, right, bottom = box
         if right <= left or bottom <= top:
-            return _Mask(left, top, torch.zeros(0, 0), outside / 255)
+            return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        return _Mask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
+        return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
 
     def _merged(self) -> FileLayer:
         """The picture of a file without layers."""
@@ -373,7 +417,10 @@ class _Reader:
         colours = 1 if header.color_mode == ColorMode.GRAYSCALE else 3
         if header.channels < colours:
             raise invalid("number of channels", header.channels, f"at least {colours}")
-        planes = [self._values(plane).reshape(header.height, header.width) for plane in self.psd.image_data.get_data(header)[:colours]]
+        planes = [
+            self._values(plane).reshape(header.height, header.width)
+            for plane in self.psd.image_data.get_data(header)[:colours]
+        ]
         pixels = torch.stack([*(planes * 3)[:3], torch.ones(header.height, header.width)], -1)
         return FileLayer(clean_text(self.path.stem), 0, 0, pixels)
 
@@ -390,94 +437,25 @@ class _Reader:
                 self._cut(item.layer, base)
 
     def _cut(self, layer: FileLayer | None, base: _Found | None) -> None:
-        """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: what the groups around both do is in the layer already."""
+        """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: what the groups around both do is
+        in the layer already."""
         if layer is None:
             return
         if base is None or base.layer is None or base.shape is None:
-            self.warnings.append(f"layer {layer.title!r}: what it is clipped to is a group or has no pixels; it is not clipped")
+            self.warnings.append(
+                f"layer {layer.title!r}: what it is clipped to is a group or has no pixels; it is not clipped"
+            )
             return
         cut = base.shape.over((layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]))
         layer.mask = cut if layer.mask is None else layer.mask * cut
         layer.opacity *= base.opacity
         layer.visible &= base.layer.visible
-        if layer.visible and _is_translucent(cut * base.opacity, layer.pixels[..., 3] > 0):
-            self.warnings.append(f"layer {layer.title!r} is clipped to {base.layer.title!r}, which shines through it where it is translucent")
+        if layer.visible and is_translucent(cut * base.opacity, layer.pixels[..., 3] > 0):
+            self.warnings.append(
+                f"layer {layer.title!r} is clipped to {base.layer.title!r}, which shines through it where it "
+                f"is translucent"
+            )
 
 
 def _clipped_in(record: LayerRecord, group: _Group) -> tuple[int, ...]:
     return (*group.clipped_in, group.number) if record.clipping == Clipping.NON_BASE else group.clipped_in
-
-
-def _product(masks: Sequence[_Mask], box: Box) -> Tensor | None:
-    """The masks' product in ``box``, ``[height, width]``; None without any."""
-    product = None
-    for mask in masks:
-        values = mask.over(box)
-        product = values if product is None else product * values
-    return product
-
-
-def _is_translucent(alpha: Tensor, where: Tensor) -> bool:
-    """Whether ``alpha`` is neither 0 nor 1 on more than an edge: on a pixel and all its neighbours, in ``where``."""
-    if not alpha.numel():
-        return False
-    between = ((alpha > 0.02) & (alpha < 0.98)).float()[None]
-    return bool(((-max_pool2d(-between, 3, 1, 1))[0] > 0)[where].any())
-
-
-def _divider(record: LayerRecord) -> SectionDivider | None:
-    for tag in reversed(_DIVIDERS):
-        setting = record.tagged_blocks.get_data(tag)
-        if setting is not None and setting.kind != SectionDivider.OTHER:
-            return SectionDivider(setting.kind)
-    return None
-
-
-def _is_shape(record: LayerRecord) -> bool:
-    """Whether the layer is a fill in a vector mask, which its pixels show cut."""
-    return all(any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, _VECTOR_MASKS))
-
-
-def _is_rendered(record: LayerRecord) -> bool:
-    """Whether the file has the vector mask in pixels."""
-    data, present = record.mask_data, {info.id for info in record.channel_info}
-    return (
-        data is not None and ChannelID.USER_LAYER_MASK in present and (data.flags.user_mask_from_render or ChannelID.REAL_USER_LAYER_MASK in present)
-    )
-
-
-def _title(record: LayerRecord) -> str:
-    return clean_text(str(record.tagged_blocks.get_data(Tag.UNICODE_LAYER_NAME, record.name)).rstrip("\0"))
-
-
-def _match(layers: Sequence[tuple[FileLayer, int | None]], entries: object) -> None:
-    """Give each layer the private data that was written with it: by whole title, else by name, else by id and look."""
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise invalid("layer data: layers", entries, "a list of JSON objects")
-    left = list(entries)
-
-    def claim(same: Any) -> None:  # noqa: ANN401
-        for layer, identity in layers:
-            if layer.private is None and (entry := next((e for e in left if same(layer, identity, e)), None)) is not None:
-                left.remove(entry)
-                layer.private = entry
-
-    claim(lambda layer, identity, e: layer.title == e.get("title"))
-    claim(lambda layer, identity, e: split_title(layer.title, 0)[0] == e.get("name"))
-    # The id of a layer that is gone may be given to a new one.
-    claim(lambda layer, identity, e: identity is not None and identity == e.get("id") and look_of(layer.pixels, layer.mask)[0] == e.get("look"))
-    for layer, _ in layers:
-        true = (layer.private or {}).get("blend_mode")
-        if isinstance(true, str) and true in NEAREST and _NAMES[NEAREST[true]] == layer.blend_mode:
-            layer.blend_mode = true
-
-
-def _inflate(data: bytes | None, count: int) -> bytes | None:
-    """Exactly ``count`` bytes, or None."""
-    if data is None:
-        return None
-    try:
-        out = zlib.decompressobj().decompress(data, count + 1)
-    except zlib.error:
-        return None
-    return out if len(out) == count else None

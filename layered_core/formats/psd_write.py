@@ -1,8 +1,9 @@
 """Write Photoshop documents (PSD, PSB) through the structures of psd-tools.
 
-Source of the format: Adobe's "Photoshop File Formats Specification", with what psd-tools knows beyond it. What Photoshop has no place
-for travels in two places that programs keep: words, recipes and workflow in the document's XMP packet (a property of our own namespace),
-and the original pixels of turned or scaled layers, compressed, in image resources for plug-ins.
+Source of the format: Adobe's "Photoshop File Formats Specification", with what psd-tools knows beyond it.
+What Photoshop has no place for travels in two places that programs keep: words, recipes and workflow in the
+document's XMP packet (a property of our own namespace), and the original pixels of turned or scaled layers,
+compressed, in image resources for plug-ins.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
-from .file_layers import FileLayer, as_stored, document_private, file_bits, flatten, look_of
+from .file_layers import FileLayer, as_stored, look_of
 from .pictures import to_image, write_whole
-from .psd_names import BLOB, MODES, NEAREST
+from .psd_names import BLOB, NEAREST, PSD_MODES
+from .to_file import document_private, file_bits, flatten
 from .untrusted import NAMESPACE
 
 _PLUGIN_RESOURCES = range(4100, 5000)
@@ -54,8 +56,8 @@ _PLUGIN_RESOURCES = range(4100, 5000)
 def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> None:
     """Write a PSD, or, where the name ends in ``.psb``, a PSB. The file appears whole or not at all.
 
-    Channels have 16 bits where the pixels need them, else 8. Other programs see every layer as it is placed, and the composite by
-    Photoshop's rules; reading gives back an equal document.
+    Channels have 16 bits where the pixels need them, else 8. Other programs see every layer as it is placed,
+    and the composite by Photoshop's rules; reading gives back an equal document.
 
     Args:
         document: any.
@@ -66,7 +68,14 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     bits = file_bits(document)
     layers, blobs = flatten(document, bits, masks=True)
     version = 2 if path.suffix.lower() == ".psb" else 1
-    header = FileHeader(version=version, channels=4, height=document.height, width=document.width, depth=bits, color_mode=ColorMode.RGB)
+    header = FileHeader(
+        version=version,
+        channels=4,
+        height=document.height,
+        width=document.width,
+        depth=bits,
+        color_mode=ColorMode.RGB,
+    )
     private = document_private(document)
     if workflow:
         private["workflow"] = workflow
@@ -87,11 +96,17 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     try:
         write_whole(path, lambda file: record.write(file))
     except struct.error as error:  # lengths have 32 bits
-        raise LayeredError(f"{path.name} would be larger than the format allows: write a .psb or .ora ({error})") from error
+        raise LayeredError(
+            f"{path.name} would be larger than the format allows: write a .psb or .ora ({error})"
+        ) from error
 
 
 def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
-    entry = {**(layer.private or {}), "id": number, "look": look_of(*as_stored(layer.pixels, layer.mask, bits))[0]}
+    entry = {
+        **(layer.private or {}),
+        "id": number,
+        "look": look_of(*as_stored(layer.pixels, layer.mask, bits))[0],
+    }
     if layer.blend_mode in NEAREST:
         entry["blend_mode"] = layer.blend_mode
     return entry
@@ -100,19 +115,27 @@ def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
 def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> LayerInfo:
     pairs = [_record(layer, number, header) for number, layer in enumerate(layers, 1)]
     # A negative count says that the composite's fourth channel is its transparency.
-    return LayerInfo(-len(pairs), LayerRecords([p[0] for p in pairs]), ChannelImageData([p[1] for p in pairs]))
+    return LayerInfo(
+        -len(pairs), LayerRecords([p[0] for p in pairs]), ChannelImageData([p[1] for p in pairs])
+    )
 
 
 def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRecord, ChannelDataList]:
     height, width = layer.pixels.shape[:2]
     box = {"top": layer.top, "left": layer.left, "bottom": layer.top + height, "right": layer.left + width}
     record = LayerRecord(
-        **box, blend_mode=MODES.get(layer.blend_mode) or NEAREST[layer.blend_mode], opacity=round(layer.opacity * 255), name=_pascal(layer.title)
+        **box,
+        blend_mode=PSD_MODES.get(layer.blend_mode) or NEAREST[layer.blend_mode],
+        opacity=round(layer.opacity * 255),
+        name=_pascal(layer.title),
     )
     record.flags.visible = layer.visible
     record.tagged_blocks.set_data(Tag.UNICODE_LAYER_NAME, layer.title)
     record.tagged_blocks.set_data(Tag.LAYER_ID, number)
-    planes = [(ChannelID.TRANSPARENCY_MASK, layer.pixels[..., 3]), *((ChannelID(c), layer.pixels[..., c]) for c in range(3))]
+    planes = [
+        (ChannelID.TRANSPARENCY_MASK, layer.pixels[..., 3]),
+        *((ChannelID(c), layer.pixels[..., c]) for c in range(3)),
+    ]
     if layer.mask is not None:
         record.mask_data = MaskData(**box, background_color=0)
         planes.append((ChannelID.USER_LAYER_MASK, layer.mask))
@@ -157,7 +180,10 @@ def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: T
     jpeg = BytesIO()
     small.save(jpeg, "JPEG", quality=85)
     row = (small.width * 24 + 31) // 32 * 4
-    add(Resource.THUMBNAIL_RESOURCE, ThumbnailResource(1, small.width, small.height, row, row * small.height, 24, 1, jpeg.getvalue()))
+    add(
+        Resource.THUMBNAIL_RESOURCE,
+        ThumbnailResource(1, small.width, small.height, row, row * small.height, 24, 1, jpeg.getvalue()),
+    )
     for key, (name, data) in zip(_PLUGIN_RESOURCES, blobs.items()):
         add(key, BLOB + name.encode() + b"\n" + zlib.compress(data, 3))
     return resources
@@ -167,7 +193,9 @@ def _xmp(private: Mapping[str, Any]) -> bytes:
     text = escape(json.dumps(private))
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        f'<rdf:Description rdf:about="" xmlns:ld="{NAMESPACE}"><ld:document>{text}</ld:document></rdf:Description>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" '
+        f'xmlns:ld="{NAMESPACE}"><ld:document>{text}</ld:document></rdf:Description>'
         '</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
     ).encode()

@@ -25,7 +25,9 @@ def parse_xml(data: bytes, where: str) -> Element:
     try:
         return fromstring(data.strip(b"\0 \r\n\t"), forbid_dtd=True)
     except DefusedXmlException as error:
-        raise LayeredError(f"{where} has a DTD or entities, which are not read: {type(error).__name__}") from None
+        raise LayeredError(
+            f"{where} has a DTD or entities, which are not read: {type(error).__name__}"
+        ) from None
     except (ParseError, ValueError, LookupError, RecursionError) as error:
         raise LayeredError(f"{where} is not XML: {error}") from None
 

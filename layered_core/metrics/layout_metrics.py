@@ -16,7 +16,8 @@ COCO_THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union ``sum min(a, b) / sum max(a, b)``; for hard masks the usual one, for soft ones the Ruzicka similarity.
+    """Intersection over union ``sum min(a, b) / sum max(a, b)``; for hard masks the usual one, for soft ones
+    the Ruzicka similarity.
 
     Args:
         a, b: ``[..., H, W]`` in 0..1 or bool, of shapes that broadcast.
@@ -30,7 +31,8 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes of what is over one half, ``[L, H, W]`` to ``[L, 4]``: left, top, right, bottom pixel edges; zeros for empty masks."""
+    """Bounding boxes of what is over one half, ``[L, H, W]`` to ``[L, 4]``: left, top, right, bottom pixel
+    edges; zeros for empty masks."""
     hard = masks.float() > 0.5
     boxes = torch.zeros(len(masks), 4, device=masks.device)
     for box, mask in zip(boxes, hard, strict=True):
@@ -41,7 +43,8 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes ``[N, 4]`` and ``[M, 4]`` (left, top, right, bottom), ``[N, M]`` in 0..1; 0 with an empty box."""
+    """Intersection over union of boxes ``[N, 4]`` and ``[M, 4]`` (left, top, right, bottom), ``[N, M]`` in
+    0..1; 0 with an empty box."""
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = (high - low).clamp_min(0).prod(-1)
     areas = ((x[:, 2:] - x[:, :2]).prod(-1) for x in (a, b))
@@ -81,12 +84,18 @@ class Matches(NamedTuple):
 
 
 def match_detections(
-    scores: Tensor, labels: Tensor, wanted: Tensor, ious: Tensor, thresholds: Sequence[float] = COCO_THRESHOLDS, most: int = 100
+    scores: Tensor,
+    labels: Tensor,
+    wanted: Tensor,
+    ious: Tensor,
+    thresholds: Sequence[float] = COCO_THRESHOLDS,
+    most: int = 100,
 ) -> Matches:
     """Decide for one picture which detections are true, as COCO does.
 
-    In order of confidence, each detection takes the object of its class that it overlaps most, of those not yet taken, if that
-    overlap is at least the threshold (Lin et al., arXiv 1405.0312; github cocodataset/cocoapi, ``cocoeval.py``; no crowds, any area).
+    In order of confidence, each detection takes the object of its class that it overlaps most, of those not
+    yet taken, if that overlap is at least the threshold (Lin et al., arXiv 1405.0312; github
+    cocodataset/cocoapi, ``cocoeval.py``; no crowds, any area).
 
     Args:
         scores: ``[D]``.
@@ -97,7 +106,9 @@ def match_detections(
         most: detections a class that count.
     """
     if ious.shape != (len(scores), len(wanted)):
-        raise invalid("ious: shape", list(ious.shape), f"[{len(scores)}, {len(wanted)}]: detections by objects")
+        raise invalid(
+            "ious: shape", list(ious.shape), f"[{len(scores)}, {len(wanted)}]: detections by objects"
+        )
     order = scores.argsort(descending=True, stable=True)
     rank = torch.zeros(len(order), dtype=torch.int64)
     for label in torch.unique(labels):
@@ -117,11 +128,12 @@ def match_detections(
 
 
 def average_precision(pictures: Sequence[Matches]) -> Tensor:
-    """Average precision over many pictures, COCO's: mean over the classes that occur of precision interpolated at 101 recalls.
+    """Average precision over many pictures, COCO's: mean over the classes that occur of precision
+    interpolated at 101 recalls.
 
     Returns:
-        ``[T]``, one a threshold, in 0..1; NaN where no object is wanted at all. AP .5 is the first with ``COCO_THRESHOLDS``, AP .5:.95
-        their mean.
+        ``[T]``, one a threshold, in 0..1; NaN where no object is wanted at all. AP .5 is the first with
+        ``COCO_THRESHOLDS``, AP .5:.95 their mean.
     """
     if not pictures:
         return torch.full((len(COCO_THRESHOLDS),), torch.nan)
@@ -159,7 +171,9 @@ def region_labels(labels: Tensor, masks: Tensor) -> Tensor:
     return (masks.flatten(1).float() @ each).argmax(1)
 
 
-def region_accuracy(kinds: Tensor, colours: Tensor, masks: Tensor, wanted_kinds: Tensor, wanted_colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def region_accuracy(
+    kinds: Tensor, colours: Tensor, masks: Tensor, wanted_kinds: Tensor, wanted_colours: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each region shows the wanted kind of object, the wanted colour, and both.
 
     Args:
@@ -176,12 +190,14 @@ def region_accuracy(kinds: Tensor, colours: Tensor, masks: Tensor, wanted_kinds:
 
 
 def leakage(found: Tensor, masks: Tensor, alike: Tensor | None = None) -> Tensor:
-    """Share of what is found of each layer that lies where other layers are: ``sum(found_i * sum_{j != i} M_j) / sum(found_i)``.
+    """Share of what is found of each layer that lies where other layers are:
+    ``sum(found_i * sum_{j != i} M_j) / sum(found_i)``.
 
     Args:
         found: where each layer's object (or its colour) is seen, ``[L, H, W]`` in 0..1.
         masks: visible masks, ``[L, H, W]``; they sum to at most 1.
-        alike: bool ``[L, L]``, layers that should show the same and so do not count as each other's; None for none.
+        alike: bool ``[L, L]``, layers that should show the same and so do not count as each other's; None for
+            none.
 
     Returns:
         ``[L]`` in 0..1; NaN where nothing is found.

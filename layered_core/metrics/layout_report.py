@@ -1,4 +1,5 @@
-"""How a picture keeps to a document's layout, for people: a table, and a drawing of wanted and found masks."""
+"""How a picture keeps to a document's layout, for people: a table, and a drawing of wanted and found
+masks."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ class Layout(NamedTuple):
 def compare_layout(document: LayerDocument, found: Tensor, names: Sequence[str] = ()) -> Layout:
     """Pair detections with layers, one to one, by overlap.
 
-    A layer that covers nine tenths of the canvas before others are laid over it is a background: no object is looked for in it, and
-    what is found on it does not leak.
+    A layer that covers nine tenths of the canvas before others are laid over it is a background: no object is
+    looked for in it, and what is found on it does not leak.
 
     Args:
         document: what was wanted.
@@ -67,15 +68,23 @@ def compare_layout(document: LayerDocument, found: Tensor, names: Sequence[str] 
         raise invalid("names of detections", len(names), f"one a mask, that is {len(found)}")
     alphas = layer_alphas(document)
     shown, _ = visible_masks(alphas)
-    objects = [i for i in range(len(document)) if float(alphas[i].mean()) < 0.9 and float(shown[i].max()) > 0.5]
+    objects = [
+        i for i in range(len(document)) if float(alphas[i].mean()) < 0.9 and float(shown[i].max()) > 0.5
+    ]
     wanted = shown[objects]
     canvas = (document.height, document.width)
-    detected = functional.interpolate(found[None].float(), canvas, mode="bilinear", antialias=True)[0] if len(found) else found.new_zeros(0, *canvas)
+    detected = (
+        functional.interpolate(found[None].float(), canvas, mode="bilinear", antialias=True)[0]
+        if len(found)
+        else found.new_zeros(0, *canvas)
+    )
     detected = (detected > 0.5).float()
     ious = mask_iou(detected[:, None], (wanted > 0.5)[None])
     boxes = box_iou(mask_boxes(detected), mask_boxes(wanted))
     matches = best_matches(ious).tolist()
-    chosen = torch.stack([detected[m] if m >= 0 else torch.zeros(canvas) for m in matches]) if matches else wanted
+    chosen = (
+        torch.stack([detected[m] if m >= 0 else torch.zeros(canvas) for m in matches]) if matches else wanted
+    )
     leaks = leakage(chosen, wanted).tolist()
     layers = []
     for i, (layer, m) in enumerate(zip(objects, matches, strict=True)):
@@ -88,11 +97,16 @@ def layout_table(layout: Layout) -> str:
     """As a Markdown table with a line of means."""
     lines = ["| layer | found | mask IoU | box IoU | leakage |", "| --- | --- | --- | --- | --- |"]
     for x in layout.layers:
-        lines.append(f"| {x.name} | {x.found or '–'} | {x.iou:.2f} | {x.box_iou:.2f} | {_mean([x.leakage])} |")
+        lines.append(
+            f"| {x.name} | {x.found or '–'} | {x.iou:.2f} | {x.box_iou:.2f} | {_mean([x.leakage])} |"
+        )
     count = len(layout.layers)
     if count:
         means = [_mean([getattr(x, what) for x in layout.layers]) for what in ("iou", "box_iou", "leakage")]
-        lines.append(f"| mean of {count} | {sum(bool(x.found) for x in layout.layers)} of {count} | {' | '.join(means)} |")
+        lines.append(
+            f"| mean of {count} | {sum(bool(x.found) for x in layout.layers)} of {count} | "
+            f"{' | '.join(means)} |"
+        )
     if layout.extra:
         lines += ["", f"Found and not asked for: {', '.join(layout.extra)}."]
     return "\n".join(lines) + "\n"
@@ -109,7 +123,8 @@ def layout_overlay(picture: Tensor, layout: Layout, side: int = 512) -> Tensor:
 
     Args:
         picture: ``[H, W, 3]`` in 0..1, scaled to the canvas.
-        side: a canvas whose longer side is below half of this is enlarged a whole number of times, to this at most.
+        side: a canvas whose longer side is below half of this is enlarged a whole number of times, to this at
+            most.
 
     Returns:
         ``[H', W', 3]``.

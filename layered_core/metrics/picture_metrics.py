@@ -1,6 +1,8 @@
-"""How well a picture keeps to its layers: layout, leakage, what changed outside a mask, edges, alpha, harmony, words.
+"""How well a picture keeps to its layers: layout, leakage, what changed outside a mask, edges, alpha,
+harmony, words.
 
-Every function takes what some detector found and what was wanted; none knows the detector. Soft masks are taken as they are.
+Every function takes what some detector found and what was wanted; none knows the detector. Soft masks are
+taken as they are.
 """
 
 from __future__ import annotations
@@ -15,22 +17,24 @@ BEST_PSNR = 100.0
 """What :func:`psnr` gives where nothing differs, dB: means stay finite."""
 
 
-# --- layout ----------------------------------------------------------------------------------------------------------
+# --- layout ---
 
 
-# --- what is where ---------------------------------------------------------------------------------------------------
+# --- what is where ---
 
 
-# --- what changed ----------------------------------------------------------------------------------------------------
+# --- what changed ---
 
 
 def outside_mse(picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Mean squared difference of ``[C, H, W]`` pictures in 0..1 where ``mask`` [H, W] is 0; NaN where it is 0 nowhere."""
+    """Mean squared difference of ``[C, H, W]`` pictures in 0..1 where ``mask`` [H, W] is 0; NaN where it is 0
+    nowhere."""
     return float((picture - original).square()[:, mask == 0].mean())
 
 
 def differing_pixels(picture: Tensor, original: Tensor, mask: Tensor) -> int:
-    """Number of pixels outside ``mask`` [H, W] (0 there) whose 8-bit values differ in any channel; pictures ``[C, H, W]`` in 0..1."""
+    """Number of pixels outside ``mask`` [H, W] (0 there) whose 8-bit values differ in any channel; pictures
+    ``[C, H, W]`` in 0..1."""
     a, b = ((x.clamp(0, 1) * 255).round() for x in (picture, original))
     return int(((a != b).any(0) & (mask == 0)).sum())
 
@@ -43,8 +47,8 @@ def psnr(mse: float) -> float:
 def seam_gradient_ratio(picture: Tensor, mask: Tensor, reach: int = 5) -> float:
     """How much steeper a picture is along a mask's border than around it; 1 is no seam, more is one.
 
-    Mean length of the gradient of brightness within one pixel of the border of ``mask > 0.5``, over that within ``reach`` pixels but not
-    in the first band; both plus 1/255, so that a flat picture gives 1.
+    Mean length of the gradient of brightness within one pixel of the border of ``mask > 0.5``, over that
+    within ``reach`` pixels but not in the first band; both plus 1/255, so that a flat picture gives 1.
 
     Args:
         picture: ``[3, H, W]`` in 0..1.
@@ -67,12 +71,17 @@ def seam_gradient_ratio(picture: Tensor, mask: Tensor, reach: int = 5) -> float:
     return float((steep[seam].mean() + 1 / 255) / (steep[around].mean() + 1 / 255))
 
 
-# --- edges, alpha ----------------------------------------------------------------------------------------------------
+# --- edges, alpha ---
 
 
 def gradient(picture: Tensor) -> Tensor:
-    """Length of the Sobel gradient of brightness, ``[3, H, W]`` or ``[H, W]`` in 0..1 to ``[H, W]``; a step of 1 gives 1. Edges repeat outside."""
-    grey = picture.float() if picture.ndim == 2 else torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), picture.float(), 1)
+    """Length of the Sobel gradient of brightness, ``[3, H, W]`` or ``[H, W]`` in 0..1 to ``[H, W]``; a step
+    of 1 gives 1. Edges repeat outside."""
+    grey = (
+        picture.float()
+        if picture.ndim == 2
+        else torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), picture.float(), 1)
+    )
     sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
     padded = functional.pad(grey[None, None], (1, 1, 1, 1), mode="replicate")
     both = functional.conv2d(padded, torch.stack([sobel, sobel.T])[:, None])[0]
@@ -80,7 +89,8 @@ def gradient(picture: Tensor) -> Tensor:
 
 
 def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> float:
-    """F1 of edges: harmonic mean of the share of found edges near a wanted one and of wanted edges near a found one.
+    """F1 of edges: harmonic mean of the share of found edges near a wanted one and of wanted edges near a
+    found one.
 
     After the boundary benchmark of Martin et al. (2004), with dilation in place of one-to-one matching.
 
@@ -108,18 +118,20 @@ def alpha_psnr(alpha: Tensor, wanted: Tensor) -> float:
 
 
 def alpha_sad(alpha: Tensor, wanted: Tensor) -> float:
-    """Sum of absolute differences of an alpha matte ``[H, W]`` in 0..1, in thousands, as matting papers give it (Rhemann et al. 2009)."""
+    """Sum of absolute differences of an alpha matte ``[H, W]`` in 0..1, in thousands, as matting papers give
+    it (Rhemann et al. 2009)."""
     return float((alpha - wanted).abs().sum()) / 1000
 
 
-# --- distributions, words --------------------------------------------------------------------------------------------
+# --- distributions, words ---
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of two sets of features as Gaussians: ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
+    """Fréchet distance of two sets of features as Gaussians:
+    ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
-    Heusel et al., arXiv 1706.08500 section 3, where the features are Inception's. It is biased upwards in small sets: compare sets of
-    one size only.
+    Heusel et al., arXiv 1706.08500 section 3, where the features are Inception's. It is biased upwards in
+    small sets: compare sets of one size only.
 
     Args:
         a, b: ``[N, D]`` and ``[M, D]``, at least two each.
@@ -147,7 +159,8 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 def text_similarity(image: Tensor, text: Tensor) -> Tensor:
-    """Cosine of image and text vectors, at least 0, times 100: the CLIP score (Hessel et al., arXiv 2104.08718, there times 250).
+    """Cosine of image and text vectors, at least 0, times 100: the CLIP score (Hessel et al., arXiv
+    2104.08718, there times 250).
 
     Args:
         image, text: ``[B, D]`` of one encoder pair, CLIP's or any other.

@@ -22,18 +22,21 @@ class Window(NamedTuple):
 
     @classmethod
     def of_shares(cls, alphas_cumprod: Tensor, start: float, end: float) -> Window:
-        """From the share ``start`` of the sampling to the share ``end``, 0..1, on the noise schedule ``alphas_cumprod`` ``[T]``."""
-        return cls(noise_level(alphas_cumprod, share=start), noise_level(alphas_cumprod, share=end))
+        """From the share ``start`` of the sampling to the share ``end``, 0..1, on the noise schedule
+        ``alphas_cumprod`` ``[T]``."""
+        return cls(sigma_at(alphas_cumprod, share=start), sigma_at(alphas_cumprod, share=end))
 
 
 ALWAYS = Window()
 """No limit."""
 
 
-def noise_level(alphas_cumprod: Tensor, timestep: float | None = None, *, share: float = 0.0) -> float:
-    """Sigma at a timestep, or when a share of the sampling is over: noise over picture, ``sqrt((1 - alpha) / alpha)``.
+def sigma_at(alphas_cumprod: Tensor, timestep: float | None = None, *, share: float = 0.0) -> float:
+    """Sigma at a timestep, or when a share of the sampling is over: noise over picture,
+    ``sqrt((1 - alpha) / alpha)``.
 
-    Between timesteps log sigma is interpolated, and the share's timestep is ``(1 - share) (T - 1)``, both as in ComfyUI.
+    Between timesteps log sigma is interpolated, and the share's timestep is ``(1 - share) (T - 1)``, both as
+    in ComfyUI.
 
     Args:
         alphas_cumprod: of the noise schedule, ``[T]``, falling.

@@ -12,7 +12,8 @@ from torch.nn import functional
 from ..errors import check_number, check_whole, invalid
 
 LEAST_ASPECT = 0.5
-"""A crop is widened, where the picture allows it, until its shorter side is this share of the longer: models know no thin strips."""
+"""A crop is widened, where the picture allows it, until its shorter side is this share of the longer: models
+know no thin strips."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,34 @@ class Crop:
     """Height with what the model needs beyond ``height``."""
 
     def cut(self, pictures: Tensor, mode: str = "bicubic") -> Tensor:
-        """The crop of ``[..., H, W]`` at ``[..., padded_height, padded_width]``; exact where nothing is scaled. ``mode``: torch's, of scaling up."""
+        """The crop of ``[..., H, W]`` at ``[..., padded_height, padded_width]``; exact where nothing is
+        scaled. ``mode``: torch's, of scaling up."""
         part = pictures[..., self.top : self.bottom, self.left : self.right]
         flat = _resized(part.reshape(1, -1, *part.shape[-2:]), self.height, self.width, mode)
-        flat = functional.pad(flat, (0, self.padded_width - self.width, 0, self.padded_height - self.height), mode="replicate")
+        flat = functional.pad(
+            flat, (0, self.padded_width - self.width, 0, self.padded_height - self.height), mode="replicate"
+        )
         return flat.reshape(*pictures.shape[:-2], *flat.shape[-2:])
 
     def put_back(self, part: Tensor, pictures: Tensor) -> Tensor:
-        """``pictures`` ``[..., H, W]`` with the sampled ``part`` ``[..., padded_height, padded_width]`` in its place, at the picture's scale."""
+        """``pictures`` ``[..., H, W]`` with the sampled ``part`` ``[..., padded_height, padded_width]`` in
+        its place, at the picture's scale."""
         if tuple(part.shape[-2:]) != (self.padded_height, self.padded_width):
             got, allowed = f"{part.shape[-1]}x{part.shape[-2]}", f"{self.padded_width}x{self.padded_height}"
-            raise invalid("size of the sampled picture", got, allowed, "Decode the latents that belong to this paste, at their own size")
+            raise invalid(
+                "size of the sampled picture",
+                got,
+                allowed,
+                "Decode the latents that belong to this paste, at their own size",
+            )
         inner = part[..., : self.height, : self.width]
-        flat = _resized(inner.reshape(1, -1, *inner.shape[-2:]), self.bottom - self.top, self.right - self.left, "bicubic")
+        flat = _resized(
+            inner.reshape(1, -1, *inner.shape[-2:]), self.bottom - self.top, self.right - self.left, "bicubic"
+        )
         out = pictures.clone()
-        out[..., self.top : self.bottom, self.left : self.right] = flat.reshape(*part.shape[:-2], *flat.shape[-2:]).clamp(0, 1)
+        out[..., self.top : self.bottom, self.left : self.right] = flat.reshape(
+            *part.shape[:-2], *flat.shape[-2:]
+        ).clamp(0, 1)
         return out
 
 
@@ -60,9 +74,10 @@ def plan_crop(mask: Tensor, *, context: float = 0.5, side: int = 0, unit: int = 
 
     Args:
         mask: ``[H, W]``, above 0 in the region.
-        context: how much of the surroundings comes along on every side, as a share of the region's longer side, 0..16.
-        side: the model's own picture side, pixels: a smaller crop is scaled up to an area of ``side * side``, a larger one keeps its
-            scale. 0: the whole picture, not scaled.
+        context: how much of the surroundings comes along on every side, as a share of the region's longer
+            side, 0..16.
+        side: the model's own picture side, pixels: a smaller crop is scaled up to an area of ``side * side``,
+            a larger one keeps its scale. 0: the whole picture, not scaled.
         unit: sides are padded to a multiple of this, pixels: the VAE's downscale.
 
     Raises:
@@ -73,7 +88,12 @@ def plan_crop(mask: Tensor, *, context: float = 0.5, side: int = 0, unit: int = 
     height, width = mask.shape[-2:]
     rows, columns = ((mask > 0).any(d).nonzero()[:, 0] for d in (1, 0))
     if not len(rows):
-        raise invalid("mask", "0 everywhere", "more than 0 on at least one pixel of the picture", "Name a layer that is seen, or move the mask")
+        raise invalid(
+            "mask",
+            "0 everywhere",
+            "more than 0 on at least one pixel of the picture",
+            "Name a layer that is seen, or move the mask",
+        )
     if side == 0:
         return _scaled((0, 0, width, height), 1.0, unit)
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
@@ -82,11 +102,14 @@ def plan_crop(mask: Tensor, *, context: float = 0.5, side: int = 0, unit: int = 
     least = math.ceil(LEAST_ASPECT * (longest + 2 * around))
     left, right = _widened(left, right, around, least, width)
     top, bottom = _widened(top, bottom, around, least, height)
-    return _scaled((left, top, right, bottom), max(1.0, side / math.sqrt((right - left) * (bottom - top))), unit)
+    return _scaled(
+        (left, top, right, bottom), max(1.0, side / math.sqrt((right - left) * (bottom - top))), unit
+    )
 
 
 def _widened(low: int, high: int, around: int, least: int, limit: int) -> tuple[int, int]:
-    """``low..high`` with ``around`` on both ends and at least ``least`` long, moved and cut to fit into ``0..limit``."""
+    """``low..high`` with ``around`` on both ends and at least ``least`` long, moved and cut to fit into
+    ``0..limit``."""
     more = max(around, math.ceil((least - (high - low)) / 2))
     low, high = low - more, high + more
     if low < 0:

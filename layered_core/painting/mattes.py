@@ -13,13 +13,16 @@ MATTES = ("difference", "mask")
 """Where the alpha of what was painted into a picture comes from: what changed, or where it was allowed to."""
 
 
-def difference_matte(before: Tensor, after: Tensor, low: float = 0.06, high: float = 0.18, close: int = 2) -> Tensor:
+def difference_matte(
+    before: Tensor, after: Tensor, low: float = 0.06, high: float = 0.18, close: int = 2
+) -> Tensor:
     """How much of each pixel something new covers, judged by how far the picture has changed there.
 
-    ``alpha = clamp((d - low) / (high - low), 0, 1)`` with d the greatest difference of a channel, holes up to ``2 * close`` wide closed, and
-    where that is above 0 never less than :func:`least_alpha`; so the layer of :func:`uncovered` over ``before`` is ``after`` wherever
-    alpha is above 0, and differs by ``low`` at most elsewhere. Difference keying as in Smith and Blinn, *Blue Screen Matting*,
-    SIGGRAPH 1996, with each pixel's own backing colour.
+    ``alpha = clamp((d - low) / (high - low), 0, 1)`` with d the greatest difference of a channel, holes up to
+    ``2 * close`` wide closed, and where that is above 0 never less than :func:`least_alpha`; so the layer of
+    :func:`uncovered` over ``before`` is ``after`` wherever alpha is above 0, and differs by ``low`` at most
+    elsewhere. Difference keying as in Smith and Blinn, *Blue Screen Matting*, SIGGRAPH 1996, with each
+    pixel's own backing colour.
 
     Args:
         before: ``[3, H, W]`` in 0..1, without the thing.
@@ -38,14 +41,16 @@ def difference_matte(before: Tensor, after: Tensor, low: float = 0.06, high: flo
 
 
 def least_alpha(before: Tensor, after: Tensor) -> Tensor:
-    """The least alpha with which some colour in 0..1 over ``before`` gives ``after``; both ``[3, H, W]``, result ``[H, W]``."""
+    """The least alpha with which some colour in 0..1 over ``before`` gives ``after``; both ``[3, H, W]``,
+    result ``[H, W]``."""
     up = (after - before) / (1 - before).clamp_min(1e-6)
     down = (before - after) / before.clamp_min(1e-6)
     return torch.maximum(up, down).amax(0).clamp(0, 1)
 
 
 def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False) -> Tensor:
-    """The layer that, laid over ``before`` with ``alpha``, gives ``after``: ``F = (after - (1 - alpha) * before) / alpha``, clamped to 0..1.
+    """The layer that, laid over ``before`` with ``alpha``, gives ``after``:
+    ``F = (after - (1 - alpha) * before) / alpha``, clamped to 0..1.
 
     Args:
         before: ``[3, H, W]`` in 0..1.
@@ -65,7 +70,8 @@ def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False
 
 
 def stage_alpha(before: Tensor, after: Tensor, mask: Tensor, alpha: str) -> Tensor:
-    """The alpha of what a stage added, ``[H, W]``: its soft mask, or the :func:`difference_matte` inside it."""
+    """The alpha of what a stage added, ``[H, W]``: its soft mask, or the :func:`difference_matte` inside
+    it."""
     if alpha not in MATTES:
         raise invalid("alpha", alpha, ", ".join(MATTES))
     return mask if alpha == "mask" else difference_matte(before, after) * (mask > 0)

@@ -14,18 +14,19 @@ BLENDS = ("gradient", "multi-band", "feather")
 """How :func:`paste` joins a changed part to what surrounds it."""
 
 
-# --- soft masks ------------------------------------------------------------------------------------------------------
+# --- soft masks ---
 
 
-# --- pastes ----------------------------------------------------------------------------------------------------------
+# --- pastes ---
 
 
 def paste(changed: Tensor, kept: Tensor, mask: Tensor, blend: str = "gradient") -> Tensor:
     """Put the changed part of a picture back; what lies where the mask is 0 stays equal to the bit.
 
-    ``feather`` mixes by the mask. ``multi-band`` mixes broad differences over a wide border and fine ones over a narrow one (Burt and
-    Adelson, *A Multiresolution Spline*, ACM TOG 1983), then by the mask. ``gradient`` shifts the changed part, at its border, to what it
-    meets there, before it mixes (see :func:`meet_border`).
+    ``feather`` mixes by the mask. ``multi-band`` mixes broad differences over a wide border and fine ones
+    over a narrow one (Burt and Adelson, *A Multiresolution Spline*, ACM TOG 1983), then by the mask.
+    ``gradient`` shifts the changed part, at its border, to what it meets there, before it mixes (see
+    :func:`meet_border`).
 
     Args:
         changed: ``[..., C, H, W]`` in 0..1.
@@ -41,16 +42,17 @@ def paste(changed: Tensor, kept: Tensor, mask: Tensor, blend: str = "gradient") 
 
 
 def match_colours(changed: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
-    """Bring ``changed`` to the colours of ``kept``: per channel the gain (0.8..1.25) and offset that fit best, least squares, where ``weight`` is.
+    """Bring ``changed`` to the colours of ``kept``: per channel the gain (0.8..1.25) and offset that fit
+    best, least squares, where ``weight`` is.
 
-    What a VAE or a low step count shifts is shifted back, as measured on the pixels that should be equal in both. Those that differ by more
-    than 0.15 show something else and do not count.
+    What a VAE or a low step count shifts is shifted back, as measured on the pixels that should be equal in
+    both. Those that differ by more than 0.15 show something else and do not count.
 
     Args:
         changed: ``[C, H, W]`` in 0..1.
         kept: ``[C, H, W]``.
-        weight: ``[H, W]``, how much each pixel counts, 0..1. With less than a quarter of the picture, which says little about the rest,
-            nothing is changed.
+        weight: ``[H, W]``, how much each pixel counts, 0..1. With less than a quarter of the picture, which
+            says little about the rest, nothing is changed.
     """
     weight = weight * ((changed - kept).abs().amax(0) <= 0.15)
     total = weight.sum()
@@ -58,26 +60,38 @@ def match_colours(changed: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
         return changed
     share = weight / total
     x, y = ((picture * share).sum((-1, -2), keepdim=True) for picture in (changed, kept))
-    variance, covariance = (((changed - x) * (picture - centre) * share).sum((-1, -2), keepdim=True) for picture, centre in ((changed, x), (kept, y)))
+    variance, covariance = (
+        ((changed - x) * (picture - centre) * share).sum((-1, -2), keepdim=True)
+        for picture, centre in ((changed, x), (kept, y))
+    )
     # 1e-4, a deviation of 0.01, keeps flat surroundings from deciding about contrast.
     gain = ((covariance + 1e-4) / (variance + 1e-4)).clamp(0.8, 1.25)
     return (changed - x) * gain + y
 
 
-def meet_border(changed: Tensor, kept: Tensor, inside: Tensor, reach: float = 8.0, limit: float = 0.15, tolerance: float = 1e-3) -> Tensor:
+def meet_border(
+    changed: Tensor,
+    kept: Tensor,
+    inside: Tensor,
+    reach: float = 8.0,
+    limit: float = 0.15,
+    tolerance: float = 1e-3,
+) -> Tensor:
     """Shift ``changed`` so that it meets ``kept`` at the border of a region, and less and less further in.
 
-    Seamless cloning by gradients (Pérez et al., *Poisson Image Editing*, SIGGRAPH 2003, equations 2-3) with a screening term that keeps
-    colours deep inside: the shift u solves ``laplace(u) = u / reach^2`` inside, ``u = kept - changed`` on the pixels around. Conjugate
-    gradients; about ten steps a pixel of ``reach`` at most.
+    Seamless cloning by gradients (Pérez et al., *Poisson Image Editing*, SIGGRAPH 2003, equations 2-3) with a
+    screening term that keeps colours deep inside: the shift u solves ``laplace(u) = u / reach^2`` inside,
+    ``u = kept - changed`` on the pixels around. Conjugate gradients; about ten steps a pixel of ``reach`` at
+    most.
 
     Args:
         changed: ``[..., C, H, W]``.
         kept: of the same shape.
         inside: bool ``[H, W]``.
         reach: after how many pixels the shift has fallen to 1/e. Infinite: never, as in the paper.
-        limit: a greater difference at the border is not a shift of colour but another thing, which must not bleed: from here on it counts
-            less, from twice this on not at all. Infinite: all count, as in the paper.
+        limit: a greater difference at the border is not a shift of colour but another thing, which must not
+            bleed: from here on it counts less, from twice this on not at all. Infinite: all count, as in the
+            paper.
         tolerance: greatest residue that is left, in units of the values.
     """
     if not bool(inside.any()) or bool(inside.all()):
@@ -115,14 +129,18 @@ def _four(padded: Tensor) -> Tensor:
 
 
 def multi_band(changed: Tensor, kept: Tensor, mask: Tensor, levels: int = 4) -> Tensor:
-    """Mix two pictures ``[..., H, W]`` band by band, each over a border as wide as its own detail (Burt and Adelson 1983); ``levels`` halvings."""
+    """Mix two pictures ``[..., H, W]`` band by band, each over a border as wide as its own detail (Burt and
+    Adelson 1983); ``levels`` halvings."""
     flat, other = (x.reshape(1, -1, *x.shape[-2:]) for x in (changed, kept))
     share = mask.to(changed.dtype)[None, None]
     bands = []
     for _ in range(levels):
         if min(flat.shape[-2:]) < 4:
             break
-        small = [functional.avg_pool2d(gaussian_blur(x, 1.0), 2, ceil_mode=True, count_include_pad=False) for x in (flat, other, share)]
+        small = [
+            functional.avg_pool2d(gaussian_blur(x, 1.0), 2, ceil_mode=True, count_include_pad=False)
+            for x in (flat, other, share)
+        ]
         size = flat.shape[-2:]
         fine = [x - _up(s, size) for x, s in zip((flat, other), small, strict=False)]
         bands.append((torch.lerp(fine[1], fine[0], share.expand_as(flat)), size))

@@ -1,4 +1,5 @@
-"""Repaint a region of a picture: what is cut out, how far each latent cell may change, and how the result is pasted back."""
+"""Repaint a region of a picture: what is cut out, how far each latent cell may change, and how the result is
+pasted back."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Repaint:
         Args:
             sampled: ``[..., 3, padded_height, padded_width]`` in 0..1, decoded.
             blend: how it joins its surroundings, one of :data:`~.blending.BLENDS`.
-            colours: bring it, before that, to the colours of the picture, as measured where both show the same.
+            colours: bring it, before that, to the colours of the picture, as measured where both show the
+                same.
 
         Returns:
             ``[..., 3, H, W]``; where ``mask`` is 0, ``picture`` to the bit.
@@ -73,7 +75,15 @@ class Repaint:
 
 
 def plan_repaint(
-    picture: Tensor, region: Tensor, *, noise: float = 1.0, widen: int = 0, soften: int = 8, context: float = 0.5, side: int = 0, unit: int = 8
+    picture: Tensor,
+    region: Tensor,
+    *,
+    noise: float = 1.0,
+    widen: int = 0,
+    soften: int = 8,
+    context: float = 0.5,
+    side: int = 0,
+    unit: int = 8,
 ) -> Repaint:
     """How a region of a picture is repainted.
 
@@ -86,24 +96,35 @@ def plan_repaint(
         context, side, unit: see :func:`~.cropping.plan_crop`.
 
     Raises:
-        LayeredError: the region has another size than the picture, values that are not 0..1, or no pixel; or a number is out of range.
+        LayeredError: the region has another size than the picture, values that are not 0..1, or no pixel; or
+            a number is out of range.
     """
     check_number("noise", noise, 0, 1)
     check_whole("grow", widen, -1024, 1024)
     check_whole("feather", soften, 0, 1024)
     if region.shape != picture.shape[-2:]:
-        got, allowed = f"{region.shape[-1]}x{region.shape[-2]}", f"the picture's, {picture.shape[-1]}x{picture.shape[-2]}"
+        got, allowed = (
+            f"{region.shape[-1]}x{region.shape[-2]}",
+            f"the picture's, {picture.shape[-1]}x{picture.shape[-2]}",
+        )
         raise invalid("mask size", got, allowed, "Scale one to the other's size first")
     if not bool(((region >= 0) & (region <= 1)).all()):
-        raise invalid("mask values", f"{float(region.min())}..{float(region.max())}", "0..1 and no NaN, 1 where the picture may change")
+        raise invalid(
+            "mask values",
+            f"{float(region.min())}..{float(region.max())}",
+            "0..1 and no NaN, 1 where the picture may change",
+        )
     mask = feather(grow(region, widen), soften).clamp(0, 1)
     crop = plan_crop(mask, context=context, side=side, unit=unit)
     # With no noise nothing changes, not even by the way through the VAE.
     return Repaint(picture, mask if noise > 0 else torch.zeros_like(mask), noise * mask, crop)
 
 
-def plan_document(picture: Tensor, document: LayerDocument, *, background: float = 1.0, blur: float = 0.0, unit: int = 8) -> Repaint:
-    """How a document's composite is repainted, each layer as far as its noise says: what is of noise 0 stays equal to the bit.
+def plan_document(
+    picture: Tensor, document: LayerDocument, *, background: float = 1.0, blur: float = 0.0, unit: int = 8
+) -> Repaint:
+    """How a document's composite is repainted, each layer as far as its noise says: what is of noise 0 stays
+    equal to the bit.
 
     Args:
         picture: the composite, ``[3, H, W]`` in 0..1.
@@ -114,29 +135,41 @@ def plan_document(picture: Tensor, document: LayerDocument, *, background: float
     change = noise_map(document, background, blur)
     # A pixel that a frozen layer covers in part shows as much of the new.
     least = min((n for n in seen_noises(document, background)[1].tolist() if n > 0), default=1.0)
-    return Repaint(picture, (change / least).clamp(0, 1), change, plan_crop(torch.ones_like(change), unit=unit))
+    return Repaint(
+        picture, (change / least).clamp(0, 1), change, plan_crop(torch.ones_like(change), unit=unit)
+    )
 
 
 def region_of(document: LayerDocument, names: list[str]) -> Tensor:
     """Where the layers called ``names`` are seen, ``[H, W]`` in 0..1.
 
     Raises:
-        LayeredError: no names, or one that is not there (the names there are, are said), or none of them is seen on the canvas.
+        LayeredError: no names, or one that is not there (the names there are, are said), or none of them is
+            seen on the canvas.
     """
     if not names:
-        raise invalid("names of layers to redo", names, "at least one of " + ", ".join(repr(x.name) for x in document))
+        raise invalid(
+            "names of layers to redo", names, "at least one of " + ", ".join(repr(x.name) for x in document)
+        )
     wanted = [document.layer(name) for name in names]
     shown, _ = visible_masks(layer_alphas(document))
-    region = sum((m for x, m in zip(document, shown, strict=True) if x in wanted), torch.zeros(document.height, document.width)).clamp(0, 1)
+    region = sum(
+        (m for x, m in zip(document, shown, strict=True) if x in wanted),
+        torch.zeros(document.height, document.width),
+    ).clamp(0, 1)
     if not bool((region > 0).any()):
         raise invalid(
-            f"layer {names[0]!r}: seen pixels", 0, "at least one", "It is hidden, off the canvas or wholly covered: show it or redo what covers it"
+            f"layer {names[0]!r}: seen pixels",
+            0,
+            "at least one",
+            "It is hidden, off the canvas or wholly covered: show it or redo what covers it",
         )
     return region
 
 
 def tighten(region: Tensor, pixels: int) -> tuple[int, int]:
-    """``widen`` and ``soften`` for :func:`plan_repaint` that keep the soft border inside the region, at most ``pixels`` wide.
+    """``widen`` and ``soften`` for :func:`plan_repaint` that keep the soft border inside the region, at most
+    ``pixels`` wide.
 
     Less where the region is so small that nothing would be left of it.
     """

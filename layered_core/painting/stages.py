@@ -16,20 +16,23 @@ from ..errors import invalid
 from .mattes import MATTES
 
 ALPHAS = (*MATTES, "transparent")
-"""Where the alpha of a new layer comes from; the last: it is painted alone, transparent, and brought :func:`into_place`."""
+"""Where the alpha of a new layer comes from; the last: it is painted alone, transparent, and brought
+:func:`into_place`."""
 
 
 def stage_seed(base: int, name: str) -> int:
-    """The seed of one stage, 0..2**63-1: the same for the same base seed and name, whatever the other stages are (of their SHA-256)."""
+    """The seed of one stage, 0..2**63-1: the same for the same base seed and name, whatever the other stages
+    are (of their SHA-256)."""
     digest = hashlib.sha256(f"{base} {name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
-    """Where a draft differs most from the picture it was made from: a mask for a thing of which only the words are known.
+    """Where a draft differs most from the picture it was made from: a mask for a thing of which only the
+    words are known.
 
-    The difference, blurred by a thirty-second of the picture's side, from ``share`` of its greatest value on; the connected part that holds
-    the most of it.
+    The difference, blurred by a thirty-second of the picture's side, from ``share`` of its greatest value on;
+    the connected part that holds the most of it.
 
     Args:
         before: ``[3, H, W]`` in 0..1.
@@ -44,7 +47,12 @@ def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
     """
     difference = gaussian_blur((after - before).abs().amax(0), max(before.shape[-2:]) / 32)
     if not bool(difference.any()):
-        raise invalid("draft: difference from the picture", 0, "more than 0 on at least one pixel", "Redraw it further, or with other words")
+        raise invalid(
+            "draft: difference from the picture",
+            0,
+            "more than 0 on at least one pixel",
+            "Redraw it further, or with other words",
+        )
     mask = ((difference >= share * difference.max()) & (difference > 0)).float()
     seed = (difference == difference.max()).float()
     while True:
@@ -55,26 +63,50 @@ def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
 
 
 def stage_region(layer: Layer, width: int, height: int) -> Tensor:
-    """Where a stage may paint on a canvas: the layer's box, or its mask, whatever its picture; ``[height, width]`` in 0..1."""
+    """Where a stage may paint on a canvas: the layer's box, or its mask, whatever its picture;
+    ``[height, width]`` in 0..1."""
     shape = torch.ones(layer.height, layer.width) if layer.mask is None else layer.mask.float()
     region = place(shape[..., None], layer, width, height)[..., 0].clamp(0, 1)
     if not bool((region > 0).any()):
-        raise invalid(f"layer {layer.name!r}: place", f"x {layer.x:g}, y {layer.y:g}", f"at least one pixel on the canvas of {width}x{height}")
+        raise invalid(
+            f"layer {layer.name!r}: place",
+            f"x {layer.x:g}, y {layer.y:g}",
+            f"at least one pixel on the canvas of {width}x{height}",
+        )
     return region
 
 
 def with_stage(layer: Layer, pixels: Tensor) -> Layer:
-    """The layer with what its stage made of the canvas, RGBA ``[H, W, 4]``, cut to its box; its mask is in the alpha from now on."""
+    """The layer with what its stage made of the canvas, RGBA ``[H, W, 4]``, cut to its box; its mask is in
+    the alpha from now on."""
     left, top, right, bottom = bounds(layer)
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, pixels.shape[1]), min(bottom, pixels.shape[0])
+    left, top, right, bottom = (
+        max(left, 0),
+        max(top, 0),
+        min(right, pixels.shape[1]),
+        min(bottom, pixels.shape[0]),
+    )
     image = pixels[top:bottom, left:right].clone()
-    return replace(layer, image=image, mask=None, x=left, y=top, width=right - left, height=bottom - top, rotation=0.0, flip_h=False, flip_v=False)
+    return replace(
+        layer,
+        image=image,
+        mask=None,
+        x=left,
+        y=top,
+        width=right - left,
+        height=bottom - top,
+        rotation=0.0,
+        flip_h=False,
+        flip_v=False,
+    )
 
 
 def into_place(pixels: Tensor, region: Tensor) -> Tensor:
-    """A layer that was painted alone, brought to where a stage may paint: trimmed, and as large as fits, in the middle of the place.
+    """A layer that was painted alone, brought to where a stage may paint: trimmed, and as large as fits, in
+    the middle of the place.
 
-    Trimmed to where alpha is above half of its greatest value, and a thirty-second of that around, for soft edges.
+    Trimmed to where alpha is above half of its greatest value, and a thirty-second of that around, for soft
+    edges.
 
     Args:
         pixels: RGBA ``[H', W', 4]`` in 0..1, straight alpha, of any size.
@@ -86,14 +118,23 @@ def into_place(pixels: Tensor, region: Tensor) -> Tensor:
     alpha = pixels[..., 3]
     left, top, right, bottom = _box(alpha > alpha.max() / 2)
     around = max(right - left, bottom - top) // 32 + 1
-    left, top, right, bottom = max(left - around, 0), max(top - around, 0), min(right + around, alpha.shape[1]), min(bottom + around, alpha.shape[0])
+    left, top, right, bottom = (
+        max(left - around, 0),
+        max(top - around, 0),
+        min(right + around, alpha.shape[1]),
+        min(bottom + around, alpha.shape[0]),
+    )
     trimmed = pixels[top:bottom, left:right].float()
     x, y, end, foot = _box(region > 0)
     scale = min((end - x) / (right - left), (foot - y) / (bottom - top))
     width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
-    layer = Layer("placed", x=x + (end - x - width) // 2, y=y + (foot - y - height) // 2, width=width, height=height)
+    layer = Layer(
+        "placed", x=x + (end - x - width) // 2, y=y + (foot - y - height) // 2, width=width, height=height
+    )
     multiplied = torch.cat([trimmed[..., :3] * trimmed[..., 3:], trimmed[..., 3:]], -1)
-    return straight(place(multiplied, layer, region.shape[1], region.shape[0]) * region[..., None].to(multiplied)).clamp(0, 1)
+    return straight(
+        place(multiplied, layer, region.shape[1], region.shape[0]) * region[..., None].to(multiplied)
+    ).clamp(0, 1)
 
 
 def _box(mask: Tensor) -> Box:

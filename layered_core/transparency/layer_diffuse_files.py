@@ -1,7 +1,8 @@
-"""The published files of LayerDiffuse: which there are, what each is for, and how to tell that one is whole and fits a model.
+"""The published files of LayerDiffuse: which there are, what each is for, and how to tell that one is whole
+and fits a model.
 
-Names, sizes and contents: LayerDiffusion/layerdiffusion-v1, lllyasviel/LayerDiffuse_Diffusers and rootonchair/diffuser_layerdiffuse on
-Hugging Face. Nothing here downloads anything.
+Names, sizes and contents: LayerDiffusion/layerdiffusion-v1, lllyasviel/LayerDiffuse_Diffusers and
+rootonchair/diffuser_layerdiffuse on Hugging Face. Nothing here downloads anything.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from ..errors import LayeredError, invalid
 from .transparent_networks import FLUX_CHANNELS
 
 TASKS = (
-    "transparent", "joint", "fg2ble", "bg2ble", "fgble2bg", "bgble2fg", "fg2bg", "bg2fg", "encoder", "decoder",
+    "transparent", "joint", "fg2ble", "bg2ble", "fgble2bg", "bgble2fg", "fg2bg", "bg2fg", "encoder",
+    "decoder",
 )  # fmt: skip
-"""What a file does. The first eight change a UNet: a transparent layer; foreground, background and blend at once; given the foreground (fg),
-background (bg) or blend (ble), make the others. The last two are the autoencoder's additions for alpha."""
+"""What a file does. The first eight change a UNet: a transparent layer; foreground, background and blend at
+once; given the foreground (fg), background (bg) or blend (ble), make the others. The last two are the
+autoencoder's additions for alpha."""
 
 FAMILIES = {"sdxl": "SDXL", "sd15": "SD1.5"}
 """The base models, and their names for people."""
 
 
 @dataclass(frozen=True)
-class Mode:
+class LayerDiffuseMode:
     """A way of making pictures that a file changes a UNet for."""
 
     name: str
@@ -44,28 +47,28 @@ class Mode:
 
 _FG, _BG, _BLEND = "foreground", "background", "blend"
 
-MODES = (
-    Mode("transparent layer", "transparent", (), (_FG,)),
-    Mode("foreground, background and blend", "joint", (), (_FG, _BG, _BLEND)),
-    Mode("foreground to blend", "fg2ble", (_FG,), (_BLEND,)),
-    Mode("background to blend", "bg2ble", (_BG,), (_BLEND,)),
-    Mode("foreground and blend to background", "fgble2bg", (_FG, _BLEND), (_BG,)),
-    Mode("background and blend to foreground", "bgble2fg", (_BG, _BLEND), (_FG,)),
-    Mode("foreground to background and blend", "fg2bg", (_FG,), (_BG, _BLEND)),
-    Mode("background to foreground and blend", "bg2fg", (_BG,), (_FG, _BLEND)),
+LAYER_DIFFUSE_MODES = (
+    LayerDiffuseMode("transparent layer", "transparent", (), (_FG,)),
+    LayerDiffuseMode("foreground, background and blend", "joint", (), (_FG, _BG, _BLEND)),
+    LayerDiffuseMode("foreground to blend", "fg2ble", (_FG,), (_BLEND,)),
+    LayerDiffuseMode("background to blend", "bg2ble", (_BG,), (_BLEND,)),
+    LayerDiffuseMode("foreground and blend to background", "fgble2bg", (_FG, _BLEND), (_BG,)),
+    LayerDiffuseMode("background and blend to foreground", "bgble2fg", (_BG, _BLEND), (_FG,)),
+    LayerDiffuseMode("foreground to background and blend", "fg2bg", (_FG,), (_BG, _BLEND)),
+    LayerDiffuseMode("background to foreground and blend", "bg2fg", (_BG,), (_FG, _BLEND)),
 )
 """Every mode."""
 
 
-def mode_of(name: str) -> Mode:
+def mode_of(name: str) -> LayerDiffuseMode:
     """The mode of that name.
 
     Raises:
         LayeredError: there is none.
     """
-    found = next((m for m in MODES if m.name == name), None)
+    found = next((m for m in LAYER_DIFFUSE_MODES if m.name == name), None)
     if found is None:
-        raise invalid("mode", name, ", ".join(m.name for m in MODES))
+        raise invalid("mode", name, ", ".join(m.name for m in LAYER_DIFFUSE_MODES))
     return found
 
 
@@ -84,12 +87,17 @@ class LayerModelFile:
     task: str
     """One of :data:`TASKS`."""
     offset_scale: float = 1.0
-    """Encoders: what their output is multiplied by. Neutral: 1. Which of the published files have the 300 folded in is not documented."""
+    """Encoders: what their output is multiplied by. Neutral: 1. Which of the published files have the 300
+    folded in is not documented."""
 
 
-def _family(repository: str, family: str, files: Mapping[str, tuple[float, str]], offset_scale: float = 1.0) -> list[LayerModelFile]:
+def _family(
+    repository: str, family: str, files: Mapping[str, tuple[float, str]], offset_scale: float = 1.0
+) -> list[LayerModelFile]:
     return [
-        LayerModelFile(f"{name}.safetensors", repository, size, family, task, offset_scale if task == "encoder" else 1.0)
+        LayerModelFile(
+            f"{name}.safetensors", repository, size, family, task, offset_scale if task == "encoder" else 1.0
+        )
         for name, (size, task) in files.items()
     ]
 
@@ -108,14 +116,17 @@ FILES: tuple[LayerModelFile, ...] = (
     *_family(_FORGE, "sd15", {
         "layer_sd15_transparent_attn": (350, "transparent"), "layer_sd15_joint": (554, "joint"),
         "layer_sd15_fg2bg": (563, "fg2bg"), "layer_sd15_bg2fg": (563, "bg2fg"),
-        "layer_sd15_vae_transparent_encoder": (2.37, "encoder"), "layer_sd15_vae_transparent_decoder": (208, "decoder"),
+        "layer_sd15_vae_transparent_encoder": (2.37, "encoder"),
+        "layer_sd15_vae_transparent_decoder": (208, "decoder"),
     }),
     *_family(_DIFFUSERS, "sdxl", {
         "ld_diffusers_sdxl_attn": (1910, "transparent"), "ld_diffusers_sdxl_conv": (3620, "transparent"),
-        "ld_diffusers_sdxl_vae_transparent_encoder": (2.37, "encoder"), "ld_diffusers_sdxl_vae_transparent_decoder": (208, "decoder"),
+        "ld_diffusers_sdxl_vae_transparent_encoder": (2.37, "encoder"),
+        "ld_diffusers_sdxl_vae_transparent_decoder": (208, "decoder"),
     }, offset_scale=300.0),
     *_family(_PORT, "sdxl", {
-        "diffuser_layer_xl_transparent_attn": (743, "transparent"), "diffuser_layer_xl_transparent_conv": (3620, "transparent"),
+        "diffuser_layer_xl_transparent_attn": (743, "transparent"),
+        "diffuser_layer_xl_transparent_conv": (3620, "transparent"),
         "diffuser_layer_xl_fg2ble": (702, "fg2ble"), "diffuser_layer_xl_bg2ble": (702, "bg2ble"),
         "diffuser_layer_xl_fgble2bg": (702, "fgble2bg"), "diffuser_layer_xl_bgble2fg": (3620, "bgble2fg"),
     }),
@@ -130,7 +141,8 @@ def published(name: str) -> LayerModelFile | None:
 
 
 def offset_scale_of(name: str, latent_channels: int) -> float:
-    """What an encoder's output is multiplied by: as published, and for files of the user's own 300 for Flux (16 channels), else 1."""
+    """What an encoder's output is multiplied by: as published, and for files of the user's own 300 for Flux
+    (16 channels), else 1."""
     known = published(name)
     return known.offset_scale if known is not None else 300.0 if latent_channels == FLUX_CHANNELS else 1.0
 
@@ -143,7 +155,10 @@ def described(name: str) -> str:
 
 def misfit(name: str, model: str, why: str) -> LayeredError:
     """The error of a file that is for another model than the one that is loaded, of the kind ``model``."""
-    return LayeredError(f"{described(name)} does not fit the model ({model}): {why}. Load a model of the file's kind, or choose another file")
+    return LayeredError(
+        f"{described(name)} does not fit the model ({model}): {why}. Load a model of the file's kind, or "
+        f"choose another file"
+    )
 
 
 def published_for(task: str, family: str | None = None) -> list[LayerModelFile]:
@@ -160,7 +175,8 @@ def missing_file(name: str, folder: str | os.PathLike[str]) -> LayeredError:
         return LayeredError(f"file {name!r} is not in {os.fspath(folder)!r}. Put it there, or choose another")
     size = f"{known.megabytes / 1000:.2f} GB" if known.megabytes >= 1000 else f"{known.megabytes:g} MB"
     return LayeredError(
-        f"file {known.name!r} is missing: {size}, for {FAMILIES[known.family]}, from https://huggingface.co/{known.repository}. "
+        f"file {known.name!r} is missing: {size}, for {FAMILIES[known.family]}, from "
+        f"https://huggingface.co/{known.repository}. "
         f"Download it into {os.fspath(folder)!r}"
     )
 
@@ -169,13 +185,15 @@ def read_layer_model_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, on the CPU, mapped from disk.
 
     Raises:
-        LayeredError: it is missing (with the source), cut short or broken, or a pickle, which may run code and is never opened.
+        LayeredError: it is missing (with the source), cut short or broken, or a pickle, which may run code
+            and is never opened.
     """
     file = Path(path)
     if file.suffix.lower() != ".safetensors":
         raise invalid(
             "file", file.name, "a .safetensors file",
-            "A pickle (.pth, .pt, .bin, .ckpt) may run code when it is opened. Convert it where you trust it: "
+            "A pickle (.pth, .pt, .bin, .ckpt) may run code when it is opened. Convert it where you trust "
+            "it: "
             "safetensors.torch.save_file(torch.load('x.pth', weights_only=True), 'x.safetensors')",
         )  # fmt: skip
     if not file.is_file():
@@ -185,5 +203,9 @@ def read_layer_model_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, ValueError) as error:
         known = published(file.name)
-        again = f"Download it again from https://huggingface.co/{known.repository}" if known else "Copy it again"
-        raise LayeredError(f"file {file.name!r} is cut short or no safetensors file ({error}). {again}") from None
+        again = (
+            f"Download it again from https://huggingface.co/{known.repository}" if known else "Copy it again"
+        )
+        raise LayeredError(
+            f"file {file.name!r} is cut short or no safetensors file ({error}). {again}"
+        ) from None

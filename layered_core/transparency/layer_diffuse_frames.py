@@ -1,10 +1,12 @@
 """LayerDiffuse on SD1.5: every attention of the UNet sees several pictures ("frames") of one scene at once.
 
-A frame is a row of the batch; the frames of one scene follow each other: row ``r`` is frame ``r % F``. Every attention module of the UNet is
-replaced by a unit that adds a low-rank change of its own for each frame, optionally a control signal, and then attention across frames.
-Parameter names are those of the published files. Source: the authors' Forge extension [V]; algorithms.md section 2.7.
+A frame is a row of the batch; the frames of one scene follow each other: row ``r`` is frame ``r % F``. Every
+attention module of the UNet is replaced by a unit that adds a low-rank change of its own for each frame,
+optionally a control signal, and then attention across frames. Parameter names are those of the published
+files. Source: the authors' Forge extension [V]; algorithms.md section 2.7.
 
-Letters as in :mod:`layered_core`, and F frames, R rows (a multiple of F), D width of the module, S the control signals' channels.
+Letters as in :mod:`layered_core`, and F frames, R rows (a multiple of F), D width of the module, S the
+control signals' channels.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayeredError, invalid
-from .layer_diffuse_files import Mode, described, misfit
+from .layer_diffuse_files import LayerDiffuseMode, described, misfit
 
-Project = Callable[[Tensor], Tensor]
+ProjectFrames = Callable[[Tensor], Tensor]
 """One of a base module's linear layers."""
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The host's attention with the module's number of heads: q ``[B, N, D]``, k and v ``[B, T, D]``, to ``[B, N, D]``."""
+AttendFrames = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The host's attention with the module's number of heads: q ``[B, N, D]``, k and v ``[B, T, D]``, to
+``[B, N, D]``."""
 
 _PARTS = ("q", "k", "v", "out")
 _EPS = 1e-6
@@ -38,11 +41,11 @@ _MOST_ROWS = 2**15
 class Base:
     """The attention module that a unit stands in for."""
 
-    q: Project
-    k: Project
-    v: Project
-    out: Project
-    attend: Attend
+    q: ProjectFrames
+    k: ProjectFrames
+    v: ProjectFrames
+    out: ProjectFrames
+    attend: AttendFrames
 
 
 class _LowRank(nn.Module):
@@ -60,7 +63,8 @@ class SharingUnit(nn.Module):
 
     Args:
         width: D.
-        context: width of what keys and values are made of: D for a self-attention, that of the words for a cross-attention.
+        context: width of what keys and values are made of: D for a self-attention, that of the words for a
+            cross-attention.
         rank: of the low-rank changes.
         frames: F.
         signal: S, or 0 for a file without control.
@@ -71,21 +75,28 @@ class SharingUnit(nn.Module):
         self.frames, self.widths = frames, (width, context)
         inside = {"q": width, "k": context, "v": context, "out": width}
         for part in _PARTS:
-            self.add_module(f"to_{part}_lora", nn.ModuleList(_LowRank(inside[part], width, rank) for _ in range(frames)))
+            self.add_module(
+                f"to_{part}_lora", nn.ModuleList(_LowRank(inside[part], width, rank) for _ in range(frames))
+            )
         self.temporal_n = nn.LayerNorm(width, eps=_EPS)
-        self.temporal_i, self.temporal_q, self.temporal_k, self.temporal_v, self.temporal_o = (nn.Linear(width, width) for _ in range(5))
+        self.temporal_i, self.temporal_q, self.temporal_k, self.temporal_v, self.temporal_o = (
+            nn.Linear(width, width) for _ in range(5)
+        )
         self.control_convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(signal, signal, 3, padding=1), nn.SiLU(), nn.Conv2d(signal, width, 1)) for _ in range(frames * bool(signal))
+            nn.Sequential(nn.Conv2d(signal, signal, 3, padding=1), nn.SiLU(), nn.Conv2d(signal, width, 1))
+            for _ in range(frames * bool(signal))
         )
 
     def forward(
-        self, h: Tensor, contexts: Sequence[Tensor] | None, base: Base, signal: Tensor | None = None, weight: float = 1.0
+        self, h: Tensor, contexts: Sequence[Tensor] | None, base: Base, signal: Tensor | None = None,
+        weight: float = 1.0
     ) -> Tensor:  # fmt: skip
         """In place of the module's output, ``[R, N, D]``. All tensors are of the unit's own dtype.
 
         Args:
             h: its normed input ``[R, N, D]``.
-            contexts: for a cross-attention the words of every frame, F times ``[R / F, T, C]``; None for a self-attention.
+            contexts: for a cross-attention the words of every frame, F times ``[R / F, T, C]``; None for a
+                self-attention.
             base: the module.
             signal: control ``[1, S, h, w]`` with N = h w, or None.
             weight: of everything the file adds. Neutral: 0, but for rounding.
@@ -95,7 +106,10 @@ class SharingUnit(nn.Module):
         if len(self.control_convs) and signal is not None:
             added = [conv(signal).flatten(2).transpose(1, 2) for conv in self.control_convs]
             x = x + weight * torch.stack(added, 1)
-        mixed = [self._frame(f, x[:, f], None if contexts is None else contexts[f], base, weight) for f in range(self.frames)]
+        mixed = [
+            self._frame(f, x[:, f], None if contexts is None else contexts[f], base, weight)
+            for f in range(self.frames)
+        ]
         x = x + torch.stack(mixed, 1)
         x = x + weight * self._across(x, base.attend)
         out: Tensor = x.flatten(0, 1) - before
@@ -111,10 +125,16 @@ class SharingUnit(nn.Module):
         words = h if context is None else context
         return project("out", base.attend(project("q", h), project("k", words), project("v", words)))
 
-    def _across(self, x: Tensor, attend: Attend) -> Tensor:
+    def _across(self, x: Tensor, attend: AttendFrames) -> Tensor:
         """Attention between the frames at each position, ``[B, F, N, D]``."""
         seen = self.temporal_i(self.temporal_n(x.transpose(1, 2).flatten(0, 1)))
-        parts = zip(*(project(seen).split(_MOST_ROWS) for project in (self.temporal_q, self.temporal_k, self.temporal_v)), strict=True)
+        parts = zip(
+            *(
+                project(seen).split(_MOST_ROWS)
+                for project in (self.temporal_q, self.temporal_k, self.temporal_v)
+            ),
+            strict=True,
+        )
         out: Tensor = self.temporal_o(torch.cat([attend(q, k, v) for q, k, v in parts]))
         return out.reshape(len(x), -1, *out.shape[1:]).transpose(1, 2)
 
@@ -131,11 +151,21 @@ class ControlEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1), nn.SiLU()]
         for before, after in zip(widths, (*widths[1:], signal), strict=True):
-            layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU(), nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
+            layers += [
+                nn.Conv2d(before, before, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(before, after, 3, stride=2, padding=1),
+                nn.SiLU(),
+            ]
         layers += [nn.Conv2d(signal, signal, 3, padding=1), nn.SiLU()]
         self.blocks_0 = nn.Sequential(*layers)
         for i in (1, 2, 3):
-            half = [nn.Conv2d(signal, signal, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(signal, signal, 3, padding=1), nn.SiLU()]
+            half = [
+                nn.Conv2d(signal, signal, 3, stride=2, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(signal, signal, 3, padding=1),
+                nn.SiLU(),
+            ]
             self.add_module(f"blocks_{i}", nn.Sequential(*half))
 
     def forward(self, picture: Tensor) -> list[Tensor]:
@@ -147,7 +177,8 @@ class ControlEncoder(nn.Module):
 
 
 class AttentionSharing(nn.Module):
-    """All the units of a file, one for each attention of the UNet: input, output, then middle blocks, self- before cross-attention.
+    """All the units of a file, one for each attention of the UNet: input, output, then middle blocks, self-
+    before cross-attention.
 
     Args:
         units: in that order.
@@ -188,11 +219,21 @@ class AttentionSharing(nn.Module):
         expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
         found = {k: tuple(v.shape) for k, v in weights.items()}
         if expected != found:
-            missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-            wrong = [f"{k} {list(found[k])} instead of {list(s)}" for k, s in expected.items() if k in found and found[k] != s]
+            missing, unexpected = (
+                sorted(expected.keys() - found.keys()),
+                sorted(found.keys() - expected.keys()),
+            )
+            wrong = [
+                f"{k} {list(found[k])} instead of {list(s)}"
+                for k, s in expected.items()
+                if k in found and found[k] != s
+            ]
             said = "; ".join(f"{what}: {', '.join(keys[:40])}" for what, keys in (
-                ("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", wrong)) if keys)  # fmt: skip
-            raise LayeredError(f"{described(name)} does not hold attention sharing for SD1.5. {said}. Download it again")
+                ("missing keys", missing), ("unexpected keys", unexpected),
+                ("wrong shapes", wrong)) if keys)  # fmt: skip
+            raise LayeredError(
+                f"{described(name)} does not hold attention sharing for SD1.5. {said}. Download it again"
+            )
         network.load_state_dict(dict(weights), assign=True)
         return network.eval().requires_grad_(False)
 
@@ -218,22 +259,29 @@ def _build(weights: Mapping[str, Tensor], name: str) -> AttentionSharing:
         width = size(f"{unit}temporal_i.weight", 0, 320)
         signal = size(f"{unit}control_convs.0.0.weight", 0, 0)
         context = size(f"{unit}to_k_lora.0.down.weight", 1, width)
-        units.append(SharingUnit(width, context, size(f"{unit}to_q_lora.0.down.weight", 0, 256), frames, signal))
+        units.append(
+            SharingUnit(width, context, size(f"{unit}to_q_lora.0.down.weight", 0, 256), frames, signal)
+        )
     encoder = None
     if any(k.startswith("kwargs_encoder.") for k in weights):
-        widths = [size(f"kwargs_encoder.blocks_0.{4 * i}.weight", 0, usual) for i, usual in enumerate((32, 64, 128))]
+        widths = [
+            size(f"kwargs_encoder.blocks_0.{4 * i}.weight", 0, usual) for i, usual in enumerate((32, 64, 128))
+        ]
         encoder = ControlEncoder(widths, size("kwargs_encoder.blocks_0.14.weight", 0, 256))
     return AttentionSharing(units, encoder)
 
 
-def frame_contexts(context: Tensor, frames: int, own: Sequence[Tensor | None], conditional: Sequence[bool]) -> list[Tensor]:
+def frame_contexts(
+    context: Tensor, frames: int, own: Sequence[Tensor | None], conditional: Sequence[bool]
+) -> list[Tensor]:
     """The words of every frame, F times ``[R / F, T, C]``.
 
     Args:
         context: of every row, ``[R, T, C]``.
         frames: F.
         own: for every frame words ``[1, T', C]`` that take the place of the scene's, or None.
-        conditional: for every row whether it is of the conditional half of guidance; the others keep what they have.
+        conditional: for every row whether it is of the conditional half of guidance; the others keep what
+            they have.
     """
     chosen = torch.tensor(list(conditional)[::frames], device=context.device)
     return [_overwritten(context[f::frames], words, chosen) for f, words in enumerate(own)]
@@ -248,7 +296,9 @@ def _overwritten(context: Tensor, words: Tensor | None, rows: Tensor) -> Tensor:
     return torch.where(rows[:, None, None], mine, theirs)
 
 
-def check_modules(network: AttentionSharing, modules: Sequence[tuple[int, int]], name: str, model: str) -> None:
+def check_modules(
+    network: AttentionSharing, modules: Sequence[tuple[int, int]], name: str, model: str
+) -> None:
     """Raise :class:`LayeredError` unless a file has one unit for each attention of a UNet, of its width.
 
     Args:
@@ -260,16 +310,23 @@ def check_modules(network: AttentionSharing, modules: Sequence[tuple[int, int]],
     if units != list(modules):
         first = next((i for i, (a, b) in enumerate(zip(units, modules, strict=False)) if a != b), None)
         why = (
-            f"{len(units)} attentions instead of {len(modules)}" if first is None else f"attention {first} reads {units[first]}, not {modules[first]}"
+            f"{len(units)} attentions instead of {len(modules)}"
+            if first is None
+            else f"attention {first} reads {units[first]}, not {modules[first]}"
         )
         raise misfit(name, model, why)
 
 
-def check_frames(network: AttentionSharing, mode: Mode, name: str) -> None:
+def check_frames(network: AttentionSharing, mode: LayerDiffuseMode, name: str) -> None:
     """Raise :class:`LayeredError` unless a file makes and takes the pictures that a mode does."""
     if network.frames != len(mode.makes) or (network.encoder is not None) != bool(mode.takes):
         does = f"{network.frames} pictures{' from one' if network.encoder is not None else ''}"
-        raise invalid(f"{described(name)}: pictures that it makes", does, f"{len(mode.makes)} in the mode {mode.name!r}", "Choose the mode it is for")
+        raise invalid(
+            f"{described(name)}: pictures that it makes",
+            does,
+            f"{len(mode.makes)} in the mode {mode.name!r}",
+            "Choose the mode it is for",
+        )
 
 
 def check_rows(rows: int, frames: int, what: str = "latent", fix: str = "") -> None:
@@ -283,7 +340,12 @@ def check_rows(rows: int, frames: int, what: str = "latent", fix: str = "") -> N
     """
     if rows % frames:
         allowed = f"a multiple of {frames}: {frames} pictures of each scene, one after the other"
-        raise invalid(f"{what}: batch size", rows, allowed, fix or f"Set the batch size of the empty latent to {frames} for one scene")
+        raise invalid(
+            f"{what}: batch size",
+            rows,
+            allowed,
+            fix or f"Set the batch size of the empty latent to {frames} for one scene",
+        )
 
 
 def signal_for(signals: Sequence[Tensor], tokens: int) -> Tensor | None:
@@ -297,5 +359,10 @@ def signal_for(signals: Sequence[Tensor], tokens: int) -> Tensor | None:
     found = next((s for s in signals if s.shape[-2] * s.shape[-1] == tokens), None)
     if found is None:
         sizes = " or ".join(str(s.shape[-2] * s.shape[-1]) for s in signals)
-        raise invalid("control picture: tokens of the UNet", tokens, sizes, "Sample the whole picture at once: no conditioning areas, no tiles")
+        raise invalid(
+            "control picture: tokens of the UNet",
+            tokens,
+            sizes,
+            "Sample the whole picture at once: no conditioning areas, no tiles",
+        )
     return found

@@ -1,9 +1,11 @@
 """LayerDiffuse files that change a UNet's weights, read into one form whatever their naming.
 
-Three namings are known: Forge's (``diffusion_model.<module>.weight::lora::0``, ``...::diff::0``), diffusers' (whole differences under the
-names of ``UNet2DConditionModel``) and LoRAs as most programs write them (``<module>.lora_A.weight``, ``.lora.down.weight``, ``.lora_down.weight``
-under either kind of module name). Sources: the loaders of Forge's extension, LayerDiffuse_DiffusersCLI and diffuser_layerdiffuse [V];
-algorithms.md section 2.3. Whether diffuser_layerdiffuse's LoRA says ``lora_A`` or ``lora.down`` is [?]: both are read.
+Three namings are known: Forge's (``diffusion_model.<module>.weight::lora::0``, ``...::diff::0``), diffusers'
+(whole differences under the names of ``UNet2DConditionModel``) and LoRAs as most programs write them
+(``<module>.lora_A.weight``, ``.lora.down.weight``, ``.lora_down.weight`` under either kind of module name).
+Sources: the loaders of Forge's extension, LayerDiffuse_DiffusersCLI and diffuser_layerdiffuse [V];
+algorithms.md section 2.3. Whether diffuser_layerdiffuse's LoRA says ``lora_A`` or ``lora.down`` is [?]: both
+are read.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import LayeredError, invalid
-from .layer_diffuse_files import Mode, described, misfit
+from .layer_diffuse_files import LayerDiffuseMode, described, misfit
+from .transparent_networks import CELL
 
 CONV_IN = ("input_blocks.0.0.weight", "conv_in.weight")
 """The UNet's first convolution, in ldm's and in diffusers' names: the one weight that a file may widen."""
@@ -25,13 +28,13 @@ CONV_IN = ("input_blocks.0.0.weight", "conv_in.weight")
 LATENT_CHANNELS = 4
 """Of Stable Diffusion 1.x and XL."""
 
-CELL = 8
-"""Pixels of a latent cell's side."""
 
 _TYPED = re.compile(r"(?P<key>.+)::(?P<type>lora|diff)::(?P<index>\d)$")
 _LORA = {
-    ".lora_B.weight": "up", ".lora_A.weight": "down", ".lora.up.weight": "up", ".lora.down.weight": "down", ".lora_up.weight": "up",
-    ".lora_down.weight": "down", ".lora_linear_layer.up.weight": "up", ".lora_linear_layer.down.weight": "down", ".alpha": "alpha",
+    ".lora_B.weight": "up", ".lora_A.weight": "down", ".lora.up.weight": "up", ".lora.down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_down.weight": "down", ".lora_linear_layer.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down", ".alpha": "alpha",
 }  # fmt: skip
 _FORGE_LORA = ("up", "down", "alpha", "mid")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.")
@@ -65,7 +68,8 @@ class Patches:
     diff: dict[str, Tensor] = field(default_factory=dict)
     """Whole differences, each of its weight's shape."""
     concat: Tensor | None = None
-    """The first convolution's weights for further input channels, ``[C, 4 n, 3, 3]`` for n pictures; the base has 0 there."""
+    """The first convolution's weights for further input channels, ``[C, 4 n, 3, 3]`` for n pictures; the base
+    has 0 there."""
 
     @property
     def pictures(self) -> int:
@@ -73,12 +77,15 @@ class Patches:
         return 0 if self.concat is None else self.concat.shape[1] // LATENT_CHANNELS
 
 
-def read_patches(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], blocks: int, name: str, model: str) -> Patches:
+def read_patches(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], blocks: int, name: str, model: str
+) -> Patches:
     """The patches of a file, each checked against the weight that it is for.
 
     Args:
         weights: of the file.
-        shapes: of the UNet's weights, by ldm names without prefix (``input_blocks.4.1.proj_in.weight``) or by diffusers' names.
+        shapes: of the UNet's weights, by ldm names without prefix (``input_blocks.4.1.proj_in.weight``) or by
+            diffusers' names.
         blocks: residual blocks of each of the UNet's levels.
         name, model: of the file, and of the kind of model, for errors.
 
@@ -102,37 +109,61 @@ def read_patches(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
         raise misfit(name, model, f"it has no {_few(strange)}")
     incomplete = [k for k, v in halves.items() if "up" not in v or "down" not in v]
     if incomplete:
-        raise LayeredError(f"{described(name)} lacks one half of the LoRA of {_few(incomplete)}. Download it again")
-    lora = {k: LowRank(v["up"], v["down"], float(v["alpha"]) if "alpha" in v else None) for k, v in halves.items()}
+        raise LayeredError(
+            f"{described(name)} lacks one half of the LoRA of {_few(incomplete)}. Download it again"
+        )
+    lora = {
+        k: LowRank(v["up"], v["down"], float(v["alpha"]) if "alpha" in v else None) for k, v in halves.items()
+    }
     concat = None
     for key in diff.keys() & set(CONV_IN):
         base = shapes[key][1]
         if diff[key].shape[1] > base and diff[key].shape[1] % LATENT_CHANNELS == 0:
             diff[key], concat = diff[key][:, :base].clone(), diff[key][:, base:].clone()
-    wrong = [f"{k} {list(v.shape)} for {list(shapes[k])}" for k, v in diff.items() if tuple(v.shape) != shapes[k]]
-    wrong += [f"{k} {list(v.up.shape)} x {list(v.down.shape)} for {list(shapes[k])}" for k, v in lora.items() if not _fits(v, shapes[k])]
+    wrong = [
+        f"{k} {list(v.shape)} for {list(shapes[k])}" for k, v in diff.items() if tuple(v.shape) != shapes[k]
+    ]
+    wrong += [
+        f"{k} {list(v.up.shape)} x {list(v.down.shape)} for {list(shapes[k])}"
+        for k, v in lora.items()
+        if not _fits(v, shapes[k])
+    ]
     if wrong:
         raise misfit(name, model, f"weights have another shape there: {_few(wrong)}")
     return Patches(lora, diff, concat)
 
 
-def check_pictures(patches: Patches, mode: Mode, name: str) -> None:
-    """Raise :class:`LayeredError` unless a file takes as many pictures as a mode gives and makes as many: these files make one."""
+def check_pictures(patches: Patches, mode: LayerDiffuseMode, name: str) -> None:
+    """Raise :class:`LayeredError` unless a file takes as many pictures as a mode gives and makes as many:
+    these files make one."""
     fix = "Choose the mode that the file is for"
     if patches.pictures != len(mode.takes):
-        raise invalid(f"{described(name)}: pictures that it takes", patches.pictures, f"{len(mode.takes)} in the mode {mode.name!r}", fix)
+        raise invalid(
+            f"{described(name)}: pictures that it takes",
+            patches.pictures,
+            f"{len(mode.takes)} in the mode {mode.name!r}",
+            fix,
+        )
     if len(mode.makes) != 1:
-        raise invalid(f"{described(name)}: pictures that it makes", 1, f"{len(mode.makes)} in the mode {mode.name!r}", fix)
+        raise invalid(
+            f"{described(name)}: pictures that it makes",
+            1,
+            f"{len(mode.makes)} in the mode {mode.name!r}",
+            fix,
+        )
 
 
 def patched_weight(weight: Tensor, difference: Tensor | LowRank, strength: float) -> Tensor:
     """``W + strength difference``, summed in float32, in the dtype of ``weight``."""
     change = difference.difference if isinstance(difference, LowRank) else difference
-    return (weight.float() + strength * change.to(weight.device).float().reshape(weight.shape)).to(weight.dtype)
+    return (weight.float() + strength * change.to(weight.device).float().reshape(weight.shape)).to(
+        weight.dtype
+    )
 
 
 def concat_term(latents: Tensor, weight: Tensor, strength: float = 1.0) -> Tensor:
-    """What further input channels add to a UNet's first convolution: ``conv(cat[x, c]) = conv(x) + concat_term(c)``.
+    """What further input channels add to a UNet's first convolution:
+    ``conv(cat[x, c]) = conv(x) + concat_term(c)``.
 
     ``[B, C, h, w]``, the same for every half of guidance and at every noise level.
 
@@ -145,14 +176,20 @@ def concat_term(latents: Tensor, weight: Tensor, strength: float = 1.0) -> Tenso
 
 
 def with_pictures(out: Tensor, term: Tensor) -> Tensor:
-    """A first convolution's output ``[R, C, h, w]`` with :func:`concat_term` ``[B, C, h, w]`` added, its rows repeated in order.
+    """A first convolution's output ``[R, C, h, w]`` with :func:`concat_term` ``[B, C, h, w]`` added, its rows
+    repeated in order.
 
     Raises:
         LayeredError: only a part of the picture is sampled.
     """
     if out.shape[2:] != term.shape[2:]:
         got, allowed = (f"{t.shape[3]}x{t.shape[2]}" for t in (out, term))
-        raise invalid("given pictures: latent's size", got, allowed, "Sample the whole picture at once: no conditioning areas, no tiles")
+        raise invalid(
+            "given pictures: latent's size",
+            got,
+            allowed,
+            "Sample the whole picture at once: no conditioning areas, no tiles",
+        )
     return out + term.to(out).repeat(-(-len(out) // len(term)), 1, 1, 1)[: len(out)]
 
 
@@ -167,13 +204,16 @@ def check_picture(what: str, size: tuple[int, int], latent: tuple[int, int]) -> 
     height, width = (CELL * n for n in latent)
     if size != (height, width):
         raise invalid(
-            f"{what}: size of the picture", f"{size[1]}x{size[0]}", f"{width}x{height}, the size that is sampled",
-            "Scale or crop it, or sample at its size. For a second pass at a higher resolution give this node the enlarged picture too",
+            f"{what}: size of the picture", f"{size[1]}x{size[0]}",
+            f"{width}x{height}, the size that is sampled",
+            "Scale or crop it, or sample at its size. For a second pass at a higher resolution give this "
+            "node the enlarged picture too",
         )  # fmt: skip
 
 
 def over_mid_grey(picture: Tensor) -> Tensor:
-    """A picture ``[B, 3 or 4, H, W]`` in 0..1 over 0.5, as the published files were trained to see it, ``[B, 3, H, W]``."""
+    """A picture ``[B, 3 or 4, H, W]`` in 0..1 over 0.5, as the published files were trained to see it,
+    ``[B, 3, H, W]``."""
     if picture.shape[1] == 3:
         return picture
     colour, alpha = picture[:, :3], picture[:, 3:]
@@ -181,7 +221,8 @@ def over_mid_grey(picture: Tensor) -> Tensor:
 
 
 def diffusers_name(key: str, blocks: int) -> str:
-    """The name in diffusers' ``UNet2DConditionModel`` of a weight with an ldm name; a name of neither kind stays as it is.
+    """The name in diffusers' ``UNet2DConditionModel`` of a weight with an ldm name; a name of neither kind
+    stays as it is.
 
     Args:
         key: without prefix.
@@ -191,7 +232,9 @@ def diffusers_name(key: str, blocks: int) -> str:
         if key.startswith(ldm):
             return other + key[len(ldm) :]
     if found := _MIDDLE.match(key):
-        return _inner(("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")[int(found[1])], found[2])
+        return _inner(
+            ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")[int(found[1])], found[2]
+        )
     if not (found := _SIDE.match(key)):
         return key
     side, number, layer, rest = found[1], int(found[2]), int(found[3]), found[4]
@@ -207,11 +250,14 @@ def diffusers_name(key: str, blocks: int) -> str:
 _MIDDLE = re.compile(r"middle_block\.([012])\.(.+)")
 _SIDE = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)")
 _WHOLE = {
-    "input_blocks.0.0.": "conv_in.", "out.0.": "conv_norm_out.", "out.2.": "conv_out.", "time_embed.0.": "time_embedding.linear_1.",
-    "time_embed.2.": "time_embedding.linear_2.", "label_emb.0.0.": "add_embedding.linear_1.", "label_emb.0.2.": "add_embedding.linear_2.",
+    "input_blocks.0.0.": "conv_in.", "out.0.": "conv_norm_out.", "out.2.": "conv_out.",
+    "time_embed.0.": "time_embedding.linear_1.",
+    "time_embed.2.": "time_embedding.linear_2.", "label_emb.0.0.": "add_embedding.linear_1.",
+    "label_emb.0.2.": "add_embedding.linear_2.",
 }  # fmt: skip
 _RESNET = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "out_layers.0": "norm2", "out_layers.3": "conv2", "emb_layers.1": "time_emb_proj",
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "out_layers.0": "norm2", "out_layers.3": "conv2",
+    "emb_layers.1": "time_emb_proj",
     "skip_connection": "conv_shortcut",
 }  # fmt: skip
 
@@ -225,7 +271,8 @@ def _inner(module: str, rest: str) -> str:
 
 
 def transformer_blocks(names: Iterable[str]) -> list[str]:
-    """The modules ``...transformer_blocks.i`` among a UNet's weight names, as published files count them: input, output, middle."""
+    """The modules ``...transformer_blocks.i`` among a UNet's weight names, as published files count them:
+    input, output, middle."""
     found = {m[1] for n in names if (m := re.match(r"(.+\.transformer_blocks\.\d+)\.", n))}
     order = ("i", "d", "o", "u", "m")  # input_ or down_, output_ or up_, middle_ or mid_block
     return sorted(found, key=lambda n: (order.index(n[0]), [int(x) for x in re.findall(r"\d+", n)]))
@@ -250,7 +297,11 @@ def _split(key: str) -> tuple[str, str]:
 def _fits(lora: LowRank, shape: tuple[int, ...]) -> bool:
     rank = lora.down.shape[0]
     inside = torch.Size(shape[1:]).numel()
-    return lora.up.shape[0] == shape[0] and lora.up.flatten(1).shape[1] == rank and lora.down.flatten(1).shape[1] == inside
+    return (
+        lora.up.shape[0] == shape[0]
+        and lora.up.flatten(1).shape[1] == rank
+        and lora.down.flatten(1).shape[1] == inside
+    )
 
 
 def _few(names: list[str], most: int = 3) -> str:

@@ -1,6 +1,7 @@
 """A decoded picture and its latent to RGBA, at any size: turned passes, tiles, batches within a memory limit.
 
-Source: the decoder of sd-forge-layerdiffuse and LayerDiffuse_DiffusersCLI (padding, tiles and tiers are ours); algorithms.md §2.5 [V].
+Source: the decoder of sd-forge-layerdiffuse and LayerDiffuse_DiffusersCLI (padding, tiles and tiers are
+ours); algorithms.md §2.5 [V].
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
-from .transparent_networks import Attend, TransparentDecoder, attend_with_torch, from_file_order
+from .transparent_networks import CELL, AttendPixels, TransparentDecoder, attend_with_torch, from_file_order
 
 PASSES = ((False, 0), (True, 0), (False, 2), (True, 2), (False, 1), (True, 1), (False, 3), (True, 3))
-"""The ways in which a picture is laid before the network: mirrored left to right or not, then quarter turns to the left."""
+"""The ways in which a picture is laid before the network: mirrored left to right or not, then quarter turns
+to the left."""
 
 AUGMENTATIONS = (1, 2, 4, 8)
 """How many of :data:`PASSES` may be asked for: the first ones."""
@@ -22,8 +24,6 @@ AUGMENTATIONS = (1, 2, 4, 8)
 COMBINE = ("median", "mean")
 """How the passes become one: element by element, the lower of the two middle values or the mean."""
 
-CELL = 8
-"""Pixels of a side that one latent stands for."""
 
 Report = Callable[[int, int], None]
 """Called after every pass of the network with the passes done and those in all; may raise to stop."""
@@ -40,19 +40,21 @@ def decode(
     tile: int = 2048,
     overlap: int = 256,
     batch: int = 1,
-    attend: Attend = attend_with_torch,
+    attend: AttendPixels = attend_with_torch,
     report: Report = lambda done, total: None,
 ) -> Tensor:
-    """Straight RGBA ``[B, 4, H, W]`` in float32, 0..1, on the device of ``pixels``; colours go on under alpha 0.
+    """Straight RGBA ``[B, 4, H, W]`` in float32, 0..1, on the device of ``pixels``; colours go on under alpha
+    0.
 
-    Sides that are no multiples of 64 are mirrored at the right and lower edge and cut off again. Above ``tile`` pixels a side the picture
-    is decoded in tiles that overlap and fade into one another.
+    Sides that are no multiples of 64 are mirrored at the right and lower edge and cut off again. Above
+    ``tile`` pixels a side the picture is decoded in tiles that overlap and fade into one another.
 
     Args:
         decoder: in any floating dtype, on any device; ``pixels`` and ``latent`` are taken there in parts.
         pixels: what the VAE decoded, of any VAE, ``[B, 3, H, W]``; clipped to 0..1.
         latent: what it was decoded from, ``[B or 1, C, H/8, W/8]`` in the VAE's space, or None: zeros.
-        augmentations: passes over mirrored and turned pictures, 1, 2, 4 or 8; more are steadier and take as many times longer.
+        augmentations: passes over mirrored and turned pictures, 1, 2, 4 or 8; more are steadier and take as
+            many times longer.
         combine: ``median`` or ``mean`` of the passes.
         tile: greatest side decoded at once, pixels, a multiple of 64.
         overlap: of neighbouring tiles, pixels, at most half a tile.
@@ -89,7 +91,9 @@ def decode(
                     passes.append(_one_pass(decoder, part, code, mirrored, turns, attend))
                     done += 1
                     report(done, total)
-                shown = _combined(passes, combine)[:, :, : area[0].stop - y, : area[1].stop - x].to(result.device)
+                shown = _combined(passes, combine)[:, :, : area[0].stop - y, : area[1].stop - x].to(
+                    result.device
+                )
                 fade = _fade(rows, y, height, tile)[:, None] * _fade(columns, x, width, tile)
                 result[(chosen, slice(None), *area)] += shown * fade.to(result.device)
     return result
@@ -102,12 +106,17 @@ def check_augmentations(augmentations: int) -> int:
     return augmentations
 
 
-def bytes_needed(decoder: TransparentDecoder, height: int, width: int, *, tile: int, augmentations: int) -> tuple[int, int]:
-    """Memory that :func:`decode` takes for one picture, bytes: on the decoder's device beside its weights, and where the result lies.
+def bytes_needed(
+    decoder: TransparentDecoder, height: int, width: int, *, tile: int, augmentations: int
+) -> tuple[int, int]:
+    """Memory that :func:`decode` takes for one picture, bytes: on the decoder's device beside its weights,
+    and where the result lies.
 
-    The peak is at the full side, in the first resnet of the last block: a skip (``w0``), what came from below (``w1``) beside another, the
-    shortcut, a convolution, and the picture twice. Convolutions of a few wide channels copy their weights. What was measured is 0.7 to 1.0
-    of it (``tests/core/transparency/test_transparent_decode.py``, and in the published widths ``python -m benchmarks.transparent_decode``).
+    The peak is at the full side, in the first resnet of the last block: a skip (``w0``), what came from below
+    (``w1``) beside another, the shortcut, a convolution, and the picture twice. Convolutions of a few wide
+    channels copy their weights. What was measured is 0.7 to 1.0 of it
+    (``tests/core/transparency/test_transparent_decode.py``, and in the published widths
+    ``python -m benchmarks.transparent_decode``).
     """
     side = decoder.STRIDE
     area = min(-(-height // side) * side, tile) * min(-(-width // side) * side, tile)
@@ -119,14 +128,18 @@ def bytes_needed(decoder: TransparentDecoder, height: int, width: int, *, tile: 
 
 
 def pictures_at_once(needed: int, free: int, count: int) -> int:
-    """How many of ``count`` pictures go through together where each takes ``needed`` bytes; a fifth of what is ``free`` is left alone."""
+    """How many of ``count`` pictures go through together where each takes ``needed`` bytes; a fifth of what
+    is ``free`` is left alone."""
     return max(1, min(count, int(0.8 * free / needed)))
 
 
 def check_memory(needed: int, free: int, where: str, fix: str) -> None:
     """Raise :class:`LayeredError` where ``needed`` bytes are more than ``free`` ones."""
     if needed > free:
-        raise LayeredError(f"transparent decode: needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are free. {fix}")
+        raise LayeredError(
+            f"transparent decode: needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are "
+            f"free. {fix}"
+        )
 
 
 def _check_latent(decoder: TransparentDecoder, pixels: Tensor, latent: Tensor | None) -> None:
@@ -134,18 +147,31 @@ def _check_latent(decoder: TransparentDecoder, pixels: Tensor, latent: Tensor | 
         return
     if latent.ndim != 4 or latent.shape[1] != decoder.latent_channels:
         allowed = f"[batch, {decoder.latent_channels}, height, width], as the decoder was made for"
-        raise invalid("latent's shape", list(latent.shape), allowed, "Choose the decoder of this model's family")
+        raise invalid(
+            "latent's shape", list(latent.shape), allowed, "Choose the decoder of this model's family"
+        )
     cells = tuple(latent.shape[2:])
     if tuple(pixels.shape[2:]) != tuple(side * CELL for side in cells):
         got = f"{pixels.shape[3]}x{pixels.shape[2]} pixels beside a latent of {cells[1]}x{cells[0]}"
-        fix = "Give the picture that was decoded from this latent, before any scaling, or leave the latent away to decode from the picture alone"
-        raise invalid("size of image and latent", got, f"{cells[1] * CELL}x{cells[0] * CELL} pixels, {CELL} for each latent", fix)
+        fix = (
+            "Give the picture that was decoded from this latent, before any scaling, or leave the latent away to "
+            "decode from the picture alone"
+        )
+        raise invalid(
+            "size of image and latent",
+            got,
+            f"{cells[1] * CELL}x{cells[0] * CELL} pixels, {CELL} for each latent",
+            fix,
+        )
     if len(latent) not in (1, len(pixels)):
         raise invalid("latent's batch", len(latent), f"1 or {len(pixels)}, as many as pictures")
 
 
-def _prepared(decoder: TransparentDecoder, part: Tensor, latent: Tensor | None, area: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
-    """A tile's pixels and latent on the decoder's device and in its dtype, mirrored up to sides that it takes."""
+def _prepared(
+    decoder: TransparentDecoder, part: Tensor, latent: Tensor | None, area: tuple[slice, slice]
+) -> tuple[Tensor, Tensor]:
+    """A tile's pixels and latent on the decoder's device and in its dtype, mirrored up to sides that it
+    takes."""
     weight = next(decoder.parameters())
     height, width = (-(-side // decoder.STRIDE) * decoder.STRIDE for side in part.shape[2:])
     cells = (height // CELL, width // CELL)
@@ -160,7 +186,8 @@ def _prepared(decoder: TransparentDecoder, part: Tensor, latent: Tensor | None, 
 
 
 def _mirrored(x: Tensor, height: int, width: int) -> Tensor:
-    """``[B, C, h, w]`` continued to the right and downwards by its mirror image, edge pixels repeated, which keeps latents on their pixels."""
+    """``[B, C, h, w]`` continued to the right and downwards by its mirror image, edge pixels repeated, which
+    keeps latents on their pixels."""
     for axis, side in ((2, height), (3, width)):
         length = x.shape[axis]
         if side > length:
@@ -169,7 +196,14 @@ def _mirrored(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
-def _one_pass(decoder: TransparentDecoder, picture: Tensor, code: Tensor, mirrored: bool, turns: int, attend: Attend) -> Tensor:
+def _one_pass(
+    decoder: TransparentDecoder,
+    picture: Tensor,
+    code: Tensor,
+    mirrored: bool,
+    turns: int,
+    attend: AttendPixels,
+) -> Tensor:
     """RGBA in 0..1, float32, of one way to lay the picture, laid back."""
     a, b = (t.flip(3) if mirrored else t for t in (picture, code))
     a, b = (t.rot90(turns, (2, 3)) for t in (a, b))
@@ -185,7 +219,10 @@ def _combined(passes: Sequence[Tensor], combine: str) -> Tensor:
     sorted_ = list(passes)
     for end in range(len(sorted_) - 1, (len(sorted_) - 1) // 2 - 1, -1):
         for i in range(end):
-            sorted_[i], sorted_[i + 1] = torch.minimum(sorted_[i], sorted_[i + 1]), torch.maximum(sorted_[i], sorted_[i + 1])
+            sorted_[i], sorted_[i + 1] = (
+                torch.minimum(sorted_[i], sorted_[i + 1]),
+                torch.maximum(sorted_[i], sorted_[i + 1]),
+            )
     return sorted_[(len(sorted_) - 1) // 2]
 
 

@@ -1,4 +1,5 @@
-"""A transparent picture to latents: colours padded under its holes, laid on grey, and its alpha as an offset of the latents.
+"""A transparent picture to latents: colours padded under its holes, laid on grey, and its alpha as an offset
+of the latents.
 
 Source: the encoder of lllyasviel/LayerDiffuse_DiffusersCLI and sd-forge-layerdiffuse; algorithms.md §2.4 [V].
 """
@@ -12,21 +13,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import check_number, invalid
-from .transparent_networks import TransparentEncoder, to_file_order
-
-CELL = 8
-"""Pixels of a side that one latent stands for."""
+from .transparent_networks import CELL, TransparentEncoder, to_file_order
 
 Posterior = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What a VAE makes of a picture ``[B, 3, H, W]`` in 0..1: mean and standard deviation of its latents, each ``[B, C, H/8, W/8]``."""
+"""What a VAE makes of a picture ``[B, 3, H, W]`` in 0..1: mean and standard deviation of its latents, each
+``[B, C, H/8, W/8]``."""
 
 RATIO = 1.2
 """Side of one level of the padding pyramid over that of the next smaller one."""
 
 
 @torch.no_grad()
-def encode(encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offset_scale: float = 1.0) -> Tensor:
-    """Latents of a transparent picture in the VAE's space: ``mean + deviation * offset_scale * offset``, ``[B, C, H/8, W/8]``.
+def encode(
+    encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offset_scale: float = 1.0
+) -> Tensor:
+    """Latents of a transparent picture in the VAE's space: ``mean + deviation * offset_scale * offset``,
+    ``[B, C, H/8, W/8]``.
 
     The offset takes the place of the noise that an ordinary encoding draws.
 
@@ -46,7 +48,12 @@ def encode(encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offs
     padded = torch.cat([pad_colours(rgba), rgba[:, 3:]], 1)
     mean, deviation = posterior(on_grey(padded[:, :3], padded[:, 3:]))
     if mean.shape[1] != encoder.latent_channels:
-        raise invalid("VAE: latent channels", mean.shape[1], f"{encoder.latent_channels}, as the encoder was made for", "Load the VAE of its family")
+        raise invalid(
+            "VAE: latent channels",
+            mean.shape[1],
+            f"{encoder.latent_channels}, as the encoder was made for",
+            "Load the VAE of its family",
+        )
     weight = next(encoder.parameters())
     offset: Tensor = encoder(to_file_order(padded, encoder.latent_channels).to(weight)).to(mean)
     return mean + deviation * offset_scale * offset
@@ -57,7 +64,8 @@ def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
 
     Args:
         picture: ``[B or 1, 3 or 4, H, W]``; three channels are opaque.
-        alpha: ``[B or 1, h, w]``, 1 is opaque, scaled to the picture's size; takes the place of the picture's own. None: its own.
+        alpha: ``[B or 1, h, w]``, 1 is opaque, scaled to the picture's size; takes the place of the picture's
+            own. None: its own.
 
     Raises:
         LayeredError: there are several of both, and not as many.
@@ -67,7 +75,9 @@ def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
         if len({len(picture), len(alpha)} - {1}) > 1:
             raise invalid("mask: batch size", len(alpha), f"1 or {len(picture)}, as many as pictures")
         picture = picture.expand(max(len(picture), len(alpha)), -1, -1, -1)
-        own = functional.interpolate(alpha.float()[:, None], picture.shape[2:], mode="bilinear", antialias=True)
+        own = functional.interpolate(
+            alpha.float()[:, None], picture.shape[2:], mode="bilinear", antialias=True
+        )
     else:
         own = picture[:, 3:4] if picture.shape[1] > 3 else torch.ones_like(picture[:, :1])
     return torch.cat([picture[:, :3], own.to(picture).expand(len(picture), -1, -1, -1)], 1).clamp(0, 1)
@@ -80,7 +90,9 @@ def crop_to_cells(picture: Tensor) -> Tensor:
         LayeredError: a side is below 8.
     """
     if min(picture.shape[2:]) < CELL:
-        raise invalid("image's size", f"{picture.shape[3]}x{picture.shape[2]}", f"at least {CELL}x{CELL} pixels")
+        raise invalid(
+            "image's size", f"{picture.shape[3]}x{picture.shape[2]}", f"at least {CELL}x{CELL} pixels"
+        )
     height, width = (side // CELL * CELL for side in picture.shape[2:])
     top, left = ((side % CELL) // 2 for side in picture.shape[2:])
     return picture[:, :, top : top + height, left : left + width]
@@ -89,8 +101,9 @@ def crop_to_cells(picture: Tensor) -> Tensor:
 def pad_colours(rgba: Tensor) -> Tensor:
     """Straight colours ``[B, 3, H, W]`` in which every pixel under alpha 0 has the colour of what is near it.
 
-    A pyramid of premultiplied colour and alpha down to a side of 1; from the mean colour at its top each level lays its own colours over the
-    enlarged level above: ``f <- c + (1 - a) f``. Where alpha is 1 colours stay as they are; a picture that is all transparent becomes black.
+    A pyramid of premultiplied colour and alpha down to a side of 1; from the mean colour at its top each
+    level lays its own colours over the enlarged level above: ``f <- c + (1 - a) f``. Where alpha is 1 colours
+    stay as they are; a picture that is all transparent becomes black.
 
     Args:
         rgba: ``[B, 4, H, W]``, 0..1, straight alpha.
@@ -109,7 +122,8 @@ def pad_colours(rgba: Tensor) -> Tensor:
 
 
 def on_grey(colours: Tensor, alpha: Tensor) -> Tensor:
-    """What the VAE encodes: straight colours ``[B, 3, H, W]`` in 0..1 over mid-grey, ``(2 c - 1) a / 2 + 1/2``; ``alpha`` ``[B, 1, H, W]``."""
+    """What the VAE encodes: straight colours ``[B, 3, H, W]`` in 0..1 over mid-grey,
+    ``(2 c - 1) a / 2 + 1/2``; ``alpha`` ``[B, 1, H, W]``."""
     return (colours - 0.5) * alpha + 0.5
 
 
@@ -119,7 +133,8 @@ def _area_resize(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _overlaps(before: int, after: int) -> Tensor:
-    """Share of each of ``before`` pixels in each of ``after`` pixels of the same line, ``[after, before]``; rows sum to 1."""
+    """Share of each of ``before`` pixels in each of ``after`` pixels of the same line, ``[after, before]``;
+    rows sum to 1."""
     ends = torch.arange(after, dtype=torch.float64)[:, None] * before / after
     starts = torch.arange(before, dtype=torch.float64)
     overlap = torch.minimum(ends + before / after, starts + 1) - torch.maximum(ends, starts)

@@ -1,8 +1,8 @@
-"""The two networks of latent transparency (Zhang and Agrawala 2024, arXiv 2402.17113), as released: they turn a picture's alpha into an
-offset of its latents, and a decoded picture with its latents back into RGBA.
+"""The two networks of latent transparency (Zhang and Agrawala 2024, arXiv 2402.17113), as released: they turn
+a picture's alpha into an offset of its latents, and a decoded picture with its latents back into RGBA.
 
-Both have the parameter names and shapes of the published files at their default widths, and read any other width from a file's shapes.
-No diffusers is needed. Evidence: algorithms.md §2.4, §2.5 [V].
+Both have the parameter names and shapes of the published files at their default widths, and read any other
+width from a file's shapes. No diffusers is needed. Evidence: algorithms.md §2.4, §2.5 [V].
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ ATTENTION_STAGE = 4
 """Down blocks from here on, and the up blocks that face them, have self-attention."""
 
 FLUX_CHANNELS = 16
-"""Latent channels of Flux, whose files order alpha last; those of Stable Diffusion (4 channels) order it first."""
+"""Latent channels of Flux, whose files order alpha last; those of Stable Diffusion (4 channels) order it
+first."""
 
 ENCODER_WIDTHS = (32, 64, 128, 256)
 DECODER_WIDTHS = (32, 32, 64, 128, 256, 512, 512)
 """Channels of the published networks, from the full side to an eighth and to a 64th of it."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+CELL = 8
+"""Pixels a side of a picture for each value of its latent."""
+
+AttendPixels = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Attention of a host: ``(q, k, v, heads)``, each ``[B, N, heads * HEAD]``, to ``[B, N, heads * HEAD]``."""
 
 
 def attend_with_torch(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """torch's own attention, as :data:`Attend`."""
+    """torch's own attention, as :data:`AttendPixels`."""
     q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -59,15 +63,25 @@ class TransparentEncoder(nn.Module):
         self.widths, self.latent_channels = tuple(widths), latent_channels
         layers: list[nn.Module] = [nn.Conv2d(4, widths[0], 3, 1, 1), nn.SiLU()]
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Conv2d(before, before, 3, 1, 1), nn.SiLU(), nn.Conv2d(before, after, 3, 2, 1), nn.SiLU()]
-        layers += [nn.Conv2d(widths[-1], widths[-1], 3, 1, 1), nn.SiLU(), _zero(nn.Conv2d(widths[-1], latent_channels, 3, 1, 1))]
+            layers += [
+                nn.Conv2d(before, before, 3, 1, 1),
+                nn.SiLU(),
+                nn.Conv2d(before, after, 3, 2, 1),
+                nn.SiLU(),
+            ]
+        layers += [
+            nn.Conv2d(widths[-1], widths[-1], 3, 1, 1),
+            nn.SiLU(),
+            _zero(nn.Conv2d(widths[-1], latent_channels, 3, 1, 1)),
+        ]
         self.blocks = nn.Sequential(*layers)
 
     def forward(self, picture: Tensor) -> Tensor:
         """Offset ``[B, C, H/8, W/8]``.
 
         Args:
-            picture: ``[B, 4, H, W]``, 0..1, channels in the order of the file (:func:`to_file_order`), colours padded under alpha 0.
+            picture: ``[B, 4, H, W]``, 0..1, channels in the order of the file (:func:`to_file_order`),
+                colours padded under alpha 0.
         """
         return self.blocks(picture)  # type: ignore[no-any-return]
 
@@ -79,7 +93,9 @@ class TransparentEncoder(nn.Module):
             LayeredError: keys or shapes are not an encoder's; ``name`` says of which file.
         """
         weights = _part(weights, "encoder")
-        widths = [_size(weights, f"blocks.{4 * i}.weight", 0, usual) for i, usual in enumerate(ENCODER_WIDTHS)]
+        widths = [
+            _size(weights, f"blocks.{4 * i}.weight", 0, usual) for i, usual in enumerate(ENCODER_WIDTHS)
+        ]
         latent_channels = _size(weights, "blocks.16.weight", 0, 4)
         return _filled(lambda: cls(widths, latent_channels), weights, name, "encoder")
 
@@ -88,7 +104,8 @@ class TransparentDecoder(nn.Module):
     """A decoded picture and its latent to RGBA: the UNet that the paper's code calls UNet1024.
 
     Args:
-        widths: channels of the seven blocks, from the full side to a 64th of it; multiples of 4, from the fifth on of 8.
+        widths: channels of the seven blocks, from the full side to a 64th of it; multiples of 4, from the
+            fifth on of 8.
         latent_channels: of the VAE: 4, or 16 for Flux.
     """
 
@@ -101,7 +118,10 @@ class TransparentDecoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, widths[0], 3, 1, 1)
         self.latent_conv_in = _zero(nn.Conv2d(latent_channels, widths[LATENT_STAGE - 1], 1))
-        self.down_blocks = nn.ModuleList(_DownBlock(widths[max(i - 1, 0)], width, i >= ATTENTION_STAGE, i < last) for i, width in enumerate(widths))
+        self.down_blocks = nn.ModuleList(
+            _DownBlock(widths[max(i - 1, 0)], width, i >= ATTENTION_STAGE, i < last)
+            for i, width in enumerate(widths)
+        )
         self.mid_block = _MidBlock(widths[-1])
         self.up_blocks = nn.ModuleList()
         before = widths[-1]
@@ -113,12 +133,14 @@ class TransparentDecoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(GROUPS, widths[0])
         self.conv_out = nn.Conv2d(widths[0], 4, 3, 1, 1)
 
-    def forward(self, pixels: Tensor, latent: Tensor, attend: Attend = attend_with_torch) -> Tensor:
-        """RGBA ``[B, 4, H, W]`` in the order of the file (:func:`from_file_order`), not clipped; colours straight, padded under alpha 0.
+    def forward(self, pixels: Tensor, latent: Tensor, attend: AttendPixels = attend_with_torch) -> Tensor:
+        """RGBA ``[B, 4, H, W]`` in the order of the file (:func:`from_file_order`), not clipped; colours
+        straight, padded under alpha 0.
 
         Args:
             pixels: the decoded picture, ``[B, 3, H, W]``, 0..1; sides multiples of :data:`STRIDE`.
-            latent: ``[B, C, H/8, W/8]`` in the VAE's space, that is what the VAE decodes; zeros where there is none.
+            latent: ``[B, C, H/8, W/8]`` in the VAE's space, that is what the VAE decodes; zeros where there
+                is none.
             attend: the host's attention.
         """
         x = self.conv_in(pixels)
@@ -128,7 +150,8 @@ class TransparentDecoder(nn.Module):
             if i == LATENT_STAGE:
                 x = x + self.latent_conv_in(latent)
             x = block(x, skips, attend)
-        # From here on nothing but the stack refers to what is still needed: a tensor at the full side is freed as soon as it is used.
+        # From here on nothing but the stack refers to what is still needed: a tensor at the full side is
+        # freed as soon as it is used.
         skips.append(self.mid_block(x, attend))
         del x
         for block in self.up_blocks:
@@ -143,7 +166,10 @@ class TransparentDecoder(nn.Module):
             LayeredError: keys or shapes are not a decoder's; ``name`` says of which file.
         """
         weights = _part(weights, "decoder")
-        widths = [_size(weights, f"down_blocks.{i}.resnets.0.conv1.weight", 0, usual) for i, usual in enumerate(DECODER_WIDTHS)]
+        widths = [
+            _size(weights, f"down_blocks.{i}.resnets.0.conv1.weight", 0, usual)
+            for i, usual in enumerate(DECODER_WIDTHS)
+        ]
         latent_channels = _size(weights, "latent_conv_in.weight", 1, 4)
         return _filled(lambda: cls(widths, latent_channels), weights, name, "decoder")
 
@@ -164,9 +190,11 @@ def _made(skip: Skip) -> Tensor:
 
 
 def _norm_silu(x: Tensor, norm: nn.GroupNorm, overwrite: bool) -> Tensor:
-    """``silu(norm(x))``; in the memory of ``x`` where ``overwrite`` says that nobody needs it any more and no gradient is asked for.
+    """``silu(norm(x))``; in the memory of ``x`` where ``overwrite`` says that nobody needs it any more and no
+    gradient is asked for.
 
-    One tensor at the full side of a 1024-pixel picture has 134 MB: such copies are half of what a decode would hold.
+    One tensor at the full side of a 1024-pixel picture has 134 MB: such copies are half of what a decode
+    would hold.
     """
     if torch.is_grad_enabled() or not overwrite:
         return functional.silu(norm(x), inplace=not torch.is_grad_enabled())
@@ -180,8 +208,8 @@ def _norm_silu(x: Tensor, norm: nn.GroupNorm, overwrite: bool) -> Tensor:
 def _group_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each group of channels of ``[B, C, H, W]``, each ``[B, G, 1]`` in float32.
 
-    Pixels are taken in pieces that stay in a processor's cache, each about its own mean (Chan, Golub and LeVeque 1979): a quarter of the
-    time of a whole group norm.
+    Pixels are taken in pieces that stay in a processor's cache, each about its own mean (Chan, Golub and
+    LeVeque 1979): a quarter of the time of a whole group norm.
     """
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     pieces = torch.split(pixels, max(2**17 // x.shape[1], 1), 1)
@@ -210,7 +238,8 @@ class _Resnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(inside, out, 1) if inside != out else None
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """Of parts ``[B, C_i, H, W]`` side by side. The list is emptied, so that they are freed as soon as they are used."""
+        """Of parts ``[B, C_i, H, W]`` side by side. The list is emptied, so that they are freed as soon as
+        they are used."""
         joined = len(parts) > 1
         x = torch.cat(parts, 1) if joined else parts[0]
         parts.clear()
@@ -230,10 +259,14 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = width // HEAD
         self.group_norm = nn.GroupNorm(GROUPS, width)
-        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, attend: AttendPixels) -> Tensor:
         h = self.group_norm(x).flatten(2).transpose(1, 2)
         h = self.to_out[0](attend(self.to_q(h), self.to_k(h), self.to_v(h), self.heads))
         result: Tensor = x + h.transpose(1, 2).reshape(x.shape)
@@ -271,7 +304,7 @@ class _DownBlock(nn.Module):
         self.attentions = nn.ModuleList(_Attention(out) for _ in range(2 * attention))
         self.downsamplers = nn.ModuleList(_Downsample(out) for _ in range(downsample))
 
-    def forward(self, x: Tensor, skips: list[Skip], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Skip], attend: AttendPixels) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             x = resnet([x])
             if len(self.attentions):
@@ -291,21 +324,26 @@ class _MidBlock(nn.Module):
         self.resnets = nn.ModuleList([_Resnet(width, width), _Resnet(width, width)])
         self.attentions = nn.ModuleList([_Attention(width)])
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, attend: AttendPixels) -> Tensor:
         return self.resnets[1]([self.attentions[0](self.resnets[0]([x]), attend)])  # type: ignore[no-any-return]
 
 
 class _UpBlock(nn.Module):
     """Three resnets, each on what came from below beside what the down path left, and twice the side."""
 
-    def __init__(self, before: int, out: int, skips: tuple[int, int, int], attention: bool, upsample: bool) -> None:
+    def __init__(
+        self, before: int, out: int, skips: tuple[int, int, int], attention: bool, upsample: bool
+    ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(_Resnet(a + b, out) for a, b in zip((before, out, out), skips, strict=True))
+        self.resnets = nn.ModuleList(
+            _Resnet(a + b, out) for a, b in zip((before, out, out), skips, strict=True)
+        )
         self.attentions = nn.ModuleList(_Attention(out) for _ in range(3 * attention))
         self.upsamplers = nn.ModuleList(_Upsample(out) for _ in range(upsample))
 
-    def forward(self, stack: list[Skip], attend: Attend) -> None:
-        """``stack``: what the down path left, and on top what came from below, in whose place the block's own result lies afterwards."""
+    def forward(self, stack: list[Skip], attend: AttendPixels) -> None:
+        """``stack``: what the down path left, and on top what came from below, in whose place the block's own
+        result lies afterwards."""
         for i, resnet in enumerate(self.resnets):
             stack.append(resnet([_made(stack.pop()), _made(stack.pop())]))
             if len(self.attentions):
@@ -315,7 +353,8 @@ class _UpBlock(nn.Module):
 
 
 def to_file_order(rgba: Tensor, latent_channels: int) -> Tensor:
-    """RGBA ``[B, 4, H, W]`` in the channel order of the files for a VAE of so many latent channels: alpha first, for Flux last."""
+    """RGBA ``[B, 4, H, W]`` in the channel order of the files for a VAE of so many latent channels: alpha
+    first, for Flux last."""
     return rgba if latent_channels == FLUX_CHANNELS else rgba.roll(1, 1)
 
 
@@ -328,7 +367,8 @@ _Network = TypeVar("_Network", TransparentEncoder, TransparentDecoder)
 
 
 def _part(weights: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
-    """The encoder's or decoder's tensors of a file that holds both and perhaps the VAE, as Flux's TransparentVAE does; of another file all."""
+    """The encoder's or decoder's tensors of a file that holds both and perhaps the VAE, as Flux's
+    TransparentVAE does; of another file all."""
     parts = ("encoder.", "decoder.", "sd_vae.")
     if not weights or not all(k.startswith(parts) for k in weights):
         return weights
@@ -341,16 +381,27 @@ def _filled(build: Callable[[], _Network], weights: Mapping[str, Tensor], name: 
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     missing = sorted(expected.keys() - weights.keys())
     unexpected = sorted(weights.keys() - expected.keys())
-    wrong = [f"{k} {list(weights[k].shape)} instead of {list(s)}" for k, s in expected.items() if k in weights and tuple(weights[k].shape) != s]
+    wrong = [
+        f"{k} {list(weights[k].shape)} instead of {list(s)}"
+        for k, s in expected.items()
+        if k in weights and tuple(weights[k].shape) != s
+    ]
     if missing or unexpected or wrong:
-        found = f"missing keys: {_listed(missing)}; unexpected keys: {_listed(unexpected)}; wrong shapes: {_listed(wrong)}"
-        raise LayeredError(f"model file {name!r} is not a transparent {what}. {found}. Choose a file vae_transparent_{what}.safetensors")
+        found = (
+            f"missing keys: {_listed(missing)}; unexpected keys: {_listed(unexpected)}; "
+            f"wrong shapes: {_listed(wrong)}"
+        )
+        raise LayeredError(
+            f"model file {name!r} is not a transparent {what}. {found}. Choose a file "
+            f"vae_transparent_{what}.safetensors"
+        )
     network.load_state_dict({k: weights[k].float() for k in expected}, assign=True)
     return network.eval().requires_grad_(False)
 
 
 def _size(weights: Mapping[str, Tensor], key: str, axis: int, usual: int) -> int:
-    """One of a convolution's channel numbers, or the published network's where the file has no such convolution."""
+    """One of a convolution's channel numbers, or the published network's where the file has no such
+    convolution."""
     return int(weights[key].shape[axis]) if key in weights and weights[key].ndim == 4 else usual
 
 

@@ -13,16 +13,25 @@ from layered_diffusers.sampling import Method, Run, noised
 
 
 class ChangeMap(Method):
-    """Pin every place to a given picture, at the run's noise level, until that level has come down to the place's own number.
+    """Pin every place to a given picture, at the run's noise level, until that level has come down to the
+    place's own number.
 
-    See :mod:`layered_core.noise.change_map`. A change map of 0 and 1 alone is blended latent diffusion. A place that is never free comes out equal
-    to the bit.
+    See :mod:`layered_core.noise.change_map`. A change map of 0 and 1 alone is blended latent diffusion. A
+    place that is never free comes out equal to the bit.
     """
 
     def __init__(
-        self, clean: Tensor, change: Tensor, *, threshold: str = "absolute", noise: str = "fixed", dilation: float = 0.0, softness: float = 0.0
+        self,
+        clean: Tensor,
+        change: Tensor,
+        *,
+        threshold: str = "absolute",
+        noise: str = "fixed",
+        dilation: float = 0.0,
+        softness: float = 0.0,
     ) -> None:
-        """``clean`` latents ``[1 or B, C, h, w]``; ``change`` ``[h, w]`` or ``[B, 1, h, w]`` in 0..1; the rest as in the core."""
+        """``clean`` latents ``[1 or B, C, h, w]``; ``change`` ``[h, w]`` or ``[B, 1, h, w]`` in 0..1; the
+        rest as in the core."""
         self.clean, self.change = clean, change
         self.threshold, self.noise, self.dilation, self.softness = threshold, noise, dilation, softness
         self.ends = (1.0, 0.0)
@@ -46,11 +55,14 @@ class ChangeMap(Method):
     def after_step(self, run: Run, index: int) -> None:
         """At the end, give back what was never free."""
         if index + 1 == len(run.timesteps):
-            run.latents = keep_outside(run.latents, self.clean.expand_as(run.latents), (self.change > 0).to(run.latents.dtype))
+            run.latents = keep_outside(
+                run.latents, self.clean.expand_as(run.latents), (self.change > 0).to(run.latents.dtype)
+            )
 
 
 class InpaintInput(Method):
-    """What a UNet made for inpainting sees beside the latents: where it may paint, and the picture with a grey hole there."""
+    """What a UNet made for inpainting sees beside the latents: where it may paint, and the picture with a
+    grey hole there."""
 
     def __init__(self, masked: Tensor, mask: Tensor) -> None:
         """``masked`` latents ``[1 or B, C, h, w]``; ``mask`` ``[h, w]``, 1 where to paint."""

@@ -1,4 +1,5 @@
-"""LayerDiffuse on a diffusers model: transparent layers, and layers made for given ones, from the published files."""
+"""LayerDiffuse on a diffusers model: transparent layers, and layers made for given ones, from the published
+files."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from layered_core.attention.cross_attention import plain
 from layered_core.errors import LayeredError, check_number, invalid
-from layered_core.noise.window import Window, noise_level
-from layered_core.transparency.layer_diffuse_files import Mode, mode_of, read_layer_model_file
+from layered_core.noise.window import Window, sigma_at
+from layered_core.transparency.layer_diffuse_files import LayerDiffuseMode, mode_of, read_layer_model_file
 from layered_core.transparency.layer_diffuse_frames import (
     AttentionSharing,
     Base,
@@ -29,7 +30,6 @@ from layered_core.transparency.layer_diffuse_frames import (
     signal_for,
 )
 from layered_core.transparency.layer_diffuse_weights import (
-    CELL,
     LowRank,
     check_picture,
     check_pictures,
@@ -40,6 +40,7 @@ from layered_core.transparency.layer_diffuse_weights import (
     transformer_blocks,
     with_pictures,
 )
+from layered_core.transparency.transparent_networks import CELL
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode
@@ -47,9 +48,11 @@ from layered_diffusers.sampling import Method, Run
 
 
 class LayerDiffuse(Method):
-    """A file's change of a UNet, while a run lasts. See :data:`layered_core.transparency.layer_diffuse_files.MODES`.
+    """A file's change of a UNet, while a run lasts. See
+    :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES`.
 
-    Files may have Forge's names (layerdiffusion-v1) or diffusers' (LayerDiffuse_Diffusers, diffuser_layerdiffuse).
+    Files may have Forge's names (layerdiffusion-v1) or diffusers' (LayerDiffuse_Diffusers,
+    diffuser_layerdiffuse).
     """
 
     def __init__(
@@ -70,13 +73,16 @@ class LayerDiffuse(Method):
             model: the pipeline that samples.
             file: safetensors.
             mode: the name of a mode.
-            pictures: those that the mode takes, by name, RGB or RGBA ``[B, 3 or 4, H, W]`` in 0..1, of the size that is sampled.
-            words: for modes that make several pictures: words for one of them alone, by its name, in place of the prompt.
+            pictures: those that the mode takes, by name, RGB or RGBA ``[B, 3 or 4, H, W]`` in 0..1, of the
+                size that is sampled.
+            words: for modes that make several pictures: words for one of them alone, by its name, in place of
+                the prompt.
             weight: how far the file changes the model, 0..2. Neutral: 0.
             start, end: shares of the sampling between which it acts, 0..1.
 
         Raises:
-            LayeredError: the file is missing, broken, for another model or another mode; a picture is missing; a number is out of range.
+            LayeredError: the file is missing, broken, for another model or another mode; a picture is
+                missing; a number is out of range.
         """
         check_number("weight", weight, 0, 2)
         check_number("start", start, 0, 1)
@@ -89,15 +95,27 @@ class LayerDiffuse(Method):
         self.sizes = {p: (image.shape[-2], image.shape[-1]) for p, image in given.items()}
         unknown = sorted(set(words or {}) - set(self.mode.makes if len(self.mode.makes) > 1 else ()))
         if unknown:
-            raise invalid("words", unknown, f"the names of pictures that are made together: {', '.join(self.mode.makes)}")
+            raise invalid(
+                "words",
+                unknown,
+                f"the names of pictures that are made together: {', '.join(self.mode.makes)}",
+            )
         family = type(model).__name__
         self.acting: _Weights | _Sharing
         if is_attention_sharing(weights):
             network = AttentionSharing.from_weights(weights, name)
             check_frames(network, self.mode, name)
-            check_modules(network, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet).values()], name, family)
+            check_modules(
+                network,
+                [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet).values()],
+                name,
+                family,
+            )
             network = network.to(model.unet.device, model.unet.dtype)
-            own = [encode(model, [words[f]])[0][0][None] if words and words.get(f) else None for f in self.mode.makes]
+            own = [
+                encode(model, [words[f]])[0][0][None] if words and words.get(f) else None
+                for f in self.mode.makes
+            ]
             self.acting = _Sharing(model.unet, network, own, _signals(network, given), weight)
         else:
             shapes = {k: tuple(p.shape) for k, p in _own_names(model.unet).items()}
@@ -105,7 +123,9 @@ class LayerDiffuse(Method):
             check_pictures(patches, self.mode, name)
             term = None
             if patches.concat is not None:
-                term = concat_term(_encoded(model, given), patches.concat.to(model.unet.device, model.unet.dtype), weight)
+                term = concat_term(
+                    _encoded(model, given), patches.concat.to(model.unet.device, model.unet.dtype), weight
+                )
             self.acting = _Weights(model.unet, {**patches.diff, **patches.lora}, term, weight)
 
     def start(self, run: Run, stack: ExitStack) -> None:
@@ -118,28 +138,37 @@ class LayerDiffuse(Method):
 
     def before_step(self, run: Run, index: int) -> None:
         """On inside the window, off outside."""
-        sigma = noise_level(run.scheduler.alphas_cumprod, float(run.timesteps[index]))
+        sigma = sigma_at(run.scheduler.alphas_cumprod, float(run.timesteps[index]))
         self.acting.switch(self._window.acts(sigma) and self.weight > 0)
 
     def switch(self, on: bool, guided: bool = True) -> None:
-        """Put the change on the UNet or take it off, to the bit, outside any run: for diffusers' own pipelines.
+        """Put the change on the UNet or take it off, to the bit, outside any run: for diffusers' own
+        pipelines.
 
         Args:
             on: put it on. Again after the pipeline was moved.
-            guided: rows are unconditional, then conditional, as with guidance above 1; else all are conditional.
+            guided: rows are unconditional, then conditional, as with guidance above 1; else all are
+                conditional.
         """
         self.acting.switch(on and self.weight > 0, guided)
 
 
 def _own_names(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The UNet's weights by their own names, also while LoRAs are on it (peft moves what they act on to ``base_layer``)."""
+    """The UNet's weights by their own names, also while LoRAs are on it (peft moves what they act on to
+    ``base_layer``)."""
     return {k.replace(".base_layer.", "."): p for k, p in unet.named_parameters()}
 
 
 class _Weights:
     """Changed weights, and what given pictures add to the first convolution."""
 
-    def __init__(self, unet: UNet2DConditionModel, changes: Mapping[str, Tensor | LowRank], term: Tensor | None, weight: float) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        changes: Mapping[str, Tensor | LowRank],
+        term: Tensor | None,
+        weight: float,
+    ) -> None:
         self.unet, self.changes, self.term, self.weight = unet, changes, term, weight
         self.before: dict[str, Tensor] = {}
         self.hooks: list[Any] = []
@@ -176,7 +205,12 @@ class _Sharing:
     """Units in place of every attention."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, network: AttentionSharing, words: list[Tensor | None], signals: list[Tensor], weight: float
+        self,
+        unet: UNet2DConditionModel,
+        network: AttentionSharing,
+        words: list[Tensor | None],
+        signals: list[Tensor],
+        weight: float,
     ) -> None:
         self.unet, self.network, self.words, self.signals, self.weight = unet, network, words, signals, weight
         self.before: dict[str, Any] = {}
@@ -193,7 +227,12 @@ class _Sharing:
             return
         if on:
             self.before = dict(self.unet.attn_processors)
-            units = {id(a): (u, i % 2 == 1) for i, (a, u) in enumerate(zip(attentions(self.unet).values(), self.network.units, strict=True))}
+            units = {
+                id(a): (u, i % 2 == 1)
+                for i, (a, u) in enumerate(
+                    zip(attentions(self.unet).values(), self.network.units, strict=True)
+                )
+            }
             for module in self.unet.modules():
                 if id(module) in units:
                     unit, crossed = units[id(module)]
@@ -202,14 +241,18 @@ class _Sharing:
             self.unet.set_attn_processor(dict(self.before))
             self.before = {}
 
-    def _attend(self, unit: SharingUnit, crossed: bool, attn: Attention, hidden: Tensor, context: Tensor | None) -> Tensor:
+    def _attend(
+        self, unit: SharingUnit, crossed: bool, attn: Attention, hidden: Tensor, context: Tensor | None
+    ) -> Tensor:
         with_bias = plain(attn.heads)
         base = Base(attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], lambda q, k, v: with_bias(q, k, v, None))
         contexts = None
         if crossed and context is not None:
             conditional_from = len(hidden) // 2 if self.guided else 0
             words = [None if w is None else w.to(context) for w in self.words]
-            contexts = frame_contexts(context, unit.frames, words, [i >= conditional_from for i in range(len(hidden))])
+            contexts = frame_contexts(
+                context, unit.frames, words, [i >= conditional_from for i in range(len(hidden))]
+            )
         signal = signal_for(self.signals, hidden.shape[1])
         return unit(hidden, contexts, base, None if signal is None else signal.to(hidden), self.weight)
 
@@ -221,14 +264,22 @@ class _Processor:
         self.attend = attend
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         return self.attend(attn, hidden_states, encoder_hidden_states)
 
 
 def attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
     """Every attention of a UNet by its name, in the order of the published files."""
-    names = [f"{block}.{part}" for block in transformer_blocks(name for name, _ in unet.named_parameters()) for part in ("attn1", "attn2")]
+    names = [
+        f"{block}.{part}"
+        for block in transformer_blocks(name for name, _ in unet.named_parameters())
+        for part in ("attn1", "attn2")
+    ]
     return {name: unet.get_submodule(name) for name in names}
 
 
@@ -238,12 +289,18 @@ def _blocks(unet: UNet2DConditionModel) -> int:
     return int(count if isinstance(count, int) else count[0])
 
 
-def _given(mode: Mode, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _given(mode: LayerDiffuseMode, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The pictures that a mode takes, over mid-grey."""
     if set(pictures) != set(mode.takes):
-        raise invalid("pictures", sorted(pictures), f"{', '.join(mode.takes) or 'none'} in the mode {mode.name!r}")
+        raise invalid(
+            "pictures", sorted(pictures), f"{', '.join(mode.takes) or 'none'} in the mode {mode.name!r}"
+        )
     if len({len(p) for p in pictures.values()} - {1}) > 1:
-        raise invalid("pictures: batch sizes", sorted(len(p) for p in pictures.values()), "one picture, or as many of each")
+        raise invalid(
+            "pictures: batch sizes",
+            sorted(len(p) for p in pictures.values()),
+            "one picture, or as many of each",
+        )
     return {name: over_mid_grey(pictures[name].float()) for name in mode.takes}
 
 
@@ -251,7 +308,11 @@ def _encoded(model: StableDiffusion, pictures: Mapping[str, Tensor]) -> Tensor:
     """Latents beside each other, in the model's scale."""
     for name, picture in pictures.items():
         if picture.shape[-2] % CELL or picture.shape[-1] % CELL:
-            raise invalid(f"{name}: size of the picture", f"{picture.shape[-1]}x{picture.shape[-2]}", f"sides that are multiples of {CELL}")
+            raise invalid(
+                f"{name}: size of the picture",
+                f"{picture.shape[-1]}x{picture.shape[-2]}",
+                f"sides that are multiples of {CELL}",
+            )
     found = [vae.encode(model, picture) for picture in pictures.values()]
     rows = max(len(x) for x in found)
     return torch.cat([x.expand(rows, -1, -1, -1) for x in found], 1)

@@ -16,13 +16,14 @@ from layered_core.control.control_map import ControlMap, fitted, inpaint_hint, s
 from layered_core.control.hints import document_hint
 from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError, invalid
-from layered_core.noise.window import Window, noise_level
+from layered_core.noise.window import Window, sigma_at
 from layered_diffusers.sampling import Method, Run
 
 
 @dataclass
 class MaskedControl(Method):
-    """One ControlNet or T2I-Adapter whose residuals act where and as strongly as a map says; several of them add up."""
+    """One ControlNet or T2I-Adapter whose residuals act where and as strongly as a map says; several of them
+    add up."""
 
     net: ControlNetModel | T2IAdapter
     hint: Tensor
@@ -30,7 +31,7 @@ class MaskedControl(Method):
     map: ControlMap
     """Of any size of that aspect ratio."""
 
-    def start(self, run: Run, stack: Any) -> None:  # noqa: ANN401
+    def start(self, run: Run, stack: Any) -> None:
         """See :class:`Method`."""
         check_fits(self.net, run)
         unit = 8 * 2 ** (len(run.unet.config.block_out_channels) - 1)
@@ -43,7 +44,7 @@ class MaskedControl(Method):
 
     def model_inputs(self, run: Run, model_input: Tensor, index: int) -> dict[str, Any]:
         """The net's weighted residuals; nothing where no layer's control is active."""
-        sigma = noise_level(self._alphas, float(run.timesteps[index]))
+        sigma = sigma_at(self._alphas, float(run.timesteps[index]))
         weight = self.fitted.at([window.acts(sigma) for window in self._windows])
         if not isinstance(weight, Tensor) and weight == 0:
             return {}
@@ -52,12 +53,18 @@ class MaskedControl(Method):
         part = slice(len(model_input) // 2, None) if cond_only else slice(None)
         given = self._residuals(run, model_input[part], part, index)
         depths = soft_weights(len(given), self.map.mode, adapter=bool(self.features))
-        residuals = [weighted(r, weight, cells) if d == 1 else weighted(r, weight, cells) * d for r, d in zip(given, depths, strict=True)]
+        residuals = [
+            weighted(r, weight, cells) if d == 1 else weighted(r, weight, cells) * d
+            for r, d in zip(given, depths, strict=True)
+        ]
         if cond_only:
             residuals = [torch.cat([torch.zeros_like(r), r]) for r in residuals]
         if self.features:
             return {"down_intrablock_additional_residuals": residuals}
-        return {"down_block_additional_residuals": tuple(residuals[:-1]), "mid_block_additional_residual": residuals[-1]}
+        return {
+            "down_block_additional_residuals": tuple(residuals[:-1]),
+            "mid_block_additional_residual": residuals[-1],
+        }
 
     def _residuals(self, run: Run, seen: Tensor, part: slice, index: int) -> list[Tensor]:
         """From the outermost to the deepest, for the rows ``part`` of the batch."""
@@ -65,21 +72,30 @@ class MaskedControl(Method):
             return [f.expand(len(seen), -1, -1, -1) for f in self.features]
         added = {"added_cond_kwargs": {k: v[part] for k, v in run.added.items()}} if run.added else {}
         picture = self.picture.expand(len(seen), -1, -1, -1)
-        down, middle = self.net(seen, run.timesteps[index], run.context[part], controlnet_cond=picture, return_dict=False, **added)
+        down, middle = self.net(
+            seen, run.timesteps[index], run.context[part], controlnet_cond=picture, return_dict=False, **added
+        )
         return [*down, middle]
 
 
 class InpaintControl(MaskedControl):
-    """An inpainting ControlNet, e.g. lllyasviel/control_v11p_sd15_inpaint: it sees the picture with a hole where something new is wanted."""
+    """An inpainting ControlNet, e.g. lllyasviel/control_v11p_sd15_inpaint: it sees the picture with a hole
+    where something new is wanted."""
 
     def __init__(self, net: ControlNetModel, picture: Tensor, mask: Tensor) -> None:
-        """``picture`` ``[3, H, W]`` in 0..1; ``mask`` ``[H, W]``, 1 where to paint. See :func:`layered_core.control.control_map.inpaint_hint`."""
+        """``picture`` ``[3, H, W]`` in 0..1; ``mask`` ``[H, W]``, 1 where to paint. See
+        :func:`layered_core.control.control_map.inpaint_hint`."""
         if not isinstance(net, ControlNetModel):
-            raise invalid("control", type(net).__name__, "a ControlNetModel", "Load a ControlNet that was made for inpainting")
+            raise invalid(
+                "control",
+                type(net).__name__,
+                "a ControlNetModel",
+                "Load a ControlNet that was made for inpainting",
+            )
         super().__init__(net, picture, ControlMap(torch.ones(1, *mask.shape), (Control(),)))
         self.mask = mask
 
-    def start(self, run: Run, stack: Any) -> None:  # noqa: ANN401
+    def start(self, run: Run, stack: Any) -> None:
         """See :class:`Method`."""
         super().start(run, stack)
         unit = 8 * 2 ** (len(run.unet.config.block_out_channels) - 1)
@@ -88,14 +104,22 @@ class InpaintControl(MaskedControl):
 
 
 def document_control(
-    document: LayerDocument, net: ControlNetModel | T2IAdapter | None = None, *, strength: float = 1.0, mode: str = "balanced", outline: bool = False
+    document: LayerDocument,
+    net: ControlNetModel | T2IAdapter | None = None,
+    *,
+    strength: float = 1.0,
+    mode: str = "balanced",
+    outline: bool = False,
 ) -> MaskedControl:
-    """The control that a document's recipes ask for, all of it by one net (None: the storybook's, which reads canny edges).
+    """The control that a document's recipes ask for, all of it by one net (None: the storybook's, which reads
+    canny edges).
 
     ``strength`` and ``mode`` as :class:`ControlMap`, ``outline`` as :func:`document_hint`.
     """
     control_map = ControlMap.of(document, strength=strength, mode=mode)
-    return MaskedControl(load_controlnet() if net is None else net, document_hint(document, outline=outline), control_map)
+    return MaskedControl(
+        load_controlnet() if net is None else net, document_hint(document, outline=outline), control_map
+    )
 
 
 def check_fits(net: ControlNetModel | T2IAdapter, run: Run) -> None:
@@ -104,16 +128,24 @@ def check_fits(net: ControlNetModel | T2IAdapter, run: Run) -> None:
     if isinstance(net, T2IAdapter):
         levels = len(config.block_out_channels)
         full = net.config.adapter_type != "full_adapter_xl"
-        pairs = {"channels": (net.config.channels[:levels], config.block_out_channels), "number of resolutions": (4 if full else 3, levels)}
+        pairs = {
+            "channels": (net.config.channels[:levels], config.block_out_channels),
+            "number of resolutions": (4 if full else 3, levels),
+        }
     else:
         keys = ("in_channels", "cross_attention_dim", "block_out_channels", "down_block_types")
         pairs = {key: (net.config[key], config[key]) for key in keys}
     for key, (got, wanted) in pairs.items():
         if _plain(got) != _plain(wanted):
-            raise invalid(f"ControlNet's {key}", got, str(wanted), "It was made for another model family: load one for this model")
+            raise invalid(
+                f"ControlNet's {key}",
+                got,
+                str(wanted),
+                "It was made for another model family: load one for this model",
+            )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -129,7 +161,11 @@ def load_controlnet(
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         net = {"ControlNetModel": ControlNetModel, "T2IAdapter": T2IAdapter}[kind]
-        return net.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, use_safetensors=True).to(device).eval()
+        return (
+            net.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, use_safetensors=True)
+            .to(device)
+            .eval()
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         fix = "Name a folder with the config.json of a ControlNetModel or T2IAdapter and a .safetensors file"
         raise LayeredError(f"ControlNet {str(folder)!r} cannot be loaded: {error}. {fix}") from None

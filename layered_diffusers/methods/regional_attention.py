@@ -1,4 +1,5 @@
-"""Regional prompts on diffusers UNets: attention processors that hand queries, keys and values to the core."""
+"""Regional prompts on diffusers UNets: attention processors that hand queries, keys and values to the
+core."""
 
 from __future__ import annotations
 
@@ -14,17 +15,18 @@ from torch import Tensor
 from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.cross_attention import plain
 from layered_core.attention.regional_attention import RegionalAttention
-from layered_core.attention.regional_plan import Plan, Settings, make_plan
+from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
-from layered_core.noise.window import Window, noise_level
+from layered_core.noise.window import Window, sigma_at
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
 from layered_diffusers.sampling import Method, Run
 
 
 class RegionalPrompts(Method):
-    """Each layer's words act where its layer is seen. Sample with :attr:`prompts` and the other arguments as without it."""
+    """Each layer's words act where its layer is seen. Sample with :attr:`prompts` and the other arguments as
+    without it."""
 
     def __init__(
         self,
@@ -47,11 +49,17 @@ class RegionalPrompts(Method):
             maps: records what the layers' words attend to; for one document.
 
         Raises:
-            LayeredError: see :func:`~layered_core.attention.regional_attention.make_plan`.
+            LayeredError: see :func:`~layered_core.attention.regional_attention.plan_regions`.
         """
         self.model, self.settings, self.maps = model, settings or Settings(), maps
         words = prompts or [""] * len(documents)
-        plan = partial(make_plan, settings=self.settings, negative=negative, tokenise=partial(tokenise, model), record=maps is not None)
+        plan = partial(
+            plan_regions,
+            settings=self.settings,
+            negative=negative,
+            tokenise=partial(tokenise, model),
+            record=maps is not None,
+        )
         self.plans = [plan(d, prompt=p) for d, p in zip(documents, words, strict=True)]
         if maps is not None and len(documents) != 1:
             raise invalid("maps: number of documents", len(documents), "1")
@@ -73,30 +81,40 @@ class RegionalPrompts(Method):
         self._alphas, self._guidance = run.scheduler.alphas_cumprod, run.guidance
         height, width = run.latents.shape[-2:]
         # The latents' sides are multiples of what the UNet divides them by.
-        self._sizes = {(height >> i) * (width >> i): (height >> i, width >> i) for i in range(len(run.unet.config.block_out_channels))}
+        self._sizes = {
+            (height >> i) * (width >> i): (height >> i, width >> i)
+            for i in range(len(run.unet.config.block_out_channels))
+        }
         self._halves = [[self._half(plan, half) for plan in self.plans] for half in ("uncond", "cond")]
         if any(x is not None for half in self._halves for x in half):
             before = dict(run.unet.attn_processors)
             stack.callback(run.unet.set_attn_processor, before)
-            run.unet.set_attn_processor({name: _Processor(self, name, p) if ".attn2." in name else p for name, p in before.items()})
+            run.unet.set_attn_processor(
+                {name: _Processor(self, name, p) if ".attn2." in name else p for name, p in before.items()}
+            )
 
     def before_step(self, run: Run, index: int) -> None:
         """Note the noise level."""
-        self._sigma = noise_level(self._alphas, float(run.timesteps[index]))
+        self._sigma = sigma_at(self._alphas, float(run.timesteps[index]))
         if self.settings.guidance != 1 and self._guidance != 1:
             size = (int(run.latents.shape[-2]), int(run.latents.shape[-1]))
-            factors = [torch.ones(size) if half is None else half.guidance(size, self._sigma) for half in self._halves[1]]
+            factors = [
+                torch.ones(size) if half is None else half.guidance(size, self._sigma)
+                for half in self._halves[1]
+            ]
             run.guidance = self._guidance * torch.stack(factors)[:, None].to(run.latents)
 
     def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
-        """What the pixels of both halves attend to, ``[2 B, N, C]``, uncond then cond. Arguments as :class:`RegionalAttention`'s."""
+        """What the pixels of both halves attend to, ``[2 B, N, C]``, uncond then cond. Arguments as
+        :class:`RegionalAttention`'s."""
         out = base.clone()
         for rows, half in zip(torch.arange(len(q)).chunk(2), self._halves, strict=True):
             for own, attention in zip([rows] if len(half) == 1 else rows.split(1), half, strict=True):
                 if attention is not None:
                     at = slice(int(own[0]), int(own[-1]) + 1)
                     out[at] = attention(
-                        q[at], k[at], v[at], base[at], size=self._sizes[q.shape[1]], sigma=self._sigma, heads=attn.heads, block=block,
+                        q[at], k[at], v[at], base[at], size=self._sizes[q.shape[1]], sigma=self._sigma,
+                        heads=attn.heads, block=block,
                         project=lambda x: (attn.to_k(x), attn.to_v(x)), attend=plain(attn.heads),
                     )  # fmt: skip
         return out
@@ -110,20 +128,25 @@ class RegionalPrompts(Method):
         contexts = dict(zip(texts, encode(self.model, texts)[0], strict=True)) if texts else {}
         tokens = context_length(self.model, plan.prompt if half == "cond" else plan.negative)
         window = Window.of_shares(self._alphas, self.settings.start, self.settings.end)
-        return RegionalAttention(regions, self.settings, [contexts.get(r.text) for r in regions], tokens, window, maps)
+        return RegionalAttention(
+            regions, self.settings, [contexts.get(r.text) for r in regions], tokens, window, maps
+        )
 
 
 class _Processor:
     """A cross-attention that asks the core. What was installed before it keeps its own effect."""
 
-    def __init__(self, method: RegionalPrompts, name: str, before: Any) -> None:  # noqa: ANN401
+    def __init__(self, method: RegionalPrompts, name: str, before: Any) -> None:
         self.method, self.name, self.before = method, name, before
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Any = None, attention_mask: Tensor | None = None, **more: Any  # noqa: ANN401
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None, **more: Any
     ) -> Tensor:  # fmt: skip
         # With an image adapter the words are the first of several contexts.
-        words = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
+        words = (
+            encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
+        )
         q, k, v = attn.to_q(hidden_states), attn.to_k(words), attn.to_v(words)
         base = plain(attn.heads)(q, k, v, None)
         mixed = self.method.mix(self.name, attn, q, k, v, base)

@@ -15,7 +15,8 @@ from layered_core.errors import LayeredError, invalid
 
 @contextmanager
 def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> Iterator[str]:
-    """Put a recipe's LoRAs and embedding on a model; gives the words that call the embedding (empty without one), ending in a space.
+    """Put a recipe's LoRAs and embedding on a model; gives the words that call the embedding (empty without
+    one), ending in a space.
 
     Outside the block the model is as before, also after an error.
 
@@ -25,7 +26,8 @@ def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> It
         folder: where their files lie, safetensors; the names may leave the ending out.
 
     Raises:
-        LayeredError: a file is missing, broken or made for another model; or peft, which diffusers needs for LoRAs, is not installed.
+        LayeredError: a file is missing, broken or made for another model; or peft, which diffusers needs for
+            LoRAs, is not installed.
     """
     with ExitStack() as stack:
         if recipe.loras:
@@ -35,7 +37,12 @@ def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> It
             names = [f"lora_{i}" for i in range(len(recipe.loras))]
             for name, lora in zip(names, recipe.loras, strict=True):
                 file = _file(lora.name, folder)
-                _load(file, lambda f=file, n=name: model.load_lora_weights(f.parent, weight_name=f.name, adapter_name=n))
+                _load(
+                    file,
+                    lambda f=file, n=name: model.load_lora_weights(
+                        f.parent, weight_name=f.name, adapter_name=n
+                    ),
+                )
             model.set_adapters(names, [x.strength for x in recipe.loras])
         words = ""
         if recipe.embedding:
@@ -49,7 +56,12 @@ def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> It
 
 def _file(name: str, folder: Path | None) -> Path:
     if folder is None:
-        raise invalid("adapters", None, "the folder that holds the LoRAs and embeddings which layers name", f"{name!r} is wanted")
+        raise invalid(
+            "adapters",
+            None,
+            "the folder that holds the LoRAs and embeddings which layers name",
+            f"{name!r} is wanted",
+        )
     for file in (folder / name, folder / f"{name}.safetensors"):
         if file.is_file() and file.suffix == ".safetensors":
             return file
@@ -61,4 +73,6 @@ def _load(file: Path, load: object) -> None:
     try:
         load()  # type: ignore[operator]  # a lambda
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LayeredError(f"{file.name!r} cannot be used with this model: {str(error).splitlines()[0]}") from error
+        raise LayeredError(
+            f"{file.name!r} cannot be used with this model: {str(error).splitlines()[0]}"
+        ) from error

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-# Read by huggingface_hub when it is imported: a model that is not on disk is an error at once, not a retried connection.
+# Read by huggingface_hub when it is imported: a model that is not on disk is an error at once, not a retried
+# connection.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -32,7 +33,12 @@ from transformers.utils import logging as transformers_logging
 from demo.world.places import MODEL
 from layered_core.errors import LayeredError, invalid
 
-StableDiffusion: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionInpaintPipeline | StableDiffusionXLInpaintPipeline
+StableDiffusion: TypeAlias = (
+    StableDiffusionPipeline
+    | StableDiffusionXLPipeline
+    | StableDiffusionInpaintPipeline
+    | StableDiffusionXLInpaintPipeline
+)
 """The families that are known: 1.x, 2.x and XL, each also made for inpainting."""
 
 STORYBOOK = MODEL
@@ -50,7 +56,8 @@ _WEIGHTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
 
 
 def find_model(path_or_id: str | Path | None) -> Path:
-    """The folder of a model in the diffusers layout: a folder, an id in the local Hugging Face cache, or None for the storybook.
+    """The folder of a model in the diffusers layout: a folder, an id in the local Hugging Face cache, or None
+    for the storybook.
 
     Raises:
         LayeredError: there is no such model on this machine.
@@ -64,8 +71,10 @@ def find_model(path_or_id: str | Path | None) -> Path:
         return Path(snapshot_download(str(path_or_id), local_files_only=True))
     except (OSError, ValueError):
         raise invalid(
-            "model", str(path_or_id), "a folder in the diffusers layout, or an id in the local Hugging Face cache",
-            "Nothing is downloaded at run time: fetch it first with 'hf download', or leave the model out to use the storybook",
+            "model", str(path_or_id),
+            "a folder in the diffusers layout, or an id in the local Hugging Face cache",
+            "Nothing is downloaded at run time: fetch it first with 'hf download', or leave the model out to "
+            "use the storybook",
         ) from None  # fmt: skip
 
 
@@ -76,20 +85,28 @@ def check_model(folder: Path) -> None:
         LayeredError: which file is missing or broken and how to restore it.
     """
     restore = (
-        "Restore it with 'git checkout -- demo/model', or install the package again" if folder == STORYBOOK else "Copy or download the model again"
+        "Restore it with 'git checkout -- demo/model', or install the package again"
+        if folder == STORYBOOK
+        else "Copy or download the model again"
     )
     index = folder / "model_index.json"
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LayeredError(f"model file {str(index)!r} is missing: not a model in the diffusers layout. {restore}") from None
+        raise LayeredError(
+            f"model file {str(index)!r} is missing: not a model in the diffusers layout. {restore}"
+        ) from None
     except (OSError, ValueError) as error:
         raise LayeredError(f"model file {str(index)!r} is broken: {error}. {restore}") from None
     for part in sorted(_WEIGHTS & {k for k, v in parts.items() if isinstance(v, list) and v[0]}):
         files = sorted((folder / part).glob("*.safetensors"))
         if not files:
             pickled = [f.name for f in (folder / part).glob("*.bin")]
-            hint = f"{pickled[0]} is a pickle, which is not loaded: convert it to safetensors" if pickled else restore
+            hint = (
+                f"{pickled[0]} is a pickle, which is not loaded: convert it to safetensors"
+                if pickled
+                else restore
+            )
             raise LayeredError(f"model file '{folder / part}/*.safetensors' is missing. {hint}")
         for file in files:
             try:
@@ -99,7 +116,9 @@ def check_model(folder: Path) -> None:
                 raise LayeredError(f"model file {str(file)!r} is broken: {error}. {restore}") from None
 
 
-def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype, sampler: str | None = None) -> StableDiffusion:
+def load_model(
+    path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype, sampler: str | None = None
+) -> StableDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL model, with one of :data:`SAMPLERS` or its own.
 
     Raises:
@@ -111,12 +130,16 @@ def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch
     check_model(folder)
     try:
         with _quiet():
-            model = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None)
+            model = DiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None
+            )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise LayeredError(f"model {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(model, StableDiffusion):
         raise invalid(
-            "model family", type(model).__name__, "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting kin"
+            "model family",
+            type(model).__name__,
+            "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting kin",
         )
     if sampler is not None:
         model.scheduler = SAMPLERS[sampler].from_config(model.scheduler.config)
@@ -126,7 +149,8 @@ def load_model(path_or_id: str | Path | None, device: torch.device, dtype: torch
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers' and transformers' loading bars and remarks off the screen: an AutoencoderTiny is meant to be there."""
+    """Keep diffusers' and transformers' loading bars and remarks off the screen: an AutoencoderTiny is meant
+    to be there."""
     bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()

@@ -22,7 +22,10 @@ def is_sdxl(model: StableDiffusion) -> bool:
 def tokenise(model: StableDiffusion, text: str) -> list[Token]:
     """The tokens of a text and their places among the keys of cross-attention."""
     room = model.tokenizer.model_max_length - 2
-    return [Token(t, i // room * (room + 2) + 1 + i % room) for i, t in enumerate(_ids(model, model.tokenizer, text))]
+    return [
+        Token(t, i // room * (room + 2) + 1 + i % room)
+        for i, t in enumerate(_ids(model, model.tokenizer, text))
+    ]
 
 
 @torch.no_grad()
@@ -30,14 +33,18 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
     """Encode texts, those that are longer than the encoder's 77 tokens in several chunks, as ComfyUI does.
 
     Returns:
-        one ``[T_i, C]`` a text, T_i a multiple of 77; and for SDXL the pooled words ``[n, C']`` of the first chunks.
+        one ``[T_i, C]`` a text, T_i a multiple of 77; and for SDXL the pooled words ``[n, C']`` of the first
+        chunks.
     """
     if not is_sdxl(model):
         chunks = [_chunks(model, model.tokenizer, t) for t in texts]
         return _joined(_run(model.text_encoder, chunks, hidden=None)[0], chunks), None
     found = []
     pooled = None
-    for tokenizer, encoder in ((model.tokenizer, model.text_encoder), (model.tokenizer_2, model.text_encoder_2)):
+    for tokenizer, encoder in (
+        (model.tokenizer, model.text_encoder),
+        (model.tokenizer_2, model.text_encoder_2),
+    ):
         chunks = [_chunks(model, tokenizer, t) for t in texts]
         hidden, pooled = _run(encoder, chunks, hidden=-2)
         found.append(_joined(hidden, chunks))
@@ -52,7 +59,8 @@ def context_length(model: StableDiffusion, text: str) -> int:
 
 
 def stack(contexts: Sequence[Tensor]) -> Tensor:
-    """Contexts ``[T_i, C]`` as one ``[n, T, C]``: shorter ones are repeated whole, which attention cannot tell from once."""
+    """Contexts ``[T_i, C]`` as one ``[n, T, C]``: shorter ones are repeated whole, which attention cannot
+    tell from once."""
     length = math.lcm(*(len(c) for c in contexts))
     return torch.stack([c.repeat(length // len(c), 1) for c in contexts])
 
@@ -67,12 +75,16 @@ def _chunks(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list
     ids, room = _ids(model, tokenizer, text), tokenizer.model_max_length - 2
     parts = [ids[i : i + room] for i in range(0, max(len(ids), 1), room)]
     return [
-        [tokenizer.bos_token_id, *part, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (room - len(part)) for part in parts
+        [tokenizer.bos_token_id, *part,
+        tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (room - len(part)) for part in parts
     ]  # fmt: skip
 
 
-def _run(encoder: CLIPTextModel, chunks: Sequence[Sequence[Sequence[int]]], hidden: int | None) -> tuple[Tensor, Tensor]:
-    """Hidden states ``[chunks in all, 77, C]`` of a layer (None: the last, normed) and the first output: pooled in SDXL's second encoder."""
+def _run(
+    encoder: CLIPTextModel, chunks: Sequence[Sequence[Sequence[int]]], hidden: int | None
+) -> tuple[Tensor, Tensor]:
+    """Hidden states ``[chunks in all, 77, C]`` of a layer (None: the last, normed) and the first output:
+    pooled in SDXL's second encoder."""
     ids = torch.tensor([c for text in chunks for c in text], device=encoder.device)
     outputs = encoder(ids, output_hidden_states=hidden is not None)
     return (outputs[0] if hidden is None else outputs.hidden_states[hidden]), outputs[0]

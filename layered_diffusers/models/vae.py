@@ -15,7 +15,8 @@ from layered_diffusers.models.loading import StableDiffusion
 
 @torch.no_grad()
 def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
-    """Pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and dtype (the mean of what the VAE gives)."""
+    """Pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and dtype (the
+    mean of what the VAE gives)."""
     with _fitting(model) as vae:
         encoded = vae.encode(VaeImageProcessor.normalize(pictures.to(vae.device, vae.dtype)))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
@@ -24,7 +25,8 @@ def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
-    """Latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]`` float32 in 0..1 on the CPU."""
+    """Latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]`` float32 in 0..1 on the
+    CPU."""
     with _fitting(model) as vae:
         pictures = vae.decode(in_vae_space(model, latents).to(vae.dtype)).sample
         return VaeImageProcessor.denormalize(pictures.float().cpu())
@@ -37,7 +39,8 @@ def in_vae_space(model: StableDiffusion, latents: Tensor) -> Tensor:
 
 @contextmanager
 def _fitting(model: StableDiffusion) -> Iterator[Any]:
-    """The VAE; SDXL's own, which overflows in half precision, in single precision for as long as it is used."""
+    """The VAE; SDXL's own, which overflows in half precision, in single precision for as long as it is
+    used."""
     vae, dtype = model.vae, model.vae.dtype
     upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if upcast:

@@ -1,8 +1,9 @@
 """How regional attention gets into a sampling run of ComfyUI.
 
-What acts where travels in the conditioning, in a private key that ComfyUI's own nodes pass on; the MODEL only learns to look for it.
-Everything else is made when a run begins, in that run's own copy of the model's options, and is gone with it: so patches that other
-packs put on the same blocks are called too, whichever node came first.
+What acts where travels in the conditioning, in a private key that ComfyUI's own nodes pass on; the MODEL only
+learns to look for it. Everything else is made when a run begins, in that run's own copy of the model's
+options, and is gone with it: so patches that other packs put on the same blocks are called too, whichever
+node came first.
 """
 
 from __future__ import annotations
@@ -54,12 +55,14 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
     if not cross_attentions(model.model.diffusion_model):
         raise invalid(
             "model: family", family, "Stable Diffusion 1.x, 2.x and XL, and their inpainting variants",
-            "Words per layer work on UNets only so far: use ComfyUI's Conditioning (Set Mask) with this model",
+            "Words per layer work on UNets only so far: use ComfyUI's Conditioning (Set Mask) with this "
+            "model",
         )  # fmt: skip
 
 
 def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
-    """The cross-attentions of a 2-D UNet by the names under which ComfyUI patches them; none for any other network."""
+    """The cross-attentions of a 2-D UNet by the names under which ComfyUI patches them; none for any other
+    network."""
     unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
     if not isinstance(unet, UNetModel):
         return {}
@@ -80,7 +83,10 @@ def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Mode
     clone = model.clone()
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if clone.get_wrappers(kind, KEY):
-        logging.info("Regional Prompt Attention: the model comes from such a node already; the layers connected here take the place of that one's")
+        logging.info(
+            "Regional Prompt Attention: the model comes from such a node already; the layers connected here "
+            "take the place of that one's"
+        )
         clone.remove_wrappers_with_key(kind, KEY)
     clone.add_wrapper_with_key(kind, KEY, _sample)
     return clone
@@ -91,13 +97,18 @@ def with_regions(conditioning: Sequence[Sequence[Any]], half: Half) -> list[list
     return [[words, {**rest, KEY: half}] for words, rest in conditioning]
 
 
-def _sample(executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401
+def _sample(
+    executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any
+) -> Tensor:
     """Around a whole run: install what its conditionings ask for."""
     guider = executor.class_obj
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
     halves = {entry["uuid"]: entry[KEY] for entry in entries if KEY in entry}
     if not halves:
-        logging.warning("Regional Prompt Attention: no layer acts in this run: connect positive and negative of the node to the sampler as well")
+        logging.warning(
+            "Regional Prompt Attention: no layer acts in this run: connect positive and negative of the node "
+            "to the sampler as well"
+        )
     for half in halves.values():
         if half.maps is not None:
             half.maps.clear()
@@ -106,13 +117,21 @@ def _sample(executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *m
         # A hook may change the weights from step to step.
         steady = not any(entry.get("hooks") for entry in entries)
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        lengths = {entry["uuid"]: entry["cross_attn"].shape[1] for entry in entries if entry["uuid"] in acting}
+        lengths = {
+            entry["uuid"]: entry["cross_attn"].shape[1] for entry in entries if entry["uuid"] in acting
+        }
         attentions = {uuid: _attention(half, lengths[uuid], sampling) for uuid, half in acting.items()}
-        own = {name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()}
+        own = {
+            name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
+        }
         run = _Run(attentions, own, tuple(noise.shape[-2:]), steady)
         options = guider.model_options.setdefault("transformer_options", {})
-        comfy.patcher_extension.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options)
-        comfy.patcher_extension.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options)
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
+        )
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options
+        )
         replaced = options.setdefault("patches_replace", {}).setdefault("attn2", {})
         for block in cross_attentions(guider.model_patcher.model.diffusion_model):
             replaced[block] = partial(run.attend, block, replaced.get(block) or replaced.get(block[:2]))
@@ -122,9 +141,11 @@ def _sample(executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *m
     return executor(noise, *more, **named)
 
 
-def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:  # noqa: ANN401
+def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
-    return RegionalAttention(half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length)
+    return RegionalAttention(
+        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length
+    )
 
 
 @dataclass
@@ -142,11 +163,18 @@ class _Run:
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """Of every copy of the UNet that takes part, one a GPU."""
 
-    def sample(self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401
-        """Around the sampler: where a conditioning has an area, ComfyUI gives the other half a copy with that half's words but the same mark.
-        It gets a mark of its own, and the regions of the words that it has."""
+    def sample(
+        self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any
+    ) -> Tensor:
+        """Around the sampler: where a conditioning has an area, ComfyUI gives the other half a copy with that
+        half's words but the same mark. It gets a mark of its own, and the regions of the words that it
+        has."""
         entries = [(name, entry) for name, conditions in guider.conds.items() for entry in conditions or ()]
-        words = {id(entry["model_conds"].get("c_crossattn")): entry["uuid"] for name, entry in entries if entry["uuid"] in self.own[name]}
+        words = {
+            id(entry["model_conds"].get("c_crossattn")): entry["uuid"]
+            for name, entry in entries
+            if entry["uuid"] in self.own[name]
+        }
         for name, entry in entries:
             if entry["uuid"] not in self.own[name]:
                 entry["uuid"] = uuid4()
@@ -156,8 +184,9 @@ class _Run:
         return executor(guider, *more, **named)
 
     def forward(
-        self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,  # noqa: ANN401
-        control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,  # noqa: ANN401
+        self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,
+        context: Any = None, y: Any = None,
+        control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
         """Around a forward pass: tell the patches which UNet runs and at what noise."""
         options = {} if transformer_options is None else transformer_options
@@ -175,10 +204,20 @@ class _Run:
         # At cfg 1 the negative is not computed: there is nothing to be guided away from.
         if not prediction["uncond"] or not entries or tuple(denoised.shape[-2:]) != self.latent_size:
             return denoised
-        factor = self.attentions[entries[0]].guidance(self.latent_size, float(prediction["sigma"].flatten()[0]))
+        factor = self.attentions[entries[0]].guidance(
+            self.latent_size, float(prediction["sigma"].flatten()[0])
+        )
         return guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))
 
-    def attend(self, block: Block, before: Callable[..., Tensor] | None, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+    def attend(
+        self,
+        block: Block,
+        before: Callable[..., Tensor] | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extra: dict[str, Any],
+    ) -> Tensor:
         """In place of one cross-attention. ``before``: another pack's patch of the same."""
         plain = _plain(extra)
         out = plain(q, k, v) if before is None else before(q, k, v, extra)
@@ -192,8 +231,10 @@ class _Run:
                 at = slice(int(rows[0]), int(rows[-1]) + 1)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
                 mixed = self.attentions[uuid](
-                    q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma, heads=extra["n_heads"],
-                    block=(unet, block) if self.steady else None, project=lambda x: (module.to_k(x), module.to_v(x)), attend=plain,
+                    q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
+                    heads=extra["n_heads"],
+                    block=(unet, block) if self.steady else None,
+                    project=lambda x: (module.to_k(x), module.to_v(x)), attend=plain,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out
@@ -206,6 +247,8 @@ def _plain(extra: Mapping[str, Any]) -> Callable[..., Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         if bias is None:
             return comfy.ldm.modules.attention.optimized_attention(q, k, v, extra["n_heads"], **named)
-        return comfy.ldm.modules.attention.optimized_attention_masked(q, k, v, extra["n_heads"], mask=bias.to(q.dtype), **named)
+        return comfy.ldm.modules.attention.optimized_attention_masked(
+            q, k, v, extra["n_heads"], mask=bias.to(q.dtype), **named
+        )
 
     return attend

@@ -14,7 +14,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...layered_core.attention.attention_maps import AttentionMaps, heat_pictures, masks_from_attention, needs_mask
+from ...layered_core.attention.attention_maps import (
+    AttentionMaps,
+    heat_pictures,
+    masks_from_attention,
+    needs_mask,
+)
 from ...layered_core.attention.regional_plan import Settings, plan_watching
 from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import invalid
@@ -37,17 +42,22 @@ class AttentionPreview(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Show where each layer's words were attended to while sampling, brightest where most. "
-                "Switch 'record' on in Regional Prompt Attention, and connect its positive and the finished picture here."
+                "Switch 'record' on in Regional Prompt Attention, and connect its positive and the finished "
+                "picture here."
             ),
             search_aliases=["attention map", "heat map", "daam", "cross attention", "show attention"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="From Regional Prompt Attention with 'record' on, as the sampler had it."),
-                io.Image.Input("image", tooltip="The picture that was sampled with it; it is shown dimmed under the maps."),
+                io.Conditioning.Input("positive", tooltip="From Regional Prompt Attention with 'record' on, "
+                "as the sampler had it."),
+                io.Image.Input("image", tooltip="The picture that was sampled with it; it is shown dimmed "
+                "under the maps."),
                 io.Int.Input(
-                    "size", default=512, min=64, max=4096, step=64, advanced=True, tooltip="Longer side of a map, pixels. Neutral: none."
+                    "size", default=512, min=64, max=4096, step=64, advanced=True,
+                    tooltip="Longer side of a map, pixels. Neutral: none."
                 ),
             ],
-            outputs=[io.Image.Output(display_name="maps", tooltip="One picture a layer with words, back to front; batches one after another.")],
+            outputs=[io.Image.Output(display_name="maps", tooltip="One picture a layer with words, back to "
+            "front; batches one after another.")],
             is_output_node=True,
         )  # fmt: skip
 
@@ -57,10 +67,13 @@ class AttentionPreview(io.ComfyNode):
         maps = next((rest[KEY].maps for _, rest in positive if KEY in rest), None)
         if not maps:
             raise invalid(
-                "positive: recorded attention", "none", "the positive of Regional Prompt Attention with 'record' on, after sampling",
+                "positive: recorded attention", "none",
+                "the positive of Regional Prompt Attention with 'record' on, after sampling",
                 "Connect the picture that was sampled with it, so that this node runs after the sampler",
             )  # fmt: skip
-        shown = heat_pictures(maps, image[..., :3].cpu().float(), size).to(comfy.model_management.intermediate_device())
+        shown = heat_pictures(maps, image[..., :3].cpu().float(), size).to(
+            comfy.model_management.intermediate_device()
+        )
         return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
@@ -75,40 +88,52 @@ class LayerMaskFromAttention(io.ComfyNode):
             display_name="Layer Mask from Attention",
             category=CATEGORY,
             description=(
-                "Give every layer that has words but neither picture nor mask its own mask: a quick run from the words alone shows where the "
+                "Give every layer that has words but neither picture nor mask its own mask: a quick run from "
+                "the words alone shows where the "
                 "model would put it. A layer's box bounds where it is looked for."
             ),
             search_aliases=["auto mask", "attention mask", "find region", "segment", "mask from prompt"],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or XL model; it is not changed."),
+                io.Model.Input("model",
+                tooltip="A Stable Diffusion 1.x, 2.x or XL model; it is not changed."),
                 io.Clip.Input("clip", tooltip="Encodes the words."),
-                LAYERS.Input("layers", tooltip="The stack. Layers with a picture, a mask or no prompt stay as they are."),
+                LAYERS.Input("layers", tooltip="The stack. Layers with a picture, a mask or no prompt stay "
+                "as they are."),
                 io.String.Input(
                     "prompt", multiline=True, default="", dynamic_prompts=True,
-                    tooltip="Words for the whole picture; layers' words that it lacks are appended. Empty: the stack's own, or the layers' joined.",
+                    tooltip="Words for the whole picture; layers' words that it lacks are appended. Empty: "
+                    "the stack's own, or the layers' joined.",
                 ),
-                io.String.Input("negative", multiline=True, default="", tooltip="What the picture must not show. Neutral: empty."),
+                io.String.Input("negative", multiline=True, default="", tooltip="What the picture must not "
+                "show. Neutral: empty."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="Of the noise; the final run's own fits best. Neutral: any.",
                 ),
-                io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. Neutral: none."),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the quick run; 1 is none. Neutral: 1."),
+                io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. "
+                "Neutral: none."),
+                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the "
+                "quick run; 1 is none. Neutral: 1."),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.05,
-                    tooltip="Attention that counts as the layer, between its least (0) and greatest (1) in the box. Neutral: none.",
+                    tooltip="Attention that counts as the layer, between its least (0) and greatest (1) in "
+                    "the box. Neutral: none.",
                 ),
-                io.Boolean.Input("largest", default=True, tooltip="Keep only the largest connected patch. Neutral: off."),
+                io.Boolean.Input("largest", default=True, tooltip="Keep only the largest connected patch. "
+                "Neutral: off."),
             ],
             outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The stack, in which those layers have masks and the canvas for a box."),
-                io.Mask.Output(display_name="masks", tooltip="Those masks, back to front: 1 where the layer is."),
+                LAYERS.Output(display_name="layers", tooltip="The stack, in which those layers have masks "
+                "and the canvas for a box."),
+                io.Mask.Output(display_name="masks", tooltip="Those masks, back to front: 1 where the layer "
+                "is."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, layers: Mapping[str, Any], prompt: str, negative: str, seed: int,
+        cls, model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, layers: Mapping[str, Any],
+        prompt: str, negative: str, seed: int,
         steps: int, cfg: float, threshold: float, largest: bool,
     ) -> io.NodeOutput:  # fmt: skip
         """Sample and look."""
@@ -116,14 +141,19 @@ class LayerMaskFromAttention(io.ComfyNode):
         document = read_stack(layers)
         size = document.height // 8, document.width // 8
         if min(size) < 1:
-            raise invalid("layers: canvas", f"{document.width}x{document.height}", f"8..{MAX_SIDE} pixels a side")
+            raise invalid(
+                "layers: canvas", f"{document.width}x{document.height}", f"8..{MAX_SIDE} pixels a side"
+            )
         wanting = [layer for layer in document if needs_mask(layer)]
         if not wanting:
             return io.NodeOutput(layers, torch.zeros(1, *size))
         plan = plan_watching(document, wanting, prompt, negative, partial(tokenise, clip), EMBEDDING)
         maps = AttentionMaps([layer.name for layer in wanting])
         watched = Settings(mode="collage", strength=0.0)
-        words = conditioning(clip, plan.prompt, plan.cond, watched, maps), conditioning(clip, plan.negative, (), watched, None)
+        words = (
+            conditioning(clip, plan.prompt, plan.cond, watched, maps),
+            conditioning(clip, plan.negative, (), watched, None),
+        )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)
         comfy.sample.sample(patched(model), noise, steps, cfg, "euler", "normal", *words, empty, seed=seed)

@@ -36,20 +36,41 @@ class LayerControlHint(io.ComfyNode):
             display_name="Layer Control Hint",
             category="layered diffusion/control",
             description=(
-                "Draw the hint picture for a ControlNet: each layer as its recipe's control hint says, where the layer is seen, black elsewhere. "
+                "Draw the hint picture for a ControlNet: each layer as its recipe's control hint says, where "
+                "the layer is seen, black elsewhere. "
                 "Canny and segmentation need nothing; the other kinds need the package controlnet_aux."
             ),
-            search_aliases=["controlnet preprocessor", "canny", "hint", "edges", "segmentation", "lineart", "depth", "pose"],
+            search_aliases=[
+                "controlnet preprocessor",
+                "canny",
+                "hint",
+                "edges",
+                "segmentation",
+                "lineart",
+                "depth",
+                "pose",
+            ],
             inputs=[
                 LAYERS.Input("layers", tooltip="Layers without a control hint stay black."),
-                io.Boolean.Input("outline", default=False, tooltip="Draw the silhouette of a cut-out as an edge too (canny). Neutral: off."),
+                io.Boolean.Input(
+                    "outline",
+                    default=False,
+                    tooltip="Draw the silhouette of a cut-out as an edge too (canny). Neutral: off.",
+                ),
             ],
-            outputs=[io.Image.Output(display_name="hint", tooltip="As large as the canvas; for Masked ControlNet Apply or any Apply ControlNet.")],
+            outputs=[
+                io.Image.Output(
+                    display_name="hint",
+                    tooltip="As large as the canvas; for Masked ControlNet Apply or any Apply ControlNet.",
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, layers: Mapping[str, Any], outline: bool) -> io.NodeOutput:
         """Draw."""
-        hint = document_hint(read_stack(layers), outline=outline, preprocess=preprocessor)[None].movedim(1, -1)
+        hint = document_hint(read_stack(layers), outline=outline, preprocess=preprocessor)[None].movedim(
+            1, -1
+        )
         hint = hint.to(comfy.model_management.intermediate_device())
         return io.NodeOutput(hint, ui=ui.PreviewImage(hint, cls=cls))

@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.control.control_map import MODES, ControlMap
+from ...layered_core.control.control_map import CONTROL_MODES, ControlMap
 from ...layered_core.control.hints import document_hint
 from ...layered_core.document import Control
 from ...layered_core.errors import LayeredError, check_number, invalid
@@ -32,39 +32,50 @@ class MaskedControlNetApply(io.ComfyNode):
             display_name="Masked ControlNet Apply",
             category="layered diffusion/control",
             description=(
-                "Let a ControlNet act where layers are seen, each with its own strength and range. However many layers, the net runs once a step. "
+                "Let a ControlNet act where layers are seen, each with its own strength and range. However "
+                "many layers, the net runs once a step. "
                 "Chains with ComfyUI's own Apply ControlNet."
             ),
-            search_aliases=["controlnet", "regional controlnet", "controlnet mask", "apply controlnet", "control per layer"],
+            search_aliases=["controlnet", "regional controlnet", "controlnet mask", "apply controlnet",
+            "control per layer"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="Words the picture follows."),
                 io.Conditioning.Input("negative", tooltip="Words the picture avoids."),
                 io.ControlNet.Input("control_net", tooltip="The net; it is not changed."),
                 LAYERS.Input(
                     "layers", optional=True,
-                    tooltip="Layers whose recipe has a control hint: each acts where it is seen, with its own strength, start and end.",
+                    tooltip="Layers whose recipe has a control hint: each acts where it is seen, with its own "
+                    "strength, start and end.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The hint. Not connected: drawn from the layers, as Layer Control Hint does with its defaults.",
+                    "image", optional=True,
+                    tooltip="The hint. Not connected: drawn from the layers, as Layer Control Hint does with "
+                    "its defaults.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Without layers: where the net acts, 1 is full. With layers: multiplies them. Neutral: all 1.",
+                    "mask", optional=True,
+                    tooltip="Without layers: where the net acts, 1 is full. With layers: multiplies them. "
+                    "Neutral: all 1.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.01,
                     tooltip="Weight of the residuals, 0 to 2; multiplies the layers' own. Neutral: 0.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="Share of the sampling at which it begins. Neutral: 0.",
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
+                    tooltip="Share of the sampling at which it begins. Neutral: 0.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Share of the sampling at which it ends. Neutral: 1.",
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
+                    tooltip="Share of the sampling at which it ends. Neutral: 1.",
                 ),
                 io.Combo.Input(
-                    "mode", options=list(MODES), default="balanced", advanced=True,
-                    tooltip="Who leads: both, the prompt (weaker outer residuals), or the control (those, on the positive alone). Neutral: balanced.",
+                    "mode", options=list(CONTROL_MODES), default="balanced", advanced=True,
+                    tooltip="Who leads: both, the prompt (weaker outer residuals), or the control (those, on "
+                    "the positive alone). Neutral: balanced.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="For nets that read latents (SD3, Flux, Qwen). Not connected: none."),
+                io.Vae.Input("vae", optional=True, tooltip="For nets that read latents (SD3, Flux, Qwen). Not "
+                "connected: none."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="With control."),
@@ -73,19 +84,30 @@ class MaskedControlNetApply(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, strength: float | None = None, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        strength: float | None = None,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+    ) -> bool | str:
         """What can be known before running; inputs that are linked come as None."""
         try:
-            Control(strength=1.0 if strength is None else strength, start=start_percent or 0.0, end=1.0 if end_percent is None else end_percent)
+            Control(
+                strength=1.0 if strength is None else strength,
+                start=start_percent or 0.0,
+                end=1.0 if end_percent is None else end_percent,
+            )
         except LayeredError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(
-        cls, positive: Sequence[Any], negative: Sequence[Any], control_net: comfy.controlnet.ControlBase, strength: float, start_percent: float,
-        end_percent: float, mode: str, layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
-        vae: Any = None,  # noqa: ANN401
+        cls, positive: Sequence[Any], negative: Sequence[Any], control_net: comfy.controlnet.ControlBase,
+        strength: float, start_percent: float,
+        end_percent: float, mode: str, layers: Mapping[str, Any] | None = None, image: Tensor | None = None,
+        mask: Tensor | None = None,
+        vae: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         """Wrap the net and put it on both conditionings, in front of what controls them already."""
         check_number("strength", strength, 0, 2)
@@ -99,21 +121,27 @@ class MaskedControlNetApply(io.ComfyNode):
                 image = document_hint(document, preprocess=preprocessor)[None].movedim(1, -1)
         else:
             if image is None:
-                raise LayeredError("image: nothing is connected, and no layers either. Connect a hint picture, or layers with a control hint")
+                raise LayeredError(
+                    "image: nothing is connected, and no layers either. Connect a hint picture, or layers with "
+                    "a control hint"
+                )
             shown = torch.ones(1, *image.shape[1:3]) if mask is None else _one_mask(mask)
             control_map = ControlMap(shown, (control,), mode)
         _check_aspect("image: size of the hint", *image.shape[1:3], control_map.masks)
         hint = image[..., :3].movedim(-1, 1)
         wrapped: dict[Any, MaskedControl] = {}
         halves = ((positive, 1.0), (negative, 0.0))
-        return io.NodeOutput(*(_controlled(c, control_net, hint, control_map, vae, wrapped, led) for c, led in halves))
+        return io.NodeOutput(
+            *(_controlled(c, control_net, hint, control_map, vae, wrapped, led) for c, led in halves)
+        )
 
 
 def _controlled(
-    conditioning: Sequence[Any], net: comfy.controlnet.ControlBase, hint: Tensor, control_map: ControlMap, vae: Any,  # noqa: ANN401
+    conditioning: Sequence[Any], net: comfy.controlnet.ControlBase, hint: Tensor, control_map: ControlMap, vae: Any,
     wrapped: dict[Any, MaskedControl], led: float,
 ) -> list[list[Any]]:  # fmt: skip
-    """Each conditioning with the net on top; those that had one net in common still have (ComfyUI batches by identity)."""
+    """Each conditioning with the net on top; those that had one net in common still have (ComfyUI batches by
+    identity)."""
     out = []
     for words, options in conditioning:
         before = options.get("control")
@@ -122,7 +150,10 @@ def _controlled(
             wrapped[before] = control.set_previous_controlnet(before)
         ours = {"control": wrapped[before], "control_apply_to_uncond": False}
         if control_map.mode == "control":
-            ours["model_conds"] = {**options.get("model_conds", {}), LED: comfy.conds.CONDRegular(torch.tensor([led]))}
+            ours["model_conds"] = {
+                **options.get("model_conds", {}),
+                LED: comfy.conds.CONDRegular(torch.tensor([led])),
+            }
         out.append([words, {**options, **ours}])
     return out
 
@@ -132,7 +163,12 @@ def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> C
     masks = control_map.masks
     if mask is not None:
         _check_aspect("mask: size", *mask.shape[-2:], masks)
-        masks = masks * torch.nn.functional.interpolate(_one_mask(mask)[None], masks.shape[-2:], mode="bilinear", antialias=True)[0]
+        masks = (
+            masks
+            * torch.nn.functional.interpolate(
+                _one_mask(mask)[None], masks.shape[-2:], mode="bilinear", antialias=True
+            )[0]
+        )
     ranges = [(max(c.start, control.start), min(c.end, control.end)) for c in control_map.controls]
     kept = [i for i, (start, end) in enumerate(ranges) if start <= end]
     controls = tuple(replace(control_map.controls[i], start=ranges[i][0], end=ranges[i][1]) for i in kept)
@@ -151,5 +187,6 @@ def _check_aspect(what: str, height: int, width: int, canvas: Tensor) -> None:
     """Raise :class:`LayeredError` unless a picture has the aspect ratio of ``canvas``, by 2 %."""
     own_height, own_width = canvas.shape[-2:]
     if abs(width * own_height - own_width * height) > 0.02 * width * own_height:
-        allowed = f"the aspect ratio of the {'layers' if what.startswith('mask') else 'masks or layers'}, {own_width}x{own_height}"
+        other = "layers" if what.startswith("mask") else "masks or layers"
+        allowed = f"the aspect ratio of the {other}, {own_width}x{own_height}"
         raise invalid(what, f"{width}x{height}", allowed, "Crop it to that")

@@ -13,8 +13,9 @@ from ...layered_core.control.control_map import ControlMap, centre_crop, soft_we
 from ...layered_core.errors import invalid
 
 LED = "layered_diffusion_led"
-"""Of our entry among what a conditioning gives the model: 1 for a positive, 0 for a negative, row by row. A net's mark of a chunk of the batch
-would not tell: guiders count differently, and split batches where memory is short."""
+"""Of our entry among what a conditioning gives the model: 1 for a positive, 0 for a negative, row by row. A
+net's mark of a chunk of the batch would not tell: guiders count differently, and split batches where memory
+is short."""
 
 
 class MaskedControl(comfy.controlnet.ControlBase):
@@ -25,25 +26,33 @@ class MaskedControl(comfy.controlnet.ControlBase):
         self.inner, self.map = inner, control_map
         self.ranges: list[tuple[float, float]] = []
 
-    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:  # noqa: ANN401
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         """Before sampling: refuses a net of another family."""
         super().pre_run(model, percent_to_timestep_function)
         check_family(self.inner, model)
-        self.ranges = [(percent_to_timestep_function(c.start), percent_to_timestep_function(c.end)) for c in self.map.controls]
+        self.ranges = [
+            (percent_to_timestep_function(c.start), percent_to_timestep_function(c.end))
+            for c in self.map.controls
+        ]
         self.inner.pre_run(model, percent_to_timestep_function)
 
-    def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: dict[str, Any]) -> Any:  # noqa: ANN401
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: dict[str, Any]
+    ) -> Any:
         """The residuals, after those of the nets before; the net is not asked where no layer is active."""
         led = cond.get(LED) if self.map.mode == "control" else None  # those before take it out
         previous = None
         if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+            previous = self.previous_controlnet.get_control(
+                x_noisy, t, cond, batched_number, transformer_options
+            )
         cond.pop(LED, None)  # it is none of the model's
         sigma = float(t[0])
         weight = self.map.at([begin >= sigma >= end for begin, end in self.ranges])
         if not isinstance(weight, Tensor) and weight == 0:
             return previous
-        # One number for all cells is the net's own strength: core's arithmetic to the bit, whatever the net makes of it.
+        # One number for all cells is the net's own strength: core's arithmetic to the bit, whatever the net
+        # makes of it.
         everywhere = not isinstance(weight, Tensor)
         self.inner.strength = weight if everywhere else 1.0
         control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
@@ -54,14 +63,27 @@ class MaskedControl(comfy.controlnet.ControlBase):
         out = self._weighted(control, weight, cells, led)
         return self.control_merge(out, previous, output_dtype=None)
 
-    def _weighted(self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None) -> dict[str, list[Any]]:
-        """All residuals of one evaluation, weighted. A transformer hands one residual to many blocks: its weighted copy is shared too."""
-        # Core takes residuals from the end: an adapter's (input) outermost first, a ControlNet's (output) deepest first.
-        places = (*reversed(control.get("input") or ()), *(control.get("output") or ()), *(control.get("middle") or ()))
+    def _weighted(
+        self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None
+    ) -> dict[str, list[Any]]:
+        """All residuals of one evaluation, weighted. A transformer hands one residual to many blocks: its
+        weighted copy is shared too."""
+        # Core takes residuals from the end: an adapter's (input) outermost first, a ControlNet's (output)
+        # deepest first.
+        places = (
+            *reversed(control.get("input") or ()),
+            *(control.get("output") or ()),
+            *(control.get("middle") or ()),
+        )
         outwards_in = [r for r in places if r is not None]
         depths = soft_weights(len(outwards_in), self.map.mode, adapter=bool(control.get("input")))
-        done = {id(r): _weigh(r, weight, depth, cells, rows) for r, depth in zip(outwards_in, depths, strict=True)}
-        return {place: [None if r is None else done[id(r)] for r in residuals] for place, residuals in control.items()}
+        done = {
+            id(r): _weigh(r, weight, depth, cells, rows) for r, depth in zip(outwards_in, depths, strict=True)
+        }
+        return {
+            place: [None if r is None else done[id(r)] for r in residuals]
+            for place, residuals in control.items()
+        }
 
     def copy(self) -> MaskedControl:
         """As ComfyUI asks."""
@@ -95,14 +117,20 @@ class MaskedControl(comfy.controlnet.ControlBase):
         return other
 
 
-def _weigh(residual: Tensor, weight: Tensor | float, depth: float, cells: tuple[int, int], rows: Tensor | None) -> Tensor:
+def _weigh(
+    residual: Tensor, weight: Tensor | float, depth: float, cells: tuple[int, int], rows: Tensor | None
+) -> Tensor:
     out = weighted(residual, weight, cells)
     if depth != 1 and out.ndim == 4:
         out = out * depth
     return out if rows is None else out * rows.to(out).view(-1, *[1] * (out.ndim - 1))
 
 
-_KINDS = {"input_blocks.0.0.weight": "a UNet", "x_embedder.proj.weight": "an SD3 transformer", "img_in.weight": "a Flux or Qwen transformer"}
+_KINDS = {
+    "input_blocks.0.0.weight": "a UNet",
+    "x_embedder.proj.weight": "an SD3 transformer",
+    "img_in.weight": "a Flux or Qwen transformer",
+}
 """The first layer, by which ComfyUI's networks tell their kind; its outputs are as wide as the residuals."""
 
 
@@ -110,14 +138,24 @@ _WORDS = ("attn2.to_k.weight", "context_embedder.weight", "txt_in.weight")
 """The first layer that reads words."""
 
 
-def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:  # noqa: ANN401
-    """Raise :class:`LayeredError` where shapes say that a ControlNet or T2I-Adapter was made for another family than the model."""
+def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:
+    """Raise :class:`LayeredError` where shapes say that a ControlNet or T2I-Adapter was made for another
+    family than the model."""
     wanted = _shape(model.diffusion_model)
-    got = _adapter_shape(net.t2i_model) if isinstance(net, comfy.controlnet.T2IAdapter) else _shape(getattr(net, "control_model", None))
+    got = (
+        _adapter_shape(net.t2i_model)
+        if isinstance(net, comfy.controlnet.T2IAdapter)
+        else _shape(getattr(net, "control_model", None))
+    )
     for what, own in got.items():
         if what in wanted and own != wanted[what]:
             allowed = f"{wanted[what]}, as the model has ({type(model).__name__})"
-            raise invalid(f"control_net: {what}", own, allowed, "It was made for another model family: load one of this family")
+            raise invalid(
+                f"control_net: {what}",
+                own,
+                allowed,
+                "It was made for another model family: load one of this family",
+            )
 
 
 def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
@@ -129,7 +167,10 @@ def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
     first = next((n for n in _KINDS if n in weights), None)
     if first is None:
         return {}
-    shape: dict[str, Any] = {"kind of network": _KINDS[first], "width of the residuals": int(weights[first].shape[0])}
+    shape: dict[str, Any] = {
+        "kind of network": _KINDS[first],
+        "width of the residuals": int(weights[first].shape[0]),
+    }
     words = next((p for n, p in weights.items() if n.endswith(_WORDS)), None)
     if words is not None:
         shape["width of the words it reads"] = int(words.shape[1])

@@ -1,4 +1,5 @@
-"""The storybook ControlNet through ComfyUI's own class: to every other node an SD1.5 ControlNet, only small."""
+"""The storybook ControlNet through ComfyUI's own class: to every other node an SD1.5 ControlNet, only
+small."""
 
 from __future__ import annotations
 
@@ -24,13 +25,20 @@ def load_control(folder: str) -> comfy.controlnet.ControlNet:
     device = comfy.model_management.get_torch_device()
     dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
     cast = comfy.model_management.unet_manual_cast(dtype, device)
-    for key in ("out_channels", "transformer_depth_output", "use_temporal_attention", "use_temporal_resblock"):
+    for key in (
+        "out_channels",
+        "transformer_depth_output",
+        "use_temporal_attention",
+        "use_temporal_resblock",
+    ):
         config.pop(key, None)
     # Weights made under the executor's inference mode could never be trained.
     with torch.inference_mode(False):
         net = comfy.cldm.cldm.ControlNet(
-            **config, num_heads=int(shape["attention_head_dim"]), hint_channels=int(shape["conditioning_channels"]), dtype=dtype,
-            device=comfy.model_management.unet_offload_device(), operations=comfy.ops.pick_operations(dtype, cast),
+            **config, num_heads=int(shape["attention_head_dim"]),
+            hint_channels=int(shape["conditioning_channels"]), dtype=dtype,
+            device=comfy.model_management.unet_offload_device(),
+            operations=comfy.ops.pick_operations(dtype, cast),
         )  # fmt: skip
         net.load_state_dict({names[k]: v for k, v in weights.items()})
     return comfy.controlnet.ControlNet(net.eval(), load_device=device, manual_cast_dtype=cast)
@@ -64,10 +72,13 @@ class LoadDemoControlNet(io.ComfyNode):
             node_id="LD_LoadDemoControlNet",
             display_name="Load Demo ControlNet",
             category="layered diffusion/models",
-            description="Load the small ControlNet of the storybook model: white edges on black, as Canny and Layer Control Hint draw them.",
+            description="Load the small ControlNet of the storybook model: white edges on black, as Canny "
+            "and Layer Control Hint draw them.",
             search_aliases=["storybook", "demo", "controlnet loader", "canny", "edges"],
             inputs=[],
-            outputs=[io.ControlNet.Output(display_name="control_net", tooltip="For the model of Load Demo Model.")],
+            outputs=[
+                io.ControlNet.Output(display_name="control_net", tooltip="For the model of Load Demo Model.")
+            ],
         )
 
     @classmethod

@@ -60,7 +60,9 @@ def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher
     weights = {names[k]: v for k, v in weights.items()}
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     kinds = config.supported_inference_dtypes
-    dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=kinds)
+    dtype = comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=kinds
+    )
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, kinds))
     # Weights made under the executor's inference mode could never be trained.
     with torch.inference_mode(False):
@@ -77,19 +79,24 @@ def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     shape = read_config(folder, "text_encoder", "config.json")
 
     class Tokenizer(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, **options: Any) -> None:  # noqa: ANN401
-            super().__init__(tokenizer_path=str(Path(folder, "tokenizer")), embedding_size=shape["hidden_size"], embedding_key="clip_l", **options)
+        def __init__(self, **options: Any) -> None:
+            super().__init__(
+                tokenizer_path=str(Path(folder, "tokenizer")),
+                embedding_size=shape["hidden_size"],
+                embedding_key="clip_l",
+                **options,
+            )
 
     class Encoder(comfy.sd1_clip.SDClipModel):
-        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+        def __init__(self, **options: Any) -> None:
             super().__init__(textmodel_json_config=dict(shape), return_projected_pooled=False, **options)
 
     class StorybookTokenizer(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+        def __init__(self, **options: Any) -> None:
             super().__init__(tokenizer=Tokenizer, **options)
 
     class StorybookEncoder(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, **options: Any) -> None:  # noqa: ANN401
+        def __init__(self, **options: Any) -> None:
             super().__init__(clip_model=Encoder, **options)
 
     prefix = "text_model."
@@ -132,14 +139,17 @@ class LoadDemoModel(io.ComfyNode):
             display_name="Load Demo Model",
             category="layered diffusion/models",
             description=(
-                "Load the small storybook model that comes with this pack: pictures of 128x128 pixels, no download. "
+                "Load the small storybook model that comes with this pack: pictures of 128x128 pixels, no "
+                "download. "
                 "Write it 'a red ball and a blue star in a meadow'."
             ),
             search_aliases=["storybook", "demo", "tiny model", "checkpoint loader", "test model"],
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="An SD1.5 UNet of small width, v-prediction."),
-                io.Clip.Output(display_name="clip", tooltip="A small CLIP text encoder with CLIP's own tokenizer."),
+                io.Clip.Output(
+                    display_name="clip", tooltip="A small CLIP text encoder with CLIP's own tokenizer."
+                ),
                 io.Vae.Output(display_name="vae", tooltip="An autoencoder in the TAESD layout."),
             ],
         )
@@ -160,15 +170,18 @@ def _vae_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patc
 
 
 def unet_config(shape: dict[str, Any]) -> dict[str, Any]:
-    """ComfyUI's description of a UNet from diffusers'; depth lists have one entry a block, from the outermost inwards."""
+    """ComfyUI's description of a UNet from diffusers'; depth lists have one entry a block, from the outermost
+    inwards."""
     widths = shape["block_out_channels"]
     blocks = [shape["layers_per_block"]] * len(widths)
     deep = [int("CrossAttn" in kind) for kind in shape["down_block_types"]]
     return {
-        "image_size": 32, "in_channels": shape["in_channels"], "out_channels": shape.get("out_channels", shape["in_channels"]),
+        "image_size": 32, "in_channels": shape["in_channels"],
+        "out_channels": shape.get("out_channels", shape["in_channels"]),
         "model_channels": widths[0],
         "channel_mult": [w // widths[0] for w in widths], "num_res_blocks": blocks, "adm_in_channels": None,
-        "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": shape["cross_attention_dim"],
+        "use_spatial_transformer": True, "use_linear_in_transformer": False,
+        "context_dim": shape["cross_attention_dim"],
         "transformer_depth": [d for d, n in zip(deep, blocks, strict=True) for _ in range(n)],
         "transformer_depth_middle": 1,
         "transformer_depth_output": [d for d, n in zip(deep, blocks, strict=True) for _ in range(n + 1)],
@@ -194,5 +207,6 @@ def read_weights(folder: str, part: str) -> dict[str, Tensor]:
 
 def _broken(path: Path, error: Exception) -> LayeredError:
     return LayeredError(
-        f"demo model: file {str(path)!r} is missing or broken ({error}). Install the pack again, or 'git checkout -- demo/model' in its folder"
+        f"demo model: file {str(path)!r} is missing or broken ({error}). Install the pack again, or 'git "
+        f"checkout -- demo/model' in its folder"
     )

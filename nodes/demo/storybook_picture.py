@@ -21,22 +21,28 @@ class StorybookPicture(io.ComfyNode):
             node_id="LD_StorybookPicture",
             display_name="Storybook Picture",
             category="layered diffusion/demo",
-            description="Draw a landscape or an object of the world that the demo model knows, with its transparency. Needs no file and no model.",
+            description="Draw a landscape or an object of the world that the demo model knows, with its "
+            "transparency. Needs no file and no model.",
             search_aliases=["storybook", "demo", "example picture", "sprite", "test image"],
             inputs=[
-                io.Combo.Input("what", options=[*BACKGROUNDS, *KINDS], default="meadow", tooltip="A landscape, or an object. Neutral: none."),
-                io.Combo.Input("colour", options=list(COLOURS), default="red", tooltip="The object's colour; landscapes have their own."),
+                io.Combo.Input("what", options=[*BACKGROUNDS, *KINDS], default="meadow",
+                tooltip="A landscape, or an object. Neutral: none."),
+                io.Combo.Input("colour", options=list(COLOURS), default="red", tooltip="The object's colour; "
+                "landscapes have their own."),
                 io.Combo.Input(
                     "material", options=list(MATERIALS), default="solid",
-                    tooltip="The object's: solid has hard edges, glass is translucent, glowing has a halo, soft has blurred edges. Neutral: solid.",
+                    tooltip="The object's: solid has hard edges, glass is translucent, glowing has a halo, "
+                    "soft has blurred edges. Neutral: solid.",
                 ),
                 io.Int.Input(
                     "size", default=128, min=16, max=1024, step=8,
-                    tooltip="Side of the square picture, pixels; an object has an empty border of 15 % around it for its halo. Neutral: none.",
+                    tooltip="Side of the square picture, pixels; an object has an empty border of 15 % "
+                    "around it for its halo. Neutral: none.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
-                    tooltip="Where hills, sun and stars of a landscape are; objects do not vary. Neutral: any value, each is a picture as good.",
+                    tooltip="Where hills, sun and stars of a landscape are; objects do not vary. Neutral: "
+                    "any value, each is a picture as good.",
                 ),
             ],
             outputs=[
@@ -53,5 +59,8 @@ class StorybookPicture(io.ComfyNode):
             pixels = np.concatenate([draw_background(what, np.random.default_rng(seed), size), opaque], -1)
         else:
             pixels, _ = sprite(Thing(material, colour, what), size)
-        image = torch.from_numpy(pixels.copy()).to(comfy.model_management.intermediate_device()).float()[None] / 255
+        image = (
+            torch.from_numpy(pixels.copy()).to(comfy.model_management.intermediate_device()).float()[None]
+            / 255
+        )
         return io.NodeOutput(image[..., :3], 1 - image[..., 3])

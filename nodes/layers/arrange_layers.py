@@ -21,7 +21,8 @@ THUMBNAIL = 512
 
 @io.comfytype(io_type="LD_ARRANGEMENT")
 class ArrangementWidget(io.ComfyTypeIO):
-    """The editor of ``web/js/arrange_layers.js``. Its value is the JSON form of :class:`~layered_core.editing.arrangement.Arrangement`."""
+    """The editor of ``web/js/arrange_layers.js``. Its value is the JSON form of
+    :class:`~layered_core.editing.arrangement.Arrangement`."""
 
     Type = Mapping[str, Any]
 
@@ -42,25 +43,31 @@ class ArrangeLayers(io.ComfyNode):
             node_id="LD_ArrangeLayers",
             display_name="Arrange Layers",
             category="layered diffusion/layers",
-            description="Move, scale, turn, mirror, reorder, hide and blend the layers of a stack by hand. Run once to see them.",
-            search_aliases=["arrange", "layer editor", "move layers", "transform", "drag", "collage", "compositor", "canvas"],
+            description="Move, scale, turn, mirror, reorder, hide and blend the layers of a stack by hand. "
+            "Run once to see them.",
+            search_aliases=["arrange", "layer editor", "move layers", "transform", "drag", "collage",
+            "compositor", "canvas"],
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack to arrange."),
                 ArrangementWidget.Input(
                     "arrangement",
-                    tooltip="What was changed by hand, by the layers' names; everything else follows the stack. Neutral: nothing.",
+                    tooltip="What was changed by hand, by the layers' names; everything else follows the "
+                    "stack. Neutral: nothing.",
                 ),
                 io.Image.Input(
                     "picture", optional=True,
                     tooltip=(
-                        "The picture of a Create Layered Image: what was arranged in its editor is done first, and the changes made here on top. "
+                        "The picture of a Create Layered Image: what was arranged in its editor is done "
+                        "first, and the changes made here on top. "
                         "Only the connection counts, not the pixels. Neutral: not connected."
                     ),
                 ),
             ],
             outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The stack as arranged; words and recipes are kept."),
-                io.String.Output(display_name="report", tooltip="What could not be done, such as changes to a layer that is gone; empty if nothing."),
+                LAYERS.Output(display_name="layers", tooltip="The stack as arranged; words and recipes are "
+                "kept."),
+                io.String.Output(display_name="report", tooltip="What could not be done, such as changes to "
+                "a layer that is gone; empty if nothing."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             is_output_node=True,
@@ -76,7 +83,9 @@ class ArrangeLayers(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], arrangement: object = None, picture: Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls, layers: Mapping[str, Any], arrangement: object = None, picture: Tensor | None = None
+    ) -> io.NodeOutput:
         """Arrange, and show the editor what it works on: the stack before the changes made in it."""
         by_hand = read_arrangement(arrangement)
         document, remarks = read_stack(layers), []
@@ -86,7 +95,11 @@ class ArrangeLayers(io.ComfyNode):
         arranged, absent = arrange(document, by_hand)
         gone = [f"Not in the stack, so their changes wait: {', '.join(map(repr, absent))}."] if absent else []
         # The editor sees for itself what is gone.
-        return io.NodeOutput(write_stack(arranged), " ".join(remarks + gone), ui={"arrange_layers": [_shown(document, remarks)]})
+        return io.NodeOutput(
+            write_stack(arranged),
+            " ".join(remarks + gone),
+            ui={"arrange_layers": [_shown(document, remarks)]},
+        )
 
 
 def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
@@ -95,5 +108,18 @@ def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
     for layer in document:
         small = thumbnail(layer, THUMBNAIL)
         picture = None if small is None else dict(ui.PreviewImage(small[None]).values[0])
-        layers.append({"name": layer.name, "picture": picture, "generated": layer.image is None, **{f: getattr(layer, f) for f in FIELDS}})
-    return {"width": document.width, "height": document.height, "background": document.background, "layers": layers, "remarks": remarks}
+        layers.append(
+            {
+                "name": layer.name,
+                "picture": picture,
+                "generated": layer.image is None,
+                **{f: getattr(layer, f) for f in FIELDS},
+            }
+        )
+    return {
+        "width": document.width,
+        "height": document.height,
+        "background": document.background,
+        "layers": layers,
+        "remarks": remarks,
+    }

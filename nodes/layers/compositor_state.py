@@ -1,9 +1,12 @@
-"""What was arranged in the full-screen editor of ComfyUI's Create Layered Image, applied to a document of ours.
+"""What was arranged in the full-screen editor of ComfyUI's Create Layered Image, applied to a document of
+ours.
 
-That node keeps it in its ``compositor`` widget: ``{"version": 1, "canvas": {"w", "h"}, "background": {"color", "opacity", "visible"},
-"inputs": [fingerprint], "order": [index], "layers": [{"name", "visible", "opacity", "blend", "flipH", "flipV", "transform": {"x", "y", "w",
-"h", "rotation" (radians)}}]}``. Its layers are those of the stack, back to front, a batch being several; it is used by that node only
-while the fingerprints are those of the stack. Here, where they are not, its layers are found by name, those of one name in their order.
+That node keeps it in its ``compositor`` widget:
+``{"version": 1, "canvas": {"w", "h"}, "background": {"color", "opacity", "visible"}, "inputs": [fingerprint],
+"order": [index], "layers": [{"name", "visible", "opacity", "blend", "flipH", "flipV", "transform": {"x", "y",
+"w", "h", "rotation" (radians)}}]}``. Its layers are those of the stack, back to front, a batch being several;
+it is used by that node only while the fingerprints are those of the stack. Here, where they are not, its
+layers are found by name, those of one name in their order.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ GONE = ""
 
 
 def linked_compositor(prompt: Mapping[str, Any] | None, node_id: str | None) -> Mapping[str, Any] | None:
-    """The state of the Create Layered Image whose picture is linked to ``picture`` of the node ``node_id``; None where nothing was arranged.
+    """The state of the Create Layered Image whose picture is linked to ``picture`` of the node ``node_id``;
+    None where nothing was arranged.
 
     Raises:
         LayeredError: the picture comes from another node.
@@ -37,7 +41,12 @@ def linked_compositor(prompt: Mapping[str, Any] | None, node_id: str | None) -> 
     link = prompt.get(node_id, {}).get("inputs", {}).get("picture")
     source = prompt.get(link[0], {}) if isinstance(link, list) and link else {}
     if source.get("class_type") != NODE:
-        raise invalid("picture: the node it comes from", source.get("class_type"), f"Create Layered Image ({NODE})", "Connect that node's picture")
+        raise invalid(
+            "picture: the node it comes from",
+            source.get("class_type"),
+            f"Create Layered Image ({NODE})",
+            "Connect that node's picture",
+        )
     state = source["inputs"].get("compositor")
     if isinstance(state, str):
         try:
@@ -47,10 +56,13 @@ def linked_compositor(prompt: Mapping[str, Any] | None, node_id: str | None) -> 
     return state if isinstance(state, Mapping) and state else None
 
 
-def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str, Any] | None) -> tuple[LayerDocument, list[str]]:
+def apply_compositor(
+    document: LayerDocument, stack: object, state: Mapping[str, Any] | None
+) -> tuple[LayerDocument, list[str]]:
     """``document``, read from ``stack``, as arranged in the editor, and what could not be done in words.
 
-    A background colour of ``document`` is a layer there; hiding it is the only change of it that is taken over.
+    A background colour of ``document`` is a layer there; hiding it is the only change of it that is taken
+    over.
 
     Raises:
         LayeredError: the state is not what the editor writes, or a size is out of range.
@@ -58,8 +70,17 @@ def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str,
     if state is None:
         return document, []
     entries = state.get("layers")
-    if state.get("version", 1) != 1 or not isinstance(entries, list) or not isinstance(state.get("canvas"), Mapping):
-        raise invalid("picture: the compositor state", state, "version 1 with canvas and layers", "Open its editor, change something and close it")
+    if (
+        state.get("version", 1) != 1
+        or not isinstance(entries, list)
+        or not isinstance(state.get("canvas"), Mapping)
+    ):
+        raise invalid(
+            "picture: the compositor state",
+            state,
+            "version 1 with canvas and layers",
+            "Open its editor, change something and close it",
+        )
     names, remarks = frame_names(stack), []
     now = _fingerprints(stack)
     if len(entries) != len(names) or (now is not None and state.get("inputs") != now):
@@ -67,15 +88,22 @@ def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str,
         for title, name in zip(frame_titles(stack), names, strict=True):
             present.setdefault(title, []).append(name)
         names = [found.pop(0) if (found := present.get(_own_name(entry))) else GONE for entry in entries]
-        remarks.append("The stack changed after it was arranged in Create Layered Image, which now ignores that; here it is applied by name.")
+        remarks.append(
+            "The stack changed after it was arranged in Create Layered Image, which now ignores that; here "
+            "it is applied by name."
+        )
         if gone := [_own_name(entry) for entry, name in zip(entries, names) if name == GONE]:
             remarks.append(f"Layers of that editor that are not in the stack: {', '.join(map(repr, gone))}.")
-    changes = {name: _changes(entry) for name, entry in zip(names, entries) if name and isinstance(entry, Mapping)}
+    changes = {
+        name: _changes(entry) for name, entry in zip(names, entries) if name and isinstance(entry, Mapping)
+    }
     order = [names[index] for index in _order(state.get("order"), len(names)) if names[index]]
     try:
         document, _ = arrange(document, Arrangement(changes, tuple(dict.fromkeys(order))))
         background = _background(document, names, entries, state.get("background"), remarks)
-        return replace(document, width=_side(state, "w"), height=_side(state, "h"), background=background), remarks
+        return replace(
+            document, width=_side(state, "w"), height=_side(state, "h"), background=background
+        ), remarks
     except LayeredError as error:
         raise LayeredError(f"picture: the compositor state: {error}") from None
 
@@ -83,7 +111,12 @@ def apply_compositor(document: LayerDocument, stack: object, state: Mapping[str,
 def _fingerprints(stack: object) -> list[str] | None:
     """Those of ComfyUI's own node for the stack as it is now; None on hosts that have no such function."""
     try:
-        from comfy_extras.nodes_compositor import document_items, expand_item_frames, frame_alpha, input_fingerprints
+        from comfy_extras.nodes_compositor import (
+            document_items,
+            expand_item_frames,
+            frame_alpha,
+            input_fingerprints,
+        )
     except ImportError:
         return None
     frames = expand_item_frames(document_items(stack))
@@ -102,11 +135,23 @@ def _changes(entry: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(place, Mapping):
         turned = place.get("rotation", 0) != 0
         # Unturned layers lie on whole pixels there.
-        found |= {ours: place[ours] if turned else math.floor(place[ours]) for ours in ("x", "y") if _is_number(place.get(ours))}
-        found |= {ours: max(1, round(place[theirs])) for ours, theirs in (("width", "w"), ("height", "h")) if _is_number(place.get(theirs))}
+        found |= {
+            ours: place[ours] if turned else math.floor(place[ours])
+            for ours in ("x", "y")
+            if _is_number(place.get(ours))
+        }
+        found |= {
+            ours: max(1, round(place[theirs]))
+            for ours, theirs in (("width", "w"), ("height", "h"))
+            if _is_number(place.get(theirs))
+        }
         if _is_number(place.get("rotation")):
             found["rotation"] = math.degrees(place["rotation"])
-    found |= {ours: entry[theirs] for ours, theirs in (("flip_h", "flipH"), ("flip_v", "flipV"), ("visible", "visible")) if theirs in entry}
+    found |= {
+        ours: entry[theirs]
+        for ours, theirs in (("flip_h", "flipH"), ("flip_v", "flipV"), ("visible", "visible"))
+        if theirs in entry
+    }
     if "opacity" in entry:
         found["opacity"] = entry["opacity"]
     if entry.get("blend") in BLEND_MODES:
@@ -117,20 +162,31 @@ def _changes(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _order(order: object, count: int) -> list[int]:
     """Back to front, as that node reads it: what is no permutation does not count."""
     plain = list(range(count))
-    return order if isinstance(order, list) and all(type(index) is int for index in order) and sorted(order) == plain else plain
+    return (
+        order
+        if isinstance(order, list) and all(type(index) is int for index in order) and sorted(order) == plain
+        else plain
+    )
 
 
 def _background(
     document: LayerDocument, names: list[str | None], entries: list[Any], theirs: object, remarks: list[str]
 ) -> tuple[float, float, float] | None:
     """The document's own colour unless its layer is hidden there, else the editor's."""
-    hidden = any(name is None and isinstance(entry, Mapping) and not entry.get("visible", True) for name, entry in zip(names, entries))
+    hidden = any(
+        name is None and isinstance(entry, Mapping) and not entry.get("visible", True)
+        for name, entry in zip(names, entries)
+    )
     if document.background is not None and not hidden:
         return document.background
     if not isinstance(theirs, Mapping) or not theirs.get("visible", True) or theirs.get("opacity", 1) == 0:
         return None
     colour = theirs.get("color")
-    if theirs.get("opacity", 1) != 1 or not isinstance(colour, str) or not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+    if (
+        theirs.get("opacity", 1) != 1
+        or not isinstance(colour, str)
+        or not re.fullmatch("#[0-9a-fA-F]{6}", colour)
+    ):
         remarks.append("That editor's background is left out: only an opaque colour can be taken over.")
         return None
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))

@@ -1,4 +1,5 @@
-"""Change one layer of a stack. Every field says whether it is kept, so what a node changes can be read off it."""
+"""Change one layer of a stack. Every field says whether it is kept, so what a node changes can be read off
+it."""
 
 from __future__ import annotations
 
@@ -19,14 +20,33 @@ _FAR = 4 * MAX_SIDE
 _MAX_SEED = 2**63 - 1
 
 
-def _value(name: str, to: io.Input, tooltip: str, *others: str, label: str | None = None, advanced: bool | None = None) -> io.Input:
+def _value(
+    name: str,
+    to: io.Input,
+    tooltip: str,
+    *others: str,
+    label: str | None = None,
+    advanced: bool | None = None,
+) -> io.Input:
     """A field that is kept, set to the value that then appears below it, or one of ``others``."""
-    options = [io.DynamicCombo.Option(KEEP, []), io.DynamicCombo.Option("set", [to]), *(io.DynamicCombo.Option(o, []) for o in others)]
-    return io.DynamicCombo.Input(name, options=options, display_name=label, tooltip=f"{tooltip} Neutral: keep.", extra_dict={"advanced": advanced})
+    options = [
+        io.DynamicCombo.Option(KEEP, []),
+        io.DynamicCombo.Option("set", [to]),
+        *(io.DynamicCombo.Option(o, []) for o in others),
+    ]
+    return io.DynamicCombo.Input(
+        name,
+        options=options,
+        display_name=label,
+        tooltip=f"{tooltip} Neutral: keep.",
+        extra_dict={"advanced": advanced},
+    )
 
 
 def _choice(name: str, options: tuple[str, ...], tooltip: str, advanced: bool | None = None) -> io.Input:
-    return io.Combo.Input(name, options=[KEEP, *options], default=KEEP, tooltip=f"{tooltip} Neutral: keep.", advanced=advanced)
+    return io.Combo.Input(
+        name, options=[KEEP, *options], default=KEEP, tooltip=f"{tooltip} Neutral: keep.", advanced=advanced
+    )
 
 
 def _whole(default: int, low: int, high: int, unit: str) -> io.Input:
@@ -34,11 +54,18 @@ def _whole(default: int, low: int, high: int, unit: str) -> io.Input:
 
 
 def _number(default: float, low: float, high: float, step: float, unit: str) -> io.Input:
-    return io.Float.Input("to", default=default, min=low, max=high, step=step, tooltip=f"The new value: {unit}.")
+    return io.Float.Input(
+        "to", default=default, min=low, max=high, step=step, tooltip=f"The new value: {unit}."
+    )
 
 
 def _words(multiline: bool) -> io.Input:
-    return io.String.Input("to", default="", multiline=multiline, tooltip="The new words; empty is allowed where the layer may have none.")
+    return io.String.Input(
+        "to",
+        default="",
+        multiline=multiline,
+        tooltip="The new words; empty is allowed where the layer may have none.",
+    )
 
 
 FIELDS = [
@@ -48,28 +75,38 @@ FIELDS = [
     _value("y", _whole(0, -_FAR, _FAR, "canvas pixels"), "Top edge before rotation, canvas pixels."),
     _value("width", _whole(512, 1, MAX_SIDE, "canvas pixels"), "Width on the canvas, pixels."),
     _value("height", _whole(512, 1, MAX_SIDE, "canvas pixels"), "Height on the canvas, pixels."),
-    _value("rotation", _number(0, -360, 360, 1, "degrees clockwise"), "Turn about the centre, degrees clockwise."),
+    _value("rotation", _number(0, -360, 360, 1, "degrees clockwise"), "Turn about the centre, degrees "
+    "clockwise."),
     _value("opacity", _number(1, 0, 1, 0.01, "0 to 1"), "Multiplies the alpha, 0 to 1."),
     _choice("blend_mode", BLEND_MODES, "How the layer mixes with those below."),
     _choice("visible", ("on", "off"), "A hidden layer takes no part in anything."),
     _value(
         "inside", _number(1, 0, 1, 0.05, "0 to 1"),
-        "How strongly the words are attended to inside the layer's visible part, 0 to 1.", label="attention inside",
+        "How strongly the words are attended to inside the layer's visible part, 0 to 1.",
+        label="attention inside",
     ),
     _value(
         "outside", _number(1, 0, 1, 0.05, "0 to 1"),
         "How strongly the words are kept out of the rest of the canvas, 0 to 1.", label="attention outside",
     ),
-    _value("noise", _number(0.8, 0, 1, 0.05, "0 to 1"), "How far the layer may change while sampling, 0 (frozen) to 1 (free)."),
-    _value("name", _words(False), "What the layer is called; no other layer may have the name.", advanced=True),
+    _value("noise", _number(0.8, 0, 1, 0.05, "0 to 1"), "How far the layer may change while sampling, 0 "
+    "(frozen) to 1 (free)."),
+    _value("name", _words(False), "What the layer is called; no other layer may have the name.",
+    advanced=True),
     _choice("flip_h", ("on", "off"), "Mirror left to right, before rotation.", advanced=True),
     _choice("flip_v", ("on", "off"), "Mirror top to bottom, before rotation.", advanced=True),
-    _choice("control_hint", HINTS, "How a ControlNet's hint is drawn from the layer's picture.", advanced=True),
-    _value("control_strength", _number(1, 0, 2, 0.05, "0 to 2"), "Weight of a ControlNet inside the layer, 0 to 2.", advanced=True),
-    _value("control_start", _number(0, 0, 1, 0.01, "0 to 1"), "Share of the sampling at which control begins, 0 to 1.", advanced=True),
-    _value("control_end", _number(1, 0, 1, 0.01, "0 to 1"), "Share of the sampling at which control ends, 0 to 1.", advanced=True),
-    _value("embedding", _words(False), "Textual inversion put before the layer's words, by name.", "none", advanced=True),
-    _value("seed", _whole(0, 0, _MAX_SEED, "a seed"), "Seed of the layer's own noise.", "the picture's", advanced=True),
+    _choice("control_hint", HINTS, "How a ControlNet's hint is drawn from the layer's picture.",
+    advanced=True),
+    _value("control_strength", _number(1, 0, 2, 0.05, "0 to 2"), "Weight of a ControlNet inside the layer, 0 "
+    "to 2.", advanced=True),
+    _value("control_start", _number(0, 0, 1, 0.01, "0 to 1"), "Share of the sampling at which control "
+    "begins, 0 to 1.", advanced=True),
+    _value("control_end", _number(1, 0, 1, 0.01, "0 to 1"), "Share of the sampling at which control ends, 0 "
+    "to 1.", advanced=True),
+    _value("embedding", _words(False), "Textual inversion put before the layer's words, by name.", "none",
+    advanced=True),
+    _value("seed", _whole(0, 0, _MAX_SEED, "a seed"), "Seed of the layer's own noise.", "the picture's",
+    advanced=True),
 ]  # fmt: skip
 """Everything that can be changed."""
 
@@ -84,32 +121,40 @@ class EditLayer(io.ComfyNode):
             node_id="LD_EditLayer",
             display_name="Edit Layer",
             category="layered diffusion/layers",
-            description="Change some fields of one layer of a stack: words, place, look, recipe. What says keep stays as it is.",
-            search_aliases=["edit layer", "change layer", "layer properties", "rename layer", "move layer", "layer opacity", "blend mode"],
+            description="Change some fields of one layer of a stack: words, place, look, recipe. What says "
+            "keep stays as it is.",
+            search_aliases=["edit layer", "change layer", "layer properties", "rename layer", "move layer",
+            "layer opacity", "blend mode"],
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack."),
-                io.String.Input("layer", default="", tooltip="The name of the layer to change, as Layer Preview shows it."),
+                io.String.Input("layer", default="", tooltip="The name of the layer to change, as Layer "
+                "Preview shows it."),
                 *FIELDS,
             ],
-            outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer changed; its own object where all is kept.")],
+            outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer changed; its own "
+            "object where all is kept.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], layer: str, **fields: Any) -> io.NodeOutput:  # noqa: ANN401
+    def execute(cls, layers: Mapping[str, Any], layer: str, **fields: Any) -> io.NodeOutput:
         """Change what is not kept."""
         for field in FIELDS:
             if field.id not in fields:  # ComfyUI drops an input whose choice it does not know
-                raise invalid(f"layer {layer!r}: {field.id}", "something else", f"{KEEP}, or another choice of the list")
+                raise invalid(
+                    f"layer {layer!r}: {field.id}", "something else", f"{KEEP}, or another choice of the list"
+                )
         document = read_stack(layers)
         before = document.layer(layer)
         changes = {name: value for name, field in fields.items() if (value := _new(field)) is not KEEP}
         if not changes:
             return io.NodeOutput(layers)
         after = _changed(before, changes)
-        return io.NodeOutput(write_stack(replace(document, layers=tuple(after if x is before else x for x in document))))
+        return io.NodeOutput(
+            write_stack(replace(document, layers=tuple(after if x is before else x for x in document)))
+        )
 
 
-def _new(field: Any) -> Any:  # noqa: ANN401
+def _new(field: Any) -> Any:
     """The value that a field's widgets ask for, or ``KEEP``."""
     if isinstance(field, str):
         return {KEEP: KEEP, "on": True, "off": False}.get(field, field)
@@ -119,9 +164,17 @@ def _new(field: Any) -> Any:  # noqa: ANN401
 
 def _changed(layer: Layer, changes: Mapping[str, Any]) -> Layer:
     """The layer with changes to itself, its recipe and its recipe's control, each by its own name."""
-    control = {key.removeprefix("control_"): value for key, value in changes.items() if key.startswith("control_")}
-    recipe = {key: value for key, value in changes.items() if key in ("inside", "outside", "noise", "embedding", "seed")}
-    own = {key: value for key, value in changes.items() if key not in recipe and not key.startswith("control_")}
+    control = {
+        key.removeprefix("control_"): value for key, value in changes.items() if key.startswith("control_")
+    }
+    recipe = {
+        key: value
+        for key, value in changes.items()
+        if key in ("inside", "outside", "noise", "embedding", "seed")
+    }
+    own = {
+        key: value for key, value in changes.items() if key not in recipe and not key.startswith("control_")
+    }
     try:
         recipe["control"] = replace(layer.recipe.control, **control)
         own["recipe"] = replace(layer.recipe, **recipe)

@@ -36,28 +36,36 @@ class LayerComposite(io.ComfyNode):
             node_id="LD_LayerComposite",
             display_name="Layer Composite",
             category="layered diffusion/layers",
-            description="Flatten a stack of layers to one picture, and tell how much of each pixel shows each layer.",
-            search_aliases=["composite", "flatten", "merge layers", "layers to image", "visible masks", "alpha"],
+            description="Flatten a stack of layers to one picture, and tell how much of each pixel shows "
+            "each layer.",
+            search_aliases=["composite", "flatten", "merge layers", "layers to image", "visible masks",
+            "alpha"],
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack to flatten."),
                 io.Combo.Input(
                     "backdrop", options=list(BACKDROPS), default="transparent",
-                    tooltip="What lies behind all layers. Transparent: the picture has an alpha channel if it has holes. Neutral: transparent.",
+                    tooltip="What lies behind all layers. Transparent: the picture has an alpha channel if "
+                    "it has holes. Neutral: transparent.",
                 ),
                 io.Combo.Input(
                     "rules", options=list(RULES), default=RULES[0], optional=True,
-                    tooltip="comfyui: as Create Layered Image; soft edges and some modes in linear light, modes other than normal show only on "
-                    "what is there. photoshop: as Photoshop, Krita's OpenRaster and browsers; all in sRGB. Neutral: either, for opaque layers of "
+                    tooltip="comfyui: as Create Layered Image; soft edges and some modes in linear light, "
+                    "modes other than normal show only on "
+                    "what is there. photoshop: as Photoshop, Krita's OpenRaster and browsers; all in sRGB. "
+                    "Neutral: either, for opaque layers of "
                     "mode normal.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="With alpha where it has holes and the backdrop is transparent."),
+                io.Image.Output(display_name="image", tooltip="With alpha where it has holes and the "
+                "backdrop is transparent."),
                 io.Mask.Output(
-                    display_name="alpha", tooltip="1 is opaque. Invert it for Join Image with Alpha, where 1 is transparent."
+                    display_name="alpha",
+                    tooltip="1 is opaque. Invert it for Join Image with Alpha, where 1 is transparent."
                 ),
                 io.Mask.Output(
-                    display_name="visible masks", tooltip="One mask a layer, back to front: 1 where it shows, less what lies in front."
+                    display_name="visible masks",
+                    tooltip="One mask a layer, back to front: 1 where it shows, less what lies in front."
                 ),
             ],
             is_output_node=True,
@@ -68,7 +76,9 @@ class LayerComposite(io.ComfyNode):
         """Composite and split."""
         document = read_stack(layers)
         if not len(document):
-            raise invalid("layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer")
+            raise invalid(
+                "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
+            )
         pixels = composite(document, rules)
         alpha = pixels[..., 3]
         if BACKDROPS[backdrop] is not None and document.background is None:
@@ -76,5 +86,7 @@ class LayerComposite(io.ComfyNode):
         if bool((pixels[..., 3] == 1).all()):
             pixels = pixels[..., :3]
         shown, _ = visible_masks(layer_alphas(document))
-        image, alpha, shown = (t.to(comfy.model_management.intermediate_device()) for t in (pixels[None], alpha[None], shown))
+        image, alpha, shown = (
+            t.to(comfy.model_management.intermediate_device()) for t in (pixels[None], alpha[None], shown)
+        )
         return io.NodeOutput(image, alpha, shown, ui=ui.PreviewImage(image, cls=cls))

@@ -22,13 +22,16 @@ class LayerPreview(io.ComfyNode):
             node_id="LD_LayerPreview",
             display_name="Layer Preview",
             category="layered diffusion/layers",
-            description="Draw a stack with each layer's outline, number and name, to see what will happen before sampling.",
+            description="Draw a stack with each layer's outline, number and name, to see what will happen "
+            "before sampling.",
             search_aliases=["preview layers", "show layers", "layer outlines", "bounding boxes"],
             inputs=[
-                LAYERS.Input("layers", tooltip="The stack to show. Layers still to be generated are dashed, hidden ones left out."),
+                LAYERS.Input("layers", tooltip="The stack to show. Layers still to be generated are dashed, "
+                "hidden ones left out."),
                 io.Int.Input(
                     "size", default=768, min=64, max=4096, step=64, advanced=True,
-                    tooltip="Longer side of the drawing, pixels: small canvases are enlarged to make names legible, large ones reduced.",
+                    tooltip="Longer side of the drawing, pixels: small canvases are enlarged to make names "
+                    "legible, large ones reduced.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The drawing, without alpha.")],
@@ -38,5 +41,7 @@ class LayerPreview(io.ComfyNode):
     @classmethod
     def execute(cls, layers: Mapping[str, Any], size: int) -> io.NodeOutput:
         """Draw."""
-        image = outlined(read_stack(layers), size, "comfyui")[None].to(comfy.model_management.intermediate_device())
+        image = outlined(read_stack(layers), size, "comfyui")[None].to(
+            comfy.model_management.intermediate_device()
+        )
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -1,4 +1,5 @@
-"""Put a layer on a stack: from a file, from a picture of the graph, or as a place for something still to be generated."""
+"""Put a layer on a stack: from a file, from a picture of the graph, or as a place for something still to be
+generated."""
 
 from __future__ import annotations
 
@@ -25,24 +26,88 @@ _FAR = 4 * MAX_SIDE
 
 def _words() -> list[io.Input]:
     return [
-        io.String.Input("prompt", multiline=True, default="", tooltip="What the layer shows. Neutral: empty."),
-        io.String.Input("negative", multiline=True, default="", tooltip="What the layer must not show. Neutral: empty."),
-        io.String.Input("name", default="", tooltip="What the layer is called. Empty: the file's name, or 'layer'. Layers of one name get a number."),
+        io.String.Input(
+            "prompt", multiline=True, default="", tooltip="What the layer shows. Neutral: empty."
+        ),
+        io.String.Input(
+            "negative", multiline=True, default="", tooltip="What the layer must not show. Neutral: empty."
+        ),
+        io.String.Input(
+            "name",
+            default="",
+            tooltip="What the layer is called. Empty: the file's name, or 'layer'. Layers of one name get a "
+            "number.",
+        ),
     ]
 
 
 def _placement() -> list[io.Input]:
     return [
-        io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge before rotation, canvas pixels; may be off the canvas. Neutral: 0."),
-        io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge before rotation, canvas pixels; may be off the canvas. Neutral: 0."),
-        io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip="Width on the canvas, pixels. 0: the picture's own. Neutral: 0."),
-        io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height on the canvas, pixels. 0: the picture's own. Neutral: 0."),
-        io.Float.Input("rotation", default=0.0, min=-360.0, max=360.0, step=1.0, tooltip="Turn about the centre, degrees clockwise. Neutral: 0."),
-        io.Boolean.Input("flip_h", default=False, advanced=True, tooltip="Mirror left to right, before rotation. Neutral: off."),
-        io.Boolean.Input("flip_v", default=False, advanced=True, tooltip="Mirror top to bottom, before rotation. Neutral: off."),
-        io.Float.Input("opacity", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Multiplies the alpha, 0 to 1. Neutral: 1."),
-        io.Combo.Input("blend_mode", options=list(BLEND_MODES), default="normal", tooltip="How the layer mixes with those below. Neutral: normal."),
-        io.Boolean.Input("visible", default=True, tooltip="A hidden layer takes no part in anything. Neutral: on."),
+        io.Int.Input(
+            "x",
+            default=0,
+            min=-_FAR,
+            max=_FAR,
+            tooltip="Left edge before rotation, canvas pixels; may be off the canvas. Neutral: 0.",
+        ),
+        io.Int.Input(
+            "y",
+            default=0,
+            min=-_FAR,
+            max=_FAR,
+            tooltip="Top edge before rotation, canvas pixels; may be off the canvas. Neutral: 0.",
+        ),
+        io.Int.Input(
+            "width",
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            tooltip="Width on the canvas, pixels. 0: the picture's own. Neutral: 0.",
+        ),
+        io.Int.Input(
+            "height",
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            tooltip="Height on the canvas, pixels. 0: the picture's own. Neutral: 0.",
+        ),
+        io.Float.Input(
+            "rotation",
+            default=0.0,
+            min=-360.0,
+            max=360.0,
+            step=1.0,
+            tooltip="Turn about the centre, degrees clockwise. Neutral: 0.",
+        ),
+        io.Boolean.Input(
+            "flip_h",
+            default=False,
+            advanced=True,
+            tooltip="Mirror left to right, before rotation. Neutral: off.",
+        ),
+        io.Boolean.Input(
+            "flip_v",
+            default=False,
+            advanced=True,
+            tooltip="Mirror top to bottom, before rotation. Neutral: off.",
+        ),
+        io.Float.Input(
+            "opacity",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Multiplies the alpha, 0 to 1. Neutral: 1.",
+        ),
+        io.Combo.Input(
+            "blend_mode",
+            options=list(BLEND_MODES),
+            default="normal",
+            tooltip="How the layer mixes with those below. Neutral: normal.",
+        ),
+        io.Boolean.Input(
+            "visible", default=True, tooltip="A hidden layer takes no part in anything. Neutral: on."
+        ),
     ]
 
 
@@ -50,11 +115,14 @@ def _recipe() -> list[io.Input]:
     return [
         io.Float.Input(
             "inside", display_name="attention inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
-            tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. Neutral: 0.",
+            tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. "
+            "Neutral: 0.",
         ),
         io.Float.Input(
-            "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0, step=0.05,
-            tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: 0.",
+            "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0,
+            step=0.05,
+            tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: "
+            "0.",
         ),
         io.Float.Input(
             "noise", default=_DEFAULT.noise, min=0.0, max=1.0, step=0.05,
@@ -62,7 +130,8 @@ def _recipe() -> list[io.Input]:
         ),
         io.Float.Input(
             "control_strength", default=_DEFAULT.control.strength, min=0.0, max=2.0, step=0.05,
-            tooltip="Weight of a ControlNet inside the layer, 0 to 2; acts only with a control hint. Neutral: 0.",
+            tooltip="Weight of a ControlNet inside the layer, 0 to 2; acts only with a control hint. "
+            "Neutral: 0.",
         ),
         io.Combo.Input(
             "control_hint", options=list(HINTS), default=_DEFAULT.control.hint, advanced=True,
@@ -70,17 +139,22 @@ def _recipe() -> list[io.Input]:
         ),
         io.Int.Input(
             "canvas_width", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas width, pixels. 0: that of the incoming layers, or else what holds all layers. Neutral: 0.",
+            tooltip="Canvas width, pixels. 0: that of the incoming layers, or else what holds all layers. "
+            "Neutral: 0.",
         ),
         io.Int.Input(
             "canvas_height", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas height, pixels. 0: that of the incoming layers, or else what holds all layers. Neutral: 0.",
+            tooltip="Canvas height, pixels. 0: that of the incoming layers, or else what holds all layers. "
+            "Neutral: 0.",
         ),
-        LAYERS.Input("layers", optional=True, tooltip="The stack to lay this layer on. Not connected: a new stack."),
+        LAYERS.Input("layers", optional=True, tooltip="The stack to lay this layer on. Not connected: a new "
+        "stack."),
     ]  # fmt: skip
 
 
-_OUTPUT_TOOLTIP = "The stack with this layer on top. Works with ComfyUI's Add Layer and Create Layered Image too."
+_OUTPUT_TOOLTIP = (
+    "The stack with this layer on top. Works with ComfyUI's Add Layer and Create Layered Image too."
+)
 
 
 class LoadLayer(io.ComfyNode):
@@ -93,12 +167,15 @@ class LoadLayer(io.ComfyNode):
             node_id="LD_LoadLayer",
             display_name="Load Layer",
             category=CATEGORY,
-            description="Load a picture with its transparency as a layer with words, place and recipe, and lay it on a stack.",
-            search_aliases=["layer", "load layer", "open layer", "collage", "rgba", "transparent png", "add layer"],
+            description="Load a picture with its transparency as a layer with words, place and recipe, and "
+            "lay it on a stack.",
+            search_aliases=["layer", "load layer", "open layer", "collage", "rgba", "transparent png", "add "
+            "layer"],
             inputs=[
                 io.Combo.Input(
                     "image", options=_input_pictures(), upload=io.UploadType.image,
-                    tooltip="A picture in ComfyUI's input folder; its transparency is kept, one without is opaque.",
+                    tooltip="A picture in ComfyUI's input folder; its transparency is kept, one without is "
+                    "opaque.",
                 ),
                 *_words(), *_placement(), *_recipe(),
             ],
@@ -122,10 +199,14 @@ class LoadLayer(io.ComfyNode):
         return hashlib.sha256(_picture_path(image).read_bytes()).hexdigest() if image else ""
 
     @classmethod
-    def execute(cls, image: str, name: str, layers: Mapping[str, Any] | None = None, **values: Any) -> io.NodeOutput:  # noqa: ANN401
+    def execute(
+        cls, image: str, name: str, layers: Mapping[str, Any] | None = None, **values: Any
+    ) -> io.NodeOutput:
         """Read the file and append the layer."""
         path = _picture_path(image)
-        return io.NodeOutput(_with(layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values))
+        return io.NodeOutput(
+            _with(layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values)
+        )
 
 
 class LayerFromImage(io.ComfyNode):
@@ -142,12 +223,15 @@ class LayerFromImage(io.ComfyNode):
                 "Lay a picture of the graph on a stack as a layer with words, place and recipe. "
                 "Without a picture the layer is a box, or a mask, to be generated later."
             ),
-            search_aliases=["layer", "region", "box", "bounding box", "mask to layer", "image to layer", "add layer"],
+            search_aliases=["layer", "region", "box", "bounding box", "mask to layer", "image to layer",
+            "add layer"],
             inputs=[
-                io.Image.Input("image", optional=True, tooltip="The layer's picture; a batch is several layers. Not connected: to be generated."),
+                io.Image.Input("image", optional=True, tooltip="The layer's picture; a batch is several "
+                "layers. Not connected: to be generated."),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Where the layer is transparent: 1 is transparent, as Load Image gives it. With no picture, 0 is where to generate.",
+                    tooltip="Where the layer is transparent: 1 is transparent, as Load Image gives it. With "
+                    "no picture, 0 is where to generate.",
                 ),
                 *_words(), *_placement(), *_recipe(),
             ],
@@ -165,7 +249,8 @@ class LayerFromImage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, name: str, image: Tensor | None = None, mask: Tensor | None = None, layers: Mapping[str, Any] | None = None, **values: Any  # noqa: ANN401
+        cls, name: str, image: Tensor | None = None, mask: Tensor | None = None,
+        layers: Mapping[str, Any] | None = None, **values: Any
     ) -> io.NodeOutput:  # fmt: skip
         """One layer a picture of the batch; one alone where there is none."""
         name = name.strip() or "layer"
@@ -175,16 +260,38 @@ class LayerFromImage(io.ComfyNode):
         added = []
         for i in range(count):
             presence = None if mask is None else mask_to_presence(mask[min(i, len(mask) - 1)].cpu())
-            added.append(_layer(name if count == 1 else f"{name} {i + 1}", None if image is None else rgba(image[i]), presence, values))
+            added.append(
+                _layer(
+                    name if count == 1 else f"{name} {i + 1}",
+                    None if image is None else rgba(image[i]),
+                    presence,
+                    values,
+                )
+            )
         return io.NodeOutput(_with(layers, added, values))
 
 
 def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
     """The layer that a node's inputs describe."""
-    placement = ("prompt", "negative", "x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible")
+    placement = (
+        "prompt",
+        "negative",
+        "x",
+        "y",
+        "width",
+        "height",
+        "rotation",
+        "flip_h",
+        "flip_v",
+        "opacity",
+        "blend_mode",
+        "visible",
+    )
     try:
         control = Control(hint=values["control_hint"], strength=values["control_strength"])
-        recipe = Recipe(inside=values["inside"], outside=values["outside"], noise=values["noise"], control=control)
+        recipe = Recipe(
+            inside=values["inside"], outside=values["outside"], noise=values["noise"], control=control
+        )
     except LayeredError as error:
         raise LayeredError(f"layer {name!r}: {error}") from None
     return Layer(name, image, mask, recipe=recipe, **{k: values[k] for k in placement})
@@ -198,7 +305,10 @@ def _with(stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[s
         if is_off_canvas(layer, width, height):
             where = f"x {layer.x}, y {layer.y}, {layer.width}x{layer.height}"
             raise invalid(
-                f"layer {layer.name!r}: place", where, f"at least one pixel on the canvas of {width}x{height}", "Move it or enlarge the canvas"
+                f"layer {layer.name!r}: place",
+                where,
+                f"at least one pixel on the canvas of {width}x{height}",
+                "Move it or enlarge the canvas",
             )
     return document
 
@@ -216,14 +326,20 @@ def _input_pictures() -> list[str]:
 
 
 def _picture_path(name: str) -> Path:
-    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it, ``[output]`` or ``[temp]``) folder."""
+    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it,
+    ``[output]`` or ``[temp]``) folder."""
     allowed = "the name of a picture in ComfyUI's input folder"
     if not isinstance(name, str):
         raise invalid("image", name, allowed)
     try:
         path = Path(folder_paths.get_annotated_filepath(name))
     except ValueError:
-        raise invalid("image", name, allowed, "A path or link that leads out of the folder is not read: copy the file there") from None
+        raise invalid(
+            "image",
+            name,
+            allowed,
+            "A path or link that leads out of the folder is not read: copy the file there",
+        ) from None
     if not path.is_file():
         raise invalid("image", name, allowed, "There is no such file: upload it with the button on the node")
     return path

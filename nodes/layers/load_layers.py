@@ -32,25 +32,31 @@ class LoadLayers(io.ComfyNode):
             display_name="Load Layers",
             category="layered diffusion/layers",
             description=(
-                "Open a Photoshop, Krita (OpenRaster) or JSON document with its layers, masks, words and recipes. "
+                "Open a Photoshop, Krita (OpenRaster) or JSON document with its layers, masks, words and "
+                "recipes. "
                 "In a file made elsewhere a layer called 'name: prompt' brings its prompt along."
             ),
-            search_aliases=["load psd", "open psd", "photoshop", "load ora", "openraster", "krita", "gimp", "import layers", "document"],
+            search_aliases=["load psd", "open psd", "photoshop", "load ora", "openraster", "krita", "gimp",
+            "import layers", "document"],
             inputs=[
                 io.Combo.Input(
                     "file", options=_files(),
-                    tooltip="A .psd, .psb, .ora or .json document in ComfyUI's input folder, or one of this pack's examples.",
+                    tooltip="A .psd, .psb, .ora or .json document in ComfyUI's input folder, or one of this "
+                    "pack's examples.",
                 ),
                 io.Int.Input(
                     "memory_limit", default=4, min=1, max=1024, advanced=True,
-                    tooltip="Most memory that the layers' pixels may take, GiB; a larger file is refused. Neutral: any value that suffices.",
+                    tooltip="Most memory that the layers' pixels may take, GiB; a larger file is refused. "
+                    "Neutral: any value that suffices.",
                 ),
             ],
             outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The file's layers, groups flattened. Works with ComfyUI's own layer nodes too."),
+                LAYERS.Output(display_name="layers", tooltip="The file's layers, groups flattened. Works "
+                "with ComfyUI's own layer nodes too."),
                 io.Int.Output(display_name="width", tooltip="Canvas width, pixels."),
                 io.Int.Output(display_name="height", tooltip="Canvas height, pixels."),
-                io.String.Output(display_name="report", tooltip="What the file has and layers cannot keep, one line each; empty if nothing."),
+                io.String.Output(display_name="report", tooltip="What the file has and layers cannot keep, "
+                "one line each; empty if nothing."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -82,7 +88,8 @@ class LoadLayers(io.ComfyNode):
 
 
 def _files() -> list[str]:
-    """Names of the layered files in ComfyUI's input folder and in its folders' ``document.json``, then the examples."""
+    """Names of the layered files in ComfyUI's input folder and in its folders' ``document.json``, then the
+    examples."""
     folder = folder_paths.get_input_directory()
     files = []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
@@ -94,7 +101,8 @@ def _files() -> list[str]:
 
 
 def _path(name: str) -> Path:
-    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it, ``[output]`` or ``[temp]``) folder."""
+    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it,
+    ``[output]`` or ``[temp]``) folder."""
     allowed = f"the name of a {', '.join(EXTENSIONS)} file in ComfyUI's input folder"
     if not isinstance(name, str):
         raise invalid("file", name, allowed)
@@ -106,7 +114,12 @@ def _path(name: str) -> Path:
     try:
         path = Path(folder_paths.get_annotated_filepath(name))
     except ValueError:
-        raise invalid("file", name, allowed, "A path or link that leads out of the folder is not read: copy the file there") from None
+        raise invalid(
+            "file",
+            name,
+            allowed,
+            "A path or link that leads out of the folder is not read: copy the file there",
+        ) from None
     if path.suffix.lower() not in EXTENSIONS:
         raise invalid("file", name, allowed, "Save the picture as one of these in the program that made it")
     if not path.is_file():

@@ -31,43 +31,67 @@ class SaveLayers(io.ComfyNode):
             display_name="Save Layers",
             category="layered diffusion/layers",
             description=(
-                "Save a stack for Photoshop, Krita or GIMP with its names, masks, opacity, blend modes, words and recipes, "
+                "Save a stack for Photoshop, Krita or GIMP with its names, masks, opacity, blend modes, "
+                "words and recipes, "
                 "and the workflow. Load Layers gives the same stack back."
             ),
-            search_aliases=["save psd", "export psd", "photoshop", "save ora", "openraster", "krita", "gimp", "export layers", "document"],
+            search_aliases=["save psd", "export psd", "photoshop", "save ora", "openraster", "krita", "gimp",
+            "export layers", "document"],
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack to save."),
                 io.String.Input(
                     "filename_prefix", default="layers",
-                    tooltip="What the file's name begins with; a number follows. May name folders and hold marks such as %year%, as in Save Image.",
+                    tooltip="What the file's name begins with; a number follows. May name folders and hold "
+                    "marks such as %year%, as in Save Image.",
                 ),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default="psd",
-                    tooltip="psd: Photoshop. psb: Photoshop above 2 GB. ora: Krita, GIMP, MyPaint. png folder: pictures and document.json.",
+                    tooltip="psd: Photoshop. psb: Photoshop above 2 GB. ora: Krita, GIMP, MyPaint. png "
+                    "folder: pictures and document.json.",
                 ),
                 io.Combo.Input(
                     "bits", options=[str(b) for b in BITS], default="8", advanced=True,
-                    tooltip="How exactly pixels are kept: 8 or 16 bits a channel, or 32 for to the last bit, several times as large. Neutral: 32.",
+                    tooltip="How exactly pixels are kept: 8 or 16 bits a channel, or 32 for to the last bit, "
+                    "several times as large. Neutral: 32.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="Where it was saved, relative to the output folder.")],
+            outputs=[io.String.Output(display_name="file", tooltip="Where it was saved, relative to the "
+            "output folder.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], filename_prefix: str, format: str, bits: str) -> io.NodeOutput:
+    def execute(
+        cls, layers: Mapping[str, Any], filename_prefix: str, format: str, bits: str
+    ) -> io.NodeOutput:
         """Number, write, and show the composite."""
         document = read_stack(layers)
         if not len(document):
-            raise invalid("layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer")
-        place = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory(), document.width, document.height)
+            raise invalid(
+                "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
+            )
+        place = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), document.width, document.height
+        )
         folder, name, counter, subfolder, _ = place
         path = Path(folder) / f"{name}_{counter:05}_{FORMATS[format]}"
-        workflow = None if args.disable_metadata else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        path = write_layers(document, path, workflow, int(bits)) if FORMATS[format] else write_folder(document, path, workflow)
+        workflow = (
+            None
+            if args.disable_metadata
+            else {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        )
+        path = (
+            write_layers(document, path, workflow, int(bits))
+            if FORMATS[format]
+            else write_folder(document, path, workflow)
+        )
         file = path.relative_to(folder_paths.get_output_directory())
-        saved = {"filename": file.name, "subfolder": file.parent.as_posix().removeprefix("."), "type": "output"}
+        saved = {
+            "filename": file.name,
+            "subfolder": file.parent.as_posix().removeprefix("."),
+            "type": "output",
+        }
         pixels = composite(document, rules="photoshop")
         opaque = bool((pixels[..., 3] == 1).all())
         shown = ui.PreviewImage(pixels[None, ..., : 3 if opaque else 4], cls=cls)

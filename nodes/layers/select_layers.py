@@ -21,21 +21,25 @@ class SelectLayers(io.ComfyNode):
             node_id="LD_SelectLayers",
             display_name="Select Layers",
             category="layered diffusion/layers",
-            description="Take some layers of a stack, by name or number; the rest is on the second output. Both keep canvas and words.",
-            search_aliases=["select layers", "filter layers", "pick layer", "remove layer", "delete layer", "split stack"],
+            description="Take some layers of a stack, by name or number; the rest is on the second output. "
+            "Both keep canvas and words.",
+            search_aliases=["select layers", "filter layers", "pick layer", "remove layer", "delete layer",
+            "split stack"],
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack."),
                 io.String.Input(
                     "which", default="*",
                     tooltip=(
-                        "Names, numbers (1 is at the back, -1 in front), ranges (2-4) and patterns (cloud*), separated by commas. "
+                        "Names, numbers (1 is at the back, -1 in front), ranges (2-4) and patterns (cloud*), "
+                        "separated by commas. "
                         'A name with a comma goes in double quotes. Neutral: *, every layer.'
                     ),
                 ),
             ],
             outputs=[
                 LAYERS.Output(display_name="selected", tooltip="The chosen layers, in the stack's order."),
-                LAYERS.Output(display_name="rest", tooltip="The others. A background colour goes with the bottom layer."),
+                LAYERS.Output(display_name="rest", tooltip="The others. A background colour goes with the "
+                "bottom layer."),
             ],
         )  # fmt: skip
 

@@ -1,9 +1,11 @@
-"""The door between ComfyUI's LAYERS and the core's documents. Nothing else in the pack reads or writes LAYERS.
+"""The door between ComfyUI's LAYERS and the core's documents. Nothing else in the pack reads or writes
+LAYERS.
 
-What differs outside: a mask of 1 is transparent, rotation is in radians, names may repeat or be missing, an item's batch is several
-layers, and there is no place for words and recipe. Those travel in the item's private key ``layered_diffusion``, which ComfyUI's own
-nodes pass on: ``{"version": 1, "prompt", "negative", "rotation" (degrees), "recipe": {...}, "region": mask or None}``. ``region`` is there
-only on a layer without a picture, whose ``image`` is then transparent.
+What differs outside: a mask of 1 is transparent, rotation is in radians, names may repeat or be missing, an
+item's batch is several layers, and there is no place for words and recipe. Those travel in the item's private
+key ``layered_diffusion``, which ComfyUI's own nodes pass on:
+``{"version": 1, "prompt", "negative", "rotation" (degrees), "recipe": {...}, "region": mask or None}``.
+``region`` is there only on a layer without a picture, whose ``image`` is then transparent.
 """
 
 from __future__ import annotations
@@ -36,18 +38,27 @@ def read_stack(stack: object) -> LayerDocument:
     """A LAYERS document as a document of ours; items without an image are skipped, as ComfyUI's own nodes do.
 
     Raises:
-        LayeredError: it is of another version, or an item is not what it should be; the layer and the field are named.
+        LayeredError: it is of another version, or an item is not what it should be; the layer and the field
+            are named.
     """
     items = _items(stack)
     layers = [layer for index, item in enumerate(items) for layer in _layers(item, index)]
     width, height = stack_canvas(stack) or canvas_extent(layers)
     backdrop = next((item[KEY]["background"] for item in items if _is_backdrop(item)), None)
-    words = next((item[KEY]["document"] for item in items if isinstance(item.get(KEY), Mapping) and "document" in item[KEY]), {})
+    words = next(
+        (
+            item[KEY]["document"]
+            for item in items
+            if isinstance(item.get(KEY), Mapping) and "document" in item[KEY]
+        ),
+        {},
+    )
     return LayerDocument(width, height, _with_unique_names(layers), backdrop, **words)
 
 
 def write_stack(document: LayerDocument) -> dict[str, Any]:
-    """A document of ours as LAYERS. A background colour becomes a bottom layer of that colour, which :func:`read_stack` takes back."""
+    """A document of ours as LAYERS. A background colour becomes a bottom layer of that colour, which
+    :func:`read_stack` takes back."""
     stack: dict[str, Any] = {"version": VERSION, "canvas": (document.width, document.height), "layers": []}
     if document.background is not None:
         stack["layers"].append(_backdrop(document))
@@ -64,13 +75,17 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
     Args:
         stack: a LAYERS document, or None to start one.
         layers: back to front.
-        canvas: width and height in pixels; 0 for that of ``stack``, or, where it has none, what holds all layers.
+        canvas: width and height in pixels; 0 for that of ``stack``, or, where it has none, what holds all
+            layers.
     """
     check_room(stack, len(layers))
     below = [] if stack is None else _items(stack)
     top = max((_whole(item.get("z_index")) for item in below), default=0)
     kept = [] if stack is None else stack.get("layers") or []
-    document: dict[str, Any] = {"version": VERSION, "layers": [*kept, *(_item(layer, top) for layer in layers)]}
+    document: dict[str, Any] = {
+        "version": VERSION,
+        "layers": [*kept, *(_item(layer, top) for layer in layers)],
+    }
     before = stack_canvas(stack) or ((0, 0) if all(canvas) or not any(canvas) else _extent(document))
     after = canvas[0] or before[0], canvas[1] or before[1]
     if all(after):
@@ -82,7 +97,12 @@ def check_room(stack: object, more: int) -> None:
     """Raise :class:`LayeredError` unless ``more`` layers fit on a LAYERS document, or on none."""
     count = sum(len(item["image"]) for item in ([] if stack is None else _items(stack))) + more
     if count > MAX_LAYERS:
-        raise invalid("layers: number of layers", count, f"at most {MAX_LAYERS}", "Composite some of them first and go on with the picture")
+        raise invalid(
+            "layers: number of layers",
+            count,
+            f"at most {MAX_LAYERS}",
+            "Composite some of them first and go on with the picture",
+        )
 
 
 def _extent(stack: dict[str, Any]) -> tuple[int, int]:
@@ -100,7 +120,8 @@ def stack_canvas(stack: object) -> tuple[int, int] | None:
 
 
 def frame_names(stack: object) -> list[str | None]:
-    """For every picture that ComfyUI's compositor counts in a LAYERS document, back to front, the name of our layer; None for a background."""
+    """For every picture that ComfyUI's compositor counts in a LAYERS document, back to front, the name of our
+    layer; None for a background."""
     layers = iter(read_stack(stack))
     names: list[str | None] = []
     for item in _items(stack):
@@ -109,23 +130,39 @@ def frame_names(stack: object) -> list[str | None]:
 
 
 def frame_titles(stack: object) -> list[str]:
-    """As :func:`frame_names`, the names that ComfyUI's compositor shows: a batch has one, and two layers may have the same."""
+    """As :func:`frame_names`, the names that ComfyUI's compositor shows: a batch has one, and two layers may
+    have the same."""
     return [str(item.get("name") or "") for item in _items(stack) for _ in item["image"]]
 
 
 def mask_to_presence(mask: Tensor) -> Tensor:
-    """A LAYERS mask (1 is transparent, as of Load Image) as the core's (1 is where the layer is), and back; ``[..., H, W]``."""
+    """A LAYERS mask (1 is transparent, as of Load Image) as the core's (1 is where the layer is), and back;
+    ``[..., H, W]``."""
     return 1 - mask.float().clamp(0, 1)
 
 
 def _items(stack: object) -> list[dict[str, Any]]:
     """The items that are layers, back to front."""
     if not isinstance(stack, Mapping):
-        raise invalid("layers", stack, "a LAYERS document", "Connect the output of Load Layer, Add Layer or another node that gives LAYERS")
+        raise invalid(
+            "layers",
+            stack,
+            "a LAYERS document",
+            "Connect the output of Load Layer, Add Layer or another node that gives LAYERS",
+        )
     version = stack.get("version")
     if version not in (None, VERSION):
-        raise invalid("layers: version", version, str(VERSION), "The stack comes from a node of a newer ComfyUI: update this pack")
-    items = [item for item in stack.get("layers") or [] if isinstance(item, dict) and isinstance(item.get("image"), Tensor)]
+        raise invalid(
+            "layers: version",
+            version,
+            str(VERSION),
+            "The stack comes from a node of a newer ComfyUI: update this pack",
+        )
+    items = [
+        item
+        for item in stack.get("layers") or []
+        if isinstance(item, dict) and isinstance(item.get("image"), Tensor)
+    ]
     return sorted(items, key=lambda item: _whole(item.get("z_index")))
 
 
@@ -133,7 +170,11 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
     """The layers of one item: one a picture of its batch."""
     if _is_backdrop(item):
         return []
-    name = item.get("name") if isinstance(item.get("name"), str) and item["name"].strip() else f"layer {index + 1}"
+    name = (
+        item.get("name")
+        if isinstance(item.get("name"), str) and item["name"].strip()
+        else f"layer {index + 1}"
+    )
     if item.get("type", "raster") != "raster":
         raise invalid(f"layer {name!r}: type", item["type"], "raster")
     image = item["image"]
@@ -150,7 +191,9 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
         "width": max(_whole(item.get("w")), 0) or image.shape[2],
         "height": max(_whole(item.get("h")), 0) or image.shape[1],
         # Radians and back may miss the last bit of what the user typed.
-        "rotation": degrees if degrees is not None and math.radians(degrees) == rotation else math.degrees(rotation),
+        "rotation": degrees
+        if degrees is not None and math.radians(degrees) == rotation
+        else math.degrees(rotation),
         "flip_h": bool(item.get("flip_h", False)),
         "flip_v": bool(item.get("flip_v", False)),
         "opacity": item.get("opacity", 1.0),
@@ -166,7 +209,8 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
 
 
 def rgba(image: Tensor) -> Tensor:
-    """One picture ``[H, W, 3 or 4]`` as float32 RGBA on the CPU, values brought into 0..1; one without alpha is opaque."""
+    """One picture ``[H, W, 3 or 4]`` as float32 RGBA on the CPU, values brought into 0..1; one without alpha
+    is opaque."""
     pixels = image.detach().float().cpu().clamp(0, 1)
     return pixels if pixels.shape[-1] == 4 else torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
 
@@ -181,7 +225,14 @@ def _frame(mask: object, index: int) -> Tensor | None:
 def _item(layer: Layer, z_index: int) -> dict[str, Any]:
     own: dict[str, Any] = {"version": VERSION, "prompt": layer.prompt, "negative": layer.negative}
     own |= {"rotation": layer.rotation, "recipe": asdict(layer.recipe)}
-    item: dict[str, Any] = {"type": "raster", "name": layer.name, "z_index": z_index, "w": layer.width, "h": layer.height, KEY: own}
+    item: dict[str, Any] = {
+        "type": "raster",
+        "name": layer.name,
+        "z_index": z_index,
+        "w": layer.width,
+        "h": layer.height,
+        KEY: own,
+    }
     if layer.image is None:
         own["region"] = layer.mask
         item["image"] = torch.zeros(1, 1, 1, 4)
@@ -189,13 +240,31 @@ def _item(layer: Layer, z_index: int) -> dict[str, Any]:
         item["image"] = layer.image[None]
         if layer.mask is not None:
             item["mask"] = mask_to_presence(layer.mask)[None]
-    item |= {"x": _integral(layer.x), "y": _integral(layer.y), "rotation": math.radians(layer.rotation), "opacity": layer.opacity}
-    item |= {"blend_mode": layer.blend_mode, "visible": layer.visible, "flip_h": layer.flip_h, "flip_v": layer.flip_v}
+    item |= {
+        "x": _integral(layer.x),
+        "y": _integral(layer.y),
+        "rotation": math.radians(layer.rotation),
+        "opacity": layer.opacity,
+    }
+    item |= {
+        "blend_mode": layer.blend_mode,
+        "visible": layer.visible,
+        "flip_h": layer.flip_h,
+        "flip_v": layer.flip_v,
+    }
     return item
 
 
 def _backdrop(document: LayerDocument) -> dict[str, Any]:
-    item = _item(Layer("background", torch.tensor([[[*document.background, 1.0]]]), width=document.width, height=document.height), 0)
+    item = _item(
+        Layer(
+            "background",
+            torch.tensor([[[*document.background, 1.0]]]),
+            width=document.width,
+            height=document.height,
+        ),
+        0,
+    )
     item[KEY]["background"] = document.background
     return item
 
@@ -213,7 +282,10 @@ def _own(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         raise invalid(f"layer {name!r}: {KEY}", own, "a mapping")
     if own.get("version") != VERSION:
         raise invalid(
-            f"layer {name!r}: {KEY}: version", own.get("version"), str(VERSION), "Another version of this pack wrote the layer: update the pack"
+            f"layer {name!r}: {KEY}: version",
+            own.get("version"),
+            str(VERSION),
+            "Another version of this pack wrote the layer: update the pack",
         )
     return own
 
@@ -244,7 +316,11 @@ def _with_unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
 
 def _whole(value: object) -> int:
     """As ComfyUI reads whole numbers of LAYERS: what is none counts as 0."""
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else 0
+    return (
+        int(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        else 0
+    )
 
 
 def _real(value: object) -> float:

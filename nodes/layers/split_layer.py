@@ -28,22 +28,28 @@ class SplitLayer(io.ComfyNode):
             node_id="LD_SplitLayer",
             display_name="Split Layer",
             category=CATEGORY,
-            description="Take one layer of a stack apart: its picture at its own size, its alpha, its words and its place.",
+            description="Take one layer of a stack apart: its picture at its own size, its alpha, its words "
+            "and its place.",
             search_aliases=["split layer", "layer to image", "extract layer", "get layer", "layer alpha"],
-            inputs=[LAYERS.Input("layers", tooltip="The stack."), io.String.Input("layer", default="", tooltip=_LAYER)],
+            inputs=[LAYERS.Input("layers", tooltip="The stack."),
+            io.String.Input("layer", default="", tooltip=_LAYER)],
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The layer's own colours, without alpha, at its own size, not that on the canvas. Grey where it has no picture yet.",
+                    tooltip="The layer's own colours, without alpha, at its own size, not that on the "
+                    "canvas. Grey where it has no picture yet.",
                 ),
                 io.Mask.Output(
                     display_name="alpha",
-                    tooltip="1 is opaque: the picture's alpha times the layer's mask. Invert it for Add Layer, where 1 is transparent.",
+                    tooltip="1 is opaque: the picture's alpha times the layer's mask. Invert it for Add "
+                    "Layer, where 1 is transparent.",
                 ),
                 io.String.Output(display_name="name", tooltip="What the layer is called."),
                 io.String.Output(display_name="prompt", tooltip="What the layer shows."),
-                io.Int.Output(display_name="x", tooltip="Left edge on the canvas before rotation, pixels, rounded."),
-                io.Int.Output(display_name="y", tooltip="Top edge on the canvas before rotation, pixels, rounded."),
+                io.Int.Output(display_name="x", tooltip="Left edge on the canvas before rotation, pixels, "
+                "rounded."),
+                io.Int.Output(display_name="y", tooltip="Top edge on the canvas before rotation, pixels, "
+                "rounded."),
                 io.Int.Output(display_name="width", tooltip="Width on the canvas, pixels."),
                 io.Int.Output(display_name="height", tooltip="Height on the canvas, pixels."),
             ],
@@ -68,22 +74,28 @@ class JoinLayer(io.ComfyNode):
             display_name="Join Layer",
             category=CATEGORY,
             description="Put a picture in a layer of a stack. Its place, order, words, look and recipe stay.",
-            search_aliases=["join layer", "replace layer image", "image to layer", "set layer", "update layer"],
+            search_aliases=["join layer", "replace layer image", "image to layer", "set layer", "update "
+            "layer"],
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack."),
                 io.String.Input("layer", default="", tooltip=_LAYER),
-                io.Image.Input("image", tooltip="One picture of any size, scaled to the layer's place; its alpha channel counts if it has one."),
+                io.Image.Input("image", tooltip="One picture of any size, scaled to the layer's place; its "
+                "alpha channel counts if it has one."),
                 io.Mask.Input(
                     "alpha", optional=True,
-                    tooltip="1 is opaque, as Split Layer gives it; takes the place of alpha channel and mask. Not connected: the layer's own, "
+                    tooltip="1 is opaque, as Split Layer gives it; takes the place of alpha channel and "
+                    "mask. Not connected: the layer's own, "
                     "or the picture's alpha channel.",
                 ),
             ],
-            outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer's picture replaced.")],
+            outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer's picture "
+            "replaced.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], layer: str, image: Tensor, alpha: Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls, layers: Mapping[str, Any], layer: str, image: Tensor, alpha: Tensor | None = None
+    ) -> io.NodeOutput:
         """Replace the picture."""
         document = read_stack(layers)
         before = document.layer(layer)
@@ -93,11 +105,18 @@ class JoinLayer(io.ComfyNode):
         elif picture.shape[-1] == 4:
             alpha = picture[..., 3]
         after = put_picture(before, picture[..., :3], alpha)
-        return io.NodeOutput(write_stack(replace(document, layers=tuple(after if x is before else x for x in document))))
+        return io.NodeOutput(
+            write_stack(replace(document, layers=tuple(after if x is before else x for x in document)))
+        )
 
 
 def _only(batch: Tensor, name: str, what: str) -> Tensor:
     """The one picture of a batch, float32 on the CPU, brought into 0..1."""
     if len(batch) != 1:
-        raise invalid(f"layer {name!r}: pictures in {what}", len(batch), "1", "Take one out of the batch with Image From Batch")
+        raise invalid(
+            f"layer {name!r}: pictures in {what}",
+            len(batch),
+            "1",
+            "Take one out of the batch with Image From Batch",
+        )
     return batch[0].detach().float().cpu().clamp(0, 1)

@@ -27,46 +27,65 @@ class LayoutMetrics(io.ComfyNode):
             display_name="Layout Metrics",
             category="layered diffusion/measure",
             description=(
-                "Compare where objects are in a picture with where the layers wanted them: IoU of masks and boxes, leakage into other layers. "
-                "Takes the masks of any segmenter; without, pictures of the demo model are read by its own judge."
+                "Compare where objects are in a picture with where the layers wanted them: IoU of masks and "
+                "boxes, leakage into other layers. "
+                "Takes the masks of any segmenter; without, pictures of the demo model are read by its own "
+                "judge."
             ),
             search_aliases=["IoU", "layout evaluation", "measure layers", "leakage", "segmentation overlap"],
             inputs=[
-                LAYERS.Input("layers", tooltip="What was wanted. Layers over nine tenths of the canvas are background: nothing is looked for there."),
-                io.Image.Input("image", tooltip="The picture that was made. Of a batch the first; scaled to the canvas."),
+                LAYERS.Input("layers", tooltip="What was wanted. Layers over nine tenths of the canvas are "
+                "background: nothing is looked for there."),
+                io.Image.Input("image", tooltip="The picture that was made. Of a batch the first; scaled to "
+                "the canvas."),
                 io.Mask.Input(
                     "detections", optional=True,
-                    tooltip="Masks of detected objects, one a picture of the batch, 1 is the object; scaled to the canvas. "
-                    "Missing: the storybook's judge looks, which knows the demo model's six kinds of things only.",
+                    tooltip="Masks of detected objects, one a picture of the batch, 1 is the object; scaled "
+                    "to the canvas. "
+                    "Missing: the storybook's judge looks, which knows the demo model's six kinds of things "
+                    "only.",
                 ),
                 io.String.Input(
                     "names", default="", advanced=True,
-                    tooltip="What the detections are, one a line, for the table. Neutral: empty, then they are numbered.",
+                    tooltip="What the detections are, one a line, for the table. Neutral: empty, then they "
+                    "are numbered.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="table", tooltip="A Markdown table, a line a layer and one of means."),
-                io.Image.Output(display_name="overlay", tooltip="The picture, what was found filled in orange, what was wanted outlined in blue."),
+                io.String.Output(display_name="table", tooltip="A Markdown table, a line a layer and one of "
+                "means."),
+                io.Image.Output(display_name="overlay", tooltip="The picture, what was found filled in "
+                "orange, what was wanted outlined in blue."),
                 io.Float.Output(display_name="mean IoU", tooltip="Of the layers' masks, 0 to 1."),
             ],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], image: Tensor, detections: Tensor | None = None, names: str = "") -> io.NodeOutput:
+    def execute(
+        cls, layers: Mapping[str, Any], image: Tensor, detections: Tensor | None = None, names: str = ""
+    ) -> io.NodeOutput:
         """Measure."""
         document = read_stack(layers)
         picture = image[0, ..., :3].detach().float().cpu()
         said = [line.strip() for line in names.splitlines() if line.strip()]
         if detections is None:
             if said:
-                raise LayeredError("names: there are no detections to name. Connect the masks of a segmenter to detections, or empty names")
+                raise LayeredError(
+                    "names: there are no detections to name. Connect the masks of a segmenter to detections, "
+                    "or empty names"
+                )
             detections, said = _judged(picture)
         elif detections.ndim not in (2, 3):
             raise invalid("detections: shape", list(detections.shape), "[number, height, width]")
-        layout = compare_layout(document, detections.detach().float().cpu().reshape(-1, *detections.shape[-2:]), said)
+        layout = compare_layout(
+            document, detections.detach().float().cpu().reshape(-1, *detections.shape[-2:]), said
+        )
         if not layout.layers:
-            raise LayeredError("layers: no layer has a place of its own to compare: all are hidden, covered, or cover the canvas. Add a smaller one")
+            raise LayeredError(
+                "layers: no layer has a place of its own to compare: all are hidden, covered, or cover the "
+                "canvas. Add a smaller one"
+            )
         table = layout_table(layout)
         overlay = layout_overlay(picture, layout)[None].to(comfy.model_management.intermediate_device())
         mean = sum(x.iou for x in layout.layers) / len(layout.layers)
@@ -77,7 +96,9 @@ def _judged(picture: Tensor) -> tuple[Tensor, list[str]]:
     """What the storybook's judge sees: masks ``[D, 64, 64]`` and names."""
     verdict = Judge.load().look(picture.permute(2, 0, 1)[None])[0]
     masks = [f.mask.float() for f in verdict.objects]
-    return torch.stack(masks) if masks else torch.zeros(0, 64, 64), [f"{f.colour} {f.kind}" for f in verdict.objects]
+    return torch.stack(masks) if masks else torch.zeros(0, 64, 64), [
+        f"{f.colour} {f.kind}" for f in verdict.objects
+    ]
 
 
 def _shown(overlay: Tensor, table: str, cls: type[io.ComfyNode]) -> dict[str, Any]:

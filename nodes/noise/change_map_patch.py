@@ -17,13 +17,19 @@ KEY = "layered diffusion: change map"
 
 
 def with_change_map(
-    model: comfy.model_patcher.ModelPatcher, threshold: str = "absolute", noise: str = "fixed", dilation: float = 0.0, softness: float = 0.0
+    model: comfy.model_patcher.ModelPatcher,
+    threshold: str = "absolute",
+    noise: str = "fixed",
+    dilation: float = 0.0,
+    softness: float = 0.0,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone that reads the noise mask of the latents it samples as a change map. See :mod:`layered_core.noise.change_map`.
+    """A clone that reads the noise mask of the latents it samples as a change map. See
+    :mod:`layered_core.noise.change_map`.
 
-    Latents without a noise mask are sampled as ever. A mask function that is already there, as Differential Diffusion sets it, stays: a
-    place is free as far as both say. With a noise mask, cells of 0 come out as they went in to the bit, and at full denoise cells that are
-    free from the start forget what was there, unless the sampler adds no noise.
+    Latents without a noise mask are sampled as ever. A mask function that is already there, as Differential
+    Diffusion sets it, stays: a place is free as far as both say. With a noise mask, cells of 0 come out as
+    they went in to the bit, and at full denoise cells that are free from the start forget what was there,
+    unless the sampler adds no noise.
     """
     patched = model.clone()
     other = patched.model_options.get("denoise_mask_function")
@@ -47,18 +53,26 @@ def with_change_map(
 
 
 def _level(sigma: Tensor, threshold: str, extra_options: Mapping[str, Any]) -> float:
-    """The noise level of ``sigma``, 0..1: its place in the model's whole schedule, or that of its timestep among those of the run."""
+    """The noise level of ``sigma``, 0..1: its place in the model's whole schedule, or that of its timestep
+    among those of the run."""
     sampling, sigmas = extra_options["model"].inner_model.model_sampling, extra_options["sigmas"]
     if threshold == "absolute":
-        return noise_level(schedule_place(float(sigma.flatten()[0]), sampling.sigmas), len(sampling.sigmas) - 1, 0)
+        return noise_level(
+            schedule_place(float(sigma.flatten()[0]), sampling.sigmas), len(sampling.sigmas) - 1, 0
+        )
     start, end = sigmas[0], max(sigmas[-1], sampling.sigma_min)
-    t, first, last = (float(sampling.timestep(torch.as_tensor(s).reshape(1).to(sigma))) for s in (sigma.flatten()[0], start, end))
+    t, first, last = (
+        float(sampling.timestep(torch.as_tensor(s).reshape(1).to(sigma)))
+        for s in (sigma.flatten()[0], start, end)
+    )
     return noise_level(t, first, last)
 
 
-def _forget(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, latent_image: Any = None,  # noqa: ANN401
-            denoise_mask: Any = None, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401  # fmt: skip
-    """At full denoise the start is noise alone where it is free: ComfyUI would leave a trace of the latents in it.
+def _forget(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,
+noise: Tensor, latent_image: Any = None,
+            denoise_mask: Any = None, *more: Any, **named: Any) -> Tensor:  # fmt: skip
+    """At full denoise the start is noise alone where it is free: ComfyUI would leave a trace of the latents
+    in it.
 
     Without noise of the sampler's own, the latents hold the noise already.
     """
@@ -70,9 +84,11 @@ def _forget(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, An
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *more, **named)
 
 
-def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Any = None,  # noqa: ANN401
-          *more: Any, **named: Any) -> Tensor:  # noqa: ANN401  # fmt: skip
-    """At the end of a run that leaves no noise, cells of 0 are what they were, without the rounding of scale and sampler."""
+def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
+denoise_mask: Any = None,
+          *more: Any, **named: Any) -> Tensor:  # fmt: skip
+    """At the end of a run that leaves no noise, cells of 0 are what they were, without the rounding of scale
+    and sampler."""
     leaves_noise = float(sigmas[-1]) != 0  # read now: UniPC writes into it
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
     if denoise_mask is None or leaves_noise:
@@ -83,10 +99,12 @@ def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigm
 class _Fresh:
     """In place of a model's ``scale_latent_inpaint``: new noise for what is pinned, at every step."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401
+    def __init__(self, model: Any) -> None:
         self.model = model
 
-    def __call__(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **named: Any) -> Tensor:  # noqa: ANN401
+    def __call__(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **named: Any) -> Tensor:
         """As the model's own, with other noise."""
         fresh = fresh_noise(noise, float(sigma.flatten()[0]))
-        return type(self.model).scale_latent_inpaint(self.model, sigma=sigma, noise=fresh, latent_image=latent_image, **named)
+        return type(self.model).scale_latent_inpaint(
+            self.model, sigma=sigma, noise=fresh, latent_image=latent_image, **named
+        )

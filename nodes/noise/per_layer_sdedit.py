@@ -17,7 +17,8 @@ from .repaint_parts import PASTE, encode, flat, vae_unit
 
 
 class PerLayerSDEdit(io.ComfyNode):
-    """LAYERS to latents of their composite, and a model that lets each layer change as far as its noise says."""
+    """LAYERS to latents of their composite, and a model that lets each layer change as far as its noise
+    says."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,58 +28,79 @@ class PerLayerSDEdit(io.ComfyNode):
             display_name="Per-Layer SDEdit",
             category="layered diffusion/noise",
             description=(
-                "Start sampling from the composite of a stack, each layer as free as its noise says: 0 keeps it, 1 redraws it. "
+                "Start sampling from the composite of a stack, each layer as free as its noise says: 0 keeps "
+                "it, 1 redraws it. "
                 "Give model and latent to any sampler at denoise 1."
             ),
-            search_aliases=["per layer noise", "denoise per layer", "harmonise", "harmonize", "img2img layers", "collage", "differential diffusion"],
+            search_aliases=["per layer noise", "denoise per layer", "harmonise", "harmonize", "img2img "
+            "layers", "collage", "differential diffusion"],
             inputs=[
                 io.Model.Input("model", tooltip="It is patched as a clone and stays itself unchanged."),
                 io.Vae.Input("vae", tooltip="Encodes the composite."),
-                LAYERS.Input("layers", tooltip="The stack; the noise of each layer's recipe counts. A layer without a picture is free."),
+                LAYERS.Input("layers", tooltip="The stack; the noise of each layer's recipe counts. A layer "
+                "without a picture is free."),
                 io.Float.Input(
                     "background", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="How far what no layer covers may change, 0 (frozen) to 1 (free). Neutral: 1.",
                 ),
                 io.Float.Input(
                     "blur", default=0.0, min=0.0, max=1024.0, step=0.5,
-                    tooltip="Blur of the noise map, pixels (standard deviation): layers pass softly into each other. Neutral: 0.",
+                    tooltip="Blur of the noise map, pixels (standard deviation): layers pass softly into "
+                    "each other. Neutral: 0.",
                 ),
                 io.Combo.Input(
                     "threshold", options=list(THRESHOLDS), default=THRESHOLDS[0], advanced=True,
-                    tooltip="Absolute: noise 0.6 is what denoise 0.6 means (schedulers normal and simple), at any denoise of the sampler. "
-                    "Normalised: relative to the steps that are run, as Differential Diffusion; at denoise 1 the same, but for models with a "
+                    tooltip="Absolute: noise 0.6 is what denoise 0.6 means (schedulers normal and simple), "
+                    "at any denoise of the sampler. "
+                    "Normalised: relative to the steps that are run, as Differential Diffusion; at denoise 1 "
+                    "the same, but for models with a "
                     "shifted schedule (SD3, Flux). Neutral: absolute.",
                 ),
                 io.Combo.Input(
                     "noise", options=list(NOISES), default=NOISES[0], advanced=True,
-                    tooltip="What keeps a layer noisy until it is free: the sampler's own noise, or fresh noise at every step. Neutral: fixed.",
+                    tooltip="What keeps a layer noisy until it is free: the sampler's own noise, or fresh "
+                    "noise at every step. Neutral: fixed.",
                 ),
                 io.Float.Input(
                     "dilation", default=0.0, min=0.0, max=64.0, step=0.5, advanced=True,
-                    tooltip="How far kept layers reach into free ones at full noise, latent cells; less as the noise falls. Neutral: 0.",
+                    tooltip="How far kept layers reach into free ones at full noise, latent cells; less as "
+                    "the noise falls. Neutral: 0.",
                 ),
                 io.Float.Input(
                     "softness", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
-                    tooltip="How gradually a layer is freed, in units of noise, 0 (at once) to 1. Neutral: 0.",
+                    tooltip="How gradually a layer is freed, in units of noise, 0 (at once) to 1. Neutral: "
+                    "0.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask it samples as ever."),
-                io.Latent.Output(display_name="latent", tooltip="The encoded composite with its noise map as noise mask. For the sampler."),
+                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask "
+                "it samples as ever."),
+                io.Latent.Output(display_name="latent", tooltip="The encoded composite with its noise map as "
+                "noise mask. For the sampler."),
                 io.Image.Output(display_name="noise map", tooltip="White may change, black stays."),
-                PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of noise 0 get their own pixels back."),
+                PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of noise "
+                "0 get their own pixels back."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, layers: Mapping[str, Any], background: float, blur: float, threshold: str, noise: str, dilation: float,  # noqa: ANN401
+        cls, model: Any, vae: Any, layers: Mapping[str, Any], background: float, blur: float, threshold: str,
+        noise: str, dilation: float,
         softness: float,
     ) -> io.NodeOutput:  # fmt: skip
         """Composite, map, encode, patch."""
         document = read_stack(layers)
         if not len(document):
-            raise invalid("layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer")
+            raise invalid(
+                "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
+            )
         plan = plan_document(flat(document), document, background=background, blur=blur, unit=vae_unit(vae))
-        shown = plan.change[None, ..., None].expand(-1, -1, -1, 3).to(comfy.model_management.intermediate_device())
-        return io.NodeOutput(with_change_map(model, threshold, noise, dilation, softness), encode(vae, plan), shown, plan)
+        shown = (
+            plan.change[None, ..., None]
+            .expand(-1, -1, -1, 3)
+            .to(comfy.model_management.intermediate_device())
+        )
+        return io.NodeOutput(
+            with_change_map(model, threshold, noise, dilation, softness), encode(vae, plan), shown, plan
+        )

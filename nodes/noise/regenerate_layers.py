@@ -16,7 +16,7 @@ from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.repaint import Repaint, region_of
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
-from .repaint_parts import PASTE, encode, make_plan, one_mask, picture_so_far, vae_unit
+from .repaint_parts import PASTE, encode, one_mask, picture_so_far, plan_part, vae_unit
 
 BORDERS = ("outside", "inside")
 """Where the soft border of a region lies."""
@@ -33,20 +33,25 @@ class RegenerateLayers(io.ComfyNode):
             display_name="Regenerate Layers",
             category="layered diffusion/noise",
             description=(
-                "Redo some layers of a picture and nothing else: sample the latent with the model, decode, and give both picture and paste to "
-                "Paste Back. Small regions can be cut out with their surroundings and sampled at the model's own size."
+                "Redo some layers of a picture and nothing else: sample the latent with the model, decode, "
+                "and give both picture and paste to "
+                "Paste Back. Small regions can be cut out with their surroundings and sampled at the model's "
+                "own size."
             ),
-            search_aliases=["redo layer", "inpaint layer", "change only this", "crop and stitch", "inpaint", "regenerate", "replace object"],
+            search_aliases=["redo layer", "inpaint layer", "change only this", "crop and stitch", "inpaint",
+            "regenerate", "replace object"],
             inputs=[
                 io.Model.Input("model", tooltip="It is patched as a clone and stays itself unchanged."),
                 io.Vae.Input("vae", tooltip="Encodes what is sampled."),
                 io.String.Input(
                     "names", default="", multiline=True,
-                    tooltip="Names of the layers to redo, one a line or with commas between. Has no neutral value; empty where a mask is connected.",
+                    tooltip="Names of the layers to redo, one a line or with commas between. Has no neutral "
+                    "value; empty where a mask is connected.",
                 ),
                 io.Float.Input(
                     "noise", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How far they may change, 0 (not at all) to 1 (made anew). Neutral: 0, the picture stays as it is.",
+                    tooltip="How far they may change, 0 (not at all) to 1 (made anew). Neutral: 0, the "
+                    "picture stays as it is.",
                 ),
                 io.Int.Input(
                     "grow", default=4, min=-1024, max=1024,
@@ -58,48 +63,63 @@ class RegenerateLayers(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "size", default=0, min=0, max=MAX_SIDE, step=8,
-                    tooltip="Side at which a small region is sampled, pixels, e.g. 512 or 1024: it is cut out and scaled up. Neutral: 0, the "
+                    tooltip="Side at which a small region is sampled, pixels, e.g. 512 or 1024: it is cut "
+                    "out and scaled up. Neutral: 0, the "
                     "whole picture is sampled.",
                 ),
                 io.Float.Input(
                     "context", default=0.5, min=0.0, max=16.0, step=0.1,
-                    tooltip="With a size: how much around the region is cut out too, as a share of its longer side. Neutral: any, without a size.",
+                    tooltip="With a size: how much around the region is cut out too, as a share of its "
+                    "longer side. Neutral: any, without a size.",
                 ),
                 io.Combo.Input(
                     "border", options=list(BORDERS), default=BORDERS[0], advanced=True,
-                    tooltip="Whether the soft border lies outside the region, or inside so that nothing outside it changes. Neutral: outside.",
+                    tooltip="Whether the soft border lies outside the region, or inside so that nothing "
+                    "outside it changes. Neutral: outside.",
                 ),
-                LAYERS.Input("layers", optional=True, tooltip="The stack that the picture was made from. Not needed with image and mask."),
+                LAYERS.Input("layers", optional=True, tooltip="The stack that the picture was made from. Not "
+                "needed with image and mask."),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The picture so far, of the canvas's size. Not connected: the composite of the layers."
+                    "image", optional=True,
+                    tooltip="The picture so far, of the canvas's size. Not connected: the composite of the "
+                    "layers."
                 ),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="What to redo instead of layers: 1 is where the picture may change. Of the picture's size."
+                    "mask", optional=True,
+                    tooltip="What to redo instead of layers: 1 is where the picture may change. Of the "
+                    "picture's size."
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask it samples as ever."),
-                io.Latent.Output(display_name="latent", tooltip="For the sampler: what is sampled, with its noise mask."),
-                PASTE.Output(display_name="paste", tooltip="For Paste Back, together with the decoded picture."),
-                io.Image.Output(display_name="cut out", tooltip="What is sampled, for Inpaint Model Conditioning or a ControlNet."),
-                io.Mask.Output(display_name="cut out mask", tooltip="1 is where the cut out picture may change, for Inpaint Model Conditioning."),
+                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask "
+                "it samples as ever."),
+                io.Latent.Output(display_name="latent", tooltip="For the sampler: what is sampled, with its "
+                "noise mask."),
+                PASTE.Output(display_name="paste", tooltip="For Paste Back, together with the decoded "
+                "picture."),
+                io.Image.Output(display_name="cut out", tooltip="What is sampled, for Inpaint Model "
+                "Conditioning or a ControlNet."),
+                io.Mask.Output(display_name="cut out mask", tooltip="1 is where the cut out picture may "
+                "change, for Inpaint Model Conditioning."),
                 io.Image.Output(
                     display_name="inpaint hint",
-                    tooltip="The cut out picture with -1 where it may change: for Apply ControlNet with SD1.5's inpainting ControlNet.",
+                    tooltip="The cut out picture with -1 where it may change: for Apply ControlNet with "
+                    "SD1.5's inpainting ControlNet.",
                 ),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, names: str, noise: float, grow: int, feather: int, size: int, context: float, border: str,  # noqa: ANN401
+        cls, model: Any, vae: Any, names: str, noise: float, grow: int, feather: int, size: int,
+        context: float, border: str,
         layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         """Plan, cut out, encode, patch."""
         document = None if layers is None else read_stack(layers)
         picture = picture_so_far(document, image)
         region = _region(document, names, mask)
-        plan = make_plan(picture, region, noise, grow, feather, size, context, border, vae_unit(vae))
+        plan = plan_part(picture, region, noise, grow, feather, size, context, border, vae_unit(vae))
         device = comfy.model_management.intermediate_device()
         cut, cut_mask = plan.cut().permute(1, 2, 0)[None].to(device), plan.cut_mask()[None].to(device)
         hint = inpaint_hint(plan.cut(), plan.cut_mask()).permute(1, 2, 0)[None].to(device)
@@ -117,26 +137,32 @@ class PasteBack(io.ComfyNode):
             display_name="Paste Back",
             category="layered diffusion/noise",
             description=(
-                "Put what was sampled back into the picture that it was cut from: outside the soft mask every pixel stays what it was, and "
+                "Put what was sampled back into the picture that it was cut from: outside the soft mask "
+                "every pixel stays what it was, and "
                 "there is no seam. The result has the size of the picture before."
             ),
-            search_aliases=["stitch", "paste", "uncrop", "blend", "poisson", "seamless clone", "inpaint composite"],
+            search_aliases=["stitch", "paste", "uncrop", "blend", "poisson", "seamless clone", "inpaint "
+            "composite"],
             inputs=[
                 io.Image.Input("image", tooltip="What was sampled, decoded; a batch gives a batch."),
-                PASTE.Input("paste", tooltip="From the node that gave the latent: Regenerate Layers or Per-Layer SDEdit."),
+                PASTE.Input("paste", tooltip="From the node that gave the latent: Regenerate Layers or "
+                "Per-Layer SDEdit."),
                 io.Combo.Input(
                     "blend", options=list(BLENDS), default=BLENDS[0],
-                    tooltip="Gradient shifts colours at the border to what they meet; multi-band mixes broad forms widely and details narrowly; "
+                    tooltip="Gradient shifts colours at the border to what they meet; multi-band mixes broad "
+                    "forms widely and details narrowly; "
                     "feather only mixes by the mask. Neutral: feather.",
                 ),
                 io.Boolean.Input(
                     "match_colours", display_name="match colours", default=True,
-                    tooltip="First shift back what the VAE or few steps did to colours, as measured outside the mask. Neutral: off.",
+                    tooltip="First shift back what the VAE or few steps did to colours, as measured outside "
+                    "the mask. Neutral: off.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The whole picture."),
-                io.Mask.Output(display_name="mask", tooltip="1 is where it is new, 0 where it is the picture before, soft between."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where it is new, 0 where it is the picture "
+                "before, soft between."),
             ],
         )  # fmt: skip
 
@@ -154,9 +180,15 @@ def _region(document: LayerDocument | None, names: str, mask: Tensor | None) -> 
     if mask is not None:
         return one_mask(mask)
     if document is None:
-        raise invalid("mask", None, "a mask, or layers and the names of those to redo", "Connect mask or layers")
+        raise invalid(
+            "mask", None, "a mask, or layers and the names of those to redo", "Connect mask or layers"
+        )
     known = [x.name for x in document]
     lines = [line.strip() for line in names.splitlines() if line.strip()]
     # A name may have a comma of its own.
-    wanted = [n for line in lines for n in ([line] if line in known else [part.strip() for part in line.split(",") if part.strip()])]
+    wanted = [
+        n
+        for line in lines
+        for n in ([line] if line in known else [part.strip() for part in line.split(",") if part.strip()])
+    ]
     return region_of(document, wanted)

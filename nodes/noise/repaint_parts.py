@@ -1,4 +1,5 @@
-"""What the nodes that redo a part of a picture share: the picture so far, the plan, the latent that is sampled."""
+"""What the nodes that redo a part of a picture share: the picture so far, the plan, the latent that is
+sampled."""
 
 from __future__ import annotations
 
@@ -19,25 +20,28 @@ PASTE = io.Custom("LD_PASTE")
 """What Paste Back needs to know: a :class:`~layered_core.painting.repaint.Repaint`."""
 
 
-def vae_unit(vae: Any) -> int:  # noqa: ANN401
+def vae_unit(vae: Any) -> int:
     """What a picture's side must be a multiple of for the VAE, pixels."""
     return max(1, int(vae.spacial_compression_encode()))
 
 
-def encode(vae: Any, plan: Repaint) -> dict[str, Tensor]:  # noqa: ANN401
+def encode(vae: Any, plan: Repaint) -> dict[str, Tensor]:
     """LATENT of what a plan cuts out, with the change map, of exactly its size, as noise mask."""
     samples = vae.encode(plan.cut().permute(1, 2, 0)[None])
     return {"samples": samples, "noise_mask": plan.cells(samples.shape[-2], samples.shape[-1])[None, None]}
 
 
-def make_plan(
-    picture: Tensor, region: Tensor, noise: float, widen: int, feather: int, size: int, context: float, border: str, unit: int
+def plan_part(
+    picture: Tensor, region: Tensor, noise: float, widen: int, feather: int, size: int, context: float,
+    border: str, unit: int
 ) -> Repaint:  # fmt: skip
     """A plan whose soft border lies outside or inside the widened region."""
     if border == "inside":
         region = grow(region, widen)
         widen, feather = tighten(region, feather)
-    return plan_repaint(picture, region, noise=noise, widen=widen, soften=feather, context=context, side=size, unit=unit)
+    return plan_repaint(
+        picture, region, noise=noise, widen=widen, soften=feather, context=context, side=size, unit=unit
+    )
 
 
 def flat(document: LayerDocument) -> Tensor:
@@ -53,10 +57,23 @@ def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tens
             raise invalid("image", None, "a picture, or layers to composite", "Connect image or layers")
         return flat(document)
     if len(image) != 1:
-        raise invalid("image batch", len(image), "1", "Take one picture with Get Image from Batch; repeat the latent for more results")
-    size, canvas = (image.shape[2], image.shape[1]), None if document is None else (document.width, document.height)
+        raise invalid(
+            "image batch",
+            len(image),
+            "1",
+            "Take one picture with Get Image from Batch; repeat the latent for more results",
+        )
+    size, canvas = (
+        (image.shape[2], image.shape[1]),
+        None if document is None else (document.width, document.height),
+    )
     if canvas not in (None, size):
-        raise invalid("image size", f"{size[0]}x{size[1]}", f"the canvas's, {canvas[0]}x{canvas[1]}", "Scale the picture or set the canvas")
+        raise invalid(
+            "image size",
+            f"{size[0]}x{size[1]}",
+            f"the canvas's, {canvas[0]}x{canvas[1]}",
+            "Scale the picture or set the canvas",
+        )
     return over_colour(rgba(image[0]), GREY).permute(2, 0, 1)
 
 

@@ -19,27 +19,21 @@ from torch import Tensor
 from ...layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
 from ...layered_core.errors import invalid
 from ...layered_core.painting.pasting import BLENDS
-from ...layered_core.painting.stages import ALPHAS, stage_region, stage_seed
+from ...layered_core.painting.stages import stage_region, stage_seed
 from ..attention.regional_prompt_attention import EMBEDDING
 from ..layers.socket import LAYERS, append_layers, read_stack, write_stack
 from ..noise.repaint_parts import flat, one_mask, picture_so_far
 from ..transparency.layer_model import STORYBOOK, layer_model_choices
+from .stage_inputs import ALPHA, CATEGORY, MAX_SEED
 
-CATEGORY = "layered diffusion/stages"
 _FAR = 4 * MAX_SIDE
-_MAX_SEED = 2**64 - 1
 _DRAFT_DENOISE = 0.75
 """Enough for a thing to appear, too little for another landscape."""
 
-_ALPHA = io.Combo.Input(
-    "alpha", options=list(ALPHAS), default=ALPHAS[0],
-    tooltip="What of the new layer is opaque: what changed, its whole soft mask, or transparent: painted alone by LayerDiffuse, with alpha of "
-    "its own. Neutral: mask, the layer is the whole region.",
-)  # fmt: skip
-
 
 class AddLayerByPrompt(io.ComfyNode):
-    """A stage: words and a place become a layer. Runs as a graph of ordinary nodes, those of the blueprint of this name."""
+    """A stage: words and a place become a layer. Runs as a graph of ordinary nodes, those of the blueprint of
+    this name."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -50,81 +44,113 @@ class AddLayerByPrompt(io.ComfyNode):
             display_name="Add Layer by Prompt",
             category=CATEGORY,
             description=(
-                "Paint something new onto what is there and lay it on the stack as a layer with its own alpha. Chain several: background, "
-                "midground, foreground. A name that the stack has is made anew in its place, with its recipe's LoRAs, embedding and seed; what lies "
+                "Paint something new onto what is there and lay it on the stack as a layer with its own "
+                "alpha. Chain several: background, "
+                "midground, foreground. A name that the stack has is made anew in its place, with its "
+                "recipe's LoRAs, embedding and seed; what lies "
                 "in front is laid on again."
             ),
-            search_aliases=["stage", "add object", "inpaint layer", "generate layer", "layer by layer", "background foreground", "replace layer"],
+            search_aliases=["stage", "add object", "inpaint layer", "generate layer", "layer by layer",
+            "background foreground", "replace layer"],
             inputs=[
-                io.Model.Input("model", tooltip="What paints; a LoRA loaded into it acts on this layer only."),
-                io.Clip.Input("clip", tooltip="What reads the words; a textual inversion is written embedding:name."),
+                io.Model.Input("model",
+                tooltip="What paints; a LoRA loaded into it acts on this layer only."),
+                io.Clip.Input("clip", tooltip="What reads the words; a textual inversion is written "
+                "embedding:name."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What is added. Empty: the words of the layer of that name."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What must not be there. Neutral: empty."),
-                io.String.Input("name", default="", tooltip="What the layer is called. Empty: its prompt. The noise depends on seed and name."),
-                io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge of its place, canvas pixels. Neutral: 0."),
-                io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge of its place, canvas pixels. Neutral: 0."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What is added. Empty: the "
+                "words of the layer of that name."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What must not be there. "
+                "Neutral: empty."),
+                io.String.Input("name", default="", tooltip="What the layer is called. Empty: its prompt. "
+                "The noise depends on seed and name."),
+                io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge of its place, canvas "
+                "pixels. Neutral: 0."),
+                io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge of its place, canvas "
+                "pixels. Neutral: 0."),
                 io.Int.Input(
                     "width", default=0, min=0, max=MAX_SIDE,
-                    tooltip="Width of its place, pixels; of the canvas where nothing is connected. 0: it finds its own place. Neutral: 0.",
+                    tooltip="Width of its place, pixels; of the canvas where nothing is connected. 0: it "
+                    "finds its own place. Neutral: 0.",
                 ),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height of its place, pixels; as width. Neutral: 0."),
+                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height of its place, pixels; "
+                "as width. Neutral: 0."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=False,
-                    tooltip="Base seed, the same in all stages: each derives its own from it and its name. Neutral: any.",
+                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
+                    tooltip="Base seed, the same in all stages: each derives its own from it and its name. "
+                    "Neutral: any.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; half as many more to find a place. Neutral: any."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance. Neutral: 1, none."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As KSampler's."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As KSampler's."),
-                _ALPHA,
+                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; half as many "
+                "more to find a place. Neutral: any."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free "
+                "guidance. Neutral: 1, none."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
+                tooltip="As KSampler's."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
+                tooltip="As KSampler's."),
+                ALPHA,
                 io.Float.Input(
                     "denoise", default=1.0, min=0.01, max=1.0, step=0.01, advanced=True,
                     tooltip="How far its place may depart from what is there. Neutral: 1, made anew.",
                 ),
                 io.Int.Input(
-                    "feather", default=8, min=0, max=1024, advanced=True, tooltip="Width of the soft border inside its place, pixels. Neutral: 0."
+                    "feather", default=8, min=0, max=1024, advanced=True,
+                    tooltip="Width of the soft border inside its place, pixels. Neutral: 0."
                 ),
                 io.Int.Input(
                     "size", default=0, min=0, max=MAX_SIDE, step=8, advanced=True,
-                    tooltip="Side at which its place is sampled, pixels: it is cut out and scaled up. Neutral: 0, with the whole picture.",
+                    tooltip="Side at which its place is sampled, pixels: it is cut out and scaled up. "
+                    "Neutral: 0, with the whole picture.",
                 ),
                 io.Float.Input(
                     "context", default=0.5, min=0.0, max=16.0, step=0.1, advanced=True,
-                    tooltip="With a size: how much around its place is cut out too, as a share of its longer side. Neutral: any, without a size.",
+                    tooltip="With a size: how much around its place is cut out too, as a share of its longer "
+                    "side. Neutral: any, without a size.",
                 ),
-                io.Combo.Input("blend", options=list(BLENDS), default=BLENDS[0], advanced=True, tooltip="As Paste Back's. Neutral: feather."),
-                LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new one, on the image if there is one."),
-                io.Image.Input("image", optional=True, tooltip="The picture so far, where there are no layers yet. It becomes the backmost layer."),
-                io.Mask.Input("mask", optional=True, tooltip="Its place instead of x, y, width, height: 1 is where it may be. Of the canvas's size."),
+                io.Combo.Input("blend", options=list(BLENDS), default=BLENDS[0], advanced=True,
+                tooltip="As Paste Back's. Neutral: feather."),
+                LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new one, "
+                "on the image if there is one."),
+                io.Image.Input("image", optional=True, tooltip="The picture so far, where there are no "
+                "layers yet. It becomes the backmost layer."),
+                io.Mask.Input("mask", optional=True, tooltip="Its place instead of x, y, width, height: 1 is "
+                "where it may be. Of the canvas's size."),
                 io.ControlNet.Input(
                     "control_net", optional=True,
-                    tooltip="A ControlNet for inpainting, which sees the picture round its place. Without effect with transparent alpha.",
+                    tooltip="A ControlNet for inpainting, which sees the picture round its place. Without "
+                    "effect with transparent alpha.",
                 ),
                 io.Combo.Input(
                     "file", options=files, default=files[0], optional=True, advanced=True,
-                    tooltip="With transparent alpha: what changes the model, as LayerDiffuse Apply's for a transparent layer. Neutral: any, without.",
+                    tooltip="With transparent alpha: what changes the model, as LayerDiffuse Apply's for a "
+                    "transparent layer. Neutral: any, without.",
                 ),
                 io.Combo.Input(
                     "decoder", options=decoders, default=decoders[0], optional=True, advanced=True,
-                    tooltip="With transparent alpha: what reads it, as Transparent Decode's file, of the same family. Neutral: any, without.",
+                    tooltip="With transparent alpha: what reads it, as Transparent Decode's file, of the "
+                    "same family. Neutral: any, without.",
                 ),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack with the new layer."),
-                io.Image.Output(display_name="image", tooltip="The composite of that stack; outside the layer's place as it was to the bit."),
-                io.Image.Output(display_name="layer", tooltip="The new layer alone, with alpha, on a canvas."),
-                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where nothing changed, soft between."),
+                io.Image.Output(display_name="image", tooltip="The composite of that stack; outside the "
+                "layer's place as it was to the bit."),
+                io.Image.Output(display_name="layer",
+                tooltip="The new layer alone, with alpha, on a canvas."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where "
+                "nothing changed, soft between."),
             ],
             enable_expand=True,
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, prompt: str, negative: str, name: str, x: int, y: int, width: int, height: int, seed: int, steps: int,  # noqa: ANN401
-        cfg: float, sampler_name: str, scheduler: str, alpha: str, denoise: float, feather: int, size: int, context: float, blend: str,
+        cls, model: Any, clip: Any, vae: Any, prompt: str, negative: str, name: str, x: int, y: int,
+        width: int, height: int, seed: int, steps: int,
+        cfg: float, sampler_name: str, scheduler: str, alpha: str, denoise: float, feather: int, size: int,
+        context: float, blend: str,
         layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
-        control_net: Any = None, file: str = STORYBOOK, decoder: str = STORYBOOK,  # noqa: ANN401
+        control_net: Any = None, file: str = STORYBOOK, decoder: str = STORYBOOK,
     ) -> io.NodeOutput:  # fmt: skip
         """Plan the stage and hand it over as a graph."""
         stack = _stack(layers, image, width, height)
@@ -133,7 +159,9 @@ class AddLayerByPrompt(io.ComfyNode):
         there = next((i for i, layer in enumerate(document) if layer.name == name), None)
         prompt, negative = _words(document, there, name, prompt, negative)
         behind = replace(document, layers=document.layers if there is None else document.layers[:there])
-        empty = behind.background is None and not any(layer.visible and layer.image is not None for layer in behind)
+        empty = behind.background is None and not any(
+            layer.visible and layer.image is not None for layer in behind
+        )
         # Where nothing is connected the size is the canvas's.
         box = (0, 0, 0, 0) if layers is None and empty else (x, y, width, height)
         place = _place(document, there, name, box, mask)
@@ -144,44 +172,70 @@ class AddLayerByPrompt(io.ComfyNode):
         graph, noise_seed = GraphBuilder(), stage_seed(seed, name) if recipe.seed is None else recipe.seed
         for lora in recipe.loras:
             lora_file = _lora_file(name, lora.name)
-            loaded = graph.node("LoraLoader", model=model, clip=clip, lora_name=lora_file, strength_model=lora.strength, strength_clip=lora.strength)
+            loaded = graph.node(
+                "LoraLoader",
+                model=model,
+                clip=clip,
+                lora_name=lora_file,
+                strength_model=lora.strength,
+                strength_clip=lora.strength,
+            )
             model, clip = loaded.out(0), loaded.out(1)
         said = prompt if recipe.embedding is None else f"{EMBEDDING}{recipe.embedding} {prompt}"
         words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (said, negative)]
 
-        def sampled(model: object, latent: object, steps: int, denoise: float, words: list[Any] = words) -> tuple[Any, Any]:
+        def sampled(
+            model: object, latent: object, steps: int, denoise: float, words: list[Any] = words
+        ) -> tuple[Any, Any]:
             made = graph.node(
-                "KSampler", model=model, positive=words[0], negative=words[1], latent_image=latent, seed=noise_seed, steps=steps, cfg=cfg,
+                "KSampler", model=model, positive=words[0], negative=words[1], latent_image=latent,
+                seed=noise_seed, steps=steps, cfg=cfg,
                 sampler_name=sampler_name, scheduler=scheduler, denoise=denoise,
             )  # fmt: skip
             return made.out(0), graph.node("VAEDecode", samples=made.out(0), vae=vae).out(0)
 
-        def cut_out(region: object, **plan: object) -> Any:  # noqa: ANN401
+        def cut_out(region: object, **plan: object) -> Any:
             return graph.node(
-                "LD_RegenerateLayers", model=model, vae=vae, names="", noise=1.0, grow=0, image=before, mask=region, border="inside",
+                "LD_RegenerateLayers", model=model, vae=vae, names="", noise=1.0, grow=0, image=before,
+                mask=region, border="inside",
                 **{"feather": 0, "size": 0, "context": context, **plan},
             )  # fmt: skip
 
-        def told(cut: Any) -> list[Any]:  # noqa: ANN401
+        def told(cut: Any) -> list[Any]:
             if not inpaints:  # its checkpoint has no channels for the masked picture
                 return words
-            given = {"positive": words[0], "negative": words[1], "vae": vae, "pixels": cut.out(3), "mask": cut.out(4), "noise_mask": False}
+            given = {
+                "positive": words[0],
+                "negative": words[1],
+                "vae": vae,
+                "pixels": cut.out(3),
+                "mask": cut.out(4),
+                "noise_mask": False,
+            }
             shown = graph.node("InpaintModelConditioning", **given)
             return [shown.out(0), shown.out(1)]
 
-        def controlled(cut: Any, words: list[Any]) -> list[Any]:  # noqa: ANN401
+        def controlled(cut: Any, words: list[Any]) -> list[Any]:
             given = {"positive": words[0], "negative": words[1], "control_net": control_net, "vae": vae}
             given |= {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
             if getattr(control_net, "concat_mask", False):
-                applied = graph.node("ControlNetInpaintingAliMamaApply", image=cut.out(3), mask=cut.out(4), **given)
+                applied = graph.node(
+                    "ControlNetInpaintingAliMamaApply", image=cut.out(3), mask=cut.out(4), **given
+                )
             else:
                 applied = graph.node("ControlNetApplyAdvanced", image=cut.out(5), **given)
             return [applied.out(0), applied.out(1)]
 
-        def painted(region: object, steps: int, denoise: float, control: bool = False, **plan: object) -> tuple[Any, Any]:
+        def painted(
+            region: object, steps: int, denoise: float, control: bool = False, **plan: object
+        ) -> tuple[Any, Any]:
             cut = cut_out(region, **plan)
-            _, decoded = sampled(cut.out(0), cut.out(1), steps, denoise, controlled(cut, told(cut)) if control else told(cut))
-            return graph.node("LD_PasteBack", image=decoded, paste=cut.out(2), blend=blend, match_colours=True).out(0), cut.out(2)
+            _, decoded = sampled(
+                cut.out(0), cut.out(1), steps, denoise, controlled(cut, told(cut)) if control else told(cut)
+            )
+            return graph.node(
+                "LD_PasteBack", image=decoded, paste=cut.out(2), blend=blend, match_colours=True
+            ).out(0), cut.out(2)
 
         def painted_alone(region: object) -> tuple[Any, Any]:
             side = size or 8 * math.ceil(math.sqrt(document.width * document.height) / 8)
@@ -191,13 +245,21 @@ class AddLayerByPrompt(io.ComfyNode):
             )  # fmt: skip
             empty = graph.node("EmptyLatentImage", width=side, height=side, batch_size=1)
             latent, decoded = sampled(changed.out(0), empty.out(0), steps, 1.0)
-            return graph.node("LD_TransparentDecode", image=decoded, latent=latent, file=decoder, name=name).out(0), cut_out(region).out(2)
+            return graph.node(
+                "LD_TransparentDecode", image=decoded, latent=latent, file=decoder, name=name
+            ).out(0), cut_out(region).out(2)
 
         canvas = torch.ones(1, document.height, document.width)
         region: object = canvas if place is None else place[None]
         if place is None and not empty:
             draft, _ = painted(region, max(1, steps // 2), _DRAFT_DENOISE)
-            region = graph.node("LD_FindPlace", before=before, draft=draft, share=0.5, grow=max(document.width, document.height) // 16).out(0)
+            region = graph.node(
+                "LD_FindPlace",
+                before=before,
+                draft=draft,
+                share=0.5,
+                grow=max(document.width, document.height) // 16,
+            ).out(0)
         if empty:  # made from words alone, and opaque in its place
             alpha = "mask"
             after, paste = painted(canvas, steps, denoise, feather=0, size=size)
@@ -206,8 +268,19 @@ class AddLayerByPrompt(io.ComfyNode):
         elif alpha == "transparent":
             after, paste = painted_alone(region)
         else:
-            after, paste = painted(region, steps, denoise, control_net is not None, feather=feather, size=size)
-        last = graph.node("LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha=alpha, layers=stack)
+            after, paste = painted(
+                region, steps, denoise, control_net is not None, feather=feather, size=size
+            )
+        last = graph.node(
+            "LD_StageLayer",
+            image=after,
+            paste=paste,
+            name=name,
+            prompt=prompt,
+            negative=negative,
+            alpha=alpha,
+            layers=stack,
+        )
         return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
 
 
@@ -221,16 +294,28 @@ def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, h
         return append_layers(None, [Layer("background", opaque)], (picture.shape[2], picture.shape[1]))
     if not width or not height:
         which = "height" if width else "width"
-        raise invalid(which, 0, f"1..{MAX_SIDE}", "Connect layers or an image, or give the canvas's width and height")
+        raise invalid(
+            which, 0, f"1..{MAX_SIDE}", "Connect layers or an image, or give the canvas's width and height"
+        )
     return write_stack(LayerDocument(width, height))
 
 
-def _words(document: LayerDocument, there: int | None, name: str, prompt: str, negative: str) -> tuple[str, str]:
+def _words(
+    document: LayerDocument, there: int | None, name: str, prompt: str, negative: str
+) -> tuple[str, str]:
     """The words of the stage: its own, or those of the layer that is made anew."""
     if there is not None:
-        prompt, negative = prompt or document.layers[there].prompt, negative or document.layers[there].negative
+        prompt, negative = (
+            prompt or document.layers[there].prompt,
+            negative or document.layers[there].negative,
+        )
     if not prompt.strip():
-        raise invalid(f"layer {name!r}: prompt", prompt, "what is to be added", "Or give the name of a layer of the stack that has words")
+        raise invalid(
+            f"layer {name!r}: prompt",
+            prompt,
+            "what is to be added",
+            "Or give the name of a layer of the stack that has words",
+        )
     return prompt, negative
 
 
@@ -240,16 +325,28 @@ def _lora_file(layer: str, lora: str) -> str:
     for file in files:
         if lora in (file, Path(file).name, Path(file).stem):
             return str(file)
-    raise invalid(f"layer {layer!r}: LoRA", lora, ", ".join(files) or "none: there is no file", "Copy it into ComfyUI's models/loras folder")
+    raise invalid(
+        f"layer {layer!r}: LoRA",
+        lora,
+        ", ".join(files) or "none: there is no file",
+        "Copy it into ComfyUI's models/loras folder",
+    )
 
 
-def _place(document: LayerDocument, there: int | None, name: str, box: tuple[int, int, int, int], mask: Tensor | None) -> Tensor | None:
+def _place(
+    document: LayerDocument, there: int | None, name: str, box: tuple[int, int, int, int], mask: Tensor | None
+) -> Tensor | None:
     """Where the stage may paint, ``[H, W]``; None for anywhere."""
     if mask is not None:
         return one_mask(mask)
     x, y, width, height = box
     if bool(width) != bool(height):
-        raise invalid("width and height", f"{width} and {height}", "both 0, or both above", "Give the place's other side too")
+        raise invalid(
+            "width and height",
+            f"{width} and {height}",
+            "both 0, or both above",
+            "Give the place's other side too",
+        )
     if width:
         layer = Layer(name, x=x, y=y, width=width, height=height)
     elif there is not None:

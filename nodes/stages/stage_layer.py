@@ -18,7 +18,7 @@ from ...layered_core.painting.repaint import Repaint
 from ...layered_core.painting.stages import changed_region, into_place, stage_seed, with_stage
 from ..layers.socket import LAYERS, append_layers, read_stack, rgba, write_stack
 from ..noise.repaint_parts import PASTE, flat
-from .add_layer_by_prompt import _ALPHA, _MAX_SEED, CATEGORY
+from .stage_inputs import ALPHA, CATEGORY, MAX_SEED
 
 
 class StageLayer(io.ComfyNode):
@@ -32,37 +32,55 @@ class StageLayer(io.ComfyNode):
             display_name="Stage Layer",
             category=CATEGORY,
             description=(
-                "Turn what Paste Back gave into a layer with alpha: laid over the picture before, it gives the picture after. It goes on top of the "
-                "stack, or in the place of the layer of its name. With transparent alpha it takes what Transparent Decode gave and fits it in."
+                "Turn what Paste Back gave into a layer with alpha: laid over the picture before, it gives "
+                "the picture after. It goes on top of the "
+                "stack, or in the place of the layer of its name. With transparent alpha it takes what "
+                "Transparent Decode gave and fits it in."
             ),
-            search_aliases=["difference matte", "difference key", "extract layer", "alpha from difference", "stage"],
+            search_aliases=["difference matte", "difference key", "extract layer", "alpha from difference",
+            "stage"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture after, from Paste Back; with transparent alpha, RGBA from Transparent Decode."),
-                PASTE.Input("paste", tooltip="From Regenerate Layers, which Paste Back was given; it knows the picture before and the place."),
+                io.Image.Input("image", tooltip="The picture after, from Paste Back; with transparent alpha, "
+                "RGBA from Transparent Decode."),
+                PASTE.Input("paste", tooltip="From Regenerate Layers, which Paste Back was given; it knows "
+                "the picture before and the place."),
                 io.String.Input("name", default="layer", tooltip="What the layer is called."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Its words, kept with it. Neutral: empty."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What it must not show, kept with it. Neutral: empty."),
-                _ALPHA,
+                io.String.Input("prompt", default="", multiline=True, tooltip="Its words, kept with it. "
+                "Neutral: empty."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What it must not show, kept "
+                "with it. Neutral: empty."),
+                ALPHA,
                 LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new one."),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack with the layer."),
-                io.Image.Output(display_name="image", tooltip="The composite of that stack, grey where nothing is."),
+                io.Image.Output(display_name="image", tooltip="The composite of that stack, grey where "
+                "nothing is."),
                 io.Image.Output(display_name="layer", tooltip="The layer alone, with alpha, on a canvas."),
-                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where nothing changed, soft between."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where "
+                "nothing changed, soft between."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, image: Tensor, paste: Repaint, name: str, prompt: str, negative: str, alpha: str, layers: Mapping[str, Any] | None = None
+        cls,
+        image: Tensor,
+        paste: Repaint,
+        name: str,
+        prompt: str,
+        negative: str,
+        alpha: str,
+        layers: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
         """Take the new part off."""
         if not isinstance(paste, Repaint):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
         if alpha == "transparent":
             if image.shape[-1] != 4:
-                raise invalid("image channels", image.shape[-1], "4, RGBA", "Connect the image of Transparent Decode")
+                raise invalid(
+                    "image channels", image.shape[-1], "4, RGBA", "Connect the image of Transparent Decode"
+                )
             pixels = into_place(rgba(image[0]), paste.mask)
         else:
             pixels = cls._taken_off(image, paste, alpha)
@@ -76,7 +94,12 @@ class StageLayer(io.ComfyNode):
         before, after = paste.picture, rgba(image[0])[..., :3].permute(2, 0, 1)
         if after.shape != before.shape:
             got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
-            raise invalid("image size", got, f"that of the picture before, {allowed}", "Connect the picture that Paste Back gives")
+            raise invalid(
+                "image size",
+                got,
+                f"that of the picture before, {allowed}",
+                "Connect the picture that Paste Back gives",
+            )
         return uncovered(before, after, stage_alpha(before, after, paste.mask, alpha), linear=True)
 
 
@@ -90,11 +113,17 @@ class StageSeed(io.ComfyNode):
             node_id="LD_StageSeed",
             display_name="Stage Seed",
             category=CATEGORY,
-            description="A seed for one stage, from a base seed and the stage's name: to redo one stage leaves the noise of the others alone.",
+            description="A seed for one stage, from a base seed and the stage's name: to redo one stage "
+            "leaves the noise of the others alone.",
             search_aliases=["seed", "derive seed", "seed per layer", "stage"],
             inputs=[
                 io.Int.Input(
-                    "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=False, tooltip="Base seed, the same in all stages. Neutral: any."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=False,
+                    tooltip="Base seed, the same in all stages. Neutral: any.",
                 ),
                 io.String.Input("name", default="", tooltip="The stage's name."),
             ],
@@ -117,18 +146,23 @@ class FindPlace(io.ComfyNode):
             node_id="LD_FindPlace",
             display_name="Find Place",
             category=CATEGORY,
-            description="Where a quick draft of a picture (denoise 0.75, few steps) differs most from it: there the model would put the thing.",
+            description="Where a quick draft of a picture (denoise 0.75, few steps) differs most from it: "
+            "there the model would put the thing.",
             search_aliases=["auto mask", "difference mask", "locate object", "change detection"],
             inputs=[
                 io.Image.Input("before", tooltip="The picture."),
-                io.Image.Input("draft", tooltip="The same redrawn with the words of the new thing, of the same size."),
+                io.Image.Input("draft", tooltip="The same redrawn with the words of the new thing, of the "
+                "same size."),
                 io.Float.Input(
                     "share", default=0.5, min=0.01, max=1.0, step=0.01, advanced=True,
-                    tooltip="From which share of the greatest difference on a pixel belongs to the place; less is larger. Neutral: any.",
+                    tooltip="From which share of the greatest difference on a pixel belongs to the place; "
+                    "less is larger. Neutral: any.",
                 ),
-                io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on every side, pixels. Neutral: 0."),
+                io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on "
+                "every side, pixels. Neutral: 0."),
             ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be: as it is for Regenerate Layers and for inpainting.")],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be: as it is for "
+            "Regenerate Layers and for inpainting.")],
         )  # fmt: skip
 
     @classmethod
@@ -136,17 +170,31 @@ class FindPlace(io.ComfyNode):
         """Compare."""
         if before.shape[1:3] != draft.shape[1:3]:
             got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (draft, before))
-            raise invalid("draft size", got, f"the picture's, {allowed}", "Decode it through Paste Back, which gives the picture's size")
+            raise invalid(
+                "draft size",
+                got,
+                f"the picture's, {allowed}",
+                "Decode it through Paste Back, which gives the picture's size",
+            )
         a, b = (rgba(p[0])[..., :3].permute(2, 0, 1) for p in (before, draft))
-        return io.NodeOutput(widened(changed_region(a, b, share), grow)[None].to(comfy.model_management.intermediate_device()))
+        return io.NodeOutput(
+            widened(changed_region(a, b, share), grow)[None].to(comfy.model_management.intermediate_device())
+        )
 
 
 def _box_layer(name: str, mask: Tensor) -> Layer:
     """A layer whose box holds all of a mask ``[H, W]``."""
     rows, columns = ((mask > 0).any(d).nonzero()[:, 0].tolist() for d in (1, 0))
     if not rows:
-        raise invalid(f"layer {name!r}: mask", "0 everywhere", "more than 0 on at least one pixel", "Give the stage a noise above 0")
-    return Layer(name, x=columns[0], y=rows[0], width=columns[-1] - columns[0] + 1, height=rows[-1] - rows[0] + 1)
+        raise invalid(
+            f"layer {name!r}: mask",
+            "0 everywhere",
+            "more than 0 on at least one pixel",
+            "Give the stage a noise above 0",
+        )
+    return Layer(
+        name, x=columns[0], y=rows[0], width=columns[-1] - columns[0] + 1, height=rows[-1] - rows[0] + 1
+    )
 
 
 def _laid(layers: Mapping[str, Any] | None, layer: Layer, prompt: str, negative: str) -> dict[str, Any]:

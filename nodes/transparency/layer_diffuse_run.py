@@ -17,19 +17,31 @@ from torch import Tensor, nn
 
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.window import Window
-from ...layered_core.transparency.layer_diffuse_files import Mode
-from ...layered_core.transparency.layer_diffuse_frames import AttentionSharing, Base, SharingUnit, check_rows, frame_contexts, signal_for
-from ...layered_core.transparency.layer_diffuse_weights import check_picture, concat_term, transformer_blocks, with_pictures
+from ...layered_core.transparency.layer_diffuse_files import LayerDiffuseMode
+from ...layered_core.transparency.layer_diffuse_frames import (
+    AttentionSharing,
+    Base,
+    SharingUnit,
+    check_rows,
+    frame_contexts,
+    signal_for,
+)
+from ...layered_core.transparency.layer_diffuse_weights import (
+    check_picture,
+    concat_term,
+    transformer_blocks,
+    with_pictures,
+)
 
 KEY = "layered_diffusion_layer_diffuse"
 """Of our wrappers and models on a MODEL."""
 
 
 @dataclass(frozen=True)
-class _Change:
+class ModelChange:
     """What the node has put on a model, for the runs to come; nothing of it changes."""
 
-    mode: Mode
+    mode: LayerDiffuseMode
     weight: float
     start: float
     """Share of the sampling, 0..1."""
@@ -49,13 +61,21 @@ class _Change:
     """Of the control picture."""
 
 
-def _attentions(unet: UNetModel) -> list[nn.Module]:
+def attentions_of(unet: UNetModel) -> list[nn.Module]:
     """Every attention of the UNet, in the order of the files."""
-    blocks = [unet.get_submodule(name) for name in transformer_blocks(name for name, _ in unet.named_parameters())]
+    blocks = [
+        unet.get_submodule(name) for name in transformer_blocks(name for name, _ in unet.named_parameters())
+    ]
     return [attention for block in blocks for attention in (block.attn1, block.attn2)]
 
 
-def _sample(change: _Change, executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any) -> Tensor:  # noqa: ANN401
+def sample_with_change(
+    change: ModelChange,
+    executor: comfy.patcher_extension.WrapperExecutor,
+    noise: Tensor,
+    *more: Any,
+    **named: Any,
+) -> Tensor:
     """Around a whole run: check what only now is known, and install what acts in it."""
     guider = executor.class_obj
     for name, size in change.pictures.items():
@@ -67,20 +87,27 @@ def _sample(change: _Change, executor: comfy.patcher_extension.WrapperExecutor, 
         _hook(change, guider.conds)
     if change.latents is not None:
         if len(noise) % len(change.latents):
-            raise invalid("given pictures: number", len(change.latents), f"1, or {len(noise)} as in the batch of latents")
+            raise invalid(
+                "given pictures: number",
+                len(change.latents),
+                f"1, or {len(noise)} as in the batch of latents",
+            )
         options.setdefault("patches", {}).setdefault("input_block_patch", []).append(run.add_pictures)
     if change.sharing is not None:
         check_rows(len(noise), change.sharing.frames)
         if any(options.get("patches_replace", {}).get(kind) for kind in ("attn1", "attn2")):
             raise LayeredError(
-                "model: another node replaces its attentions (words per layer, an image adapter), which this file replaces too. Use one of them, "
+                "model: another node replaces its attentions (words per layer, an image adapter), which this "
+                "file replaces too. Use one of them, "
                 "or an SDXL file, which changes weights only"
             )
-        comfy.patcher_extension.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options)
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
+        )
     return executor(noise, *more, **named)
 
 
-def _hook(change: _Change, conds: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+def _hook(change: ModelChange, conds: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     """Give every conditioning of a run the hook, with keyframes of its own: they count steps."""
     hook = change.hook.clone()
     hook.hook_keyframe = comfy.hooks.HookKeyframeGroup()
@@ -103,7 +130,7 @@ def _hook(change: _Change, conds: Mapping[str, Sequence[dict[str, Any]]]) -> Non
 class _Run:
     """One sampling run."""
 
-    change: _Change
+    change: ModelChange
     window: Window
     """When the change acts; as ComfyUI's hooks count."""
     terms: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
@@ -124,16 +151,18 @@ class _Run:
         return with_pictures(h, self.terms[key])
 
     def forward(
-        self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,  # noqa: ANN401
-        control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,  # noqa: ANN401
+        self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,
+        context: Any = None, y: Any = None,
+        control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
-        """Around a forward pass: units in place of the attentions of the UNet that runs, and only while it does."""
+        """Around a forward pass: units in place of the attentions of the UNet that runs, and only while it
+        does."""
         options = {} if transformer_options is None else transformer_options
         if not self.acts(options):
             return executor(x, timesteps, context, y, control, options, **more)
         marks = options["cond_or_uncond"]
         conditional = [mark == 0 for mark in marks for _ in range(len(x) // len(marks))]
-        with self._installed(_attentions(executor.class_obj), conditional):
+        with self._installed(attentions_of(executor.class_obj), conditional):
             return executor(x, timesteps, context, y, control, options, **more)
 
     @contextmanager
@@ -151,14 +180,19 @@ class _Run:
                     module.forward = own
 
     def _attend(
-        self, module: nn.Module, unit: SharingUnit, crossed: bool, conditional: Sequence[bool], x: Tensor, context: Tensor | None = None,
-        value: Tensor | None = None, mask: Tensor | None = None, transformer_options: Mapping[str, Any] | None = None,
+        self, module: nn.Module, unit: SharingUnit, crossed: bool, conditional: Sequence[bool], x: Tensor,
+        context: Tensor | None = None,
+        value: Tensor | None = None, mask: Tensor | None = None,
+        transformer_options: Mapping[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
         """In place of one attention's forward."""
         seen = context if crossed else x
-        if len(x) != len(conditional) or any(given is not None and given is not seen for given in (context, value)):
+        if len(x) != len(conditional) or any(
+            given is not None and given is not seen for given in (context, value)
+        ):
             raise LayeredError(
-                "model: another node changes what its attentions see (HyperTile, an attention patch), which this file replaces. Use one of them, "
+                "model: another node changes what its attentions see (HyperTile, an attention patch), which "
+                "this file replaces. Use one of them, "
                 "or an SDXL file, which changes weights only"
             )
         named = {"attn_precision": module.attn_precision, "transformer_options": transformer_options}

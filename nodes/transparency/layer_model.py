@@ -1,4 +1,5 @@
-"""The folder ``models/layer_model``: what nodes offer from it, and how they read it. Nothing is downloaded."""
+"""The folder ``models/layer_model``: what nodes offer from it, and how they read it. Nothing is
+downloaded."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ import folder_paths
 from torch import Tensor
 
 from ...demo.world.places import TRANSPARENT
-from ...layered_core.transparency.layer_diffuse_files import missing_file, published, published_for, read_layer_model_file
+from ...layered_core.transparency.layer_diffuse_files import (
+    missing_file,
+    published,
+    published_for,
+    read_layer_model_file,
+)
 
 KIND = "layer_model"
 """What ComfyUI calls the folder; other folders can be added to it in ``extra_model_paths.yaml``."""
@@ -33,8 +39,8 @@ folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)
 def layer_model_choices(task: str) -> list[str]:
     """What a node offers for a task, one of :data:`layered_core.transparency.layer_diffuse_files.TASKS`.
 
-    The storybook's own file where there is one, the published ones (those that are not there too: choosing one says where to get it), and the
-    user's files under other names.
+    The storybook's own file where there is one, the published ones (those that are not there too: choosing
+    one says where to get it), and the user's files under other names.
     """
     shipped = [STORYBOOK] if _storybook_file(task) is not None else []
     known = [f.name for f in published_for(task)]
@@ -47,7 +53,8 @@ def read_layer_model(name: str, task: str) -> dict[str, Tensor]:
     """The tensors of a choice of :func:`layer_model_choices`.
 
     Raises:
-        LayeredError: the file is missing (named with its repository, size and folder), cut short, or a pickle.
+        LayeredError: the file is missing (named with its repository, size and folder), cut short, or a
+            pickle.
     """
     if name == STORYBOOK and (file := _storybook_file(task)) is not None:
         return read_layer_model_file(file)

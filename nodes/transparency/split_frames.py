@@ -25,36 +25,53 @@ class SplitFrames(io.ComfyNode):
         """What the user sees."""
         numbers = ("first", "second", "third")
         outputs: list[io.Output] = [
-            io.Image.Output(display_name=f"{n} image", tooltip=f"The {n} picture of every scene. Nothing where there is none.") for n in numbers
+            io.Image.Output(
+                display_name=f"{n} image",
+                tooltip=f"The {n} picture of every scene. Nothing where there is none.",
+            )
+            for n in numbers
         ]
         outputs += [
-            io.Latent.Output(display_name=f"{n} latent", tooltip=f"The {n} latent of every scene. Nothing where there is none.") for n in numbers
+            io.Latent.Output(
+                display_name=f"{n} latent",
+                tooltip=f"The {n} latent of every scene. Nothing where there is none.",
+            )
+            for n in numbers
         ]
         return io.Schema(
             node_id="LD_SplitFrames",
             display_name="Split Frames",
             category="layered diffusion/transparency",
             description=(
-                "Take apart a batch that holds the pictures of each scene one after the other, as LayerDiffuse Apply makes them: foreground, "
+                "Take apart a batch that holds the pictures of each scene one after the other, as "
+                "LayerDiffuse Apply makes them: foreground, "
                 "background, blend. Pictures, latents or both."
             ),
-            search_aliases=["layerdiffuse", "split batch", "joint", "every nth image", "foreground background blend"],
+            search_aliases=["layerdiffuse", "split batch", "joint", "every nth image", "foreground "
+            "background blend"],
             inputs=[
                 io.Int.Input(
                     "frames", default=3, min=2, max=_MOST,
-                    tooltip="Pictures of each scene, 2 to 3: as many as the mode of LayerDiffuse Apply makes. Neutral: none.",
+                    tooltip="Pictures of each scene, 2 to 3: as many as the mode of LayerDiffuse Apply "
+                    "makes. Neutral: none.",
                 ),
-                io.Image.Input("image", optional=True, tooltip="Decoded pictures. Not connected: the images come out empty."),
-                io.Latent.Input("latent", optional=True, tooltip="Their latents, for Transparent Decode. Not connected: they come out empty."),
+                io.Image.Input("image", optional=True, tooltip="Decoded pictures. Not connected: the images "
+                "come out empty."),
+                io.Latent.Input("latent", optional=True, tooltip="Their latents, for Transparent Decode. Not "
+                "connected: they come out empty."),
             ],
             outputs=outputs,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, frames: int, image: Tensor | None = None, latent: Mapping[str, Any] | None = None) -> io.NodeOutput:
+    def execute(
+        cls, frames: int, image: Tensor | None = None, latent: Mapping[str, Any] | None = None
+    ) -> io.NodeOutput:
         """Every ``frames``-th, from the first, the second and the third on."""
         if image is None and latent is None:
-            raise LayeredError("image, latent: nothing is connected. Connect the batch that is to be taken apart")
+            raise LayeredError(
+                "image, latent: nothing is connected. Connect the batch that is to be taken apart"
+            )
         nothing = ExecutionBlocker(None)
         images: list[Any] = [nothing] * _MOST
         latents: list[Any] = [nothing] * _MOST

@@ -16,12 +16,24 @@ from torch import Tensor, nn
 
 from ...layered_core.document import MAX_LAYERS, Layer
 from ...layered_core.errors import invalid
-from ...layered_core.transparency.transparent_decode import AUGMENTATIONS, COMBINE, bytes_needed, check_memory, decode, pictures_at_once
+from ...layered_core.transparency.transparent_decode import (
+    AUGMENTATIONS,
+    COMBINE,
+    bytes_needed,
+    check_memory,
+    decode,
+    pictures_at_once,
+)
 from ...layered_core.transparency.transparent_networks import TransparentDecoder
 from ..layers.socket import LAYERS, append_layers, check_room
 from .layer_model import layer_model_choices, read_layer_model
 
-PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "auto": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 """What the decoder calculates in; auto is what ComfyUI takes for a VAE on this device."""
 
 
@@ -36,33 +48,43 @@ class TransparentDecode(io.ComfyNode):
             node_id="LD_TransparentDecode",
             display_name="Transparent Decode",
             category="layered diffusion/transparency",
-            description="Read the transparency of a layer that LayerDiffuse Apply sampled, from its picture and latent: RGBA, at any size.",
-            search_aliases=["layerdiffuse decode", "layered diffusion decode", "rgba", "alpha", "transparent vae", "cut out"],
+            description="Read the transparency of a layer that LayerDiffuse Apply sampled, from its picture "
+            "and latent: RGBA, at any size.",
+            search_aliases=["layerdiffuse decode", "layered diffusion decode", "rgba", "alpha", "transparent "
+            "vae", "cut out"],
             inputs=[
-                io.Image.Input("image", tooltip="What VAE Decode made of the latent; with any VAE. Alpha that it has is left out."),
+                io.Image.Input("image", tooltip="What VAE Decode made of the latent; with any VAE. Alpha "
+                "that it has is left out."),
                 io.Combo.Input(
                     "file", options=choices, default=choices[0],
-                    tooltip="A transparent decoder of models/layer_model, of the model's family. Published files that are missing are listed too: "
+                    tooltip="A transparent decoder of models/layer_model, of the model's family. Published "
+                    "files that are missing are listed too: "
                     "running says where they come from.",
                 ),
                 io.Latent.Input(
                     "latent", optional=True,
-                    tooltip="The latent that the image was decoded from, of its size. Not connected: alpha is guessed from the image alone.",
+                    tooltip="The latent that the image was decoded from, of its size. Not connected: alpha "
+                    "is guessed from the image alone.",
                 ),
-                LAYERS.Input("layers", optional=True, tooltip="A stack to lay the result on. Not connected: a new stack."),
-                io.String.Input("name", default="layer", tooltip="What the new layer is called. Neutral: any name."),
+                LAYERS.Input("layers", optional=True, tooltip="A stack to lay the result on. Not connected: "
+                "a new stack."),
+                io.String.Input("name", default="layer", tooltip="What the new layer is called. Neutral: any "
+                "name."),
                 io.Combo.Input(
                     "augmentations", options=[str(n) for n in AUGMENTATIONS], default="8",
-                    tooltip="Passes over mirrored and turned pictures: 1, 2, 4 or 8. More are steadier and take as many times longer. Neutral: 1.",
+                    tooltip="Passes over mirrored and turned pictures: 1, 2, 4 or 8. More are steadier and "
+                    "take as many times longer. Neutral: 1.",
                 ),
                 io.Combo.Input(
                     "combine", options=list(COMBINE), default=COMBINE[0], advanced=True,
-                    tooltip="How the passes become one, element by element; the median of an even number is the lower middle value. Neutral: either, "
+                    tooltip="How the passes become one, element by element; the median of an even number is "
+                    "the lower middle value. Neutral: either, "
                     "with 1 pass.",
                 ),
                 io.Int.Input(
                     "tile_size", default=2048, min=256, max=16384, step=64, advanced=True,
-                    tooltip="Greatest side that is decoded at once, pixels. Larger pictures go in tiles that fade into one another. Neutral: the "
+                    tooltip="Greatest side that is decoded at once, pixels. Larger pictures go in tiles that "
+                    "fade into one another. Neutral: the "
                     "picture's longer side or more.",
                 ),
                 io.Combo.Input(
@@ -74,15 +96,18 @@ class TransparentDecode(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="RGBA, straight alpha: Save Image keeps it."),
                 io.Mask.Output(
                     display_name="alpha",
-                    tooltip="1 is opaque. Invert it for Join Image with Alpha and Porter-Duff Image Composite, where 1 is transparent.",
+                    tooltip="1 is opaque. Invert it for Join Image with Alpha and Porter-Duff Image "
+                    "Composite, where 1 is transparent.",
                 ),
-                LAYERS.Output(display_name="layers", tooltip="The stack with the result on top, its left and top edge at 0."),
+                LAYERS.Output(display_name="layers", tooltip="The stack with the result on top, its left and "
+                "top edge at 0."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, image: Tensor, file: str, latent: Mapping[str, Any] | None = None, layers: Mapping[str, Any] | None = None, name: str = "layer",
+        cls, image: Tensor, file: str, latent: Mapping[str, Any] | None = None,
+        layers: Mapping[str, Any] | None = None, name: str = "layer",
         augmentations: str = "8", combine: str = "median", tile_size: int = 2048, precision: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         """Load the decoder, decode, lay on the stack."""
@@ -101,10 +126,22 @@ class TransparentDecode(io.ComfyNode):
         manage = comfy.model_management
         manage.load_models_gpu([patcher], memory_required=needed)
         results = result_bytes * len(image)
-        check_memory(results, manage.get_free_memory(torch.device("cpu")), "main memory", "Scale the picture down, or decode fewer")
+        check_memory(
+            results,
+            manage.get_free_memory(torch.device("cpu")),
+            "main memory",
+            "Scale the picture down, or decode fewer",
+        )
         # Where there is one memory for both, the results take their part of it.
-        free = manage.get_free_memory(patcher.load_device) - results * (patcher.load_device.type in ("cpu", "mps"))
-        check_memory(needed, free, f"memory on {patcher.load_device}", "Take a smaller tile_size or fewer augmentations")
+        free = manage.get_free_memory(patcher.load_device) - results * (
+            patcher.load_device.type in ("cpu", "mps")
+        )
+        check_memory(
+            needed,
+            free,
+            f"memory on {patcher.load_device}",
+            "Take a smaller tile_size or fewer augmentations",
+        )
         bar = comfy.utils.ProgressBar(1)
 
         def report(done: int, total: int) -> None:
@@ -113,23 +150,34 @@ class TransparentDecode(io.ComfyNode):
 
         batch = pictures_at_once(needed, free, len(image))
         attend = attention_for(patcher.load_device)
-        rgba = decode(decoder, pixels, samples, combine=combine, batch=batch, attend=attend, report=report, **options).movedim(1, -1)
-        stack: Any = ExecutionBlocker(f"layers: {len(rgba)} pictures; allowed: at most {MAX_LAYERS} layers. Decode fewer at once for a stack")
+        rgba = decode(
+            decoder, pixels, samples, combine=combine, batch=batch, attend=attend, report=report, **options
+        ).movedim(1, -1)
+        stack: Any = ExecutionBlocker(
+            f"layers: {len(rgba)} pictures; allowed: at most {MAX_LAYERS} layers. Decode fewer at once for a "
+            f"stack"
+        )
         if stacked:
             names = [name if len(rgba) == 1 else f"{name} {i + 1}" for i in range(len(rgba))]
-            stack = append_layers(layers, [Layer(n, picture.cpu()) for n, picture in zip(names, rgba, strict=True)])
+            stack = append_layers(
+                layers, [Layer(n, picture.cpu()) for n, picture in zip(names, rgba, strict=True)]
+            )
         rgba = rgba.to(manage.intermediate_device())
         return io.NodeOutput(rgba, rgba[..., 3], stack)
 
 
-def managed(network: nn.Module, dtype: torch.dtype | None) -> tuple[comfy.model_patcher.ModelPatcher, torch.dtype]:
+def managed(
+    network: nn.Module, dtype: torch.dtype | None
+) -> tuple[comfy.model_patcher.ModelPatcher, torch.dtype]:
     """A network under ComfyUI's memory management, and the dtype that it is to have."""
     manage = comfy.model_management
     device = manage.get_torch_device()
     dtype = manage.vae_dtype(device, [torch.float16, torch.bfloat16]) if dtype is None else dtype
-    return comfy.model_patcher.ModelPatcher(network.to(dtype), load_device=device, offload_device=manage.unet_offload_device()), dtype
+    return comfy.model_patcher.ModelPatcher(
+        network.to(dtype), load_device=device, offload_device=manage.unet_offload_device()
+    ), dtype
 
 
-def attention_for(device: torch.device) -> Any:  # noqa: ANN401
+def attention_for(device: torch.device) -> Any:
     """ComfyUI's attention on ``device``, as the core calls it."""
     return comfy.ldm.modules.attention.optimized_attention_for_device(device)

@@ -1,4 +1,5 @@
-"""A transparent picture to a latent that carries its alpha, to go on from in image-to-image and inpainting."""
+"""A transparent picture to a latent that carries its alpha, to go on from in image-to-image and
+inpainting."""
 
 from __future__ import annotations
 
@@ -29,45 +30,66 @@ class TransparentEncode(io.ComfyNode):
             node_id="LD_TransparentEncode",
             display_name="Transparent Encode",
             category="layered diffusion/transparency",
-            description="Make a latent of a transparent picture that keeps its alpha, to go on from with LayerDiffuse Apply.",
-            search_aliases=["layerdiffuse encode", "layered diffusion encode", "rgba to latent", "transparent vae", "img2img", "alpha"],
+            description="Make a latent of a transparent picture that keeps its alpha, to go on from with "
+            "LayerDiffuse Apply.",
+            search_aliases=["layerdiffuse encode", "layered diffusion encode", "rgba to latent",
+            "transparent vae", "img2img", "alpha"],
             inputs=[
-                io.Image.Input("image", tooltip="RGBA, straight alpha; or RGB with a mask. Sides are cut to multiples of 8, as VAE Encode cuts."),
+                io.Image.Input("image", tooltip="RGBA, straight alpha; or RGB with a mask. Sides are cut to "
+                "multiples of 8, as VAE Encode cuts."),
                 io.Vae.Input("vae", tooltip="The VAE of the model that goes on from the latent."),
                 io.Combo.Input(
                     "file", options=choices, default=choices[0],
-                    tooltip="A transparent encoder of models/layer_model, of the model's family. Published files that are missing are listed too: "
+                    tooltip="A transparent encoder of models/layer_model, of the model's family. Published "
+                    "files that are missing are listed too: "
                     "running says where they come from.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="1 is transparent, as Load Image gives it; takes the place of the image's alpha. Not connected: the image's alpha, or "
+                    tooltip="1 is transparent, as Load Image gives it; takes the place of the image's alpha. "
+                    "Not connected: the image's alpha, or "
                     "opaque.",
                 ),
                 io.Float.Input(
                     "offset_scale", default=0.0, min=0.0, max=1000.0, step=1.0, advanced=True,
-                    tooltip="What the encoder's answer is multiplied by: 1 or 300, by the file. 0: what is known of the file, 300 for Flux, mostly "
+                    tooltip="What the encoder's answer is multiplied by: 1 or 300, by the file. 0: what is "
+                    "known of the file, 300 for Flux, mostly "
                     "1. Neutral: 0.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For the sampler, with LayerDiffuse Apply on the model.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For the sampler, with LayerDiffuse "
+            "Apply on the model.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, image: Tensor, vae: comfy.sd.VAE, file: str, mask: Tensor | None = None, offset_scale: float = 0.0) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: Tensor,
+        vae: comfy.sd.VAE,
+        file: str,
+        mask: Tensor | None = None,
+        offset_scale: float = 0.0,
+    ) -> io.NodeOutput:
         """Load the encoder, encode."""
         network = TransparentEncoder.from_weights(read_layer_model(file, "encoder"), file)
         scale = offset_scale or offset_scale_of(file, network.latent_channels)
-        rgba = crop_to_cells(with_alpha(image.movedim(-1, 1), None if mask is None else mask_to_presence(mask)))
+        rgba = crop_to_cells(
+            with_alpha(image.movedim(-1, 1), None if mask is None else mask_to_presence(mask))
+        )
         patcher, dtype = managed(network, None)
-        comfy.model_management.load_models_gpu([patcher], memory_required=rgba.numel() * network.widths[0] * 4)
+        comfy.model_management.load_models_gpu(
+            [patcher], memory_required=rgba.numel() * network.widths[0] * 4
+        )
         rgba = rgba.to(patcher.load_device)
-        latents = torch.cat([encode(network, picture, lambda grey: posterior(vae, grey), scale) for picture in rgba.split(1)])
+        latents = torch.cat(
+            [encode(network, picture, lambda grey: posterior(vae, grey), scale) for picture in rgba.split(1)]
+        )
         return io.NodeOutput({"samples": latents.to(comfy.model_management.intermediate_device())})
 
 
 def posterior(vae: comfy.sd.VAE, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of a VAE's latents of ``picture`` [B, 3, H, W] in 0..1; a VAE that keeps no deviation has 1."""
+    """Mean and deviation of a VAE's latents of ``picture`` [B, 3, H, W] in 0..1; a VAE that keeps no
+    deviation has 1."""
     seen: list[Tensor] = []
     regularization = getattr(vae.first_stage_model, "regularization", None)
     hook = None
@@ -79,11 +101,18 @@ def posterior(vae: comfy.sd.VAE, picture: Tensor) -> tuple[Tensor, Tensor]:
         if hook is not None:
             hook.remove()
     if mean.ndim != 4:
-        raise invalid("VAE: latent's shape", list(mean.shape), "[batch, channels, height, width]", "Load the VAE of an image model")
+        raise invalid(
+            "VAE: latent's shape",
+            list(mean.shape),
+            "[batch, channels, height, width]",
+            "Load the VAE of an image model",
+        )
     mean = mean.to(picture)
     if not seen or seen[0].shape[1] != 2 * mean.shape[1]:
         return mean, torch.ones_like(mean)
     if seen[0].shape[2:] != mean.shape[2:]:
-        raise LayeredError("VAE: it had to encode in tiles for want of memory. Close other programs, or scale the image down")
+        raise LayeredError(
+            "VAE: it had to encode in tiles for want of memory. Close other programs, or scale the image down"
+        )
     moments = comfy.ldm.modules.distributions.distributions.DiagonalGaussianDistribution(seen[0])
     return mean, moments.std.to(picture)

@@ -1,4 +1,5 @@
-"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost, intervals are right."""
+"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost, intervals
+are right."""
 
 import json
 import shutil
@@ -59,7 +60,9 @@ def tiny(tmp_path):
 
 
 def settings(out, **changes):
-    return Settings(**{"count": 3, "model": STORYBOOK, "out": out, "steps": 2, "device": "cpu", "processes": 1, **changes})
+    return Settings(
+        **{"count": 3, "model": STORYBOOK, "out": out, "steps": 2, "device": "cpu", "processes": 1, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +91,27 @@ def test_every_suite_that_is_shipped_is_one():
     [
         ("plain_prompt", "mind_reading", "suite tiny: 'words': method is 'mind_reading'; allowed: blended"),
         ("{strength: 0.5}", "{strenght: 0.5}", "parameter of global_sdedit is 'strenght'; allowed: strength"),
-        ("method: native}", "method: native, parameters: {a: 1}}", "parameter of native is 'a'; allowed: none"),
-        ("baseline: words", "baseline: sentences", "baseline or grid is 'sentences'; allowed: drawn, words, redrawn"),
+        (
+            "method: native}",
+            "method: native, parameters: {a: 1}}",
+            "parameter of native is 'a'; allowed: none",
+        ),
+        (
+            "baseline: words",
+            "baseline: sentences",
+            "baseline or grid is 'sentences'; allowed: drawn, words, redrawn",
+        ),
         ("scenes: layout", "scenes: outdoors", "scenes is 'outdoors'; allowed: layout"),
         ("show: [iou,", "show: [beauty,", "figure is 'beauty'"),
         ("title: Tiny", "tilte: Tiny", "suite tiny: key is 'tilte'"),
         ("method: plain_prompt, ", "", "suite tiny: entry 2: method is missing"),
         ("name: words", "name: drawn", "name is 'drawn'; allowed: names that occur once"),
         ("title: Tiny", "title: [", "is not YAML"),
-        ("title: Tiny", "sampler: magic", "suite tiny: sampler is 'magic'; allowed: ddim, euler, euler_ancestral, dpmpp_2m"),
+        (
+            "title: Tiny",
+            "sampler: magic",
+            "suite tiny: sampler is 'magic'; allowed: ddim, euler, euler_ancestral, dpmpp_2m",
+        ),
     ],
 )
 def test_a_wrong_suite_is_refused_before_anything_is_sampled(tmp_path, old, new, says):
@@ -121,14 +136,29 @@ def test_no_scene_at_all_is_refused(tmp_path, capsys):
 def test_missing_weights_are_named(tmp_path, capsys):
     shutil.copytree(STORYBOOK, tmp_path / "model")
     (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    code = main(["bench", "speed", "-n", "1", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    code = main(
+        [
+            "bench",
+            "speed",
+            "-n",
+            "1",
+            "--model",
+            str(tmp_path / "model"),
+            "--out",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+        ]
+    )
     assert code == 2
     assert "model/unet/*.safetensors' is missing" in capsys.readouterr().err
 
 
 def test_a_results_folder_that_cannot_be_written_is_named(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LayeredError, match=r"results folder '.*file/out' cannot be written: .*Give another with --out"):
+    with pytest.raises(
+        LayeredError, match=r"results folder '.*file/out' cannot be written: .*Give another with --out"
+    ):
         run_suite(tiny, settings(tmp_path / "file" / "out"))
 
 
@@ -136,7 +166,9 @@ def test_host_methods_are_checked_without_importing_comfyui():
     check_host_method("x", "set_mask_combine", {"strength": 2})
     with pytest.raises(LayeredError, match="x: method on ComfyUI is 'magic'; allowed: .*plain_prompt"):
         check_host_method("x", "magic", {})
-    with pytest.raises(LayeredError, match="parameter of set_mask_combine is 'power'; allowed: strength, base"):
+    with pytest.raises(
+        LayeredError, match="parameter of set_mask_combine is 'power'; allowed: strength, base"
+    ):
         check_host_method("x", "set_mask_combine", {"power": 2})
     assert HOST.is_file()
 
@@ -146,7 +178,9 @@ def test_host_methods_are_checked_without_importing_comfyui():
 
 def test_every_method_has_a_record_of_every_scene(measured):
     suite, _, records = measured
-    assert [(r["name"], r["scene"]) for r in records] == [(row.name, i) for row in suite.rows for i in range(3)]
+    assert [(r["name"], r["scene"]) for r in records] == [
+        (row.name, i) for row in suite.rows for i in range(3)
+    ]
     drawn = [r["figures"]["iou"] for r in records if r["name"] == "drawn"]
     assert min(drawn) > 0.7
 
@@ -226,7 +260,19 @@ def test_two_processes_give_what_one_gives(measured, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at Linux's /proc")
 def test_no_process_outlives_a_command_that_is_killed(tmp_path):
-    command = [sys.executable, "-m", "layered_cli", "bench", "layout", "-n", "16", "--device", "cpu", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "layered_cli",
+        "bench",
+        "layout",
+        "-n",
+        "16",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
 
     def children():
@@ -239,7 +285,12 @@ def test_no_process_outlives_a_command_that_is_killed(tmp_path):
             time.sleep(0.1)
         return False
 
-    assert wait(lambda: (tmp_path / "out" / "layout.jsonl").is_file() and len((tmp_path / "out" / "layout.jsonl").read_text().splitlines()) > 1)
+    assert wait(
+        lambda: (
+            (tmp_path / "out" / "layout.jsonl").is_file()
+            and len((tmp_path / "out" / "layout.jsonl").read_text().splitlines()) > 1
+        )
+    )
     workers = children()
     assert len(workers) >= 2
     run.kill()
@@ -253,7 +304,26 @@ def test_no_process_outlives_a_command_that_is_killed(tmp_path):
 def test_the_command_prints_a_table_and_ends_in_one_json_object(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.setattr(read_suite, "__defaults__", (tmp_path,))
-    assert main(["bench", "tiny", "-n", "2", "--steps", "1", "--json", "--device", "cpu", "--processes", "1", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "tiny",
+                "-n",
+                "2",
+                "--steps",
+                "1",
+                "--json",
+                "--device",
+                "cpu",
+                "--processes",
+                "1",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out.strip().splitlines()
     assert any(line.startswith("| words |") for line in out)
     figures = json.loads(out[-1])
@@ -267,23 +337,40 @@ def test_the_report_has_table_plots_grid_and_provenance(measured):
     pytest.importorskip("matplotlib")
     suite, chosen, records = measured
     files = write_report(Summary(suite, chosen, records))
-    assert {f.name for f in files} == {"tiny.json", "tiny.md", "tiny.png", "tiny.svg", "tiny_curve.png", "tiny_curve.svg", "tiny_grid.jpg"}
+    assert {f.name for f in files} == {
+        "tiny.json",
+        "tiny.md",
+        "tiny.png",
+        "tiny.svg",
+        "tiny_curve.png",
+        "tiny_curve.svg",
+        "tiny_grid.jpg",
+    }
     assert all(f.stat().st_size > 500 for f in files)
     details = json.loads((chosen.out / "tiny.json").read_text())
     text = (chosen.out / "tiny.md").read_text()
-    for word in ("`layered bench tiny -n 3`", measured_at(suite, chosen), weights_checksum(STORYBOOK), "2 steps"):
+    for word in (
+        "`layered bench tiny -n 3`",
+        measured_at(suite, chosen),
+        weights_checksum(STORYBOOK),
+        "2 steps",
+    ):
         assert word in details["provenance"]
         assert word in text
     assert "words − drawn" in text
     difference = details["differences"]["words"]["iou"]
-    assert difference["mean"] == pytest.approx(details["figures"]["words"]["iou"]["mean"] - details["figures"]["drawn"]["iou"]["mean"], abs=1e-4)
+    assert difference["mean"] == pytest.approx(
+        details["figures"]["words"]["iou"]["mean"] - details["figures"]["drawn"]["iou"]["mean"], abs=1e-4
+    )
 
 
 def test_the_page_gets_new_blocks_and_keeps_the_rest(measured, tmp_path):
     suite, chosen, records = measured
     write_report(Summary(suite, chosen, records))
     target = tmp_path / "evaluation.md"
-    target.write_text("before\n\n<!-- suite: other -->\nkept\n<!-- /suite -->\n\n<!-- more suites -->\n\nafter\n")
+    target.write_text(
+        "before\n\n<!-- suite: other -->\nkept\n<!-- /suite -->\n\n<!-- more suites -->\n\nafter\n"
+    )
     assert page.update(target, chosen.out) == ["tiny"]
     once = target.read_text()
     assert page.update(target, chosen.out) == ["tiny"]
@@ -300,7 +387,10 @@ def test_the_page_names_the_suites_that_it_has_no_figures_of(measured, tmp_path)
     suite, chosen, records = measured
     write_report(Summary(suite, chosen, records))
     target = tmp_path / "evaluation.md"
-    target.write_text("<!-- suite: layout -->\nx\n<!-- /suite -->\n<!-- more suites -->\n<!-- not measured -->\nold\n<!-- /not measured -->\n")
+    target.write_text(
+        "<!-- suite: layout -->\nx\n<!-- /suite -->\n<!-- more suites -->\n<!-- not measured -->\nold\n<!-- "
+        "/not measured -->\n"
+    )
     page.update(target, chosen.out)
     (said,) = (line for line in target.read_text().splitlines() if line.startswith("Not measured yet: "))
     assert said == f"Not measured yet: {', '.join(s for s in suite_names() if s != 'layout')}."
@@ -364,8 +454,18 @@ def test_an_interval_of_a_set_lies_around_its_figure():
 def test_every_method_gives_a_picture_a_scene(pipeline):
     for name, function in METHODS.items():
         of_layers = name in ("drawn_layer", "transparent_layer", "cut_out", "difference_matte")
-        cases = (layer_cases if of_layers else redo_cases if "redo" in name or name == "picture_before" else layout_cases)(2)
-        needed = {"global_sdedit": {"strength": 0.5}, "redo_sdedit": {"strength": 0.5}, "layer_noise": {"objects": 0.5}}.get(name, {})
+        cases = (
+            layer_cases
+            if of_layers
+            else redo_cases
+            if "redo" in name or name == "picture_before"
+            else layout_cases
+        )(2)
+        needed = {
+            "global_sdedit": {"strength": 0.5},
+            "redo_sdedit": {"strength": 0.5},
+            "layer_noise": {"objects": 0.5},
+        }.get(name, {})
         pictures = function(pipeline, cases, seeds=[0, 1], steps=2, guidance=3.0, **needed)
         assert pictures.shape == (2, 4 if of_layers else 3, 128, 128), name
         assert bool(((pictures >= 0) & (pictures <= 1)).all()), name

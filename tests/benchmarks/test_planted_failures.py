@@ -1,4 +1,5 @@
-"""Failures planted in drawn scenes move each figure the way it should, and no other way that it should not."""
+"""Failures planted in drawn scenes move each figure the way it should, and no other way that it should
+not."""
 
 from dataclasses import replace
 
@@ -42,7 +43,12 @@ def redrawn(case, things):
     objects = []
     for item, thing in zip(case.scene.objects, things, strict=True):
         rows, columns = (item.silhouette > 127).nonzero()
-        box = (int(columns.min()) + item.x, int(rows.min()) + item.y, int(columns.max() - columns.min()) + 1, int(rows.max() - rows.min()) + 1)
+        box = (
+            int(columns.min()) + item.x,
+            int(rows.min()) + item.y,
+            int(columns.max() - columns.min()) + 1,
+            int(rows.max() - rows.min()) + 1,
+        )
         objects.append(place_object(thing, box))
     return Case(replace(case.scene, objects=tuple(objects))).picture
 
@@ -84,8 +90,16 @@ def test_shifted_pictures_lose_overlap_but_not_their_objects(examiner, right):
 
 
 def test_wrong_colours_are_told_from_wrong_objects(examiner, right):
-    colours = figures(examiner, CASES, [redrawn(c, [t._replace(colour=other(t.colour, COLOURS)) for t in c.things]) for c in CASES])
-    kinds = figures(examiner, CASES, [redrawn(c, [t._replace(kind=other(t.kind, KINDS)) for t in c.things]) for c in CASES])
+    colours = figures(
+        examiner,
+        CASES,
+        [redrawn(c, [t._replace(colour=other(t.colour, COLOURS)) for t in c.things]) for c in CASES],
+    )
+    kinds = figures(
+        examiner,
+        CASES,
+        [redrawn(c, [t._replace(kind=other(t.kind, KINDS)) for t in c.things]) for c in CASES],
+    )
     assert colours["colour"] < 0.2 < 0.8 < colours["object"]
     assert kinds["object"] < 0.2 < 0.8 < kinds["colour"]
     for wrong in (colours, kinds):
@@ -97,14 +111,20 @@ def test_wrong_colours_are_told_from_wrong_objects(examiner, right):
 
 def test_a_colour_that_spreads_to_another_layer_leaks(examiner, right):
     cases = [c for c in CASES if c.things[0].colour != c.things[1].colour]
-    spread = figures(examiner, cases, [redrawn(c, [c.things[0], c.things[1]._replace(colour=c.things[0].colour)]) for c in cases])
+    spread = figures(
+        examiner,
+        cases,
+        [redrawn(c, [c.things[0], c.things[1]._replace(colour=c.things[0].colour)]) for c in cases],
+    )
     assert right["leak_colour"] < 0.02
     assert spread["leak_colour"] > 0.25
     assert spread["leak_object"] < 0.1 or any(c.things[0].kind == c.things[1].kind for c in cases)
 
 
 def test_a_missing_object_costs_recall_and_words(examiner, right):
-    bare = figures(examiner, CASES, [Case(replace(c.scene, objects=c.scene.objects[:1])).picture for c in CASES])
+    bare = figures(
+        examiner, CASES, [Case(replace(c.scene, objects=c.scene.objects[:1])).picture for c in CASES]
+    )
     assert bare["iou"] < right["iou"] - 0.3
     assert bare["exact"] == 0
     assert bare["t2i_sim"] < 90
@@ -112,8 +132,13 @@ def test_a_missing_object_costs_recall_and_words(examiner, right):
 
 def test_another_landscape_is_noticed_alone(examiner):
     cases = layout_cases(6, objects=(2,))
-    moved = [Case(replace(a.scene, background_image=b.scene.background_image)) for a, b in zip(cases, cases[1:] + cases[:1], strict=True)]
-    same = sum(a.scene.background == b.scene.background for a, b in zip(cases, cases[1:] + cases[:1], strict=True))
+    moved = [
+        Case(replace(a.scene, background_image=b.scene.background_image))
+        for a, b in zip(cases, cases[1:] + cases[:1], strict=True)
+    ]
+    same = sum(
+        a.scene.background == b.scene.background for a, b in zip(cases, cases[1:] + cases[:1], strict=True)
+    )
     wrong = figures(examiner, cases, [m.picture for m in moved])
     assert wrong["background"] == pytest.approx(same / len(cases))
     assert wrong["both"] > 0.8
@@ -127,7 +152,9 @@ def test_pasted_layers_are_less_harmonious(examiner, right):
     assert pasted["both"] > 0.8  # the layout is right
     assert pasted["fidelity"] < 30
     reference = reference_features(examiner, 64)
-    assert frechet_distance(pasted["features"], reference) > 1.05 * frechet_distance(whole["features"], reference)
+    assert frechet_distance(pasted["features"], reference) > 1.05 * frechet_distance(
+        whole["features"], reference
+    )
 
 
 def test_redo_figures_tell_what_changed_and_what_did_not(examiner):
@@ -138,10 +165,14 @@ def test_redo_figures_tell_what_changed_and_what_did_not(examiner):
     assert undone["kept_right"] > 0.9
     assert undone["outside_psnr"] == 100
     assert undone["differing_pixels"] == 0
-    noisy = figures(examiner, cases, [(c.picture + 0.1 * torch.randn(3, 128, 128)).clamp(0, 1) for c in cases])
+    noisy = figures(
+        examiner, cases, [(c.picture + 0.1 * torch.randn(3, 128, 128)).clamp(0, 1) for c in cases]
+    )
     assert noisy["outside_psnr"] < 25
     assert noisy["differing_pixels"] > 5000
-    pasted = figures(examiner, cases, [torch.where(c.change_mask > 0, c.picture.mean(), c.picture_before) for c in cases])
+    pasted = figures(
+        examiner, cases, [torch.where(c.change_mask > 0, c.picture.mean(), c.picture_before) for c in cases]
+    )
     assert pasted["seam"] > undone["seam"]
     assert pasted["changed_right"] < 0.2
 
@@ -149,7 +180,11 @@ def test_redo_figures_tell_what_changed_and_what_did_not(examiner):
 def test_words_are_read_as_they_are_written():
     vector = words_vector("snowy mountains, a glass blue star and a red ball")
     colours, kinds = list(COLOURS), list(KINDS)
-    named = {colours.index("blue") * 6 + kinds.index("star"), colours.index("red") * 6 + kinds.index("ball"), 36 + 4}
+    named = {
+        colours.index("blue") * 6 + kinds.index("star"),
+        colours.index("red") * 6 + kinds.index("ball"),
+        36 + 4,
+    }
     assert set(vector.nonzero()[:, 0].tolist()) == named
     assert Thing("solid", "blue", "star").words in "a blue star"
 
@@ -168,7 +203,14 @@ def test_a_drawn_layer_is_right_where_an_opaque_square_or_a_veil_over_everything
     assert best["alpha_iou"] > 0.85
     assert best["background_alpha"] < 0.005
     assert best["material"] < 0.1
-    squares = figures(examiner, cases, [torch.cat([laid_on(s, c.backdrop), torch.ones(1, 128, 128)]) for s, c in zip(drawn, cases, strict=True)])
+    squares = figures(
+        examiner,
+        cases,
+        [
+            torch.cat([laid_on(s, c.backdrop), torch.ones(1, 128, 128)])
+            for s, c in zip(drawn, cases, strict=True)
+        ],
+    )
     assert squares["alpha_iou"] < 0.5
     assert squares["background_alpha"] > 0.8
     veiled = figures(examiner, cases, [torch.cat([s[:3], s[3:].clamp_min(0.1)]) for s in drawn])

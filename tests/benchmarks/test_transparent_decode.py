@@ -1,4 +1,5 @@
-"""The decoder's benchmark: its keys, that both variants give the same, and that it sees memory where it can."""
+"""The decoder's benchmark: its keys, that both variants give the same, and that it sees memory where it
+can."""
 
 import sys
 
@@ -9,7 +10,13 @@ from benchmarks.transparent_decode import GOALS, forget_peak, measure, resident
 
 def test_a_small_run_gives_every_figure_and_the_same_picture_twice():
     figures = measure([128], 1, widths=(8, 8, 8, 8, 16, 16, 16), threads=1)
-    assert {"max_abs_diff", "time_ratio_128", "time_ratio_128_1", "time_ratio_128_8", "processor_ratio_128"} <= set(figures)
+    assert {
+        "max_abs_diff",
+        "time_ratio_128",
+        "time_ratio_128_1",
+        "time_ratio_128_8",
+        "processor_ratio_128",
+    } <= set(figures)
     assert figures["max_abs_diff"] < GOALS["max_abs_diff"]
     assert figures["time_ratio_128"] == max(figures["time_ratio_128_1"], figures["time_ratio_128_8"]) > 0
 

@@ -1,4 +1,5 @@
-"""The help pages' pictures of the nodes that change stacks: ``python tests/browser/layer_pictures.py``, or with all others by pictures.py."""
+"""The help pages' pictures of the nodes that change stacks: ``python tests/browser/layer_pictures.py``, or
+with all others by pictures.py."""
 
 import sys
 import tempfile
@@ -25,7 +26,9 @@ STACK = {
     "1": load("sky.png", name="sky", canvas_width=768, canvas_height=512),
     "2": load("green tree.png", name="tree", x=60, y=180, layers=["1", 0]),
     "3": load("blue ball.png", name="glass ball", x=400, y=230, layers=["2", 0]),
-    "4": load("yellow star.png", name="star", x=540, y=20, width=160, height=160, rotation=15.0, layers=["3", 0]),
+    "4": load(
+        "yellow star.png", name="star", x=540, y=20, width=160, height=160, rotation=15.0, layers=["3", 0]
+    ),
 }
 
 SCENES = {
@@ -41,7 +44,8 @@ SCENES = {
         "6": node("LD_LayerComposite", layers=["5", 0], backdrop="transparent"),
     },
     "LD_EditLayer": {
-        "5": node("LD_EditLayer", layers=["4", 0], layer="star", **{**KEPT, "opacity": "set", "opacity.to": 0.5}),
+        "5": node("LD_EditLayer", layers=["4", 0], layer="star",
+        **{**KEPT, "opacity": "set", "opacity.to": 0.5}),
         "6": node("LD_LayerPreview", layers=["5", 0], size=768),
     },
     "LD_SelectLayers": {
@@ -69,16 +73,26 @@ SIZES = {"LD_LayerComposite": (400, 420), "LD_LayerPreview": (380, 320)}
 
 def take(page, server):
     """Open, run and save every scene."""
-    for thing in (Thing("glass", "blue", "ball"), Thing("solid", "green", "tree"), Thing("solid", "yellow", "star")):
-        Image.fromarray(sprite(thing, 256)[0]).save(server.base / "input" / f"{thing.colour} {thing.kind}.png")
+    for thing in (
+        Thing("glass", "blue", "ball"),
+        Thing("solid", "green", "tree"),
+        Thing("solid", "yellow", "star"),
+    ):
+        Image.fromarray(sprite(thing, 256)[0]).save(
+            server.base / "input" / f"{thing.colour} {thing.kind}.png"
+        )
     y, x = np.mgrid[0:512, 0:768]
-    Image.fromarray(np.stack([120 + x / 10, 160 + y / 8, 220 - y / 6], -1).astype(np.uint8)).save(server.base / "input" / "sky.png")
+    Image.fromarray(np.stack([120 + x / 10, 160 + y / 8, 220 - y / 6], -1).astype(np.uint8)).save(
+        server.base / "input" / "sky.png"
+    )
     for name, scene in SCENES.items():
         run_scene(page, {**STACK, **scene}, PLACES[name], SIZES)
         if name == "LD_ArrangeLayers":
             page.page.evaluate("() => app.graph.getNodeById('5').layerEditor.select('glass ball')")
         crop(page, list(scene), PACK / f"web/docs/{name}/picture.jpg")
-    (PACK / "web/docs/LD_JoinLayer/picture.jpg").write_bytes((PACK / "web/docs/LD_SplitLayer/picture.jpg").read_bytes())
+    (PACK / "web/docs/LD_JoinLayer/picture.jpg").write_bytes(
+        (PACK / "web/docs/LD_SplitLayer/picture.jpg").read_bytes()
+    )
 
 
 def main():

@@ -6,16 +6,26 @@ import json
 import os
 import shutil
 
-READY = "() => window.app?.graph && window.app?.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 50"
+READY = (
+    "() => window.app?.graph && window.app?.extensionManager"
+    " && Object.keys(LiteGraph.registered_node_types).length > 50"
+)
 
 
 def find_browser():
     """(path of a Chromium, None), or (None, a line that says what is missing)."""
     if importlib.util.find_spec("playwright") is None:
         return None, "playwright is not installed: pip install playwright"
-    names = [os.environ["CHROMIUM"]] if "CHROMIUM" in os.environ else ["chromium", "chromium-browser", "google-chrome", "chrome"]
+    names = (
+        [os.environ["CHROMIUM"]]
+        if "CHROMIUM" in os.environ
+        else ["chromium", "chromium-browser", "google-chrome", "chrome"]
+    )
     path = next((found for name in names if (found := shutil.which(name))), None)
-    return path, None if path else "no Chromium on this machine: install the package chromium, or set CHROMIUM"
+    return (
+        path,
+        None if path else "no Chromium on this machine: install the package chromium, or set CHROMIUM",
+    )
 
 
 class Page:
@@ -31,7 +41,8 @@ class Page:
         page.wait_for_function(READY, timeout=120_000, polling=200)
 
     def _note(self, kind, text, url):
-        """Keep errors that name us: our files, our nodes, or pictures of ours that are not there. Input pictures are the user's."""
+        """Keep errors that name us: our files, our nodes, or pictures of ours that are not there. Input
+        pictures are the user's."""
         ours = ("layered-diffusion", "layered_diffusion", "LD_", "/view?", "/docs/")
         if kind == "error" and any(o in text or o in url for o in ours) and "/view?type=input" not in url:
             self.complaints.append(f"{text} {url}")
@@ -41,16 +52,23 @@ class Page:
 
     def open(self, file):
         """Open a graph-format workflow as a user does."""
-        self.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", json.loads(file.read_text(encoding="utf-8")))
+        self.page.evaluate(
+            "async (graph) => { await app.loadGraphData(graph); }",
+            json.loads(file.read_text(encoding="utf-8")),
+        )
         self.page.wait_for_timeout(800)
 
     def open_api(self, prompt, name="test"):
-        self.page.evaluate("async ([prompt, name]) => { await app.loadApiJson(prompt, name); }", [prompt, name])
+        self.page.evaluate(
+            "async ([prompt, name]) => { await app.loadApiJson(prompt, name); }", [prompt, name]
+        )
         self.page.wait_for_timeout(800)
 
     def nodes(self):
         """(id, type, whether the frontend knows the type) of every node."""
-        return self.page.evaluate("() => app.graph.nodes.map(n => [String(n.id), n.type, n.type in LiteGraph.registered_node_types])")
+        return self.page.evaluate(
+            "() => app.graph.nodes.map(n => [String(n.id), n.type, n.type in LiteGraph.registered_node_types])"
+        )
 
     def prompt(self):
         """What the page would send to the server."""
@@ -59,11 +77,15 @@ class Page:
     def queue(self, wait_for, timeout_ms=300_000):
         """Press Run; wait until every node of ``wait_for`` shows something, and its picture has come.
 
-        It looks now and then: asking at every frame keeps the browser drawing, which without a graphics card takes a whole core.
+        It looks now and then: asking at every frame keeps the browser drawing, which without a graphics card
+        takes a whole core.
         """
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function(
-            "(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)", arg=list(wait_for), timeout=timeout_ms, polling=200
+            "(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)",
+            arg=list(wait_for),
+            timeout=timeout_ms,
+            polling=200,
         )
         # A node gets its picture when it is drawn, and only nodes in sight are drawn.
         loaded = """(id) => {
@@ -79,7 +101,8 @@ class Page:
     def look(self, scale, offset):
         """Move the canvas."""
         self.page.evaluate(
-            "([s, o]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = o; app.canvas.setDirty(true, true); }", [scale, list(offset)]
+            "([s, o]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = o; app.canvas.setDirty(true, true); }",
+            [scale, list(offset)],
         )
         self.page.wait_for_timeout(500)
 

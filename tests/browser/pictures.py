@@ -1,4 +1,5 @@
-"""Take the pictures of the workflows and help pages from a real browser: ``python tests/browser/pictures.py``. Run it when nodes or model change."""
+"""Take the pictures of the workflows and help pages from a real browser:
+``python tests/browser/pictures.py``. Run it when nodes or model change."""
 
 import io
 import json
@@ -62,7 +63,9 @@ RESULTS = {
 
 def crop(page, ids, path, margin=30):
     """Save the part of the canvas that holds the nodes ``ids``."""
-    boxes = page.page.evaluate("(ids) => ids.map(i => { const n = app.graph.getNodeById(i); return [...n.pos, ...n.size]; })", ids)
+    boxes = page.page.evaluate(
+        "(ids) => ids.map(i => { const n = app.graph.getNodeById(i); return [...n.pos, ...n.size]; })", ids
+    )
     left, top = min(b[0] for b in boxes) - margin, min(b[1] for b in boxes) - 30 - margin
     right, bottom = max(b[0] + b[2] for b in boxes) + margin, max(b[1] + b[3] for b in boxes) + margin
     # Clear of the page's own bars.
@@ -71,7 +74,8 @@ def crop(page, ids, path, margin=30):
 
 
 def run_scene(page, prompt, places, sizes):
-    """Open a prompt with its nodes at ``places`` (the others out of sight) and those of the kinds in ``sizes`` so large, and run these."""
+    """Open a prompt with its nodes at ``places`` (the others out of sight) and those of the kinds in
+    ``sizes`` so large, and run these."""
     ours = {i: sizes[n["class_type"]] for i, n in prompt.items() if n["class_type"] in sizes}
     page.open_api(prompt)
     page.page.evaluate(
@@ -86,12 +90,19 @@ def run_scene(page, prompt, places, sizes):
 
 def thumbnail(server, entry, ids, path):
     """The last pictures of nodes side by side, 512 pixels high."""
-    pictures = [Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][-1]))).convert("RGB") for i in ids]
+    pictures = [
+        Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][-1]))).convert("RGB") for i in ids
+    ]
     sizes = [(round(512 * p.width / p.height), 512) for p in pictures]
     sheet = Image.new("RGB", (sum(width for width, _ in sizes), 512))
     left = 0
     for picture, size in zip(pictures, sizes, strict=True):
-        sheet.paste(picture.resize(size, Image.Resampling.BICUBIC if picture.width < 512 else Image.Resampling.LANCZOS), (left, 0))
+        sheet.paste(
+            picture.resize(
+                size, Image.Resampling.BICUBIC if picture.width < 512 else Image.Resampling.LANCZOS
+            ),
+            (left, 0),
+        )
         left += size[0]
     sheet.save(path, quality=88)
 
@@ -100,11 +111,19 @@ def measure(page, prompt):
     """Layout Metrics at the end of the collage workflow, its table beside it."""
     layers = next(n["inputs"]["layers"] for n in prompt.values() if n["class_type"] == "LD_LayerPreview")
     image = next([i, 0] for i, n in prompt.items() if n["class_type"] == "VAEDecode")
-    prompt["90"] = {"class_type": "LD_LayoutMetrics", "inputs": {"layers": layers, "image": image, "names": ""}, "_meta": {}}
+    prompt["90"] = {
+        "class_type": "LD_LayoutMetrics",
+        "inputs": {"layers": layers, "image": image, "names": ""},
+        "_meta": {},
+    }
     prompt["91"] = {"class_type": "PreviewAny", "inputs": {"source": ["90", 0]}, "_meta": {}}
     page.open_api(prompt)
-    page.page.evaluate("() => { const n = app.graph.getNodeById('90'); n.pos = [3000, 3000]; n.setSize([340, 500]); }")
-    page.page.evaluate("() => { const n = app.graph.getNodeById('91'); n.pos = [3380, 3000]; n.setSize([560, 320]); }")
+    page.page.evaluate(
+        "() => { const n = app.graph.getNodeById('90'); n.pos = [3000, 3000]; n.setSize([340, 500]); }"
+    )
+    page.page.evaluate(
+        "() => { const n = app.graph.getNodeById('91'); n.pos = [3380, 3000]; n.setSize([560, 320]); }"
+    )
     page.queue(["90"])
     crop(page, ["90", "91"], PACK / "web/docs/LD_LayoutMetrics/picture.jpg")
 
@@ -112,7 +131,13 @@ def measure(page, prompt):
 def find_place(page, prompt):
     """Find Place between the picture of workflow 09's first stage and a draft of it."""
     cut = prompt["8"]["inputs"] | {"names": "", "layers": ["2", 0], "image": ["2", 1], "mask": ["50", 0]}
-    sampler = prompt["9"]["inputs"] | {"seed": 3, "steps": 12, "denoise": 0.75, "model": ["51", 0], "latent_image": ["51", 1]}
+    sampler = prompt["9"]["inputs"] | {
+        "seed": 3,
+        "steps": 12,
+        "denoise": 0.75,
+        "model": ["51", 0],
+        "latent_image": ["51", 1],
+    }
     nodes = {
         "50": ("SolidMask", {"value": 1.0, "width": 128, "height": 128}),
         "51": ("LD_RegenerateLayers", cut),
@@ -123,38 +148,83 @@ def find_place(page, prompt):
         "56": ("MaskPreview", {"mask": ["55", 0]}),
     }
     prompt = {k: prompt[k] for k in ("1", "2", "4", "5")}
-    page.open_api(prompt | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
+    page.open_api(
+        prompt
+        | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()}
+    )
     page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
     for n, node in enumerate(("54", "55", "56")):
-        page.page.evaluate("([i, x]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize([340, 380]); }", [node, 380 * n])
+        page.page.evaluate(
+            "([i, x]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize([340, 380]); }",
+            [node, 380 * n],
+        )
     page.queue(["54", "56"])
     crop(page, ["54", "55", "56"], PACK / "web/docs/LD_FindPlace/picture.jpg")
 
 
 def masks_from_words(page, prompt):
-    """Layer Mask from Attention: the masks it finds for the words of workflow 05's layers, and what the same noise becomes."""
+    """Layer Mask from Attention: the masks it finds for the words of workflow 05's layers, and what the same
+    noise becomes."""
     layers = {k: prompt[k] for k in ("1", "3", "4")}
     for node in ("3", "4"):
-        layers[node]["inputs"] |= {"x": 0, "y": 0, "width": 128, "height": 128, "canvas_width": 128, "canvas_height": 128}
+        layers[node]["inputs"] |= {
+            "x": 0,
+            "y": 0,
+            "width": 128,
+            "height": 128,
+            "canvas_width": 128,
+            "canvas_height": 128,
+        }
     del layers["3"]["inputs"]["layers"]
-    words, sampler = prompt["6"]["inputs"]["prompt"], prompt["8"]["inputs"] | {"seed": 4, "steps": 20, "sampler_name": "euler"}
-    look = {"model": ["1", 0], "clip": ["1", 1], "layers": ["4", 0], "prompt": words, "negative": "", "seed": 4, "steps": 8, "cfg": 3.0}
+    words, sampler = (
+        prompt["6"]["inputs"]["prompt"],
+        prompt["8"]["inputs"] | {"seed": 4, "steps": 20, "sampler_name": "euler"},
+    )
+    look = {
+        "model": ["1", 0],
+        "clip": ["1", 1],
+        "layers": ["4", 0],
+        "prompt": words,
+        "negative": "",
+        "seed": 4,
+        "steps": 8,
+        "cfg": 3.0,
+    }
     nodes = {
         "61": ("LD_LayerMaskFromAttention", {**look, "threshold": 0.4, "largest": True}),
         "62": ("MaskToImage", {"mask": ["61", 1]}),
-        "63": ("ImageScale", {"image": ["62", 0], "upscale_method": "bicubic", "width": 256, "height": 256, "crop": "disabled"}),
+        "63": (
+            "ImageScale",
+            {
+                "image": ["62", 0],
+                "upscale_method": "bicubic",
+                "width": 256,
+                "height": 256,
+                "crop": "disabled",
+            },
+        ),
         "64": ("PreviewImage", {"images": ["63", 0]}),
         "65": ("CLIPTextEncode", {"clip": ["1", 1], "text": words}),
         "66": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
         "67": ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": 1}),
-        "68": ("KSampler", sampler | {"model": ["1", 0], "positive": ["65", 0], "negative": ["66", 0], "latent_image": ["67", 0]}),
+        "68": (
+            "KSampler",
+            sampler
+            | {"model": ["1", 0], "positive": ["65", 0], "negative": ["66", 0], "latent_image": ["67", 0]},
+        ),
         "69": ("VAEDecode", {"samples": ["68", 0], "vae": ["1", 2]}),
         "70": ("PreviewImage", {"images": ["69", 0]}),
     }
-    page.open_api(layers | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()})
+    page.open_api(
+        layers
+        | {k: {"class_type": kind, "inputs": inputs, "_meta": {}} for k, (kind, inputs) in nodes.items()}
+    )
     page.page.evaluate("() => app.graph.nodes.forEach((n, i) => { n.pos = [500 * i, 2000]; })")
     for node, x, size in (("61", 0, [400, 380]), ("64", 440, [440, 300]), ("70", 920, [260, 300])):
-        page.page.evaluate("([i, x, s]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize(s); }", [node, x, size])
+        page.page.evaluate(
+            "([i, x, s]) => { const n = app.graph.getNodeById(i); n.pos = [x, 0]; n.setSize(s); }",
+            [node, x, size],
+        )
     page.queue(["64", "70"])
     crop(page, ["61", "64", "70"], PACK / "web/docs/LD_LayerMaskFromAttention/picture.jpg")
 
@@ -170,7 +240,9 @@ def main():
                 entry = server.run(json.loads((PACK / f"workflows/api/{name}.json").read_text()))
                 thumbnail(server, entry, ids, PACK / f"workflows/{name}.jpg")
             for thing in (Thing("glass", "blue", "ball"), Thing("solid", "green", "tree")):
-                Image.fromarray(sprite(thing, 128)[0]).save(server.base / "input" / f"{thing.colour} {thing.kind}.png")
+                Image.fromarray(sprite(thing, 128)[0]).save(
+                    server.base / "input" / f"{thing.colour} {thing.kind}.png"
+                )
             page = new(server)
             page.setting("Comfy.Minimap.Visible", False)
             for name in RESULTS:
@@ -181,16 +253,38 @@ def main():
                 for node, (workflow, ids) in NODES.items():
                     if workflow == name:
                         crop(page, ids, PACK / f"web/docs/{node}/picture.jpg")
-            defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"]["inputs"]
-            inputs = {k: v for k, v in defaults.items() if not isinstance(v, list)} | {"prompt": "", "name": ""}
-            ball = {**inputs, "image": "blue ball.png", "prompt": "a glass blue ball", "x": 40, "y": 30, "layers": ["1", 0]}
+            defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"][
+                "inputs"
+            ]
+            inputs = {k: v for k, v in defaults.items() if not isinstance(v, list)} | {
+                "prompt": "",
+                "name": "",
+            }
+            ball = {
+                **inputs,
+                "image": "blue ball.png",
+                "prompt": "a glass blue ball",
+                "x": 40,
+                "y": 30,
+                "layers": ["1", 0],
+            }
             prompt = {
-                "1": {"class_type": "LD_LoadLayer", "inputs": {**inputs, "image": "green tree.png", "prompt": "a green tree"}, "_meta": {}},
+                "1": {
+                    "class_type": "LD_LoadLayer",
+                    "inputs": {**inputs, "image": "green tree.png", "prompt": "a green tree"},
+                    "_meta": {},
+                },
                 "2": {"class_type": "LD_LoadLayer", "inputs": ball, "_meta": {}},
-                "3": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["2", 0], "size": 768}, "_meta": {}},
+                "3": {
+                    "class_type": "LD_LayerPreview",
+                    "inputs": {"layers": ["2", 0], "size": 768},
+                    "_meta": {},
+                },
             }
             page.open_api(prompt)
-            page.page.evaluate("() => ['1', '2', '3'].forEach((i, n) => { app.graph.getNodeById(i).pos = [460 * n, 0]; })")
+            page.page.evaluate(
+                "() => ['1', '2', '3'].forEach((i, n) => { app.graph.getNodeById(i).pos = [460 * n, 0]; })"
+            )
             page.page.evaluate("() => app.graph.getNodeById('3').setSize([400, 480])")
             page.queue(["3"])
             crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LoadLayer/picture.jpg")

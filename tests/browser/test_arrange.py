@@ -23,7 +23,12 @@ def node(kind, **inputs):
 
 def load(image, **inputs):
     defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"]["inputs"]
-    plain = {k: v for k, v in defaults.items() if not isinstance(v, list)} | {"prompt": "", "name": "", "canvas_width": 0, "canvas_height": 0}
+    plain = {k: v for k, v in defaults.items() if not isinstance(v, list)} | {
+        "prompt": "",
+        "name": "",
+        "canvas_width": 0,
+        "canvas_height": 0,
+    }
     plain |= {"x": 0, "y": 0, "width": 0, "height": 0, "rotation": 0.0}
     return node("LD_LoadLayer", image=image, **{**plain, **inputs})
 
@@ -31,7 +36,11 @@ def load(image, **inputs):
 @pytest.fixture(scope="module")
 def stack(server):
     """A grey sky, a red and a green layer on it, as a prompt without an end."""
-    for name, size, colour in (("sky", (WIDTH, HEIGHT), (90, 100, 110)), ("red", (40, 30), RED), ("green", (24, 24), GREEN)):
+    for name, size, colour in (
+        ("sky", (WIDTH, HEIGHT), (90, 100, 110)),
+        ("red", (40, 30), RED),
+        ("green", (24, 24), GREEN),
+    ):
         Image.new("RGBA", size, (*colour, 255)).save(server.base / "input" / f"{name}.png")
     return {
         "1": load("sky.png", name="sky", canvas_width=WIDTH, canvas_height=HEIGHT),
@@ -73,9 +82,13 @@ class Arranger:
         """Run; the composite's pixels, RGB."""
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function(
-            "([a, c]) => app.nodeOutputs?.[a]?.arrange_layers && app.nodeOutputs?.[c]?.images?.length", arg=[ARRANGE, COMPOSITE], timeout=120_000
+            "([a, c]) => app.nodeOutputs?.[a]?.arrange_layers && app.nodeOutputs?.[c]?.images?.length",
+            arg=[ARRANGE, COMPOSITE],
+            timeout=120_000,
         )
-        self.ask("editor.stackKnown && [...editor.images.values()].every(picture => picture.image)", wait=True)
+        self.ask(
+            "editor.stackKnown && [...editor.images.values()].every(picture => picture.image)", wait=True
+        )
         image = self.page.evaluate("(id) => app.nodeOutputs[id].images[0]", COMPOSITE)
         return np.asarray(Image.open(io.BytesIO(self.server.picture(image))).convert("RGB"))
 
@@ -108,7 +121,8 @@ class Arranger:
         )
 
     def drag(self, start, end, *keys, release=True):
-        """Press at one canvas point, release at another, with keys held; snapping only where no key says otherwise."""
+        """Press at one canvas point, release at another, with keys held; snapping only where no key says
+        otherwise."""
         self.page.mouse.move(*self.at(*start))
         self.page.mouse.down()
         for key in keys:
@@ -206,7 +220,8 @@ def test_the_handle_above_turns_and_shift_takes_whole_steps(plain):
     plain.click(30, 27)
     handle = plain.ask("(() => { const h = editor.stage.handles().find(h => h.turn); return [h.x, h.y]; })()")
     origin, per = plain.ask(
-        "(() => { const o = editor.stage.onScreen({x: 0, y: 0}); return [[o.x, o.y], editor.stage.onScreen({x: 1, y: 0}).x - o.x]; })()"
+        "(() => { const o = editor.stage.onScreen({x: 0, y: 0}); return [[o.x, o.y], "
+        "editor.stage.onScreen({x: 1, y: 0}).x - o.x]; })()"
     )
     start = [(h - o) / per for h, o in zip(handle, origin, strict=True)]
     plain.drag(start, (30 + 30, 27))
@@ -224,7 +239,10 @@ def test_edges_and_centres_snap_and_ctrl_does_without(plain):
     plain.drag((30, 27), (30 - 9, 27 - 11))
     assert (plain.changes("red")["x"], plain.changes("red")["y"]) == (0, 0)
     plain.drag((20, 15), (20 + 41, 15 + 35))
-    assert (plain.changes("red")["x"], plain.changes("red")["y"]) == (40, 34)  # right edge on the green layer's left, bottom on its bottom
+    assert (plain.changes("red")["x"], plain.changes("red")["y"]) == (
+        40,
+        34,
+    )  # right edge on the green layer's left, bottom on its bottom
     plain.drag((60, 50), (60 - 39, 50 - 33), "Control")
     assert near((plain.changes("red")["x"], plain.changes("red")["y"]), (1, 1), by=1)
 
@@ -247,7 +265,10 @@ def test_keys_move_hide_and_reorder_and_the_graph_hears_none_of_them(arranger):
 
 
 def test_undo_and_redo_are_of_the_editor_not_of_the_graph(arranger):
-    arranger.page.evaluate("(id) => { const n = app.graph.getNodeById(id); n.title = 'kept'; app.canvas.setDirty(true, true); }", COMPOSITE)
+    arranger.page.evaluate(
+        "(id) => { const n = app.graph.getNodeById(id); n.title = 'kept'; app.canvas.setDirty(true, true); }",
+        COMPOSITE,
+    )
     arranger.drag((30, 27), (60, 27), "Control")
     x = arranger.changes("red")["x"]
     arranger.press("ArrowRight", "ArrowRight", "ArrowRight")
@@ -310,7 +331,15 @@ def test_numbers_opacity_blend_mode_and_mirrors_arrive_in_the_state(plain):
     titles["Opacity"].press("Enter")
     plain.page.locator(".ld-rows select").select_option("multiply")
     plain.page.locator(".ld-button[title='Mirror left to right']").click()
-    wanted = {"x": 55, "width": 80, "height": 60, "rotation": -30.5, "opacity": 0.4, "blend_mode": "multiply", "flip_h": True}
+    wanted = {
+        "x": 55,
+        "width": 80,
+        "height": 60,
+        "rotation": -30.5,
+        "opacity": 0.4,
+        "blend_mode": "multiply",
+        "flip_h": True,
+    }
     assert plain.changes("red") == wanted
     plain.page.locator(".ld-text-button[value='Reset layer']").click()
     assert plain.state == {}
@@ -325,7 +354,8 @@ def test_what_was_arranged_is_in_the_saved_workflow_and_in_a_copy_of_the_node(ar
     arranger.page.wait_for_timeout(500)
     assert arranger.state == state
     copy = arranger.page.evaluate(
-        "(id) => { const c = app.graph.getNodeById(id).clone(); app.graph.add(c); return c.widgets.find(w => w.name === 'arrangement').value; }",
+        "(id) => { const c = app.graph.getNodeById(id).clone(); app.graph.add(c); return c.widgets.find(w => "
+        "w.name === 'arrangement').value; }",
         ARRANGE,
     )
     assert copy == state
@@ -361,7 +391,9 @@ def test_a_state_of_another_version_is_kept_as_it_is_until_it_is_reset(plain, st
     state = {"version": 7, "layers": {"red": {"x": 44}}, "secret": True}
     plain.open(stack, state)
     plain.page.evaluate("() => app.queuePrompt(0, 1)")
-    plain.page.wait_for_function("(id) => Object.keys(app.lastNodeErrors ?? {}).includes(id)", arg=ARRANGE, timeout=30_000)
+    plain.page.wait_for_function(
+        "(id) => Object.keys(app.lastNodeErrors ?? {}).includes(id)", arg=ARRANGE, timeout=30_000
+    )
     assert "version is 7" in plain.page.evaluate("() => JSON.stringify(app.lastNodeErrors)")
     plain.page.keyboard.press("Escape")
     assert plain.state == state
@@ -396,7 +428,11 @@ def test_the_picture_is_as_sharp_as_the_screen_and_the_graphs_zoom(arranger):
     arranger.page.mouse.move(*arranger.at(64, 48))
     arranger.page.mouse.wheel(0, -100)
     arranger.page.wait_for_function("() => app.canvas.ds.scale > 1.5")
-    arranger.ask("Math.abs(editor.stage.canvas.width - editor.stage.element.getBoundingClientRect().width * devicePixelRatio) <= 2", wait=True)
+    arranger.ask(
+        "Math.abs(editor.stage.canvas.width - editor.stage.element.getBoundingClientRect().width * "
+        "devicePixelRatio) <= 2",
+        wait=True,
+    )
     assert arranger.ask("editor.stage.canvas.width / editor.stage.element.offsetWidth") > 1.5
 
 
@@ -434,13 +470,17 @@ def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page,
     core = {CORE: node("ImageCompositor", layers=[TOP, 0], compositor={})}
     arranger.open(stack, {}, **core)
     arranger.page.evaluate(
-        "([a, c]) => { const core = app.graph.getNodeById(c); core.connect(0, app.graph.getNodeById(a), 'picture'); core.pos = [750, 120]; }",
+        "([a, c]) => { const core = app.graph.getNodeById(c); core.connect(0, app.graph.getNodeById(a), "
+        "'picture'); core.pos = [750, 120]; }",
         [ARRANGE, CORE],
     )
     assert box_of(arranger.run(), RED) == (10, 12, 50, 42)
     arranger.page.locator("[data-testid=compositor-open-button]").click()
     rows = arranger.page.locator("[data-testid=layer-panel-row]")
-    arranger.page.wait_for_function("() => document.querySelector('[data-testid=layer-panel-row]')?.innerText.includes('green')", timeout=120_000)
+    arranger.page.wait_for_function(
+        "() => document.querySelector('[data-testid=layer-panel-row]')?.innerText.includes('green')",
+        timeout=120_000,
+    )
     assert [rows.nth(i).inner_text().split("\n")[0] for i in range(rows.count())] == ["green", "red", "sky"]
     rows.nth(1).click()
     x = arranger.page.locator("[data-testid=layer-properties-panel] input").first
@@ -448,7 +488,11 @@ def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page,
     x.fill("61")
     x.press("Enter")
     arranger.page.get_by_role("button", name="Close").click()
-    arranger.page.wait_for_function("(id) => app.graph.getNodeById(id).widgets.some(w => w.value?.layers?.length === 3)", arg=CORE, timeout=30_000)
+    arranger.page.wait_for_function(
+        "(id) => app.graph.getNodeById(id).widgets.some(w => w.value?.layers?.length === 3)",
+        arg=CORE,
+        timeout=30_000,
+    )
     assert box_of(arranger.run(), RED) == (61, 12, 101, 42)
     assert arranger.ask("editor.layers[1].x") == 61
     assert arranger.state == {}

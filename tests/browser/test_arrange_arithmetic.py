@@ -11,7 +11,10 @@ from layered_core.editing.arrangement import arrange, read_arrangement
 
 def module(page, name, code, *arguments):
     """Evaluate ``code`` with a module of the editor as ``it`` and the arguments as ``a``."""
-    script = f"async (a) => {{ const it = await import('/extensions/layered-diffusion/js/arrange/{name}.js'); return {code}; }}"
+    script = (
+        f"async (a) => {{ const it = await import('/extensions/layered-diffusion/js/arrange/{name}.js');"
+        f" return {code}; }}"
+    )
     return page.page.evaluate(script, list(arguments))
 
 
@@ -21,15 +24,38 @@ def test_the_page_arranges_as_the_server_does(page):
     cases = []
     for _ in range(300):
         names = rng.sample("abcdefgh", rng.randint(0, 6))
-        layers = [Layer(n, x=rng.randint(-9, 9), width=rng.randint(1, 9), height=5, opacity=rng.choice([0, 0.5, 1])) for n in names]
-        changes = {n: {"x": rng.randint(-9, 9), "visible": rng.random() < 0.5} for n in rng.sample("abcdefghij", rng.randint(0, 4))}
+        layers = [
+            Layer(n, x=rng.randint(-9, 9), width=rng.randint(1, 9), height=5, opacity=rng.choice([0, 0.5, 1]))
+            for n in names
+        ]
+        changes = {
+            n: {"x": rng.randint(-9, 9), "visible": rng.random() < 0.5}
+            for n in rng.sample("abcdefghij", rng.randint(0, 4))
+        }
         state = {"version": 1, "layers": changes}
         if order := rng.sample("abcdefghij", rng.choice([0, rng.randint(1, 8)])):
             state["order"] = order
         cases.append((layers, state))
-    fields = ("name", "x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible")
+    fields = (
+        "name",
+        "x",
+        "y",
+        "width",
+        "height",
+        "rotation",
+        "flip_h",
+        "flip_v",
+        "opacity",
+        "blend_mode",
+        "visible",
+    )
     as_dicts = [[[{f: getattr(x, f) for f in fields} for x in layers], state] for layers, state in cases]
-    got = module(page, "state", "a[0].map(([stack, state]) => [it.arranged(stack, it.read(state)), it.absent(stack, it.read(state))])", as_dicts)
+    got = module(
+        page,
+        "state",
+        "a[0].map(([stack, state]) => [it.arranged(stack, it.read(state)), it.absent(stack, it.read(state))])",
+        as_dicts,
+    )
     for (layers, state), (page_layers, page_absent) in zip(cases, got, strict=True):
         document, absent = arrange(LayerDocument(64, 64, layers), read_arrangement(state))
         assert page_layers == [{f: getattr(x, f) for f in fields} for x in document]
@@ -47,7 +73,8 @@ def test_reordering_gives_that_order_and_keeps_the_names_of_other_stacks(page):
         after, arranged = module(
             page,
             "state",
-            "(() => { const s = it.reordered(a[1], a[0], a[2]); return [s, it.arranged(a[0], s).map(x => x.name)]; })()",
+            "(() => { const s = it.reordered(a[1], a[0], a[2]); return [s, it.arranged(a[0], s).map(x => "
+            "x.name)]; })()",
             stack,
             state,
             names,
@@ -78,16 +105,25 @@ def test_a_pulled_handle_leaves_the_opposite_one_where_it_was(page):
     rng = random.Random(3)
     cases = []
     for _ in range(500):
-        box = {"x": rng.randint(-50, 50), "y": rng.randint(-50, 50), "width": rng.randint(2, 90), "height": rng.randint(2, 90)}
+        box = {
+            "x": rng.randint(-50, 50),
+            "y": rng.randint(-50, 50),
+            "width": rng.randint(2, 90),
+            "height": rng.randint(2, 90),
+        }
         box["rotation"] = rng.choice([0, 90, rng.uniform(-180, 180)])
         u, v = rng.choice([(-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0)])
-        cases.append([box, u, v, {"x": rng.uniform(-150, 150), "y": rng.uniform(-150, 150)}, rng.random() < 0.5])
+        cases.append(
+            [box, u, v, {"x": rng.uniform(-150, 150), "y": rng.uniform(-150, 150)}, rng.random() < 0.5]
+        )
     code = """a[0].map(([box, u, v, p, ratio]) => {
         const after = it.resized(box, u, v, p, { ratio, fromCentre: false });
         const [q, r] = [it.pointOf(box, -u, -v), it.pointOf(after, -u, -v)];
         return [after.width, after.height, Math.hypot(q.x - r.x, q.y - r.y)];
     })"""
-    for (box, _, _, _, ratio), (width, height, slip) in zip(cases, module(page, "geometry", code, cases), strict=True):
+    for (box, _, _, _, ratio), (width, height, slip) in zip(
+        cases, module(page, "geometry", code, cases), strict=True
+    ):
         assert min(width, height) >= 1
         assert slip <= 0.75
         if ratio and min(width, height) > 10:

@@ -1,4 +1,5 @@
-"""A user's view: headless Chromium opens every workflow on a real server, runs it, and sees the pictures in the nodes."""
+"""A user's view: headless Chromium opens every workflow on a real server, runs it, and sees the pictures in
+the nodes."""
 
 import io
 import json
@@ -57,7 +58,8 @@ def test_the_preview_picture_fills_the_node_with_what_the_layers_look_like(page)
     page.queue(["10"])
     x, y = page.page.evaluate("() => app.graph.getNodeById('10').pos")
     page.look(1.0, (300 - x, 200 - y))
-    # The house fills about a seventh of the drawing, which is about 350 pixels wide. A busy machine draws it late.
+    # The house fills about a seventh of the drawing, which is about 350 pixels wide. A busy machine draws it
+    # late.
     for _ in range(20):
         screen = np.asarray(Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")).astype(int)
         red, green, blue = np.moveaxis(screen, -1, 0)
@@ -81,9 +83,11 @@ def test_the_blueprint_is_a_stage_of_ordinary_nodes_and_runs(page, server):
         };
         const to = (from, slot, node, name) => from.connect(slot, node, node.inputs.findIndex(i => i.name === name));
         const models = add('LD_LoadDemoModel', {});
-        const first = add('LD_AddLayerByPrompt', { prompt: 'a meadow with hills', name: 'meadow', width: 128, height: 128, steps: 4, cfg: 3 });
+        const first = add('LD_AddLayerByPrompt', { prompt: 'a meadow with hills', name: 'meadow',
+            width: 128, height: 128, steps: 4, cfg: 3 });
         const box = add('LD_LayerFromImage', { name: 'ball', x: 24, y: 24, width: 80, height: 80 });
-        ['model', 'clip', 'vae'].forEach((name, slot) => { to(models, slot, first, name); to(models, slot, stage, name); });
+        ['model', 'clip', 'vae'].forEach((name, slot) => { to(models, slot, first, name);
+            to(models, slot, stage, name); });
         to(first, 0, box, 'layers');
         to(box, 0, stage, 'layers');
         to(first, 1, stage, 'image');
@@ -93,11 +97,20 @@ def test_the_blueprint_is_a_stage_of_ordinary_nodes_and_runs(page, server):
     }""")
     prompt = page.prompt()
     kinds = [n["class_type"] for n in prompt.values()]
-    assert {"LD_RegenerateLayers", "KSampler", "VAEDecode", "LD_PasteBack", "LD_StageLayer", "LD_StageSeed"} <= set(kinds)
+    assert {
+        "LD_RegenerateLayers",
+        "KSampler",
+        "VAEDecode",
+        "LD_PasteBack",
+        "LD_StageLayer",
+        "LD_StageSeed",
+    } <= set(kinds)
     assert not any("-" in k for k in kinds)
     (preview,) = (k for k, n in prompt.items() if n["class_type"] == "PreviewImage")
     entry = server.run(prompt)
-    shown = np.asarray(Image.open(io.BytesIO(server.picture(entry["outputs"][preview]["images"][0]))).convert("RGB"))
+    shown = np.asarray(
+        Image.open(io.BytesIO(server.picture(entry["outputs"][preview]["images"][0]))).convert("RGB")
+    )
     assert shown.shape == (128, 128, 3)
     assert [n["inputs"]["name"] for n in prompt.values() if n["class_type"] == "LD_StageLayer"] == ["ball"]
 
@@ -107,7 +120,12 @@ def test_a_bad_file_is_told_at_the_node(page):
     defaults = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["4"]["inputs"]
     inputs = {k: v for k, v in defaults.items() if not isinstance(v, list)}
     layer = {"class_type": "LD_LoadLayer", "inputs": {**inputs, "image": "gone.png"}, "_meta": {}}
-    page.open_api({"1": layer, "2": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}}})
+    page.open_api(
+        {
+            "1": layer,
+            "2": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}},
+        }
+    )
     page.complaints.clear()  # the frontend asks for the missing file's thumbnail: that is its 404
     page.page.evaluate("() => app.queuePrompt(0, 1)")
     page.page.wait_for_function("() => Object.keys(app.lastNodeErrors ?? {}).includes('1')", timeout=30_000)
@@ -120,4 +138,7 @@ def test_a_bad_file_is_told_at_the_node(page):
 def test_the_help_page_has_its_picture(page):
     fetch = "async (url) => { const r = await fetch(url); return [r.status, (await r.blob()).type]; }"
     for name in {n[1] for n in page.nodes() if n[1].startswith("LD_")} | {"LD_LayerComposite"}:
-        assert page.page.evaluate(fetch, f"/extensions/layered-diffusion/docs/{name}/picture.jpg") == [200, "image/jpeg"]
+        assert page.page.evaluate(fetch, f"/extensions/layered-diffusion/docs/{name}/picture.jpg") == [
+            200,
+            "image/jpeg",
+        ]

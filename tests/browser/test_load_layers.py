@@ -18,15 +18,24 @@ DROP = """async ([name, bytes]) => {
 
 @pytest.fixture
 def graph(page):
-    load = {"class_type": "LD_LoadLayers", "inputs": {"file": "storybook.psd [example]", "memory_limit": 4}, "_meta": {}}
+    load = {
+        "class_type": "LD_LoadLayers",
+        "inputs": {"file": "storybook.psd [example]", "memory_limit": 4},
+        "_meta": {},
+    }
     show = {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}}
     page.open_api({"1": load, "2": show})
-    page.page.wait_for_function("() => app.graph.getNodeById('1')?.widgets?.some(w => w.type === 'button')", timeout=30_000)
+    page.page.wait_for_function(
+        "() => app.graph.getNodeById('1')?.widgets?.some(w => w.type === 'button')", timeout=30_000
+    )
 
 
 @pytest.fixture(params=[".psd", ".ora"])
 def file(request, tmp_path):
-    return write_layers(LayerDocument(8, 8, (Layer("box", width=4, height=4),), (1, 0, 0)), tmp_path / f"upload{request.param}")
+    return write_layers(
+        LayerDocument(8, 8, (Layer("box", width=4, height=4),), (1, 0, 0)),
+        tmp_path / f"upload{request.param}",
+    )
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes_2"])
@@ -48,5 +57,7 @@ def test_a_file_dropped_on_the_node_is_uploaded_and_other_files_are_left_to_othe
 
 
 def test_the_button_is_no_part_of_the_workflow(page, graph):
-    saved = page.page.evaluate("() => JSON.stringify(app.graph.serialize().nodes.find(n => n.id == 1).widgets_values)")
+    saved = page.page.evaluate(
+        "() => JSON.stringify(app.graph.serialize().nodes.find(n => n.id == 1).widgets_values)"
+    )
     assert json.loads(saved) == ["storybook.psd [example]", 4]

@@ -1,4 +1,5 @@
-"""The help page's picture of Transparent Encode: ``python tests/browser/transparency_pictures.py``, or by pictures.py."""
+"""The help page's picture of Transparent Encode: ``python tests/browser/transparency_pictures.py``, or by
+pictures.py."""
 
 import sys
 import tempfile
@@ -21,7 +22,14 @@ SCENES = {
     "LD_TransparentEncode": {
         "12": node("LD_LoadDemoModel"),
         "1": node("LD_StorybookPicture", **HEART),
-        "2": node("LD_TransparentEncode", image=["1", 0], vae=["12", 2], file="storybook (shipped)", offset_scale=0.0, mask=["1", 1]),
+        "2": node(
+            "LD_TransparentEncode",
+            image=["1", 0],
+            vae=["12", 2],
+            file="storybook (shipped)",
+            offset_scale=0.0,
+            mask=["1", 1],
+        ),
         "3": node("VAEDecode", samples=["2", 0], vae=["12", 2]),
         "4": node("PreviewImage", images=["3", 0]),
         "5": transparent_decode(["3", 0], latent=["2", 0], name="heart"),

@@ -38,13 +38,32 @@ def test_every_sampler_that_there_is_can_be_asked_for(tmp_path):
     written = set()
     for sampler in SAMPLERS:
         out = tmp_path / f"{sampler}.png"
-        assert main(["generate", "a red ball", "-o", str(out), "--steps", "3", "--sampler", sampler, "--device", "cpu"]) == 0
+        assert (
+            main(
+                [
+                    "generate",
+                    "a red ball",
+                    "-o",
+                    str(out),
+                    "--steps",
+                    "3",
+                    "--sampler",
+                    sampler,
+                    "--device",
+                    "cpu",
+                ]
+            )
+            == 0
+        )
         written.add(out.read_bytes())
     assert len(written) > 2  # ddim and euler may agree
 
 
 def test_without_torch_a_command_says_what_to_install():
-    code = "import sys; sys.modules['torch'] = None; from layered_cli.command import main; sys.exit(main(['render', 'x.json', '-o', 'x.png']))"
+    code = (
+        "import sys; sys.modules['torch'] = None; from layered_cli.command import main; "
+        "sys.exit(main(['render', 'x.json', '-o', 'x.png']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert "layered-diffusion[headless]" in done.stderr
@@ -53,7 +72,23 @@ def test_without_torch_a_command_says_what_to_install():
 
 def test_render_writes_a_picture_of_the_canvas_size(tmp_path, capsys):
     out = tmp_path / "out.png"
-    assert main(["render", str(scene(tmp_path / "scene")), "-o", str(out), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "render",
+                str(scene(tmp_path / "scene")),
+                "-o",
+                str(out),
+                "--steps",
+                "2",
+                "--strength",
+                "0.5",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert Image.open(out).size == (128, 128)
     assert "1/1" in capsys.readouterr().err  # the progress bar
 
@@ -61,8 +96,23 @@ def test_render_writes_a_picture_of_the_canvas_size(tmp_path, capsys):
 def test_render_is_reproducible(tmp_path):
     path = scene(tmp_path / "scene")
     for name in ("a.png", "b.png"):
-        main(["render", str(path), "-o", str(tmp_path / name), "--steps", "2", "--seed", "9", "--device", "cpu"])
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
+        main(
+            [
+                "render",
+                str(path),
+                "-o",
+                str(tmp_path / name),
+                "--steps",
+                "2",
+                "--seed",
+                "9",
+                "--device",
+                "cpu",
+            ]
+        )
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png"))
+    )
 
 
 @pytest.mark.parametrize("end", [".psd", ".ora"])
@@ -70,12 +120,31 @@ def test_a_layered_file_is_rendered_and_comes_out_with_the_picture_on_top(tmp_pa
     document = random_scene(4, count=2).document()
     path = write_layers(document, tmp_path / f"scene{end}", {"prompt": {"1": {}}})
     out = tmp_path / f"out{end}"
-    assert main(["render", str(path), "-o", str(out), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
+    assert (
+        main(["render", str(path), "-o", str(out), "--steps", "2", "--strength", "0.5", "--device", "cpu"])
+        == 0
+    )
     read = read_layers(out)
     assert [layer.name for layer in read.document] == [*(layer.name for layer in document), "render"]
     assert read.document.layers[-1].image.shape == (128, 128, 4)
     assert read.workflow == {"prompt": {"1": {}}}
-    assert main(["render", str(path), "-o", str(tmp_path / "plain.png"), "--steps", "2", "--strength", "0.5", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "render",
+                str(path),
+                "-o",
+                str(tmp_path / "plain.png"),
+                "--steps",
+                "2",
+                "--strength",
+                "0.5",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert torch.equal(read_picture(tmp_path / "plain.png"), read.document.layers[-1].image)
 
 
@@ -93,8 +162,13 @@ def test_negative_words_of_one_render_act_but_are_not_kept_in_the_file(tmp_path)
 def test_a_document_with_no_room_for_the_picture_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     full = LayerDocument(8, 8, tuple(Layer(f"l{i}", width=1, height=1) for i in range(50)))
     path = write_layers(full, tmp_path / "full.ora")
-    assert main(["render", str(path), "-o", str(tmp_path / "out.psd"), "--model", str(tmp_path / "no model")]) == 2
-    assert "full.ora: number of layers is 50; allowed: at most 49 beside the picture" in capsys.readouterr().err
+    assert (
+        main(["render", str(path), "-o", str(tmp_path / "out.psd"), "--model", str(tmp_path / "no model")])
+        == 2
+    )
+    assert (
+        "full.ora: number of layers is 50; allowed: at most 49 beside the picture" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out.psd").exists()
 
 
@@ -107,22 +181,49 @@ def test_a_document_is_turned_into_another_format(tmp_path, capsys):
 
 def test_what_a_file_has_and_a_document_cannot_keep_is_told(tmp_path, capsys):
     psd = PSDImage.new("RGBA", (9, 9))
-    psd.create_group([psd.create_pixel_layer(Image.new("RGBA", (4, 4), "red"), name="in")], name="group", blend_mode=b"scrn")
+    psd.create_group(
+        [psd.create_pixel_layer(Image.new("RGBA", (4, 4), "red"), name="in")],
+        name="group",
+        blend_mode=b"scrn",
+    )
     psd.save(tmp_path / "a.psd")
     assert main(["render", str(tmp_path / "a.psd"), "-o", str(tmp_path / "a.png"), "--composite-only"]) == 0
-    assert capsys.readouterr().err == "layered: a.psd: group 'group': a document has no groups; its blend mode is left out\n"
+    assert (
+        capsys.readouterr().err
+        == "layered: a.psd: group 'group': a document has no groups; its blend mode is left out\n"
+    )
 
 
 def test_composite_only_keeps_alpha(tmp_path):
     document = LayerDocument(4, 4, (Layer("a", torch.full((4, 4, 4), 0.2)),))
     path = write_document(document, tmp_path / "scene")
     assert main(["render", str(path), "-o", str(tmp_path / "out.png"), "--composite-only"]) == 0
-    torch.testing.assert_close(read_picture(tmp_path / "out.png"), composite(read_document(path)), atol=1 / 510, rtol=0)
+    torch.testing.assert_close(
+        read_picture(tmp_path / "out.png"), composite(read_document(path)), atol=1 / 510, rtol=0
+    )
 
 
 def test_generate_writes_a_picture_of_the_size_asked(tmp_path):
     out = tmp_path / "out.png"
-    assert main(["generate", "a red ball", "-o", str(out), "--steps", "1", "--width", "64", "--height", "96", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                "a red ball",
+                "-o",
+                str(out),
+                "--steps",
+                "1",
+                "--width",
+                "64",
+                "--height",
+                "96",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert Image.open(out).size == (64, 96)
 
 
@@ -139,16 +240,42 @@ def bad(data):
     ("make", "says"),
     [
         (
-            bad({"version": 1, "width": 8, "height": 8, "layers": [{"name": "sky", "opacity": 3, "width": 1, "height": 1}]}),
+            bad(
+                {
+                    "version": 1,
+                    "width": 8,
+                    "height": 8,
+                    "layers": [{"name": "sky", "opacity": 3, "width": 1, "height": 1}],
+                }
+            ),
             "layer 'sky': opacity is 3",
         ),
         (bad({"version": 1, "width": 0, "height": 8}), "canvas width is 0"),
-        (bad({"version": 1, "width": 8, "height": 8, "layers": [{"name": "sky", "image": "no.png"}]}), "no.png"),
+        (
+            bad({"version": 1, "width": 8, "height": 8, "layers": [{"name": "sky", "image": "no.png"}]}),
+            "no.png",
+        ),
         (lambda f: ["render", str(f / "none.json"), "-o", str(f / "out.png")], "none.json"),
         (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.gif")], "a name that ends in .png"),
-        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "gone" / "out.png")], "an existing folder"),
-        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.png"), "--model", "no/such-model"], "Nothing is downloaded"),
-        (lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.png"), "--device", "warp9"], "device 'warp9' cannot be used"),
+        (
+            lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "gone" / "out.png")],
+            "an existing folder",
+        ),
+        (
+            lambda f: [
+                "render",
+                str(scene(f / "scene")),
+                "-o",
+                str(f / "out.png"),
+                "--model",
+                "no/such-model",
+            ],
+            "Nothing is downloaded",
+        ),
+        (
+            lambda f: ["render", str(scene(f / "scene")), "-o", str(f / "out.png"), "--device", "warp9"],
+            "device 'warp9' cannot be used",
+        ),
     ],
 )
 def test_bad_input_is_one_line_exit_code_two_and_nothing_written(make, says, tmp_path, capsys):
@@ -159,7 +286,9 @@ def test_bad_input_is_one_line_exit_code_two_and_nothing_written(make, says, tmp
     assert not (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize("option", [["--steps", "0"], ["--strength", "nan"], ["--seed", "-1"], ["--guidance", "x"]])
+@pytest.mark.parametrize(
+    "option", [["--steps", "0"], ["--strength", "nan"], ["--seed", "-1"], ["--guidance", "x"]]
+)
 def test_options_out_of_range_are_refused(option, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["render", "x.json", "-o", str(tmp_path / "out.png"), *option])
@@ -172,5 +301,8 @@ def test_an_interrupt_exits_with_one_and_writes_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("layered_diffusers.pipeline.LayeredDiffusionPipeline.render", stop)
-    assert main(["render", str(scene(tmp_path / "scene")), "-o", str(tmp_path / "out.png"), "--device", "cpu"]) == 1
+    assert (
+        main(["render", str(scene(tmp_path / "scene")), "-o", str(tmp_path / "out.png"), "--device", "cpu"])
+        == 1
+    )
     assert not (tmp_path / "out.png").exists()

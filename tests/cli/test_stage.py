@@ -32,9 +32,17 @@ def scene(tmp_path):
 
 @pytest.mark.parametrize("out", ["out.psd", "out.ora", "out"])
 def test_a_scene_of_words_becomes_layers_and_a_picture(scene, out, tmp_path, capsys):
-    assert main(["stage", str(scene), "-o", str(tmp_path / out), "--picture", str(tmp_path / "flat.png"), *QUICK]) == 0
+    assert (
+        main(
+            ["stage", str(scene), "-o", str(tmp_path / out), "--picture", str(tmp_path / "flat.png"), *QUICK]
+        )
+        == 0
+    )
     made = read_layers(tmp_path / out).document
-    assert [(x.name, x.prompt, x.image is not None) for x in made] == [("sky", "at night", True), ("tree", "a green tree", True)]
+    assert [(x.name, x.prompt, x.image is not None) for x in made] == [
+        ("sky", "at night", True),
+        ("tree", "a green tree", True),
+    ]
     assert Image.open(tmp_path / "flat.png").size == (96, 64)
     assert "4/4" in capsys.readouterr().err  # one bar over both stages
 
@@ -53,8 +61,25 @@ def test_staging_is_reproducible_and_one_layer_can_be_replaced(scene, tmp_path):
 
 
 def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
-    for name, files in (("a", []), ("b", ["--file", TRANSPARENT / "lora.safetensors", "--decoder", TRANSPARENT / "decoder.safetensors"])):
-        assert main(["stage", str(scene), "-o", str(tmp_path / name), "--alpha", "transparent", *map(str, files), *QUICK]) == 0
+    for name, files in (
+        ("a", []),
+        ("b", ["--file", TRANSPARENT / "lora.safetensors", "--decoder", TRANSPARENT / "decoder.safetensors"]),
+    ):
+        assert (
+            main(
+                [
+                    "stage",
+                    str(scene),
+                    "-o",
+                    str(tmp_path / name),
+                    "--alpha",
+                    "transparent",
+                    *map(str, files),
+                    *QUICK,
+                ]
+            )
+            == 0
+        )
     assert main(["stage", str(scene), "-o", str(tmp_path / "c"), *QUICK]) == 0
     a, b, c = (read_layers(tmp_path / n).document.layer("tree").image for n in "abc")
     assert torch.equal(a, b)
@@ -67,7 +92,17 @@ def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
         (["--replace", "dog"], "layer name is 'dog'; allowed: 'sky', 'tree'"),
         (["--later"], "--replace is None; allowed: the name of a layer"),
         (["--decoder", "a.safetensors"], "--alpha is 'difference'; allowed: transparent"),
-        (["--alpha", "transparent", "--file", "no.safetensors", "--decoder", "vae_transparent_decoder.safetensors"], "208 MB"),
+        (
+            [
+                "--alpha",
+                "transparent",
+                "--file",
+                "no.safetensors",
+                "--decoder",
+                "vae_transparent_decoder.safetensors",
+            ],
+            "208 MB",
+        ),
         (["-o", "out.gif"], "a name that ends in nothing, for a folder or .psd"),
         (["-o", "gone/out"], "an existing folder"),
         (["--picture", "flat.jpg"], "a name that ends in .png"),
@@ -91,7 +126,10 @@ def test_a_folder_that_is_there_is_not_written_over(scene, tmp_path, capsys):
 def test_rendering_per_layer_keeps_a_frozen_layer_to_the_bit(tmp_path):
     random = torch.randint(0, 256, (64, 64, 4), generator=torch.Generator().manual_seed(0)) / 255
     random[..., 3] = 1
-    back, frozen = Layer("back", random, recipe=Recipe(noise=0.9)), Layer("frozen", random[:20, :30].clone(), recipe=Recipe(noise=0.0), x=10, y=10)
+    back, frozen = (
+        Layer("back", random, recipe=Recipe(noise=0.9)),
+        Layer("frozen", random[:20, :30].clone(), recipe=Recipe(noise=0.0), x=10, y=10),
+    )
     path = write_document(LayerDocument(64, 64, (back, frozen), prompt="at night"), tmp_path / "scene")
     assert main(["render", str(path), "-o", str(tmp_path / "out.png"), "--per-layer", *QUICK]) == 0
     out = np.asarray(Image.open(tmp_path / "out.png"))

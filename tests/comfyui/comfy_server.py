@@ -1,4 +1,5 @@
-"""A real ComfyUI server on 127.0.0.1 with the pack in its custom_nodes, for the tests over HTTP and in a browser."""
+"""A real ComfyUI server on 127.0.0.1 with the pack in its custom_nodes, for the tests over HTTP and in a
+browser."""
 
 import contextlib
 import json
@@ -46,7 +47,9 @@ class Server:
         # One thread: several stall each other where a browser without a graphics card takes a core.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self.process = subprocess.Popen(
+                [str(c) for c in command], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
         end = time.monotonic() + start_s
         while True:
             with contextlib.suppress(OSError):
@@ -70,7 +73,9 @@ class Server:
             return json.loads(answer.read())
 
     def post(self, path, data):
-        request = urllib.request.Request(self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             body = answer.read()
             return json.loads(body) if body else None

@@ -1,4 +1,5 @@
-"""Weighted residuals of the headless host: ``python control_reference.py MODEL NET DOCUMENT OUT``. Runs in the repository's environment."""
+"""Weighted residuals of the headless host: ``python control_reference.py MODEL NET DOCUMENT OUT``. Runs in
+the repository's environment."""
 
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from layered_core.control.control_map import MODES, ControlMap
+from layered_core.control.control_map import CONTROL_MODES, ControlMap
 from layered_core.control.hints import document_hint
 from layered_core.files import read_layers
 from layered_diffusers.methods.masked_control import MaskedControl, load_controlnet
@@ -20,13 +21,23 @@ def main(model, net, document, out):
     pipeline = LayeredDiffusionPipeline.from_pretrained(model, device="cpu")
     layers = read_layers(document / "document.json").document
     tensors = {"hint": document_hint(layers, outline=True)}
-    for mode in MODES:
+    for mode in CONTROL_MODES:
         control = MaskedControl(load_controlnet(net), tensors["hint"], ControlMap.of(layers, mode=mode))
         latents = given["latents"]
-        run = Run(pipeline.model.unet, pipeline.model.scheduler, torch.tensor([500]), latents, latents, given["context"], 3.0)
+        run = Run(
+            pipeline.model.unet,
+            pipeline.model.scheduler,
+            torch.tensor([500]),
+            latents,
+            latents,
+            given["context"],
+            3.0,
+        )
         control.start(run, None)
         more = control.model_inputs(run, torch.cat([latents] * 2), 0)
-        for i, residual in enumerate([*more["down_block_additional_residuals"], more["mid_block_additional_residual"]]):
+        for i, residual in enumerate(
+            [*more["down_block_additional_residuals"], more["mid_block_additional_residual"]]
+        ):
             tensors[f"{mode} {i}"] = residual
     save_file({k: v.contiguous() for k, v in tensors.items()}, out)
 

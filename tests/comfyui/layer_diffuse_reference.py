@@ -1,6 +1,8 @@
-"""What layered_diffusers makes of UNet passes with LayerDiffuse files: ``python layer_diffuse_reference.py FOLDER``.
+"""What layered_diffusers makes of UNet passes with LayerDiffuse files:
+``python layer_diffuse_reference.py FOLDER``.
 
-Runs in the repository's environment; see host/test_layer_diffuse.py, which writes ``jobs.json`` and reads ``out.safetensors``.
+Runs in the repository's environment; see host/test_layer_diffuse.py, which writes ``jobs.json`` and reads
+``out.safetensors``.
 """
 
 import json
@@ -33,11 +35,13 @@ def main(folder):
         makes = [p for p in ("foreground", "background", "blend") if p in mode.split(" to ")[-1]]
         words = {f: f"a {f}" for f in makes[:-1]} if job["words"] else {}
         change = LayerDiffuse(
-            model, job["file"], mode, pictures={p: pictures[p] for p in takes}, words=words, weight=job["weight"]
+            model, job["file"], mode, pictures={p: pictures[p] for p in takes}, words=words,
+            weight=job["weight"]
         )  # fmt: skip
         more = {}
         if "y" in data:
-            # The rest of y embeds six numbers: ComfyUI's default of the size that is sampled, from its corner.
+            # The rest of y embeds six numbers: ComfyUI's default of the size that is sampled, from its
+            # corner.
             numbers = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(data["y"]), 6)
             more["added_cond_kwargs"] = {"text_embeds": data["y"][:, :1280], "time_ids": numbers}
         change.switch(True)

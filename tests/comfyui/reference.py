@@ -1,4 +1,5 @@
-"""What diffusers and transformers make of the demo model: ``python reference.py MODEL OUT PROMPTS``. Runs in the repository's environment."""
+"""What diffusers and transformers make of the demo model: ``python reference.py MODEL OUT PROMPTS``. Runs in
+the repository's environment."""
 
 import json
 import sys
@@ -16,7 +17,9 @@ def main(folder, out, prompts):
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").float()
     vae = AutoencoderTiny.from_pretrained(folder / "vae").float()
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
-    tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer")(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer")(
+        prompts, padding="max_length", max_length=77, return_tensors="pt"
+    ).input_ids
     latents = torch.randn(len(prompts), 4, 16, 24, generator=random)
     picture = torch.rand(1, 3, 64, 96, generator=random)
     tensors = {"latents": latents, "picture": picture, "context": text(tokens)[0]}

@@ -1,4 +1,5 @@
-"""Start ComfyUI's server: ``python serve.py COMFYUI ARGUMENTS...``. As ComfyUI's own main.py, but it also starts where torch is a CPU build."""
+"""Start ComfyUI's server: ``python serve.py COMFYUI ARGUMENTS...``. As ComfyUI's own main.py, but it also
+starts where torch is a CPU build."""
 
 import os
 import runpy

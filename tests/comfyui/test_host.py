@@ -1,4 +1,5 @@
-"""Run the suites of host/ on a real ComfyUI, in one process of its own python, and report each of their tests here."""
+"""Run the suites of host/ on a real ComfyUI, in one process of its own python, and report each of their tests
+here."""
 
 import ast
 import functools
@@ -25,7 +26,8 @@ def names():
 
 @functools.cache
 def results():
-    """What every test under host/ came to: ``{(file, test): [failure text or None a case]}``, the log, and the install it ran on.
+    """What every test under host/ came to: ``{(file, test): [failure text or None a case]}``, the log, and
+    the install it ran on.
 
     The first is empty where the host's python, or ComfyUI in it, did not start.
     """
@@ -33,14 +35,27 @@ def results():
     report = Path(os.environ.get("TMPDIR", "/tmp")) / f"comfyui-host-{os.getpid()}.xml"
     environment = {**host_environment(folder), "LAYERED_PYTHON": sys.executable}
     environment.setdefault("OMP_NUM_THREADS", "1")
-    command = [python, "-m", "pytest", "-c", "pytest.ini", "--rootdir", ".", "--confcutdir", ".", f"--junit-xml={report}"]
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-c",
+        "pytest.ini",
+        "--rootdir",
+        ".",
+        "--confcutdir",
+        ".",
+        f"--junit-xml={report}",
+    ]
     done = subprocess.run(command, cwd=HOST, env=environment, capture_output=True, text=True, timeout=1800)
     log = done.stdout + done.stderr
     if not report.is_file():
         return {}, log, ""
     cases, started = {}, ""
     for case in ElementTree.parse(report).iter("testcase"):
-        problem = next((p for kind in ("failure", "error", "skipped") if (p := case.find(kind)) is not None), None)
+        problem = next(
+            (p for kind in ("failure", "error", "skipped") if (p := case.find(kind)) is not None), None
+        )
         text = None if problem is None else f"{case.get('name')}: {problem.text or problem.get('message')}"
         cases.setdefault((case.get("classname"), case.get("name").split("[")[0]), []).append(text)
     for item in ElementTree.parse(report).iter("property"):

@@ -1,4 +1,5 @@
-"""The pack over HTTP, as a user's ComfyUI has it: every node is offered, every shipped workflow runs, and its pictures show what they should."""
+"""The pack over HTTP, as a user's ComfyUI has it: every node is offered, every shipped workflow runs, and its
+pictures show what they should."""
 
 import io
 import json
@@ -35,7 +36,9 @@ def server(skip_suite, could_not_start, tmp_path_factory):
 def pictures(server, entry, node):
     """What ``node`` showed, as float ``[H, W, C]`` arrays in 0..1."""
     shown = entry["outputs"][node]["images"]
-    return [np.asarray(Image.open(io.BytesIO(server.picture(image))), dtype=np.float32) / 255 for image in shown]
+    return [
+        np.asarray(Image.open(io.BytesIO(server.picture(image))), dtype=np.float32) / 255 for image in shown
+    ]
 
 
 def test_the_pack_is_imported_without_a_complaint(server):
@@ -47,7 +50,14 @@ def test_the_pack_is_imported_without_a_complaint(server):
 
 def test_every_node_is_offered_with_its_words_and_place_in_the_menu(server):
     ours = {k: v for k, v in server.get("/object_info").items() if k.startswith("LD_")}
-    assert {"LD_LoadLayer", "LD_LayerFromImage", "LD_LayerComposite", "LD_LayerPreview", "LD_LoadDemoModel", "LD_StorybookPicture"} <= set(ours)
+    assert {
+        "LD_LoadLayer",
+        "LD_LayerFromImage",
+        "LD_LayerComposite",
+        "LD_LayerPreview",
+        "LD_LoadDemoModel",
+        "LD_StorybookPicture",
+    } <= set(ours)
     for name, info in ours.items():
         assert info["python_module"] == "custom_nodes.layered-diffusion", name
         assert info["category"].startswith("layered diffusion/"), name
@@ -93,14 +103,16 @@ SHOWN = {
     "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
     "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
 }
-"""What the saved picture of each workflow shows, in its first 128 x 128 pixels: its node, the landscape and the objects."""
+"""What the saved picture of each workflow shows, in its first 128 x 128 pixels: its node, the landscape and
+the objects."""
 
 
 FOR_OWN_FILES = {
     "13_layerdiffuse_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
     "14_foreground_on_background": {("CheckpointLoaderSimple", "ckpt_name"), ("LoadImage", "image")},
 }
-"""Workflows for models and pictures of the user's own, which cannot run here, and the inputs that name what is missing."""
+"""Workflows for models and pictures of the user's own, which cannot run here, and the inputs that name what
+is missing."""
 
 
 def test_every_workflow_says_here_what_it_shows():
@@ -110,7 +122,11 @@ def test_every_workflow_says_here_what_it_shows():
 @pytest.mark.parametrize("name", FOR_OWN_FILES)
 def test_a_workflow_for_the_users_own_files_lacks_nothing_but_those(server, name):
     code, answer = server.queue(json.loads((PACK / f"workflows/api/{name}.json").read_text()))
-    wrong = {(n["class_type"], e["extra_info"]["input_name"]) for n in answer["node_errors"].values() for e in n["errors"]}
+    wrong = {
+        (n["class_type"], e["extra_info"]["input_name"])
+        for n in answer["node_errors"].values()
+        for e in n["errors"]
+    }
     assert (code, wrong) == (400, FOR_OWN_FILES[name])
 
 
@@ -145,7 +161,11 @@ def test_the_psd_that_comes_out_holds_the_layers_that_went_in_and_the_sampled_on
     assert [x.name for x in psd] == [*(x.name for x in before), "sampled"]
     for theirs, ours in zip(before, psd, strict=False):
         assert np.array_equal(theirs.numpy(), ours.numpy())
-        assert (theirs.offset, theirs.visible, theirs.blend_mode) == (ours.offset, ours.visible, ours.blend_mode)
+        assert (theirs.offset, theirs.visible, theirs.blend_mode) == (
+            ours.offset,
+            ours.visible,
+            ours.blend_mode,
+        )
     (sampled,) = pictures(server, entry, "11")
     assert np.abs(psd[-1].numpy()[..., :3] - sampled).max() < 1.5 / 255
 
@@ -170,7 +190,11 @@ def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
 
 
 def test_the_blueprint_is_offered(server):
-    ours = {e["name"] for e in server.get("/global_subgraphs").values() if e["info"]["node_pack"] == "custom_nodes.layered-diffusion"}
+    ours = {
+        e["name"]
+        for e in server.get("/global_subgraphs").values()
+        if e["info"]["node_pack"] == "custom_nodes.layered-diffusion"
+    }
     assert ours == {f.stem for f in (PACK / "subgraphs").glob("*.json")} == {"Add Layer by Prompt"}
 
 
@@ -207,15 +231,24 @@ def test_an_uploaded_picture_keeps_its_alpha_and_its_colours(server):
     pixels[..., 3] = np.maximum(pixels[..., 3], 1)
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
-    head = b'--cut\r\nContent-Disposition: form-data; name="image"; filename="up.png"\r\nContent-Type: image/png\r\n\r\n'
+    head = b'--cut\r\nContent-Disposition: form-data; name="image"; filename="up.png"\r\n'
+    head += b"Content-Type: image/png\r\n\r\n"
     request = urllib.request.Request(f"{server.url}/upload/image", head + png.getvalue() + b"\r\n--cut--\r\n")
     request.add_header("Content-Type", "multipart/form-data; boundary=cut")
     name = json.loads(urllib.request.urlopen(request).read())["name"]
     widgets = json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text())["2"]["inputs"]
-    widgets = {k: v for k, v in widgets.items() if not isinstance(v, list)} | {"image": name, "canvas_width": 0, "canvas_height": 0}
+    widgets = {k: v for k, v in widgets.items() if not isinstance(v, list)} | {
+        "image": name,
+        "canvas_width": 0,
+        "canvas_height": 0,
+    }
     prompt = {
         "1": {"class_type": "LD_LoadLayer", "inputs": widgets, "_meta": {}},
-        "2": {"class_type": "LD_LayerComposite", "inputs": {"layers": ["1", 0], "backdrop": "transparent"}, "_meta": {}},
+        "2": {
+            "class_type": "LD_LayerComposite",
+            "inputs": {"layers": ["1", 0], "backdrop": "transparent"},
+            "_meta": {},
+        },
     }
     (shown,) = pictures(server, server.run(prompt), "2")
     assert np.abs(shown * 255 - pixels).max() <= 1

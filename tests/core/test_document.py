@@ -54,7 +54,15 @@ def test_a_layer_without_picture_needs_a_box():
         Layer("ghost")
 
 
-@pytest.mark.parametrize("make", [lambda: Recipe(noise=2.0), lambda: Recipe(inside=-0.1), lambda: Recipe(seed=-1), lambda: Recipe(seed=1.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Recipe(noise=2.0),
+        lambda: Recipe(inside=-0.1),
+        lambda: Recipe(seed=-1),
+        lambda: Recipe(seed=1.0),
+    ],
+)
 def test_a_recipe_refuses_values_out_of_range(make):
     with pytest.raises(LayeredError, match="allowed"):
         make()
@@ -104,7 +112,11 @@ def test_with_layer_replaces_in_place_or_puts_on_top():
 
 
 def test_the_words_of_a_document_are_its_prompt_or_those_of_its_visible_layers_front_first():
-    layers = (Layer("sky", PIXELS, prompt="a sky"), Layer("hidden", PIXELS, prompt="a bird", visible=False), Layer("sun", PIXELS, prompt="a sun"))
+    layers = (
+        Layer("sky", PIXELS, prompt="a sky"),
+        Layer("hidden", PIXELS, prompt="a bird", visible=False),
+        Layer("sun", PIXELS, prompt="a sun"),
+    )
     assert LayerDocument(8, 8, layers).words == "a sun, a sky"
     assert LayerDocument(8, 8, layers, prompt="a morning").words == "a morning"
 

@@ -24,7 +24,9 @@ def test_the_same_seed_gives_the_same_pixels():
 def test_the_document_of_a_scene_composites_to_its_picture(seed):
     scene = random_scene(seed, count=seed % 5)
     pixels = composite(scene.document())[..., :3] * 255
-    assert float((pixels - torch.from_numpy(scene.picture().copy())).abs().max()) <= 2.0  # Pillow rounds after every layer
+    assert (
+        float((pixels - torch.from_numpy(scene.picture().copy())).abs().max()) <= 2.0
+    )  # Pillow rounds after every layer
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -41,7 +43,9 @@ def test_counts_and_backgrounds_can_be_chosen():
     for count in range(5):
         assert len(random_scene(3, count=count).objects) == count
     assert {random_scene(s, background="night").background for s in range(5)} == {"night"}
-    assert {o.material for s in range(5) for o in random_scene(s, count=4, materials=["glass"]).objects} == {"glass"}
+    assert {o.material for s in range(5) for o in random_scene(s, count=4, materials=["glass"]).objects} == {
+        "glass"
+    }
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -77,7 +81,10 @@ def test_an_object_fills_its_box():
 
 
 def test_captions_name_every_object_and_read_well():
-    assert caption(["a red ball", "a glass blue star"], "at night") == "a red ball and a glass blue star at night"
+    assert (
+        caption(["a red ball", "a glass blue star"], "at night")
+        == "a red ball and a glass blue star at night"
+    )
     assert caption(["a red ball"], "the sea") == "a red ball, the sea"
     assert caption([], "the sea") == "the sea"
     assert caption(["a red ball"], "") == "a red ball"
@@ -108,7 +115,9 @@ def test_wordings_are_held_out_but_no_combination_is():
         for colour in COLOURS:
             for kind in KINDS:
                 said = Thing("solid", colour, kind).words
-                assert not all(is_held_out(caption([said], p, first)) for p in phrases for first in (False, True)), background
+                assert not all(
+                    is_held_out(caption([said], p, first)) for p in phrases for first in (False, True)
+                ), background
 
 
 def test_an_unknown_thing_is_refused():
@@ -117,8 +126,14 @@ def test_an_unknown_thing_is_refused():
 
 
 def test_the_world_has_not_changed():
-    # The shipped weights were trained on these pixels. Compared coarsely: Pillow versions may differ in the last bit.
-    coarse = [np.round(random_scene(s, count=2).picture().reshape(8, 16, 8, 16, 3).mean((1, 3)) / 16).astype(np.uint8).tobytes() for s in range(4)]
+    # The shipped weights were trained on these pixels. Compared coarsely: Pillow versions may differ in the
+    # last bit.
+    coarse = [
+        np.round(random_scene(s, count=2).picture().reshape(8, 16, 8, 16, 3).mean((1, 3)) / 16)
+        .astype(np.uint8)
+        .tobytes()
+        for s in range(4)
+    ]
     assert hashlib.sha256(b"".join(coarse)).hexdigest()[:16] == "2b06cdb99d1d2c0e"
 
 

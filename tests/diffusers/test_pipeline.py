@@ -33,13 +33,18 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline, sampler):
     if sampler is not None:
         pipeline = LayeredDiffusionPipeline.from_pretrained(device="cpu", sampler=sampler)
     alone = pipeline.generate(["a red ball"], seeds=[7], steps=3)[0]
-    for prompts, seeds in ((["a blue star", "a red ball"], [3, 7]), (["a red ball", "a red ball", "a house"], [7, 8, 9])):
+    for prompts, seeds in (
+        (["a blue star", "a red ball"], [3, 7]),
+        (["a red ball", "a red ball", "a house"], [7, 8, 9]),
+    ):
         among = pipeline.generate(prompts, seeds=seeds, steps=3)[seeds.index(7)]
         torch.testing.assert_close(alone, among, atol=5e-4, rtol=0)
 
 
 def test_an_unknown_sampler_is_named_with_those_there_are():
-    with pytest.raises(LayeredError, match="sampler is 'euler_a'; allowed: ddim, euler, euler_ancestral, dpmpp_2m"):
+    with pytest.raises(
+        LayeredError, match="sampler is 'euler_a'; allowed: ddim, euler, euler_ancestral, dpmpp_2m"
+    ):
         LayeredDiffusionPipeline.from_pretrained(device="cpu", sampler="euler_a")
 
 
@@ -70,14 +75,20 @@ def test_strength_zero_is_the_picture_through_the_vae(pipeline):
 
 def test_more_strength_departs_further_from_the_picture(pipeline):
     start = torch.from_numpy(np.asarray(picture(), np.float32) / 255).permute(2, 0, 1)[None]
-    errors = [float((pipeline.generate(["at night"], start=start, strength=s, steps=10) - start).square().mean()) for s in (0.1, 0.5, 1.0)]
+    errors = [
+        float((pipeline.generate(["at night"], start=start, strength=s, steps=10) - start).square().mean())
+        for s in (0.1, 0.5, 1.0)
+    ]
     assert errors == sorted(errors)
     assert errors[2] > 4 * errors[0]
 
 
 def test_full_strength_forgets_the_picture_to_the_bit(pipeline):
     start = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pipeline.generate(["at night"], start=start, strength=1, steps=2), pipeline.generate(["at night"], steps=2))
+    assert torch.equal(
+        pipeline.generate(["at night"], start=start, strength=1, steps=2),
+        pipeline.generate(["at night"], steps=2),
+    )
 
 
 def test_add_layer_leaves_every_pixel_outside_its_mask_alone(pipeline):
@@ -154,7 +165,10 @@ def test_a_method_is_undone_even_when_sampling_fails(pipeline):
 
 
 def test_an_idle_method_changes_no_bit(pipeline):
-    assert torch.equal(pipeline.generate(["a red ball"], steps=2), pipeline.generate(["a red ball"], steps=2, methods=[Method()]))
+    assert torch.equal(
+        pipeline.generate(["a red ball"], steps=2),
+        pipeline.generate(["a red ball"], steps=2, methods=[Method()]),
+    )
 
 
 def test_sampling_leaves_the_model_as_it_was(pipeline):

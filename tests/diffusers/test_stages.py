@@ -45,7 +45,13 @@ def pixels(document, name):
 def test_every_layer_gets_a_picture_in_its_own_box_and_keeps_its_words(made):
     for before, after in zip(scene(), made, strict=True):
         assert after.image.shape == (before.height, before.width, 4)
-        assert (after.x, after.y, after.width, after.height, after.prompt) == (before.x, before.y, before.width, before.height, before.prompt)
+        assert (after.x, after.y, after.width, after.height, after.prompt) == (
+            before.x,
+            before.y,
+            before.width,
+            before.height,
+            before.prompt,
+        )
     assert bool((pixels(made, "sky")[..., 3] == 1).all())
     assert 0 < float(pixels(made, "tree")[..., 3].mean()) < 1
 
@@ -103,7 +109,9 @@ def test_a_recipes_own_seed_wins(pipeline, made):
 
 def test_the_mask_as_alpha_gives_back_the_painted_picture(pipeline):
     two = LayerDocument(128, 96, scene().layers[:2])
-    matted, masked = (pipeline.generate_layers(two, seed=5, steps=STEPS, alpha=a) for a in ("difference", "mask"))
+    matted, masked = (
+        pipeline.generate_layers(two, seed=5, steps=STEPS, alpha=a) for a in ("difference", "mask")
+    )
     assert float(pixels(masked, "tree")[..., 3].mean()) > float(pixels(matted, "tree")[..., 3].mean())
     assert float((composite(masked) - composite(matted)).abs().max()) < 0.1
 
@@ -116,8 +124,12 @@ def transparent(pipeline):
 def test_a_transparent_stage_is_painted_alone_and_brought_to_its_place(pipeline, made, transparent):
     assert torch.equal(pixels(transparent, "sky"), pixels(made, "sky")), "what lies at the back is opaque"
     tree = transparent.layer("tree")
-    alone = pipeline.generate_transparent(["a green tree"], seeds=[stage_seed(5, "tree")], steps=STEPS)[0].permute(1, 2, 0)
-    assert torch.equal(tree.image, into_place(alone, stage_region(scene().layer("tree"), 128, 96))[20:90, 4:60])
+    alone = pipeline.generate_transparent(["a green tree"], seeds=[stage_seed(5, "tree")], steps=STEPS)[
+        0
+    ].permute(1, 2, 0)
+    assert torch.equal(
+        tree.image, into_place(alone, stage_region(scene().layer("tree"), 128, 96))[20:90, 4:60]
+    )
     before, after = (composite(replace(transparent, layers=transparent.layers[:n])) for n in (1, 2))
     box = torch.zeros(96, 128, dtype=torch.bool)
     box[20:90, 4:60] = True
@@ -126,7 +138,9 @@ def test_a_transparent_stage_is_painted_alone_and_brought_to_its_place(pipeline,
 
 
 def test_a_transparent_stage_does_not_see_what_lies_behind_it(pipeline, transparent):
-    other = pipeline.replace_layer(transparent, "sky", prompt="a meadow with hills", later=True, seed=5, steps=STEPS, alpha="transparent")
+    other = pipeline.replace_layer(
+        transparent, "sky", prompt="a meadow with hills", later=True, seed=5, steps=STEPS, alpha="transparent"
+    )
     assert not torch.equal(pixels(other, "sky"), pixels(transparent, "sky"))
     assert torch.equal(pixels(other, "house"), pixels(transparent, "house"))
 
@@ -149,7 +163,11 @@ def test_wrong_files_of_transparent_stages_are_told_before_anything_is_sampled(p
         pipeline.generate_layers(scene(), alpha="transparent", file="a.safetensors")
     with pytest.raises(LayeredError, match="208 MB"):
         pipeline.add_layer(
-            to_image(composite(made)), "a red ball", transparent=True, file="no.safetensors", decoder="vae_transparent_decoder.safetensors"
+            to_image(composite(made)),
+            "a red ball",
+            transparent=True,
+            file="no.safetensors",
+            decoder="vae_transparent_decoder.safetensors",
         )
 
 
@@ -157,7 +175,8 @@ def test_a_layer_of_the_whole_canvas_finds_its_own_place(pipeline, made):
     heart = Layer("heart", width=128, height=96, prompt="a red heart")
     told = []
     out = pipeline.generate_layers(
-        replace(made, layers=(*made.layers, heart)), seed=1, steps=8, progress=lambda done, total: told.append((done, total))
+        replace(made, layers=(*made.layers, heart)), seed=1, steps=8, progress=lambda done,
+        total: told.append((done, total))
     )  # fmt: skip
     alpha = pixels(out, "heart")[..., 3]
     assert 0.01 < float((alpha > 0.5).float().mean()) < 0.6
@@ -186,13 +205,29 @@ def test_replacing_leaves_hidden_layers_their_pictures(pipeline, made):
     ("layer", "options", "says"),
     [
         (Layer("ball", width=16, height=16), {}, "layer 'ball': prompt is ''; allowed: what it shows"),
-        (Layer("ball", x=500, width=16, height=16, prompt="a red ball"), {}, "layer 'ball': place is 'x 500, y 0'"),
+        (
+            Layer("ball", x=500, width=16, height=16, prompt="a red ball"),
+            {},
+            "layer 'ball': place is 'x 500, y 0'",
+        ),
         (Layer("ball", width=16, height=16, prompt="a red ball"), {"steps": 0}, "layer 'ball': steps is 0"),
-        (Layer("ball", width=16, height=16, prompt="a red ball"), {"feather": -1}, "layer 'ball': feather is -1"),
-        (Layer("ball", width=16, height=16, prompt="a red ball"), {"context": -1.0}, "layer 'ball': context is -1.0"),
+        (
+            Layer("ball", width=16, height=16, prompt="a red ball"),
+            {"feather": -1},
+            "layer 'ball': feather is -1",
+        ),
+        (
+            Layer("ball", width=16, height=16, prompt="a red ball"),
+            {"context": -1.0},
+            "layer 'ball': context is -1.0",
+        ),
         (Layer("ball", width=16, height=16, prompt="a red ball"), {"blend": "glue"}, "blend is 'glue'"),
         (Layer("ball", width=16, height=16, prompt="a red ball"), {"alpha": "magic"}, "alpha is 'magic'"),
-        (Layer("ball", width=16, height=16, prompt="a red ball", recipe=Recipe(embedding="krk")), {}, "layer 'ball': adapters is None"),
+        (
+            Layer("ball", width=16, height=16, prompt="a red ball", recipe=Recipe(embedding="krk")),
+            {},
+            "layer 'ball': adapters is None",
+        ),
     ],
 )
 def test_bad_input_names_the_layer(pipeline, made, layer, options, says):
@@ -206,7 +241,7 @@ def test_replacing_a_layer_that_is_not_there_says_which_are(pipeline, made):
         pipeline.replace_layer(made, "dog")
 
 
-# --- adapters --------------------------------------------------------------------------------------------------------
+# --- adapters ---
 
 
 def weights(pipeline):
@@ -216,10 +251,15 @@ def weights(pipeline):
 
 def test_an_embedding_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, tmp_path):
     width = pipeline.model.text_encoder.config.hidden_size
-    save_file({"emb_params": torch.randn(1, width, generator=torch.Generator().manual_seed(0))}, tmp_path / "krk.safetensors")
+    save_file(
+        {"emb_params": torch.randn(1, width, generator=torch.Generator().manual_seed(0))},
+        tmp_path / "krk.safetensors",
+    )
     before = weights(pipeline)
     layers = [replace(x, recipe=Recipe(embedding="krk")) if x.name == "tree" else x for x in scene()]
-    out = pipeline.generate_layers(replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path)
+    out = pipeline.generate_layers(
+        replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path
+    )
     assert torch.equal(pixels(out, "sky"), pixels(made, "sky"))
     assert not torch.equal(pixels(out, "tree"), pixels(made, "tree"))
     after = weights(pipeline)
@@ -246,14 +286,20 @@ def test_a_lora_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, t
     def tree(strength, **options):
         recipe = Recipe(loras=(Lora("wild.safetensors", strength),))
         layers = [replace(x, recipe=recipe) if x.name == "tree" else x for x in scene()]
-        return pipeline.generate_layers(replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path, **options)
+        return pipeline.generate_layers(
+            replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path, **options
+        )
 
     out = tree(1.0)
     assert torch.equal(pixels(out, "sky"), pixels(made, "sky"))
     assert not torch.equal(pixels(out, "tree"), pixels(made, "tree"))
     torch.testing.assert_close(pixels(tree(0.0), "tree"), pixels(made, "tree"), atol=1e-3, rtol=0)
-    assert not torch.allclose(pixels(tree(1.0, alpha="transparent"), "tree"), pixels(transparent, "tree"), atol=0.01)
-    torch.testing.assert_close(pixels(tree(0.0, alpha="transparent"), "tree"), pixels(transparent, "tree"), atol=1e-3, rtol=0)
+    assert not torch.allclose(
+        pixels(tree(1.0, alpha="transparent"), "tree"), pixels(transparent, "tree"), atol=0.01
+    )
+    torch.testing.assert_close(
+        pixels(tree(0.0, alpha="transparent"), "tree"), pixels(transparent, "tree"), atol=1e-3, rtol=0
+    )
     after = weights(pipeline)
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
@@ -261,6 +307,11 @@ def test_a_lora_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, t
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="peft is installed")
 def test_without_peft_a_lora_says_what_to_install(pipeline, tmp_path):
-    layer = Layer("ball", width=16, height=16, prompt="a red ball", recipe=Recipe(loras=(Lora("a.safetensors"),)))
-    with pytest.raises(LayeredError, match=r"layer 'ball': LoRAs need the package peft: pip install 'layered-diffusion\[lora\]'"):
+    layer = Layer(
+        "ball", width=16, height=16, prompt="a red ball", recipe=Recipe(loras=(Lora("a.safetensors"),))
+    )
+    with pytest.raises(
+        LayeredError,
+        match=r"layer 'ball': LoRAs need the package peft: pip install 'layered-diffusion\[lora\]'",
+    ):
         pipeline.generate_layers(LayerDocument(16, 16, (layer,)), adapters=tmp_path)

@@ -1,4 +1,5 @@
-"""Transparent layers from words: the pipeline's methods, ``layered generate --transparent`` and ``--layers``."""
+"""Transparent layers from words: the pipeline's methods, ``layered generate --transparent`` and
+``--layers``."""
 
 import shutil
 
@@ -50,7 +51,9 @@ def test_it_is_what_the_changed_models_latents_decode_to_and_leaves_the_model_al
 
 
 def test_any_size_is_painted_and_weight_0_is_the_base_model(pipeline):
-    assert pipeline.generate_transparent(["a red ball"], steps=1, width=100, height=72, augmentations=1).shape == (1, 4, 72, 100)
+    assert pipeline.generate_transparent(
+        ["a red ball"], steps=1, width=100, height=72, augmentations=1
+    ).shape == (1, 4, 72, 100)
     base = pipeline.sample_latents(["a red ball"], steps=1)[0]
     decoder = TransparentDecoder.from_weights(load_file(TRANSPARENT / "decoder.safetensors"), "decoder")
     unchanged = pipeline.generate_transparent(["a red ball"], steps=1, weight=0.0, augmentations=1)
@@ -73,7 +76,9 @@ def test_foreground_background_and_blend_of_a_scene_are_made_at_once_whatever_th
 
 def test_words_of_one_picture_are_seen_by_the_others_of_its_scene(pipeline):
     plain = pipeline.generate_together(["a red ball"], steps=2, augmentations=1)
-    other = pipeline.generate_together(["a red ball"], words={"background": "at night"}, steps=2, augmentations=1)
+    other = pipeline.generate_together(
+        ["a red ball"], words={"background": "at night"}, steps=2, augmentations=1
+    )
     assert all(float((a - b).abs().mean()) > 1e-3 for a, b in zip(plain, other, strict=True))
     unchanged = pipeline.generate_together(["a red ball"], weight=0.0, steps=2, augmentations=1)
     seeds = [(2**61 * frame) for frame in range(3)]
@@ -84,12 +89,18 @@ def test_words_of_one_picture_are_seen_by_the_others_of_its_scene(pipeline):
 def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
     scene = pipeline.generate_scene("a red ball by the sea", background="by the sea", seed=3, steps=20)
     assert [(x.name, x.prompt, x.visible) for x in scene] == [
-        ("background", "by the sea", True), ("foreground", "a red ball by the sea", True), ("blend", "a red ball by the sea", False),
+        ("background", "by the sea", True), ("foreground", "a red ball by the sea", True),
+        ("blend", "a red ball by the sea", False),
     ]  # fmt: skip
     alpha = scene.layer("foreground").image[..., 3]
     assert float(alpha[:6].mean()) < 0.1 < float(alpha[50:78, 50:78].mean())
     out = tmp_path / "scene.psd"
-    assert main(["generate", "a red ball by the sea", "-o", str(out), "--layers", "--augmentations", "1", *QUICK]) == 0
+    assert (
+        main(
+            ["generate", "a red ball by the sea", "-o", str(out), "--layers", "--augmentations", "1", *QUICK]
+        )
+        == 0
+    )
     assert [x.name for x in read_layers(out).document] == ["background", "foreground", "blend"]
 
 
@@ -99,10 +110,15 @@ def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
         ({"words": {"middle": "a ball"}}, "foreground, background, blend"),
         ({"seeds": [1, 2]}, "one a prompt, that is 1"),
         ({"seeds": [-1]}, "seed is -1"),
-        ({"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"}, "3 in the mode"),
+        (
+            {"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"},
+            "3 in the mode",
+        ),
     ],
 )
-def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(pipeline, options, says, monkeypatch):
+def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(
+    pipeline, options, says, monkeypatch
+):
     monkeypatch.setattr("layered_diffusers.generator.sample", None)
     with pytest.raises(LayeredError, match=says):
         pipeline.generate_together(["a red ball"], **options)
@@ -114,8 +130,14 @@ def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(pipelin
         ({"augmentations": 3}, "augmentations is 3; allowed: 1, 2, 4 or 8"),
         ({"weight": 3.0}, "weight is 3.0"),
         ({"file": "a.safetensors"}, "The file and the decoder belong together"),
-        ({"file": "layer_xl_transparent_attn.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"}, "LayerDiffusion/layerdiffusion-v1"),
-        ({"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "encoder.safetensors"}, "is not a transparent decoder"),
+        (
+            {"file": "layer_xl_transparent_attn.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"},
+            "LayerDiffusion/layerdiffusion-v1",
+        ),
+        (
+            {"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "encoder.safetensors"},
+            "is not a transparent decoder",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_sampled(pipeline, options, says, monkeypatch):
@@ -126,7 +148,23 @@ def test_what_cannot_be_is_said_before_anything_is_sampled(pipeline, options, sa
 
 def test_the_command_writes_a_png_with_alpha(tmp_path):
     out = tmp_path / "ball.png"
-    assert main(["generate", "a red ball", "-o", str(out), "--transparent", "--augmentations", "1", "--seed", "2", *QUICK]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                "a red ball",
+                "-o",
+                str(out),
+                "--transparent",
+                "--augmentations",
+                "1",
+                "--seed",
+                "2",
+                *QUICK,
+            ]
+        )
+        == 0
+    )
     with Image.open(out) as picture:
         assert (picture.mode, picture.size) == ("RGBA", (128, 128))
         assert np.asarray(picture)[..., 3].std() > 5
@@ -136,11 +174,27 @@ def test_the_command_takes_other_files(tmp_path):
     weights = {k: v * 0 for k, v in load_file(TRANSPARENT / "lora.safetensors").items()}
     save_file(weights, tmp_path / "nothing.safetensors")
     shutil.copy(TRANSPARENT / "decoder.safetensors", tmp_path / "decoder.safetensors")
-    files = ["--file", str(tmp_path / "nothing.safetensors"), "--decoder", str(tmp_path / "decoder.safetensors")]
-    shared = ["generate", "a red ball", "--transparent", "--augmentations", "1", "--model", str(STORYBOOK), *QUICK]
+    files = [
+        "--file",
+        str(tmp_path / "nothing.safetensors"),
+        "--decoder",
+        str(tmp_path / "decoder.safetensors"),
+    ]
+    shared = [
+        "generate",
+        "a red ball",
+        "--transparent",
+        "--augmentations",
+        "1",
+        "--model",
+        str(STORYBOOK),
+        *QUICK,
+    ]
     assert main([*shared, "-o", str(tmp_path / "a.png")]) == 0
     assert main([*shared, "-o", str(tmp_path / "b.png"), *files]) == 0
-    assert not np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png")))
+    assert not np.array_equal(
+        np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +203,10 @@ def test_the_command_takes_other_files(tmp_path):
         (["--decoder", "a.safetensors"], "--transparent is None; allowed: to be given"),
         (["--layers"], "output file is"),
         (["--transparent", "--file", "a.safetensors"], "file and decoder"),
-        (["--transparent", "--file", "no.safetensors", "--decoder", "vae_transparent_decoder.safetensors"], "208 MB"),
+        (
+            ["--transparent", "--file", "no.safetensors", "--decoder", "vae_transparent_decoder.safetensors"],
+            "208 MB",
+        ),
     ],
 )
 def test_wrong_files_are_one_line_and_nothing_is_written(arguments, says, tmp_path, capsys):

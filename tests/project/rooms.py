@@ -41,7 +41,8 @@ ROOMS = (
     "benchmarks",
     "layered_cli",
 )
-"""From the ground up: a room imports itself and rooms before it, never one after it. A file belongs to the longest name that fits."""
+"""From the ground up: a room imports itself and rooms before it, never one after it. A file belongs to the
+longest name that fits."""
 
 PARTS = tuple(sorted({room.split(".")[0] for room in ROOMS}))
 
@@ -95,7 +96,9 @@ def backward(arrows):
         for target in sorted(targets):
             here, there = room_of(module), room_of(target)
             if here is None or there is None:
-                wrong.append(f"{module} imports {target}: one of them is in no room of tests/project/rooms.py")
+                wrong.append(
+                    f"{module} imports {target}: one of them is in no room of tests/project/rooms.py"
+                )
             elif order[there] > order[here]:
                 wrong.append(f"{module} (room {here}) imports {target} (room {there}, which is above it)")
     return wrong
@@ -136,8 +139,8 @@ FOREIGN = {
     "demo/world": (*COMFYUI, *DIFFUSERS),
     "layered_cli": COMFYUI,
 }
-"""What a room must not import by its full name. The core and the nodes reach the project relatively: ComfyUI loads the pack under a name
-that it chooses, beside a module of its own that is called nodes."""
+"""What a room must not import by its full name. The core and the nodes reach the project relatively: ComfyUI
+loads the pack under a name that it chooses, beside a module of its own that is called nodes."""
 
 
 def foreign(root=ROOT):
@@ -151,5 +154,9 @@ def foreign(root=ROOT):
                     found = [alias.name for alias in item.names]
                 elif isinstance(item, ast.ImportFrom) and not item.level:
                     found = [item.module]
-                wrong += [f"{path.relative_to(root).as_posix()} imports {x}" for x in found if x.split(".")[0] in names]
+                wrong += [
+                    f"{path.relative_to(root).as_posix()} imports {x}"
+                    for x in found
+                    if x.split(".")[0] in names
+                ]
     return wrong

@@ -9,9 +9,18 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_requirements_are_the_projects_dependencies_and_no_framework():
     text = (ROOT / "pyproject.toml").read_text()
     declared = re.findall(r'"([^"]+)"', re.search(r"^dependencies = \[(.*?)\]", text, re.M | re.S).group(1))
-    required = [x for x in (ROOT / "requirements.txt").read_text().splitlines() if x and not x.startswith("#")]
+    required = [
+        x for x in (ROOT / "requirements.txt").read_text().splitlines() if x and not x.startswith("#")
+    ]
     assert required == declared
-    assert not {re.split(r"[<>=]", x)[0] for x in declared} & {"torch", "torchvision", "numpy", "pillow", "opencv-python", "diffusers"}
+    assert not {re.split(r"[<>=]", x)[0] for x in declared} & {
+        "torch",
+        "torchvision",
+        "numpy",
+        "pillow",
+        "opencv-python",
+        "diffusers",
+    }
 
 
 def test_the_version_is_said_once_more_in_the_core():
@@ -21,4 +30,6 @@ def test_the_version_is_said_once_more_in_the_core():
 
 def test_the_core_imports_no_host():
     for file in (ROOT / "layered_core").glob("*.py"):
-        assert not re.search(r"^\s*(from|import) (comfy|diffusers|folder_paths|nodes|layered_core)\b", file.read_text(), re.M), file.name
+        assert not re.search(
+            r"^\s*(from|import) (comfy|diffusers|folder_paths|nodes|layered_core)\b", file.read_text(), re.M
+        ), file.name

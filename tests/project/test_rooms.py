@@ -1,4 +1,5 @@
-"""Imports lead down: no room imports one above it, no files import each other in a circle, and a wrong import anywhere is found."""
+"""Imports lead down: no room imports one above it, no files import each other in a circle, and a wrong import
+anywhere is found."""
 
 import shutil
 
@@ -12,7 +13,9 @@ def arrows():
 
 
 def test_every_file_is_in_a_room(arrows):
-    assert [module for module in arrows if rooms.room_of(module) is None and module not in ("layered_core",)] == []
+    assert [
+        module for module in arrows if rooms.room_of(module) is None and module not in ("layered_core",)
+    ] == []
 
 
 def test_no_room_imports_one_above_it(arrows):
@@ -25,13 +28,25 @@ def test_no_files_import_each_other_in_a_circle(arrows):
 
 def test_the_core_has_at_most_14_doors_and_nodes_at_most_10():
     for part, most in (("layered_core", 14), ("nodes", 10)):
-        doors = [x.name for x in (rooms.ROOT / part).iterdir() if (x.is_dir() or x.suffix == ".py") and not x.name.startswith("_")]
+        doors = [
+            x.name
+            for x in (rooms.ROOT / part).iterdir()
+            if (x.is_dir() or x.suffix == ".py") and not x.name.startswith("_")
+        ]
         assert len(doors) <= most, sorted(doors)
 
 
 def test_no_file_of_ours_is_longer_than_500_lines():
-    ours = [*rooms.files().values(), *(rooms.ROOT / "tests").rglob("*.py"), *(rooms.ROOT / "web").rglob("*.js")]
-    long = {str(p.relative_to(rooms.ROOT)): n for p in ours if (n := len(p.read_text(encoding="utf-8").splitlines())) > 500}
+    ours = [
+        *rooms.files().values(),
+        *(rooms.ROOT / "tests").rglob("*.py"),
+        *(rooms.ROOT / "web").rglob("*.js"),
+    ]
+    long = {
+        str(p.relative_to(rooms.ROOT)): n
+        for p in ours
+        if (n := len(p.read_text(encoding="utf-8").splitlines())) > 500
+    }
     assert long == {}
 
 
@@ -41,7 +56,11 @@ def planted(tmp_path):
 
     def plant(file, line):
         for part in rooms.PARTS:
-            shutil.copytree(rooms.ROOT / part, tmp_path / part, ignore=lambda folder, names: [n for n in names if not n.endswith(".py") and "." in n])
+            shutil.copytree(
+                rooms.ROOT / part,
+                tmp_path / part,
+                ignore=lambda folder, names: [n for n in names if not n.endswith(".py") and "." in n],
+            )
         path = tmp_path / file
         path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
         arrows = rooms.graph(tmp_path)
@@ -54,11 +73,23 @@ def planted(tmp_path):
     ("file", "line", "told"),
     [
         ("layered_core/canvas/masks.py", "from ..attention.words import Match", "layered_core.canvas.masks"),
-        ("layered_core/noise/window.py", "def late():\n    from ..painting.stages import with_stage", "layered_core.noise.window"),
+        (
+            "layered_core/noise/window.py",
+            "def late():\n    from ..painting.stages import with_stage",
+            "layered_core.noise.window",
+        ),
         ("nodes/layers/socket.py", "from ..stages.stage_layer import StageLayer", "nodes.layers.socket"),
-        ("layered_diffusers/models/vae.py", "from layered_diffusers import pipeline", "layered_diffusers.models.vae"),
+        (
+            "layered_diffusers/models/vae.py",
+            "from layered_diffusers import pipeline",
+            "layered_diffusers.models.vae",
+        ),
         ("demo/world/scenes.py", "from benchmarks.bench import scenes", "demo.world.scenes"),
-        ("layered_core/formats/limits.py", "import layered_diffusers.sampling", "layered_core.formats.limits"),
+        (
+            "layered_core/formats/limits.py",
+            "import layered_diffusers.sampling",
+            "layered_core.formats.limits",
+        ),
     ],
 )
 def test_a_planted_import_of_a_higher_room_is_found_in_a_sub_folder_too(planted, file, line, told):

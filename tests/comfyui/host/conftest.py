@@ -1,4 +1,5 @@
-"""A real ComfyUI without a server, with the pack of this repository. Runs under the host's own python, see ../test_host.py."""
+"""A real ComfyUI without a server, with the pack of this repository. Runs under the host's own python, see
+../test_host.py."""
 
 import json
 import random
@@ -46,13 +47,17 @@ class Host:
         """An executor that remembers nothing."""
         self.server = NoServer()
         self.executor = execution.PromptExecutor(
-            self.server, cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 0, "ram_inactive": 0, "lru": 0}
+            self.server,
+            cache_type=execution.CacheType.CLASSIC,
+            cache_args={"ram": 0, "ram_inactive": 0, "lru": 0},
         )
 
     def validate(self, prompt):
         """(valid, error, outputs, node errors), as the server's /prompt checks."""
         for item in prompt.values():
-            item.pop("is_changed", None)  # the executor writes it into the prompt, and believes it when it sees it again
+            item.pop(
+                "is_changed", None
+            )  # the executor writes it into the prompt, and believes it when it sees it again
         return LOOP.run_until_complete(execution.validate_prompt("id", prompt, None))
 
     def run(self, prompt):
@@ -74,10 +79,14 @@ class Host:
         return details["exception_message"] if event == "execution_error" else event
 
     def value(self, prompt, node, slot=0):
-        """Run ``prompt`` and return what ``node`` gives at ``slot``; other nodes that end in nothing are left out."""
+        """Run ``prompt`` and return what ``node`` gives at ``slot``; other nodes that end in nothing are left
+        out."""
         caught = []
         Catch.caught = caught
-        prompt = {**prompt, "catch": {"class_type": "TestCatch", "inputs": {"value": [node, slot]}, "_meta": {}}}
+        prompt = {
+            **prompt,
+            "catch": {"class_type": "TestCatch", "inputs": {"value": [node, slot]}, "_meta": {}},
+        }
         valid, error, _, node_errors = self.validate(prompt)
         assert valid, (error, node_errors)
         LOOP.run_until_complete(self.executor.execute_async(prompt, f"id{random.random()}", {}, ["catch"]))
@@ -114,7 +123,8 @@ def random_controlnet(shape):
     """Diffusers' ControlNet of the UNet of that config, with random weights that act."""
     torch.manual_seed(0)
     model = ControlNetModel(
-        in_channels=shape["in_channels"], down_block_types=tuple(shape["down_block_types"]), layers_per_block=shape["layers_per_block"],
+        in_channels=shape["in_channels"], down_block_types=tuple(shape["down_block_types"]),
+        layers_per_block=shape["layers_per_block"],
         block_out_channels=tuple(shape["block_out_channels"]), cross_attention_dim=shape["cross_attention_dim"],
         attention_head_dim=shape["attention_head_dim"],
     )  # fmt: skip
@@ -148,7 +158,10 @@ def host(record_testsuite_property):
     assert load_pack(), "ComfyUI could not load the pack: see the log above"
     # test_host.py takes the whole run as not started without this line.
     installed = [f"{name} {metadata.version(name)}" for name in ("torchvision", "transformers", "diffusers")]
-    record_testsuite_property("started", ", ".join([f"ComfyUI {comfyui_version.__version__}", f"torch {torch.__version__}", *installed]))
+    record_testsuite_property(
+        "started",
+        ", ".join([f"ComfyUI {comfyui_version.__version__}", f"torch {torch.__version__}", *installed]),
+    )
     nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
     nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
     folder_paths.set_input_directory(str(BASE / "input"))
@@ -158,7 +171,8 @@ def host(record_testsuite_property):
 
 @pytest.fixture(scope="session")
 def pack(host):
-    """A module of the pack by its path, e.g. ``pack("nodes.layers.socket")``: the very objects that the nodes use."""
+    """A module of the pack by its path, e.g. ``pack("nodes.layers.socket")``: the very objects that the nodes
+    use."""
     return pack_module
 
 
@@ -193,6 +207,10 @@ def apply(pack):
 
     def run(net, positive, negative, **values):
         values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}
-        return pack("nodes.control.masked_control_apply").MaskedControlNetApply.execute(positive, negative, net, **values).result
+        return (
+            pack("nodes.control.masked_control_apply")
+            .MaskedControlNetApply.execute(positive, negative, net, **values)
+            .result
+        )
 
     return run

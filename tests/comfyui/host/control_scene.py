@@ -10,4 +10,6 @@ def hint(height=128, width=128, seed=0):
 
 
 def core(net, positive, negative, image, strength=1.0, start=0.0, end=1.0):
-    return comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, image, strength, start, end)
+    return comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, net, image, strength, start, end
+    )

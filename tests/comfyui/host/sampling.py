@@ -9,7 +9,8 @@ LOADER = {"loader": node("LD_LoadDemoModel")}
 
 
 def models(host):
-    """MODEL, positive and negative words; the very objects that every prompt with "loader" gets while the executor remembers it."""
+    """MODEL, positive and negative words; the very objects that every prompt with "loader" gets while the
+    executor remembers it."""
     words = {
         "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
         "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
@@ -24,7 +25,9 @@ def sample(model, positive, negative, callback=None):
         if callback is not None:
             model = model.clone()
             model.set_model_sampler_post_cfg_function(callback)
-        return comfy_nodes.common_ksampler(model, 7, 3, 3.0, "euler", "normal", positive, negative, latent)[0]["samples"]
+        return comfy_nodes.common_ksampler(model, 7, 3, 3.0, "euler", "normal", positive, negative, latent)[
+            0
+        ]["samples"]
 
 
 def explode(arguments):
@@ -43,5 +46,19 @@ def words():
 
 
 def sampled(model, latent, **inputs):
-    values = {"seed": 7, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-    return node("KSampler", model=model, positive=["p", 0], negative=["n", 0], latent_image=latent, **{**values, **inputs})
+    values = {
+        "seed": 7,
+        "steps": 3,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
+    return node(
+        "KSampler",
+        model=model,
+        positive=["p", 0],
+        negative=["n", 0],
+        latent_image=latent,
+        **{**values, **inputs},
+    )

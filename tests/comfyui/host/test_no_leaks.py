@@ -1,4 +1,5 @@
-"""No node changes the MODEL, CLIP or VAE that it is given: sampling with the original afterwards gives the same bits."""
+"""No node changes the MODEL, CLIP or VAE that it is given: sampling with the original afterwards gives the
+same bits."""
 
 import comfy.model_management
 import pytest
@@ -27,13 +28,23 @@ EXAMPLES = {
     "LD_LoadDemoControlNet": {"it": node("LD_LoadDemoControlNet")},
     "LD_LoadLayer": {"it": load("red.png")},
     "LD_LayerFromImage": {"it": from_image(width=8, height=8)},
-    "LD_LayerComposite": {"a": load("red.png"), "it": node("LD_LayerComposite", layers=["a", 0], backdrop="transparent")},
-    "LD_StorybookPicture": {"it": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=64, seed=0)},
+    "LD_LayerComposite": {
+        "a": load("red.png"),
+        "it": node("LD_LayerComposite", layers=["a", 0], backdrop="transparent"),
+    },
+    "LD_StorybookPicture": {
+        "it": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=64, seed=0)
+    },
     "LD_ArrangeLayers": {
         "a": load("red.png"),
-        "it": node("LD_ArrangeLayers", layers=["a", 0], arrangement={"version": 1, "layers": {"red": {"x": 4}}}),
+        "it": node(
+            "LD_ArrangeLayers", layers=["a", 0], arrangement={"version": 1, "layers": {"red": {"x": 4}}}
+        ),
     },
-    "LD_EditLayer": {"a": load("red.png"), "it": node("LD_EditLayer", layers=["a", 0], layer="red", **{**KEPT, "visible": "off"})},
+    "LD_EditLayer": {
+        "a": load("red.png"),
+        "it": node("LD_EditLayer", layers=["a", 0], layer="red", **{**KEPT, "visible": "off"}),
+    },
     "LD_SelectLayers": {"a": load("red.png"), "it": node("LD_SelectLayers", layers=["a", 0], which="red")},
     "LD_SplitLayer": {"a": load("red.png"), "it": node("LD_SplitLayer", layers=["a", 0], layer="red")},
     "LD_JoinLayer": {
@@ -42,7 +53,10 @@ EXAMPLES = {
         "it": node("LD_JoinLayer", layers=["a", 0], layer="red", image=["p", 0]),
     },
     "LD_LoadLayers": {"it": node("LD_LoadLayers", file="storybook.psd [example]", memory_limit=1)},
-    "LD_SaveLayers": {"a": load("red.png"), "it": node("LD_SaveLayers", layers=["a", 0], filename_prefix="leak", format="ora", bits="8")},
+    "LD_SaveLayers": {
+        "a": load("red.png"),
+        "it": node("LD_SaveLayers", layers=["a", 0], filename_prefix="leak", format="ora", bits="8"),
+    },
     "LD_LayoutMetrics": {
         "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
         "p": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
@@ -54,7 +68,9 @@ EXAMPLES = {
         "it": node("LD_LayerControlHint", layers=["a", 0], outline=False),
     },
     "LD_MaskedControlNetApply": {
-        "a": from_image(width=64, height=64, control_hint="segmentation", canvas_width=128, canvas_height=128),
+        "a": from_image(
+            width=64, height=64, control_hint="segmentation", canvas_width=128, canvas_height=128
+        ),
         "w": node("CLIPTextEncode", text="a red ball", clip=["loader", 1]),
         "net": node("TestControlNet"),
         "it": node(
@@ -71,7 +87,10 @@ EXAMPLES = {
     },
     "LD_PerLayerSDEdit": {"a": load("red.png"), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {"a": load("red.png"), "it": regenerate("a", "red")},
-    "LD_RegionalPromptAttention": {"a": from_image(width=64, height=128, prompt="a red ball"), "it": regional("a", guidance=4.0)},
+    "LD_RegionalPromptAttention": {
+        "a": from_image(width=64, height=128, prompt="a red ball"),
+        "it": regional("a", guidance=4.0),
+    },
     "LD_AttentionPreview": {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "r": regional("a", record=True),
@@ -116,7 +135,16 @@ EXAMPLES = {
     "LD_StageLayer": {
         "a": load("red.png"),
         "r": regenerate("a", "red"),
-        "it": node("LD_StageLayer", image=["r", 3], paste=["r", 2], name="red", prompt="", negative="", alpha="mask", layers=["a", 0]),
+        "it": node(
+            "LD_StageLayer",
+            image=["r", 3],
+            paste=["r", 2],
+            name="red",
+            prompt="",
+            negative="",
+            alpha="mask",
+            layers=["a", 0],
+        ),
     },
     "LD_AddLayerByPrompt": {"it": add_layer("a red ball", width=32, height=32, steps=1)},
     "LD_StageSeed": {"it": node("LD_StageSeed", seed=1, name="tree")},
@@ -136,9 +164,13 @@ EXAMPLES = {
         "l": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "it": transparent_decode(["a", 0], latent=["l", 0], augmentations="2"),
     },
-    "LD_TransparentEncode": {"a": node("EmptyImage", width=64, height=64, batch_size=1, color=255), "it": transparent_encode(["a", 0])},
+    "LD_TransparentEncode": {
+        "a": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
+        "it": transparent_encode(["a", 0]),
+    },
 }
-"""For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node needs an entry here."""
+"""For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node
+needs an entry here."""
 
 
 def interrupt(arguments):
@@ -151,7 +183,9 @@ def test_every_node_is_looked_at(host):
 
 
 @pytest.mark.parametrize("node_id", sorted(EXAMPLES))
-def test_sampling_with_the_original_gives_the_same_bits_after_the_node_ran_broke_and_was_interrupted(host, node_id):
+def test_sampling_with_the_original_gives_the_same_bits_after_the_node_ran_broke_and_was_interrupted(
+    host, node_id
+):
     Image.new("RGBA", (16, 16), (255, 0, 0, 255)).save(host.input / "red.png")
     host.fresh()
     model, positive, negative = models(host)
@@ -163,7 +197,9 @@ def test_sampling_with_the_original_gives_the_same_bits_after_the_node_ran_broke
     name = "it" if "it" in prompt else "loader"
     results = [host.value(prompt, name, slot) for slot in range(len(schema.outputs))]
     assert host.value(prompt, "loader", 0) is model, "the model was loaded anew: nothing is compared"
-    touched = [r for r, o in zip(results, schema.outputs, strict=True) if o.get_io_type() == "MODEL"] or [model]
+    touched = [r for r, o in zip(results, schema.outputs, strict=True) if o.get_io_type() == "MODEL"] or [
+        model
+    ]
     for patched in touched:
         sample(patched, positive, negative)
         with pytest.raises(RuntimeError, match="broken on purpose"):
@@ -178,5 +214,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(host):
     first = sample(model, positive, negative)
     assert torch.equal(sample(model, positive, negative), first)
     with torch.inference_mode():
-        other = comfy_nodes.common_ksampler(model, 8, 3, 3.0, "euler", "normal", positive, negative, {"samples": torch.zeros(1, 4, 16, 16)})[0]
+        other = comfy_nodes.common_ksampler(
+            model, 8, 3, 3.0, "euler", "normal", positive, negative, {"samples": torch.zeros(1, 4, 16, 16)}
+        )[0]
     assert not torch.equal(other["samples"], first)

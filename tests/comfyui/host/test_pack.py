@@ -12,10 +12,20 @@ def ours():
 
 
 def test_every_node_loads_under_a_prefixed_id_and_a_plain_name(host):
-    assert {"LD_LoadLayer", "LD_LayerFromImage", "LD_LayerComposite", "LD_LayerPreview", "LD_LoadDemoModel", "LD_StorybookPicture"} <= set(ours())
+    assert {
+        "LD_LoadLayer",
+        "LD_LayerFromImage",
+        "LD_LayerComposite",
+        "LD_LayerPreview",
+        "LD_LoadDemoModel",
+        "LD_StorybookPicture",
+    } <= set(ours())
     for node_id, node in ours().items():
         schema = node.GET_SCHEMA()
-        assert node.__name__ == node_id.removeprefix(PREFIX) or node.__name__ == f"{node_id.removeprefix(PREFIX)}Clone"
+        assert (
+            node.__name__ == node_id.removeprefix(PREFIX)
+            or node.__name__ == f"{node_id.removeprefix(PREFIX)}Clone"
+        )
         assert schema.display_name
         assert not schema.display_name.startswith(PREFIX)
         assert schema.category.startswith("layered diffusion/")
@@ -28,7 +38,11 @@ def test_every_input_has_a_tooltip_and_every_widget_names_its_neutral_value(host
         schema = node.GET_SCHEMA()
         for item in schema.inputs:
             assert item.tooltip, f"{node_id}.{item.id}"
-            if type(item).__module__.endswith("_io") and item.get_io_type() in ("INT", "FLOAT", "BOOLEAN") and item.id != "size":
+            if (
+                type(item).__module__.endswith("_io")
+                and item.get_io_type() in ("INT", "FLOAT", "BOOLEAN")
+                and item.id != "size"
+            ):
                 assert "Neutral" in item.tooltip, f"{node_id}.{item.id}"
         for item in schema.outputs:
             assert item.tooltip, f"{node_id} output {item.display_name}"
@@ -39,4 +53,6 @@ def test_every_mask_socket_says_what_1_means(host):
         schema = node.GET_SCHEMA()
         for item in [*schema.inputs, *schema.outputs]:
             if item.get_io_type() == "MASK":
-                assert re.search(r"\b1 (is|where|means)", item.tooltip), f"{node_id}.{item.id}: {item.tooltip}"
+                assert re.search(r"\b1 (is|where|means)", item.tooltip), (
+                    f"{node_id}.{item.id}: {item.tooltip}"
+                )

@@ -1,4 +1,5 @@
-"""Tiny random models of SD1.5's and SDXL's own structure, and LayerDiffuse files for them under the published names of keys."""
+"""Tiny random models of SD1.5's and SDXL's own structure, and LayerDiffuse files for them under the published
+names of keys."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,9 @@ from boot import BASE
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-KEYS = json.loads((Path(__file__).resolve().parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())
+KEYS = json.loads(
+    (Path(__file__).resolve().parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text()
+)
 FOLDER = BASE / "models" / "layer_model"
 """Where the nodes look for files."""
 CONTEXT = 64
@@ -21,13 +24,17 @@ RANK = 4
 
 _SHAPES = {
     "sd15": {
-        "block_out_channels": (32, 64, 64, 64), "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "block_out_channels": (32, 64, 64, 64),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, "attention_head_dim": 8,
     },
     "sdxl": {
-        "block_out_channels": (32, 64, 128), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (2, 4, 8),
-        "transformer_layers_per_block": (1, 1, 2), "use_linear_projection": True, "addition_embed_type": "text_time",
+        "block_out_channels": (32, 64, 128),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4, 8),
+        "transformer_layers_per_block": (1, 1, 2), "use_linear_projection": True,
+        "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
     },
 }  # fmt: skip
@@ -36,10 +43,14 @@ _SHAPES = {
 def config(family, depths, mults, channels, context=CONTEXT):
     """ComfyUI's description of the UNet, as it reads it from a checkpoint."""
     shape = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "channel_mult": mults,
-        "num_res_blocks": [2] * len(mults), "use_spatial_transformer": True, "context_dim": context, "legacy": False,
-        "transformer_depth": [d for d in depths for _ in range(2)], "transformer_depth_middle": depths[-1] or 1,
-        "transformer_depth_output": [d for d in depths for _ in range(3)], "use_temporal_attention": False, "use_temporal_resblock": False,
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels,
+        "channel_mult": mults,
+        "num_res_blocks": [2] * len(mults), "use_spatial_transformer": True, "context_dim": context,
+        "legacy": False,
+        "transformer_depth": [d for d in depths for _ in range(2)],
+        "transformer_depth_middle": depths[-1] or 1,
+        "transformer_depth_output": [d for d in depths for _ in range(3)], "use_temporal_attention": False,
+        "use_temporal_resblock": False,
         "use_linear_in_transformer": family == "sdxl", "adm_in_channels": 2816 if family == "sdxl" else None,
     }  # fmt: skip
     if family == "sdxl":
@@ -47,7 +58,11 @@ def config(family, depths, mults, channels, context=CONTEXT):
     kind = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}[family]
 
     class Tiny(kind):
-        unet_extra_config = {"num_heads": 8, "num_head_channels": -1} if family == "sd15" else {"num_heads": -1, "num_head_channels": 16}
+        unet_extra_config = (
+            {"num_heads": 8, "num_head_channels": -1}
+            if family == "sd15"
+            else {"num_heads": -1, "num_head_channels": 16}
+        )
 
     Tiny.__name__ = kind.__name__
     return Tiny(shape)
@@ -62,7 +77,14 @@ CONFIGS = {
 def build(family, folder):
     """MODEL of the family with random weights, which also go to ``folder`` in the diffusers layout."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**_SHAPES[family], sample_size=16, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=CONTEXT)
+    unet = UNet2DConditionModel(
+        **_SHAPES[family],
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        cross_attention_dim=CONTEXT,
+    )
     unet.save_pretrained(folder)
     return load(family, folder)
 
@@ -89,7 +111,11 @@ def shapes_of(model):
 
 
 def is_attention(name):
-    return any(name.endswith(f".{a}.{p}.weight") for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0"))
+    return any(
+        name.endswith(f".{a}.{p}.weight")
+        for a in ("attn1", "attn2")
+        for p in ("to_q", "to_k", "to_v", "to_out.0")
+    )
 
 
 def is_time(name):
@@ -100,8 +126,14 @@ def chosen(task, shapes):
     """Names of the weights that the published SDXL file for a task changes, as its size says."""
     if task in ("fg2ble", "bg2ble", "fgble2bg"):
         inside = ("in_layers", "emb_layers", "out_layers", "skip_connection", ".op.", ".conv.")
-        return [k for k in shapes if any(i in k for i in inside) or k.startswith(("input_blocks.0.0.", "out."))]
-    return [k for k in shapes if not is_time(k) and not any(k.endswith(f".{p}.weight") for p in ("to_q", "to_k", "to_v"))]
+        return [
+            k for k in shapes if any(i in k for i in inside) or k.startswith(("input_blocks.0.0.", "out."))
+        ]
+    return [
+        k
+        for k in shapes
+        if not is_time(k) and not any(k.endswith(f".{p}.weight") for p in ("to_q", "to_k", "to_v"))
+    ]
 
 
 def random_like(shape, seed, std=0.03):
@@ -133,7 +165,9 @@ def forge_diff(shapes, task):
 
 def sharing(task, heads=8):
     """A file as layer_sd15_joint and so on, every key of it, in the tiny model's widths."""
-    published = {"transparent": "layer_sd15_transparent_attn", "joint": "layer_sd15_joint"}.get(task, "layer_sd15_fg2bg / bg2fg")
+    published = {"transparent": "layer_sd15_transparent_attn", "joint": "layer_sd15_joint"}.get(
+        task, "layer_sd15_fg2bg / bg2fg"
+    )
     small = {320: 32, 640: 64, 1280: 64, 768: CONTEXT, 256: 8}
     file = {}
     for i, (key, shape) in enumerate(KEYS[published].items()):

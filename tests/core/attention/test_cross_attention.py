@@ -1,4 +1,5 @@
-"""Attention with places: gathered equals dense, masks mean what they say, and the authors' faults stay theirs."""
+"""Attention with places: gathered equals dense, masks mean what they say, and the authors' faults stay
+theirs."""
 
 import math
 
@@ -7,7 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layered_core.attention.cross_attention import CLOSED, SCHEDULES, collage, joint, paint_with_words, plain, scores, weigh, word_push, word_shares
+from layered_core.attention.cross_attention import (
+    CLOSED,
+    SCHEDULES,
+    collage,
+    joint,
+    paint_with_words,
+    plain,
+    scores,
+    weigh,
+    word_push,
+    word_shares,
+)
 from layered_core.attention.tiles import LEAST_WEIGHT, attend_regions, region_weights, tile
 from layered_core.canvas.masks import mask_pyramid, visible_masks
 
@@ -19,10 +31,13 @@ def some(*shape, seed=0):
 
 
 def stack(layers, seed, size=(9, 7), canvas=(40, 24)):
-    """Visible masks of overlapping soft layers, one of them empty, at the size of a feature map: ``[L, N]``."""
+    """Visible masks of overlapping soft layers, one of them empty, at the size of a feature map:
+    ``[L, N]``."""
     generator = torch.Generator().manual_seed(seed)
     alphas = torch.rand(layers, 5, 4, generator=generator)
-    alphas = torch.nn.functional.interpolate(((alphas - 0.4) * 4).clamp(0, 1)[None], canvas, mode="nearest")[0]
+    alphas = torch.nn.functional.interpolate(((alphas - 0.4) * 4).clamp(0, 1)[None], canvas, mode="nearest")[
+        0
+    ]
     if layers > 1:
         alphas[layers // 2] = 0
     return mask_pyramid(visible_masks(alphas)[0], [size])[0].flatten(1)
@@ -50,16 +65,33 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 9), st.integers(0, 1000), st.sampled_from(list(TOLERANCE)), st.sampled_from([0.0, 0.8]), st.booleans())
+@given(
+    st.integers(1, 9),
+    st.integers(0, 1000),
+    st.sampled_from(list(TOLERANCE)),
+    st.sampled_from([0.0, 0.8]),
+    st.booleans(),
+)
 def test_gathered_equals_dense_for_any_masks_and_prompt_lengths(layers, seed, kind, amount, long):
     weights = region_weights(stack(layers, seed), [1, 0.5, 0, 0.9, 1, 1, 0.2, 1, 1][:layers])
     tokens = [6 if not long or i % 3 else 12 for i in range(layers)]
     q, base = some(2, 63, CHANNELS, seed=seed).to(kind), some(2, 63, CHANNELS, seed=seed + 1).to(kind)
     keys, values = prompts(tokens, kind=kind), prompts(tokens, seed=50, kind=kind)
     push = [some(t, seed=i).abs() for i, t in enumerate(tokens)]
-    out = attend_regions(q, base, tile(weights, tokens), keys, values, HEADS, share=0.7, emphasis=push, amount=amount)
+    out = attend_regions(
+        q, base, tile(weights, tokens), keys, values, HEADS, share=0.7, emphasis=push, amount=amount
+    )
     assert out.dtype == kind
-    exact = dense(q.float(), base.float(), weights, [x.float() for x in keys], [x.float() for x in values], 0.7, push if amount else None, amount)
+    exact = dense(
+        q.float(),
+        base.float(),
+        weights,
+        [x.float() for x in keys],
+        [x.float() for x in values],
+        0.7,
+        push if amount else None,
+        amount,
+    )
     torch.testing.assert_close(out.float(), exact, atol=TOLERANCE[kind], rtol=TOLERANCE[kind])
 
 
@@ -83,8 +115,14 @@ def test_tiles_hold_every_pixel_once_and_at_most_twice_the_slots(layers, seed):
 def test_no_region_or_no_share_is_the_plain_prompt_to_the_bit():
     q, base = some(1, 63, CHANNELS), some(1, 63, CHANNELS, seed=1)
     keys = prompts([6, 6])
-    for weights, share in ((torch.zeros(2, 63), 1.0), (region_weights(stack(2, 0), [0, 0]), 1.0), (stack(2, 0), 0.0)):
-        assert torch.equal(attend_regions(q, base, tile(weights, [6, 6]), keys, keys, HEADS, share=share), base)
+    for weights, share in (
+        (torch.zeros(2, 63), 1.0),
+        (region_weights(stack(2, 0), [0, 0]), 1.0),
+        (stack(2, 0), 0.0),
+    ):
+        assert torch.equal(
+            attend_regions(q, base, tile(weights, [6, 6]), keys, keys, HEADS, share=share), base
+        )
 
 
 def test_holes_take_the_main_prompt_to_the_bit():
@@ -101,15 +139,31 @@ def test_holes_take_the_main_prompt_to_the_bit():
 def test_a_region_masked_everywhere_is_as_if_absent(seed):
     masks = stack(4, seed)
     masks[2] = 0
-    q, base, keys, values = some(2, 63, CHANNELS), some(2, 63, CHANNELS, seed=1), prompts([6] * 4), prompts([6] * 4, seed=9)
+    q, base, keys, values = (
+        some(2, 63, CHANNELS),
+        some(2, 63, CHANNELS, seed=1),
+        prompts([6] * 4),
+        prompts([6] * 4, seed=9),
+    )
     weights = region_weights(masks, [0.8] * 4)
     kept = [0, 1, 3]
     with_it = attend_regions(q, base, tile(weights, [6] * 4), keys, values, HEADS)
-    without = attend_regions(q, base, tile(weights[kept], [6] * 3), [keys[i] for i in kept], [values[i] for i in kept], HEADS)
+    without = attend_regions(
+        q, base, tile(weights[kept], [6] * 3), [keys[i] for i in kept], [values[i] for i in kept], HEADS
+    )
     torch.testing.assert_close(with_it, without)
-    closed = joint(q, keys[0][None].expand(2, -1, -1), values[0][None].expand(2, -1, -1), _with_rest(weights), keys, values, HEADS)
+    closed = joint(
+        q,
+        keys[0][None].expand(2, -1, -1),
+        values[0][None].expand(2, -1, -1),
+        _with_rest(weights),
+        keys,
+        values,
+        HEADS,
+    )
     gone = joint(
-        q, keys[0][None].expand(2, -1, -1), values[0][None].expand(2, -1, -1), _with_rest(weights[kept]), [keys[i] for i in kept],
+        q, keys[0][None].expand(2, -1, -1), values[0][None].expand(2, -1, -1), _with_rest(weights[kept]),
+        [keys[i] for i in kept],
         [values[i] for i in kept], HEADS,
     )  # fmt: skip
     torch.testing.assert_close(closed, gone)
@@ -159,7 +213,9 @@ def test_mirroring_the_scene_mirrors_the_result():
     q, base = some(2, 63, CHANNELS), some(2, 63, CHANNELS, seed=1)
     keys, values = prompts([6] * 3), prompts([6] * 3, seed=9)
     out = attend_regions(q, base, tile(masks, [6] * 3), keys, values, HEADS)
-    back = attend_regions(mirrored(q, 1), mirrored(base, 1), tile(mirrored(masks, 1), [6] * 3), keys, values, HEADS)
+    back = attend_regions(
+        mirrored(q, 1), mirrored(base, 1), tile(mirrored(masks, 1), [6] * 3), keys, values, HEADS
+    )
     torch.testing.assert_close(mirrored(out, 1), back)
     push = word_push(masks, [[1, 2], [3], []], 6, [0.5] * 3, [1.0] * 3)
     s = collage(scores(q, keys[0].expand(2, -1, -1), HEADS), push, 1.0)
@@ -177,7 +233,12 @@ def test_a_picture_does_not_depend_on_its_batch():
     torch.testing.assert_close(together[1:2], alone)
     main = keys[0].expand(3, -1, -1)
     pushed = collage(scores(q, main, HEADS), word_push(weights, [[1], [2], [3]], 6, [1] * 3, [1] * 3), 1.0)
-    torch.testing.assert_close(pushed[1:2], collage(scores(q[1:2], main[1:2], HEADS), word_push(weights, [[1], [2], [3]], 6, [1] * 3, [1] * 3), 1.0))
+    torch.testing.assert_close(
+        pushed[1:2],
+        collage(
+            scores(q[1:2], main[1:2], HEADS), word_push(weights, [[1], [2], [3]], 6, [1] * 3, [1] * 3), 1.0
+        ),
+    )
 
 
 def test_weights_too_small_to_matter_cost_no_query():
@@ -202,7 +263,9 @@ def test_a_negative_maximum_does_not_turn_inside_and_outside_around_unless_asked
 
 def test_paint_with_words_pushes_by_the_greatest_score_of_all():
     s = torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])
-    assert paint_with_words(s, torch.tensor([[0.0, 0.5], [0.0, 0.0]]), 2.0).tolist() == [[[[1.0, 8.0], [3.0, 2.0]]]]
+    assert paint_with_words(s, torch.tensor([[0.0, 0.5], [0.0, 0.0]]), 2.0).tolist() == [
+        [[[1.0, 8.0], [3.0, 2.0]]]
+    ]
 
 
 def test_layers_that_share_a_word_are_not_pushed_out_of_each_other():

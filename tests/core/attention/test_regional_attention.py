@@ -7,10 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layered_core.attention.attention_maps import AttentionMaps, heat_map, heat_pictures, largest_patch, mask_from_attention, masks_from_attention
+from layered_core.attention.attention_maps import (
+    AttentionMaps,
+    heat_map,
+    heat_pictures,
+    largest_patch,
+    mask_from_attention,
+    masks_from_attention,
+)
 from layered_core.attention.cross_attention import plain
 from layered_core.attention.regional_attention import RegionalAttention
-from layered_core.attention.regional_plan import MODES, Settings, make_plan, plan_watching
+from layered_core.attention.regional_plan import REGION_MODES, Settings, plan_regions, plan_watching
 from layered_core.attention.words import Token
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
@@ -50,33 +57,47 @@ class Block:
         k, v = main @ self.to_k, main @ self.to_v
         base = plain(HEADS)(self.q, k, v, None)
         out = attention(
-            self.q, k, v, base, size=(8, 8), sigma=sigma, heads=HEADS, block=block, project=self.project, attend=plain(HEADS)
+            self.q, k, v, base, size=(8, 8), sigma=sigma, heads=HEADS, block=block, project=self.project,
+            attend=plain(HEADS)
         )  # fmt: skip
         return out, base
 
 
 def prepared(plan, settings, half="cond", tokens=TOKENS, **more):
     regions = getattr(plan, half)
-    contexts = [torch.randn(TOKENS, CHANNELS, generator=torch.Generator().manual_seed(len(r.text))) if r.text else None for r in regions]
+    contexts = [
+        torch.randn(TOKENS, CHANNELS, generator=torch.Generator().manual_seed(len(r.text)))
+        if r.text
+        else None
+        for r in regions
+    ]
     return RegionalAttention(regions, settings, contexts, tokens, **more)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REGION_MODES)
 def test_strength_zero_is_the_plain_prompt_to_the_bit(mode):
     settings = Settings(mode=mode, strength=0)
-    out, base = Block().run(prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings))
+    out, base = Block().run(
+        prepared(
+            plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings
+        )
+    )
     assert out is base
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REGION_MODES)
 def test_every_mode_acts(mode):
     settings = Settings(mode=mode)
-    out, base = Block().run(prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings))
+    out, base = Block().run(
+        prepared(
+            plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings
+        )
+    )
     assert float((out - base).abs().max()) > 1e-3
 
 
 def test_no_layers_is_the_plain_prompt():
-    plan = make_plan(LayerDocument(32, 32), Settings(), "a meadow", "dark", tokenise)
+    plan = plan_regions(LayerDocument(32, 32), Settings(), "a meadow", "dark", tokenise)
     assert (plan.prompt, plan.negative, plan.cond, plan.uncond) == ("a meadow", "dark", (), ())
 
 
@@ -84,24 +105,27 @@ def test_hidden_empty_and_wordless_layers_are_no_regions():
     document = LayerDocument(
         32, 32,
         (
-            box("hidden", 0, "a tree", visible=False), box("nowhere", 0, "a house", mask=torch.zeros(4, 4)), box("mute", 0),
+            box("hidden", 0, "a tree", visible=False), box("nowhere", 0, "a house", mask=torch.zeros(4, 4)),
+            box("mute", 0),
             box("covered", 16, "a heart"), box("star", 16, "a blue star"),
         ),
     )  # fmt: skip
-    assert [r.name for r in make_plan(document, Settings(), "", "", tokenise).cond] == ["star"]
+    assert [r.name for r in plan_regions(document, Settings(), "", "", tokenise).cond] == ["star"]
 
 
 def test_an_empty_prompt_is_the_documents_own_words():
-    assert make_plan(pair(), Settings(), " ", "", tokenise).prompt == "a blue star, a red ball"
-    plan = make_plan(pair(prompt="two things", negative="dark"), Settings(), "", "", tokenise)
+    assert plan_regions(pair(), Settings(), " ", "", tokenise).prompt == "a blue star, a red ball"
+    plan = plan_regions(pair(prompt="two things", negative="dark"), Settings(), "", "", tokenise)
     assert (plan.prompt, plan.negative) == ("two things", "dark")
 
 
 @pytest.mark.parametrize("mode", ["collage", "paint with words"])
 def test_words_that_the_prompt_lacks_are_named_or_appended(mode):
-    with pytest.raises(LayeredError, match=r"layer 'star': words 'a blue star' in the prompt is 'not found'.*append"):
-        make_plan(pair(), Settings(mode=mode), "a red ball", "", tokenise)
-    plan = make_plan(pair(), Settings(mode=mode, append=True), "a red ball", "", tokenise)
+    with pytest.raises(
+        LayeredError, match=r"layer 'star': words 'a blue star' in the prompt is 'not found'.*append"
+    ):
+        plan_regions(pair(), Settings(mode=mode), "a red ball", "", tokenise)
+    plan = plan_regions(pair(), Settings(mode=mode, append=True), "a red ball", "", tokenise)
     assert plan.prompt == "a red ball, a blue star"
     assert [r.words for r in plan.cond] == [(1, 2, 3), (5, 6, 7)]
 
@@ -110,30 +134,40 @@ def test_words_that_the_prompt_lacks_are_named_or_appended(mode):
 @pytest.mark.parametrize("append", [False, True])
 def test_strength_zero_leaves_the_prompt_as_it_is_unless_words_are_recorded(mode, append):
     settings = Settings(mode=mode, strength=0, append=append)
-    plan = make_plan(pair(), settings, "a meadow", "", tokenise)
+    plan = plan_regions(pair(), settings, "a meadow", "", tokenise)
     assert plan.prompt == "a meadow"
     assert not any(r.acts for r in plan.cond)
     if append:
-        recorded = make_plan(pair(), settings, "a red ball", "", tokenise, record=True)
-        assert (recorded.prompt, [r.words for r in recorded.cond]) == ("a red ball, a blue star", [(1, 2, 3), (5, 6, 7)])
+        recorded = plan_regions(pair(), settings, "a red ball", "", tokenise, record=True)
+        assert (recorded.prompt, [r.words for r in recorded.cond]) == (
+            "a red ball, a blue star",
+            [(1, 2, 3), (5, 6, 7)],
+        )
     else:
         with pytest.raises(LayeredError, match="words 'a red ball' in the prompt is 'not found'"):
-            make_plan(pair(), settings, "a meadow", "", tokenise, record=True)
+            plan_regions(pair(), settings, "a meadow", "", tokenise, record=True)
 
 
 def test_unclear_words_are_named():
-    with pytest.raises(LayeredError, match=r"layer 'ball': words 'a red ball' in the prompt is 'found 2 times'.*longer"):
-        make_plan(pair(), Settings(mode="collage"), "a red ball, a red ball, a blue star", "", tokenise)
+    with pytest.raises(
+        LayeredError, match=r"layer 'ball': words 'a red ball' in the prompt is 'found 2 times'.*longer"
+    ):
+        plan_regions(pair(), Settings(mode="collage"), "a red ball, a red ball, a blue star", "", tokenise)
 
 
 @pytest.mark.parametrize("mode", ["regions", "joint"])
 def test_regions_need_no_word_in_the_prompt(mode):
-    assert [r.text for r in make_plan(pair(), Settings(mode=mode), "a meadow", "", tokenise).cond] == ["a red ball", "a blue star"]
+    assert [r.text for r in plan_regions(pair(), Settings(mode=mode), "a meadow", "", tokenise).cond] == [
+        "a red ball",
+        "a blue star",
+    ]
 
 
 def test_negatives_act_in_their_regions_alone():
-    document = LayerDocument(32, 32, (box("ball", 0, "a red ball", negative="dots"), box("star", 16, "a blue star")))
-    plan = make_plan(document, Settings(), "", "dark", tokenise)
+    document = LayerDocument(
+        32, 32, (box("ball", 0, "a red ball", negative="dots"), box("star", 16, "a blue star"))
+    )
+    plan = plan_regions(document, Settings(), "", "dark", tokenise)
     assert [(r.name, r.text) for r in plan.uncond] == [("ball", "dark, dots")]
     out, base = Block().run(prepared(plan, Settings(), "uncond"))
     left = torch.arange(64) % 8 < 4
@@ -143,9 +177,10 @@ def test_negatives_act_in_their_regions_alone():
 
 def test_auto_negative_covers_the_other_layers_and_the_holes():
     document = LayerDocument(64, 32, pair().layers)
-    plan = make_plan(document, Settings(auto_negative=True), "", "dark", tokenise)
+    plan = plan_regions(document, Settings(auto_negative=True), "", "dark", tokenise)
     assert [(r.name, r.text) for r in plan.uncond] == [
-        ("ball", "dark, a blue star"), ("star", "dark, a red ball"), ("no layer", "dark, a red ball, a blue star"),
+        ("ball", "dark, a blue star"), ("star", "dark, a red ball"),
+        ("no layer", "dark, a red ball, a blue star"),
     ]  # fmt: skip
     torch.testing.assert_close(sum(r.mask for r in plan.uncond), torch.ones(32, 64))
 
@@ -153,14 +188,14 @@ def test_auto_negative_covers_the_other_layers_and_the_holes():
 def test_layers_made_elsewhere_do_nothing():
     neutral = Recipe(inside=0, outside=0, noise=1)
     document = LayerDocument(32, 32, (box("ball", 0, "a red ball", negative="dots", recipe=neutral),))
-    plan = make_plan(document, Settings(auto_negative=True), "a red ball", "", tokenise)
+    plan = plan_regions(document, Settings(auto_negative=True), "a red ball", "", tokenise)
     assert not plan.uncond
     assert not any(r.acts for r in plan.cond)
 
 
 def test_outside_its_window_of_noise_nothing_acts():
     settings = Settings()
-    attention = prepared(make_plan(pair(), settings, "", "", tokenise), settings, window=(10.0, 2.0))
+    attention = prepared(plan_regions(pair(), settings, "", "", tokenise), settings, window=(10.0, 2.0))
     block = Block()
     for sigma, acts in ((11.0, False), (10.0, True), (2.1, True), (2.0, False)):
         out, base = block.run(attention, sigma)
@@ -168,14 +203,22 @@ def test_outside_its_window_of_noise_nothing_acts():
 
 
 def test_layers_get_the_guidance_that_their_strength_and_window_give_them():
-    quarters = tuple(box(n, x, f"a {n}", recipe=Recipe(inside=i)) for n, x, i in (("ball", 0, 1.0), ("star", 8, 0.0)))
+    quarters = tuple(
+        box(n, x, f"a {n}", recipe=Recipe(inside=i)) for n, x, i in (("ball", 0, 1.0), ("star", 8, 0.0))
+    )
     document = LayerDocument(32, 32, tuple(replace(b, width=8) for b in quarters))
     for strength in (1.0, 0.5, 0.0):
         settings = Settings(guidance=5, strength=strength)
-        factor = prepared(make_plan(document, settings, "", "", tokenise), settings, window=(10.0, 2.0)).guidance((8, 8), 5.0)
+        factor = prepared(
+            plan_regions(document, settings, "", "", tokenise), settings, window=(10.0, 2.0)
+        ).guidance((8, 8), 5.0)
         torch.testing.assert_close(factor[:, :2], torch.full((8, 2), 1 + 4 * 0.75 * strength))
         assert (factor[:, 2:] == 1).all()
-    attention = prepared(make_plan(document, Settings(guidance=5), "", "", tokenise), Settings(guidance=5), window=(10.0, 2.0))
+    attention = prepared(
+        plan_regions(document, Settings(guidance=5), "", "", tokenise),
+        Settings(guidance=5),
+        window=(10.0, 2.0),
+    )
     for sigma, more in ((11.0, False), (3.0, True), (1.9, False)):
         assert bool((attention.guidance((8, 8), sigma) > 1).any()) == more
 
@@ -185,7 +228,7 @@ def test_layers_are_wider_for_their_words_while_the_picture_forms():
     changed = {}
     for growth in (0.0, 0.125):
         settings = Settings(growth=growth)
-        attention = prepared(make_plan(document, settings, "a meadow", "", tokenise), settings)
+        attention = prepared(plan_regions(document, settings, "a meadow", "", tokenise), settings)
         for sigma in (FORMING + 0.1, FORMING):
             out, base = Block().run(attention, sigma)
             changed[growth, sigma] = (out - base).abs().amax((0, 2)).view(8, 8) > 0
@@ -200,7 +243,7 @@ def test_layers_are_wider_for_their_words_while_the_picture_forms():
 
 def test_keys_and_values_are_projected_once_unless_weights_may_change():
     settings = Settings()
-    attention = prepared(make_plan(pair(), settings, "", "", tokenise), settings)
+    attention = prepared(plan_regions(pair(), settings, "", "", tokenise), settings)
     block = Block()
     for _ in range(3):
         block.run(attention)
@@ -210,40 +253,50 @@ def test_keys_and_values_are_projected_once_unless_weights_may_change():
     assert block.projections == 4
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REGION_MODES)
 def test_a_host_that_repeats_the_tokens_of_the_prompt_gets_the_same(mode):
     settings = Settings(mode=mode)
-    attention = prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings)
+    attention = prepared(
+        plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings
+    )
     block = Block()
     once, _ = block.run(attention)
     thrice, _ = block.run(attention, main=block.main.repeat(1, 3, 1))
     torch.testing.assert_close(once, thrice)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REGION_MODES)
 @pytest.mark.parametrize(("appended", "repeats"), [(4, 1), (TOKENS, 1), (TOKENS, 3)])
 def test_tokens_that_others_append_to_the_prompt_are_no_words_of_layers(mode, appended, repeats):
     settings = Settings(mode=mode)
-    plan = make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
+    plan = plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
     block = Block()
-    main = torch.cat([block.main, torch.randn(2, appended, CHANNELS, generator=torch.Generator().manual_seed(1))], 1)
+    main = torch.cat(
+        [block.main, torch.randn(2, appended, CHANNELS, generator=torch.Generator().manual_seed(1))], 1
+    )
     maps = [AttentionMaps([r.name for r in plan.cond]) for _ in range(2)]
     longer = prepared(plan, settings, maps=maps[0], tokens=TOKENS + appended)
     wanted, _ = block.run(longer, main=main)
-    out, _ = block.run(prepared(plan, settings, maps=maps[1], length=TOKENS + appended), main=main.repeat(1, repeats, 1))
+    out, _ = block.run(
+        prepared(plan, settings, maps=maps[1], length=TOKENS + appended), main=main.repeat(1, repeats, 1)
+    )
     torch.testing.assert_close(out, wanted)
     torch.testing.assert_close(*(m.mean((8, 8)) for m in maps))
 
 
 def test_a_prompt_that_lost_tokens_and_keys_of_another_length_are_named():
     settings = Settings(mode="collage")
-    plan = make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
-    with pytest.raises(LayeredError, match=f"tokens of the prompt that has regions is 8; allowed: {TOKENS} and more"):
+    plan = plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
+    with pytest.raises(
+        LayeredError, match=f"tokens of the prompt that has regions is 8; allowed: {TOKENS} and more"
+    ):
         prepared(plan, settings, length=8)
     block = Block()
     for mode in ("collage", "joint"):
         settings = Settings(mode=mode)
-        attention = prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings)
+        attention = prepared(
+            plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings
+        )
         with pytest.raises(LayeredError, match=f"cross-attention is 13; allowed: {TOKENS}, or a multiple"):
             block.run(attention, main=torch.cat([block.main, block.main[:, :4]], 1))
 
@@ -251,7 +304,9 @@ def test_a_prompt_that_lost_tokens_and_keys_of_another_length_are_named():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 def test_one_run_may_be_divided_among_devices():
     settings = Settings(mode="collage")
-    attention = prepared(make_plan(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings)
+    attention = prepared(
+        plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise), settings
+    )
     block = Block()
     here, _ = block.run(attention)
     for name in ("q", "main", "to_k", "to_v"):
@@ -260,9 +315,11 @@ def test_one_run_may_be_divided_among_devices():
 
 
 def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():
-    layers = tuple(Layer(f"l{i}", x=i % 10 * 4, y=i // 10 * 8, width=4, height=8, prompt=f"thing {i}") for i in range(50))
+    layers = tuple(
+        Layer(f"l{i}", x=i % 10 * 4, y=i // 10 * 8, width=4, height=8, prompt=f"thing {i}") for i in range(50)
+    )
     settings = Settings()
-    attention = prepared(make_plan(LayerDocument(40, 40, layers), settings, "x", "", tokenise), settings)
+    attention = prepared(plan_regions(LayerDocument(40, 40, layers), settings, "x", "", tokenise), settings)
     out, base = Block().run(attention)
     assert bool(out.isfinite().all())
     assert not torch.equal(out, base)
@@ -271,9 +328,12 @@ def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"strength": math.nan}, "strength"), ({"strength": -0.1}, "strength"), ({"start": 0.6, "end": 0.5}, "end"), ({"mode": "magic"}, "mode"),
-        ({"schedule": "x"}, "schedule"), ({"global_weight": 2}, "global_weight"), ({"emphasis": math.inf}, "emphasis"),
-        ({"guidance": 0.5}, "guidance"), ({"guidance": math.nan}, "guidance"), ({"growth": -0.1}, "growth"), ({"growth": 0.3}, "growth"),
+        ({"strength": math.nan}, "strength"), ({"strength": -0.1}, "strength"),
+        ({"start": 0.6, "end": 0.5}, "end"), ({"mode": "magic"}, "mode"),
+        ({"schedule": "x"}, "schedule"), ({"global_weight": 2}, "global_weight"),
+        ({"emphasis": math.inf}, "emphasis"),
+        ({"guidance": 0.5}, "guidance"), ({"guidance": math.nan}, "guidance"), ({"growth": -0.1}, "growth"),
+        ({"growth": 0.3}, "growth"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad, said):
@@ -283,7 +343,7 @@ def test_bad_settings_are_named(bad, said):
 
 def test_maps_tell_where_the_words_act():
     settings = Settings(global_weight=0)
-    plan = make_plan(pair(), settings, "a meadow", "", tokenise)
+    plan = plan_regions(pair(), settings, "a meadow", "", tokenise)
     maps = AttentionMaps([r.name for r in plan.cond])
     out, _ = Block().run(prepared(plan, settings, maps=maps))
     plainly, _ = Block().run(prepared(plan, settings))
@@ -324,11 +384,16 @@ def test_a_threshold_lies_between_the_least_and_the_greatest_in_the_box():
         mask = mask_from_attention(share, box, threshold, largest=False)
         assert mask.sum() == count
         assert not bool(mask[~box].any())
-    assert torch.equal(mask_from_attention(torch.full((6, 6), 0.2), box, 0.5, largest=True), box.float()), "no cell is better than another"
+    assert torch.equal(mask_from_attention(torch.full((6, 6), 0.2), box, 0.5, largest=True), box.float()), (
+        "no cell is better than another"
+    )
     assert not bool(mask_from_attention(share, torch.zeros(6, 6, dtype=torch.bool), 0.0, largest=True).any())
 
 
-@pytest.mark.parametrize("change", [{"opacity": 0.1}, {"width": 8, "height": 8}, {"x": 4, "width": 8}, {"x": 12, "width": 3, "height": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"opacity": 0.1}, {"width": 8, "height": 8}, {"x": 4, "width": 8}, {"x": 12, "width": 3, "height": 3}],
+)
 def test_a_faint_or_small_layer_gets_a_mask_too(change):
     maps = AttentionMaps(["ball"])
     maps.add((4, 4), torch.rand(1, 1, 16, generator=torch.Generator().manual_seed(0)))
@@ -369,7 +434,9 @@ def test_masks_are_found_inside_boxes_for_layers_that_need_one():
     shares = torch.zeros(1, 2, 8, 8)
     shares[0, 0, 2:4, 1:3], shares[0, 0, 6, 6], shares[0, 1, 1, 6] = 0.5, 0.9, 0.3
     maps.add((8, 8), shares.flatten(2))
-    document = LayerDocument(32, 32, (*pair(), box("drawn", 0, "a tree", mask=torch.ones(2, 2)), box("mute", 0)))
+    document = LayerDocument(
+        32, 32, (*pair(), box("drawn", 0, "a tree", mask=torch.ones(2, 2)), box("mute", 0))
+    )
     found, masks = masks_from_attention(document, maps, (8, 8), 0.5, largest=True)
     assert masks.shape == (2, 8, 8)
     assert masks[0].nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]

@@ -10,7 +10,10 @@ from layered_core.document import Layer, Recipe
 
 def tokenise(text, chunk=75):
     """Words as tokens, in chunks with a start and an end each, as CLIP has them."""
-    return [Token(w, i // chunk * (chunk + 2) + 1 + i % chunk) for i, w in enumerate(re.findall(r"\w+|[^\w\s]", text))]
+    return [
+        Token(w, i // chunk * (chunk + 2) + 1 + i % chunk)
+        for i, w in enumerate(re.findall(r"\w+|[^\w\s]", text))
+    ]
 
 
 def places(prompt, *layers):
@@ -18,7 +21,11 @@ def places(prompt, *layers):
 
 
 def test_words_are_found_as_whole_sequences():
-    assert places("a red house beside a red ball", "a red ball", "a red house", "red") == [(5, 6, 7), (1, 2, 3), ()]
+    assert places("a red house beside a red ball", "a red ball", "a red house", "red") == [
+        (5, 6, 7),
+        (1, 2, 3),
+        (),
+    ]
 
 
 def test_longer_words_take_theirs_first():
@@ -34,7 +41,8 @@ def test_one_word_speaks_of_all_layers_that_have_it():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "layers", "found", "wanted"), [("a ball, a ball", ["ball"], 2, 1), ("b b b", ["b", "b"], 3, 2), ("x", ["y"], 0, 1)]
+    ("prompt", "layers", "found", "wanted"),
+    [("a ball, a ball", ["ball"], 2, 1), ("b b b", ["b", "b"], 3, 2), ("x", ["y"], 0, 1)],
 )
 def test_what_is_missing_or_unclear_is_said(prompt, layers, found, wanted):
     for match in find_words(tokenise(prompt), [tokenise(w) for w in layers]):
@@ -67,4 +75,7 @@ def test_auto_negative_puts_every_prompt_where_its_layer_is_not():
 
 
 def test_without_auto_negative_only_own_negatives_are_added():
-    assert negative_texts("blurry", ["a ball", "a star"], ["", "round"], auto=False) == (["blurry", "blurry, round"], "blurry")
+    assert negative_texts("blurry", ["a ball", "a star"], ["", "round"], auto=False) == (
+        ["blurry", "blurry, round"],
+        "blurry",
+    )

@@ -1,4 +1,5 @@
-"""Both rule sets against values from elsewhere: golden ones, psd-tools' functions and psd-tools' compositor."""
+"""Both rule sets against values from elsewhere: golden ones, psd-tools' functions and psd-tools'
+compositor."""
 
 import json
 from pathlib import Path
@@ -20,7 +21,11 @@ from layered_core.errors import LayeredError
 
 GOLDEN = json.loads((Path(__file__).parent / "blend_golden.json").read_text(encoding="utf-8"))
 TOLERANCE = 2 / 255
-PSD_MODES = {mode: getattr(BlendMode, mode.replace("-", "_").upper()) for mode in BLEND_MODES if not mode.startswith("grain")}
+PSD_MODES = {
+    mode: getattr(BlendMode, mode.replace("-", "_").upper())
+    for mode in BLEND_MODES
+    if not mode.startswith("grain")
+}
 """Photoshop has no grain modes."""
 
 
@@ -44,12 +49,18 @@ def test_golden_values(mode, rules):
 
 
 def levels(seed):
-    """Every pair of 18 levels, 0 and 1 and their neighbours among them, dealt to three channels: backdrop and source ``[3, 18, 18]``."""
-    steps = np.unique(np.concatenate([np.linspace(0, 1, 14), [1 / 255, 254 / 255, 0.5, 0.25]])).astype(np.float32)
+    """Every pair of 18 levels, 0 and 1 and their neighbours among them, dealt to three channels: backdrop and
+    source ``[3, 18, 18]``."""
+    steps = np.unique(np.concatenate([np.linspace(0, 1, 14), [1 / 255, 254 / 255, 0.5, 0.25]])).astype(
+        np.float32
+    )
     rng = np.random.default_rng(seed)
     pairs = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
     dealt = np.stack([rng.permutation(pairs) for _ in range(3)])
-    return (torch.from_numpy(np.ascontiguousarray(dealt[..., i])).reshape(3, len(steps), len(steps)) for i in (0, 1))
+    return (
+        torch.from_numpy(np.ascontiguousarray(dealt[..., i])).reshape(3, len(steps), len(steps))
+        for i in (0, 1)
+    )
 
 
 @pytest.mark.parametrize("mode", list(PSD_MODES)[1:])
@@ -62,7 +73,8 @@ def test_photoshop_blends_equal_psd_tools(mode):
 
 @pytest.mark.parametrize("mode", PSD_MODES)
 def test_photoshop_documents_equal_psd_tools_compositor(mode):
-    """Random documents with alpha, masks, opacity, offsets on and off the canvas, hidden layers, over opaque and over soft backdrops."""
+    """Random documents with alpha, masks, opacity, offsets on and off the canvas, hidden layers, over opaque
+    and over soft backdrops."""
     rng = np.random.default_rng(list(PSD_MODES).index(mode))
     width, height = 20, 16
     for _ in range(6):
@@ -73,10 +85,16 @@ def test_photoshop_documents_equal_psd_tools_compositor(mode):
             pixels = rng.choice([0, 255, *rng.integers(0, 256, 9)], (*size, 4)).astype(np.uint8)
             if index == 0 and rng.random() < 0.5:
                 pixels[..., 3] = 255
-            mask = rng.choice([0, 255, *rng.integers(0, 256, 3)], size).astype(np.uint8) if rng.random() < 0.5 else None
+            mask = (
+                rng.choice([0, 255, *rng.integers(0, 256, 3)], size).astype(np.uint8)
+                if rng.random() < 0.5
+                else None
+            )
             opacity, visible = int(rng.choice([255, 190, 60])), index == 0 or rng.random() < 0.85
             image = Image.fromarray(pixels)
-            theirs = psd.create_pixel_layer(image, name=str(index), top=y, left=x, opacity=opacity, blend_mode=PSD_MODES[blend])
+            theirs = psd.create_pixel_layer(
+                image, name=str(index), top=y, left=x, opacity=opacity, blend_mode=PSD_MODES[blend]
+            )
             theirs.visible = visible
             if mask is not None:
                 theirs.create_mask(Image.fromarray(mask))
@@ -87,7 +105,9 @@ def test_photoshop_documents_equal_psd_tools_compositor(mode):
                 "blend_mode": blend,
                 "visible": bool(visible),
             }
-            layers.append(Layer(str(index), torch.from_numpy(pixels).float() / 255, opacity=opacity / 255, **own))
+            layers.append(
+                Layer(str(index), torch.from_numpy(pixels).float() / 255, opacity=opacity / 255, **own)
+            )
         colour, _, alpha = psd_composite(psd)
         mine = composite(LayerDocument(width, height, tuple(layers)), "photoshop").numpy()
         assert np.abs(mine[..., 3:] - alpha).max() < 1e-5

@@ -1,4 +1,5 @@
-"""Compositing: placement, resampling, alpha and what each rule set lays where. The blend modes are in test_blend_modes.py."""
+"""Compositing: placement, resampling, alpha and what each rule set lays where. The blend modes are in
+test_blend_modes.py."""
 
 import math
 import threading
@@ -11,7 +12,7 @@ from PIL import Image
 
 from layered_core.canvas import compositing
 from layered_core.canvas.compositing import composite, over_colour, straight
-from layered_core.canvas.placement import bounds, place, window
+from layered_core.canvas.placement import bounds, layer_window, place
 from layered_core.document import BLEND_MODES, Layer, LayerDocument
 from layered_core.formats.pictures import to_image
 
@@ -81,7 +82,11 @@ def test_resampling_never_lets_hidden_colour_into_an_edge(size, rotation):
     pixels = torch.zeros(16, 16, 4)
     pixels[..., 1] = 1  # green where transparent
     pixels[4:12, 4:12] = torch.tensor([1.0, 0.0, 0.0, 1.0])  # a red square
-    out = composite(LayerDocument(48, 48, (Layer("a", pixels, x=4, y=4, width=size[0], height=size[1], rotation=rotation),)))
+    out = composite(
+        LayerDocument(
+            48, 48, (Layer("a", pixels, x=4, y=4, width=size[0], height=size[1], rotation=rotation),)
+        )
+    )
     seen = out[out[..., 3] > 1e-3]
     assert len(seen)
     assert float(seen[:, 1].max()) < 1e-3
@@ -129,7 +134,9 @@ def test_photoshop_rules_lay_any_mode_where_nothing_is_and_comfyui_rules_only_no
 def test_half_of_white_on_black_is_half_the_light_by_comfyui_rules_and_half_the_number_by_photoshops():
     document = LayerDocument(3, 2, (one("white", 1, 1, 1, 1, opacity=0.5),), background=(0.0, 0.0, 0.0))
     torch.testing.assert_close(composite(document, "photoshop")[0, 0, :3], torch.full((3,), 0.5))
-    torch.testing.assert_close(composite(document, "comfyui")[0, 0, :3], torch.full((3,), 0.735357), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        composite(document, "comfyui")[0, 0, :3], torch.full((3,), 0.735357), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
@@ -144,7 +151,9 @@ def test_the_background_is_an_opaque_layer_under_all(rules):
     layers = Layer("a", picture(5, 6, 1), blend_mode="multiply"), Layer("b", picture(5, 6, 2))
     sheet = Layer("sheet", torch.tensor([[[0.1, 0.5, 0.9, 1.0]]]), width=6, height=5)
     with_colour = composite(LayerDocument(6, 5, layers, background=(0.1, 0.5, 0.9)), rules)
-    torch.testing.assert_close(with_colour, composite(LayerDocument(6, 5, (sheet, *layers)), rules), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        with_colour, composite(LayerDocument(6, 5, (sheet, *layers)), rules), atol=1e-6, rtol=0
+    )
     assert bool((with_colour[..., 3] == 1).all())
 
 
@@ -155,7 +164,12 @@ def test_a_mask_is_the_same_as_alpha(rules):
     back = Layer("back", picture(12, 12, 3))
     for blend_mode in ("normal", "screen"):
         a, b = (
-            composite(LayerDocument(12, 12, (back, Layer("front", p, m, x=2, y=3, flip_h=True, blend_mode=blend_mode))), rules)
+            composite(
+                LayerDocument(
+                    12, 12, (back, Layer("front", p, m, x=2, y=3, flip_h=True, blend_mode=blend_mode))
+                ),
+                rules,
+            )
             for p, m in ((pixels, mask), (baked, None))
         )
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
@@ -185,7 +199,10 @@ def test_a_layer_of_no_opacity_or_no_visibility_changes_no_bit(rules, mode):
 
 @pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
 def test_bands_leave_no_seam(rules, monkeypatch):
-    layers = [Layer(str(i), picture(40, 50, i), x=3 * i, y=2 * i, rotation=17 * i, blend_mode=m) for i, m in enumerate(("normal", "screen", "hue"))]
+    layers = [
+        Layer(str(i), picture(40, 50, i), x=3 * i, y=2 * i, rotation=17 * i, blend_mode=m)
+        for i, m in enumerate(("normal", "screen", "hue"))
+    ]
     document = LayerDocument(60, 50, layers)
     whole = composite(document, rules)
     monkeypatch.setattr(compositing, "_band_pixels", lambda device: 1)
@@ -194,17 +211,26 @@ def test_bands_leave_no_seam(rules, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_any_float_type_gives_the_picture_in_float32_or_better(dtype):
-    layers = [Layer(str(i), picture(9, 9, i).to(dtype), rotation=5.0 * i, blend_mode=m) for i, m in enumerate(("normal", "overlay", "color"))]
+    layers = [
+        Layer(str(i), picture(9, 9, i).to(dtype), rotation=5.0 * i, blend_mode=m)
+        for i, m in enumerate(("normal", "overlay", "color"))
+    ]
     exact = [Layer(x.name, x.image.double(), rotation=x.rotation, blend_mode=x.blend_mode) for x in layers]
     for rules in ("comfyui", "photoshop"):
         out = composite(LayerDocument(9, 9, layers), rules)
         assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(out.double(), composite(LayerDocument(9, 9, exact), rules), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            out.double(), composite(LayerDocument(9, 9, exact), rules), atol=1e-4, rtol=0
+        )
 
 
 def test_what_an_opaque_layer_covers_is_not_worked_on(monkeypatch):
     looked = []
-    monkeypatch.setattr(compositing, "window", lambda pixels, layer, box: looked.append(layer.name) or window(pixels, layer, box))
+    monkeypatch.setattr(
+        compositing,
+        "layer_window",
+        lambda pixels, layer, box: looked.append(layer.name) or layer_window(pixels, layer, box),
+    )
     cover = Layer("cover", torch.ones(4, 4, 4))
     front = Layer("front", picture(4, 4, 1), blend_mode="screen")
     composite(LayerDocument(4, 4, (Layer("back", picture(4, 4, 0)), cover, front)))
@@ -217,7 +243,10 @@ def test_what_an_opaque_layer_covers_is_not_worked_on(monkeypatch):
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_threads_make_the_same_picture_and_leave_no_trace(inference, monkeypatch):
-    layers = [Layer(str(i), picture(30, 20, i), blend_mode=m) for i, m in enumerate(("normal", "soft-light", "color"))]
+    layers = [
+        Layer(str(i), picture(30, 20, i), blend_mode=m)
+        for i, m in enumerate(("normal", "soft-light", "color"))
+    ]
     monkeypatch.setattr(compositing, "_band_pixels", lambda device: 40)
     before, seen = torch.get_num_threads(), []
     try:
@@ -247,7 +276,10 @@ def test_what_goes_wrong_in_a_band_is_raised(monkeypatch):
 
 
 def test_compositing_changes_no_layer():
-    layers = [Layer(str(i), picture(7, 7, i), picture(7, 7, 9)[..., 0], blend_mode=m) for i, m in enumerate(("normal", "color-burn", "hue"))]
+    layers = [
+        Layer(str(i), picture(7, 7, i), picture(7, 7, 9)[..., 0], blend_mode=m)
+        for i, m in enumerate(("normal", "color-burn", "hue"))
+    ]
     kept = [(x.image.clone(), x.mask.clone()) for x in layers]
     for rules in ("comfyui", "photoshop"):
         composite(LayerDocument(7, 7, layers), rules)
@@ -259,7 +291,11 @@ def test_compositing_changes_no_layer():
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 def test_an_enlarged_layer_has_sharp_edges(rotation):
     """Its edge is one canvas pixel wide, however coarse its own pixels are."""
-    alpha = composite(LayerDocument(80, 80, (Layer("a", torch.ones(2, 2, 4), x=20, y=20, width=40, height=40, rotation=rotation),)))[..., 3]
+    alpha = composite(
+        LayerDocument(
+            80, 80, (Layer("a", torch.ones(2, 2, 4), x=20, y=20, width=40, height=40, rotation=rotation),)
+        )
+    )[..., 3]
     soft = int(((alpha > 0.01) & (alpha < 0.99)).sum())
     assert soft == 0 if rotation == 0 else soft < 2 * 160
     assert float(alpha.sum()) == pytest.approx(1600, rel=0.005)

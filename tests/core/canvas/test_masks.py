@@ -16,7 +16,9 @@ def layers(draw, most=6):
     for i in range(draw(st.integers(0, most))):
         seed = draw(st.integers(0, 1000))
         width, height = draw(st.integers(1, 50)), draw(st.integers(1, 50))
-        alpha = torch.rand(draw(st.integers(1, 9)), draw(st.integers(1, 9)), generator=torch.Generator().manual_seed(seed))
+        alpha = torch.rand(
+            draw(st.integers(1, 9)), draw(st.integers(1, 9)), generator=torch.Generator().manual_seed(seed)
+        )
         mask = draw(st.sampled_from([alpha, alpha.round(), torch.zeros_like(alpha), None]))
         found.append(
             Layer(
@@ -49,11 +51,16 @@ def test_visible_masks_are_not_negative_and_sum_to_one(stack):
 @given(layers(4), st.randoms(use_true_random=False))
 def test_permuting_layers_that_do_not_overlap_changes_nothing(stack, random):
     # One row of the canvas for each, so that no two touch.
-    apart = [Layer(x.name, mask=x.mask, width=30, height=4, x=i, y=5 * i, opacity=x.opacity, visible=x.visible) for i, x in enumerate(stack)]
+    apart = [
+        Layer(x.name, mask=x.mask, width=30, height=4, x=i, y=5 * i, opacity=x.opacity, visible=x.visible)
+        for i, x in enumerate(stack)
+    ]
     order = list(range(len(apart)))
     random.shuffle(order)
     masks, rest = visible_masks(layer_alphas(LayerDocument(WIDTH, HEIGHT, tuple(apart))))
-    shuffled, shuffled_rest = visible_masks(layer_alphas(LayerDocument(WIDTH, HEIGHT, tuple(apart[i] for i in order))))
+    shuffled, shuffled_rest = visible_masks(
+        layer_alphas(LayerDocument(WIDTH, HEIGHT, tuple(apart[i] for i in order)))
+    )
     assert torch.equal(shuffled, masks[order])
     assert torch.equal(shuffled_rest, rest)
 
@@ -73,7 +80,9 @@ def test_a_box_without_picture_covers_its_box():
 
 
 def test_hidden_and_fully_transparent_layers_cover_nothing():
-    document = LayerDocument(4, 4, (Layer("a", width=4, height=4, visible=False), Layer("b", width=4, height=4, opacity=0.0)))
+    document = LayerDocument(
+        4, 4, (Layer("a", width=4, height=4, visible=False), Layer("b", width=4, height=4, opacity=0.0))
+    )
     masks, rest = visible_masks(layer_alphas(document))
     assert not masks.any()
     assert torch.equal(rest, torch.ones(4, 4))
@@ -84,7 +93,10 @@ def test_hidden_and_fully_transparent_layers_cover_nothing():
 def test_a_pyramid_keeps_the_sum_over_layers_at_any_aspect_ratio(height, width, count):
     alphas = torch.rand(count, 40, 56, generator=torch.Generator().manual_seed(height * 41 + width))
     masks, rest = visible_masks(alphas)
-    (cells,), (rest_cells,) = mask_pyramid(masks, [(height, width)]), mask_pyramid(rest[None], [(height, width)])
+    (cells,), (rest_cells,) = (
+        mask_pyramid(masks, [(height, width)]),
+        mask_pyramid(rest[None], [(height, width)]),
+    )
     assert cells.shape == (count, height, width)
     torch.testing.assert_close(cells.sum(0) + rest_cells[0], torch.ones(height, width))
 

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layered_core.control.control_map import ControlMap, centre_crop, fitted, resized, soft_weights, token_grid, weighted
+from layered_core.control.control_map import (
+    ControlMap,
+    centre_crop,
+    fitted,
+    resized,
+    soft_weights,
+    token_grid,
+    weighted,
+)
 from layered_core.document import Control, Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 
@@ -16,7 +24,15 @@ def layer(name, hint="canny", **values):
 
 
 def test_the_map_of_a_document_is_each_layers_visible_part_times_its_strength():
-    document = LayerDocument(8, 4, (layer("left", strength=0.5), layer("right", x=4, strength=2.0), layer("free", hint="none", x=2, opacity=0.5)))
+    document = LayerDocument(
+        8,
+        4,
+        (
+            layer("left", strength=0.5),
+            layer("right", x=4, strength=2.0),
+            layer("free", hint="none", x=2, opacity=0.5),
+        ),
+    )
     control_map = ControlMap.of(document)
     total = control_map.at([True, True])
     assert total[0].tolist() == [0.5, 0.5, 0.25, 0.25, 1, 1, 2, 2]
@@ -47,7 +63,9 @@ def test_a_hint_of_the_pictures_size_is_padded_as_the_model_pads_and_others_are_
     larger = fitted(picture, 60, 84, 4)
     assert larger.mean() == pytest.approx(float(picture.mean()), abs=0.02)
     assert fitted(torch.ones(2, 2, 30, 40), 60, 80, 8).unique().tolist() == [1]
-    with pytest.raises(LayeredError, match="control hint's size is '28x20'; allowed: the aspect ratio of the picture, 64x64"):
+    with pytest.raises(
+        LayeredError, match="control hint's size is '28x20'; allowed: the aspect ratio of the picture, 64x64"
+    ):
         fitted(picture, 64, 64, 8)
 
 
@@ -95,8 +113,14 @@ def test_the_middle_is_cropped_to_the_latents_aspect():
         (lambda: ControlMap(torch.ones(2, 3, 3), (Control(),)), "masks' shape"),
         (lambda: ControlMap(torch.full((1, 3, 3), torch.nan), (Control(),)), "masks' values"),
         (lambda: ControlMap(torch.ones(1, 3, 3), (Control(),), "loud"), "control mode is 'loud'"),
-        (lambda: ControlMap(torch.ones(1, 3, 3), (Control(),), strength=float("nan")), "control strength is nan"),
-        (lambda: ControlMap.of(LayerDocument(4, 4, (layer("a", hint="none"),))), "no visible layer has a control hint.*'a'"),
+        (
+            lambda: ControlMap(torch.ones(1, 3, 3), (Control(),), strength=float("nan")),
+            "control strength is nan",
+        ),
+        (
+            lambda: ControlMap.of(LayerDocument(4, 4, (layer("a", hint="none"),))),
+            "no visible layer has a control hint.*'a'",
+        ),
     ],
 )
 def test_bad_input_is_named(make, words):

@@ -82,7 +82,9 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     box = layer("box", None, "canny", width=4, height=4)
     with pytest.raises(LayeredError, match="layer 'box': control hint 'canny' needs a picture"):
         document_hint(LayerDocument(8, 8, (box,)))
-    with pytest.raises(LayeredError, match="layer 'p': control hint is 'depth'; allowed: picture, canny, segmentation"):
+    with pytest.raises(
+        LayeredError, match="layer 'p': control hint is 'depth'; allowed: picture, canny, segmentation"
+    ):
         document_hint(LayerDocument(24, 24, (layer("p", square(), "depth"),)))
     monkeypatch.setitem(sys.modules, "controlnet_aux", None)
     with pytest.raises(LayeredError, match="pip install controlnet-aux"):

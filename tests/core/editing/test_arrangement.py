@@ -15,7 +15,10 @@ from layered_core.errors import LayeredError
 
 
 def stack(*names):
-    layers = [Layer(name, torch.rand(4, 6, 4), prompt=f"a {name}", recipe=Recipe(noise=0.1, seed=5)) for name in names]
+    layers = [
+        Layer(name, torch.rand(4, 6, 4), prompt=f"a {name}", recipe=Recipe(noise=0.1, seed=5))
+        for name in names
+    ]
     return LayerDocument(64, 48, layers, (0.1, 0.2, 0.3), "words", "no words")
 
 
@@ -23,7 +26,19 @@ def names(document):
     return [layer.name for layer in document]
 
 
-@pytest.mark.parametrize("neutral", [None, {}, "", " ", "{}", {"version": 1}, {"version": 1, "layers": {}}, {"version": 1, "layers": {"a": {}}}])
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        None,
+        {},
+        "",
+        " ",
+        "{}",
+        {"version": 1},
+        {"version": 1, "layers": {}},
+        {"version": 1, "layers": {"a": {}}},
+    ],
+)
 def test_nothing_arranged_changes_nothing(neutral):
     document = stack("a", "b")
     arranged, absent = arrange(document, read_arrangement(neutral))
@@ -45,12 +60,21 @@ def test_only_the_named_fields_of_the_named_layers_change():
     assert b.image is document.layer("b").image
     assert a is document.layer("a")
     assert c is document.layer("c")
-    assert (arranged.width, arranged.height, arranged.background, arranged.prompt) == (64, 48, (0.1, 0.2, 0.3), "words")
+    assert (arranged.width, arranged.height, arranged.background, arranged.prompt) == (
+        64,
+        48,
+        (0.1, 0.2, 0.3),
+        "words",
+    )
 
 
 def test_text_and_parsed_json_are_the_same():
     data = {"version": 1, "layers": {"a": {"x": 3}}, "order": ["b", "a"]}
-    assert read_arrangement(json.dumps(data)) == read_arrangement(data) == Arrangement({"a": {"x": 3}}, ("b", "a"))
+    assert (
+        read_arrangement(json.dumps(data))
+        == read_arrangement(data)
+        == Arrangement({"a": {"x": 3}}, ("b", "a"))
+    )
 
 
 def test_the_order_is_the_users():
@@ -60,7 +84,16 @@ def test_the_order_is_the_users():
 
 @pytest.mark.parametrize(
     ("now", "expected"),
-    [("abcn", "cban"), ("nabc", "ncba"), ("anbc", "cnba"), ("anmbc", "cnmba"), ("bcn", "cbn"), ("bc", "cb"), ("n", "n"), ("", "")],
+    [
+        ("abcn", "cban"),
+        ("nabc", "ncba"),
+        ("anbc", "cnba"),
+        ("anmbc", "cnmba"),
+        ("bcn", "cbn"),
+        ("bc", "cb"),
+        ("n", "n"),
+        ("", ""),
+    ],
 )
 def test_a_new_layer_keeps_its_own_number_whatever_the_order_of_the_others(now, expected):
     assert "".join(names(arrange(stack(*now), Arrangement(order=tuple("cba")))[0])) == expected
@@ -76,7 +109,9 @@ def test_no_layer_is_lost_or_doubled_and_the_order_holds_for_those_that_it_names
 
 
 def test_changes_to_a_layer_that_is_gone_are_reported_once_and_harm_nothing():
-    arrangement = read_arrangement({"version": 1, "layers": {"gone": {"x": 5}, "a": {"x": 9}}, "order": ["old", "gone", "a"]})
+    arrangement = read_arrangement(
+        {"version": 1, "layers": {"gone": {"x": 5}, "a": {"x": 9}}, "order": ["old", "gone", "a"]}
+    )
     arranged, absent = arrange(stack("a", "b"), arrangement)
     assert absent == ("gone", "old")
     assert [(layer.name, layer.x) for layer in arranged] == [("a", 9), ("b", 0)]
@@ -101,10 +136,26 @@ BAD = [
     ({"version": 1, "layers": {" ": {}}}, "layer name is ' '", None),
     ({"version": 1, "layers": {"a": 5}}, "layer 'a' is 5", None),
     ({"version": 1, "layers": {"a": {"z": 5}}}, "layer 'a': field is 'z'; allowed: x, y, width", None),
-    ({"version": 1, "layers": {str(i): {} for i in range(MAX_NAMES + 1)}}, f"number of layer names is {MAX_NAMES + 1}", None),
-    *((None, "layer 'a': ", {field: value}) for field in ("x", "y", "rotation", "opacity") for value in (NAN, HUGE, -HUGE, "1", None, True, [1])),
-    *((None, f"layer 'a': {side}", {side: value}) for side in ("width", "height") for value in (0, -1, 1.5, 16_385, NAN, "1", None, True)),
-    *((None, f"layer 'a': {flag}", {flag: value}) for flag in ("flip_h", "flip_v", "visible") for value in (1, 0, "on", None)),
+    (
+        {"version": 1, "layers": {str(i): {} for i in range(MAX_NAMES + 1)}},
+        f"number of layer names is {MAX_NAMES + 1}",
+        None,
+    ),
+    *(
+        (None, "layer 'a': ", {field: value})
+        for field in ("x", "y", "rotation", "opacity")
+        for value in (NAN, HUGE, -HUGE, "1", None, True, [1])
+    ),
+    *(
+        (None, f"layer 'a': {side}", {side: value})
+        for side in ("width", "height")
+        for value in (0, -1, 1.5, 16_385, NAN, "1", None, True)
+    ),
+    *(
+        (None, f"layer 'a': {flag}", {flag: value})
+        for flag in ("flip_h", "flip_v", "visible")
+        for value in (1, 0, "on", None)
+    ),
     *((None, "layer 'a': blend_mode", {"blend_mode": value}) for value in ("mulitply", None, 3, "")),
 ]
 
@@ -122,7 +173,10 @@ def test_bad_state_is_named_and_refused(data, told, changes):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*FIELDS, "version", "layers", "order", "a"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*FIELDS, "version", "layers", "order", "a"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 

@@ -13,7 +13,24 @@ from layered_core.errors import LayeredError
 def a_layer(mask=None, height=7, width=9):
     image = torch.rand(height, width, 4, generator=torch.Generator().manual_seed(0))
     image[0, 0, 3] = 0  # colour under no alpha is kept, too
-    return Layer("a", image, mask, "words", "no words", 3.5, -4, 80, 20, 33, True, False, 0.3, "screen", False, Recipe(noise=0.2, seed=3))
+    return Layer(
+        "a",
+        image,
+        mask,
+        "words",
+        "no words",
+        3.5,
+        -4,
+        80,
+        20,
+        33,
+        True,
+        False,
+        0.3,
+        "screen",
+        False,
+        Recipe(noise=0.2, seed=3),
+    )
 
 
 MASKS = {"no mask": None, "mask": torch.rand(7, 9), "mask of another size": torch.rand(3, 2)}
@@ -69,7 +86,9 @@ def test_a_layer_still_to_be_generated_gets_its_first_picture_and_keeps_its_mask
 
 
 def test_alpha_of_another_size_is_refused():
-    with pytest.raises(LayeredError, match="layer 'a': alpha's size is '4x5'; allowed: 9x7, that of the picture"):
+    with pytest.raises(
+        LayeredError, match="layer 'a': alpha's size is '4x5'; allowed: 9x7, that of the picture"
+    ):
         put_picture(a_layer(), torch.rand(7, 9, 3), torch.rand(5, 4))
 
 

@@ -10,7 +10,9 @@ NAMES = ("sky", "cloud 1", "cloud 2", "a, b", "4", "x[1]", "star")
 
 
 def stack(names=NAMES):
-    return LayerDocument(64, 48, [Layer(n, width=4, height=4) for n in names], (0.1, 0.2, 0.3), "words", "no words")
+    return LayerDocument(
+        64, 48, [Layer(n, width=4, height=4) for n in names], (0.1, 0.2, 0.3), "words", "no words"
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,9 +59,30 @@ def test_canvas_and_words_are_on_both_sides_and_the_background_under_the_bottom_
             assert part.background == ((0.1, 0.2, 0.3) if index == bottom else None)
 
 
-@pytest.mark.parametrize("which", ["stra", "0", "8", "-8", "8-9", "3-2", "Cloud*", "a, b", "", " ", ",", "star, stra", '"', "99999999999999999999"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "stra",
+        "0",
+        "8",
+        "-8",
+        "8-9",
+        "3-2",
+        "Cloud*",
+        "a, b",
+        "",
+        " ",
+        ",",
+        "star, stra",
+        '"',
+        "99999999999999999999",
+    ],
+)
 def test_what_chooses_nothing_is_named_and_the_names_are_listed(which):
-    with pytest.raises(LayeredError, match=r"to select is '.*'; allowed: 'sky', 'cloud 1', 'cloud 2', 'a, b', '4', 'x\[1\]', 'star'"):
+    with pytest.raises(
+        LayeredError,
+        match=r"to select is '.*'; allowed: 'sky', 'cloud 1', 'cloud 2', 'a, b', '4', 'x\[1\]', 'star'",
+    ):
         select_layers(stack(), which)
 
 

@@ -23,7 +23,10 @@ def test_a_right_turn_brings_the_top_left_corner_to_the_top_right():
 def test_the_canvas_holds_every_corner_and_never_vanishes():
     assert canvas_extent([]) == (1, 1)
     assert canvas_extent([box(x=-50, y=-50, width=10, height=10)]) == (1, 1)
-    assert canvas_extent([box(x=5, y=6, width=10, height=20), box(x=0.5, y=0, width=20, height=3)]) == (21, 26)
+    assert canvas_extent([box(x=5, y=6, width=10, height=20), box(x=0.5, y=0, width=20, height=3)]) == (
+        21,
+        26,
+    )
     turned = box(x=0, y=0, width=100, height=100, rotation=45.0)
     assert canvas_extent([turned]) == (math.ceil(50 + 50 * math.sqrt(2)),) * 2
 
@@ -31,7 +34,8 @@ def test_the_canvas_holds_every_corner_and_never_vanishes():
 @pytest.mark.parametrize(
     ("place", "off"),
     [
-        ({"x": 0, "y": 0}, False), ({"x": 99, "y": 0}, False), ({"x": 100, "y": 0}, True), ({"x": -10, "y": 0}, True), ({"x": -9, "y": 0}, False),
+        ({"x": 0, "y": 0}, False), ({"x": 99, "y": 0}, False), ({"x": 100, "y": 0}, True),
+        ({"x": -10, "y": 0}, True), ({"x": -9, "y": 0}, False),
         ({"x": 0, "y": 50}, True), ({"x": 0, "y": -10}, True), ({"x": -11, "y": 0, "rotation": 45.0}, False),
     ],
 )  # fmt: skip
@@ -40,14 +44,21 @@ def test_a_layer_is_off_the_canvas_when_no_pixel_of_its_bounds_is_on_it(place, o
 
 
 def test_the_drawing_enlarges_small_canvases_and_reduces_large_ones():
-    for width, height, side, want in ((128, 64, 256, (128, 256)), (100, 100, 256, (300, 300)), (1000, 500, 100, (50, 100)), (3, 2, 2, (1, 2))):
+    for width, height, side, want in (
+        (128, 64, 256, (128, 256)),
+        (100, 100, 256, (300, 300)),
+        (1000, 500, 100, (50, 100)),
+        (3, 2, 2, (1, 2)),
+    ):
         assert outlined(LayerDocument(width, height), side).shape[:2] == want
 
 
 def test_the_drawing_leaves_hidden_layers_out_and_keeps_the_pixels_between_lines():
     red = Layer("red", torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(64, 64, 4))
     plain = outlined(LayerDocument(64, 64, (red,)), 512)
-    hidden = outlined(LayerDocument(64, 64, (red, box("hidden", x=8, y=8, width=40, height=40, visible=False))), 512)
+    hidden = outlined(
+        LayerDocument(64, 64, (red, box("hidden", x=8, y=8, width=40, height=40, visible=False))), 512
+    )
     shown = outlined(LayerDocument(64, 64, (red, box("shown", x=8, y=8, width=40, height=40))), 512)
     assert torch.equal(plain, hidden)
     assert not torch.equal(plain, shown)

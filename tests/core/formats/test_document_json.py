@@ -19,12 +19,37 @@ def pixels(height, width, seed=0):
 
 def full_document():
     recipe = Recipe(
-        0.5, 0.25, 0.1, Control("canny", 0.7, 0.1, 0.9), embedding="krk", loras=(Lora("ink.safetensors", 0.8), Lora("b.safetensors")), seed=2**63 - 1
+        0.5,
+        0.25,
+        0.1,
+        Control("canny", 0.7, 0.1, 0.9),
+        embedding="krk",
+        loras=(Lora("ink.safetensors", 0.8), Lora("b.safetensors")),
+        seed=2**63 - 1,
     )
     mask = (torch.rand(4, 6, generator=torch.Generator().manual_seed(9)) * 255).round() / 255
     layers = (
-        Layer("Himmel über/..", pixels(8, 12), prompt="a sky", negative="rain", x=-3.5, y=2, width=24, rotation=30, flip_h=True, recipe=recipe),
-        Layer("Himmel über.. ", pixels(8, 12, 1), mask=mask, opacity=0.5, blend_mode="soft-light", visible=False, flip_v=True),
+        Layer(
+            "Himmel über/..",
+            pixels(8, 12),
+            prompt="a sky",
+            negative="rain",
+            x=-3.5,
+            y=2,
+            width=24,
+            rotation=30,
+            flip_h=True,
+            recipe=recipe,
+        ),
+        Layer(
+            "Himmel über.. ",
+            pixels(8, 12, 1),
+            mask=mask,
+            opacity=0.5,
+            blend_mode="soft-light",
+            visible=False,
+            flip_v=True,
+        ),
         Layer("only a box", width=5, height=7, prompt="a ball"),
     )
     return LayerDocument(40, 30, layers, background=(0.25, 0.5, 1.0), prompt="everything", negative="nothing")
@@ -45,11 +70,21 @@ def test_a_byte_order_mark_as_windows_editors_write_it_is_no_matter(tmp_path):
 
 def test_neutral_fields_are_not_written(tmp_path):
     data = json.loads(write_document(LayerDocument(4, 4, (Layer("a", pixels(2, 2)),)), tmp_path).read_text())
-    assert data == {"version": 1, "width": 4, "height": 4, "layers": [{"name": "a", "image": "01_a.png", "width": 2, "height": 2}]}
+    assert data == {
+        "version": 1,
+        "width": 4,
+        "height": 4,
+        "layers": [{"name": "a", "image": "01_a.png", "width": 2, "height": 2}],
+    }
 
 
 def document(**layer):
-    return {"version": 1, "width": 8, "height": 8, "layers": [{"name": "sky", "width": 4, "height": 4, **layer}]}
+    return {
+        "version": 1,
+        "width": 8,
+        "height": 8,
+        "layers": [{"name": "sky", "width": 4, "height": 4, **layer}],
+    }
 
 
 BAD = {
@@ -59,22 +94,37 @@ BAD = {
     "another version": ({"version": 2, "width": 8, "height": 8}, "version is 2; allowed: 1"),
     "no size": ({"version": 1, "height": 8}, "canvas width is None"),
     "an unknown key": ({"version": 1, "width": 8, "height": 8, "layer": []}, "Did you mean 'layers'?"),
-    "layers no list": ({"version": 1, "width": 8, "height": 8, "layers": {}}, "layers is {}; allowed: a list"),
+    "layers no list": (
+        {"version": 1, "width": 8, "height": 8, "layers": {}},
+        "layers is {}; allowed: a list",
+    ),
     "a layer no object": ({"version": 1, "width": 8, "height": 8, "layers": ["x"]}, "layer number 1 is 'x'"),
-    "a nameless layer": ({"version": 1, "width": 8, "height": 8, "layers": [{"width": 1}]}, "layer number 1: name is None"),
+    "a nameless layer": (
+        {"version": 1, "width": 8, "height": 8, "layers": [{"width": 1}]},
+        "layer number 1: name is None",
+    ),
     "an unknown layer key": (document(promt="x"), "layer 'sky': key is 'promt'"),
     "an unknown recipe key": (document(recipe={"noize": 1}), "layer 'sky': recipe: key is 'noize'"),
     "a bad recipe value": (document(recipe={"noise": 7}), "layer 'sky': noise is 7; allowed: a number 0..1"),
     "NaN": (document(opacity=float("nan")), "layer 'sky': opacity is nan"),
     "a string for a number": (document(x="left"), "layer 'sky': x is 'left'"),
     "zero size": (document(width=0), "needs a box"),
-    "an absurd size": (document(width=10**9), "layer 'sky': width is 1000000000; allowed: a whole number 0..16384"),
+    "an absurd size": (
+        document(width=10**9),
+        "layer 'sky': width is 1000000000; allowed: a whole number 0..16384",
+    ),
     "a missing picture": (document(image="gone.png"), "gone.png"),
-    "a picture outside": (document(image="../x.png"), "layer 'sky': image is '../x.png'; allowed: a file name relative to the document"),
+    "a picture outside": (
+        document(image="../x.png"),
+        "layer 'sky': image is '../x.png'; allowed: a file name relative to the document",
+    ),
     "an absolute picture": (document(image="/x.png"), "relative to the document"),
     "a picture that is a number": (document(image=3), "layer 'sky': image is 3"),
     "a bad background": ({"version": 1, "width": 8, "height": 8, "background": [0, 2, 0]}, "background is 2"),
-    "twin names": ({"version": 1, "width": 8, "height": 8, "layers": [{"name": "a", "width": 1, "height": 1}] * 2}, "2 layers have it"),
+    "twin names": (
+        {"version": 1, "width": 8, "height": 8, "layers": [{"name": "a", "width": 1, "height": 1}] * 2},
+        "2 layers have it",
+    ),
 }
 
 
@@ -111,7 +161,12 @@ def test_a_picture_larger_than_allowed_is_refused_before_it_is_decoded(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("mode", "value", "expected"), [("L", 51, (0.2, 0.2, 0.2, 1.0)), ("RGB", (255, 0, 51), (1.0, 0.0, 0.2, 1.0)), ("1", 1, (1.0, 1.0, 1.0, 1.0))]
+    ("mode", "value", "expected"),
+    [
+        ("L", 51, (0.2, 0.2, 0.2, 1.0)),
+        ("RGB", (255, 0, 51), (1.0, 0.0, 0.2, 1.0)),
+        ("1", 1, (1.0, 1.0, 1.0, 1.0)),
+    ],
 )
 def test_a_picture_without_alpha_is_opaque(tmp_path, mode, value, expected):
     Image.new(mode, (2, 2), value).save(tmp_path / "a.png")

@@ -15,11 +15,15 @@ from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, HINTS, Control, Layer, LayerDocument, Lora, Recipe, identical
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers, write_folder, write_layers
-from layered_core.formats.file_layers import rounded, split_title
+from layered_core.formats.file_layers import split_title
 from layered_core.formats.limits import Limits
+from layered_core.formats.to_file import rounded
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "layered_core/schema/document.schema.json").read_text())
-WORKFLOW = {"workflow": {"nodes": [{"id": 1, "title": "größe <&>\n"}]}, "prompt": {"1": {"inputs": {"a": [1, 2.5, None, True]}}}}
+WORKFLOW = {
+    "workflow": {"nodes": [{"id": 1, "title": "größe <&>\n"}]},
+    "prompt": {"1": {"inputs": {"a": [1, 2.5, None, True]}}},
+}
 
 
 def noise(*shape, seed=0, top=255):
@@ -37,7 +41,11 @@ def layers(draw, exact):
     seed = draw(st.integers(0, 2**31))
 
     def pixels(*shape):
-        return noise(*shape, seed=seed, top=exact) if exact else torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+        return (
+            noise(*shape, seed=seed, top=exact)
+            if exact
+            else torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+        )
 
     image = pixels(draw(sides), draw(sides), 4) if draw(st.booleans()) else None
     if image is not None and draw(st.booleans()):
@@ -52,11 +60,14 @@ def layers(draw, exact):
     control = Control(draw(st.sampled_from(HINTS)), draw(st.floats(0, 2)), 0.25, draw(st.floats(0.25, 1)))
     recipe = Recipe(
         draw(shares), draw(shares), draw(shares), control, draw(st.none() | st.text(max_size=5)),
-        tuple(Lora(f"l{i}", draw(st.floats(-4, 4))) for i in range(draw(st.integers(0, 2)))), draw(st.none() | st.integers(0, 2**63 - 1)),
+        tuple(Lora(f"l{i}", draw(st.floats(-4, 4))) for i in range(draw(st.integers(0, 2)))),
+        draw(st.none() | st.integers(0, 2**63 - 1)),
     )  # fmt: skip
     return Layer(
-        draw(st.text(min_size=1, max_size=12).filter(str.strip)), image, mask, draw(st.text(max_size=20)), draw(st.text(max_size=20)),
-        draw(positions), draw(positions), width, height, draw(st.sampled_from([0.0, 0.0, 90.0, 360.0, -12.5])), draw(st.booleans()),
+        draw(st.text(min_size=1, max_size=12).filter(str.strip)), image, mask, draw(st.text(max_size=20)),
+        draw(st.text(max_size=20)),
+        draw(positions), draw(positions), width, height,
+        draw(st.sampled_from([0.0, 0.0, 90.0, 360.0, -12.5])), draw(st.booleans()),
         draw(st.booleans()), draw(shares), draw(st.sampled_from(BLEND_MODES)), draw(st.booleans()), recipe,
     )  # fmt: skip
 
@@ -66,10 +77,21 @@ def documents(draw, exact):
     """Any document."""
     stack = draw(st.lists(layers(exact), max_size=4, unique_by=lambda layer: layer.name))
     background = draw(st.none() | st.tuples(shares, shares, shares))
-    return LayerDocument(draw(st.integers(1, 30)), draw(st.integers(1, 30)), tuple(stack), background, draw(st.text()), draw(st.text()))
+    return LayerDocument(
+        draw(st.integers(1, 30)),
+        draw(st.integers(1, 30)),
+        tuple(stack),
+        background,
+        draw(st.text()),
+        draw(st.text()),
+    )
 
 
-FILES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FILES = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @pytest.mark.parametrize("end", [".psd", ".psb", ".ora"])
@@ -100,7 +122,12 @@ def test_the_schema_knows_every_name_that_a_document_has():
     layer = SCHEMA["$defs"]["layer"]["properties"]
     assert set(layer) == {f for f in Layer.__dataclass_fields__}
     assert tuple(layer["blend_mode"]["enum"]) == BLEND_MODES
-    assert set(SCHEMA["properties"]) == {*LayerDocument.__dataclass_fields__, "version", "workflow", "$schema"}
+    assert set(SCHEMA["properties"]) == {
+        *LayerDocument.__dataclass_fields__,
+        "version",
+        "workflow",
+        "$schema",
+    }
     recipe = SCHEMA["$defs"]["recipe"]["properties"]
     assert set(recipe) == {f for f in Recipe.__dataclass_fields__}
     assert set(recipe["control"]["properties"]) == set(Control.__dataclass_fields__)
@@ -111,7 +138,9 @@ def test_the_schema_knows_every_name_that_a_document_has():
 
 @pytest.mark.parametrize("end", [".psd", ".ora"])
 def test_rounding_to_8_bits_changes_no_pixel_by_more_than_half_a_step(tmp_path, end):
-    document = LayerDocument(8, 8, (Layer("a", torch.rand(8, 8, 4)), Layer("b", torch.rand(5, 5, 4), rotation=30)))
+    document = LayerDocument(
+        8, 8, (Layer("a", torch.rand(8, 8, 4)), Layer("b", torch.rand(5, 5, 4), rotation=30))
+    )
     back = read_layers(write_layers(document, tmp_path / f"a{end}", bits=8)).document
     assert identical(back, rounded(document, 8))
     for ours, theirs in zip(document, back, strict=True):
@@ -119,9 +148,19 @@ def test_rounding_to_8_bits_changes_no_pixel_by_more_than_half_a_step(tmp_path, 
 
 
 @pytest.mark.parametrize("end", [".psd", ".psb", ".ora", ""])
-@pytest.mark.parametrize("name", ["\x00\x01\n\tname", "half \ud800 pair", "\ufffe\uffff", "a" * 1000, "‮right to left ❤️ 層", "a: b: c"])
+@pytest.mark.parametrize(
+    "name",
+    ["\x00\x01\n\tname", "half \ud800 pair", "\ufffe\uffff", "a" * 1000, "‮right to left ❤️ 層", "a: b: c"],
+)
 def test_names_and_prompts_that_no_format_can_hold_come_back(tmp_path, end, name):
-    document = LayerDocument(4, 4, (Layer(name, noise(4, 4, 4), prompt=f"{name}\n: \x7f"), Layer("above", width=2, height=2, prompt="x: y")))
+    document = LayerDocument(
+        4,
+        4,
+        (
+            Layer(name, noise(4, 4, 4), prompt=f"{name}\n: \x7f"),
+            Layer("above", width=2, height=2, prompt="x: y"),
+        ),
+    )
     assert identical(read_layers(write_layers(document, tmp_path / f"scene{end}")).document, document)
 
 
@@ -133,7 +172,9 @@ def test_an_empty_document_comes_back(tmp_path, end):
 
 @pytest.mark.parametrize("end", [".psd", ".ora"])
 def test_fifty_layers_on_a_background_come_back(tmp_path, end):
-    document = LayerDocument(8, 8, tuple(Layer(f"l{i}", noise(2, 2, 4, seed=i), x=i % 8) for i in range(50)), (1, 0.5, 0))
+    document = LayerDocument(
+        8, 8, tuple(Layer(f"l{i}", noise(2, 2, 4, seed=i), x=i % 8) for i in range(50)), (1, 0.5, 0)
+    )
     assert identical(read_layers(write_layers(document, tmp_path / f"scene{end}")).document, document)
 
 
@@ -226,7 +267,10 @@ def test_a_number_of_bits_that_does_not_exist_is_refused(tmp_path):
         write_layers(LayerDocument(4, 4), tmp_path / "a.psd", bits=12)
 
 
-@pytest.mark.parametrize(("workflow", "says"), [({"a": object()}, "cannot be stored as JSON"), ({"a": "x" * 2**24}, "size of the workflow")])
+@pytest.mark.parametrize(
+    ("workflow", "says"),
+    [({"a": object()}, "cannot be stored as JSON"), ({"a": "x" * 2**24}, "size of the workflow")],
+)
 @pytest.mark.parametrize("end", [".psd", ".ora", ""])
 def test_a_workflow_that_could_not_be_read_again_is_refused(tmp_path, end, workflow, says):
     with pytest.raises(LayeredError, match=says):
@@ -277,12 +321,16 @@ def test_hidden_layers_are_left_out_where_there_is_no_room_for_all(tmp_path, end
 
 
 def test_the_originals_of_turned_layers_count_as_memory_too(tmp_path):
-    path = write_layers(LayerDocument(8, 8, (Layer("a", noise(100, 100, 4), width=4, height=4),)), tmp_path / "a.ora")
+    path = write_layers(
+        LayerDocument(8, 8, (Layer("a", noise(100, 100, 4), width=4, height=4),)), tmp_path / "a.ora"
+    )
     with pytest.raises(LayeredError, match=r"original image of layer 'a'.*max_alloc_bytes"):
         read_layers(path, Limits(max_alloc_bytes=100_000))
 
 
-@pytest.mark.parametrize("bad", [{"max_side": 0}, {"max_side": 20_000}, {"max_layers": 51}, {"max_pixels": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"max_side": 0}, {"max_side": 20_000}, {"max_layers": 51}, {"max_pixels": 1.5}]
+)
 def test_a_limit_that_makes_no_sense_is_refused(bad):
     with pytest.raises(LayeredError, match="limits: max_"):
         Limits(**bad)
@@ -294,8 +342,16 @@ def test_more_memory_allows_larger_pictures_and_less_none_smaller():
 
 
 def test_the_composite_of_what_comes_back_is_the_same(tmp_path):
-    """Also of what other programs see, read without what is ours: see test_psd, test_psd_of_others and test_openraster."""
-    document = LayerDocument(16, 16, (Layer("a", noise(9, 9, 4), rotation=20, x=2.5), Layer("b", noise(5, 5, 4, seed=1), blend_mode="screen")))
+    """Also of what other programs see, read without what is ours: see test_psd, test_psd_of_others and
+    test_openraster."""
+    document = LayerDocument(
+        16,
+        16,
+        (
+            Layer("a", noise(9, 9, 4), rotation=20, x=2.5),
+            Layer("b", noise(5, 5, 4, seed=1), blend_mode="screen"),
+        ),
+    )
     for end in (".psd", ".ora"):
         back = read_layers(write_layers(document, tmp_path / f"a{end}")).document
         assert torch.equal(composite(back, rules="photoshop"), composite(document, rules="photoshop"))

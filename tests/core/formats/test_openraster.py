@@ -1,4 +1,5 @@
-"""OpenRaster files: their form, what other programs see, what we make of theirs, and what is left after another program's edit."""
+"""OpenRaster files: their form, what other programs see, what we make of theirs, and what is left after
+another program's edit."""
 
 import io
 import zipfile
@@ -25,9 +26,34 @@ def noise(*shape, seed=0):
 def scene():
     """A layer of every kind."""
     layers = (
-        Layer("sky", noise(20, 30, 4, seed=1), prompt="a blue sky", recipe=Recipe(noise=0.3, seed=5, control=Control("depth", 0.5))),
-        Layer("sun", noise(9, 7, 4, seed=2), noise(9, 7, seed=3), x=-3, y=15, opacity=1 / 3, blend_mode="screen", visible=False),
-        Layer("ship", noise(6, 8, 4, seed=4), x=4.5, y=3, width=12, height=10, rotation=20, flip_h=True, prompt="a ship", negative="rust"),
+        Layer(
+            "sky",
+            noise(20, 30, 4, seed=1),
+            prompt="a blue sky",
+            recipe=Recipe(noise=0.3, seed=5, control=Control("depth", 0.5)),
+        ),
+        Layer(
+            "sun",
+            noise(9, 7, 4, seed=2),
+            noise(9, 7, seed=3),
+            x=-3,
+            y=15,
+            opacity=1 / 3,
+            blend_mode="screen",
+            visible=False,
+        ),
+        Layer(
+            "ship",
+            noise(6, 8, 4, seed=4),
+            x=4.5,
+            y=3,
+            width=12,
+            height=10,
+            rotation=20,
+            flip_h=True,
+            prompt="a ship",
+            negative="rust",
+        ),
         Layer("later", width=8, height=6, x=2, y=9, prompt="a whale", recipe=Recipe(inside=0.5)),
         Layer("there", mask=noise(5, 5, seed=5), x=20, y=1, rotation=45),
     )
@@ -44,7 +70,11 @@ def archive(path, stack, size=(20, 10), **entries):
     """Pack an OpenRaster file by hand; ``stack`` is the inside of the root stack."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("mimetype", "image/openraster")
-        xml = stack if stack.startswith("<?xml") else f'<image w="{size[0]}" h="{size[1]}"><stack>{stack}</stack></image>'
+        xml = (
+            stack
+            if stack.startswith("<?xml")
+            else f'<image w="{size[0]}" h="{size[1]}"><stack>{stack}</stack></image>'
+        )
         file.writestr("stack.xml", xml)
         for name, data in {"data_red.png": png(Image.new("RGBA", (4, 3), RED)), **entries}.items():
             file.writestr(name.replace("_", "/", 1), data)
@@ -84,7 +114,14 @@ def test_the_form_is_that_of_the_specification(tmp_path):
             with Image.open(file.open(node.get("src"))) as image:
                 assert (image.format, image.mode) == ("PNG", "RGBA")
     assert (root.tag, root.get("w"), root.get("h")) == ("image", "30", "20")
-    assert [node.get("name") for node in layers] == ["there", "later: a whale", "ship: a ship", "sun", "sky: a blue sky", "background colour"]
+    assert [node.get("name") for node in layers] == [
+        "there",
+        "later: a whale",
+        "ship: a ship",
+        "sun",
+        "sky: a blue sky",
+        "background colour",
+    ]
     sun = layers[3]
     looks = [sun.get(k) for k in ("x", "y", "visibility", "composite-op")]
     assert looks == ["-3", "15", "hidden", "svg:screen"]
@@ -100,7 +137,8 @@ def test_the_thumbnail_of_a_large_picture_has_at_most_256_pixels_a_side(tmp_path
 
 
 def test_other_programs_see_masks_in_the_alpha_and_turned_layers_in_place(tmp_path):
-    """The files' layers laid over each other without what is ours are our own composite to a step or two of 255."""
+    """The files' layers laid over each other without what is ours are our own composite to a step or two of
+    255."""
     document = replace(scene(), background=None)
     path = write_layers(document, tmp_path / "a.ora")
 
@@ -115,7 +153,11 @@ def test_other_programs_see_masks_in_the_alpha_and_turned_layers_in_place(tmp_pa
 
     file = read_layers(repack(path, forget))
     assert float((composite(file.document) - composite(document)).abs().max()) < 2.5 / 255
-    assert [(x.name, x.prompt) for x in file.document][:3] == [("sky", "a blue sky"), ("sun", ""), ("ship", "a ship")]
+    assert [(x.name, x.prompt) for x in file.document][:3] == [
+        ("sky", "a blue sky"),
+        ("sun", ""),
+        ("ship", "a ship"),
+    ]
     assert torch.equal(file.document.layer("sky").image, document.layer("sky").image)
     assert file.document.layer("later").image is None
     assert file.warnings == ("layer 'there' is empty and left out",)
@@ -126,8 +168,15 @@ def test_every_blend_mode_comes_back_and_the_standard_ones_have_their_names(tmp_
     path = write_layers(LayerDocument(2, 2, layers), tmp_path / "a.ora")
     assert [x.blend_mode for x in read_layers(path).document] == list(BLEND_MODES)
     with zipfile.ZipFile(path) as file:
-        written = {n.get("name"): n.get("composite-op") for n in ElementTree.fromstring(file.read("stack.xml")).iter("layer")}
-    assert (written["normal"], written["linear-dodge"], written["luminosity"]) == ("svg:src-over", "svg:plus", "svg:luminosity")
+        written = {
+            n.get("name"): n.get("composite-op")
+            for n in ElementTree.fromstring(file.read("stack.xml")).iter("layer")
+        }
+    assert (written["normal"], written["linear-dodge"], written["luminosity"]) == (
+        "svg:src-over",
+        "svg:plus",
+        "svg:luminosity",
+    )
     assert (written["linear-light"], written["grain-merge"]) == ("krita:linear light", "krita:grain_merge")
     assert sum(operator.startswith("svg:") for operator in written.values()) == 16
 
@@ -148,10 +197,19 @@ def test_moved_reordered_renamed_and_hidden_layers_keep_their_recipes(tmp_path):
         stack.insert(0, nodes["sun"])
         entries["stack.xml"] = ElementTree.tostring(root)
 
-    document, before = read_layers(repack(write_layers(scene(), tmp_path / "a.ora", {"prompt": {}}), change)).document, scene()
+    document, before = (
+        read_layers(repack(write_layers(scene(), tmp_path / "a.ora", {"prompt": {}}), change)).document,
+        scene(),
+    )
     assert [x.name for x in document] == ["sea", "ship", "there", "sun"]
-    assert (document.layer("sea").prompt, document.layer("sea").recipe) == ("dark waves", before.layer("sky").recipe)
-    assert identical(LayerDocument(1, 1, (document.layer("ship"),)), LayerDocument(1, 1, (replace(before.layer("ship"), x=9.5),)))
+    assert (document.layer("sea").prompt, document.layer("sea").recipe) == (
+        "dark waves",
+        before.layer("sky").recipe,
+    )
+    assert identical(
+        LayerDocument(1, 1, (document.layer("ship"),)),
+        LayerDocument(1, 1, (replace(before.layer("ship"), x=9.5),)),
+    )
     assert not document.layer("there").visible
     assert torch.equal(document.layer("sun").mask, before.layer("sun").mask)
     assert document.background == before.background
@@ -165,7 +223,10 @@ def test_painted_pixels_win_and_the_recipe_stays(tmp_path):
                 size = Image.open(io.BytesIO(entries[node.get("src")])).size
                 entries[node.get("src")] = png(Image.new("RGBA", size, RED))
 
-    document, before = read_layers(repack(write_layers(scene(), tmp_path / "a.ora"), change)).document, scene()
+    document, before = (
+        read_layers(repack(write_layers(scene(), tmp_path / "a.ora"), change)).document,
+        scene(),
+    )
     for name in ("ship", "sky", "later", "sun"):
         assert document.layer(name).recipe == before.layer(name).recipe
         assert document.layer(name).image[0, 0].tolist() == [1, 0, 0, 1]
@@ -179,7 +240,10 @@ def test_without_the_originals_the_placed_pixels_are_used_and_that_is_told(tmp_p
             del entries[name]
 
     file = read_layers(repack(write_layers(scene(), tmp_path / "a.ora"), change))
-    assert "layer 'ship': the program that saved the file last left out its original pixels; the placed ones are used" in file.warnings
+    assert (
+        "layer 'ship': the program that saved the file last left out its original pixels; the placed ones are used"
+        in file.warnings
+    )
     assert file.document.layer("ship").recipe == scene().layer("ship").recipe
 
 
@@ -188,14 +252,25 @@ def test_without_the_originals_the_placed_pixels_are_used_and_that_is_told(tmp_p
 
 def test_defaults_are_those_of_the_specification(tmp_path):
     (only,) = read_layers(archive(tmp_path / "a.ora", layer())).document
-    assert (only.x, only.y, only.width, only.height, only.opacity, only.blend_mode, only.visible) == (0, 0, 4, 3, 1, "normal", True)
+    assert (only.x, only.y, only.width, only.height, only.opacity, only.blend_mode, only.visible) == (
+        0,
+        0,
+        4,
+        3,
+        1,
+        "normal",
+        True,
+    )
     assert bool((only.image == torch.tensor([1.0, 0, 0, 1])).all())
 
 
 def test_the_first_layer_is_on_top_and_stacks_are_flattened(tmp_path):
     deeper = f'<stack opacity="0.5">{layer(name="deeper")}</stack>'
-    inner = f'<stack name="g" opacity="0.5" x="2" y="1" visibility="hidden">{layer(TO_THE_RIGHT, "deep")}{deeper}</stack>'
-    document = read_layers(archive(tmp_path / "a.ora", layer(name="top") + inner + layer(name="bottom: grass"))).document
+    inside = layer(TO_THE_RIGHT, "deep") + deeper
+    inner = f'<stack name="g" opacity="0.5" x="2" y="1" visibility="hidden">{inside}</stack>'
+    document = read_layers(
+        archive(tmp_path / "a.ora", layer(name="top") + inner + layer(name="bottom: grass"))
+    ).document
     assert [(x.name, x.x, x.y, x.opacity, x.visible) for x in document] == [
         ("bottom", 0, 0, 1, True), ("deeper", 2, 1, 0.25, False), ("deep", 3, 1, 0.5, False), ("top", 0, 0, 1, True),
     ]  # fmt: skip
@@ -205,17 +280,31 @@ def test_the_first_layer_is_on_top_and_stacks_are_flattened(tmp_path):
 def test_what_a_document_cannot_hold_is_told_of(tmp_path):
     stack = f'<stack name="g" composite-op="svg:multiply">{layer()}</stack><text>hello</text>'
     file = read_layers(archive(tmp_path / "a.ora", stack))
-    assert file.warnings == ("group 'g': a document has no groups; its blend mode is left out", "a <text> is left out")
+    assert file.warnings == (
+        "group 'g': a document has no groups; its blend mode is left out",
+        "a <text> is left out",
+    )
 
 
-@pytest.mark.parametrize(("mode", "value", "expected"), [("L", 51, (0.2, 0.2, 0.2, 1)), ("P", 0, (0, 0, 0, 1)), ("I;16", 65535, (1, 1, 1, 1))])
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [("L", 51, (0.2, 0.2, 0.2, 1)), ("P", 0, (0, 0, 0, 1)), ("I;16", 65535, (1, 1, 1, 1))],
+)
 def test_any_kind_of_png_is_read(tmp_path, mode, value, expected):
     path = archive(tmp_path / "a.ora", layer(), **{"data_red.png": png(Image.new(mode, (2, 2), value))})
-    torch.testing.assert_close(read_layers(path).document.layers[0].image, torch.tensor(expected, dtype=torch.float32).expand(2, 2, 4))
+    torch.testing.assert_close(
+        read_layers(path).document.layers[0].image,
+        torch.tensor(expected, dtype=torch.float32).expand(2, 2, 4),
+    )
 
 
 def test_the_names_of_other_programs_for_blend_modes_are_known(tmp_path):
-    operators = {"svg:exclusion": "exclusion", "svg:add": "linear-dodge", "krita:linear_dodge": "linear-dodge", "krita:hard mix": "hard-mix"}
+    operators = {
+        "svg:exclusion": "exclusion",
+        "svg:add": "linear-dodge",
+        "krita:linear_dodge": "linear-dodge",
+        "krita:hard mix": "hard-mix",
+    }
     stack = "".join(layer(f'composite-op="{o}"', name=f"l{i}") for i, o in enumerate(operators))
     document = read_layers(archive(tmp_path / "a.ora", stack)).document
     assert [x.blend_mode for x in reversed(document.layers)] == list(operators.values())
@@ -226,11 +315,20 @@ def test_blend_modes_that_are_not_known_are_read_as_normal_and_told_of(tmp_path)
     stack = "".join(layer(f'composite-op="{o}"', name=o) for o in ("svg:src-atop", "mypaint:spectral-wgm"))
     file = read_layers(archive(tmp_path / "a.ora", stack))
     assert [(x.blend_mode, x.visible) for x in file.document] == [("normal", True)] * 2
-    assert file.warnings == tuple(f"layer {o!r}: blend mode {o!r} is read as normal" for o in ("mypaint:spectral-wgm", "svg:src-atop"))
+    assert file.warnings == tuple(
+        f"layer {o!r}: blend mode {o!r} is read as normal" for o in ("mypaint:spectral-wgm", "svg:src-atop")
+    )
 
 
 @pytest.mark.parametrize("operator", ["svg:dst-in", "svg:dst-out"])
 def test_a_layer_that_only_cuts_those_below_covers_nothing(tmp_path, operator):
-    file = read_layers(archive(tmp_path / "a.ora", layer(f'composite-op="{operator}"', name="cut") + layer(name="below")))
-    assert [(x.name, x.blend_mode, x.visible) for x in file.document] == [("below", "normal", True), ("cut", "normal", False)]
-    assert file.warnings == (f"layer 'cut': {operator!r} cuts the layers below, which is left out; the layer is hidden",)
+    file = read_layers(
+        archive(tmp_path / "a.ora", layer(f'composite-op="{operator}"', name="cut") + layer(name="below"))
+    )
+    assert [(x.name, x.blend_mode, x.visible) for x in file.document] == [
+        ("below", "normal", True),
+        ("cut", "normal", False),
+    ]
+    assert file.warnings == (
+        f"layer 'cut': {operator!r} cuts the layers below, which is left out; the layer is hidden",
+    )

@@ -1,4 +1,5 @@
-"""PSD files of ours: what psd-tools, and so other programs, make of them, and what is left after another program's edit."""
+"""PSD files of ours: what psd-tools, and so other programs, make of them, and what is left after another
+program's edit."""
 
 from dataclasses import replace
 
@@ -23,9 +24,34 @@ def noise(*shape, seed=0, top=255):
 def scene(top=255):
     """A layer of every kind."""
     layers = (
-        Layer("sky", noise(20, 30, 4, seed=1, top=top), prompt="a blue sky", recipe=Recipe(noise=0.3, seed=5, control=Control("depth", 0.5))),
-        Layer("sun", noise(9, 7, 4, seed=2, top=top), noise(9, 7, seed=3, top=top), x=-3, y=15, opacity=0.4, blend_mode="screen", visible=False),
-        Layer("ship", noise(6, 8, 4, seed=4, top=top), x=4.5, y=3, width=12, height=10, rotation=20, flip_h=True, prompt="a ship", negative="rust"),
+        Layer(
+            "sky",
+            noise(20, 30, 4, seed=1, top=top),
+            prompt="a blue sky",
+            recipe=Recipe(noise=0.3, seed=5, control=Control("depth", 0.5)),
+        ),
+        Layer(
+            "sun",
+            noise(9, 7, 4, seed=2, top=top),
+            noise(9, 7, seed=3, top=top),
+            x=-3,
+            y=15,
+            opacity=0.4,
+            blend_mode="screen",
+            visible=False,
+        ),
+        Layer(
+            "ship",
+            noise(6, 8, 4, seed=4, top=top),
+            x=4.5,
+            y=3,
+            width=12,
+            height=10,
+            rotation=20,
+            flip_h=True,
+            prompt="a ship",
+            negative="rust",
+        ),
         Layer("later", width=8, height=6, x=2, y=9, prompt="a whale", recipe=Recipe(inside=0.5)),
         Layer("there", mask=noise(5, 5, seed=5, top=top), x=20, y=1, rotation=45),
     )
@@ -54,12 +80,20 @@ def test_psd_tools_sees_every_layer_with_equal_pixels(tmp_path, top):
     document = replace(scene(top), background=None)
     psd = PSDImage.open(write(tmp_path, document))
     assert (psd.size, psd.depth, psd.color_mode) == ((30, 20), 8 if top == 255 else 16, ColorMode.RGB)
-    assert [layer.name for layer in psd] == ["sky: a blue sky", "sun", "ship: a ship", "later: a whale", "there"]
+    assert [layer.name for layer in psd] == [
+        "sky: a blue sky",
+        "sun",
+        "ship: a ship",
+        "later: a whale",
+        "there",
+    ]
     sky, sun, ship, later, there = psd
     for theirs, ours in ((sky, document.layer("sky")), (sun, document.layer("sun"))):
         assert np.array_equal((theirs.numpy() * top).round(), (ours.image.numpy() * top).round())
         assert theirs.offset == (ours.x, ours.y)
-    assert np.array_equal((sun.numpy("mask")[..., 0] * top).round(), (document.layer("sun").mask.numpy() * top).round())
+    assert np.array_equal(
+        (sun.numpy("mask")[..., 0] * top).round(), (document.layer("sun").mask.numpy() * top).round()
+    )
     assert sun.mask.bbox == sun.bbox
     assert (sun.opacity, sun.blend_mode, sun.visible) == (102, BlendMode.SCREEN, False)
     assert ship.width > 12  # turned
@@ -71,14 +105,22 @@ def test_turned_and_scaled_layers_look_right_elsewhere(tmp_path):
     """What psd-tools reads, laid over each other by us, is our own composite to a step or two of 255."""
     document = replace(scene(), background=None)
     psd = PSDImage.open(write(tmp_path, document))
-    plain = [Layer(x.name, torch.from_numpy(x.numpy()), None, x=x.left, y=x.top, visible=x.visible) for x in psd if x.kind == "pixel" and not x.mask]
-    ours = composite(replace(document, layers=tuple(x for x in document if x.image is not None and x.mask is None)))
+    plain = [
+        Layer(x.name, torch.from_numpy(x.numpy()), None, x=x.left, y=x.top, visible=x.visible)
+        for x in psd
+        if x.kind == "pixel" and not x.mask
+    ]
+    ours = composite(
+        replace(document, layers=tuple(x for x in document if x.image is not None and x.mask is None))
+    )
     assert float((composite(LayerDocument(30, 20, tuple(plain))) - ours).abs().max()) < 1.5 / 255
 
 
 def test_the_composite_and_the_thumbnail_are_in_the_file(tmp_path):
     gradient = torch.linspace(0, 1, 30).expand(20, 30)
-    document = replace(scene(), layers=(Layer("a", torch.stack([gradient, 1 - gradient, gradient, gradient / 2 + 0.5], -1)),))
+    document = replace(
+        scene(), layers=(Layer("a", torch.stack([gradient, 1 - gradient, gradient, gradient / 2 + 0.5], -1)),)
+    )
     psd = PSDImage.open(write(tmp_path, document))
     ours = (composite(document, rules="photoshop").numpy() * 255).round()
     assert np.abs(np.asarray(psd.topil().convert("RGBA"), dtype=float) - ours).max() <= 1
@@ -88,7 +130,9 @@ def test_the_composite_and_the_thumbnail_are_in_the_file(tmp_path):
 
 
 def test_a_transparent_composite_is_over_white_with_its_alpha(tmp_path):
-    document = LayerDocument(4, 4, (Layer("a", torch.tensor([1.0, 0.0, 0.0, 0.5]).mul(255).round().div(255).expand(4, 4, 4)),))
+    document = LayerDocument(
+        4, 4, (Layer("a", torch.tensor([1.0, 0.0, 0.0, 0.5]).mul(255).round().div(255).expand(4, 4, 4)),)
+    )
     record = PSDImage.open(write(tmp_path, document))._record
     red, green, blue, alpha = record.image_data.get_data(record.header)
     assert (red[0], green[0], blue[0], alpha[0]) == (255, 127, 127, 128)
@@ -151,7 +195,9 @@ def test_painted_pixels_win_and_the_recipe_stays(tmp_path):
     def change(psd, layers):
         for name in ("ship", "sky", "later"):
             old = layers[name]
-            new = psd.create_pixel_layer(Image.new("RGBA", old.size, RED), name=old.name, left=old.left, top=old.top)
+            new = psd.create_pixel_layer(
+                Image.new("RGBA", old.size, RED), name=old.name, left=old.left, top=old.top
+            )
             new.move_to(psd, index=psd.index(old))
             old.delete_layer()
 
@@ -188,7 +234,9 @@ def test_a_turned_layer_that_is_clipped_elsewhere_is_cut(tmp_path):
 
     base = Layer("base", torch.ones(3, 3, 4), x=9, y=7)
     document = edited(tmp_path, change, LayerDocument(30, 20, (base, scene().layer("ship")))).document
-    assert not composite(replace(document, layers=document.layers[1:]))[..., 3][composite(LayerDocument(30, 20, (base,)))[..., 3] == 0].any()
+    assert not composite(replace(document, layers=document.layers[1:]))[..., 3][
+        composite(LayerDocument(30, 20, (base,)))[..., 3] == 0
+    ].any()
 
 
 def test_a_mask_that_hides_nothing_keeps_the_original_of_a_turned_layer(tmp_path):
@@ -199,7 +247,12 @@ def test_a_mask_that_hides_nothing_keeps_the_original_of_a_turned_layer(tmp_path
 
 
 def test_a_new_layer_beside_ours_is_a_layer_with_the_prompt_of_its_name(tmp_path):
-    file = edited(tmp_path, lambda psd, layers: psd.create_pixel_layer(Image.new("RGBA", (3, 3), GREEN), name="gull: a white gull", left=1, top=2))
+    file = edited(
+        tmp_path,
+        lambda psd, layers: psd.create_pixel_layer(
+            Image.new("RGBA", (3, 3), GREEN), name="gull: a white gull", left=1, top=2
+        ),
+    )
     gull = file.document.layers[-1]
     assert (gull.name, gull.prompt, gull.x, gull.y, gull.recipe) == ("gull", "a white gull", 1, 2, Recipe())
     assert identical(replace(file.document, layers=file.document.layers[:-1]), scene())
@@ -218,7 +271,9 @@ def test_a_new_layer_with_the_id_of_one_that_is_gone_gets_nothing_of_it(tmp_path
     def change(psd, layers):
         identity = layers["ship"].tagged_blocks.get_data(Tag.LAYER_ID)
         layers["ship"].delete_layer()
-        psd.create_pixel_layer(Image.new("RGBA", (3, 3), GREEN), name="gull").tagged_blocks.set_data(Tag.LAYER_ID, identity)
+        psd.create_pixel_layer(Image.new("RGBA", (3, 3), GREEN), name="gull").tagged_blocks.set_data(
+            Tag.LAYER_ID, identity
+        )
 
     gull = edited(tmp_path, change).document.layer("gull")
     assert (gull.prompt, gull.negative, gull.recipe, gull.width) == ("", "", Recipe(), 3)
@@ -265,7 +320,11 @@ def test_a_program_that_drops_what_it_does_not_know_leaves_names_prompts_and_pix
 
     file, before = edited(tmp_path, change), scene()
     document = file.document
-    assert [(x.name, x.prompt) for x in document][1:4] == [("sky", "a blue sky"), ("sun", ""), ("ship", "a ship")]
+    assert [(x.name, x.prompt) for x in document][1:4] == [
+        ("sky", "a blue sky"),
+        ("sun", ""),
+        ("ship", "a ship"),
+    ]
     assert torch.equal(document.layer("sky").image, before.layer("sky").image)
     assert torch.equal(document.layer("sun").mask, before.layer("sun").mask)
     assert document.layer("later").image is None
@@ -281,7 +340,10 @@ def test_a_program_that_keeps_the_xmp_but_not_the_originals_is_told_of(tmp_path)
             del psd.image_resources[key]
 
     file = edited(tmp_path, change)
-    assert "layer 'ship': the program that saved the file last left out its original pixels; the placed ones are used" in file.warnings
+    assert (
+        "layer 'ship': the program that saved the file last left out its original pixels; the placed ones "
+        "are used" in file.warnings
+    )
     assert file.document.layer("ship").recipe == scene().layer("ship").recipe
     assert file.document.layer("ship").rotation == 0
 
@@ -290,7 +352,14 @@ def test_a_program_that_cuts_layers_to_what_is_seen_and_spoils_hidden_colours_ke
     """As Krita and Photoshop do."""
     image = torch.zeros(8, 8, 4)
     image[2:5, 3:6] = noise(3, 3, 4, seed=7).clamp_min(1 / 255)
-    document = LayerDocument(20, 20, (Layer("ship", image, x=1, y=1, width=16, height=16, prompt="a ship"), Layer("box", width=5, height=5, x=3)))
+    document = LayerDocument(
+        20,
+        20,
+        (
+            Layer("ship", image, x=1, y=1, width=16, height=16, prompt="a ship"),
+            Layer("box", width=5, height=5, x=3),
+        ),
+    )
 
     def change(psd, layers):
         old = layers["ship"]

@@ -21,12 +21,21 @@ def new(mode="RGBA", size=(20, 10), **options):
 
 def test_names_places_and_looks_are_read(tmp_path):
     psd = new()
-    shown = psd.create_pixel_layer(Image.new("RGBA", (4, 3), RED), left=-2, top=5, opacity=128, blend_mode=BlendMode.VIVID_LIGHT)
+    shown = psd.create_pixel_layer(
+        Image.new("RGBA", (4, 3), RED), left=-2, top=5, opacity=128, blend_mode=BlendMode.VIVID_LIGHT
+    )
     hidden = psd.create_pixel_layer(Image.new("RGBA", (2, 2), GREEN))
     shown.name = hidden.name = "Über: ein ❤"
     hidden.visible = False
     first, second = stack_of(psd, tmp_path).document
-    assert (first.name, first.prompt, first.x, first.y, first.width, first.height) == ("Über", "ein ❤", -2, 5, 4, 3)
+    assert (first.name, first.prompt, first.x, first.y, first.width, first.height) == (
+        "Über",
+        "ein ❤",
+        -2,
+        5,
+        4,
+        3,
+    )
     assert (first.opacity, first.blend_mode, first.visible) == (128 / 255, "vivid-light", True)
     assert (second.name, second.visible) == ("Über 2", False)
 
@@ -41,21 +50,30 @@ def test_groups_are_flattened_with_their_opacity_and_visibility(tmp_path):
     psd.create_pixel_layer(Image.new("RGBA", (4, 4), GREEN), name="d")
     document = stack_of(psd, tmp_path).document
     assert [(x.name, round(x.opacity, 4), x.visible) for x in document] == [
-        ("a", round((128 / 255) ** 2, 4), False), ("b", round((128 / 255) ** 2, 4), False), ("c", 1, False), ("d", 1, True),
+        ("a", round((128 / 255) ** 2, 4), False), ("b", round((128 / 255) ** 2, 4), False), ("c", 1, False),
+        ("d", 1, True),
     ]  # fmt: skip
 
 
 def test_a_blend_mode_of_a_group_is_told_of(tmp_path):
     psd = new()
-    psd.create_group([psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="a")], name="g", blend_mode=BlendMode.MULTIPLY)
-    assert stack_of(psd, tmp_path).warnings == ("group 'g': a document has no groups; its blend mode is left out",)
+    psd.create_group(
+        [psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="a")],
+        name="g",
+        blend_mode=BlendMode.MULTIPLY,
+    )
+    assert stack_of(psd, tmp_path).warnings == (
+        "group 'g': a document has no groups; its blend mode is left out",
+    )
 
 
 def test_an_artboard_is_told_of(tmp_path):
     psd = new()
     board = psd.create_group([psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="a")], name="g")
     board.tagged_blocks[Tag.ARTBOARD_DATA1] = TaggedBlock(key=Tag.ARTBOARD_DATA1, data=b"")
-    assert stack_of(psd, tmp_path).warnings == ("group 'g' is an artboard: its colour is left out, and its layers are not cut at its edges",)
+    assert stack_of(psd, tmp_path).warnings == (
+        "group 'g' is an artboard: its colour is left out, and its layers are not cut at its edges",
+    )
 
 
 def test_a_mask_of_another_box_is_brought_to_the_layers_own(tmp_path):
@@ -90,7 +108,8 @@ def test_density_counts_and_a_switched_off_mask_is_told_of(tmp_path):
 
 
 def with_vector_mask(psd, pixel, product, alpha=255, **parameters):
-    """A layer of 4 x 4 with a vector mask, and, unless None, a pixel mask, as Photoshop stores them: the product of both is rendered."""
+    """A layer of 4 x 4 with a vector mask, and, unless None, a pixel mask, as Photoshop stores them: the
+    product of both is rendered."""
     layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), (*RED[:3], alpha)), name="a")
     layer.create_mask(Image.fromarray(np.array(product, dtype=np.uint8)))
     record = layer._record
@@ -101,7 +120,9 @@ def with_vector_mask(psd, pixel, product, alpha=255, **parameters):
         donor = psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name="donor")
         donor.create_mask(Image.fromarray(np.array(pixel, dtype=np.uint8)))
         at = [info.id for info in donor._record.channel_info].index(ChannelID.USER_LAYER_MASK)
-        record.channel_info.append(ChannelInfo(ChannelID.REAL_USER_LAYER_MASK, donor._record.channel_info[at].length))
+        record.channel_info.append(
+            ChannelInfo(ChannelID.REAL_USER_LAYER_MASK, donor._record.channel_info[at].length)
+        )
         layer._channels.append(donor._channels[at])
         box = {"real_left": 0, "real_top": 0, "real_right": 4, "real_bottom": 4}
         for key, value in {"real_flags": MaskFlags(), "real_background_color": 255, **box}.items():
@@ -120,7 +141,9 @@ def test_a_pixel_mask_and_a_vector_mask_multiply_each_with_its_density(tmp_path,
     with_vector_mask(psd, PIXEL, PIXEL * VECTOR // 255, user_mask_density=pixel, vector_mask_density=vector)
     file = stack_of(psd, tmp_path)
     inside = 1 - pixel / 255 * (1 - 204 / 255)
-    expected = torch.tensor([inside, inside, inside * (1 - vector / 255), inside * (1 - vector / 255)]).expand(4, 4)
+    expected = torch.tensor(
+        [inside, inside, inside * (1 - vector / 255), inside * (1 - vector / 255)]
+    ).expand(4, 4)
     mask = file.document.layer("a").mask
     assert torch.allclose(mask, expected, atol=1e-6)
     assert file.warnings == ()
@@ -147,7 +170,9 @@ def test_the_soft_edge_of_a_shape_is_not_cut_twice(tmp_path):
     """Photoshop stores a shape's pixels as they look."""
     psd = new()
     layer = with_vector_mask(psd, None, np.full((4, 4), 128), alpha=128)
-    layer.tagged_blocks[Tag.SOLID_COLOR_SHEET_SETTING] = TaggedBlock(key=Tag.SOLID_COLOR_SHEET_SETTING, data=b"")
+    layer.tagged_blocks[Tag.SOLID_COLOR_SHEET_SETTING] = TaggedBlock(
+        key=Tag.SOLID_COLOR_SHEET_SETTING, data=b""
+    )
     file = stack_of(psd, tmp_path)
     assert (file.document.layer("a").mask, file.warnings) == (None, ())
     assert pixel(file.document, "a") == [255, 0, 0, 128]
@@ -161,7 +186,9 @@ def masked_group(psd, members, value=255, **options):
     group._record.mask_data = donor._record.mask_data
     at = [info.id for info in donor._record.channel_info].index(ChannelID.USER_LAYER_MASK)
     group._record.channel_info.append(donor._record.channel_info[at])
-    group._channels = type(group._channels)([*group._channels, donor._channels[at]])  # psd-tools shares the list with the group's other end
+    group._channels = type(group._channels)(
+        [*group._channels, donor._channels[at]]
+    )  # psd-tools shares the list with the group's other end
     donor.delete_layer()
     return group
 
@@ -191,7 +218,10 @@ def test_a_clipped_layer_is_cut_by_the_one_below(tmp_path):
 
 def test_what_is_clipped_to_a_hidden_layer_or_in_a_hidden_group_needs_no_room(tmp_path):
     psd = new()
-    layers = {n: psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name=n) for n in ("a", "base", "clipped", "in", "b")}
+    layers = {
+        n: psd.create_pixel_layer(Image.new("RGBA", (4, 4), RED), name=n)
+        for n in ("a", "base", "clipped", "in", "b")
+    }
     layers["base"].visible = False
     layers["clipped"]._record.clipping = Clipping.NON_BASE
     psd.create_group([layers["in"]], name="g").visible = False
@@ -238,7 +268,9 @@ def test_every_layer_of_a_clipped_group_is_cut(tmp_path):
     assert file.warnings == ()
 
 
-@pytest.mark.parametrize(("alpha", "opacity", "told"), [(255, 255, False), (128, 255, True), (255, 128, True), (255, 0, False)])
+@pytest.mark.parametrize(
+    ("alpha", "opacity", "told"), [(255, 255, False), (128, 255, True), (255, 128, True), (255, 0, False)]
+)
 def test_a_base_that_shines_through_what_is_clipped_to_it_is_told_of(tmp_path, alpha, opacity, told):
     psd = new()
     ball = Image.new("RGBA", (8, 8), (*RED[:3], alpha))
@@ -266,15 +298,31 @@ def test_8_and_16_bits_in_colour_and_grey_are_read(tmp_path, depth, mode):
     psd.create_pixel_layer(Image.fromarray(picture), name="a")
     image = stack_of(psd, tmp_path).document.layer("a").image
     expected = torch.from_numpy(picture.copy()).float() / 255
-    assert torch.allclose(image[..., :3], expected[..., None].expand(4, 6, 3) if mode == "L" else expected, atol=1 / 65535)
+    assert torch.allclose(
+        image[..., :3], expected[..., None].expand(4, 6, 3) if mode == "L" else expected, atol=1 / 65535
+    )
     assert bool((image[..., 3] == 1).all())
 
 
-@pytest.mark.parametrize("mode", [ColorMode.CMYK, ColorMode.LAB, ColorMode.INDEXED, ColorMode.BITMAP, ColorMode.DUOTONE, ColorMode.MULTICHANNEL])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ColorMode.CMYK,
+        ColorMode.LAB,
+        ColorMode.INDEXED,
+        ColorMode.BITMAP,
+        ColorMode.DUOTONE,
+        ColorMode.MULTICHANNEL,
+    ],
+)
 def test_other_colour_modes_are_refused_with_what_to_do(tmp_path, mode):
     psd = new()
     psd._record.header.color_mode = mode
-    with pytest.raises(LayeredError, match=f"colour mode is '{mode.name}'; allowed: RGB, GRAYSCALE. In Photoshop: Image > Mode > RGB Color"):
+    with pytest.raises(
+        LayeredError,
+        match=f"colour mode is '{mode.name}'; allowed: RGB, GRAYSCALE. In Photoshop: Image > Mode > RGB "
+        f"Color",
+    ):
         stack_of(psd, tmp_path)
 
 
@@ -294,12 +342,21 @@ def test_modes_that_a_document_lacks_are_read_as_similar_ones_and_told_of(tmp_pa
 
 def test_an_empty_layer_with_a_mask_is_a_place_to_be_generated(tmp_path):
     psd = new()
-    layer = psd.create_pixel_layer(Image.new("RGBA", (6, 4), (0, 0, 0, 0)), name="ball: a red ball", left=3, top=2)
+    layer = psd.create_pixel_layer(
+        Image.new("RGBA", (6, 4), (0, 0, 0, 0)), name="ball: a red ball", left=3, top=2
+    )
     layer.create_mask(Image.new("L", (6, 4), 255))
     psd.create_pixel_layer(Image.new("RGBA", (6, 4), (0, 0, 0, 0)), name="nothing")
     file = stack_of(psd, tmp_path)
     (ball,) = file.document
-    assert (ball.image, ball.prompt, ball.x, ball.y, ball.width, ball.height) == (None, "a red ball", 3, 2, 6, 4)
+    assert (ball.image, ball.prompt, ball.x, ball.y, ball.width, ball.height) == (
+        None,
+        "a red ball",
+        3,
+        2,
+        6,
+        4,
+    )
     assert bool((ball.mask == 1).all())
     assert file.warnings == ("layer 'nothing' is empty and left out",)
 
@@ -312,7 +369,9 @@ def test_what_a_document_cannot_hold_is_told_of(tmp_path):
     levels = psd.create_pixel_layer(Image.new("RGBA", (1, 1)), name="levels")
     levels._record.right = levels._record.bottom = 0
     levels.tagged_blocks[Tag.LEVELS] = TaggedBlock(key=Tag.LEVELS, data=b"")
-    psd.image_resources[Resource.ICC_PROFILE] = type(psd.image_resources[Resource.VERSION_INFO])(key=Resource.ICC_PROFILE, data=b"Adobe RGB")
+    psd.image_resources[Resource.ICC_PROFILE] = type(psd.image_resources[Resource.VERSION_INFO])(
+        key=Resource.ICC_PROFILE, data=b"Adobe RGB"
+    )
     warnings = " / ".join(stack_of(psd, tmp_path).warnings)
     assert "layer 'a' has layer effects, which are left out" in warnings
     assert "layer 'a' has a vector mask, which is left out" in warnings

@@ -60,7 +60,10 @@ def test_iou_of_empty_masks():
 
 
 def test_boxes_are_pixel_edges_and_empty_masks_have_empty_ones():
-    assert mask_boxes(torch.stack([box(2, 3, 7, 9), torch.zeros(16, 16)])).tolist() == [[2, 3, 7, 9], [0, 0, 0, 0]]
+    assert mask_boxes(torch.stack([box(2, 3, 7, 9), torch.zeros(16, 16)])).tolist() == [
+        [2, 3, 7, 9],
+        [0, 0, 0, 0],
+    ]
 
 
 def test_box_iou_by_hand():
@@ -81,7 +84,9 @@ def test_found_and_wanted_are_paired_one_to_one_the_best_first():
 
 
 def test_one_object_found_above_every_threshold_but_three():
-    matches = match_detections(torch.tensor([0.9]), torch.tensor([1]), torch.tensor([1]), torch.tensor([[0.82]]))
+    matches = match_detections(
+        torch.tensor([0.9]), torch.tensor([1]), torch.tensor([1]), torch.tensor([[0.82]])
+    )
     assert matches.hits[:, 0].tolist() == [True] * 7 + [False] * 3
     assert float(average_precision([matches])[0]) == 1
     assert float(average_precision([matches]).mean()) == pytest.approx(0.7)
@@ -96,17 +101,26 @@ def test_a_confident_false_alarm_halves_precision_and_a_late_one_costs_nothing()
 
 
 def test_a_missed_object_leaves_half_of_the_recall():
-    matches = match_detections(torch.tensor([0.9]), torch.tensor([1]), torch.tensor([1, 1]), torch.tensor([[1.0, 0.0]]))
+    matches = match_detections(
+        torch.tensor([0.9]), torch.tensor([1]), torch.tensor([1, 1]), torch.tensor([[1.0, 0.0]])
+    )
     assert float(average_precision([matches])[0]) == pytest.approx(51 / 101)
 
 
 def test_a_detection_of_another_class_is_none():
-    matches = match_detections(torch.tensor([0.9]), torch.tensor([2]), torch.tensor([1]), torch.tensor([[1.0]]))
+    matches = match_detections(
+        torch.tensor([0.9]), torch.tensor([2]), torch.tensor([1]), torch.tensor([[1.0]])
+    )
     assert float(average_precision([matches])[0]) == 0
 
 
 def test_average_precision_of_nothing_wanted_is_no_number():
-    none = match_detections(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0))
+    none = match_detections(
+        torch.zeros(0),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0, 0),
+    )
     assert bool(average_precision([none]).isnan().all())
     assert bool(average_precision([]).isnan().all())
 
@@ -117,7 +131,8 @@ def test_overlaps_of_another_shape_are_refused():
 
 
 def random_pictures(seed, count=12, classes=3):
-    """Boxes that are partly near the wanted ones, with classes that are mostly right and scores that repeat."""
+    """Boxes that are partly near the wanted ones, with classes that are mostly right and scores that
+    repeat."""
     random = torch.Generator().manual_seed(seed)
 
     def real(*shape):
@@ -131,7 +146,12 @@ def random_pictures(seed, count=12, classes=3):
         near = truth + (real(wanted, 4) - 0.5) * 12
         stray = real(int(torch.randint(0, 4, (1,), generator=random)), 2) * 60
         found = torch.cat([near, torch.cat([stray, stray + 20], 1)])
-        said = torch.cat([torch.where(real(wanted) < 0.8, labels, (labels + 1) % classes), torch.randint(classes, (len(stray),), generator=random)])
+        said = torch.cat(
+            [
+                torch.where(real(wanted) < 0.8, labels, (labels + 1) % classes),
+                torch.randint(classes, (len(stray),), generator=random),
+            ]
+        )
         yield truth, labels, found, said, (real(len(found)) * 8).round() / 8
 
 
@@ -148,13 +168,25 @@ def coco_precision(pictures):
         for b, label in zip(truth, labels, strict=True):
             area = float((b[2] - b[0]) * (b[3] - b[1]))
             number = len(objects) + 1
-            objects.append({"id": number, "image_id": image, "category_id": int(label), "bbox": xywh(b), "area": area, "iscrowd": 0})
+            objects.append(
+                {
+                    "id": number,
+                    "image_id": image,
+                    "category_id": int(label),
+                    "bbox": xywh(b),
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
         for b, label, score in zip(boxes, said, scores, strict=True):
-            found.append({"image_id": image, "category_id": int(label), "bbox": xywh(b), "score": float(score)})
+            found.append(
+                {"image_id": image, "category_id": int(label), "bbox": xywh(b), "score": float(score)}
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "info": {}, "images": [{"id": i + 1} for i in range(len(pictures))], "annotations": objects, "categories": [{"id": i} for i in range(3)],
+            "info": {}, "images": [{"id": i + 1} for i in range(len(pictures))], "annotations": objects,
+            "categories": [{"id": i} for i in range(3)],
         }  # fmt: skip
         coco.createIndex()
         run = COCOeval(coco, coco.loadRes(found), "bbox")
@@ -171,7 +203,10 @@ def test_average_precision_is_cocos_on_random_cases(seed, skip_suite):
     except ModuleNotFoundError:
         skip_suite("AP against COCO's code", "pip install pycocotools")
     pictures = list(random_pictures(seed))
-    matches = [match_detections(scores, said, labels, box_iou(found, truth)) for truth, labels, found, said, scores in pictures]
+    matches = [
+        match_detections(scores, said, labels, box_iou(found, truth))
+        for truth, labels, found, said, scores in pictures
+    ]
     ours = average_precision(matches)
     everything, half = coco_precision(pictures)
     assert float(ours.mean()) == pytest.approx(everything, abs=1e-9)
@@ -285,7 +320,10 @@ def test_frechet_distance_is_torchmetrics(skip_suite):
     except ModuleNotFoundError:
         skip_suite("Fréchet distance against torchmetrics", "pip install torchmetrics")
     random = torch.Generator().manual_seed(1)
-    a, b = torch.randn(200, 6, generator=random).double(), torch.rand(150, 6, generator=random).double() @ torch.rand(6, 6, generator=random).double()
+    a, b = (
+        torch.randn(200, 6, generator=random).double(),
+        torch.rand(150, 6, generator=random).double() @ torch.rand(6, 6, generator=random).double(),
+    )
     theirs = _compute_fid(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
     assert frechet_distance(a, b) == pytest.approx(float(theirs), rel=1e-6)
 
@@ -296,7 +334,10 @@ def test_a_distance_of_too_few_is_refused():
 
 
 def test_text_similarity_by_hand():
-    image, text = torch.tensor([[3.0, 4], [1, 0], [1, 0], [0, 0]]), torch.tensor([[3.0, 4], [0, 1], [-1, 0], [1, 0]])
+    image, text = (
+        torch.tensor([[3.0, 4], [1, 0], [1, 0], [0, 0]]),
+        torch.tensor([[3.0, 4], [0, 1], [-1, 0], [1, 0]]),
+    )
     torch.testing.assert_close(text_similarity(image, text), torch.tensor([100.0, 0, 0, 0]))
 
 

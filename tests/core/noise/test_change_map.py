@@ -51,7 +51,9 @@ def test_a_place_is_freed_when_the_level_reaches_its_number():
 
 def test_softness_is_a_ramp_of_that_width_around_the_level():
     change = torch.tensor([[0.39, 0.45, 0.5, 0.55, 0.61]])
-    torch.testing.assert_close(free_places(change, 0.5, softness=0.2), torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]]))
+    torch.testing.assert_close(
+        free_places(change, 0.5, softness=0.2), torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]])
+    )
 
 
 def test_dilation_widens_what_is_pinned_in_proportion_to_the_level():
@@ -63,7 +65,15 @@ def test_dilation_widens_what_is_pinned_in_proportion_to_the_level():
 
 @pytest.mark.parametrize(
     ("t", "start", "end", "level"),
-    [(999, 999, 0, 1), (0, 999, 0, 0), (250, 500, 0, 0.5), (-2.5, 1, -4, 0.3), (600, 500, 0, 1), (7, 7, 7, 1), (float("-inf"), 1, 0, 0)],
+    [
+        (999, 999, 0, 1),
+        (0, 999, 0, 0),
+        (250, 500, 0, 0.5),
+        (-2.5, 1, -4, 0.3),
+        (600, 500, 0, 1),
+        (7, 7, 7, 1),
+        (float("-inf"), 1, 0, 0),
+    ],
 )
 def test_the_level_is_a_share_of_the_way_and_never_not_a_number(t, start, end, level):
     assert noise_level(t, start, end) == pytest.approx(level)
@@ -85,7 +95,9 @@ def test_the_map_of_a_document_holds_each_layers_noise_where_it_is_seen():
 
 
 def test_half_covered_pixels_take_the_mean():
-    document = LayerDocument(16, 16, (opaque("back", 0, 16, 0.2), replace(opaque("front", 0, 16, 1.0), opacity=0.5)))
+    document = LayerDocument(
+        16, 16, (opaque("back", 0, 16, 0.2), replace(opaque("front", 0, 16, 1.0), opacity=0.5))
+    )
     torch.testing.assert_close(noise_map(document), torch.full((16, 16), 0.6))
 
 
@@ -94,7 +106,9 @@ def test_half_covered_pixels_take_the_mean():
 def test_equal_noises_are_that_number_exactly(noise, blur):
     soft = torch.rand(16, 16, 4, generator=torch.Generator().manual_seed(1))
     layers = tuple(Layer(str(i), soft.roll(i, 0), recipe=Recipe(noise=noise)) for i in range(3))
-    assert bool((noise_map(LayerDocument(16, 16, layers), background=noise, blur=blur) == torch.tensor(noise)).all())
+    assert bool(
+        (noise_map(LayerDocument(16, 16, layers), background=noise, blur=blur) == torch.tensor(noise)).all()
+    )
 
 
 def test_a_layer_without_a_picture_is_free_and_a_hidden_one_counts_for_nothing():

@@ -1,4 +1,5 @@
-"""Crops: where they lie, at what size they are sampled, and that putting back is exact where nothing is scaled."""
+"""Crops: where they lie, at what size they are sampled, and that putting back is exact where nothing is
+scaled."""
 
 import pytest
 import torch
@@ -20,8 +21,14 @@ def test_a_crop_holds_its_region_lies_in_the_picture_and_pads_to_the_unit(data):
     height, width = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 150))
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
-    unit, side, context = data.draw(st.sampled_from([1, 8, 16, 32])), data.draw(st.sampled_from([0, 64, 128])), data.draw(st.floats(0, 4))
-    crop = plan_crop(box_mask(height, width, (left, top, right, bottom)), context=context, side=side, unit=unit)
+    unit, side, context = (
+        data.draw(st.sampled_from([1, 8, 16, 32])),
+        data.draw(st.sampled_from([0, 64, 128])),
+        data.draw(st.floats(0, 4)),
+    )
+    crop = plan_crop(
+        box_mask(height, width, (left, top, right, bottom)), context=context, side=side, unit=unit
+    )
     assert 0 <= crop.left <= left < right <= crop.right <= width
     assert 0 <= crop.top <= top < bottom <= crop.bottom <= height
     assert crop.padded_width % unit == 0 <= crop.padded_width - crop.width < unit
@@ -72,7 +79,9 @@ def test_a_scaled_part_comes_back_as_it_was_up_to_resampling():
 
 
 def test_a_mask_that_touches_no_pixel_is_refused():
-    with pytest.raises(LayeredError, match="mask is '0 everywhere'; allowed: more than 0 on at least one pixel"):
+    with pytest.raises(
+        LayeredError, match="mask is '0 everywhere'; allowed: more than 0 on at least one pixel"
+    ):
         plan_crop(torch.zeros(8, 8), side=64)
 
 
@@ -82,7 +91,9 @@ def test_a_part_of_another_size_is_refused():
         crop.put_back(torch.zeros(3, 32, 32), torch.zeros(3, 64, 64))
 
 
-@pytest.mark.parametrize("values", [{"context": -1.0}, {"context": float("nan")}, {"side": -8}, {"side": 100_000}])
+@pytest.mark.parametrize(
+    "values", [{"context": -1.0}, {"context": float("nan")}, {"side": -8}, {"side": 100_000}]
+)
 def test_numbers_out_of_range_are_named(values):
     with pytest.raises(LayeredError, match="allowed"):
         plan_crop(torch.ones(8, 8), **values)

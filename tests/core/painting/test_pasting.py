@@ -11,7 +11,10 @@ from layered_core.painting.pasting import BLENDS, match_colours, meet_border, mu
 
 def test_zero_keeps_and_one_changes_to_the_bit_and_between_is_linear():
     generator = torch.Generator().manual_seed(0)
-    changed, kept = torch.randn(2, 3, 4, 6, generator=generator) * 1e3, torch.randn(2, 3, 4, 6, generator=generator) / 3
+    changed, kept = (
+        torch.randn(2, 3, 4, 6, generator=generator) * 1e3,
+        torch.randn(2, 3, 4, 6, generator=generator) / 3,
+    )
     mask = torch.zeros(4, 6)
     mask[:, 2:4] = 0.25
     mask[:, 4:] = 1
@@ -34,7 +37,9 @@ def test_guidance_one_is_the_conditional_prediction_and_zero_the_other():
 
 def scene(size=64):
     generator = torch.Generator().manual_seed(3)
-    kept = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 5, generator=generator), (size, size), mode="bicubic")[0].clamp(0, 1)
+    kept = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 5, 5, generator=generator), (size, size), mode="bicubic"
+    )[0].clamp(0, 1)
     mask = torch.zeros(size, size)
     mask[20:44, 16:48] = 1
     return kept, mask
@@ -63,7 +68,9 @@ def test_a_blur_of_a_step_is_the_error_function():
     step = torch.zeros(1, 64)
     step[:, 32:] = 1
     x = (torch.arange(64) + 0.5 - 32) / 3
-    torch.testing.assert_close(gaussian_blur(step, 3.0)[0], 0.5 * (1 + torch.erf(x / 2**0.5)), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        gaussian_blur(step, 3.0)[0], 0.5 * (1 + torch.erf(x / 2**0.5)), atol=0.01, rtol=0
+    )
 
 
 @pytest.mark.parametrize("blend", BLENDS)
@@ -85,7 +92,8 @@ def test_pasting_a_picture_onto_itself_changes_nothing(blend):
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("shift", [-0.1, 0.1])
 def test_a_shift_of_colour_leaves_no_seam(blend, shift):
-    """Mean gradient on the border at most 1.2 times that beside it, where the plain paste has several times that."""
+    """Mean gradient on the border at most 1.2 times that beside it, where the plain paste has several times
+    that."""
     kept, mask = scene()
     kept = 0.2 + 0.6 * kept
     inner = feather(grow(mask, -8), 8)
@@ -100,7 +108,9 @@ def test_meeting_the_border_without_screening_is_the_harmonic_membrane():
     kept[..., 10] = 1.0
     inside = torch.zeros(3, 11, dtype=torch.bool)
     inside[:, 1:10] = True
-    out = meet_border(torch.zeros(1, 3, 11), kept, inside, reach=float("inf"), limit=float("inf"), tolerance=1e-6)
+    out = meet_border(
+        torch.zeros(1, 3, 11), kept, inside, reach=float("inf"), limit=float("inf"), tolerance=1e-6
+    )
     torch.testing.assert_close(out[0, 1], torch.linspace(0, 1, 11) * inside[1], atol=1e-4, rtol=0)
 
 

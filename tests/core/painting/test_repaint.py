@@ -75,7 +75,10 @@ def test_a_mask_of_all_pixels_gives_what_was_sampled():
 def test_a_documents_frozen_layer_is_kept_its_edge_is_mixed_and_the_rest_padded():
     soft = torch.ones(61, 30, 4)
     soft[:, 29, 3] = 0.25
-    back, front = Layer("back", torch.ones(61, 67, 4), recipe=Recipe(noise=0.4)), Layer("front", soft, recipe=Recipe(noise=0.0))
+    back, front = (
+        Layer("back", torch.ones(61, 67, 4), recipe=Recipe(noise=0.4)),
+        Layer("front", soft, recipe=Recipe(noise=0.0)),
+    )
     document = LayerDocument(67, 61, (back, front))
     plan = plan_document(picture(61, 67), document, unit=8)
     assert plan.cut().shape == (3, 64, 72)
@@ -86,7 +89,9 @@ def test_a_documents_frozen_layer_is_kept_its_edge_is_mixed_and_the_rest_padded(
 
 @pytest.mark.parametrize(("noise", "mask"), [(0.0, 0.0), (0.3, 1.0), (1.0, 1.0)])
 def test_where_all_layers_have_one_noise_all_or_nothing_is_new(noise, mask):
-    document = LayerDocument(16, 16, tuple(Layer(str(i), torch.rand(16, 16, 4), recipe=Recipe(noise=noise)) for i in range(3)))
+    document = LayerDocument(
+        16, 16, tuple(Layer(str(i), torch.rand(16, 16, 4), recipe=Recipe(noise=noise)) for i in range(3))
+    )
     assert bool((plan_document(picture(16, 16), document, background=noise).mask == mask).all())
 
 
@@ -97,7 +102,8 @@ def test_the_noise_of_what_is_not_seen_does_not_say_how_much_of_the_new_shows():
     back = Layer("back", torch.ones(16, 16, 4), recipe=Recipe(noise=0.6))
     faint = {"recipe": Recipe(noise=0.02)}
     unseen = (
-        Layer("covered", torch.ones(16, 16, 4), **faint), Layer("hidden", soft, visible=False, **faint), Layer("far", soft, x=99, **faint)
+        Layer("covered", torch.ones(16, 16, 4), **faint), Layer("hidden", soft, visible=False, **faint),
+        Layer("far", soft, x=99, **faint)
     )  # fmt: skip
     plain = plan_document(picture(16, 16), LayerDocument(16, 16, (back, frozen)), background=0.01).mask
     torch.testing.assert_close(plain[0], 1 - soft[0, :, 3])
@@ -127,7 +133,11 @@ def test_a_layer_that_is_not_seen_cannot_be_redone():
     covered = LayerDocument(16, 16, (layers().layers[1], layers().layers[0]))
     for document, name in ((layers(visible=False), "front"), (covered, "front")):
         covered_or_hidden = replace(
-            document, layers=tuple(replace(x, name="front") if i == 0 and document is covered else x for i, x in enumerate(document))
+            document,
+            layers=tuple(
+                replace(x, name="front") if i == 0 and document is covered else x
+                for i, x in enumerate(document)
+            ),
         )
         with pytest.raises(LayeredError, match=f"layer '{name}': seen pixels is 0.*covered"):
             region_of(covered_or_hidden, [name])

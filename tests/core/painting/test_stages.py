@@ -58,7 +58,9 @@ def test_so_it_is_when_composited_by_either_set_of_rules(rules):
     before, after, _ = ball()
     opaque = torch.cat([before, torch.ones(1, 64, 64)]).permute(1, 2, 0)
     rgba = uncovered(before, after, difference_matte(before, after), linear=rules == "comfyui")
-    out = composite(LayerDocument(64, 64, (Layer("before", opaque), Layer("ball", rgba))), rules)[..., :3].permute(2, 0, 1)
+    out = composite(LayerDocument(64, 64, (Layer("before", opaque), Layer("ball", rgba))), rules)[
+        ..., :3
+    ].permute(2, 0, 1)
     differs = (out - after).abs().amax(0)
     assert float(differs.mean()) < 0.003
     assert float(differs.max()) <= 0.08
@@ -111,7 +113,9 @@ def test_a_thing_painted_alone_comes_to_its_place_whole_as_large_as_fits_and_in_
     assert abs(float(columns.float().mean()) - 49.5) <= 1
     assert abs(float(out[35, 50, 3]) - alpha) < 0.01
     torch.testing.assert_close(out[35, 50, :3], torch.tensor([0.9, 0.1, 0.1]), atol=0.01, rtol=0)
-    assert float((out[opaque][:, :3] - torch.tensor([0.9, 0.1, 0.1])).abs().max()) < 0.1, "no colour bleeds in from outside"
+    assert float((out[opaque][:, :3] - torch.tensor([0.9, 0.1, 0.1])).abs().max()) < 0.1, (
+        "no colour bleeds in from outside"
+    )
 
 
 def test_a_soft_place_cuts_what_comes_to_it_and_an_empty_layer_stays_empty():
@@ -155,7 +159,9 @@ def test_a_draft_that_is_the_picture_is_named():
 
 def test_a_stage_keeps_its_box_and_takes_its_picture_from_the_canvas():
     canvas = torch.rand(20, 30, 4)
-    layer = with_stage(Layer("ball", x=25, y=-3, width=10, height=8, mask=torch.ones(4, 5), prompt="a ball"), canvas)
+    layer = with_stage(
+        Layer("ball", x=25, y=-3, width=10, height=8, mask=torch.ones(4, 5), prompt="a ball"), canvas
+    )
     assert (layer.x, layer.y, layer.width, layer.height) == (25, 0, 5, 5)
     assert torch.equal(layer.image, canvas[0:5, 25:30])
     assert layer.prompt == "a ball"

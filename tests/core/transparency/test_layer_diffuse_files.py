@@ -29,13 +29,19 @@ def test_every_file_is_named_once_with_its_source_size_base_model_and_task():
 
 def test_the_size_of_a_file_is_that_of_its_tensors_in_half_precision():
     # 560 attention linears of rank 256; UNet1024; nine convolutions.
-    parameters = {"layer_xl_transparent_attn": 371.6e6, "vae_transparent_decoder": 104_104_804, "vae_transparent_encoder": 1_181_764}
+    parameters = {
+        "layer_xl_transparent_attn": 371.6e6,
+        "vae_transparent_decoder": 104_104_804,
+        "vae_transparent_encoder": 1_181_764,
+    }
     for name, count in parameters.items():
         assert published(f"{name}.safetensors").megabytes == pytest.approx(2 * count / 1e6, rel=0.01)
 
 
 def test_only_the_diffusers_encoder_has_the_offset_scale_300():
-    assert {f.name: f.offset_scale for f in FILES if f.offset_scale != 1} == {"ld_diffusers_sdxl_vae_transparent_encoder.safetensors": 300}
+    assert {f.name: f.offset_scale for f in FILES if f.offset_scale != 1} == {
+        "ld_diffusers_sdxl_vae_transparent_encoder.safetensors": 300
+    }
 
 
 def test_a_file_is_known_in_any_folder_and_one_of_the_users_own_is_not():
@@ -66,7 +72,9 @@ def test_a_pickle_is_refused_unopened_with_the_conversion(tmp_path):
             return (exec, ("raise SystemExit('opened')",))
 
     torch.save({"x": Bomb()}, tmp_path / "TransparentVAE.pth")
-    with pytest.raises(LayeredError, match=r"TransparentVAE\.pth.*save_file\(torch\.load\('x\.pth', weights_only=True\)"):
+    with pytest.raises(
+        LayeredError, match=r"TransparentVAE\.pth.*save_file\(torch\.load\('x\.pth', weights_only=True\)"
+    ):
         read_layer_model_file(tmp_path / "TransparentVAE.pth")
 
 

@@ -1,4 +1,5 @@
-"""The units of the SD1.5 files: the published keys, and the equations of their paper's code, written out once more and slowly."""
+"""The units of the SD1.5 files: the published keys, and the equations of their paper's code, written out once
+more and slowly."""
 
 import json
 from pathlib import Path
@@ -63,7 +64,10 @@ def random_unit(width=8, context=6, rank=4, frames=2, signal=0, seed=0):
     unit = SharingUnit(width, context, rank, frames, signal).double()
     for parameter in unit.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    base = {p: torch.nn.Linear(context if p in "kv" else width, width, bias=p == "out").double() for p in ("q", "k", "v", "out")}
+    base = {
+        p: torch.nn.Linear(context if p in "kv" else width, width, bias=p == "out").double()
+        for p in ("q", "k", "v", "out")
+    }
     return unit.requires_grad_(False), Base(**base, attend=plain(HEADS))
 
 
@@ -74,7 +78,9 @@ def slowly(unit, h, contexts, base, signal=None):
     for r in range(len(x)):
         if signal is not None:
             convolution = unit.control_convs[r % frames]
-            hidden = functional.silu(functional.conv2d(signal, convolution[0].weight, convolution[0].bias, padding=1))
+            hidden = functional.silu(
+                functional.conv2d(signal, convolution[0].weight, convolution[0].bias, padding=1)
+            )
             grown = functional.conv2d(hidden, convolution[2].weight, convolution[2].bias)
             x[r] += grown[0].reshape(grown.shape[1], -1).T
     out = torch.empty_like(x)
@@ -93,7 +99,9 @@ def slowly(unit, h, contexts, base, signal=None):
     for scene in range(len(out) // frames):
         for position in range(out.shape[1]):
             rows = out[scene * frames : (scene + 1) * frames, position]
-            normed = functional.layer_norm(rows, rows.shape[-1:], unit.temporal_n.weight, unit.temporal_n.bias, 1e-6)
+            normed = functional.layer_norm(
+                rows, rows.shape[-1:], unit.temporal_n.weight, unit.temporal_n.bias, 1e-6
+            )
             seen = unit.temporal_i(normed)[None]
             mixed = plain(HEADS)(unit.temporal_q(seen), unit.temporal_k(seen), unit.temporal_v(seen), None)
             result[scene * frames : (scene + 1) * frames, position] += unit.temporal_o(mixed)[0]
@@ -122,7 +130,9 @@ def test_at_weight_0_a_unit_is_the_base_module():
     unit, base = random_unit(context=8, signal=5)
     h = torch.randn(4, 6, 8, dtype=torch.double)
     plainly = base.out(base.attend(base.q(h), base.k(h), base.v(h)))
-    assert torch.allclose(unit(h, None, base, torch.randn(1, 5, 2, 3, dtype=torch.double), weight=0.0), plainly, atol=1e-12)
+    assert torch.allclose(
+        unit(h, None, base, torch.randn(1, 5, 2, 3, dtype=torch.double), weight=0.0), plainly, atol=1e-12
+    )
 
 
 def test_scenes_of_a_batch_do_not_see_each_other():
@@ -142,7 +152,9 @@ def test_frames_of_a_scene_see_each_other():
 
 
 def test_a_frames_own_words_reach_its_conditional_rows_alone():
-    context = torch.arange(8.0)[:, None, None].expand(8, 4, 3)  # two scenes of two frames, unconditional then conditional
+    context = torch.arange(8.0)[:, None, None].expand(
+        8, 4, 3
+    )  # two scenes of two frames, unconditional then conditional
     own = torch.full((1, 4, 3), 99.0)
     first, second = frame_contexts(context, 2, [None, own], [False] * 4 + [True] * 4)
     assert first[:, 0, 0].tolist() == [0, 2, 4, 6]
@@ -175,7 +187,12 @@ def test_many_positions_go_through_in_parts_and_give_the_same(monkeypatch):
 def test_the_control_encoder_halves_the_side_six_times_in_all():
     network = AttentionSharing.from_weights(meta(KEYS["layer_sd15_fg2bg / bg2fg"]), "x")
     signals = network.encoder(torch.empty(1, 3, 512, 320, dtype=torch.float16, device="meta"))
-    assert [tuple(s.shape) for s in signals] == [(1, 256, 64, 40), (1, 256, 32, 20), (1, 256, 16, 10), (1, 256, 8, 5)]
+    assert [tuple(s.shape) for s in signals] == [
+        (1, 256, 64, 40),
+        (1, 256, 32, 20),
+        (1, 256, 16, 10),
+        (1, 256, 8, 5),
+    ]
     assert signal_for(signals, 16 * 10) is signals[2]
     assert signal_for([], 7) is None
     with pytest.raises(LayeredError, match=r"whole picture at once"):

@@ -46,7 +46,11 @@ def read(file):
                 ("unet.", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"),
                 ("", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"),
             )
-            for u, d in ((".lora_B.weight", ".lora_A.weight"), (".lora.up.weight", ".lora.down.weight"), (".lora_up.weight", ".lora_down.weight"))
+            for u, d in (
+                (".lora_B.weight", ".lora_A.weight"),
+                (".lora.up.weight", ".lora.down.weight"),
+                (".lora_up.weight", ".lora_down.weight"),
+            )
         ],
     ],
 )
@@ -80,12 +84,23 @@ def test_a_widened_first_convolution_is_parted_and_adds_the_same():
 
 
 def test_what_fits_no_weight_or_another_shape_is_named_with_file_and_model():
-    with pytest.raises(LayeredError, match=r"'mine\.safetensors' does not fit the model \(SDXL\): it has no diffusion_model\.input_blocks\.99"):
+    with pytest.raises(
+        LayeredError,
+        match=r"'mine\.safetensors' does not fit the model \(SDXL\): it has no "
+        r"diffusion_model\.input_blocks\.99",
+    ):
         read({"diffusion_model.input_blocks.99.0.weight::diff::0": torch.zeros(1)})
-    with pytest.raises(LayeredError, match=r"another shape there: middle_block\.0\.in_layers\.2\.weight \[4, 8, 3, 3\]"):
+    with pytest.raises(
+        LayeredError, match=r"another shape there: middle_block\.0\.in_layers\.2\.weight \[4, 8, 3, 3\]"
+    ):
         read({"diffusion_model.middle_block.0.in_layers.2.weight::diff::0": torch.zeros(4, 8, 3, 3)})
     with pytest.raises(LayeredError, match="another shape there"):
-        read({f"diffusion_model.{Q}::lora::0": torch.zeros(8, 2), f"diffusion_model.{Q}::lora::1": torch.zeros(3, 8)})
+        read(
+            {
+                f"diffusion_model.{Q}::lora::0": torch.zeros(8, 2),
+                f"diffusion_model.{Q}::lora::1": torch.zeros(3, 8),
+            }
+        )
     with pytest.raises(LayeredError, match="lacks one half"):
         read({f"diffusion_model.{Q}::lora::0": torch.zeros(8, 2)})
     with pytest.raises(LayeredError, match="it has no"):
@@ -95,12 +110,21 @@ def test_what_fits_no_weight_or_another_shape_is_named_with_file_and_model():
 def test_a_file_that_takes_another_number_of_pictures_than_the_mode_is_refused():
     check_pictures(Patches(), mode_of("transparent layer"), "x")
     with pytest.raises(LayeredError, match=r"pictures that it takes is 1; allowed: 2"):
-        check_pictures(Patches(concat=torch.zeros(8, 4, 3, 3)), mode_of("foreground and blend to background"), "layer_xl_fg2ble.safetensors")
+        check_pictures(
+            Patches(concat=torch.zeros(8, 4, 3, 3)),
+            mode_of("foreground and blend to background"),
+            "layer_xl_fg2ble.safetensors",
+        )
 
 
 def test_a_file_that_changes_weights_makes_one_picture():
-    with pytest.raises(LayeredError, match=r"pictures that it makes is 1; allowed: 3 in the mode 'foreground, background and blend'"):
-        check_pictures(Patches(), mode_of("foreground, background and blend"), "layer_sd15_transparent_attn.safetensors")
+    with pytest.raises(
+        LayeredError,
+        match=r"pictures that it makes is 1; allowed: 3 in the mode 'foreground, background and blend'",
+    ):
+        check_pictures(
+            Patches(), mode_of("foreground, background and blend"), "layer_sd15_transparent_attn.safetensors"
+        )
 
 
 def test_a_picture_of_another_size_is_refused_with_both_sizes():
@@ -134,7 +158,13 @@ def test_names_of_every_part_of_a_unet():
 
 
 def test_transformer_blocks_are_counted_input_output_middle_in_either_naming():
-    ldm = ["middle_block.1", "output_blocks.11.1", "output_blocks.3.1", "input_blocks.10.1", "input_blocks.2.1"]
+    ldm = [
+        "middle_block.1",
+        "output_blocks.11.1",
+        "output_blocks.3.1",
+        "input_blocks.10.1",
+        "input_blocks.2.1",
+    ]
     theirs = ["mid_block.attentions.0", "up_blocks.3.attentions.2", "up_blocks.1.attentions.0"]
     theirs += ["down_blocks.3.attentions.0", "down_blocks.0.attentions.1"]
     for names in (ldm, theirs):
@@ -150,5 +180,7 @@ def test_pictures_terms_repeat_in_order_over_the_rows():
 
 
 def test_given_pictures_want_the_whole_picture_sampled():
-    with pytest.raises(LayeredError, match=r"latent's size is '4x8'; allowed: 8x8\. Sample the whole picture at once"):
+    with pytest.raises(
+        LayeredError, match=r"latent's size is '4x8'; allowed: 8x8\. Sample the whole picture at once"
+    ):
         with_pictures(torch.zeros(2, 3, 8, 4), torch.zeros(1, 3, 8, 8))

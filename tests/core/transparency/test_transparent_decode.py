@@ -20,7 +20,8 @@ from tests.core.transparency.test_transparent_networks import random_decoder
 
 
 class Echo(TransparentDecoder):
-    """Gives back pixels and the latent's first channel, in the file's order: what laying and laying back does is all that is left."""
+    """Gives back pixels and the latent's first channel, in the file's order: what laying and laying back does
+    is all that is left."""
 
     def __init__(self):
         super().__init__((8, 8, 8, 8, 8, 8, 8))
@@ -34,7 +35,9 @@ class Echo(TransparentDecoder):
 def asymmetric(height=64, width=128, batch=1):
     """A picture and a latent in which no two places are alike, the latent in 0..1."""
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(batch, 3, height, width, generator=generator), torch.rand(batch, 4, height // 8, width // 8, generator=generator)
+    return torch.rand(batch, 3, height, width, generator=generator), torch.rand(
+        batch, 4, height // 8, width // 8, generator=generator
+    )
 
 
 @pytest.mark.parametrize(("mirrored", "turns"), PASSES)
@@ -82,7 +85,9 @@ def test_any_size_comes_back_in_that_size(height, width):
     result = decode(echo, pixels, latent, augmentations=8)
     assert torch.equal(result[:, :3], pixels)
     assert torch.equal(result[:, 3], latent[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2))
-    assert all(side % 64 == 0 and side == 8 * cells for a, b in echo.seen for side, cells in zip(a, b, strict=True))
+    assert all(
+        side % 64 == 0 and side == 8 * cells for a, b in echo.seen for side, cells in zip(a, b, strict=True)
+    )
 
 
 def test_sides_that_are_no_multiple_of_64_are_continued_by_their_mirror_image():
@@ -98,7 +103,10 @@ def test_sides_that_are_no_multiple_of_64_are_continued_by_their_mirror_image():
     assert torch.equal(peek.latent[:, :, 5:8, :9], latent[:, :, 2:5].flip(2))
 
 
-@pytest.mark.parametrize(("side", "tile", "overlap"), [(520, 128, 64), (1000, 256, 0), (2056, 2048, 256), (130, 128, 32), (64, 128, 0)])
+@pytest.mark.parametrize(
+    ("side", "tile", "overlap"),
+    [(520, 128, 64), (1000, 256, 0), (2056, 2048, 256), (130, 128, 32), (64, 128, 0)],
+)
 def test_tiles_cover_every_pixel_and_their_shares_sum_to_1(side, tile, overlap):
     starts = _starts(side, tile, overlap)
     shares, cover = torch.zeros(side), torch.zeros(side)
@@ -130,13 +138,18 @@ def test_tiles_leave_no_seam():
     for start in _starts(512, 256, 128)[1:]:
         for x in (start, start + 128, start + 1):
             if 0 < x < 512:
-                assert step(tiled, x) < 1.5 * max(step(whole, x - 2), step(whole, x + 2 if x < 509 else x), step(whole, x)), x
+                assert step(tiled, x) < 1.5 * max(
+                    step(whole, x - 2), step(whole, x + 2 if x < 509 else x), step(whole, x)
+                ), x
 
 
 def test_a_missing_latent_counts_as_zeros_and_one_latent_serves_a_batch():
     decoder, (pixels, latent) = random_decoder(), asymmetric(batch=3)
     with torch.no_grad():
-        assert torch.equal(decode(decoder, pixels, None, augmentations=1), decode(decoder, pixels, torch.zeros_like(latent), augmentations=1))
+        assert torch.equal(
+            decode(decoder, pixels, None, augmentations=1),
+            decode(decoder, pixels, torch.zeros_like(latent), augmentations=1),
+        )
         one = decode(decoder, pixels, latent[:1], augmentations=1)
         assert torch.equal(one, decode(decoder, pixels, latent[:1].expand(3, -1, -1, -1), augmentations=1))
         assert not torch.equal(one, decode(decoder, pixels, latent, augmentations=1))
@@ -145,9 +158,13 @@ def test_a_missing_latent_counts_as_zeros_and_one_latent_serves_a_batch():
 def test_batches_give_the_same_as_one_picture_at_a_time():
     decoder, (pixels, latent) = random_decoder(), asymmetric(batch=3)
     with torch.no_grad():
-        alone = torch.cat([decode(decoder, pixels[i : i + 1], latent[i : i + 1], augmentations=2) for i in range(3)])
+        alone = torch.cat(
+            [decode(decoder, pixels[i : i + 1], latent[i : i + 1], augmentations=2) for i in range(3)]
+        )
         for batch in (1, 2, 3):
-            torch.testing.assert_close(decode(decoder, pixels, latent, augmentations=2, batch=batch), alone, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                decode(decoder, pixels, latent, augmentations=2, batch=batch), alone, atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.06)])
@@ -162,7 +179,9 @@ def test_half_precision_is_near_single(dtype, tolerance):
 
 def test_progress_counts_every_pass_and_may_stop_the_decode():
     echo, (pixels, latent), seen = Echo(), asymmetric(64, 320, 3), []
-    decode(echo, pixels, latent, augmentations=4, tile=128, overlap=0, batch=2, report=lambda *x: seen.append(x))
+    decode(
+        echo, pixels, latent, augmentations=4, tile=128, overlap=0, batch=2, report=lambda *x: seen.append(x)
+    )
     assert seen == [(i + 1, 24) for i in range(24)]
 
     def stop(done, total):
@@ -190,8 +209,14 @@ def test_pixels_outside_0_to_1_are_clipped_first():
         ({"combine": "max"}, "combine is 'max'; allowed: median or mean"),
         ({"tile": 100}, "tile size is 100; allowed: a multiple of 64"),
         ({"overlap": 2000}, r"tile overlap is 2000; allowed: 0\.\.1024"),
-        ({"latent": torch.zeros(1, 4, 4, 4)}, "128x64 pixels beside a latent of 4x4'; allowed: 32x32 pixels.*leave the latent away"),
-        ({"latent": torch.zeros(1, 16, 8, 16)}, r"latent's shape is \[1, 16, 8, 16\]; allowed: \[batch, 4, height, width\]"),
+        (
+            {"latent": torch.zeros(1, 4, 4, 4)},
+            "128x64 pixels beside a latent of 4x4'; allowed: 32x32 pixels.*leave the latent away",
+        ),
+        (
+            {"latent": torch.zeros(1, 16, 8, 16)},
+            r"latent's shape is \[1, 16, 8, 16\]; allowed: \[batch, 4, height, width\]",
+        ),
         ({"latent": torch.zeros(2, 4, 8, 16)}, "latent's batch is 2; allowed: 1 or 3"),
     ],
 )
@@ -209,15 +234,22 @@ def test_memory_is_counted_from_the_tile_and_an_error_says_how_much_is_needed():
     assert 15.9 * small < large < 16 * small
     assert result == 16384**2 * 16
     check_memory(2**30, 2**30, "memory", "")
-    with pytest.raises(LayeredError, match=r"needs 4\.0 GiB of memory, and 1\.0 GiB are free\. Take smaller tiles"):
+    with pytest.raises(
+        LayeredError, match=r"needs 4\.0 GiB of memory, and 1\.0 GiB are free\. Take smaller tiles"
+    ):
         check_memory(2**32, 2**30, "memory", "Take smaller tiles")
 
 
 def peak_bytes(work) -> int:
     """The most that torch has allocated at once while ``work`` runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
-    events = sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    )
     held = most = 0
     for event in events:
         held += event.nbytes()
@@ -225,8 +257,13 @@ def peak_bytes(work) -> int:
     return most
 
 
-@pytest.mark.parametrize("widths", [(16, 24, 32, 48, 64, 64, 64), (16, 16, 32, 64, 128, 128, 128), (8, 8, 8, 8, 16, 16, 16)])
-@pytest.mark.parametrize(("side", "augmentations", "dtype"), [(256, 1, torch.float32), (320, 2, torch.float32), (256, 1, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "widths", [(16, 24, 32, 48, 64, 64, 64), (16, 16, 32, 64, 128, 128, 128), (8, 8, 8, 8, 16, 16, 16)]
+)
+@pytest.mark.parametrize(
+    ("side", "augmentations", "dtype"),
+    [(256, 1, torch.float32), (320, 2, torch.float32), (256, 1, torch.bfloat16)],
+)
 def test_a_decode_takes_the_memory_that_was_counted_and_little_less(widths, side, augmentations, dtype):
     decoder, (pixels, latent) = random_decoder(widths).to(dtype), asymmetric(side, side)
     needed, result = bytes_needed(decoder, side, side, tile=2048, augmentations=augmentations)
@@ -235,7 +272,9 @@ def test_a_decode_takes_the_memory_that_was_counted_and_little_less(widths, side
 
 
 @pytest.mark.parametrize("pictures_that_fit", [1, 2, 3])
-def test_the_batch_that_is_chosen_for_a_budget_keeps_to_it_and_one_more_would_not_be_far_off(pictures_that_fit):
+def test_the_batch_that_is_chosen_for_a_budget_keeps_to_it_and_one_more_would_not_be_far_off(
+    pictures_that_fit,
+):
     decoder, (pixels, latent) = random_decoder((16, 24, 32, 48, 64, 64, 64)), asymmetric(128, 192, batch=4)
     needed, result = bytes_needed(decoder, 128, 192, tile=2048, augmentations=1)
     budget = int((pictures_that_fit + 0.2) * needed / 0.8)

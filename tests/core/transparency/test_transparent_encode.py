@@ -5,7 +5,14 @@ import torch
 from torch.nn import functional
 
 from layered_core.errors import LayeredError
-from layered_core.transparency.transparent_encode import _area_resize, crop_to_cells, encode, on_grey, pad_colours, with_alpha
+from layered_core.transparency.transparent_encode import (
+    _area_resize,
+    crop_to_cells,
+    encode,
+    on_grey,
+    pad_colours,
+    with_alpha,
+)
 from layered_core.transparency.transparent_networks import TransparentEncoder
 
 
@@ -98,7 +105,9 @@ def test_the_encoder_is_the_published_ladder_of_convolutions():
     torch.nn.init.normal_(encoder.blocks[-1].weight)
     weights, h = encoder.state_dict(), x
     for number, stride in zip(range(0, 18, 2), (1, 1, 2, 1, 2, 1, 2, 1, 1), strict=True):
-        h = functional.conv2d(h, weights[f"blocks.{number}.weight"], weights[f"blocks.{number}.bias"], stride, 1)
+        h = functional.conv2d(
+            h, weights[f"blocks.{number}.weight"], weights[f"blocks.{number}.bias"], stride, 1
+        )
         h = h if number == 16 else h * torch.sigmoid(h)
     torch.testing.assert_close(encoder(x), h, atol=1e-4, rtol=0)
 

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from layered_core.errors import LayeredError
-from layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder, _group_statistics, from_file_order, to_file_order
+from layered_core.transparency.transparent_networks import (
+    TransparentDecoder,
+    TransparentEncoder,
+    _group_statistics,
+    from_file_order,
+    to_file_order,
+)
 
 KEYS = json.loads((Path(__file__).parents[2] / "data" / "transparent_autoencoder_keys.json").read_text())
 SMALL = (8, 8, 8, 8, 16, 16, 16)
@@ -29,7 +35,9 @@ def random_decoder(widths=SMALL, latent_channels=4, seed=0) -> TransparentDecode
     return decoder
 
 
-@pytest.mark.parametrize(("part", "network"), [("decoder", TransparentDecoder), ("encoder", TransparentEncoder)])
+@pytest.mark.parametrize(
+    ("part", "network"), [("decoder", TransparentDecoder), ("encoder", TransparentEncoder)]
+)
 def test_full_width_has_exactly_the_published_keys_and_shapes(part, network):
     with torch.device("meta"):
         own = {k: list(v.shape) for k, v in network().state_dict().items()}
@@ -75,7 +83,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_named():
 
 
 def test_an_encoder_is_no_decoder():
-    with pytest.raises(LayeredError, match=r"is not a transparent decoder.*and 498 more.*unexpected keys: blocks\.0\.bias"):
+    with pytest.raises(
+        LayeredError, match=r"is not a transparent decoder.*and 498 more.*unexpected keys: blocks\.0\.bias"
+    ):
         TransparentDecoder.from_weights(meta(KEYS["encoder"]), "vae_transparent_encoder.safetensors")
     with pytest.raises(LayeredError, match="is not a transparent encoder"):
         TransparentEncoder.from_weights(meta(KEYS["decoder"]), "vae_transparent_decoder.safetensors")
@@ -136,10 +146,18 @@ def test_attention_of_the_host_is_used_for_every_attention():
 
 def test_a_file_that_holds_both_and_the_vae_gives_each_its_own():
     decoder, encoder = random_decoder(latent_channels=16), TransparentEncoder((4, 8, 12, 16), 16)
-    whole = {f"decoder.{k}": v for k, v in decoder.state_dict().items()} | {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    whole = {f"decoder.{k}": v for k, v in decoder.state_dict().items()} | {
+        f"encoder.{k}": v for k, v in encoder.state_dict().items()
+    }
     whole["sd_vae.quant_conv.weight"] = torch.zeros(1)
-    assert torch.equal(TransparentDecoder.from_weights(whole, "TransparentVAE.safetensors").conv_in.weight, decoder.conv_in.weight)
-    assert torch.equal(TransparentEncoder.from_weights(whole, "TransparentVAE.safetensors").blocks[0].weight, encoder.blocks[0].weight)
+    assert torch.equal(
+        TransparentDecoder.from_weights(whole, "TransparentVAE.safetensors").conv_in.weight,
+        decoder.conv_in.weight,
+    )
+    assert torch.equal(
+        TransparentEncoder.from_weights(whole, "TransparentVAE.safetensors").blocks[0].weight,
+        encoder.blocks[0].weight,
+    )
     del whole["decoder.conv_in.weight"]
     with pytest.raises(LayeredError, match=r"missing keys: conv_in\.weight"):
         TransparentDecoder.from_weights(whole, "TransparentVAE.safetensors")

@@ -1,4 +1,5 @@
-"""Per-pixel noise on diffusers runs: exact where it must be, on every scheduler, latent shape and kind of UNet."""
+"""Per-pixel noise on diffusers runs: exact where it must be, on every scheduler, latent shape and kind of
+UNet."""
 
 from dataclasses import replace
 
@@ -46,7 +47,10 @@ def pipeline():
 
 
 def with_noise(document, noise, **others):
-    return replace(document, layers=tuple(replace(x, recipe=replace(x.recipe, noise=others.get(x.name, noise))) for x in document))
+    return replace(
+        document,
+        layers=tuple(replace(x, recipe=replace(x.recipe, noise=others.get(x.name, noise))) for x in document),
+    )
 
 
 def pixels(image):
@@ -55,7 +59,10 @@ def pixels(image):
 
 def test_all_noise_one_is_the_picture_of_the_words_to_the_bit(pipeline):
     document = with_noise(collage_document(), 1.0)
-    assert np.array_equal(pixels(pipeline.harmonize(document, seed=4, steps=3)), pixels(pipeline.generate_layer(document.words, seed=4, steps=3)))
+    assert np.array_equal(
+        pixels(pipeline.harmonize(document, seed=4, steps=3)),
+        pixels(pipeline.generate_layer(document.words, seed=4, steps=3)),
+    )
 
 
 def test_all_noise_zero_is_the_composite_to_the_bit(pipeline):
@@ -68,7 +75,8 @@ def test_one_noise_for_all_is_a_redraw_at_that_strength(pipeline):
     """What the composite's letterbox hides, a plain SDEdit run shows: the same picture to the bit."""
     document = with_noise(collage_document(), 0.5)
     assert np.array_equal(
-        pixels(pipeline.harmonize(document, background=0.5, seed=1, steps=8)), pixels(pipeline.render(document, strength=0.5, seed=1, steps=8))
+        pixels(pipeline.harmonize(document, background=0.5, seed=1, steps=8)),
+        pixels(pipeline.render(document, strength=0.5, seed=1, steps=8)),
     )
 
 
@@ -87,7 +95,10 @@ def test_a_frozen_layer_keeps_its_pixels_exactly_and_the_others_move(pipeline):
 def test_less_noise_keeps_a_layer_closer_to_what_it_was(pipeline):
     document = collage_document()
     start = pixels(pipeline.harmonize(with_noise(document, 0.0), background=0, steps=1)).astype(int)
-    errors = [np.abs(pixels(pipeline.harmonize(with_noise(document, n), steps=8)) - start).mean() for n in (0.2, 0.5, 0.9)]
+    errors = [
+        np.abs(pixels(pipeline.harmonize(with_noise(document, n), steps=8)) - start).mean()
+        for n in (0.2, 0.5, 0.9)
+    ]
     assert errors == sorted(errors)
     assert errors[2] > 2 * errors[0]
 
@@ -103,7 +114,9 @@ def latents_of(pipeline, change, name, *, steps=6, strength=1.0, **options):
     pipeline.decode, decode = lambda latents: seen.append(latents) or decode(latents), pipeline.decode
     try:
         methods = [ChangeMap(clean, change, **options)]
-        pipeline.generate(["a red ball"], seeds=[5], start=start, strength=strength, steps=steps, methods=methods)
+        pipeline.generate(
+            ["a red ball"], seeds=[5], start=start, strength=strength, steps=steps, methods=methods
+        )
     finally:
         pipeline.model.scheduler, pipeline.decode = original, decode
     return clean, seen[0]
@@ -123,7 +136,9 @@ def test_on_every_scheduler_what_is_never_free_comes_out_equal_and_the_rest_is_f
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral"])
 def test_a_change_map_of_ones_samples_the_same_bits_as_none(pipeline, name):
     clean, with_map = latents_of(pipeline, torch.ones(16, 16), name)
-    _, without = latents_of(pipeline, torch.ones(16, 16), name, dilation=3, softness=0.3, noise="fresh", threshold="normalised")
+    _, without = latents_of(
+        pipeline, torch.ones(16, 16), name, dilation=3, softness=0.3, noise="fresh", threshold="normalised"
+    )
     assert torch.equal(with_map, without)
 
 
@@ -142,7 +157,8 @@ def test_no_strength_runs_no_step_and_gives_back_the_picture(pipeline):
 
 
 def test_absolute_numbers_mean_the_same_however_long_the_run_and_normalised_ones_follow_it(pipeline):
-    """At strength 0.5 the level begins at 0.5: what is above is free from the start. Relative to the run it begins at 1."""
+    """At strength 0.5 the level begins at 0.5: what is above is free from the start. Relative to the run it
+    begins at 1."""
     change = torch.full((16, 16), 0.6)
     clean, free = latents_of(pipeline, change, "ddim", strength=0.5)
     _, all_free = latents_of(pipeline, torch.ones(16, 16), "ddim", strength=0.5)
@@ -162,24 +178,35 @@ def test_zeros_and_ones_are_blended_latent_diffusion(pipeline):
     assert float((ours - theirs).abs().mean()) < 0.02
 
 
-# --- other models ----------------------------------------------------------------------------------------------------
+# --- other models ---
 
 
 def tiny(channels=4, halvings=3, inpaint=False):
     """A random model with that many latent channels and a VAE that divides sides by ``2 ** halvings``."""
     torch.manual_seed(0)
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16, eos_token_id=49407)
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=16,
+        eos_token_id=49407,
+    )
     parts = {
         "unet": UNet2DConditionModel(
-            block_out_channels=(32, 32), layers_per_block=1, attention_head_dim=2, sample_size=8, out_channels=channels, cross_attention_dim=16,
+            block_out_channels=(32, 32), layers_per_block=1, attention_head_dim=2, sample_size=8,
+            out_channels=channels, cross_attention_dim=16,
             in_channels=2 * channels + 1 if inpaint else channels,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         ),
         "vae": AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * (halvings + 1), up_block_types=["UpDecoderBlock2D"] * (halvings + 1),
+            down_block_types=["DownEncoderBlock2D"] * (halvings + 1),
+            up_block_types=["UpDecoderBlock2D"] * (halvings + 1),
             block_out_channels=[32] * (halvings + 1), latent_channels=channels,
         ),
-        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        clip_sample=False, steps_offset=1),
         "tokenizer": CLIPTokenizer.from_pretrained(STORYBOOK / "tokenizer"),
         "text_encoder": CLIPTextModel(text),
     }  # fmt: skip
@@ -187,8 +214,13 @@ def tiny(channels=4, halvings=3, inpaint=False):
     return kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-@pytest.mark.parametrize(("channels", "halvings", "inpaint"), [(16, 3, False), (4, 2, False), (8, 4, False), (4, 3, True), (16, 2, True)])
-def test_any_latents_any_divisor_and_inpainting_unets_keep_what_is_outside(tmp_path, channels, halvings, inpaint):
+@pytest.mark.parametrize(
+    ("channels", "halvings", "inpaint"),
+    [(16, 3, False), (4, 2, False), (8, 4, False), (4, 3, True), (16, 2, True)],
+)
+def test_any_latents_any_divisor_and_inpainting_unets_keep_what_is_outside(
+    tmp_path, channels, halvings, inpaint
+):
     tiny(channels, halvings, inpaint).save_pretrained(tmp_path)
     pipeline = LayeredDiffusionPipeline.from_pretrained(tmp_path, device="cpu")
     assert pipeline.inpaints == inpaint
@@ -220,11 +252,15 @@ def test_an_inpainting_unet_is_shown_the_hole_and_what_is_around_it(tmp_path):
 
 def test_an_inpainting_unet_makes_a_picture_from_words_too(tmp_path):
     tiny(inpaint=True).save_pretrained(tmp_path)
-    assert LayeredDiffusionPipeline.from_pretrained(tmp_path, device="cpu").generate_layer("a cat", steps=1, width=64, height=64).size == (64, 64)
+    assert LayeredDiffusionPipeline.from_pretrained(tmp_path, device="cpu").generate_layer(
+        "a cat", steps=1, width=64, height=64
+    ).size == (64, 64)
 
 
 def test_a_size_that_fits_no_cell_comes_out_as_it_went_in(pipeline):
-    document = LayerDocument(101, 67, (Layer("back", torch.ones(67, 101, 4)), Layer("box", torch.rand(30, 30, 4), x=70, y=40)))
+    document = LayerDocument(
+        101, 67, (Layer("back", torch.ones(67, 101, 4)), Layer("box", torch.rand(30, 30, 4), x=70, y=40))
+    )
     assert pipeline.harmonize(document, steps=2).size == (101, 67)
 
 

@@ -1,4 +1,5 @@
-"""LayerDiffuse without ComfyUI: files of either naming, both families, and the pipeline classes of the diffusers port."""
+"""LayerDiffuse without ComfyUI: files of either naming, both families, and the pipeline classes of the
+diffusers port."""
 
 import json
 from pathlib import Path
@@ -6,13 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from layered_core.errors import LayeredError
 from layered_core.transparency.transparent_networks import TransparentDecoder
-from layered_diffusers.layer_diffuse_pipeline import StableDiffusionLayerDiffusePipeline, StableDiffusionXLLayerDiffusePipeline
+from layered_diffusers.layer_diffuse_pipeline import (
+    StableDiffusionLayerDiffusePipeline,
+    StableDiffusionXLLayerDiffusePipeline,
+)
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -72,7 +82,9 @@ def test_it_acts_on_the_steps_inside_its_window_alone(storybook, file):
     method = LayerDiffuse(storybook.model, file, start=0.3, end=0.7)
     name = next(k for k in storybook.model.unet.state_dict() if k.endswith("attn1.to_q.weight"))
     base, acted = storybook.model.unet.state_dict()[name].clone(), []
-    hook = storybook.model.unet.register_forward_pre_hook(lambda m, a: acted.append(not torch.equal(m.state_dict()[name], base)))
+    hook = storybook.model.unet.register_forward_pre_hook(
+        lambda m, a: acted.append(not torch.equal(m.state_dict()[name], base))
+    )
     make(storybook, [method], steps=10)
     hook.remove()
     assert acted[0] is acted[-1] is False
@@ -88,7 +100,9 @@ def test_a_run_that_breaks_leaves_the_model_as_it_was_to_the_bit(storybook, file
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        storybook.generate(["a red ball"], steps=3, methods=[LayerDiffuse(storybook.model, file)], progress=stop)
+        storybook.generate(
+            ["a red ball"], steps=3, methods=[LayerDiffuse(storybook.model, file)], progress=stop
+        )
     assert all(torch.equal(v, before[k]) for k, v in weights(storybook).items())
 
 
@@ -114,16 +128,28 @@ class Sdxl:
     def __init__(self, folder):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            block_out_channels=(32, 32), layers_per_block=1, attention_head_dim=2, sample_size=16, in_channels=4, out_channels=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=80,
-            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=8 * 6 + 16,
+            block_out_channels=(32, 32), layers_per_block=1, attention_head_dim=2, sample_size=16,
+            in_channels=4, out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=80,
+            addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=8 * 6 + 16,
         )  # fmt: skip
         first = StableDiffusionPipeline.from_pretrained(STORYBOOK, safety_checker=None)
-        text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16, eos_token_id=49407)
+        text = CLIPTextConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=16,
+            eos_token_id=49407,
+        )
         pipeline = StableDiffusionXLPipeline(
-            unet=unet, vae=AutoencoderTiny.from_pretrained(STORYBOOK / "vae"), text_encoder=first.text_encoder, tokenizer=first.tokenizer,
+            unet=unet, vae=AutoencoderTiny.from_pretrained(STORYBOOK / "vae"),
+            text_encoder=first.text_encoder, tokenizer=first.tokenizer,
             text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=first.tokenizer,
-            scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+            scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012,
+            beta_schedule="scaled_linear"),
         )  # fmt: skip
         self.model, self.files = folder / "model", folder / "files"
         pipeline.save_pretrained(self.model)
@@ -131,7 +157,10 @@ class Sdxl:
         self.files.mkdir()
         save_file(lora_of(unet), self.files / "layer_xl_transparent_attn.safetensors")
         torch.manual_seed(1)
-        save_file(TransparentDecoder((8, 8, 8, 8, 16, 16, 16)).state_dict(), self.files / "vae_transparent_decoder.safetensors")
+        save_file(
+            TransparentDecoder((8, 8, 8, 8, 16, 16, 16)).state_dict(),
+            self.files / "vae_transparent_decoder.safetensors",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +170,23 @@ def sdxl(tmp_path_factory):
 
 def test_the_ports_snippet_works_with_our_class(sdxl, monkeypatch, tmp_path):
     monkeypatch.setenv("LAYER_MODEL_DIR", str(sdxl.files))
-    pipeline = StableDiffusionXLLayerDiffusePipeline.from_pretrained(sdxl.model, torch_dtype=torch.float32).to("cpu")
-    asked = {"prompt": "portrait of woman", "negative_prompt": "ugly, bad", "num_inference_steps": 2, "width": 128, "height": 192}
+    pipeline = StableDiffusionXLLayerDiffusePipeline.from_pretrained(
+        sdxl.model, torch_dtype=torch.float32
+    ).to("cpu")
+    asked = {
+        "prompt": "portrait of woman",
+        "negative_prompt": "ugly, bad",
+        "num_inference_steps": 2,
+        "width": 128,
+        "height": 192,
+    }
     images = pipeline(**asked, generator=torch.Generator(device="cpu").manual_seed(42)).images
     images[0].save(tmp_path / "result.png")
     assert (images[0].mode, images[0].size) == ("RGBA", (128, 192))
     assert np.asarray(images[0])[..., 3].std() > 0
-    plain = StableDiffusionXLPipeline.from_pretrained(sdxl.model)(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
+    plain = StableDiffusionXLPipeline.from_pretrained(sdxl.model)(
+        **asked, generator=torch.Generator().manual_seed(42), output_type="latent"
+    ).images
     ours = pipeline(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
     assert (ours - plain).abs().mean() > 0.01
 
@@ -161,26 +200,36 @@ def test_a_model_saved_as_a_variant_is_loaded_as_diffusers_does(sdxl):
 
 
 class Sd15:
-    """A tiny SD1.5 with its attention-sharing file, every published key of it in the tiny widths, and a decoder."""
+    """A tiny SD1.5 with its attention-sharing file, every published key of it in the tiny widths, and a
+    decoder."""
 
     WIDTHS = {320: 32, 640: 64, 1280: 64, 768: 64, 256: 8}
 
     def __init__(self, folder):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            block_out_channels=(32, 64, 64, 64), layers_per_block=2, attention_head_dim=8, sample_size=16, cross_attention_dim=64,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            block_out_channels=(32, 64, 64, 64), layers_per_block=2, attention_head_dim=8, sample_size=16,
+            cross_attention_dim=64,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         )  # fmt: skip
         pipeline = StableDiffusionPipeline.from_pretrained(STORYBOOK, safety_checker=None)
         pipeline.register_modules(unet=unet)
         self.model, self.files = folder / "model", folder / "files"
         pipeline.save_pretrained(self.model)
         self.files.mkdir()
-        keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_transparent_attn"]
-        file = {k: random([self.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())}
+        keys = json.loads(
+            (Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text()
+        )["layer_sd15_transparent_attn"]
+        file = {
+            k: random([self.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())
+        }
         save_file(file, self.files / "layer_sd15_transparent_attn.safetensors")
         torch.manual_seed(1)
-        save_file(TransparentDecoder((8, 8, 8, 8, 16, 16, 16)).state_dict(), self.files / "layer_sd15_vae_transparent_decoder.safetensors")
+        save_file(
+            TransparentDecoder((8, 8, 8, 8, 16, 16, 16)).state_dict(),
+            self.files / "layer_sd15_vae_transparent_decoder.safetensors",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -190,45 +239,78 @@ def sd15(tmp_path_factory):
 
 def test_the_ports_snippet_works_on_sd15_too(sd15, monkeypatch, tmp_path):
     monkeypatch.setenv("LAYER_MODEL_DIR", str(sd15.files))
-    pipeline = StableDiffusionLayerDiffusePipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None).to("cpu")
-    asked = {"prompt": "portrait of woman", "negative_prompt": "ugly, bad", "num_inference_steps": 2, "width": 128, "height": 192}
+    pipeline = StableDiffusionLayerDiffusePipeline.from_pretrained(
+        sd15.model, torch_dtype=torch.float32, safety_checker=None
+    ).to("cpu")
+    asked = {
+        "prompt": "portrait of woman",
+        "negative_prompt": "ugly, bad",
+        "num_inference_steps": 2,
+        "width": 128,
+        "height": 192,
+    }
     images = pipeline(**asked, generator=torch.Generator(device="cpu").manual_seed(42)).images
     images[0].save(tmp_path / "result.png")
     assert (images[0].mode, images[0].size) == ("RGBA", (128, 192))
     assert np.asarray(images[0])[..., 3].std() > 0
-    again = pipeline(**asked, generator=torch.Generator().manual_seed(42), output_type="pt", return_dict=False)[0]
+    again = pipeline(
+        **asked, generator=torch.Generator().manual_seed(42), output_type="pt", return_dict=False
+    )[0]
     assert np.abs(again[0].permute(1, 2, 0).numpy() * 255 - np.asarray(images[0])).max() < 0.51
-    plain = StableDiffusionPipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None)
+    plain = StableDiffusionPipeline.from_pretrained(
+        sd15.model, torch_dtype=torch.float32, safety_checker=None
+    )
     base = plain(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
     ours = pipeline(**asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
     assert (ours - base).abs().mean() > 0.01
     pipeline.layer_diffuse.switch(False)
-    restored = StableDiffusionPipeline.__call__(pipeline, **asked, generator=torch.Generator().manual_seed(42), output_type="latent").images
+    restored = StableDiffusionPipeline.__call__(
+        pipeline, **asked, generator=torch.Generator().manual_seed(42), output_type="latent"
+    ).images
     assert torch.equal(restored, base)
 
 
 def test_a_pipeline_of_the_classes_may_be_moved_after_a_call_and_gives_arrays_too(sd15):
-    pipeline = StableDiffusionLayerDiffusePipeline.from_pretrained(sd15.model, layer_models=sd15.files, torch_dtype=torch.float32)
+    pipeline = StableDiffusionLayerDiffusePipeline.from_pretrained(
+        sd15.model, layer_models=sd15.files, torch_dtype=torch.float32
+    )
     asked = {"prompt": "a tree", "num_inference_steps": 1, "width": 64, "height": 64}
     arrays = pipeline(**asked, generator=torch.Generator().manual_seed(0), output_type="np").images
     pictures = pipeline(**asked, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert np.array_equal(arrays, pictures.permute(0, 2, 3, 1).numpy())
-    moved = pipeline.to(torch.float64)(**asked, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    moved = pipeline.to(torch.float64)(
+        **asked, generator=torch.Generator().manual_seed(0), output_type="latent"
+    ).images
     assert moved.dtype == torch.float64
 
 
 def test_words_of_one_picture_are_seen_with_and_without_guidance(sd15):
-    keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_joint"]
+    keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())[
+        "layer_sd15_joint"
+    ]
     joint = sd15.files / "joint.safetensors"
-    save_file({k: random([Sd15.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())}, joint)
-    pipeline = StableDiffusionPipeline.from_pretrained(sd15.model, torch_dtype=torch.float32, safety_checker=None)
-    asked = {"prompt": ["a tree"] * 3, "num_inference_steps": 1, "width": 64, "height": 64, "output_type": "latent"}
+    save_file(
+        {k: random([Sd15.WIDTHS.get(n, n) for n in shape], i) for i, (k, shape) in enumerate(keys.items())},
+        joint,
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        sd15.model, torch_dtype=torch.float32, safety_checker=None
+    )
+    asked = {
+        "prompt": ["a tree"] * 3,
+        "num_inference_steps": 1,
+        "width": 64,
+        "height": 64,
+        "output_type": "latent",
+    }
 
     def latents(guidance, words):
         change = LayerDiffuse(pipeline, joint, "foreground, background and blend", words=words)
         change.switch(True, guided=guidance > 1)
         try:
-            return pipeline(**asked, guidance_scale=guidance, generator=torch.Generator().manual_seed(0)).images
+            return pipeline(
+                **asked, guidance_scale=guidance, generator=torch.Generator().manual_seed(0)
+            ).images
         finally:
             change.switch(False)
 
@@ -239,9 +321,14 @@ def test_words_of_one_picture_are_seen_with_and_without_guidance(sd15):
 def test_an_sdxl_file_on_sd15_and_an_sd15_file_on_sdxl_are_refused_by_the_classes(sd15, sdxl):
     with pytest.raises(LayeredError, match=r"layer_xl_transparent_attn.*for SDXL.*does not fit the model"):
         StableDiffusionLayerDiffusePipeline.from_pretrained(
-            sd15.model, layer_models=sdxl.files, file="layer_xl_transparent_attn.safetensors", decoder="vae_transparent_decoder.safetensors"
+            sd15.model,
+            layer_models=sdxl.files,
+            file="layer_xl_transparent_attn.safetensors",
+            decoder="vae_transparent_decoder.safetensors",
         )
-    with pytest.raises(LayeredError, match=r"layer_sd15_transparent_attn.*for SD1\.5.*does not fit the model"):
+    with pytest.raises(
+        LayeredError, match=r"layer_sd15_transparent_attn.*for SD1\.5.*does not fit the model"
+    ):
         StableDiffusionXLLayerDiffusePipeline.from_pretrained(
             sdxl.model,
             layer_models=sd15.files,
@@ -250,16 +337,24 @@ def test_an_sdxl_file_on_sd15_and_an_sd15_file_on_sdxl_are_refused_by_the_classe
         )
 
 
-def test_without_the_files_the_snippet_says_which_is_missing_and_where_it_comes_from(sdxl, monkeypatch, tmp_path):
+def test_without_the_files_the_snippet_says_which_is_missing_and_where_it_comes_from(
+    sdxl, monkeypatch, tmp_path
+):
     monkeypatch.delenv("LAYER_MODEL_DIR", raising=False)
-    with pytest.raises(LayeredError, match=r"layer_xl_transparent_attn.*743 MB.*LayerDiffusion/layerdiffusion-v1.*LAYER_MODEL_DIR"):
+    with pytest.raises(
+        LayeredError,
+        match=r"layer_xl_transparent_attn.*743 MB.*LayerDiffusion/layerdiffusion-v1.*LAYER_MODEL_DIR",
+    ):
         StableDiffusionXLLayerDiffusePipeline.from_pretrained(sdxl.model)
     with pytest.raises(LayeredError, match=r"vae_transparent_decoder.*208 MB"):
         StableDiffusionXLLayerDiffusePipeline.from_pretrained(sdxl.model, layer_models=tmp_path)
 
 
 def test_a_file_of_another_base_model_is_refused(storybook, sdxl):
-    with pytest.raises(LayeredError, match=r"attn\.safetensors' \(for SDXL\) does not fit the model \(StableDiffusionPipeline\)"):
+    with pytest.raises(
+        LayeredError,
+        match=r"attn\.safetensors' \(for SDXL\) does not fit the model \(StableDiffusionPipeline\)",
+    ):
         LayerDiffuse(storybook.model, sdxl.files / "layer_xl_transparent_attn.safetensors")
 
 
@@ -267,6 +362,8 @@ def test_a_file_in_the_wrong_mode_and_a_missing_picture_are_refused(storybook, f
     with pytest.raises(LayeredError, match="pictures is"):
         LayerDiffuse(storybook.model, file, "foreground to blend")
     with pytest.raises(LayeredError, match="pictures that it takes is 0"):
-        LayerDiffuse(storybook.model, file, "foreground to blend", pictures={"foreground": torch.rand(1, 3, 128, 128)})
+        LayerDiffuse(
+            storybook.model, file, "foreground to blend", pictures={"foreground": torch.rand(1, 3, 128, 128)}
+        )
     with pytest.raises(LayeredError, match="mode"):
         LayerDiffuse(storybook.model, file, "nothing")

@@ -1,4 +1,5 @@
-"""Regional prompts on diffusers UNets: the shipped model for what it draws, tiny random ones for other families."""
+"""Regional prompts on diffusers UNets: the shipped model for what it draws, tiny random ones for other
+families."""
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from layered_core.attention import regional_attention, tiles
 from layered_core.attention.attention_maps import AttentionMaps
-from layered_core.attention.regional_plan import MODES, Settings
+from layered_core.attention.regional_plan import REGION_MODES, Settings
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_diffusers.methods.regional_attention import RegionalPrompts
@@ -20,25 +21,37 @@ def pipeline():
 
 
 def halves(left="a red ball", right="a blue star", **more):
-    layers = tuple(Layer(x, x=64 * i, y=0, width=64, height=128, prompt=x) for i, x in enumerate((left, right)))
+    layers = tuple(
+        Layer(x, x=64 * i, y=0, width=64, height=128, prompt=x) for i, x in enumerate((left, right))
+    )
     return LayerDocument(128, 128, layers, prompt=f"{left} and {right} in a meadow", **more)
 
 
 def sampled(pipeline, document, settings, steps=4, seeds=(0,), guidance=3.0, **more):
     method = RegionalPrompts(pipeline.model, [document], settings, **more)
     prompts = method.prompts * len(seeds)
-    return pipeline.generate(prompts, negative=method.negative, seeds=list(seeds), steps=steps, guidance=guidance, methods=[method])
+    return pipeline.generate(
+        prompts, negative=method.negative, seeds=list(seeds), steps=steps, guidance=guidance, methods=[method]
+    )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REGION_MODES)
 def test_strength_zero_and_no_layers_are_the_plain_prompt_to_the_bit(pipeline, mode):
     settings = Settings(mode=mode, strength=0, auto_negative=True)
     plain = pipeline.generate([halves().prompt], negative="dark", seeds=[0], steps=3)
     assert torch.equal(sampled(pipeline, halves(negative="dark"), settings, steps=3), plain)
-    assert torch.equal(sampled(pipeline, LayerDocument(128, 128, prompt=halves().prompt, negative="dark"), Settings(mode=mode), steps=3), plain)
+    assert torch.equal(
+        sampled(
+            pipeline,
+            LayerDocument(128, 128, prompt=halves().prompt, negative="dark"),
+            Settings(mode=mode),
+            steps=3,
+        ),
+        plain,
+    )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", REGION_MODES)
 def test_the_processors_are_gone_afterwards_also_after_an_error(pipeline, mode):
     class Broken(Method):
         def after_step(self, run, index):
@@ -53,7 +66,10 @@ def test_the_processors_are_gone_afterwards_also_after_an_error(pipeline, mode):
 
 
 def test_words_change_their_side_more_than_the_other(pipeline):
-    a, b = (sampled(pipeline, halves(right=x), Settings(global_weight=0), steps=8) for x in ("a blue star", "a yellow house"))
+    a, b = (
+        sampled(pipeline, halves(right=x), Settings(global_weight=0), steps=8)
+        for x in ("a blue star", "a yellow house")
+    )
     change = (a - b).abs().mean((0, 1, 2))
     assert float(change[80:].mean()) > 2 * float(change[:48].mean())
 
@@ -63,12 +79,16 @@ def test_pictures_of_a_batch_have_documents_of_their_own(pipeline):
     method = RegionalPrompts(pipeline.model, documents)
     together = pipeline.generate(method.prompts, seeds=[3, 4], steps=3, methods=[method])
     for i, document in enumerate(documents):
-        torch.testing.assert_close(sampled(pipeline, document, None, steps=3, seeds=[3 + i])[0], together[i], atol=2e-4, rtol=0)
+        torch.testing.assert_close(
+            sampled(pipeline, document, None, steps=3, seeds=[3 + i])[0], together[i], atol=2e-4, rtol=0
+        )
 
 
 def test_a_batch_of_one_document_is_its_pictures(pipeline):
     together = sampled(pipeline, halves(), None, steps=3, seeds=(3, 4))
-    torch.testing.assert_close(sampled(pipeline, halves(), None, steps=3, seeds=(4,))[0], together[1], atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        sampled(pipeline, halves(), None, steps=3, seeds=(4,))[0], together[1], atol=2e-4, rtol=0
+    )
 
 
 def test_documents_must_be_one_or_one_a_picture(pipeline):
@@ -95,7 +115,11 @@ def test_guidance_in_layers_acts_unless_there_is_nothing_to_be_guided_away_from(
 
 
 def test_every_picture_of_a_batch_is_guided_by_its_own_document(pipeline):
-    documents = [halves(), LayerDocument(128, 128, prompt="a meadow"), halves("a green tree", "a white house")]
+    documents = [
+        halves(),
+        LayerDocument(128, 128, prompt="a meadow"),
+        halves("a green tree", "a white house"),
+    ]
     method = RegionalPrompts(pipeline.model, documents, Settings(guidance=4))
     together = pipeline.generate(method.prompts, seeds=[3, 4, 5], steps=3, methods=[method])
     for i, document in enumerate(documents):
@@ -157,12 +181,19 @@ def test_maps_of_a_plain_run_change_no_bit(pipeline):
 
 
 def test_render_takes_regions(pipeline):
-    plain, regional = (pipeline.render(halves(), strength=1.0, steps=2, attention=a) for a in (None, Settings()))
+    plain, regional = (
+        pipeline.render(halves(), strength=1.0, steps=2, attention=a) for a in (None, Settings())
+    )
     assert plain.tobytes() != regional.tobytes()
-    assert pipeline.render(halves(), strength=1.0, steps=2, attention=Settings(strength=0)).tobytes() == plain.tobytes()
+    assert (
+        pipeline.render(halves(), strength=1.0, steps=2, attention=Settings(strength=0)).tobytes()
+        == plain.tobytes()
+    )
 
 
-def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whole_model(pipeline, monkeypatch):
+def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whole_model(
+    pipeline, monkeypatch
+):
     gathered = sampled(pipeline, halves(), Settings(), steps=3)
     cut = tiles.tile
     calls = []
@@ -170,12 +201,20 @@ def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whol
     def one_tile_a_layer(weights, tokens):
         calls.append(1)
         everywhere = cut(torch.ones_like(weights), tokens)
-        return [tiles.Tiles(g.layers, g.owner, g.rows, weights[list(g.layers)][g.owner[:, None], g.rows], g.rounds) for g in everywhere]
+        return [
+            tiles.Tiles(
+                g.layers, g.owner, g.rows, weights[list(g.layers)][g.owner[:, None], g.rows], g.rounds
+            )
+            for g in everywhere
+        ]
 
     monkeypatch.setattr(regional_attention, "tile", one_tile_a_layer)
-    # The maximum that emphasis is measured by is over the layer's pixels, so it is left out of this comparison.
+    # The maximum that emphasis is measured by is over the layer's pixels, so it is left out of this
+    # comparison.
     dense = sampled(pipeline, halves(), Settings(emphasis=0), steps=3)
     monkeypatch.undo()
     assert calls
-    torch.testing.assert_close(dense, sampled(pipeline, halves(), Settings(emphasis=0), steps=3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        dense, sampled(pipeline, halves(), Settings(emphasis=0), steps=3), atol=1e-4, rtol=0
+    )
     assert not torch.equal(gathered, dense)

@@ -36,7 +36,15 @@ def test_the_shipped_model_is_an_ordinary_diffusers_model():
     model = StableDiffusionPipeline.from_pretrained(STORYBOOK, local_files_only=True)
     assert model.unet.config.in_channels == model.vae.config.latent_channels == 4
     assert model.tokenizer.model_max_length == 77
-    assert model.tokenizer("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]  # Stable Diffusion 1.5's ids
+    assert model.tokenizer("a photo of a cat")["input_ids"] == [
+        49406,
+        320,
+        1125,
+        539,
+        320,
+        2368,
+        49407,
+    ]  # Stable Diffusion 1.5's ids
     assert model.text_encoder.config.vocab_size == 49408
     assert model.scheduler.config.beta_start == 0.00085
     assert model.scheduler.config.beta_schedule == "scaled_linear"
@@ -104,5 +112,8 @@ def test_a_model_of_another_family_is_named(broken):
     index = json.loads(path.read_text())
     index["_class_name"] = "StableDiffusionImg2ImgPipeline"
     path.write_text(json.dumps(index))
-    with pytest.raises(LayeredError, match="model family is 'StableDiffusionImg2ImgPipeline'; allowed: StableDiffusionPipeline"):
+    with pytest.raises(
+        LayeredError,
+        match="model family is 'StableDiffusionImg2ImgPipeline'; allowed: StableDiffusionPipeline",
+    ):
         LayeredDiffusionPipeline.from_pretrained(broken)

@@ -1,9 +1,12 @@
-"""The published LayerDiffuse files in ``$LAYER_MODEL_DIR``: whole, for the weights they name, and with the offset scale that we give them.
+"""The published LayerDiffuse files in ``$LAYER_MODEL_DIR``: whole, for the weights they name, and with the
+offset scale that we give them.
 
-Without the variable the same checks run on the storybook's own small networks under published names, so that the checks themselves are tested.
-What an encoder's file must be multiplied by (1, or 300 where that is not folded in) is told by two figures: the norm of its last convolution
-beside that of the other publication of the same network, and how well alpha comes back through the ordinary VAE and the decoder.
-For the second, ``$LAYER_MODEL_DIR`` needs folders ``vae_sdxl`` and ``vae_sd15`` in the diffusers layout, or the models in Hugging Face's cache.
+Without the variable the same checks run on the storybook's own small networks under published names, so that
+the checks themselves are tested. What an encoder's file must be multiplied by (1, or 300 where that is not
+folded in) is told by two figures: the norm of its last convolution beside that of the other publication of
+the same network, and how well alpha comes back through the ordinary VAE and the decoder. For the second,
+``$LAYER_MODEL_DIR`` needs folders ``vae_sdxl`` and ``vae_sd15`` in the diffusers layout, or the models in
+Hugging Face's cache.
 """
 
 import json
@@ -21,8 +24,18 @@ from demo.train.sprites import draw_sprite, padded
 from demo.world.vocabulary import Thing
 from layered_core.errors import LayeredError
 from layered_core.metrics.picture_metrics import alpha_psnr
-from layered_core.transparency.layer_diffuse_files import FILES, MODES, published, read_layer_model_file
-from layered_core.transparency.layer_diffuse_frames import AttentionSharing, check_frames, check_modules, is_attention_sharing
+from layered_core.transparency.layer_diffuse_files import (
+    FILES,
+    LAYER_DIFFUSE_MODES,
+    published,
+    read_layer_model_file,
+)
+from layered_core.transparency.layer_diffuse_frames import (
+    AttentionSharing,
+    check_frames,
+    check_modules,
+    is_attention_sharing,
+)
 from layered_core.transparency.layer_diffuse_weights import check_pictures, read_patches
 from layered_core.transparency.transparent_decode import decode
 from layered_core.transparency.transparent_encode import encode
@@ -43,27 +56,36 @@ TWINS = ("vae_transparent_encoder", "ld_diffusers_sdxl_vae_transparent_encoder")
 """Two publications of one network."""
 
 VAES = {
-    "sdxl": [("madebyollin/sdxl-vae-fp16-fix", ""), ("stabilityai/sdxl-vae", ""), ("stabilityai/stable-diffusion-xl-base-1.0", "vae")],
-    "sd15": [("stable-diffusion-v1-5/stable-diffusion-v1-5", "vae"), ("runwayml/stable-diffusion-v1-5", "vae"), ("stabilityai/sd-vae-ft-mse", "")],
+    "sdxl": [("madebyollin/sdxl-vae-fp16-fix", ""), ("stabilityai/sdxl-vae", ""),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "vae")],
+    "sd15": [("stable-diffusion-v1-5/stable-diffusion-v1-5", "vae"),
+    ("runwayml/stable-diffusion-v1-5", "vae"), ("stabilityai/sd-vae-ft-mse", "")],
 }  # fmt: skip
 
 UNETS = {
     "sdxl": {
-        "block_out_channels": (320, 640, 1280), "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
-        "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True, "addition_embed_type": "text_time",
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
+        "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+        "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
     },
-    "sd15": {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "cross_attention_dim": 768},
+    "sd15": {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8,
+    "cross_attention_dim": 768},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def storybook_folder(tmp_path_factory):
-    """The storybook's networks under published names; in one file of the two the scale of 300 is not folded in, as is said of it."""
+    """The storybook's networks under published names; in one file of the two the scale of 300 is not folded
+    in, as is said of it."""
     folder = tmp_path_factory.mktemp("published")
     shutil.copytree(STORYBOOK / "vae", folder / "vae_sdxl")
-    encoder, decoder = (load_file(STORYBOOK / "transparent" / f"{part}.safetensors") for part in ("encoder", "decoder"))
+    encoder, decoder = (
+        load_file(STORYBOOK / "transparent" / f"{part}.safetensors") for part in ("encoder", "decoder")
+    )
     save_file(encoder, folder / f"{TWINS[0]}.safetensors")
     unfolded = {k: v.float() / 300 if k.startswith("blocks.16.") else v for k, v in encoder.items()}
     save_file(unfolded, folder / f"{TWINS[1]}.safetensors")
@@ -132,7 +154,10 @@ def alpha_through(rgba, encoder, decoder, vae, scale):
 def test_two_publications_of_one_encoder_give_the_same_offset_each_at_its_own_scale(folder):
     norms = []
     for path in needed(folder, *TWINS):
-        norms.append(float(read_layer_model_file(path)["blocks.16.weight"].float().norm()) * published(path.name).offset_scale)
+        norms.append(
+            float(read_layer_model_file(path)["blocks.16.weight"].float().norm())
+            * published(path.name).offset_scale
+        )
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
 
 
@@ -144,9 +169,16 @@ def test_alpha_comes_back_at_the_scale_of_the_file_and_not_at_the_other(folder, 
     encoder = TransparentEncoder.from_weights(read_layer_model_file(paths[0]), name)
     decoder = TransparentDecoder.from_weights(read_layer_model_file(paths[1]), AUTOENCODERS[name])
     rgba = glass() if folder == Path(FOLDER or "") else storybook_glass()
-    right, wrong = (alpha_through(rgba, encoder, decoder, vae, scale) for scale in (known.offset_scale, 301 - known.offset_scale))
-    assert right > 25, f"{right:.1f} dB at {known.offset_scale:g}, {wrong:.1f} dB at {301 - known.offset_scale:g}"
-    assert right > wrong + 1, f"{right:.1f} dB at {known.offset_scale:g}, {wrong:.1f} dB at {301 - known.offset_scale:g}"
+    right, wrong = (
+        alpha_through(rgba, encoder, decoder, vae, scale)
+        for scale in (known.offset_scale, 301 - known.offset_scale)
+    )
+    assert right > 25, (
+        f"{right:.1f} dB at {known.offset_scale:g}, {wrong:.1f} dB at {301 - known.offset_scale:g}"
+    )
+    assert right > wrong + 1, (
+        f"{right:.1f} dB at {known.offset_scale:g}, {wrong:.1f} dB at {301 - known.offset_scale:g}"
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
@@ -159,7 +191,9 @@ def test_every_published_file_fits_the_model_it_is_for(file, skip_suite):
 
 
 def test_a_file_of_the_published_keys_and_shapes_passes_that_check_and_another_does_not():
-    keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())["layer_sd15_joint"]
+    keys = json.loads((Path(__file__).parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text())[
+        "layer_sd15_joint"
+    ]
     weights = {k: torch.empty(shape, dtype=torch.float16, device="meta") for k, shape in keys.items()}
     check_fits(weights, published("layer_sd15_joint.safetensors"))
     with pytest.raises(LayeredError, match="pictures that it makes"):
@@ -169,17 +203,26 @@ def test_a_file_of_the_published_keys_and_shapes_passes_that_check_and_another_d
 def check_fits(weights, file):
     """The file's tensors are for the networks, or the UNet of its family, in the mode of its task."""
     if file.task in ("encoder", "decoder"):
-        network = {"encoder": TransparentEncoder, "decoder": TransparentDecoder}[file.task].from_weights(weights, file.name)
+        network = {"encoder": TransparentEncoder, "decoder": TransparentDecoder}[file.task].from_weights(
+            weights, file.name
+        )
         assert network.widths == type(network)().widths
         return
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNETS[file.family])
-    mode = next(m for m in MODES if m.task == file.task)
+    mode = next(m for m in LAYER_DIFFUSE_MODES if m.task == file.task)
     if is_attention_sharing(weights):
         sharing = AttentionSharing.from_weights(weights, file.name)
         check_frames(sharing, mode, file.name)
-        check_modules(sharing, [(a.to_q.in_features, a.to_k.in_features) for a in attentions(unet).values()], file.name, file.family)
+        check_modules(
+            sharing,
+            [(a.to_q.in_features, a.to_k.in_features) for a in attentions(unet).values()],
+            file.name,
+            file.family,
+        )
         return
-    patches = read_patches(weights, {k: tuple(p.shape) for k, p in unet.named_parameters()}, 2, file.name, file.family)
+    patches = read_patches(
+        weights, {k: tuple(p.shape) for k, p in unet.named_parameters()}, 2, file.name, file.family
+    )
     check_pictures(patches, mode, file.name)
     assert len(patches.lora) + len(patches.diff) >= 560

@@ -12,7 +12,8 @@ from layered_diffusers.models.loading import STORYBOOK
 
 def model(half=False, **config):
     torch.manual_seed(0)
-    network = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    network = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
                             norm_num_groups=4, sample_size=16, scaling_factor=0.5, **config)  # fmt: skip
     return SimpleNamespace(vae=network.half() if half else network, unet=SimpleNamespace(dtype=torch.float32))
 
@@ -30,7 +31,10 @@ def test_latents_are_the_mean_in_the_unets_scale():
 
 
 def test_the_storybooks_vae_gives_a_picture_back():
-    here = SimpleNamespace(vae=AutoencoderTiny.from_pretrained(STORYBOOK / "vae").float(), unet=SimpleNamespace(dtype=torch.float32))
+    here = SimpleNamespace(
+        vae=AutoencoderTiny.from_pretrained(STORYBOOK / "vae").float(),
+        unet=SimpleNamespace(dtype=torch.float32),
+    )
     picture = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
     assert (vae.decode(here, vae.encode(here, picture)) - picture).abs().mean() < 0.1
 

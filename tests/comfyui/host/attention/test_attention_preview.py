@@ -9,7 +9,9 @@ SAMPLER = {"seed": 3, "steps": 6, "cfg": 4.0, "sampler_name": "euler", "schedule
 
 
 def stack():
-    left = from_image(width=64, height=128, prompt="a red ball", name="ball", canvas_width=128, canvas_height=128)
+    left = from_image(
+        width=64, height=128, prompt="a red ball", name="ball", canvas_width=128, canvas_height=128
+    )
     right = from_image(x=64, width=64, height=128, prompt="a blue star", name="star")
     right["inputs"]["layers"] = ["a", 0]
     return {**LOADER, "a": left, "b": right}
@@ -20,7 +22,9 @@ def recorded(batch=1, **values):
         **stack(),
         "r": regional("b", record=True, **values),
         "l": node("EmptyLatentImage", width=128, height=128, batch_size=batch),
-        "s": node("KSampler", model=["r", 0], positive=["r", 1], negative=["r", 2], latent_image=["l", 0], **SAMPLER),
+        "s": node(
+            "KSampler", model=["r", 0], positive=["r", 1], negative=["r", 2], latent_image=["l", 0], **SAMPLER
+        ),
         "d": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
         "it": node("LD_AttentionPreview", positive=["r", 1], image=["d", 0], size=128),
     }
@@ -76,8 +80,25 @@ def test_without_a_record_the_fix_is_told(host):
 
 
 def mask_prompt(**values):
-    words = {"prompt": "a red ball and a blue star in a meadow", "negative": "", "seed": 3, "steps": 6, "cfg": 4.0, "threshold": 0.5, "largest": True}
-    return {**stack(), "it": node("LD_LayerMaskFromAttention", model=["loader", 0], clip=["loader", 1], layers=["b", 0], **{**words, **values})}
+    words = {
+        "prompt": "a red ball and a blue star in a meadow",
+        "negative": "",
+        "seed": 3,
+        "steps": 6,
+        "cfg": 4.0,
+        "threshold": 0.5,
+        "largest": True,
+    }
+    return {
+        **stack(),
+        "it": node(
+            "LD_LayerMaskFromAttention",
+            model=["loader", 0],
+            clip=["loader", 1],
+            layers=["b", 0],
+            **{**words, **values},
+        ),
+    }
 
 
 def test_layers_get_masks_inside_their_boxes(host, pack):
@@ -93,7 +114,9 @@ def test_layers_get_masks_inside_their_boxes(host, pack):
 
 
 def test_a_higher_threshold_gives_smaller_masks(host):
-    areas = [float(host.value(mask_prompt(threshold=t, largest=False), "it", 1).sum()) for t in (0.2, 0.5, 0.8)]
+    areas = [
+        float(host.value(mask_prompt(threshold=t, largest=False), "it", 1).sum()) for t in (0.2, 0.5, 0.8)
+    ]
     assert areas == sorted(areas, reverse=True)
     assert areas[0] > areas[2]
 
@@ -108,7 +131,9 @@ def test_layers_with_pictures_or_masks_or_no_words_stay(host, pack):
 
 def test_a_mask_found_by_words_lies_on_the_thing_that_the_same_noise_makes(host, pack):
     """The model alone decides where; the box is the whole canvas."""
-    whole = from_image(width=128, height=128, prompt="a red ball", name="ball", canvas_width=128, canvas_height=128)
+    whole = from_image(
+        width=128, height=128, prompt="a red ball", name="ball", canvas_width=128, canvas_height=128
+    )
     words = {"prompt": "a red ball in a meadow", "negative": "", "threshold": 0.4, "largest": True}
     hits = []
     for seed in range(4):
@@ -116,11 +141,27 @@ def test_a_mask_found_by_words_lies_on_the_thing_that_the_same_noise_makes(host,
         prompt = {
             **LOADER,
             "a": whole,
-            "m": node("LD_LayerMaskFromAttention", model=["loader", 0], clip=["loader", 1], layers=["a", 0], seed=seed, steps=8, cfg=3.0, **words),
+            "m": node(
+                "LD_LayerMaskFromAttention",
+                model=["loader", 0],
+                clip=["loader", 1],
+                layers=["a", 0],
+                seed=seed,
+                steps=8,
+                cfg=3.0,
+                **words,
+            ),
             "p": node("CLIPTextEncode", clip=["loader", 1], text=words["prompt"]),
             "n": node("CLIPTextEncode", clip=["loader", 1], text=""),
             "l": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-            "s": node("KSampler", model=["loader", 0], positive=["p", 0], negative=["n", 0], latent_image=["l", 0], **settings),
+            "s": node(
+                "KSampler",
+                model=["loader", 0],
+                positive=["p", 0],
+                negative=["n", 0],
+                latent_image=["l", 0],
+                **settings,
+            ),
             "d": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
         }
         mask, picture = host.value(prompt, "m", 1)[0], host.value(prompt, "d")[0]
@@ -142,5 +183,8 @@ def test_an_interrupted_look_leaves_the_model_alone(host, monkeypatch):
         raise comfy.model_management.InterruptProcessingException
 
     monkeypatch.setattr(comfy.sample, "sample", interrupted)
-    assert host.error_of({**mask_prompt(), "out": node("MaskPreview", mask=["it", 1])}) == "execution_interrupted"
+    assert (
+        host.error_of({**mask_prompt(), "out": node("MaskPreview", mask=["it", 1])})
+        == "execution_interrupted"
+    )
     assert model.model_options["transformer_options"] == before

@@ -1,4 +1,5 @@
-"""Regional Prompt Attention in the real host: what it does, on every attention there is, with any prompt, and what it refuses."""
+"""Regional Prompt Attention in the real host: what it does, on every attention there is, with any prompt, and
+what it refuses."""
 
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from sampling import LOADER, models, sample
 
 import nodes as comfy_nodes
 
-# --- what it does ----------------------------------------------------------------------------------------------------
+# --- what it does ---
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_strength_zero_is_the_plain_prompt_to_the_bit(regions, loaded, mode):
     model, clip = loaded
-    out, positive, negative = apply(regions, model, clip, mode=mode, strength=0.0, negative="dark", auto_negative=True)
+    out, positive, negative = apply(
+        regions, model, clip, mode=mode, strength=0.0, negative="dark", auto_negative=True
+    )
     plain = predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, "dark"))
     for a, b in zip(predicted(out, positive, negative), plain, strict=True):
         assert torch.equal(a, b)
@@ -30,8 +33,14 @@ def test_strength_zero_is_the_plain_prompt_to_the_bit(regions, loaded, mode):
 @pytest.mark.parametrize("append", [False, True])
 def test_so_it_is_with_words_that_the_prompt_lacks(regions, loaded, mode, append):
     model, clip = loaded
-    out, positive, negative = apply(regions, model, clip, mode=mode, strength=0.0, append=append, prompt="a quiet meadow")
-    for a, b in zip(predicted(out, positive, negative), predicted(model, encode(clip, "a quiet meadow"), encode(clip, "")), strict=True):
+    out, positive, negative = apply(
+        regions, model, clip, mode=mode, strength=0.0, append=append, prompt="a quiet meadow"
+    )
+    for a, b in zip(
+        predicted(out, positive, negative),
+        predicted(model, encode(clip, "a quiet meadow"), encode(clip, "")),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -39,7 +48,11 @@ def test_no_layers_are_the_plain_prompt_to_the_bit(regions, loaded):
     model, clip = loaded
     nothing = {"version": 1, "layers": [], "canvas": (128, 128)}
     out, positive, negative = apply(regions, model, clip, nothing)
-    for a, b in zip(predicted(out, positive, negative), predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, "")), strict=True):
+    for a, b in zip(
+        predicted(out, positive, negative),
+        predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, "")),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -51,7 +64,10 @@ def test_words_act_on_their_side_in_the_conditional_half_alone(regions, loaded, 
     assert torch.equal(uncond, plain_uncond)
     assert float((cond - plain).abs().max()) > 1e-3
     if mode in ("regions", "joint"):
-        pair = (apply(regions, model, clip, halves(regions, right=x), mode=mode, prompt="in a meadow") for x in ("a blue star", "a yellow house"))
+        pair = (
+            apply(regions, model, clip, halves(regions, right=x), mode=mode, prompt="in a meadow")
+            for x in ("a blue star", "a yellow house")
+        )
         cond, other = (predicted(*x, sigma=1.0)[1] for x in pair)
         left, right = left_and_right(other - cond)
         assert right > 2 * left
@@ -60,7 +76,8 @@ def test_words_act_on_their_side_in_the_conditional_half_alone(regions, loaded, 
 def test_a_negative_of_a_layer_acts_in_the_unconditional_half_on_its_side_alone(regions, loaded):
     model, clip = loaded
     pair = [
-        regions.document.Layer(x, x=64 * i, y=0, width=64, height=128, negative=n) for i, (x, n) in enumerate((("l", ""), ("r", "a yellow house")))
+        regions.document.Layer(x, x=64 * i, y=0, width=64, height=128, negative=n)
+        for i, (x, n) in enumerate((("l", ""), ("r", "a yellow house")))
     ]
     stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, tuple(pair)))
     _, cond, uncond = predicted(*apply(regions, model, clip, stack), sigma=1.0)
@@ -86,7 +103,9 @@ def test_any_latent_size_works(regions, loaded, size):
     out, positive, negative = apply(regions, model, clip)
     with torch.inference_mode():
         latent = {"samples": torch.zeros(1, 4, *size)}
-        sampled = comfy_nodes.common_ksampler(out, 7, 2, 3.0, "euler", "normal", positive, negative, latent)[0]["samples"]
+        sampled = comfy_nodes.common_ksampler(out, 7, 2, 3.0, "euler", "normal", positive, negative, latent)[
+            0
+        ]["samples"]
         plain = comfy_nodes.common_ksampler(
             model, 7, 2, 3.0, "euler", "normal", encode(clip, WIDGETS["prompt"]), encode(clip, ""), latent
         )[0]["samples"]  # fmt: skip
@@ -102,9 +121,13 @@ def test_nothing_of_a_run_is_left_on_the_model(regions, loaded):
     assert "patches_replace" not in out.model_options["transformer_options"]
 
 
-# --- every way attention is computed ---------------------------------------------------------------------------------
+# --- every way attention is computed ---
 
-BACKENDS = {"sub_quad": host_attention.attention_sub_quad, "split": host_attention.attention_split, "pytorch": host_attention.attention_pytorch}
+BACKENDS = {
+    "sub_quad": host_attention.attention_sub_quad,
+    "split": host_attention.attention_split,
+    "pytorch": host_attention.attention_pytorch,
+}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -134,7 +157,7 @@ def test_half_precision_is_finite_and_near(regions, pack, loaded, monkeypatch, k
     assert float((rough - exact).norm() / exact.norm()) < 0.05
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------
+# --- prompts ---
 
 
 def test_a_batch_is_its_pictures(regions, loaded):
@@ -151,23 +174,42 @@ def test_prompts_of_different_lengths_act_together(regions, loaded, main, layer,
     filler = " ".join(["thing"] * 75)
     words = f"{WIDGETS['prompt']} " + " ".join([filler] * (main - 1))
     stack = halves(regions, right="a blue star " + " ".join([filler] * (layer - 1)))
-    out = apply(regions, model, clip, stack, prompt=words, negative=" ".join(["dark"] + [filler] * (negative - 1)))
+    out = apply(
+        regions, model, clip, stack, prompt=words, negative=" ".join(["dark"] + [filler] * (negative - 1))
+    )
     assert out[1][0][0].shape[1] == 77 * main
     assert bool(predicted(*out)[1].isfinite().all())
     same = apply(regions, model, clip, prompt=words)
     # Repeating the tokens of one half to the length of the other leaves the other half's result alone.
-    torch.testing.assert_close(predicted(*same)[1], predicted(same[0], same[1], encode(clip, " ".join([filler] * negative)))[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        predicted(*same)[1],
+        predicted(same[0], same[1], encode(clip, " ".join([filler] * negative)))[1],
+        atol=1e-4,
+        rtol=1e-3,
+    )
 
 
-@pytest.mark.parametrize("prompt", ["((a red ball", "a red ball))) :1.3", "(a red ball:nan) \\(", "", "ball " * 2000, "a red ball" + "\0"])
+@pytest.mark.parametrize(
+    "prompt",
+    ["((a red ball", "a red ball))) :1.3", "(a red ball:nan) \\(", "", "ball " * 2000, "a red ball" + "\0"],
+)
 def test_odd_prompts_do_not_break_it(regions, loaded, prompt):
     model, clip = loaded
-    assert bool(predicted(*apply(regions, model, clip, halves(regions, left=prompt), prompt=prompt))[1].isfinite().all()) or "nan" in prompt
+    assert (
+        bool(
+            predicted(*apply(regions, model, clip, halves(regions, left=prompt), prompt=prompt))[1]
+            .isfinite()
+            .all()
+        )
+        or "nan" in prompt
+    )
 
 
 def test_weights_in_parentheses_do_not_hide_the_words(regions, loaded):
     model, clip = loaded
-    out = apply(regions, model, clip, prompt="(a red ball:1.3) and a [blue] star, a blue star", mode="collage")
+    out = apply(
+        regions, model, clip, prompt="(a red ball:1.3) and a [blue] star, a blue star", mode="collage"
+    )
     words = [r.words for r in out[1][0][1][regions.patch.KEY].regions]
     assert words[0] == (1, 2, 3)
     assert len(words[1]) == 3
@@ -180,16 +222,21 @@ def test_an_embedding_in_a_layers_prompt_is_read(regions, loaded):
     table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     ids = [t for t, *_ in clip.tokenize("red ball")["l"][0][1:3]]
     safetensors.torch.save_file({"emb_params": table[ids].detach().clone()}, folder / "redball.safetensors")
-    named, written = (apply(regions, model, clip, halves(regions, left=x), prompt="in a meadow") for x in ("a embedding:redball", "a red ball"))
+    named, written = (
+        apply(regions, model, clip, halves(regions, left=x), prompt="in a meadow")
+        for x in ("a embedding:redball", "a red ball")
+    )
     torch.testing.assert_close(predicted(*named)[1], predicted(*written)[1])
     recipe = regions.document.Recipe(embedding="redball")
     layer = regions.document.Layer("x", width=64, height=128, prompt="star", recipe=recipe)
     stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
-    region = apply(regions, model, clip, stack, prompt="an embedding:redball star", mode="collage")[1][0][1][regions.patch.KEY].regions[0]
+    region = apply(regions, model, clip, stack, prompt="an embedding:redball star", mode="collage")[1][0][1][
+        regions.patch.KEY
+    ].regions[0]
     assert region.words == (2, 3, 4)
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 def test_defaults_of_these_tests_are_those_of_the_node(regions):
@@ -202,8 +249,10 @@ def test_defaults_of_these_tests_are_those_of_the_node(regions):
     [
         ({"strength": float("nan")}, ["strength", "nan", "0..1"]), ({"strength": -1.0}, ["strength"]),
         ({"start": 0.7, "end": 0.2}, ["end", "0.2", "0.7..1"]),
-        ({"mode": "magic"}, ["mode"]), ({"mode": "collage", "prompt": "a meadow"}, ["layer 'ball'", "a red ball", "not found", "append"]),
-        ({"mode": "collage", "prompt": "a red ball, a red ball"}, ["layer 'ball'", "found 2 times", "longer"]),
+        ({"mode": "magic"}, ["mode"]),
+        ({"mode": "collage", "prompt": "a meadow"}, ["layer 'ball'", "a red ball", "not found", "append"]),
+        ({"mode": "collage", "prompt": "a red ball, a red ball"},
+        ["layer 'ball'", "found 2 times", "longer"]),
     ],
 )  # fmt: skip
 def test_bad_values_are_named_before_sampling(host, values, parts):
@@ -227,7 +276,9 @@ def test_masks_of_any_kind_have_a_result(regions, loaded, mask):
     if mask == "pixel":
         made[5, 5] = 1
     layer = regions.document.Layer("x", mask=made, width=64, height=128, prompt="a blue star")
-    out = apply(regions, model, clip, regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,))))
+    out = apply(
+        regions, model, clip, regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
+    )
     cond = predicted(*out)[1]
     plain = predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, ""))[1]
     assert bool(cond.isfinite().all())
@@ -236,7 +287,12 @@ def test_masks_of_any_kind_have_a_result(regions, loaded, mask):
 
 def test_fifty_layers_work(regions, loaded):
     model, clip = loaded
-    layers = tuple(regions.document.Layer(f"{i}", x=i % 10 * 12, y=i // 10 * 25, width=12, height=25, prompt=f"a ball {i}") for i in range(50))
+    layers = tuple(
+        regions.document.Layer(
+            f"{i}", x=i % 10 * 12, y=i // 10 * 25, width=12, height=25, prompt=f"a ball {i}"
+        )
+        for i in range(50)
+    )
     stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, layers))
     assert bool(predicted(*apply(regions, model, clip, stack))[1].isfinite().all())
 

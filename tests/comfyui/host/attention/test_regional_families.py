@@ -1,4 +1,5 @@
-"""Regional Prompt Attention on other families: tiny random SDXL and inpainting UNets work, a transformer is refused."""
+"""Regional Prompt Attention on other families: tiny random SDXL and inpainting UNets work, a transformer is
+refused."""
 
 from functools import partial
 
@@ -13,7 +14,8 @@ import torch
 from regional_scene import WIDGETS, apply, encode, predicted
 
 SMALL_TEXT = {
-    "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 77,
+    "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+    "max_position_embeddings": 77,
     "hidden_act": "gelu", "eos_token_id": 49407, "layer_norm_eps": 1e-5, "vocab_size": 49408,
 }  # fmt: skip
 
@@ -24,10 +26,14 @@ class SmallXLText(comfy.sdxl_clip.SDXLClipModel):
     def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 - as ComfyUI has it
         torch.nn.Module.__init__(self)
         text = partial(
-            comfy.sd1_clip.SDClipModel, layer="hidden", layer_idx=-2, device=device, dtype=dtype, layer_norm_hidden_state=False,
+            comfy.sd1_clip.SDClipModel, layer="hidden", layer_idx=-2, device=device, dtype=dtype,
+            layer_norm_hidden_state=False,
             textmodel_json_config=dict(SMALL_TEXT),
         )  # fmt: skip
-        self.clip_l, self.clip_g = text(), text(special_tokens={"start": 49406, "end": 49407, "pad": 0}, return_projected_pooled=True)
+        self.clip_l, self.clip_g = (
+            text(),
+            text(special_tokens={"start": 49406, "end": 49407, "pad": 0}, return_projected_pooled=True),
+        )
         self.dtypes = {dtype}
         torch.manual_seed(0)
         for parameter in self.parameters():
@@ -36,9 +42,12 @@ class SmallXLText(comfy.sdxl_clip.SDXLClipModel):
 
 def small_unet(kind, **shape):
     config = kind({
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
-        "use_spatial_transformer": True, "legacy": False, "num_head_channels": 16, "transformer_depth": [0, 2],
-        "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2], "use_temporal_attention": False, "use_temporal_resblock": False,
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1],
+        "use_spatial_transformer": True, "legacy": False, "num_head_channels": 16,
+        "transformer_depth": [0, 2],
+        "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2],
+        "use_temporal_attention": False, "use_temporal_resblock": False,
         **shape,
     })  # fmt: skip
     config.unet_extra_config = {}
@@ -47,18 +56,26 @@ def small_unet(kind, **shape):
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    )
 
 
 def test_sdxl_keeps_both_encoders_pooled_words_and_sizes(regions):
     model = small_unet(
-        comfy.supported_models.SDXL, context_dim=64, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=32 + 6 * 256
+        comfy.supported_models.SDXL,
+        context_dim=64,
+        use_linear_in_transformer=True,
+        num_classes="sequential",
+        adm_in_channels=32 + 6 * 256,
     )
     with torch.inference_mode(False):
         target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, SmallXLText)
         clip = comfy.sd.CLIP(target, parameters=1)
     out, positive, negative = apply(regions, model, clip, negative="dark")
-    assert torch.equal(positive[0][1]["pooled_output"], encode(clip, WIDGETS["prompt"])[0][1]["pooled_output"])
+    assert torch.equal(
+        positive[0][1]["pooled_output"], encode(clip, WIDGETS["prompt"])[0][1]["pooled_output"]
+    )
     sized = [[words, {**rest, "width": 512, "height": 640}] for words, rest in positive]
     cond = predicted(out, positive, negative)[1]
     plain = predicted(model, encode(clip, WIDGETS["prompt"]), encode(clip, "dark"))[1]
@@ -72,18 +89,35 @@ def test_sdxl_keeps_both_encoders_pooled_words_and_sizes(regions):
 def test_stable_diffusion_1_and_2_and_their_inpainting_variants_work(regions, loaded, family, channels):
     heads = {"num_heads": 2, "num_head_channels": -1} if family == "SD15" else {}
     kind = getattr(comfy.supported_models, family)
-    model = small_unet(kind, context_dim=64, in_channels=channels, use_linear_in_transformer=family == "SD20", **heads)
+    model = small_unet(
+        kind, context_dim=64, in_channels=channels, use_linear_in_transformer=family == "SD20", **heads
+    )
     _, clip = loaded
     out, *words = apply(regions, model, clip)
     plain = encode(clip, WIDGETS["prompt"]), encode(clip, "")
-    mask = {"concat_latent_image": torch.zeros(1, 4, 16, 16), "concat_mask": torch.ones(1, 1, 128, 128)} if channels == 9 else {}
-    seen, other = (predicted(m, *([[x, {**rest, **mask}] for x, rest in c] for c in cs))[1] for m, cs in ((out, words), (model, plain)))
+    mask = (
+        {"concat_latent_image": torch.zeros(1, 4, 16, 16), "concat_mask": torch.ones(1, 1, 128, 128)}
+        if channels == 9
+        else {}
+    )
+    seen, other = (
+        predicted(m, *([[x, {**rest, **mask}] for x, rest in c] for c in cs))[1]
+        for m, cs in ((out, words), (model, plain))
+    )
     assert bool(seen.isfinite().all())
     assert not torch.equal(seen, other)
 
 
 def test_a_model_that_is_no_such_unet_is_refused_by_its_familys_name(regions, loaded):
-    shape = {"image_model": "flux", "in_channels": 16, "hidden_size": 24, "depth": 0, "depth_single_blocks": 0, "num_heads": 1, "axes_dim": [8, 8, 8]}
+    shape = {
+        "image_model": "flux",
+        "in_channels": 16,
+        "hidden_size": 24,
+        "depth": 0,
+        "depth_single_blocks": 0,
+        "num_heads": 1,
+        "axes_dim": [8, 8, 8],
+    }
     shape |= {
         "vec_in_dim": 8,
         "context_in_dim": 8,
@@ -95,6 +129,10 @@ def test_a_model_that_is_no_such_unet_is_refused_by_its_familys_name(regions, lo
         "patch_size": 2,
     }
     config = comfy.supported_models.Flux({**shape, "out_channels": 16})
-    model = comfy.model_patcher.ModelPatcher(config.get_model({}, device="cpu"), torch.device("cpu"), torch.device("cpu"))
-    with pytest.raises(regions.error, match="model: family is 'Flux'; allowed: Stable Diffusion 1.x, 2.x and XL"):
+    model = comfy.model_patcher.ModelPatcher(
+        config.get_model({}, device="cpu"), torch.device("cpu"), torch.device("cpu")
+    )
+    with pytest.raises(
+        regions.error, match="model: family is 'Flux'; allowed: Stable Diffusion 1.x, 2.x and XL"
+    ):
         apply(regions, model, loaded[1])

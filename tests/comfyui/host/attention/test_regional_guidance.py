@@ -1,4 +1,5 @@
-"""Regional Prompt Attention's guidance in the real host: where and when it acts, and beside other packs' functions on the prediction."""
+"""Regional Prompt Attention's guidance in the real host: where and when it acts, and beside other packs'
+functions on the prediction."""
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ def test_its_neutral_value_changes_no_bit(regions, loaded, mode):
 def test_without_strength_it_does_nothing(regions, loaded, record):
     model, clip = loaded
     plain = once(model, encode(clip, WIDGETS["prompt"]), encode(clip, ""))
-    assert torch.equal(guided(regions, loaded, guidance=6.0, strength=0.0, record=record)["guided"], plain["guided"])
+    assert torch.equal(
+        guided(regions, loaded, guidance=6.0, strength=0.0, record=record)["guided"], plain["guided"]
+    )
 
 
 def test_it_raises_the_scale_inside_layers_while_the_picture_forms(regions, loaded):
@@ -44,7 +47,9 @@ def test_it_raises_the_scale_inside_layers_while_the_picture_forms(regions, load
 def test_start_and_end_bound_it(regions, loaded):
     sampling = loaded[0].get_model_object("model_sampling")
     for share, acts in ((0.1, False), (0.3, True), (0.5, False)):
-        seen = guided(regions, loaded, guidance=4.0, start=0.2, end=0.4, sigma=sampling.percent_to_sigma(share))
+        seen = guided(
+            regions, loaded, guidance=4.0, start=0.2, end=0.4, sigma=sampling.percent_to_sigma(share)
+        )
         assert torch.equal(seen["guided"], plainly(seen)) != acts
 
 
@@ -61,7 +66,9 @@ def test_at_cfg_1_there_is_nothing_to_be_guided_away_from(regions, loaded):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_another_packs_function_on_the_prediction_is_called_too_whichever_node_comes_first(regions, loaded, order):
+def test_another_packs_function_on_the_prediction_is_called_too_whichever_node_comes_first(
+    regions, loaded, order
+):
     model, clip = loaded
 
     def brighter(model):

@@ -29,7 +29,11 @@ class Twin:
                 self.name = name
 
             def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
-                q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+                q, k, v = (
+                    attn.to_q(hidden_states),
+                    attn.to_k(encoder_hidden_states),
+                    attn.to_v(encoder_hidden_states),
+                )
                 plain = attention.plain(attn.heads)
                 out = plain(q, k, v, None)
                 side = int(q.shape[1] ** 0.5)
@@ -37,7 +41,8 @@ class Twin:
                     if half is not None:
                         at = slice(row, row + 1)
                         out[at] = half(
-                            q[at], k[at], v[at], out[at], size=(side, side), sigma=sigma, heads=attn.heads, block=self.name,
+                            q[at], k[at], v[at], out[at], size=(side, side), sigma=sigma, heads=attn.heads,
+                            block=self.name,
                             project=lambda c: (attn.to_k(c), attn.to_v(c)), attend=plain,
                         )  # fmt: skip
                 return attn.to_out[0](out)
@@ -61,16 +66,22 @@ def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
     model, clip = loaded
     sigma = model.get_model_object("model_sampling").sigma(torch.tensor(round((1 - share) * 999.0))).item()
     stack = halves(regions, negative="a white house")
-    regional = apply(regions, model, clip, stack, mode=mode, negative="dark", **more) if mode != "plain" else None
+    regional = (
+        apply(regions, model, clip, stack, mode=mode, negative="dark", **more) if mode != "plain" else None
+    )
     positive, negative = regional[1:] if regional else (encode(clip, WIDGETS["prompt"]), encode(clip, "dark"))
     seen = once(regional[0] if regional else model, positive, negative, sigma, cfg=3.0)
     attentions, scale = None, 3.0
     if regional:
         carried = [c[0][1][regions.patch.KEY] for c in (negative, positive)]
-        attentions = [regions.regional.RegionalAttention(h.regions, h.settings, h.contexts, h.tokens) for h in carried]
+        attentions = [
+            regions.regional.RegionalAttention(h.regions, h.settings, h.contexts, h.tokens) for h in carried
+        ]
         scale = 3.0 * attentions[1].guidance((16, 16), sigma)
     contexts = torch.cat([negative[0][0], positive[0][0]])
-    theirs = Twin(pack("demo.world.places").MODEL).predict(regions, seen["input"], sigma, contexts, attentions)
+    theirs = Twin(pack("demo.world.places").MODEL).predict(
+        regions, seen["input"], sigma, contexts, attentions
+    )
     theirs = [*theirs, regions.guidance.classifier_free(*theirs, scale)]
     for name, other in zip(("uncond", "cond", "guided"), theirs, strict=True):
         a, b = ((seen["input"] - x) / sigma for x in (seen[name], other))

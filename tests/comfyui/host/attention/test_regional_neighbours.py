@@ -119,7 +119,8 @@ def test_an_area_beside_it_gets_the_prompt_of_the_whole_picture(regions, loaded)
 @pytest.mark.parametrize("half", ["positive", "negative"])
 @pytest.mark.parametrize("how", ["area", "mask bounds"])
 def test_an_area_of_the_whole_picture_leaves_the_regions_to_their_half(regions, loaded, half, how):
-    """ComfyUI gives the other half a copy of the conditioning with its area, its mark and its private keys."""
+    """ComfyUI gives the other half a copy of the conditioning with its area, its mark and its private
+    keys."""
     model, clip = loaded
     out, *words = apply(regions, model, clip, negative="dark", auto_negative=True)
     alone = predicted(out, *words)
@@ -127,7 +128,9 @@ def test_an_area_of_the_whole_picture_leaves_the_regions_to_their_half(regions, 
     if how == "area":
         words[at] = comfy_nodes.ConditioningSetAreaPercentage().append(words[at], 1.0, 1.0, 0.0, 0.0, 1.0)[0]
     else:
-        words[at] = comfy_nodes.ConditioningSetMask().append(words[at], torch.ones(1, 128, 128), "mask bounds", 1.0)[0]
+        words[at] = comfy_nodes.ConditioningSetMask().append(
+            words[at], torch.ones(1, 128, 128), "mask bounds", 1.0
+        )[0]
     for got, wanted in zip(predicted(out, *words), alone, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
 
@@ -146,11 +149,17 @@ class Style:
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_tokens_that_other_nodes_append_stay_as_they_are(regions, loaded, mode, chunks):
     model, clip = loaded
-    long = ", ".join([WIDGETS["prompt"], *["in the quiet light of a wide evening sky"] * 10]) if chunks == 2 else WIDGETS["prompt"]
+    long = (
+        ", ".join([WIDGETS["prompt"], *["in the quiet light of a wide evening sky"] * 10])
+        if chunks == 2
+        else WIDGETS["prompt"]
+    )
     out, positive, negative = apply(regions, model, clip, mode=mode, prompt=long)
     assert positive[0][0].shape[1] == 77 * chunks
     concat = comfy_nodes.ConditioningConcat().concat(positive, encode(clip, "a white house"))[0]
-    styled = comfy_nodes.StyleModelApply().apply_stylemodel(positive, Style(positive[0][0].shape[2]), None, 1.0, "multiply")[0]
+    styled = comfy_nodes.StyleModelApply().apply_stylemodel(
+        positive, Style(positive[0][0].shape[2]), None, 1.0, "multiply"
+    )[0]
     for more in (concat, styled):
         half = replace(more[0][1][regions.patch.KEY], tokens=more[0][0].shape[1])
         one_prompt = [[more[0][0], {**more[0][1], regions.patch.KEY: half}]]
@@ -163,7 +172,9 @@ def test_tokens_that_other_nodes_append_stay_as_they_are(regions, loaded, mode, 
 def test_a_conditioning_that_lost_tokens_is_refused_before_sampling(regions, loaded):
     model, clip = loaded
     out, positive, negative = apply(regions, model, clip, mode="collage")
-    with pytest.raises(regions.error, match="tokens of the prompt that has regions is 40; allowed: 77 and more"):
+    with pytest.raises(
+        regions.error, match="tokens of the prompt that has regions is 40; allowed: 77 and more"
+    ):
         predicted(out, [[positive[0][0][:, :40], positive[0][1]]], negative)
 
 
@@ -173,11 +184,15 @@ def test_a_controlnet_beside_it_gets_the_prompt_of_the_whole_picture_and_both_ac
     out, *words = apply(regions, model, clip)
     plain = encode(clip, WIDGETS["prompt"]), encode(clip, "")
     contexts = []
-    watched = net.control_model.register_forward_pre_hook(lambda module, a, named: contexts.append(named["context"]), with_kwargs=True)
+    watched = net.control_model.register_forward_pre_hook(
+        lambda module, a, named: contexts.append(named["context"]), with_kwargs=True
+    )
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     try:
         both, control = (
-            predicted(m, *comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(*c, net, hint, 1.0, 0.0, 1.0))[1]
+            predicted(
+                m, *comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(*c, net, hint, 1.0, 0.0, 1.0)
+            )[1]
             for m, c in ((out, words), (model, plain))
         )
     finally:
@@ -201,7 +216,9 @@ def test_a_mask_on_the_conditioning_keeps_the_regions(regions, loaded):
     model, clip = loaded
     out, positive, negative = apply(regions, model, clip)
     masked = comfy_nodes.ConditioningSetMask().append(positive, torch.ones(1, 128, 128), "default", 1.0)[0]
-    torch.testing.assert_close(predicted(out, masked, negative)[1], predicted(out, positive, negative)[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        predicted(out, masked, negative)[1], predicted(out, positive, negative)[1], atol=1e-4, rtol=1e-3
+    )
 
 
 def test_a_lora_on_model_and_clip_acts_through_the_regions(regions, loaded):
@@ -211,7 +228,10 @@ def test_a_lora_on_model_and_clip_acts_through_the_regions(regions, loaded):
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     name = next(k for k in keys if "attn2_to_k" in k and k.startswith("lora_unet"))
     weight = model.model.state_dict()[keys[name]]
-    lora = {f"{name}.lora_up.weight": torch.ones(len(weight), 2), f"{name}.lora_down.weight": torch.ones(2, weight.shape[1])}
+    lora = {
+        f"{name}.lora_up.weight": torch.ones(len(weight), 2),
+        f"{name}.lora_down.weight": torch.ones(2, weight.shape[1]),
+    }
     adapted = model.clone()
     adapted.add_patches(comfy.lora.load_lora(lora, keys), 0.1)
     before = predicted(*apply(regions, model, clip))[1]
@@ -230,5 +250,11 @@ def test_other_guiders_work(regions, loaded):
     guider.set_cfg(3.0, 2.0)
     noise = torch.randn(1, 4, 16, 16)
     with torch.inference_mode():
-        sampled = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), torch.tensor([5.0, 1.0, 0.0]), seed=0)
+        sampled = guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor([5.0, 1.0, 0.0]),
+            seed=0,
+        )
     assert bool(sampled.isfinite().all())

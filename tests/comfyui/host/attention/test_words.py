@@ -20,13 +20,20 @@ def test_the_english_words_are_those_of_the_nodes(host):
     for name, schema in schemas().items():
         assert words[name]["display_name"] == schema.display_name
         assert words[name]["description"] == schema.description
-        assert words[name].get("inputs", {}) == {i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs}
-        assert words[name].get("outputs", {}) == {str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)}
+        assert words[name].get("inputs", {}) == {
+            i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs
+        }
+        assert words[name].get("outputs", {}) == {
+            str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)
+        }
 
 
 @pytest.mark.parametrize("language", ["zh"])
 def test_a_translation_has_every_word_and_leaves_no_tooltip_in_english(host, language):
-    english, words = (json.loads((PACK / f"locales/{k}/nodeDefs.json").read_text(encoding="utf-8")) for k in ("en", language))
+    english, words = (
+        json.loads((PACK / f"locales/{k}/nodeDefs.json").read_text(encoding="utf-8"))
+        for k in ("en", language)
+    )
     assert set(words) == set(english)
     for name in english:
         for group in ("inputs", "outputs"):

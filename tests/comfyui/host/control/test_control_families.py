@@ -1,4 +1,5 @@
-"""Masked ControlNets of other families than the storybook's, and T2I-Adapters: tiny ones with random weights, in ComfyUI's own classes."""
+"""Masked ControlNets of other families than the storybook's, and T2I-Adapters: tiny ones with random weights,
+in ComfyUI's own classes."""
 
 import comfy.cldm.mmdit
 import comfy.controlnet
@@ -21,16 +22,21 @@ from diffusers import UNet2DConditionModel
 import nodes as comfy_nodes
 
 FLUX = {
-    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 24, "context_in_dim": 40, "hidden_size": 48, "mlp_ratio": 2.0,
-    "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [8, 8, 8], "theta": 10000, "patch_size": 2, "qkv_bias": True,
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 24, "context_in_dim": 40,
+    "hidden_size": 48, "mlp_ratio": 2.0,
+    "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [8, 8, 8], "theta": 10000,
+    "patch_size": 2, "qkv_bias": True,
     "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
 SD3 = {
-    "input_size": None, "in_channels": 16, "depth": 2, "adm_in_channels": 24, "num_patches": 256, "pos_embed_max_size": 16,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 40, "out_features": 128}},
+    "input_size": None, "in_channels": 16, "depth": 2, "adm_in_channels": 24, "num_patches": 256,
+    "pos_embed_max_size": 16,
+    "context_embedder_config": {"target": "torch.nn.Linear",
+    "params": {"in_features": 40, "out_features": 128}},
 }  # fmt: skip
 QWEN = {
-    "image_model": "qwen_image", "num_layers": 2, "attention_head_dim": 24, "num_attention_heads": 2, "joint_attention_dim": 56,
+    "image_model": "qwen_image", "num_layers": 2, "attention_head_dim": 24, "num_attention_heads": 2,
+    "joint_attention_dim": 56,
     "axes_dims_rope": (8, 8, 8),
 }  # fmt: skip
 
@@ -64,19 +70,32 @@ def control_of(net, **options):
 
 
 def plain(config):
-    return {"dtype": torch.float32, "device": torch.device("cpu"), "operations": comfy.ops.disable_weight_init, **config}
+    return {
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "operations": comfy.ops.disable_weight_init,
+        **config,
+    }
 
 
 def flux():
     """Flux with a ControlNet that reads pictures, as XLabs' do."""
     net = comfy.ldm.flux.controlnet.ControlNetFlux(**plain(FLUX))
-    return loaded(comfy.supported_models.Flux, FLUX, (1, 16, 8, 12)), control_of(net, extra_conds=["y", "guidance"]), None
+    return (
+        loaded(comfy.supported_models.Flux, FLUX, (1, 16, 8, 12)),
+        control_of(net, extra_conds=["y", "guidance"]),
+        None,
+    )
 
 
 def flux_latents():
     """Flux with a ControlNet that reads latents, as InstantX' do."""
-    net = comfy.ldm.flux.controlnet.ControlNetFlux(latent_input=True, control_latent_channels=16, **plain(FLUX))
-    control = control_of(net, compression_ratio=1, latent_format=comfy.latent_formats.Flux(), extra_conds=["y", "guidance"])
+    net = comfy.ldm.flux.controlnet.ControlNetFlux(
+        latent_input=True, control_latent_channels=16, **plain(FLUX)
+    )
+    control = control_of(
+        net, compression_ratio=1, latent_format=comfy.latent_formats.Flux(), extra_conds=["y", "guidance"]
+    )
     return loaded(comfy.supported_models.Flux, FLUX, (1, 16, 8, 12)), control, tiny_vae()
 
 
@@ -90,7 +109,11 @@ def qwen():
     config = {k: v for k, v in QWEN.items() if k != "num_layers"}
     net = comfy.ldm.qwen_image.controlnet.QwenImageControlNetModel(num_layers=1, **plain(config))
     control = control_of(net, compression_ratio=1, latent_format=comfy.latent_formats.Wan21(), extra_conds=[])
-    return loaded(comfy.supported_models.QwenImage, QWEN, (1, 16, 1, 8, 12), words=56), control, tiny_wan_vae()
+    return (
+        loaded(comfy.supported_models.QwenImage, QWEN, (1, 16, 1, 8, 12), words=56),
+        control,
+        tiny_wan_vae(),
+    )
 
 
 def tiny_vae():
@@ -100,7 +123,13 @@ def tiny_vae():
 
 def tiny_wan_vae():
     net = comfy.ldm.wan.vae.WanVAE(
-        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0
+        dim=8,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        dropout=0.0,
     )
     return comfy.sd.VAE(sd=randomised(net).state_dict())
 
@@ -113,12 +142,16 @@ def family(request, host):
 
 def sampled(model, positive, negative, latents):
     with torch.inference_mode():
-        return comfy_nodes.common_ksampler(model, 7, 2, 3.0, "euler", "simple", positive, negative, {"samples": latents})[0]["samples"]
+        return comfy_nodes.common_ksampler(
+            model, 7, 2, 3.0, "euler", "simple", positive, negative, {"samples": latents}
+        )[0]["samples"]
 
 
 def plainly(net, positive, negative, strength, vae):
     image = hint(64, 96)
-    return comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, image, strength, 0.0, 1.0, vae)
+    return comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, net, image, strength, 0.0, 1.0, vae
+    )
 
 
 def residuals(model, conditioning, negative, latents):
@@ -127,7 +160,9 @@ def residuals(model, conditioning, negative, latents):
     masked = type(conditioning[0][1]["control"])
     weigh = masked._weighted
     try:
-        masked._weighted = lambda self, control, *rest: given.update(before=control, after=weigh(self, control, *rest)) or given["after"]
+        masked._weighted = lambda self, control, *rest: (
+            given.update(before=control, after=weigh(self, control, *rest)) or given["after"]
+        )
         sampled(model, conditioning, negative, latents)
     finally:
         masked._weighted = weigh
@@ -135,12 +170,26 @@ def residuals(model, conditioning, negative, latents):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_on_transformers_a_mask_of_ones_is_comfyuis_node_and_zeros_are_no_control_to_the_bit(family, apply, strength):
+def test_on_transformers_a_mask_of_ones_is_comfyuis_node_and_zeros_are_no_control_to_the_bit(
+    family, apply, strength
+):
     (model, positive, negative, latents), net, vae = family
     free = sampled(model, positive, negative, latents)
     held = sampled(model, *plainly(net, positive, negative, strength, vae), latents)
     ones, zeros = (
-        sampled(model, *apply(net, positive, negative, image=hint(64, 96), mask=m * torch.ones(1, 64, 96), strength=strength, vae=vae), latents)
+        sampled(
+            model,
+            *apply(
+                net,
+                positive,
+                negative,
+                image=hint(64, 96),
+                mask=m * torch.ones(1, 64, 96),
+                strength=strength,
+                vae=vae,
+            ),
+            latents,
+        )
         for m in (1, 0)
     )
     assert torch.isfinite(held).all()
@@ -178,11 +227,14 @@ def test_a_control_net_of_another_family_is_refused_before_sampling(host, apply,
     with torch.inference_mode():
         (model, positive, negative, latents), _, _ = one()
         _, net, vae = other()
-    with pytest.raises(ValueError, match=r"control_net: (kind of network|width of the .*) is .*; allowed: .*, as the model has"):
+    with pytest.raises(
+        ValueError,
+        match=r"control_net: (kind of network|width of the .*) is .*; allowed: .*, as the model has",
+    ):
         sampled(model, *apply(net, positive, negative, image=hint(64, 96), vae=vae), latents)
 
 
-# --- T2I-Adapter -----------------------------------------------------------------------------------------------------
+# --- T2I-Adapter ---
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +242,11 @@ def sd15(host, pack, tmp_path_factory):
     """A UNet with SD1.5's blocks, an eighth as wide or less, and its words."""
     torch.manual_seed(0)
     net = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64, 128, 128), cross_attention_dim=40, attention_head_dim=2, norm_num_groups=32
+        sample_size=16,
+        block_out_channels=(32, 64, 128, 128),
+        cross_attention_dim=40,
+        attention_head_dim=2,
+        norm_num_groups=32,
     )
     folder = tmp_path_factory.mktemp("sd15")
     net.save_pretrained(folder / "unet")
@@ -202,7 +258,9 @@ def sd15(host, pack, tmp_path_factory):
 def adapter(xl=False, width=32):
     torch.manual_seed(0)
     channels = [width, 2 * width, 4 * width, 4 * width]
-    net = comfy.t2i_adapter.adapter.Adapter(cin=768 if xl else 192, channels=channels, nums_rb=2, ksize=1, sk=True, use_conv=False, xl=xl)
+    net = comfy.t2i_adapter.adapter.Adapter(
+        cin=768 if xl else 192, channels=channels, nums_rb=2, ksize=1, sk=True, use_conv=False, xl=xl
+    )
     return comfy.controlnet.T2IAdapter(net.eval(), 3, 8, "nearest-exact", torch.device("cpu"))
 
 
@@ -215,7 +273,10 @@ def test_a_masked_t2i_adapter_keeps_the_same_promises(sd15, apply, strength):
     held = sampled(model, *core(net, positive, negative, hint(), strength), latents)
     assert not torch.equal(held, free), "the adapter does nothing: nothing is compared"
     assert torch.equal(sampled(model, *apply(net, positive, negative, **options), latents), held)
-    assert torch.equal(sampled(model, *apply(net, positive, negative, mask=torch.zeros(1, 128, 128), **options), latents), free)
+    assert torch.equal(
+        sampled(model, *apply(net, positive, negative, mask=torch.zeros(1, 128, 128), **options), latents),
+        free,
+    )
     mask = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(3))
     first = apply(net, positive, negative, mask=mask, **options)
     both = sampled(model, *apply(net, *first, mask=1 - mask, **options), latents)
@@ -226,7 +287,11 @@ def test_soft_modes_weaken_an_adapters_outer_features_most(sd15, apply):
     model, positive, negative = sd15
     controlled = apply(adapter(), positive, negative, image=hint(), mode="prompt")[0]
     before, after = residuals(model, controlled, negative, torch.zeros(1, 4, 16, 16))
-    shares = {b.shape[-1]: float((a / b).nanmean()) for a, b in zip(after["input"], before["input"], strict=True) if b is not None}
+    shares = {
+        b.shape[-1]: float((a / b).nanmean())
+        for a, b in zip(after["input"], before["input"], strict=True)
+        if b is not None
+    }
     sides = sorted(shares)
     assert sides == [2, 4, 8, 16]
     assert [shares[s] for s in sides] == pytest.approx([1, 0.825, 0.62, 0.25], abs=1e-3)

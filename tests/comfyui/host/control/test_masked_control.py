@@ -1,4 +1,5 @@
-"""Masked ControlNets against ComfyUI's own, on the storybook model and a ControlNet of its shape with random weights."""
+"""Masked ControlNets against ComfyUI's own, on the storybook model and a ControlNet of its shape with random
+weights."""
 
 import importlib
 import json
@@ -33,7 +34,9 @@ def net(host, pack):
 
 
 def demo_control(pack):
-    return importlib.import_module(pack("nodes.demo.demo_model").__name__.replace("demo_model", "demo_control"))
+    return importlib.import_module(
+        pack("nodes.demo.demo_model").__name__.replace("demo_model", "demo_control")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,9 @@ def test_the_net_computes_what_diffusers_computes(net, words):
     x, context = torch.randn(2, 4, 16, 16), torch.randn(2, 77, theirs.config.cross_attention_dim)
     picture = hint().movedim(-1, 1).expand(2, -1, -1, -1)
     with torch.inference_mode():
-        down, middle = theirs(x, torch.tensor([300, 300]), context, controlnet_cond=picture, return_dict=False)
+        down, middle = theirs(
+            x, torch.tensor([300, 300]), context, controlnet_cond=picture, return_dict=False
+        )
         ours = loaded.control_model(x=x, hint=picture, timesteps=torch.tensor([300, 300]), context=context)
     for a, b in zip([*ours["output"], *ours["middle"]], [*down, middle], strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
@@ -57,15 +62,24 @@ def test_the_net_computes_what_diffusers_computes(net, words):
 def test_a_mask_of_ones_is_comfyuis_own_node_to_the_bit(net, words, apply, strength, start, end):
     model, positive, negative = words
     plain = sample(model, *core(net[0], positive, negative, hint(), strength, start, end))
-    ours = sample(model, *apply(net[0], positive, negative, image=hint(), strength=strength, start_percent=start, end_percent=end))
+    ours = sample(
+        model,
+        *apply(
+            net[0], positive, negative, image=hint(), strength=strength, start_percent=start, end_percent=end
+        ),
+    )
     assert torch.equal(ours, plain)
-    assert not torch.equal(ours, sample(model, positive, negative)), "the net does nothing: nothing is compared"
+    assert not torch.equal(ours, sample(model, positive, negative)), (
+        "the net does nothing: nothing is compared"
+    )
 
 
 def test_a_mask_of_zeros_or_no_strength_is_no_control_to_the_bit(net, words, apply):
     model, positive, negative = words
     plain = sample(model, positive, negative)
-    assert torch.equal(sample(model, *apply(net[0], positive, negative, image=hint(), mask=torch.zeros(1, 128, 128))), plain)
+    assert torch.equal(
+        sample(model, *apply(net[0], positive, negative, image=hint(), mask=torch.zeros(1, 128, 128))), plain
+    )
     assert torch.equal(sample(model, *apply(net[0], positive, negative, image=hint(), strength=0.0)), plain)
 
 
@@ -74,7 +88,9 @@ def test_two_complementary_masks_of_one_hint_are_the_plain_net(net, words, apply
     mask = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(3))
     first = apply(net[0], positive, negative, image=hint(), mask=mask)
     both = sample(model, *apply(net[0], *first, image=hint(), mask=1 - mask))
-    torch.testing.assert_close(both, sample(model, *core(net[0], positive, negative, hint())), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        both, sample(model, *core(net[0], positive, negative, hint())), atol=2e-4, rtol=0
+    )
 
 
 def test_it_chains_with_comfyuis_node_before_and_after(net, words, apply):
@@ -90,28 +106,40 @@ def test_a_mask_acts_where_it_is_most_of_all(net, words, apply):
     model, positive, negative = words
     mask = torch.zeros(1, 128, 128)
     mask[..., :64] = 1
-    free, held = sample(model, positive, negative), sample(model, *apply(net[0], positive, negative, image=hint(), mask=mask))
+    free, held = (
+        sample(model, positive, negative),
+        sample(model, *apply(net[0], positive, negative, image=hint(), mask=mask)),
+    )
     change = (held - free).abs().mean((0, 1))
     assert float(change[:, :6].mean()) > 2 * float(change[:, 10:].mean())
 
 
 def test_a_control_that_leads_spares_the_negative(net, words, apply):
     model, positive, negative = words
-    results = [sample(model, *apply(net[0], positive, negative, image=hint(), mode=m)) for m in ("balanced", "prompt", "control")]
+    results = [
+        sample(model, *apply(net[0], positive, negative, image=hint(), mode=m))
+        for m in ("balanced", "prompt", "control")
+    ]
     assert not torch.equal(results[0], results[1])
     assert not torch.equal(results[1], results[2])
 
 
 @pytest.mark.parametrize(("guider", "positive_at"), [("CFG", 0), ("Dual CFG", 2)])
-def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts(net, words, apply, pack, guider, positive_at):
+def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts(
+    net, words, apply, pack, guider, positive_at
+):
     model, *conditionings = words
     other = core(net[0], *conditionings, hint(seed=1))
-    positive, negative = apply(net[0], *apply(net[0], *other, image=hint(), mode="control"), image=hint(seed=2), mode="control")
+    positive, negative = apply(
+        net[0], *apply(net[0], *other, image=hint(), mode="control"), image=hint(seed=2), mode="control"
+    )
     seen = []
 
     def watch(apply_model, asked):
         assert pack("nodes.control.masked_control_apply").LED not in asked["c"]
-        seen.append((asked["cond_or_uncond"], asked["c"]["control"]["middle"][0].clone()))  # the model takes it out
+        seen.append(
+            (asked["cond_or_uncond"], asked["c"]["control"]["middle"][0].clone())
+        )  # the model takes it out
         return apply_model(asked["input"], asked["timestep"], **asked["c"])
 
     model = model.clone()
@@ -128,7 +156,13 @@ def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts
             run.set_cfg(3.0, 2.0)
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            run.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), torch.tensor([5.0, 0.0]), seed=0)
+            run.sample(
+                noise,
+                torch.zeros_like(noise),
+                comfy.samplers.sampler_object("euler"),
+                torch.tensor([5.0, 0.0]),
+                seed=0,
+            )
         marks, deepest = seen[-1]
         assert sorted(marks) == list(range(2 if guider == "CFG" else 3)), "one evaluation for all"
         deepest = dict(zip(marks, deepest, strict=True))
@@ -140,8 +174,12 @@ def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts
 
 def test_layers_share_one_evaluation_and_keep_their_ranges(host, net, words, apply):
     model, positive, negative = words
-    left = from_image(width=64, height=128, control_hint="segmentation", canvas_width=128, canvas_height=128, name="left")
-    right = from_image(width=64, height=128, x=64, control_hint="segmentation", control_strength=0.5, name="right")
+    left = from_image(
+        width=64, height=128, control_hint="segmentation", canvas_width=128, canvas_height=128, name="left"
+    )
+    right = from_image(
+        width=64, height=128, x=64, control_hint="segmentation", control_strength=0.5, name="right"
+    )
     right["inputs"]["layers"] = ["a", 0]
     layers = host.value({"a": left, "it": right}, "it", 0)
     calls = []
@@ -180,9 +218,15 @@ def test_bad_input_is_named(net, words, apply, values, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cross_attention_dim": 48}, "control_net: width of the words it reads is 48; allowed: 64, as the model has"),
+        (
+            {"cross_attention_dim": 48},
+            "control_net: width of the words it reads is 48; allowed: 64, as the model has",
+        ),
         ({"block_out_channels": (32, 64, 64)}, "control_net: width of the residuals is 32; allowed: 64"),
-        ({"block_out_channels": (64, 128), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}, "number of resolutions is 2; allowed: 3"),
+        (
+            {"block_out_channels": (64, 128), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")},
+            "number of resolutions is 2; allowed: 3",
+        ),
     ],
 )
 def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, tmp_path, change, message):
@@ -191,7 +235,11 @@ def test_a_net_of_another_family_is_refused_before_sampling(pack, words, apply, 
     loaded = demo_control(pack).load_control(str(tmp_path))
     steps = []
     with pytest.raises(ValueError, match=message):
-        sample(words[0], *apply(loaded, words[1], words[2], image=hint()), callback=lambda arguments: steps.append(1) or arguments["denoised"])
+        sample(
+            words[0],
+            *apply(loaded, words[1], words[2], image=hint()),
+            callback=lambda arguments: steps.append(1) or arguments["denoised"],
+        )
     assert not steps
 
 
@@ -200,7 +248,13 @@ def test_a_missing_preprocessor_is_named_by_both_nodes(host, net, words, apply, 
     monkeypatch.setitem(sys.modules, "controlnet_aux", None)
     layer = from_image(image=["p", 0], control_hint=kind, canvas_width=64, canvas_height=64)
     prompt = {"p": node("EmptyImage", width=64, height=64, batch_size=1, color=255), "a": layer}
-    error = host.error_of({**prompt, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False), "s": node("PreviewImage", images=["it", 0])})
+    error = host.error_of(
+        {
+            **prompt,
+            "it": node("LD_LayerControlHint", layers=["a", 0], outline=False),
+            "s": node("PreviewImage", images=["it", 0]),
+        }
+    )
     assert f"control hint '{kind}' needs the package controlnet_aux" in error
     assert "pip install controlnet-aux" in error
     with pytest.raises(ValueError, match=f"control hint '{kind}' needs the package controlnet_aux"):
@@ -211,29 +265,48 @@ def test_a_missing_checkpoint_is_named_with_its_place(host, monkeypatch):
     monkeypatch.setitem(sys.modules, "controlnet_aux", types.ModuleType("controlnet_aux"))
     layer = from_image(image=["p", 0], control_hint="depth", canvas_width=64, canvas_height=64)
     prompt = {"p": node("EmptyImage", width=64, height=64, batch_size=1, color=255), "a": layer}
-    error = host.error_of({**prompt, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False), "s": node("PreviewImage", images=["it", 0])})
+    error = host.error_of(
+        {
+            **prompt,
+            "it": node("LD_LayerControlHint", layers=["a", 0], outline=False),
+            "s": node("PreviewImage", images=["it", 0]),
+        }
+    )
     assert "dpt_hybrid-midas-501f0c75.pt" in error
     assert str(Path(folder_paths.models_dir, "controlnet_aux")) in error
 
 
 @pytest.fixture(scope="module")
 def headless(pack, net, tmp_path_factory):
-    """A document and a latent, and what the headless host makes of them with the same net; it lives in the repository's own environment."""
+    """A document and a latent, and what the headless host makes of them with the same net; it lives in the
+    repository's own environment."""
     document, files = pack("layered_core.document"), pack("layered_core.files")
     random = torch.Generator().manual_seed(4)
     layers = []
-    for i, (name, control) in enumerate({"left": {"strength": 0.6}, "right": {"strength": 1.7}, "free": {"hint": "none"}}.items()):
+    for i, (name, control) in enumerate(
+        {"left": {"strength": 0.6}, "right": {"strength": 1.7}, "free": {"hint": "none"}}.items()
+    ):
         image = torch.rand(8, 8, 4, generator=random)
-        image = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], (80, 72), mode="bilinear")[0].permute(1, 2, 0)
+        image = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], (80, 72), mode="bilinear")[
+            0
+        ].permute(1, 2, 0)
         recipe = document.Recipe(control=document.Control(**{"hint": "canny", **control}))
         layers.append(document.Layer(name, image, x=28 * i, y=20 * i, recipe=recipe))
     folder = tmp_path_factory.mktemp("headless")
     files.write_layers(document.LayerDocument(128, 128, tuple(layers)), folder / "layers")
-    inputs = {"latents": torch.randn(1, 4, 16, 16, generator=random), "context": torch.randn(2, 77, 64, generator=random)}
+    inputs = {
+        "latents": torch.randn(1, 4, 16, 16, generator=random),
+        "context": torch.randn(2, 77, 64, generator=random),
+    }
     save_file(inputs, folder / "layers" / "inputs.safetensors")
     net[1].save_pretrained(folder / "controlnet")
     demo = pack("demo.world.places").MODEL
-    command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(demo), *(str(folder / n) for n in ("controlnet", "layers", "out.safetensors"))]
+    command = [
+        os.environ["LAYERED_PYTHON"],
+        str(REFERENCE),
+        str(demo),
+        *(str(folder / n) for n in ("controlnet", "layers", "out.safetensors")),
+    ]
     subprocess.run(command, check=True, cwd=PACK, env={**os.environ, "PYTHONPATH": str(PACK)})
     return files.read_layers(folder / "layers").document, inputs, load_file(folder / "out.safetensors")
 
@@ -251,7 +324,9 @@ def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, p
     sigma = sampling.sigma(torch.tensor([500.0]))
     both = torch.cat([inputs["latents"]] * 2) * (sigma**2 + 1).sqrt()
     control.pre_run(model.model, sampling.percent_to_sigma)
-    led = {pack("nodes.control.masked_control_apply").LED: torch.tensor([0.0, 1.0])}  # as the sampler hands it on, with the negative first
+    led = {
+        pack("nodes.control.masked_control_apply").LED: torch.tensor([0.0, 1.0])
+    }  # as the sampler hands it on, with the negative first
     with torch.inference_mode():
         ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"], **led}, 2, {})
     control.cleanup()
@@ -262,7 +337,9 @@ def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, p
 
 def test_hints_of_layers_come_as_a_picture(host):
     layer = from_image(width=64, height=128, control_hint="segmentation", canvas_width=128, canvas_height=128)
-    picture = host.value({"a": layer, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False)}, "it", 0)
+    picture = host.value(
+        {"a": layer, "it": node("LD_LayerControlHint", layers=["a", 0], outline=False)}, "it", 0
+    )
     assert picture.shape == (1, 128, 128, 3)
     assert float(picture[:, :, :64].amax()) > 0.9
     assert not picture[:, :, 64:].any()

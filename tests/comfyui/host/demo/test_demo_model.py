@@ -1,4 +1,5 @@
-"""LoadDemoModel through ComfyUI's classes computes what diffusers and transformers compute on the same files."""
+"""LoadDemoModel through ComfyUI's classes computes what diffusers and transformers compute on the same
+files."""
 
 import json
 import os
@@ -32,7 +33,8 @@ def loaded(host, pack, folder):
 
 @pytest.fixture(scope="module")
 def reference(folder, tmp_path_factory):
-    """What diffusers and transformers make of the same files; they live in the repository's own environment."""
+    """What diffusers and transformers make of the same files; they live in the repository's own
+    environment."""
     out = tmp_path_factory.mktemp("reference") / "reference.safetensors"
     python = os.environ["LAYERED_PYTHON"]
     subprocess.run([python, str(REFERENCE), str(folder), str(out), json.dumps(PROMPTS)], check=True, cwd=PACK)
@@ -82,7 +84,10 @@ def test_its_noise_schedule_is_the_one_it_was_trained_on(loaded, folder):
     schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert schedule["prediction_type"] == "v_prediction"
     assert isinstance(model.model_sampling, comfy.model_sampling.V_PREDICTION)
-    betas = torch.linspace(schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
+    betas = (
+        torch.linspace(schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5, 1000, dtype=torch.float64)
+        ** 2
+    )
     alphas = (1 - betas).cumprod(0)
     assert_close(model.model_sampling.sigmas, ((1 - alphas) / alphas).sqrt(), 1e-4)
 
@@ -123,11 +128,13 @@ def test_a_lora_file_works_through_comfyuis_own_loader(host, loaded):
     def picture(strength):
         prompt = {
             "m": node("LD_LoadDemoModel"),
-            "l": node("LoraLoader", model=["m", 0], clip=["m", 1], lora_name="made_up.safetensors", strength_model=strength, strength_clip=strength),
+            "l": node("LoraLoader", model=["m", 0], clip=["m", 1], lora_name="made_up.safetensors",
+            strength_model=strength, strength_clip=strength),
             "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["l", 1]),
             "n": node("CLIPTextEncode", text="", clip=["m", 1]),
             "e": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-            "k": node("KSampler", seed=1, steps=2, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, model=["l", 0], positive=["p", 0],
+            "k": node("KSampler", seed=1, steps=2, cfg=3.0, sampler_name="euler", scheduler="normal",
+            denoise=1.0, model=["l", 0], positive=["p", 0],
                       negative=["n", 0], latent_image=["e", 0]),
         }  # fmt: skip
         return host.value(prompt, "k")["samples"]
@@ -144,7 +151,10 @@ def test_a_textual_inversion_embedding_is_read_by_its_name(loaded):
     table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     ball = clip.tokenize("ball")["l"][0][1][0]
     save_file({"emb_params": table[ball : ball + 1].float().clone()}, folder / "thing.safetensors")
-    named, written = (clip.encode_from_tokens(clip.tokenize(text)) for text in ("a red embedding:thing in a meadow", "a red ball in a meadow"))
+    named, written = (
+        clip.encode_from_tokens(clip.tokenize(text))
+        for text in ("a red embedding:thing in a meadow", "a red ball in a meadow")
+    )
     assert torch.allclose(named, written, atol=1e-5)
 
 

@@ -15,7 +15,9 @@ from graph import node
 import nodes
 
 MODES = list(core._LAYER_MODES)
-GOLDEN = json.loads((Path(__file__).parents[3] / "core" / "canvas" / "blend_golden.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads(
+    (Path(__file__).parents[3] / "core" / "canvas" / "blend_golden.json").read_text(encoding="utf-8")
+)
 TOLERANCE = 2 / 255
 
 
@@ -29,7 +31,9 @@ def ours(pack):
 def test_the_modes_are_cores(host, ours):
     rules = ours["blend_modes"].RULES["comfyui"]
     assert set(ours["document"].BLEND_MODES) == set(MODES) == {"normal", *rules.blends}
-    assert rules.linear_modes == {mode for mode, (space, _) in core._LAYER_MODES.items() if space == "linear"} - {"normal"}
+    assert rules.linear_modes == {
+        mode for mode, (space, _) in core._LAYER_MODES.items() if space == "linear"
+    } - {"normal"}
     assert {mode for mode, (_, how) in core._LAYER_MODES.items() if how == "union"} == {"normal"}
 
 
@@ -46,26 +50,43 @@ def test_blended_colours_equal_cores_at_the_edges_and_between(host, ours, mode):
 
 
 def draw(rng, index, mode, size, soft):
-    """A random layer as an item of LAYERS, in 8-bit levels. Either its alpha or its mask is soft: core rounds their product to 8 bits."""
+    """A random layer as an item of LAYERS, in 8-bit levels. Either its alpha or its mask is soft: core rounds
+    their product to 8 bits."""
     height, width = (int(rng.integers(1, 2 * side)) for side in size)
     # Smallest and greatest levels are common in pictures, and where the formulas are most unlike each other.
     colour = rng.choice([0, 255, *rng.integers(0, 256, 6)], (1, height, width, 3))
-    parts = [rng.choice([0, 255, *rng.integers(0, 256, 4)], (1, height, width)), rng.choice([0, 255, 255], (1, height, width))]
+    parts = [
+        rng.choice([0, 255, *rng.integers(0, 256, 4)], (1, height, width)),
+        rng.choice([0, 255, 255], (1, height, width)),
+    ]
     alpha, mask = parts if soft == "alpha" else reversed(parts)
     image = np.concatenate([colour, alpha[..., None]], -1)
     return {
-        "type": "raster", "z_index": index, "name": str(index), "blend_mode": mode, "opacity": float(rng.choice([1.0, 0.7, 0.25])),
+        "type": "raster", "z_index": index, "name": str(index), "blend_mode": mode,
+        "opacity": float(rng.choice([1.0, 0.7, 0.25])),
         "x": int(rng.integers(-width // 2, size[1])), "y": int(rng.integers(-height // 2, size[0])),
         "flip_h": bool(rng.integers(2)), "flip_v": bool(rng.integers(2)),
-        "image": torch.from_numpy(image).float() / 255, "mask": 1 - torch.from_numpy(np.ascontiguousarray(mask)).float() / 255,
+        "image": torch.from_numpy(image).float() / 255,
+        "mask": 1 - torch.from_numpy(np.ascontiguousarray(mask)).float() / 255,
     }  # fmt: skip
 
 
 def bottom(rng, size, opaque):
     item = draw(rng, 0, "normal", (1, 1), "alpha")
     colour = rng.integers(0, 256, (1, *size, 3))
-    alpha = np.full((1, *size, 1), 255) if opaque else rng.choice([0, 255, *rng.integers(0, 256, 4)], (1, *size, 1))
-    return {**item, "x": 0, "y": 0, "opacity": 1.0, "image": torch.from_numpy(np.concatenate([colour, alpha], -1)).float() / 255, "mask": None}
+    alpha = (
+        np.full((1, *size, 1), 255)
+        if opaque
+        else rng.choice([0, 255, *rng.integers(0, 256, 4)], (1, *size, 1))
+    )
+    return {
+        **item,
+        "x": 0,
+        "y": 0,
+        "opacity": 1.0,
+        "image": torch.from_numpy(np.concatenate([colour, alpha], -1)).float() / 255,
+        "mask": None,
+    }
 
 
 class Stack:
@@ -118,12 +139,17 @@ def by_cores_functions(items, size, nudge):
         x0, y0 = max(item["x"], 0), max(item["y"], 0)
         seen = layer[y0 - item["y"] : size[0] - item["y"], x0 - item["x"] : size[1] - item["x"]]
         area = canvas[y0 : y0 + seen.shape[0], x0 : x0 + seen.shape[1]]
-        area[:] = core.blend_composite(core.resolve_mode(item["blend_mode"]), area + moved, seen + moved, item["opacity"])
-    return torch.from_numpy(np.concatenate([core.linear_to_srgb(np.clip(canvas[..., :3], 0, 1)), canvas[..., 3:]], -1))
+        area[:] = core.blend_composite(
+            core.resolve_mode(item["blend_mode"]), area + moved, seen + moved, item["opacity"]
+        )
+    return torch.from_numpy(
+        np.concatenate([core.linear_to_srgb(np.clip(canvas[..., :3], 0, 1)), canvas[..., 3:]], -1)
+    )
 
 
 def jumps(items, size):
-    """Where core's own result hangs on the last bits: hard mix at ``b + s = 1``, or burning white with black."""
+    """Where core's own result hangs on the last bits: hard mix at ``b + s = 1``, or burning white with
+    black."""
     low, high = (by_cores_functions(items, size, nudge) for nudge in (-1e-6, 1e-6))
     return ((low - high).abs() > TOLERANCE / 2).any(-1)
 
@@ -148,7 +174,10 @@ def test_stacks_of_mixed_modes_are_cores(both):
     size = 24, 32
     for round in range(40):
         modes = [MODES[i] for i in rng.integers(0, len(MODES), rng.integers(2, 7))]
-        items = [bottom(rng, size, round % 2), *(draw(rng, i, mode, size, "alpha") for i, mode in enumerate(modes, 1))]
+        items = [
+            bottom(rng, size, round % 2),
+            *(draw(rng, i, mode, size, "alpha") for i, mode in enumerate(modes, 1)),
+        ]
         theirs, mine = both(items, size)
         sure = ~jumps(items, size)
         assert float((theirs - mine).abs()[sure].max()) <= TOLERANCE, modes
@@ -156,9 +185,13 @@ def test_stacks_of_mixed_modes_are_cores(both):
 
 
 def smooth(rng, height, width, alpha):
-    """A picture of a few long waves, as far as resampling by any filter leaves it what it is; ``[1, H, W, 4]``."""
+    """A picture of a few long waves, as far as resampling by any filter leaves it what it is;
+    ``[1, H, W, 4]``."""
     rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
-    waves = [0.5 + 0.45 * np.sin(2.5 * (a * rows + b * columns) + c) for a, b, c in rng.uniform(-1, 1, (4, 3)) * (1, 1, 3)]
+    waves = [
+        0.5 + 0.45 * np.sin(2.5 * (a * rows + b * columns) + c)
+        for a, b, c in rng.uniform(-1, 1, (4, 3)) * (1, 1, 3)
+    ]
     waves[3] = 0.5 + waves[3] / 2 if alpha else np.ones((height, width))
     return (torch.from_numpy(np.stack(waves, -1))[None].float() * 255).round() / 255
 
@@ -169,11 +202,33 @@ def test_resampled_layers_are_cores_away_from_their_edges(both, ours, turned):
     size = 96, 128
     for index, mode in enumerate(MODES * 2):
         own = int(rng.integers(40, 160)), int(rng.integers(40, 160))
-        place = {"w": int(rng.integers(40, 110)), "h": int(rng.integers(40, 90)), "x": int(rng.integers(-10, 40)), "y": int(rng.integers(-10, 30))}
-        place |= {"rotation": float(rng.uniform(-math.pi, math.pi)) if turned else 0.0, "flip_h": bool(index % 2), "flip_v": bool(index % 3)}
-        layer = {**draw(rng, 1, mode, size, "alpha"), **place, "image": smooth(rng, *own, alpha=True), "mask": None}
-        theirs, mine = both([{**bottom(rng, size, True), "image": smooth(rng, *size, alpha=False)}, layer], size)
-        fields = {"x": place["x"], "y": place["y"], "width": place["w"], "height": place["h"], "rotation": math.degrees(place["rotation"])}
+        place = {
+            "w": int(rng.integers(40, 110)),
+            "h": int(rng.integers(40, 90)),
+            "x": int(rng.integers(-10, 40)),
+            "y": int(rng.integers(-10, 30)),
+        }
+        place |= {
+            "rotation": float(rng.uniform(-math.pi, math.pi)) if turned else 0.0,
+            "flip_h": bool(index % 2),
+            "flip_v": bool(index % 3),
+        }
+        layer = {
+            **draw(rng, 1, mode, size, "alpha"),
+            **place,
+            "image": smooth(rng, *own, alpha=True),
+            "mask": None,
+        }
+        theirs, mine = both(
+            [{**bottom(rng, size, True), "image": smooth(rng, *size, alpha=False)}, layer], size
+        )
+        fields = {
+            "x": place["x"],
+            "y": place["y"],
+            "width": place["w"],
+            "height": place["h"],
+            "rotation": math.degrees(place["rotation"]),
+        }
         box = ours["document"].Layer("box", torch.ones(1, 1, 4), **fields)
         covered = ours["placement"].place(torch.ones(1, 1, 1), box, size[1], size[0])[None, ..., 0]
         inside = -torch.nn.functional.max_pool2d(-covered, 7, 1, 3)[0] == 1
@@ -182,11 +237,21 @@ def test_resampled_layers_are_cores_away_from_their_edges(both, ours, turned):
 
 
 def test_resampling_never_shows_the_colours_of_transparent_pixels(both):
-    """A red square on green that is transparent, halved and turned: no green at its edges, neither core's nor ours."""
+    """A red square on green that is transparent, halved and turned: no green at its edges, neither core's nor
+    ours."""
     image = torch.zeros(1, 40, 40, 4)
     image[..., 1] = 1
     image[:, 10:30, 10:30] = torch.tensor([1.0, 0, 0, 1])
-    layer = {"type": "raster", "z_index": 0, "image": image, "x": 4, "y": 4, "w": 20, "h": 20, "rotation": 0.5}
+    layer = {
+        "type": "raster",
+        "z_index": 0,
+        "image": image,
+        "x": 4,
+        "y": 4,
+        "w": 20,
+        "h": 20,
+        "rotation": 0.5,
+    }
     for picture in both([layer], (32, 32)):
         assert float((picture[..., 1] * picture[..., 3]).max()) < 0.02
 
@@ -197,11 +262,16 @@ def test_a_backdrop_colour_is_cores_background(host, both, mode):
     size = 24, 32
     items = [draw(rng, i, mode, size, "alpha") for i in range(3)]
     frames = nodes_compositor.expand_item_frames(items)
-    state = nodes_compositor.state_from_items(frames, (size[1], size[0])) | {"background": {"color": "#969696", "opacity": 1.0, "visible": True}}
+    state = nodes_compositor.state_from_items(frames, (size[1], size[0])) | {
+        "background": {"color": "#969696", "opacity": 1.0, "visible": True}
+    }
     alphas = [nodes_compositor.frame_alpha(f["tensor"], f["mask"]) for f in frames]
     theirs = nodes_compositor.composite_from_state([f["tensor"] for f in frames], state, alphas)[0]
     both(items, size)
-    prompt = {"1": node("TestStack"), "2": node("LD_LayerComposite", layers=["1", 0], backdrop="grey", rules="comfyui")}
+    prompt = {
+        "1": node("TestStack"),
+        "2": node("LD_LayerComposite", layers=["1", 0], backdrop="grey", rules="comfyui"),
+    }
     assert float((host.value(prompt, "2")[0] - theirs[..., :3]).abs().max()) <= TOLERANCE
 
 

@@ -45,8 +45,10 @@ STACK = {
     "mask": node("SolidMask", value=0.3, width=24, height=20),
     "pixels": node("LoadImage", image="soft.png"),
     "star": from_image(
-        image=["pixels", 0], mask=["mask", 0], layers=["back", 0], name="star", prompt="a star", negative="a moon", x=5, y=6, width=30, height=10,
-        rotation=12.5, opacity=0.5, blend_mode="screen", inside=0.2, outside=0.3, noise=0.4, control_hint="canny", control_strength=0.6,
+        image=["pixels", 0], mask=["mask", 0], layers=["back", 0], name="star", prompt="a star",
+        negative="a moon", x=5, y=6, width=30, height=10,
+        rotation=12.5, opacity=0.5, blend_mode="screen", inside=0.2, outside=0.3, noise=0.4,
+        control_hint="canny", control_strength=0.6,
     ),
     "s": load("soft.png", name="tree", prompt="a tree", x=30, layers=["star", 0]),
 }  # fmt: skip
@@ -58,7 +60,8 @@ def test_all_kept_is_the_very_stack(host):
 
 
 NEW = {
-    "prompt": "a comet\nwith a tail", "negative": "", "x": -70, "y": 9, "width": 3, "height": 400, "rotation": -33.5, "opacity": 0.0,
+    "prompt": "a comet\nwith a tail", "negative": "", "x": -70, "y": 9, "width": 3, "height": 400,
+    "rotation": -33.5, "opacity": 0.0,
     "blend_mode": "multiply", "visible": "off", "flip_h": "on", "flip_v": "on", "name": "comet",
     "inside": 0.0, "outside": 1.0, "noise": 0.05, "embedding": "cat", "seed": 2**53,
     "control_hint": "depth", "control_strength": 2.0, "control_start": 0.25, "control_end": 0.5,
@@ -69,7 +72,12 @@ def expected(layer, field, value):
     """``layer`` with one field of the node changed."""
     value = {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
     if field.startswith("control_"):
-        return replace(layer, recipe=replace(layer.recipe, control=replace(layer.recipe.control, **{field.removeprefix("control_"): value})))
+        return replace(
+            layer,
+            recipe=replace(
+                layer.recipe, control=replace(layer.recipe.control, **{field.removeprefix("control_"): value})
+            ),
+        )
     if field in ("inside", "outside", "noise", "embedding", "seed"):
         return replace(layer, recipe=replace(layer.recipe, **{field: value}))
     return replace(layer, **{field: value})
@@ -99,7 +107,11 @@ def test_all_fields_at_once(host, door, core):
 
 
 def test_embedding_and_seed_can_be_taken_away_again(host, door):
-    given = {**STACK, "e": edit(embedding="cat", seed=5), "f": edit(embedding=("none",), seed=("the picture's",))}
+    given = {
+        **STACK,
+        "e": edit(embedding="cat", seed=5),
+        "f": edit(embedding=("none",), seed=("the picture's",)),
+    }
     given["f"]["inputs"]["layers"] = ["e", 0]
     recipe = door.read_stack(host.value(given, "e")).layer("star").recipe
     assert (recipe.embedding, recipe.seed) == ("cat", 5)
@@ -111,11 +123,17 @@ def test_embedding_and_seed_can_be_taken_away_again(host, door):
 def test_a_wrong_name_is_answered_with_the_names_there_are(host, kind):
     inputs = {"layers": ["s", 0], "layer": "stra"}
     inputs |= {"LD_EditLayer": KEPT, "LD_JoinLayer": {"image": ["pixels", 0]}}.get(kind, {})
-    assert "layer name is 'stra'; allowed: 'sky', 'star', 'tree'" in host.error_of({**STACK, "e": node(kind, **inputs), "end": end(kind)})
+    assert "layer name is 'stra'; allowed: 'sky', 'star', 'tree'" in host.error_of(
+        {**STACK, "e": node(kind, **inputs), "end": end(kind)}
+    )
 
 
 def end(kind):
-    return node("PreviewImage", images=["e", 0]) if kind == "LD_SplitLayer" else node("LD_LayerPreview", layers=["e", 0], size=64)
+    return (
+        node("PreviewImage", images=["e", 0])
+        if kind == "LD_SplitLayer"
+        else node("LD_LayerPreview", layers=["e", 0], size=64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +145,10 @@ def end(kind):
         ({"opacity": float("nan")}, "layer 'star': opacity is nan"),
         ({"noise": float("nan")}, "layer 'star': noise is nan"),
         ({"control_start": float("nan")}, "layer 'star': control.start is nan"),
-        ({"control_start": 0.9, "control_end": 0.1}, "layer 'star': control.end is 0.1; allowed: a number 0.9..1"),
+        (
+            {"control_start": 0.9, "control_end": 0.1},
+            "layer 'star': control.end is 0.1; allowed: a number 0.9..1",
+        ),
         ({"width": 0}, "Value 0 smaller than min of 1"),
         ({"x": 10**9}, "bigger than max"),
         ({"blend_mode": "mulitply"}, "mulitply"),
@@ -135,7 +156,9 @@ def end(kind):
     ],
 )
 def test_a_bad_value_is_refused_and_named(host, changes, told):
-    assert told in host.error_of({**STACK, "e": edit(**changes), "end": node("LD_LayerPreview", layers=["e", 0], size=64)})
+    assert told in host.error_of(
+        {**STACK, "e": edit(**changes), "end": node("LD_LayerPreview", layers=["e", 0], size=64)}
+    )
 
 
 def test_selected_and_rest_are_the_stack(host, door, core):
@@ -147,7 +170,9 @@ def test_selected_and_rest_are_the_stack(host, door, core):
 
 
 def test_all_selected_is_the_same_stack_with_its_background(host, door, core):
-    picture = core.LayerDocument(64, 48, door.read_stack(host.value(STACK, "s")).layers, (0.1, 0.2, 0.3), "words")
+    picture = core.LayerDocument(
+        64, 48, door.read_stack(host.value(STACK, "s")).layers, (0.1, 0.2, 0.3), "words"
+    )
     node_class = comfy_nodes.NODE_CLASS_MAPPINGS["LD_SelectLayers"]
     selected, rest = node_class.execute(door.write_stack(picture), "*").args
     assert core.identical(door.read_stack(selected), picture)
@@ -170,7 +195,11 @@ def test_join_is_the_exact_inverse_of_split(host, door, core, name):
 
 def test_split_gives_straight_colour_opaque_as_1_words_and_place(host):
     pixels = torch.from_numpy(np.asarray(Image.open(host.input / "soft.png")).astype(np.float32) / 255)
-    prompt = {**STACK, "p": node("LD_SplitLayer", layers=["s", 0], layer="tree"), "q": node("LD_SplitLayer", layers=["s", 0], layer="star")}
+    prompt = {
+        **STACK,
+        "p": node("LD_SplitLayer", layers=["s", 0], layer="tree"),
+        "q": node("LD_SplitLayer", layers=["s", 0], layer="star"),
+    }
     image, alpha, *words = (host.value(prompt, "p", slot) for slot in range(8))
     assert torch.equal(image, pixels[None, ..., :3])
     assert torch.equal(alpha, pixels[None, ..., 3])
@@ -186,11 +215,21 @@ def test_another_picture_joined_in_is_seen_in_the_layers_place(host, door):
         "half": node("SolidMask", value=0.25, width=6, height=4),
         "e": node("LD_JoinLayer", layers=["s", 0], layer="star", image=["green", 0], alpha=["half", 0]),
     }
-    before, star = door.read_stack(host.value(STACK, "s")), door.read_stack(host.value(prompt, "e")).layer("star")
+    before, star = (
+        door.read_stack(host.value(STACK, "s")),
+        door.read_stack(host.value(prompt, "e")).layer("star"),
+    )
     assert torch.allclose(star.image, torch.tensor([0, 1, 0, 0.25]).expand(4, 6, 4), atol=1e-6)
     assert star.mask is None
     old = before.layer("star")
-    assert (star.x, star.y, star.width, star.height, star.rotation, star.recipe) == (5, 6, 30, 10, 12.5, old.recipe)
+    assert (star.x, star.y, star.width, star.height, star.rotation, star.recipe) == (
+        5,
+        6,
+        30,
+        10,
+        12.5,
+        old.recipe,
+    )
     assert [x.name for x in door.read_stack(host.value(prompt, "e"))] == ["sky", "star", "tree"]
 
 
@@ -210,17 +249,31 @@ def test_a_batch_is_no_layer(host):
 
 def test_alpha_of_another_size_is_refused(host):
     prompt = {**STACK, "m": node("SolidMask", value=1.0, width=6, height=4)}
-    prompt |= {"e": node("LD_JoinLayer", layers=["s", 0], layer="star", image=["pixels", 0], alpha=["m", 0]), "end": end("")}
+    prompt |= {
+        "e": node("LD_JoinLayer", layers=["s", 0], layer="star", image=["pixels", 0], alpha=["m", 0]),
+        "end": end(""),
+    }
     assert "layer 'star': alpha's size is '6x4'; allowed: 24x20" in host.error_of(prompt)
 
 
 def test_a_node_leaves_the_stack_that_it_is_given_as_it_is(host, door, core):
     stack = host.value(STACK, "s")
     before, items = door.read_stack(stack), [dict(item) for item in stack["layers"]]
-    prompt = {**STACK, "e": edit(**NEW), "j": node("LD_JoinLayer", layers=["s", 0], layer="sky", image=["pixels", 0])}
-    prompt["a"] = node("LD_ArrangeLayers", layers=["s", 0], arrangement={"version": 1, "layers": {"star": {"x": 50}}, "order": ["tree", "sky"]})
+    prompt = {
+        **STACK,
+        "e": edit(**NEW),
+        "j": node("LD_JoinLayer", layers=["s", 0], layer="sky", image=["pixels", 0]),
+    }
+    prompt["a"] = node(
+        "LD_ArrangeLayers",
+        layers=["s", 0],
+        arrangement={"version": 1, "layers": {"star": {"x": 50}}, "order": ["tree", "sky"]},
+    )
     for name in ("e", "j", "a"):
         host.value(prompt, name)
     assert host.value(STACK, "s") is stack
     assert core.identical(door.read_stack(stack), before)
-    assert all(a.keys() == b.keys() and all(a[k] is b[k] for k in a) for a, b in zip(items, stack["layers"], strict=True))
+    assert all(
+        a.keys() == b.keys() and all(a[k] is b[k] for k in a)
+        for a, b in zip(items, stack["layers"], strict=True)
+    )

@@ -1,4 +1,5 @@
-"""Load Layers and Save Layers: what is saved is loaded again, whole; where files may lie; what the user is told."""
+"""Load Layers and Save Layers: what is saved is loaded again, whole; where files may lie; what the user is
+told."""
 
 import json
 import shutil
@@ -29,7 +30,16 @@ def stack():
     """Three layers: a plain one, a turned one and a place to be generated."""
     return {
         "a": load("noise.png", prompt="grain", name="Körner", canvas_width=40, canvas_height=30, noise=0.25),
-        "b": load("noise.png", name="turned", rotation=30, x=5, width=20, blend_mode="screen", opacity=0.3, layers=["a", 0]),
+        "b": load(
+            "noise.png",
+            name="turned",
+            rotation=30,
+            x=5,
+            width=20,
+            blend_mode="screen",
+            opacity=0.3,
+            layers=["a", 0],
+        ),
         "c": from_image(name="later", prompt="a ball", width=9, height=8, x=3, layers=["b", 0]),
     }
 
@@ -61,15 +71,23 @@ def test_the_counter_goes_on_and_the_prefix_may_name_folders(host):
         host.fresh()
         names.append(host.value({**stack(), "it": save("ora", "art/%width%x%height%")}, "it"))
     assert names == ["art/40x30_00001_.ora", "art/40x30_00002_.ora"]
-    assert host.value({**stack(), "it": save("png folder", "art/v1.5")}, "it") == "art/v1.5_00001_/document.json"
-    assert sorted(p.name for p in (host.output / "art").iterdir()) == ["40x30_00001_.ora", "40x30_00002_.ora", "v1.5_00001_"]
+    assert (
+        host.value({**stack(), "it": save("png folder", "art/v1.5")}, "it") == "art/v1.5_00001_/document.json"
+    )
+    assert sorted(p.name for p in (host.output / "art").iterdir()) == [
+        "40x30_00001_.ora",
+        "40x30_00002_.ora",
+        "v1.5_00001_",
+    ]
 
 
 def test_the_node_shows_the_composite_and_names_the_file(host):
     (shown,) = [out for out in host.run({**stack(), "it": save()}).values() if "layered_files" in out]
     assert shown["layered_files"] == [{"filename": "layers_00001_.psd", "subfolder": "", "type": "output"}]
     (image,) = shown["images"]
-    assert Image.open(Path(folder_paths.get_temp_directory()) / image["subfolder"] / image["filename"]).size == (40, 30)
+    assert Image.open(
+        Path(folder_paths.get_temp_directory()) / image["subfolder"] / image["filename"]
+    ).size == (40, 30)
 
 
 def test_the_workflow_is_in_the_file_unless_that_is_switched_off(host, pack, monkeypatch):
@@ -95,7 +113,9 @@ def test_an_empty_stack_cannot_be_saved(pack):
 
 
 def test_the_example_opens_and_has_a_layer_of_every_look(host, pack):
-    document = pack("nodes.layers.socket").read_stack(host.value({"it": load_layers("storybook.psd [example]")}, "it"))
+    document = pack("nodes.layers.socket").read_stack(
+        host.value({"it": load_layers("storybook.psd [example]")}, "it")
+    )
     assert [layer.name for layer in document] == ["meadow", "shadow", "house", "tree", "ball"]
     assert document.layer("house").prompt == "a red house"
     assert document.layer("shadow").blend_mode == "multiply"
@@ -123,7 +143,11 @@ def test_files_of_the_input_folder_and_of_its_document_folders_are_offered(host,
     (host.input / "scene").mkdir(exist_ok=True)
     (host.input / "scene" / "document.json").write_text("{}")
     offered = pack("nodes.layers.load_layers").LoadLayers.GET_SCHEMA().inputs[0].options
-    assert [n for n in offered if n in ("a.PSD", "b.ora", "scene/document.json")] == ["a.PSD", "b.ora", "scene/document.json"]
+    assert [n for n in offered if n in ("a.PSD", "b.ora", "scene/document.json")] == [
+        "a.PSD",
+        "b.ora",
+        "scene/document.json",
+    ]
     assert "note.txt" not in offered
     assert "picture.png" not in offered
     assert offered[-1] == "storybook.psd [example]"
@@ -133,12 +157,15 @@ def test_files_of_the_input_folder_and_of_its_document_folders_are_offered(host,
 
 @pytest.mark.parametrize(
     "name",
-    ["../a.psd", "/etc/passwd", "/a.psd", "sub/../../a.psd", "../a.psd [output]", "a.psd\0.ora", "..", "", 5, "../files/storybook.psd [example]",
+    ["../a.psd", "/etc/passwd", "/a.psd", "sub/../../a.psd", "../a.psd [output]", "a.psd\0.ora", "..", "", 5,
+    "../files/storybook.psd [example]",
      "x.psd [example]", " [example]", "/etc/passwd [example]"],
 )  # fmt: skip
 def test_a_file_outside_the_input_folder_is_refused_before_running(host, name):
     shutil.copy(PACK / "demo/files/storybook.psd", host.input.parent / "a.psd")
-    valid, _, _, errors = host.validate({"1": load_layers(name), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
+    valid, _, _, errors = host.validate(
+        {"1": load_layers(name), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+    )
     assert not valid
     assert "file is" in str(errors)
 
@@ -147,14 +174,18 @@ def test_a_link_out_of_the_input_folder_is_refused(host):
     shutil.copy(PACK / "demo/files/storybook.psd", host.input.parent / "a.psd")
     (host.input / "link.psd").unlink(missing_ok=True)
     (host.input / "link.psd").symlink_to(host.input.parent / "a.psd")
-    error = host.error_of({"1": load_layers("link.psd"), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
+    error = host.error_of(
+        {"1": load_layers("link.psd"), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+    )
     assert "leads out of the folder" in error
     (host.input / "link.psd").unlink()
 
 
 def test_a_missing_file_and_a_file_of_another_kind_are_named_before_running(host):
     for name, says in (("gone.psd", "upload it"), ("noise.png", "Save the picture as one of these")):
-        valid, _, _, errors = host.validate({"1": load_layers(name), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
+        valid, _, _, errors = host.validate(
+            {"1": load_layers(name), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+        )
         assert not valid
         assert name in str(errors)
         assert says in str(errors)
@@ -163,16 +194,22 @@ def test_a_missing_file_and_a_file_of_another_kind_are_named_before_running(host
 def test_a_broken_file_is_named_in_the_node(host):
     whole = (PACK / "demo/files/storybook.psd").read_bytes()
     (host.input / "cut.psd").write_bytes(whole[:9000])
-    error = host.error_of({"1": load_layers("cut.psd"), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
+    error = host.error_of(
+        {"1": load_layers("cut.psd"), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+    )
     assert "cut.psd" in error
     (host.input / "cut.psd").unlink()
 
 
 def test_a_file_that_takes_more_memory_than_allowed_is_refused(host, pack):
     document = pack("layered_core.document")
-    big = document.LayerDocument(9000, 9000, (document.Layer("a", torch.zeros(1, 1, 4), width=9000, height=9000),))
+    big = document.LayerDocument(
+        9000, 9000, (document.Layer("a", torch.zeros(1, 1, 4), width=9000, height=9000),)
+    )
     pack("layered_core.files").write_layers(big, host.input / "big.ora")
-    error = host.error_of({"1": load_layers("big.ora", 1), "2": node("LD_LayerPreview", layers=["1", 0], size=64)})
+    error = host.error_of(
+        {"1": load_layers("big.ora", 1), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+    )
     assert "max_alloc_bytes" in error
     (host.input / "big.ora").unlink()
 
@@ -180,7 +217,9 @@ def test_a_file_that_takes_more_memory_than_allowed_is_refused(host, pack):
 def test_a_canvas_larger_than_usual_opens_with_more_memory(host):
     with zipfile.ZipFile(host.input / "wide.ora", "w") as file:
         file.writestr("mimetype", "image/openraster")
-        file.writestr("stack.xml", '<image w="16384" h="8193"><stack><layer name="a" src="a.png"/></stack></image>')
+        file.writestr(
+            "stack.xml", '<image w="16384" h="8193"><stack><layer name="a" src="a.png"/></stack></image>'
+        )
         file.write(host.input / "noise.png", "a.png")
     seen = {"2": node("LD_LayerPreview", layers=["1", 0], size=64)}
     assert "Raise the memory limit" in host.error_of({"1": load_layers("wide.ora"), **seen})
@@ -193,7 +232,9 @@ def test_a_changed_file_or_a_changed_picture_beside_a_document_is_loaded_anew(ho
     folder = host.input / "scene"
     shutil.rmtree(folder, ignore_errors=True)
     document = pack("layered_core.document")
-    pack("layered_core.files").write_folder(document.LayerDocument(4, 4, (document.Layer("a", torch.zeros(4, 4, 4)),)), folder)
+    pack("layered_core.files").write_folder(
+        document.LayerDocument(4, 4, (document.Layer("a", torch.zeros(4, 4, 4)),)), folder
+    )
     seen = [node_class.fingerprint_inputs(file="scene/document.json")]
     seen.append(node_class.fingerprint_inputs(file="scene/document.json"))
     Image.new("RGBA", (4, 4), "red").save(folder / "01_a.png")
@@ -217,7 +258,10 @@ def test_what_a_file_has_and_layers_cannot_keep_is_reported(host):
 
 
 def test_core_composites_what_was_loaded(host):
-    prompt = {"1": load_layers("storybook.psd [example]"), "2": node("ImageCompositor", layers=["1", 0], compositor={})}
+    prompt = {
+        "1": load_layers("storybook.psd [example]"),
+        "2": node("ImageCompositor", layers=["1", 0], compositor={}),
+    }
     image = host.value(prompt, "2")
     assert image.shape == (1, 128, 128, 3)
     assert float(image.std()) > 0.1

@@ -12,12 +12,15 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def pictures(host):
-    """In ComfyUI's input folder: an opaque picture, one of soft alpha, a red square and one of four colours."""
+    """In ComfyUI's input folder: an opaque picture, one of soft alpha, a red square and one of four
+    colours."""
     rng = np.random.default_rng(0)
     opaque = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
     soft = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
     square = np.full((16, 16, 4), (255, 0, 0, 255), np.uint8)
-    quarters = np.repeat(np.repeat(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 0]]], np.uint8), 8, 0), 8, 1)
+    quarters = np.repeat(
+        np.repeat(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 0]]], np.uint8), 8, 0), 8, 1
+    )
     files = {"opaque.png": opaque, "soft.png": soft, "square.png": square, "quarters.png": quarters}
     for name, pixels in files.items():
         Image.fromarray(pixels).save(host.input / name)
@@ -38,12 +41,15 @@ def full_document(core):
     """A document that uses every field of every class with a value that is not its default."""
     control = core.Control(hint="canny", strength=0.7, start=0.1, end=0.9)
     loras = (core.Lora("a.safetensors", 0.5), core.Lora("b.safetensors", -1.0))
-    recipe = core.Recipe(inside=0.3, outside=0.6, noise=0.123, control=control, embedding="cat", loras=loras, seed=2**60 + 1)
+    recipe = core.Recipe(
+        inside=0.3, outside=0.6, noise=0.123, control=control, embedding="cat", loras=loras, seed=2**60 + 1
+    )
     random = torch.Generator().manual_seed(1)
     image = torch.rand(5, 7, 4, generator=random)
     mask = (torch.rand(5, 7, generator=random) * 255).round() / 255
     picture = core.Layer(
-        "sky", image, mask, "a sky", "clouds", x=-3.25, y=4.5, width=70, height=50, rotation=33.3, flip_h=True, flip_v=True, opacity=0.4,
+        "sky", image, mask, "a sky", "clouds", x=-3.25, y=4.5, width=70, height=50, rotation=33.3,
+        flip_h=True, flip_v=True, opacity=0.4,
         blend_mode="multiply", visible=False, recipe=recipe,
     )  # fmt: skip
     box = core.Layer("box", prompt="a ball", x=10, y=20, width=30, height=40, rotation=-90.0)
@@ -68,16 +74,33 @@ def test_a_document_comes_through_cores_add_layer_whole(host, door, core):
     from comfy_extras.nodes_compositor import AddLayer
 
     document = full_document(core)
-    stack = AddLayer.execute(image=torch.zeros(1, 4, 4, 3), layers=door.write_stack(document), name="core's").args[0]
+    stack = AddLayer.execute(
+        image=torch.zeros(1, 4, 4, 3), layers=door.write_stack(document), name="core's"
+    ).args[0]
     back = door.read_stack(stack)
     assert [x.name for x in back] == ["sky", "box", "region", "core's"]
     assert same_but_for_rounded_masks(core, document, replace(back, layers=back.layers[:3]))
 
 
 def test_load_layer_then_cores_add_layer_then_load_layer_loses_nothing(host, pictures, door):
-    ghostly = {"name": "ghost", "prompt": "a ghost", "negative": "a sheet", "x": 10, "y": -5, "width": 60, "height": 30, "rotation": 12.5}
+    ghostly = {
+        "name": "ghost",
+        "prompt": "a ghost",
+        "negative": "a sheet",
+        "x": 10,
+        "y": -5,
+        "width": 60,
+        "height": 30,
+        "rotation": 12.5,
+    }
     ghostly |= {"flip_h": True, "flip_v": True, "opacity": 0.35, "blend_mode": "screen", "visible": False}
-    ghostly |= {"inside": 0.2, "outside": 0.4, "noise": 0.15, "control_strength": 0.75, "control_hint": "canny"}
+    ghostly |= {
+        "inside": 0.2,
+        "outside": 0.4,
+        "noise": 0.15,
+        "control_strength": 0.75,
+        "control_hint": "canny",
+    }
     prompt = {
         "1": load("opaque.png", name="back", canvas_width=128, canvas_height=96),
         "2": load("soft.png", layers=["1", 0], **ghostly),
@@ -90,11 +113,28 @@ def test_load_layer_then_cores_add_layer_then_load_layer_loses_nothing(host, pic
     assert [x.name for x in document] == ["back", "ghost", "core's", "top"]
     ghost = document.layer("ghost")
     assert torch.equal((ghost.image * 255).round().to(torch.uint8), torch.from_numpy(pictures["soft.png"]))
-    got = (ghost.prompt, ghost.negative, ghost.x, ghost.y, ghost.width, ghost.height, ghost.rotation, ghost.flip_h, ghost.flip_v, ghost.opacity)
+    got = (
+        ghost.prompt,
+        ghost.negative,
+        ghost.x,
+        ghost.y,
+        ghost.width,
+        ghost.height,
+        ghost.rotation,
+        ghost.flip_h,
+        ghost.flip_v,
+        ghost.opacity,
+    )
     assert got == ("a ghost", "a sheet", 10, -5, 60, 30, 12.5, True, True, 0.35)
     recipe = ghost.recipe
     assert (ghost.blend_mode, ghost.visible) == ("screen", False)
-    assert (recipe.inside, recipe.outside, recipe.noise, recipe.control.strength, recipe.control.hint) == (0.2, 0.4, 0.15, 0.75, "canny")
+    assert (recipe.inside, recipe.outside, recipe.noise, recipe.control.strength, recipe.control.hint) == (
+        0.2,
+        0.4,
+        0.15,
+        0.75,
+        "canny",
+    )
 
 
 def test_a_stack_of_cores_nodes_only_works_with_neutral_recipes(host, pictures, door, core):
@@ -102,7 +142,9 @@ def test_a_stack_of_cores_nodes_only_works_with_neutral_recipes(host, pictures, 
         "1": node("LoadImage", image="opaque.png"),
         "2": node("AddLayer", image=["1", 0], name=""),
         "3": node("LoadImage", image="soft.png"),
-        "4": node("AddLayer", image=["3", 0], mask=["3", 1], layers=["2", 0], x=20, y=30, opacity=0.5, z_index=3),
+        "4": node(
+            "AddLayer", image=["3", 0], mask=["3", 1], layers=["2", 0], x=20, y=30, opacity=0.5, z_index=3
+        ),
         "5": node("LD_LayerComposite", layers=["4", 0], backdrop="transparent"),
     }
     document = door.read_stack(host.value(prompt, "4"))
@@ -127,7 +169,8 @@ def test_cores_create_layered_image_shows_our_stack_as_we_do(host, pictures):
     }
     theirs, ours = host.value(prompt, "5"), host.value(prompt, "6")
     assert theirs.shape == ours.shape == (1, 96, 128, 3)
-    # Core's right-angle turn lands one pixel higher: its four quarters differ at their lower edges, and nothing else does.
+    # Core's right-angle turn lands one pixel higher: its four quarters differ at their lower edges, and
+    # nothing else does.
     differing = ((theirs - ours).abs() > 2 / 255).any(-1)[0]
     rows, columns = (set(axis.tolist()) for axis in differing.nonzero(as_tuple=True))
     assert rows <= {3, 11}
@@ -158,7 +201,9 @@ def test_a_batch_of_pictures_becomes_as_many_layers(host, pictures, door):
 
 def test_a_layer_without_a_picture_stays_one(host, door):
     prompt = {
-        "1": from_image(name="box", prompt="a red ball", x=5, y=6, width=20, height=10, canvas_width=64, canvas_height=64),
+        "1": from_image(
+            name="box", prompt="a red ball", x=5, y=6, width=20, height=10, canvas_width=64, canvas_height=64
+        ),
         "2": node("SolidMask", value=0.0, width=16, height=16),
         "3": from_image(name="region", mask=["2", 0], layers=["1", 0]),
     }
@@ -170,7 +215,11 @@ def test_a_layer_without_a_picture_stays_one(host, door):
 
 
 def test_layers_of_one_name_get_numbers(host, pictures, door):
-    prompt = {"1": load("square.png"), "2": load("square.png", layers=["1", 0]), "3": load("square.png", layers=["2", 0])}
+    prompt = {
+        "1": load("square.png"),
+        "2": load("square.png", layers=["1", 0]),
+        "3": load("square.png", layers=["2", 0]),
+    }
     assert [x.name for x in door.read_stack(host.value(prompt, "3"))] == ["square", "square 2", "square 3"]
 
 
@@ -188,7 +237,10 @@ def test_without_a_canvas_ours_is_as_large_as_cores(host, pictures, door):
     from comfy_extras.nodes_compositor import canvas_extent, document_items, expand_item_frames
 
     for rotation in (0.0, 30.0, 45.0, 90.0, 200.0):
-        prompt = {"1": load("opaque.png", x=7, y=-11), "2": load("soft.png", x=90, y=50, rotation=rotation, layers=["1", 0])}
+        prompt = {
+            "1": load("opaque.png", x=7, y=-11),
+            "2": load("soft.png", x=90, y=50, rotation=rotation, layers=["1", 0]),
+        }
         stack = host.value(prompt, "2")
         document = door.read_stack(stack)
         assert (document.width, document.height) == canvas_extent(expand_item_frames(document_items(stack)))
@@ -225,7 +277,10 @@ def test_composite_alpha_and_visible_masks_are_what_the_formula_says(host, pictu
 
 
 def test_the_backdrop_shows_only_through_holes(host, pictures):
-    prompt = {"1": load("square.png", x=4, y=4, canvas_width=32, canvas_height=32), "2": node("LD_LayerComposite", layers=["1", 0], backdrop="grey")}
+    prompt = {
+        "1": load("square.png", x=4, y=4, canvas_width=32, canvas_height=32),
+        "2": node("LD_LayerComposite", layers=["1", 0], backdrop="grey"),
+    }
     image = host.value(prompt, "2")
     assert image.shape == (1, 32, 32, 3)
     assert torch.equal(image[0, 10, 10], torch.tensor([1.0, 0.0, 0.0]))
@@ -233,7 +288,10 @@ def test_the_backdrop_shows_only_through_holes(host, pictures):
 
 
 def test_a_picture_without_alpha_is_opaque(host, pictures):
-    prompt = {"1": load("opaque.png"), "2": node("LD_LayerComposite", layers=["1", 0], backdrop="transparent")}
+    prompt = {
+        "1": load("opaque.png"),
+        "2": node("LD_LayerComposite", layers=["1", 0], backdrop="transparent"),
+    }
     assert host.value(prompt, "2").shape == (1, 96, 128, 3)
     assert bool((host.value(prompt, "2", 1) == 1).all())
 

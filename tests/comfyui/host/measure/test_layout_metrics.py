@@ -29,7 +29,11 @@ def masks(host, *boxes):
 
 def metrics(prompt, **inputs):
     picture = node("EmptyImage", width=64, height=64, batch_size=1, color=0x808080)
-    return {**prompt, "p": picture, "m": node("LD_LayoutMetrics", **{"layers": ["2", 0], "image": ["p", 0], "names": "", **inputs})}
+    return {
+        **prompt,
+        "p": picture,
+        "m": node("LD_LayoutMetrics", **{"layers": ["2", 0], "image": ["p", 0], "names": "", **inputs}),
+    }
 
 
 def test_masks_of_any_segmenter_are_compared_with_the_layers(host):
@@ -68,7 +72,9 @@ def test_without_detections_the_storybooks_judge_reads_the_picture(host, pack):
     scene = storybook.random_scene(10_000_003, count=2, materials=("solid",))
     prompt = {}
     for i, layer in enumerate(scene.document()):
-        Image.fromarray((layer.image * 255).round().to(torch.uint8).numpy()).save(host.input / f"scene_{i}.png")
+        Image.fromarray((layer.image * 255).round().to(torch.uint8).numpy()).save(
+            host.input / f"scene_{i}.png"
+        )
         below = {"layers": [str(i - 1), 0]} if i else {"canvas_width": 128, "canvas_height": 128}
         prompt[str(i)] = load(f"scene_{i}.png", x=int(layer.x), y=int(layer.y), name=layer.name, **below)
     top = str(len(prompt) - 1)
@@ -76,17 +82,23 @@ def test_without_detections_the_storybooks_judge_reads_the_picture(host, pack):
     prompt["m"] = node("LD_LayoutMetrics", layers=[top, 0], image=["c", 0], names="")
     table = host.value(prompt, "m", 0)
     for item in scene.objects:
-        assert f"{item.colour} {item.kind}" in table.split("mean of")[0].replace(item.thing.words.removeprefix("a "), "", 1)
+        assert f"{item.colour} {item.kind}" in table.split("mean of")[0].replace(
+            item.thing.words.removeprefix("a "), "", 1
+        )
     assert "| mean of 2 | 2 of 2 |" in table
     assert host.value(prompt, "m", 2) > 0.75
 
 
 def test_bad_input_is_named(host):
     prompt = {**boxes_on_canvas(), **masks(host, (0, 0, 16, 16))}
-    assert "names of detections is 2; allowed: one a mask, that is 1" in host.error_of(metrics(prompt, detections=["found", 0], names="a\nb"))
+    assert "names of detections is 2; allowed: one a mask, that is 1" in host.error_of(
+        metrics(prompt, detections=["found", 0], names="a\nb")
+    )
     assert "there are no detections to name" in host.error_of(metrics(prompt, names="a"))
     hidden = {"2": from_image(width=16, height=32, visible=False, canvas_width=64, canvas_height=64)}
-    assert "no layer has a place of its own" in host.error_of(metrics({**prompt, **hidden}, detections=["found", 0]))
+    assert "no layer has a place of its own" in host.error_of(
+        metrics({**prompt, **hidden}, detections=["found", 0])
+    )
 
 
 def test_a_picture_of_another_size_is_scaled_to_the_canvas(host):

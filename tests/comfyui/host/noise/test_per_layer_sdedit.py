@@ -1,4 +1,5 @@
-"""Per-layer noise on the real host: exact where it must be, with every kind of sampler, and chained with core's own nodes."""
+"""Per-layer noise on the real host: exact where it must be, with every kind of sampler, and chained with
+core's own nodes."""
 
 import types
 from pathlib import Path
@@ -16,7 +17,19 @@ from sampling import LOADER, explode, models, sample, sampled, words
 
 import nodes as comfy_nodes
 
-SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "heun", "lcm", "ddim", "uni_pc", "res_multistep", "dpm_2_ancestral"]
+SAMPLERS = [
+    "euler",
+    "euler_ancestral",
+    "dpmpp_2m",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "heun",
+    "lcm",
+    "ddim",
+    "uni_pc",
+    "res_multistep",
+    "dpm_2_ancestral",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +60,16 @@ def graph(back, front, sdedit=None, picture="back.png", **sampler):
 
 
 def composite(host, back=0.6, front=0.6, picture="back.png"):
-    return host.value({**stack(back, front, picture), "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui")}, "c")
+    return host.value(
+        {
+            **stack(back, front, picture),
+            "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui"),
+        },
+        "c",
+    )
 
 
-# --- neutral ---------------------------------------------------------------------------------------------------------
+# --- neutral ---
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m_sde"])
@@ -86,10 +105,12 @@ def test_one_noise_for_all_is_denoise_at_that_value(host):
     }  # fmt: skip
     wanted = host.value(ordinary, "k")["samples"]
     got = host.value(graph(0.6, 0.6, {"background": 0.6}, steps=4, denoise=0.5), "k")["samples"]
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)  # a convolution rounds by how its input lies in memory
+    torch.testing.assert_close(
+        got, wanted, atol=1e-4, rtol=0
+    )  # a convolution rounds by how its input lies in memory
 
 
-# --- in between ------------------------------------------------------------------------------------------------------
+# --- in between ---
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -111,7 +132,10 @@ def test_frozen_pixels_come_back_equal_to_the_bit_in_the_picture(host):
 
 def test_less_noise_keeps_a_layer_closer(host):
     before = host.value(graph(0.5, 0.5), "it", 1)["samples"]
-    errors = [float((host.value(graph(n, n, {"background": n}, steps=6), "k")["samples"] - before).abs().mean()) for n in (0.2, 0.5, 0.9)]
+    errors = [
+        float((host.value(graph(n, n, {"background": n}, steps=6), "k")["samples"] - before).abs().mean())
+        for n in (0.2, 0.5, 0.9)
+    ]
     assert errors == sorted(errors)
     assert errors[2] > 2 * errors[0]
 
@@ -137,10 +161,18 @@ def test_a_mask_function_that_is_there_already_is_not_lost(host):
     """Core's node before ours: a place is free when both say so, so the later of the two decides."""
     before = {"dd": node("DifferentialDiffusion", model=["loader", 0], strength=1.0)}
     prompt = graph(0.9, 0.3, steps=6, denoise=0.6)
-    chained = {**prompt, **before, "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["dd", 0]}}}
+    chained = {
+        **prompt,
+        **before,
+        "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["dd", 0]}},
+    }
     ours, both = host.value(prompt, "k")["samples"], host.value(chained, "k")["samples"]
     assert not torch.equal(ours, both)
-    twice = {**prompt, "it2": per_layer_sdedit("front"), "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["it2", 0]}}}
+    twice = {
+        **prompt,
+        "it2": per_layer_sdedit("front"),
+        "it": {**prompt["it"], "inputs": {**prompt["it"]["inputs"], "model": ["it2", 0]}},
+    }
     assert torch.equal(host.value(twice, "k")["samples"], ours)
 
 
@@ -158,7 +190,8 @@ def test_it_works_with_custom_samplers_and_split_runs(host):
     prompt |= {
         "sigmas": node("KarrasScheduler", steps=4, sigma_max=14.6, sigma_min=0.03, rho=7.0),
         "sampler": node("KSamplerSelect", sampler_name="euler_ancestral"),
-        "k": node("SamplerCustom", model=["it", 0], add_noise=True, noise_seed=3, cfg=3.0, positive=["p", 0], negative=["n", 0],
+        "k": node("SamplerCustom", model=["it", 0], add_noise=True, noise_seed=3, cfg=3.0, positive=["p", 0],
+        negative=["n", 0],
                   sampler=["sampler", 0], sigmas=["sigmas", 0], latent_image=["it", 1]),
     }  # fmt: skip
     before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
@@ -169,8 +202,10 @@ def test_a_run_that_leaves_noise_leaves_it_on_frozen_places_too(host):
     """The first half of a split run must not hand over a clean spot in a noisy picture."""
     prompt = graph(0.8, 0.0)
     prompt["k"] = node(
-        "KSamplerAdvanced", model=["it", 0], add_noise="enable", noise_seed=3, steps=6, cfg=3.0, sampler_name="euler", scheduler="normal",
-        positive=["p", 0], negative=["n", 0], latent_image=["it", 1], start_at_step=0, end_at_step=3, return_with_leftover_noise="enable",
+        "KSamplerAdvanced", model=["it", 0], add_noise="enable", noise_seed=3, steps=6, cfg=3.0,
+        sampler_name="euler", scheduler="normal",
+        positive=["p", 0], negative=["n", 0], latent_image=["it", 1], start_at_step=0, end_at_step=3,
+        return_with_leftover_noise="enable",
     )  # fmt: skip
     before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
     assert float((after - before)[..., 3:8, 6:11].std()) > 0.3
@@ -184,7 +219,8 @@ def test_latents_that_hold_their_noise_already_are_not_forgotten(host, pack):
     for latent in (noisy, -noisy):
         plain, ours = (
             comfy.sample.sample(
-                m, torch.zeros_like(latent), 3, 3.0, "euler", "normal", positive, negative, latent, disable_noise=True,
+                m, torch.zeros_like(latent), 3, 3.0, "euler", "normal", positive, negative, latent,
+                disable_noise=True,
                 noise_mask=torch.ones(1, 1, 16, 16), seed=0,
             )
             for m in (model, pack("nodes.noise.change_map_patch").with_change_map(model))
@@ -217,7 +253,9 @@ def test_denoise_zero_gives_back_what_went_in(host):
     assert torch.equal(host.value(prompt, "k")["samples"], host.value(prompt, "it", 1)["samples"])
 
 
-@pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "sgm_uniform", "beta", "ddim_uniform", "exponential"])
+@pytest.mark.parametrize(
+    "scheduler", ["normal", "karras", "simple", "sgm_uniform", "beta", "ddim_uniform", "exponential"]
+)
 def test_any_spacing_of_steps_frees_by_noise_not_by_step(host, scheduler):
     """At noise 0.5 the layer begins where denoise 0.5 does, wherever the steps lie."""
     seen = []
@@ -254,18 +292,29 @@ def test_a_lora_by_cores_hooks_acts_where_its_words_are_and_a_frozen_layer_stays
     random = torch.Generator().manual_seed(0)
     width = host.value(LOADER, "loader").model.model_config.unet_config["context_dim"]
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    weights = {"lora_up.weight": torch.randn(64, 4, generator=random), "lora_down.weight": torch.randn(4, width, generator=random)}
-    save_file({f"{name}.{k}": v for k, v in weights.items()} | {f"{name}.alpha": torch.tensor(4.0)}, folder / "hooked.safetensors")
+    weights = {
+        "lora_up.weight": torch.randn(64, 4, generator=random),
+        "lora_down.weight": torch.randn(4, width, generator=random),
+    }
+    save_file(
+        {f"{name}.{k}": v for k, v in weights.items()} | {f"{name}.alpha": torch.tensor(4.0)},
+        folder / "hooked.safetensors",
+    )
     folder_paths.cache_helper.clear()
 
     def out(strength):
         prompt = graph(0.9, 0.0) | {
-            "left": node("SolidMask", value=1.0, width=40, height=128), "none": node("SolidMask", value=0.0, width=128, height=128),
-            "mask": node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0, operation="add"),
+            "left": node("SolidMask", value=1.0, width=40, height=128),
+            "none": node("SolidMask", value=0.0, width=128, height=128),
+            "mask": node("MaskComposite", destination=["none", 0], source=["left", 0], x=0, y=0,
+            operation="add"),
             "rest": node("InvertMask", mask=["mask", 0]),
-            "hook": node("CreateHookLora", lora_name="hooked.safetensors", strength_model=strength, strength_clip=0.0),
-            "in": node("ConditioningSetProperties", cond_NEW=["p", 0], strength=1.0, set_cond_area="default", mask=["mask", 0], hooks=["hook", 0]),
-            "ex": node("ConditioningSetProperties", cond_NEW=["p", 0], strength=1.0, set_cond_area="default", mask=["rest", 0]),
+            "hook": node("CreateHookLora", lora_name="hooked.safetensors", strength_model=strength,
+            strength_clip=0.0),
+            "in": node("ConditioningSetProperties", cond_NEW=["p", 0], strength=1.0, set_cond_area="default",
+            mask=["mask", 0], hooks=["hook", 0]),
+            "ex": node("ConditioningSetProperties", cond_NEW=["p", 0], strength=1.0, set_cond_area="default",
+            mask=["rest", 0]),
             "both": node("ConditioningCombine", conditioning_1=["in", 0], conditioning_2=["ex", 0]),
         }  # fmt: skip
         prompt["k"]["inputs"] |= {"positive": ["both", 0], "steps": 2}
@@ -278,7 +327,7 @@ def test_a_lora_by_cores_hooks_acts_where_its_words_are_and_a_frozen_layer_stays
     assert torch.equal(hooked[:, 24:64, 48:88], composite(host)[:, 24:64, 48:88])
 
 
-# --- other models ----------------------------------------------------------------------------------------------------
+# --- other models ---
 
 
 def tiny_flux(channels=16):
@@ -289,8 +338,10 @@ def tiny_flux(channels=16):
 
     config = comfy.supported_models.Flux(
         {
-            "image_model": "flux", "in_channels": channels, "out_channels": channels, "vec_in_dim": 16, "context_in_dim": 16, "hidden_size": 48,
-            "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8], "theta": 10000, "qkv_bias": True,
+            "image_model": "flux", "in_channels": channels, "out_channels": channels, "vec_in_dim": 16,
+            "context_in_dim": 16, "hidden_size": 48,
+            "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8],
+            "theta": 10000, "qkv_bias": True,
             "guidance_embed": False, "patch_size": 2, "txt_ids_dims": [],
         }
     )  # fmt: skip
@@ -300,7 +351,9 @@ def tiny_flux(channels=16):
         torch.manual_seed(0)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
-    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    )
 
 
 class SixteenByFour:
@@ -315,14 +368,19 @@ class SixteenByFour:
 
 
 @pytest.mark.parametrize("scheduler", ["simple", "normal"])
-@pytest.mark.parametrize(("kind", "shift"), [("ModelSamplingDiscreteFlow", 1.0), ("ModelSamplingDiscreteFlow", 3.0), ("ModelSamplingFlux", 1.15)])
+@pytest.mark.parametrize(
+    ("kind", "shift"),
+    [("ModelSamplingDiscreteFlow", 1.0), ("ModelSamplingDiscreteFlow", 3.0), ("ModelSamplingFlux", 1.15)],
+)
 def test_a_flow_models_noise_is_its_denoise_however_its_schedule_is_shifted(pack, kind, shift, scheduler):
     sampling = getattr(comfy.model_sampling, kind)()
     sampling.set_parameters(shift=shift)
     guider = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=sampling))
     for denoise in (0.3, 0.6, 0.8):
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, round(20 / denoise))[-21:]
-        level = pack("nodes.noise.change_map_patch")._level(sigmas[:1], "absolute", {"model": guider, "sigmas": sigmas})
+        level = pack("nodes.noise.change_map_patch")._level(
+            sigmas[:1], "absolute", {"model": guider, "sigmas": sigmas}
+        )
         assert level == pytest.approx(denoise, abs=0.02)
 
 
@@ -331,25 +389,39 @@ def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
     layers = host.value(stack(0.7, 0.0), "front")
     sdedit = pack("nodes.noise.per_layer_sdedit").PerLayerSDEdit
     with torch.inference_mode():
-        patched, latent, _, _ = sdedit.execute(model, SixteenByFour(), layers, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0).args
+        patched, latent, _, _ = sdedit.execute(
+            model, SixteenByFour(), layers, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0
+        ).args
         context = [[torch.zeros(1, 8, 16), {"pooled_output": torch.zeros(1, 16)}]]
-        out = comfy_nodes.common_ksampler(patched, 1, 4, 1.0, "euler", "simple", context, context, latent)[0]["samples"]
+        out = comfy_nodes.common_ksampler(patched, 1, 4, 1.0, "euler", "simple", context, context, latent)[0][
+            "samples"
+        ]
     assert out.shape == (1, 16, 32, 32)
     assert torch.equal(out[..., 6:16, 12:22], latent["samples"][..., 6:16, 12:22])
     assert float((out - latent["samples"])[..., 20:, :].abs().mean()) > 0.05
     assert bool(torch.isfinite(out).all())
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 def alone(**inputs):
-    return {**LOADER, **stack(), "it": per_layer_sdedit("front", **inputs), "end": node("PreviewImage", images=["it", 2])}
+    return {
+        **LOADER,
+        **stack(),
+        "it": per_layer_sdedit("front", **inputs),
+        "end": node("PreviewImage", images=["it", 2]),
+    }
 
 
 @pytest.mark.parametrize(
     ("inputs", "says"),
-    [({"background": 1.5}, "1.5"), ({"blur": -1.0}, "-1.0"), ({"softness": 2.0}, "2.0"), ({"threshold": "relative"}, "relative")],
+    [
+        ({"background": 1.5}, "1.5"),
+        ({"blur": -1.0}, "-1.0"),
+        ({"softness": 2.0}, "2.0"),
+        ({"threshold": "relative"}, "relative"),
+    ],
 )
 def test_values_out_of_range_are_refused_before_running(host, inputs, says):
     valid, _, _, errors = host.validate(alone(**inputs))
@@ -364,7 +436,9 @@ def test_a_number_that_is_none_is_named(host):
 
 def test_a_stack_without_layers_is_refused(host, pack):
     with pytest.raises(pack("layered_core.errors").LayeredError, match="number of layers is 0"):
-        pack("nodes.noise.per_layer_sdedit").PerLayerSDEdit.execute(None, None, {"version": 1, "layers": []}, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0)
+        pack("nodes.noise.per_layer_sdedit").PerLayerSDEdit.execute(
+            None, None, {"version": 1, "layers": []}, 1.0, 0.0, "absolute", "fixed", 0.0, 0.0
+        )
 
 
 def test_a_box_without_a_picture_is_free(host):

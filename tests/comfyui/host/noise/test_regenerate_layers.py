@@ -68,7 +68,10 @@ def test_no_noise_changes_no_bit(host):
 
 
 def test_several_layers_and_names_with_commas(host):
-    masks = [host.value(graph(names=n, grow=0, feather=0), "out", 1) for n in ("red, round", "front", "front\nred, round", "front,back")]
+    masks = [
+        host.value(graph(names=n, grow=0, feather=0), "out", 1)
+        for n in ("red, round", "front", "front\nred, round", "front,back")
+    ]
     assert torch.equal(masks[2], torch.maximum(masks[0], masks[1]))
     assert float(masks[3].mean()) > 0.85
 
@@ -112,7 +115,8 @@ def test_an_inpainting_conditioning_of_core_takes_what_was_cut_out(host):
     """Its latent carries its own mask; the model's thresholds act on it, and Paste Back keeps the rest."""
     prompt = graph()
     prompt["ipc"] = node(
-        "InpaintModelConditioning", positive=["p", 0], negative=["n", 0], vae=["loader", 2], pixels=["it", 3], mask=["it", 4], noise_mask=True
+        "InpaintModelConditioning", positive=["p", 0], negative=["n", 0], vae=["loader", 2], pixels=["it", 3],
+        mask=["it", 4], noise_mask=True
     )  # fmt: skip
     prompt["k"]["inputs"] |= {"latent_image": ["ipc", 2], "positive": ["ipc", 0], "negative": ["ipc", 1]}
     before, after, mask = host.value(prompt, "c"), host.value(prompt, "out"), host.value(prompt, "out", 1)[0]
@@ -120,7 +124,7 @@ def test_an_inpainting_conditioning_of_core_takes_what_was_cut_out(host):
     assert float((after - before)[:, mask == 1].abs().mean()) > 0.01
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 @pytest.mark.parametrize(
@@ -140,13 +144,17 @@ def test_names_that_are_not_there_and_regions_without_a_pixel_are_told(host, inp
 def test_a_picture_of_another_size_than_the_canvas_is_refused(host):
     prompt = graph() | {"other": node("EmptyImage", width=64, height=128, batch_size=1, color=0)}
     prompt["it"] = redo(image=["other", 0])
-    assert "image size is '64x128'; allowed: the canvas's, 128x128" in host.error_of({**prompt, "end": node("PreviewImage", images=["out", 0])})
+    assert "image size is '64x128'; allowed: the canvas's, 128x128" in host.error_of(
+        {**prompt, "end": node("PreviewImage", images=["out", 0])}
+    )
 
 
 def test_a_mask_of_another_size_is_refused(host):
     prompt = graph() | {"m": node("SolidMask", value=1.0, width=64, height=64)}
     prompt["it"] = redo(mask=["m", 0])
-    assert "mask size is '64x64'; allowed: the picture's, 128x128" in host.error_of({**prompt, "end": node("PreviewImage", images=["out", 0])})
+    assert "mask size is '64x64'; allowed: the picture's, 128x128" in host.error_of(
+        {**prompt, "end": node("PreviewImage", images=["out", 0])}
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -154,7 +162,9 @@ def test_a_mask_of_no_pixel_is_refused_and_one_of_all_redoes_the_whole_picture(h
     prompt = graph() | {"m": node("SolidMask", value=value, width=128, height=128)}
     prompt["it"] = redo(mask=["m", 0])
     if value == 0:
-        assert "mask is '0 everywhere'" in host.error_of({**prompt, "end": node("PreviewImage", images=["out", 0])})
+        assert "mask is '0 everywhere'" in host.error_of(
+            {**prompt, "end": node("PreviewImage", images=["out", 0])}
+        )
     else:
         torch.testing.assert_close(host.value(prompt, "out"), host.value(prompt, "d"))
 
@@ -162,13 +172,20 @@ def test_a_mask_of_no_pixel_is_refused_and_one_of_all_redoes_the_whole_picture(h
 def test_a_batch_before_and_a_decoded_picture_of_another_size_are_refused(host):
     prompt = graph() | {"two": node("RepeatImageBatch", image=["c", 0], amount=2)}
     prompt["it"] = redo(image=["two", 0])
-    assert "image batch is 2; allowed: 1" in host.error_of({**prompt, "end": node("PreviewImage", images=["out", 0])})
+    assert "image batch is 2; allowed: 1" in host.error_of(
+        {**prompt, "end": node("PreviewImage", images=["out", 0])}
+    )
     prompt = graph(size=64) | {"e": node("EmptyImage", width=32, height=32, batch_size=1, color=0)}
     prompt["out"]["inputs"]["image"] = ["e", 0]
-    assert "size of the sampled picture is '32x32'" in host.error_of({**prompt, "end": node("PreviewImage", images=["out", 0])})
+    assert "size of the sampled picture is '32x32'" in host.error_of(
+        {**prompt, "end": node("PreviewImage", images=["out", 0])}
+    )
 
 
-@pytest.mark.parametrize(("field", "value"), [("noise", 1.5), ("noise", -0.1), ("feather", -1), ("context", 99.0), ("border", "around")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("noise", 1.5), ("noise", -0.1), ("feather", -1), ("context", 99.0), ("border", "around")],
+)
 def test_values_out_of_range_are_refused_before_running(host, field, value):
     prompt = graph(**{field: value})
     del prompt["c"]  # an output of its own, which would be valid

@@ -14,76 +14,11 @@ import pytest
 import tiny
 import torch
 from boot import BASE, PACK, pack_module
-from graph import layer_diffuse, node
+from layer_diffuse_scene import PICTURES, sample
 from safetensors.torch import load_file, save_file
 
-import nodes as comfy_nodes
-
 REFERENCE = Path(__file__).resolve().parents[2] / "layer_diffuse_reference.py"
-SIDE = 64
 IDS = [f"{name} on {family}" for _, family, name, _ in tiny.CASES]
-
-
-@pytest.fixture(scope="module")
-def node_module(host):
-    return pack_module("nodes.transparency.layer_diffuse_apply")
-
-
-@pytest.fixture(scope="module")
-def models(host):
-    return {family: tiny.build(family, BASE / f"tiny_{family}") for family in ("sd15", "sdxl")}
-
-
-@pytest.fixture(scope="module")
-def vae(host):
-    return host.value({"loader": node("LD_LoadDemoModel")}, "loader", 2)
-
-
-@pytest.fixture(scope="module")
-def words(host):
-    loader = {"loader": node("LD_LoadDemoModel")}
-
-    def encode(text):
-        ((context, _),) = host.value({**loader, "w": node("CLIPTextEncode", text=text, clip=["loader", 1])}, "w")
-        return [[context, {"pooled_output": torch.randn(1, 1280, generator=torch.Generator().manual_seed(len(text)))}]]
-
-    return encode
-
-
-def picture(seed, channels=3, batch=1, side=SIDE):
-    return torch.rand(batch, side, side, channels, generator=torch.Generator().manual_seed(seed))
-
-
-PICTURES = {"foreground": picture(1, 4), "background": picture(2), "blend": picture(3)}
-
-
-@pytest.fixture
-def applied(node_module, models, vae, words):
-    """The node's MODEL for a case."""
-
-    def apply(case, *, model=None, pictures=PICTURES, weight=1.0, start=0.0, end=1.0, own=True, file=None):
-        mode, family, name, contents = case
-        model = model or models[family]
-        if file is None:
-            file = tiny.write(tiny.FOLDER, name, contents(tiny.shapes_of(models[family])))
-        m = node_module.mode_of(mode)
-        given = {"mode": mode, "file": file, **{p: pictures[p] for p in m.takes if p in pictures}}
-        if m.takes:
-            given["vae"] = vae
-        if own and len(m.makes) > 1:
-            given |= {f"{f}_words": words(f"a {f}") for f in m.makes[:-1]}
-        return node_module.LayerDiffuseApply.execute(model, given, weight, start, end).args[0]
-
-    return apply
-
-
-def sample(model, words, *, batch=6, side=SIDE, steps=2, watch=None):
-    if watch is not None:
-        model = model.clone()
-        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "watch", watch)
-    with torch.inference_mode():
-        latent = {"samples": torch.zeros(batch, 4, side // 8, side // 8)}
-        return comfy_nodes.common_ksampler(model, 7, steps, 3.0, "euler", "normal", words("a tree"), words(""), latent)[0]["samples"]
 
 
 def weights_of(model):
@@ -109,7 +44,9 @@ def loaded_weights(model, words):
 
 
 @pytest.mark.parametrize("case", tiny.CASES, ids=IDS)
-def test_every_mode_changes_the_picture_and_leaves_the_base_model_as_it_was_to_the_bit(applied, models, words, case):
+def test_every_mode_changes_the_picture_and_leaves_the_base_model_as_it_was_to_the_bit(
+    applied, models, words, case
+):
     model = models[case[1]]
     before, picture_before = weights_of(model), sample(model, words)
     patched = applied(case)
@@ -169,7 +106,9 @@ def test_a_window_acts_on_the_steps_inside_it_alone(applied, models, words, case
 
 
 @pytest.mark.parametrize("case", tiny.CASES, ids=IDS)
-def test_outside_its_window_every_mode_is_the_base_model_to_the_bit_and_leaves_it_so(applied, models, words, case):
+def test_outside_its_window_every_mode_is_the_base_model_to_the_bit_and_leaves_it_so(
+    applied, models, words, case
+):
     model = models[case[1]]
     before, picture_before = weights_of(model), sample(model, words)
     seen = {"late": [], "early": []}
@@ -191,7 +130,8 @@ def test_outside_its_window_every_mode_is_the_base_model_to_the_bit_and_leaves_i
 
 
 class Dynamic(comfy.model_patcher.ModelPatcher):
-    """As ComfyUI's patcher that loads weights piece by piece refuses changes of weights on the way; it itself needs a GPU."""
+    """As ComfyUI's patcher that loads weights piece by piece refuses changes of weights on the way; it itself
+    needs a GPU."""
 
     non_dynamic_delegate_model = None
 
@@ -205,19 +145,25 @@ class Dynamic(comfy.model_patcher.ModelPatcher):
         raise RuntimeError("Hooks not implemented")
 
 
-@pytest.mark.skipif(not hasattr(comfy.model_patcher, "ModelPatcherDynamic"), reason="this host has no dynamic patcher")
+@pytest.mark.skipif(
+    not hasattr(comfy.model_patcher, "ModelPatcherDynamic"), reason="this host has no dynamic patcher"
+)
 def test_a_window_acts_on_a_host_that_loads_weights_piece_by_piece(applied, models, words):
     case = next(c for c in tiny.CASES if c[2] == "layer_xl_transparent_attn")
     base = models["sdxl"]
     dynamic = Dynamic(base.model, base.load_device, base.offload_device)
     dynamic.cached_patcher_init = base.cached_patcher_init
     patched = applied(case, model=dynamic, start=0.3, end=0.7)
-    assert torch.allclose(sample(patched, words, steps=4), sample(applied(case, start=0.3, end=0.7), words, steps=4), atol=1e-5)
+    assert torch.allclose(
+        sample(patched, words, steps=4), sample(applied(case, start=0.3, end=0.7), words, steps=4), atol=1e-5
+    )
     assert not patched.is_dynamic()
     assert patched.model is not base.model
 
 
-@pytest.mark.parametrize("case", [c for c in tiny.CASES if c[1] == "sdxl"], ids=[i for i in IDS if "sdxl" in i])
+@pytest.mark.parametrize(
+    "case", [c for c in tiny.CASES if c[1] == "sdxl"], ids=[i for i in IDS if "sdxl" in i]
+)
 def test_every_tensor_of_an_sdxl_file_lands_on_the_weight_of_its_name(applied, models, words, case):
     before = weights_of(models["sdxl"])
     file = case[3](tiny.shapes_of(models["sdxl"]))
@@ -226,12 +172,19 @@ def test_every_tensor_of_an_sdxl_file_lands_on_the_weight_of_its_name(applied, m
         name = key.removeprefix("diffusion_model.").split("::")[0]
         if "::diff::" in key:
             expected[name] = (
-                before[name] + 0.5 * tensor.float()[:, : before[name].shape[1]] if tensor.ndim > 1 else before[name] + 0.5 * tensor.float()
+                before[name] + 0.5 * tensor.float()[:, : before[name].shape[1]]
+                if tensor.ndim > 1
+                else before[name] + 0.5 * tensor.float()
             )
         elif "::lora::0" in key:
             down, alpha = file[key.replace("::0", "::1")].float(), file.get(key.replace("::0", "::2"))
-            expected[name] = before[name] + 0.5 * (1.0 if alpha is None else float(alpha) / tiny.RANK) * tensor.float() @ down
-    assert sum(not torch.equal(expected[k], before[k]) for k in before) == len({k.split("::")[0] for k in file})
+            expected[name] = (
+                before[name]
+                + 0.5 * (1.0 if alpha is None else float(alpha) / tiny.RANK) * tensor.float() @ down
+            )
+    assert sum(not torch.equal(expected[k], before[k]) for k in before) == len(
+        {k.split("::")[0] for k in file}
+    )
     found = loaded_weights(applied(case, weight=0.5), words)
     for name, value in found.items():
         if torch.equal(expected[name], before[name]):
@@ -240,7 +193,9 @@ def test_every_tensor_of_an_sdxl_file_lands_on_the_weight_of_its_name(applied, m
             assert torch.allclose(value, expected[name], atol=1e-6), name
 
 
-def test_the_pictures_latents_act_as_further_channels_of_a_widened_first_convolution(applied, models, words, vae):
+def test_the_pictures_latents_act_as_further_channels_of_a_widened_first_convolution(
+    applied, models, words, vae
+):
     case = next(c for c in tiny.CASES if c[2] == "layer_xl_fgble2bg")
     file = case[3](tiny.shapes_of(models["sdxl"]))
     patched = applied(case, weight=0.7)
@@ -251,7 +206,11 @@ def test_the_pictures_latents_act_as_further_channels_of_a_widened_first_convolu
         seen.append(x.clone())
         return executor(x, *arguments, **named)
 
-    second = models["sdxl"].model.diffusion_model.input_blocks[1][0].register_forward_pre_hook(lambda m, a: hidden.append(a[0].clone()))
+    second = (
+        models["sdxl"]
+        .model.diffusion_model.input_blocks[1][0]
+        .register_forward_pre_hook(lambda m, a: hidden.append(a[0].clone()))
+    )
     sample(patched, words, batch=2, steps=1, watch=watch)
     second.remove()
     flat = PICTURES["foreground"]
@@ -261,18 +220,27 @@ def test_the_pictures_latents_act_as_further_channels_of_a_widened_first_convolu
         torch.cat([before["input_blocks.0.0.weight"], torch.zeros(32, 8, 3, 3)], 1)
         + 0.7 * file["diffusion_model.input_blocks.0.0.weight::diff::0"].float()
     )
-    bias = before["input_blocks.0.0.bias"] + 0.7 * file["diffusion_model.input_blocks.0.0.bias::diff::0"].float()
+    bias = (
+        before["input_blocks.0.0.bias"] + 0.7 * file["diffusion_model.input_blocks.0.0.bias::diff::0"].float()
+    )
     x = torch.cat([seen[0], latents.expand(len(seen[0]), -1, -1, -1)], 1)
     assert torch.allclose(hidden[0], torch.nn.functional.conv2d(x, wide, bias, padding=1), atol=1e-4)
 
 
 def test_names_of_diffusers_mean_the_weights_that_comfyui_says_at_every_size(node_module, models):
     from_pack = pack_module("layered_core.transparency.layer_diffuse_weights")
-    real = {"sdxl": tiny.config("sdxl", [0, 2, 10], [1, 2, 4], 320, 2048), "sd15": tiny.config("sd15", [1, 1, 1, 0], [1, 2, 4, 4], 320, 768)}
+    real = {
+        "sdxl": tiny.config("sdxl", [0, 2, 10], [1, 2, 4], 320, 2048),
+        "sd15": tiny.config("sd15", [1, 1, 1, 0], [1, 2, 4, 4], 320, 768),
+    }
     for family, settings in real.items():
         with torch.device("meta"):
             names = [n for n, _ in settings.get_model({}, device="meta").diffusion_model.named_parameters()]
-        theirs = {ldm: name for name, ldm in comfy.utils.unet_to_diffusers(settings.unet_config).items() if not name.startswith("class_embedding")}
+        theirs = {
+            ldm: name
+            for name, ldm in comfy.utils.unet_to_diffusers(settings.unet_config).items()
+            if not name.startswith("class_embedding")
+        }
         assert {n: from_pack.diffusers_name(n, 2) for n in names} == {n: theirs[n] for n in names}
         assert sum(tiny.is_attention(n) for n in names) == {"sdxl": 560, "sd15": 128}[family]
 
@@ -282,7 +250,9 @@ def test_a_file_with_diffusers_names_does_the_same_as_with_forges(applied, model
     case = next(c for c in tiny.CASES if c[2] == "layer_xl_transparent_attn")
     shapes = tiny.shapes_of(models["sdxl"])
     forge = tiny.forge_lora(shapes)
-    theirs = {ldm: name for name, ldm in comfy.utils.unet_to_diffusers(tiny.CONFIGS["sdxl"]().unet_config).items()}
+    theirs = {
+        ldm: name for name, ldm in comfy.utils.unet_to_diffusers(tiny.CONFIGS["sdxl"]().unet_config).items()
+    }
     file = {}
     for ldm in [s for s in shapes if tiny.is_attention(s)]:
         up, down, alpha = (forge.get(f"diffusion_model.{ldm}::lora::{i}") for i in range(3))
@@ -292,8 +262,15 @@ def test_a_file_with_diffusers_names_does_the_same_as_with_forges(applied, model
             file[theirs[ldm]] = scale * up.float() @ down.float()
         else:
             ends = ("lora_B", "lora_A") if naming == "lora_A" else ("lora.up", "lora.down")
-            file[f"unet.{module}.{ends[0]}.weight"], file[f"unet.{module}.{ends[1]}.weight"] = scale * up.float(), down.float()
-    names = {"lora_A": "diffuser_layer_xl_transparent_attn", "lora.down": "mine", "whole differences": "ld_diffusers_sdxl_attn"}
+            file[f"unet.{module}.{ends[0]}.weight"], file[f"unet.{module}.{ends[1]}.weight"] = (
+                scale * up.float(),
+                down.float(),
+            )
+    names = {
+        "lora_A": "diffuser_layer_xl_transparent_attn",
+        "lora.down": "mine",
+        "whole differences": "ld_diffusers_sdxl_attn",
+    }
     other = applied(case, file=tiny.write(tiny.FOLDER, names[naming], file))
     assert torch.allclose(sample(other, words), sample(applied(case), words), atol=1e-4)
 
@@ -307,7 +284,8 @@ def test_a_frames_own_words_reach_that_frame_and_no_other_scene(applied, words):
 
 
 def test_every_mode_computes_the_same_in_the_headless_host(applied, models, words, vae, tmp_path):
-    """One pass of the UNet of every case in this host and, by a process of the other's, with diffusers; relative error below 1e-3."""
+    """One pass of the UNet of every case in this host and, by a process of the other's, with diffusers;
+    relative error below 1e-3."""
     jobs, expected = [], []
     for case in tiny.CASES:
         mode, family, name, _ = case
@@ -317,7 +295,9 @@ def test_every_mode_computes_the_same_in_the_headless_host(applied, models, word
             out = executor(x, t, context, y, control, options, **named)
             order = [i for mark in (1, 0) for i, m in enumerate(options["cond_or_uncond"]) if m == mark]
             rows = [j for i in order for j in range(i * 6, i * 6 + 6)]
-            seen |= {"x": x[rows], "t": t[:1], "context": context[rows], "out": out[rows]} | ({} if y is None else {"y": y[rows]})
+            seen |= {"x": x[rows], "t": t[:1], "context": context[rows], "out": out[rows]} | (
+                {} if y is None else {"y": y[rows]}
+            )
             return out
 
         sample(applied(case, weight=0.8), words, steps=1, watch=watch)
@@ -325,136 +305,21 @@ def test_every_mode_computes_the_same_in_the_headless_host(applied, models, word
         save_file({k: v.contiguous() for k, v in seen.items()}, tmp_path / f"{number}.safetensors")
         makes = 1 if family == "sdxl" else {"joint": 3, "fg2bg": 2, "bg2fg": 2}.get(name.split("_")[-1], 1)
         jobs.append({
-            "unet": str(BASE / f"tiny_{family}"), "family": family, "file": str(tiny.FOLDER / f"{name}.safetensors"), "mode": mode, "weight": 0.8,
+            "unet": str(BASE / f"tiny_{family}"), "family": family,
+            "file": str(tiny.FOLDER / f"{name}.safetensors"), "mode": mode, "weight": 0.8,
             "words": makes > 1, "data": str(tmp_path / f"{number}.safetensors"),
         })  # fmt: skip
         expected.append(seen["out"])
-    save_file({k: v.movedim(-1, 1).contiguous() for k, v in PICTURES.items()}, tmp_path / "pictures.safetensors")
+    save_file(
+        {k: v.movedim(-1, 1).contiguous() for k, v in PICTURES.items()}, tmp_path / "pictures.safetensors"
+    )
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run([os.environ["LAYERED_PYTHON"], str(REFERENCE), str(tmp_path)], check=True, env=environment, cwd=PACK)
+    subprocess.run(
+        [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(tmp_path)], check=True, env=environment, cwd=PACK
+    )
     found = load_file(tmp_path / "out.safetensors")
     for number, out in enumerate(expected):
         relative = float((found[str(number)] - out).norm() / out.norm())
         assert relative < 1e-3, (tiny.CASES[number][2], relative)
     assert len(found) == len(expected) == 10
-
-
-def prompt_of(pack_file="storybook (shipped)", **inputs):
-    return {"loader": node("LD_LoadDemoModel"), "it": layer_diffuse(pack_file, **inputs)}
-
-
-def test_the_storybooks_own_file_is_offered_and_changes_what_the_demo_model_paints(host, words):
-    model = host.value(prompt_of(), "loader", 0)
-    patched = host.value(prompt_of(), "it", 0)
-    before, changed = sample(model, words, batch=1, side=128), sample(patched, words, batch=1, side=128)
-    assert (changed - before).abs().mean() > 0.01
-    assert torch.equal(sample(model, words, batch=1, side=128), before)
-
-
-def test_a_mode_offers_its_published_files_and_the_users_own_whether_they_are_there_or_not(host, node_module):
-    tiny.write(tiny.FOLDER, "my own", {"a": torch.zeros(1)})
-    choices = {o.key: o.inputs[0].options for o in comfy_nodes.NODE_CLASS_MAPPINGS["LD_LayerDiffuseApply"].GET_SCHEMA().inputs[1].options}
-    assert "layer_sd15_joint.safetensors" in choices["foreground, background and blend"]
-    assert "layer_xl_fg2ble.safetensors" not in choices["background to blend"]
-    assert all("my own.safetensors" in c for c in choices.values())
-    assert choices["transparent layer"][0] == "storybook (shipped)"
-
-
-def test_a_missing_file_is_an_error_with_its_name_source_size_and_folder(host):
-    said = host.error_of({**prompt_of("ld_diffusers_sdxl_conv.safetensors"), "end": node("TestCatch", value=["it", 0])})
-    for part in ("ld_diffusers_sdxl_conv.safetensors", "lllyasviel/LayerDiffuse_Diffusers", "3.62 GB", "layer_model"):
-        assert part in said
-
-
-def test_a_file_of_another_base_model_or_mode_and_a_cut_or_pickled_one_are_refused(host, applied, models):
-    for case in tiny.CASES:
-        other = models["sd15" if case[1] == "sdxl" else "sdxl"]
-        name = {"sdxl": "SDXL", "sd15": "SD1.5"}[case[1]]
-        with pytest.raises(ValueError, match=rf"{case[2]}.*for {name}.*does not fit the model"):
-            applied(case, model=other)
-    by_name = {c[2]: c for c in tiny.CASES}
-    single, joint = by_name["layer_xl_fg2ble"], by_name["layer_sd15_joint"]
-    with pytest.raises(ValueError, match="pictures that it takes is 2; allowed: 1"):
-        applied(single, file="layer_xl_fgble2bg.safetensors")
-    with pytest.raises(ValueError, match="pictures that it makes"):
-        applied(joint, file="layer_sd15_fg2bg.safetensors")
-    cut = tiny.FOLDER / "layer_xl_bg2ble.safetensors"
-    whole = cut.read_bytes()
-    cut.write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match="cut short"):
-        applied(by_name["layer_xl_bg2ble"], file=cut.name)
-    cut.write_bytes(whole)
-    torch.save({"a": torch.zeros(1)}, tiny.FOLDER / "mine.pth")
-    with pytest.raises(ValueError, match=r"mine\.pth.*save_file"):
-        applied(single, file="mine.pth")
-
-
-def test_a_batch_of_half_scenes_and_a_picture_of_another_size_are_refused_before_sampling(applied, words):
-    by_name = {c[2]: c for c in tiny.CASES}
-    with pytest.raises(ValueError, match=r"batch size is 4; allowed: a multiple of 3"):
-        sample(applied(by_name["layer_sd15_joint"]), words, batch=4)
-    for name in ("layer_xl_fg2ble", "layer_sd15_fg2bg"):
-        with pytest.raises(ValueError, match=r"foreground: size of the picture is '64x64'; allowed: 128x128"):
-            sample(applied(by_name[name]), words, batch=2, side=128)
-    with pytest.raises(ValueError, match="nothing is connected"):
-        applied(by_name["layer_xl_fg2ble"], pictures={})
-    # A second pass at a higher resolution, the pictures of the first one still connected.
-    for case in [c for c in tiny.CASES if " to " in c[0]]:
-        with pytest.raises(ValueError, match=r"size of the picture is '64x64'; allowed: 96x96.*second pass at a higher resolution"):
-            sample(applied(case), words, side=96)
-    with pytest.raises(ValueError, match=r"batch size is 5; allowed: a multiple of 2"):
-        sample(applied(by_name["layer_sd15_bg2fg"]), words, batch=5)
-    with pytest.raises(ValueError, match="number is 4; allowed: 1, or 6"):
-        sample(applied(by_name["layer_xl_fg2ble"], pictures={"foreground": picture(1, 4, batch=4)}), words)
-
-
-def test_two_of_the_node_after_each_other_and_a_node_that_replaces_attentions_are_refused(applied, models, words):
-    by_name = {c[2]: c for c in tiny.CASES}
-    with pytest.raises(ValueError, match="comes from LayerDiffuse Apply already"):
-        applied(by_name["layer_xl_fg2ble"], model=applied(by_name["layer_xl_transparent_attn"]))
-    patched = applied(by_name["layer_sd15_joint"])
-    patched.set_model_attn2_replace(lambda q, k, v, extra: q, "middle", 0)
-    with pytest.raises(ValueError, match="another node replaces its attentions"):
-        sample(patched, words)
-
-
-def test_a_part_of_the_picture_and_attentions_that_see_something_else_are_refused(applied, words):
-    by_name = {c[2]: c for c in tiny.CASES}
-
-    def corner(text):
-        return [[context, {**options, "area": (4, 4, 0, 0), "strength": 1.0}] for context, options in words(text)]
-
-    with pytest.raises(ValueError, match="Sample the whole picture at once"):
-        sample(applied(by_name["layer_xl_fg2ble"]), corner)
-    tiles = comfy_nodes.NODE_CLASS_MAPPINGS["HyperTile"]
-    joint = applied(by_name["layer_sd15_joint"])
-    with pytest.raises(ValueError, match="another node changes what its attentions see"):
-        sample(tiles.execute(joint, 64, 2, 0, True)[0], words, side=256, batch=3)
-    for patch in (lambda n, k, v, extra: (n, k, v * 0), lambda n, k, v, extra: (n, k * 0, v)):
-        other = joint.clone()
-        other.set_model_attn2_patch(patch)
-        with pytest.raises(ValueError, match="another node changes what its attentions see"):
-            sample(other, words)
-
-
-def test_split_frames_parts_pictures_and_latents_and_leaves_the_rest_empty(host):
-    images = torch.arange(6.0)[:, None, None, None].expand(6, 2, 2, 3)
-    split = comfy_nodes.NODE_CLASS_MAPPINGS["LD_SplitFrames"]
-    latent = {
-        "samples": torch.arange(6.0)[:, None, None, None].expand(6, 4, 2, 2),
-        "noise_mask": torch.ones(1, 2, 2),
-        "batch_index": [0, 1, 2, 3, 4, 5],
-    }
-    out = split.execute(3, images, latent).args
-    assert [o[:, 0, 0, 0].tolist() for o in out[:3]] == [[0, 3], [1, 4], [2, 5]]
-    assert [o["samples"][:, 0, 0, 0].tolist() for o in out[3:]] == [[0, 3], [1, 4], [2, 5]]
-    assert out[4]["batch_index"] == [1, 4]
-    assert out[4]["noise_mask"].shape == (1, 2, 2)
-    two = split.execute(2, images).args
-    assert [o[:, 0, 0, 0].tolist() for o in two[:2]] == [[0, 2, 4], [1, 3, 5]]
-    assert all(type(o).__name__ == "ExecutionBlocker" for o in two[2:])
-    with pytest.raises(ValueError, match="image: batch size is 4; allowed: a multiple of 3.*Set frames to"):
-        split.execute(3, images[:4])
-    with pytest.raises(ValueError, match="nothing is connected"):
-        split.execute(3)

@@ -13,10 +13,18 @@ import nodes as comfy_nodes
 
 @pytest.fixture(scope="module")
 def glass(host):
-    """An input file with alpha, and the prompt that encodes it, decodes it and reads its transparency back."""
+    """An input file with alpha, and the prompt that encodes it, decodes it and reads its transparency
+    back."""
     host.fresh()
-    picture = host.value({"p": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=128, seed=0)}, "p")
-    mask = host.value({"p": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=128, seed=0)}, "p", 1)
+    picture = host.value(
+        {"p": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=128, seed=0)},
+        "p",
+    )
+    mask = host.value(
+        {"p": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=128, seed=0)},
+        "p",
+        1,
+    )
     rgba = torch.cat([picture, 1 - mask[..., None]], -1)
     Image.fromarray((rgba[0] * 255).round().to(torch.uint8).numpy()).save(host.input / "glass.png")
     prompt = {
@@ -59,7 +67,9 @@ def test_inverted_alpha_joins_to_the_same_rgba_and_alpha_as_it_is_to_its_inverse
     }
     image = host.value(prompt, "it")
     torch.testing.assert_close(host.value({**prompt, **joins}, "right"), image, atol=1e-6, rtol=0)
-    torch.testing.assert_close(host.value({**prompt, **joins}, "wrong")[..., 3], 1 - image[..., 3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        host.value({**prompt, **joins}, "wrong")[..., 3], 1 - image[..., 3], atol=1e-6, rtol=0
+    )
 
 
 def test_porter_duff_with_inverted_alpha_lays_it_over_a_background(host, glass):
@@ -70,7 +80,8 @@ def test_porter_duff_with_inverted_alpha_lays_it_over_a_background(host, glass):
         "back": node("LD_StorybookPicture", what="meadow", colour="red", material="solid", size=128, seed=0),
         "opaque": node("SolidMask", value=0.0, width=128, height=128),
         "over": node(
-            "PorterDuffImageComposite", source=["split", 0], source_alpha=["inverted", 0], destination=["back", 0],
+            "PorterDuffImageComposite", source=["split", 0], source_alpha=["inverted", 0],
+            destination=["back", 0],
             destination_alpha=["opaque", 0], mode="SRC_OVER",
         ),
     }  # fmt: skip
@@ -82,8 +93,12 @@ def test_porter_duff_with_inverted_alpha_lays_it_over_a_background(host, glass):
 def test_save_image_and_load_image_keep_rgba_to_8_bits(host, glass):
     prompt, _ = glass
     image = host.value(prompt, "it")
-    shown = host.run({**prompt, "save": node("SaveImage", images=["it", 0], filename_prefix="rgba")})["save"]["images"][0]
-    saved = np.asarray(Image.open(host.output / shown["subfolder"] / shown["filename"])).astype(np.float32) / 255
+    shown = host.run({**prompt, "save": node("SaveImage", images=["it", 0], filename_prefix="rgba")})["save"][
+        "images"
+    ][0]
+    saved = (
+        np.asarray(Image.open(host.output / shown["subfolder"] / shown["filename"])).astype(np.float32) / 255
+    )
     assert saved.shape == (128, 128, 4)
     assert np.abs(saved - image[0].numpy()).max() <= 1 / 255
 
@@ -112,7 +127,8 @@ def test_a_sampled_layer_has_a_transparent_border_and_an_opaque_middle(host):
         "n": node("CLIPTextEncode", text="", clip=["loader", 1]),
         "l": node("EmptyLatentImage", width=128, height=128, batch_size=2),
         "s": node(
-            "KSampler", model=["m", 0], positive=["p", 0], negative=["n", 0], latent_image=["l", 0], seed=1, steps=20, cfg=3.0,
+            "KSampler", model=["m", 0], positive=["p", 0], negative=["n", 0], latent_image=["l", 0], seed=1,
+            steps=20, cfg=3.0,
             sampler_name="euler_ancestral", scheduler="normal", denoise=1.0,
         ),
         "v": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
@@ -127,24 +143,44 @@ def test_a_sampled_layer_has_a_transparent_border_and_an_opaque_middle(host):
 
 def test_any_size_and_a_missing_latent(host, glass):
     prompt, _ = glass
-    odd = {"it": transparent_decode(["a", 0], augmentations="2"), "a": node("EmptyImage", width=201, height=77, batch_size=3, color=255)}
+    odd = {
+        "it": transparent_decode(["a", 0], augmentations="2"),
+        "a": node("EmptyImage", width=201, height=77, batch_size=3, color=255),
+    }
     assert host.value(odd, "it").shape == (3, 77, 201, 4)
 
 
 def test_a_batch_that_no_stack_has_room_for_is_decoded_without_one(host):
-    blank = {"a": node("EmptyImage", width=64, height=64, batch_size=51, color=255), "it": transparent_decode(["a", 0], augmentations="1")}
+    blank = {
+        "a": node("EmptyImage", width=64, height=64, batch_size=51, color=255),
+        "it": transparent_decode(["a", 0], augmentations="1"),
+    }
     assert host.value(blank, "it").shape == (51, 64, 64, 4)
-    alone = comfy_nodes.NODE_CLASS_MAPPINGS["LD_TransparentDecode"].execute(torch.ones(51, 64, 64, 3), "storybook (shipped)", augmentations="1")
+    alone = comfy_nodes.NODE_CLASS_MAPPINGS["LD_TransparentDecode"].execute(
+        torch.ones(51, 64, 64, 3), "storybook (shipped)", augmentations="1"
+    )
     assert "51 pictures; allowed: at most 50 layers" in alone.args[2].message
-    stack = {"one": node("EmptyImage", width=64, height=64, batch_size=1, color=0), "s": from_image(image=["one", 0], name="x")}
-    wanted = {**blank, **stack, "it": transparent_decode(["a", 0], layers=["s", 0]), "p": node("PreviewImage", images=["it", 0])}
+    stack = {
+        "one": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+        "s": from_image(image=["one", 0], name="x"),
+    }
+    wanted = {
+        **blank,
+        **stack,
+        "it": transparent_decode(["a", 0], layers=["s", 0]),
+        "p": node("PreviewImage", images=["it", 0]),
+    }
     assert "number of layers is 52; allowed: at most 50" in host.error_of(wanted)
 
 
 def test_bad_input_is_named(host, glass):
     prompt, _ = glass
     blank = node("EmptyImage", width=64, height=64, batch_size=1, color=255)
-    decode = {"a": blank, "l": node("EmptyLatentImage", width=128, height=128, batch_size=1), "p": node("PreviewImage", images=["it", 0])}
+    decode = {
+        "a": blank,
+        "l": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "p": node("PreviewImage", images=["it", 0]),
+    }
     for inputs, message in (
         ({"latent": ["l", 0]}, "64x64 pixels beside a latent of 16x16"),
         ({"file": "vae_transparent_decoder.safetensors"}, "layerdiffusion-v1"),
@@ -162,14 +198,21 @@ def test_too_large_a_picture_says_how_much_memory_it_needs(host, monkeypatch):
         return (2**20, 2**20) if isinstance(result, tuple) else 2**20
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", little)
-    prompt = {"a": node("EmptyImage", width=512, height=512, batch_size=1, color=255), "it": transparent_decode(["a", 0])}
+    prompt = {
+        "a": node("EmptyImage", width=512, height=512, batch_size=1, color=255),
+        "it": transparent_decode(["a", 0]),
+    }
     assert "GiB" in host.error_of({**prompt, "p": node("PreviewImage", images=["it", 0])})
 
 
 def test_where_there_is_one_memory_the_result_takes_its_part_of_it(host, monkeypatch):
     """Room for the network or for the result, and not for both."""
     picture = node("EmptyImage", width=64, height=4096, batch_size=40, color=255)
-    prompt = {"a": picture, "it": transparent_decode(["a", 0], augmentations="1"), "p": node("PreviewImage", images=["it", 0])}
+    prompt = {
+        "a": picture,
+        "it": transparent_decode(["a", 0], augmentations="1"),
+        "p": node("PreviewImage", images=["it", 0]),
+    }
     result = 40 * 64 * 4096 * 16
     free = comfy.model_management.get_free_memory
 

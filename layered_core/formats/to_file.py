@@ -1,0 +1,199 @@
+"""A document to the layers of a file that other programs read too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..canvas.compositing import straight
+from ..canvas.placement import bounds, place
+from ..document import MAX_SIDE, Layer, LayerDocument
+from ..errors import LayeredError, invalid
+from .file_layers import (
+    BITS,
+    MAX_WORKFLOW_BYTES,
+    PLACE,
+    SCALE,
+    TYPES,
+    VERSION,
+    FileLayer,
+    as_stored,
+    clean_text,
+    look_of,
+)
+from .plain_values import recipe_entries
+
+
+def flatten(document: LayerDocument, bits: int, masks: bool) -> tuple[list[FileLayer], dict[str, bytes]]:
+    """The document's layers as a file shows them, back to front, and the original pixels to store beside them
+    by key.
+
+    Args:
+        document: any.
+        bits: precision of the pixels in the file, 8 or 16; what is finer is kept beside them.
+        masks: whether the format has masks. If not, they are multiplied into the alpha and kept beside it.
+    """
+    layers, blobs = [], {}
+    if document.background is not None:
+        layers.append(_backdrop(document))
+    for number, layer in enumerate(document, 1):
+        made, stored = _flat(layer, number, document, bits, masks)
+        layers.append(made)
+        blobs.update(stored)
+    return layers, blobs
+
+
+def rounded(document: LayerDocument, bits: int) -> LayerDocument:
+    """The document with every pixel rounded to ``bits`` a channel; 32 changes nothing."""
+    if bits not in BITS:
+        raise invalid("bits", bits, ", ".join(str(b) for b in BITS))
+    if bits == 32:
+        return document
+    top = 2**bits - 1
+    layers = []
+    for layer in document:
+        image, mask = (
+            (None if t is None else (t.float() * top).round() / top) for t in (layer.image, layer.mask)
+        )
+        layers.append(replace(layer, image=image, mask=mask))
+    return replace(document, layers=tuple(layers))
+
+
+def file_bits(document: LayerDocument) -> int:
+    """16 where some pixels need that and none needs more, else 8."""
+    needs = {pixel_type(t) for layer in document for t in (layer.image, layer.mask) if t is not None}
+    return 16 if "u2" in needs and "f4" not in needs else 8
+
+
+def pixel_type(values: Tensor) -> str:
+    """The smallest of ``u1``, ``u2`` and ``f4`` that holds the values exactly."""
+    values = values.float()
+    for name, top in SCALE.items():
+        if torch.equal((values * top).round() / top, values):
+            return name
+    return "f4"
+
+
+def title_of(layer: Layer) -> str:
+    """``name: prompt`` as one line that every program can show; at most 255 characters."""
+    text = f"{layer.name}: {layer.prompt}" if layer.prompt else layer.name
+    return clean_text(text)[:255]
+
+
+def check_workflow(workflow: Mapping[str, Any] | None) -> None:
+    """Raise :class:`LayeredError` unless the workflow is plain JSON values and not larger than reading
+    allows."""
+    try:
+        size = len(json.dumps(workflow))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LayeredError(f"workflow cannot be stored as JSON: {error}") from None
+    if size > MAX_WORKFLOW_BYTES:
+        raise invalid(
+            "size of the workflow", f"{size:,} bytes", f"at most {MAX_WORKFLOW_BYTES:,}", "Write without it"
+        )
+
+
+def document_private(document: LayerDocument) -> dict[str, Any]:
+    """What the document has beside canvas and layers."""
+    return {"version": VERSION, "prompt": document.prompt, "negative": document.negative}
+
+
+def _backdrop(document: LayerDocument) -> FileLayer:
+    assert document.background is not None
+    colour = torch.tensor([*document.background, 1.0])
+    title = "background colour"
+    private = {"title": title, "background": list(document.background)}
+    return FileLayer(title, 0, 0, colour.expand(document.height, document.width, 4), private=private)
+
+
+def _flat(
+    layer: Layer, number: int, document: LayerDocument, bits: int, masks: bool
+) -> tuple[FileLayer, dict[str, bytes]]:
+    private: dict[str, Any] = {
+        "title": title_of(layer),
+        "name": layer.name,
+        "prompt": layer.prompt,
+        "negative": layer.negative,
+    }
+    private |= {"opacity": layer.opacity, "recipe": recipe_entries(layer.recipe)}
+    blobs = {}
+    if _is_plain(layer, bits, masks):
+        assert layer.image is not None
+        left, top, pixels, mask = (
+            int(layer.x),
+            int(layer.y),
+            layer.image.float(),
+            None if layer.mask is None else layer.mask.float(),
+        )
+    else:
+        left, top, pixels, mask = _baked(layer, document, masks)
+        checksum, corner = look_of(*as_stored(pixels, mask, bits))
+        original: dict[str, Any] = {"place": {k: getattr(layer, k) for k in PLACE}, "checksum": checksum}
+        original |= {
+            "box": [left, top, pixels.shape[1], pixels.shape[0]],
+            "corner": corner and [left + corner[0], top + corner[1]],
+        }
+        for what, values in (("image", layer.image), ("mask", layer.mask)):
+            if values is not None:
+                kind, key = pixel_type(values), f"{number}-{what}"
+                blobs[key] = _pack(values, kind)
+                original[what] = {
+                    "width": values.shape[1],
+                    "height": values.shape[0],
+                    "type": kind,
+                    "key": key,
+                }
+        private["original"] = original
+    return FileLayer(
+        private["title"], left, top, pixels, mask, layer.opacity, layer.blend_mode, layer.visible, private
+    ), blobs
+
+
+def _is_plain(layer: Layer, bits: int, masks: bool) -> bool:
+    """Whether the file's layer can be the layer's own pixels."""
+    if (
+        layer.image is None
+        or layer.rotation
+        or layer.flip_h
+        or layer.flip_v
+        or not (float(layer.x).is_integer() and float(layer.y).is_integer())
+    ):
+        return False
+    if layer.image.shape[:2] != (layer.height, layer.width) or (
+        layer.mask is not None and (not masks or layer.mask.shape != layer.image.shape[:2])
+    ):
+        return False
+    fits = ("u1", "u2") if bits == 16 else ("u1",)
+    return all(pixel_type(t) in fits for t in (layer.image, layer.mask) if t is not None)
+
+
+def _baked(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int, int, Tensor, Tensor | None]:
+    """Left, top, pixels and mask of the layer as placed. One larger than the canvas is cut at it: an enlarged
+    one might fill any file."""
+    left, top, right, bottom = bounds(layer)
+    if (right - left) * (bottom - top) > document.width * document.height or max(
+        right - left, bottom - top
+    ) > MAX_SIDE:
+        left, top = min(max(left, 0), document.width - 1), min(max(top, 0), document.height - 1)
+        right, bottom = max(min(right, document.width), left + 1), max(min(bottom, document.height), top + 1)
+    width, height = right - left, bottom - top
+    here = replace(layer, x=layer.x - left, y=layer.y - top)
+    if layer.image is None:
+        shown = place(layer.coverage[..., None], here, width, height)[..., 0].clamp(0, 1)
+        everywhere = layer.mask is None and bool((shown == 1).all())
+        return left, top, torch.zeros(height, width, 4), shown if masks and not everywhere else None
+    alpha = layer.coverage[..., None]
+    placed = place(torch.cat([layer.image[..., :3].float() * alpha, alpha], -1), here, width, height)
+    return left, top, straight(placed).clamp(0, 1), None
+
+
+def _pack(values: Tensor, kind: str) -> bytes:
+    array = values.detach().float().cpu()
+    if kind in SCALE:
+        array = (array * SCALE[kind]).round()
+    return array.numpy().astype(TYPES[kind]).tobytes()
