@@ -15,7 +15,7 @@ from demo.world.drawing import draw_background
 from demo.world.scenes import caption, place_object
 from demo.world.vocabulary import CANVAS, Thing
 from layered_core.canvas.compositing import composite, premultiplied, straight
-from layered_core.canvas.masks import layer_alphas, visible_masks
+from layered_core.canvas.masks import document_masks
 from layered_core.document import Layer, LayerDocument
 from layered_core.formats.document_json import write_document
 from layered_core.formats.pictures import to_image, write_whole
@@ -101,7 +101,7 @@ def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tel
         "The document is in <code>collage/</code>; <code>layered render collage/document.json -o "
         "out.png</code> makes such a picture again.",
     )
-    masks, _ = visible_masks(layer_alphas(document))
+    masks, _ = document_masks(document)
     for index, layer in enumerate(document):
         pixels = straight(premultiplied(layer, document.width, document.height))
         page.picture(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from layered_core.canvas.compositing import GREY, composite, over_colour
+from layered_core.canvas.compositing import flat
 from layered_core.canvas.masks import mask_pyramid
 from layered_core.canvas.soft_masks import grow
 from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import check_number, check_whole, invalid
 from layered_core.painting.repaint import Repaint, plan_repaint, tighten
-from layered_core.painting.stages import changed_region
+from layered_core.painting.stages import DRAFT_STRENGTH, changed_region, draft_reach, draft_steps
 from layered_diffusers.methods.change_map import ChangeMap, InpaintInput
 from layered_diffusers.methods.masked_control import InpaintControl
 from layered_diffusers.models import vae
@@ -159,9 +159,9 @@ class Generator:
         differs most is the place (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of
         the side.
         """
-        options["steps"] = max(1, options.get("steps", 25) // 2)
-        draft = self.generate([prompt], seeds=[seed], start=before[None], strength=0.75, **options)[0]
-        return grow(changed_region(before, draft), max(before.shape[-2:]) // 16)
+        options["steps"] = draft_steps(options.get("steps", 25))
+        draft = self.generate([prompt], seeds=[seed], start=before[None], strength=DRAFT_STRENGTH, **options)
+        return grow(changed_region(before, draft[0]), draft_reach(before.shape[-1], before.shape[-2]))
 
     def repaint(
         self,
@@ -185,8 +185,9 @@ class Generator:
         return plan.paste(sampled, blend)[0]
 
     def flat(self, document: LayerDocument) -> Tensor:
-        """The document's composite over its background (grey where there is none), ``[1, 3, H, W]``."""
-        return over_colour(composite(document), document.background or GREY).permute(2, 0, 1)[None]
+        """Return the picture that sampling starts from, :func:`layered_core.canvas.compositing.flat`, as
+        ``[1, 3, H, W]``."""
+        return flat(document)[None]
 
     def latent_mask(self, mask: Tensor) -> Tensor:
         """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats

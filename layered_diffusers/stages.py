@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from layered_core.canvas.compositing import GREY, composite, over_colour
+from layered_core.canvas.compositing import flat
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError, invalid
 from layered_core.painting.mattes import stage_alpha, uncovered
 from layered_core.painting.pasting import BLENDS
-from layered_core.painting.stages import ALPHAS, stage_region, stage_seed, with_stage
+from layered_core.painting.stages import (
+    ALPHAS,
+    DRAFT_STRENGTH,
+    StagePlan,
+    draft_steps,
+    plan_stage,
+    with_stage,
+)
 from layered_diffusers.models.adapters import adapted
 from layered_diffusers.sampling import Method, Progress
 from layered_diffusers.transparent import generate_in_place, read_files
@@ -86,26 +93,26 @@ def generate_layers(
         read_files(
             pipeline.model, options.get("file"), options.get("decoder")
         )  # for its errors, before anything is sampled
-    todo = [x for x in document if x.image is None and x.visible]
-    for layer in todo:
-        if not layer.prompt:
+    names = [x.name for x in document if x.image is None and x.visible]
+    for name in names:
+        if not document.layer(name).prompt:
             raise invalid(
-                f"layer {layer.name!r}: prompt",
+                f"layer {name!r}: prompt",
                 "",
                 "what it shows",
                 "It has no picture and is to be generated: give it words",
             )
-        stage_region(layer, document.width, document.height)
-    steps = options.get("steps", 25)
-    costs = {x.name: steps + (round(steps // 2 * 0.75) if _finds_place(document, x) else 0) for x in todo}
+    seed, steps = options.get("seed", 0), options.get("steps", 25)
+    costs = {name: _cost(plan_stage(document, document.layer(name), seed), steps) for name in names}
     done = 0
-    for layer in todo:
+    for name in names:
+        plan = plan_stage(document, document.layer(name), seed)
         options["progress"] = _Joined(progress, done, sum(costs.values()))
         try:
-            document = document.with_layer(_stage(pipeline, document, layer, options))
+            document = document.with_layer(_stage(pipeline, plan, options))
         except LayeredError as error:
-            raise LayeredError(f"layer {layer.name!r}: {error}") from error
-        done += costs[layer.name]
+            raise LayeredError(f"layer {name!r}: {error}") from error
+        done += costs[name]
     return document
 
 
@@ -148,65 +155,50 @@ def replace_layer(
     return generate_layers(pipeline, replace(document, layers=tuple(layers)), **options)
 
 
-def _stage(pipeline: Generator, document: LayerDocument, layer: Layer, options: Staging) -> Layer:
-    """One layer with its picture."""
-    seed = (
-        layer.recipe.seed if layer.recipe.seed is not None else stage_seed(options.get("seed", 0), layer.name)
-    )
+def _stage(pipeline: Generator, plan: StagePlan, options: Staging) -> Layer:
+    """Make one layer's picture."""
+    layer, seed = plan.layer, plan.seed
     sampling: Sampling = {
         "negative": layer.negative or options.get("negative", ""),
         "steps": options.get("steps", 25),
-    }
-    sampling |= {
         "guidance": options.get("guidance", 3.0),
         "methods": options.get("methods", ()),
         "progress": options.get("progress"),
     }
-    region = stage_region(layer, document.width, document.height)
-    behind = _behind(document, layer)
     with adapted(pipeline.model, layer.recipe, options.get("adapters")) as words:
         prompt = words + layer.prompt
-        if behind is None:
-            made = pipeline.generate(
-                [prompt], seeds=[seed], width=document.width, height=document.height, **sampling
-            )[0]
-            return with_stage(layer, torch.cat([made, region[None]]).permute(1, 2, 0))
-        before = over_colour(composite(behind), document.background or GREY).permute(2, 0, 1)
-        if _finds_place(document, layer):
+        if plan.is_first:
+            width, height = plan.behind.width, plan.behind.height
+            made = pipeline.generate([prompt], seeds=[seed], width=width, height=height, **sampling)[0]
+            return with_stage(layer, torch.cat([made, plan.region[None]]).permute(1, 2, 0))
+        before, region = flat(plan.behind), plan.region
+        if plan.finds_place:
             region = pipeline.find_region(before, prompt, seed=seed, **sampling)
-        alpha, size = options.get("alpha", ALPHAS[0]), options.get("size", 0)
+        alpha, side = options.get("alpha", ALPHAS[0]), options.get("size", 0)
         if alpha == "transparent":
             file, decoder = options.get("file"), options.get("decoder")
             painted = generate_in_place(
-                pipeline, prompt, region, seed=seed, size=size, file=file, decoder=decoder, **sampling
+                pipeline, prompt, region, seed=seed, size=side, file=file, decoder=decoder, **sampling
             )
             return with_stage(layer, painted)
-        plan = pipeline.stage_plan(
-            before, region, feather=options.get("feather", 8), side=size, context=options.get("context", 0.5)
+        part = pipeline.stage_plan(
+            before,
+            region,
+            feather=options.get("feather", 8),
+            side=side,
+            context=options.get("context", 0.5),
         )
-        after = pipeline.repaint(
-            plan,
-            prompt,
-            seed=seed,
-            blend=options.get("blend", BLENDS[0]),
-            control=options.get("control"),
-            **sampling,
-        )
-    return with_stage(layer, uncovered(before, after, stage_alpha(before, after, plan.mask, alpha)))
+        blend, control = options.get("blend", BLENDS[0]), options.get("control")
+        after = pipeline.repaint(part, prompt, seed=seed, blend=blend, control=control, **sampling)
+    return with_stage(layer, uncovered(before, after, stage_alpha(before, after, part.mask, alpha)))
 
 
-def _behind(document: LayerDocument, layer: Layer) -> LayerDocument | None:
-    """What lies behind a layer and is seen, or None where nothing does."""
-    names = [x.name for x in document]
-    behind = replace(document, layers=document.layers[: names.index(layer.name)])
-    return behind if document.background is not None or any(x.visible for x in behind) else None
-
-
-def _finds_place(document: LayerDocument, layer: Layer) -> bool:
-    """Whether a layer may be anywhere, and something is behind it."""
-    return _behind(document, layer) is not None and bool(
-        (stage_region(layer, document.width, document.height) >= 1).all()
-    )
+def _cost(plan: StagePlan, steps: int) -> int:
+    """Return the sampling steps of a stage whose layers behind are all made by then: a draft's too, where it
+    has to find a place."""
+    is_first = plan.behind.background is None and not any(x.visible for x in plan.behind)
+    drafts = plan.place is None and not is_first
+    return steps + (round(draft_steps(steps) * DRAFT_STRENGTH) if drafts else 0)
 
 
 class _Joined:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.masks import document_masks
 from ..document import Layer, LayerDocument
 from ..errors import check_number, invalid
 from .cross_attention import SCHEDULES
@@ -147,7 +147,7 @@ def plan_regions(
             be told apart there.
     """
     prompt, negative = prompt.strip() or document.words, negative.strip() or document.negative
-    masks, rest = visible_masks(layer_alphas(document))
+    masks, rest = document_masks(document)
     seen = [(layer, mask) for layer, mask in zip(document, masks, strict=True) if bool((mask > 0).any())]
     told = [(layer, mask, words) for layer, mask in seen if (words := layer_words(layer, embedding_prefix))]
     pushed = settings.mode in ("collage", "paint with words") and (settings.strength > 0 or record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import reduce
 from types import EllipsisType
 
@@ -66,6 +67,16 @@ def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
 
     _for_each(work, range(0, document.height, rows), device)
     return out
+
+
+def flat(document: LayerDocument) -> Tensor:
+    """Return the opaque picture that sampling starts from, the same in every host: ``[3, H, W]`` in 0..1.
+
+    It is the composite by the rules ``photoshop``, as models have learnt from pictures that were mixed in
+    sRGB, over the document's background. A document without one has ``GREY`` as its background.
+    """
+    opaque = replace(document, background=document.background or GREY)
+    return composite(opaque, "photoshop")[..., :3].permute(2, 0, 1)
 
 
 def premultiplied(layer: Layer, width: int, height: int) -> Tensor:

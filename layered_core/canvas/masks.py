@@ -47,6 +47,11 @@ def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
     return alphas * above, (clear[0] if len(alphas) else ones[0])
 
 
+def document_masks(document: LayerDocument) -> tuple[Tensor, Tensor]:
+    """Return :func:`visible_masks` of a document's layers: ``[L, H, W]``, and the background's ``[H, W]``."""
+    return visible_masks(layer_alphas(document))
+
+
 def grown_masks(masks: Tensor, pixels: int) -> Tensor:
     """Visible masks with every layer wider by ``pixels``, at the cost of larger layers and of what no layer
     covers.

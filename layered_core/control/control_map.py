@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.masks import document_masks
 from ..document import Control, LayerDocument
 from ..errors import LayeredError, check_number, invalid
 
@@ -71,7 +71,7 @@ class ControlMap:
         Raises:
             LayeredError: no visible layer has a hint.
         """
-        shown, _ = visible_masks(layer_alphas(document))
+        shown, _ = document_masks(document)
         chosen = [
             i for i, layer in enumerate(document) if layer.visible and layer.recipe.control.hint != "none"
         ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.compositing import premultiplied, straight
-from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.masks import document_masks
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, invalid
 from ..formats.pictures import to_image
@@ -101,7 +101,7 @@ def document_hint(
     Raises:
         LayeredError: a layer with a hint has no picture, or its preprocessor is missing.
     """
-    shown, _ = visible_masks(layer_alphas(document))
+    shown, _ = document_masks(document)
     out = torch.zeros(3, document.height, document.width)
     for index, layer in enumerate(document):
         if layer.visible and layer.recipe.control.hint != "none":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.masks import document_masks
 from ..canvas.soft_masks import gaussian_blur
 from ..document import LayerDocument
 from ..errors import check_number
@@ -119,7 +119,7 @@ def seen_noises(document: LayerDocument, background: float = 1.0) -> tuple[Tenso
     Arguments and errors as :func:`noise_map`.
     """
     check_number("background noise", background, 0, 1)
-    shown, rest = visible_masks(layer_alphas(document))
+    shown, rest = document_masks(document)
     masks = torch.cat([shown, rest[None]])
     seen = masks.flatten(1).any(1)
     return masks[seen], torch.tensor(

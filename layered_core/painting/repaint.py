@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.masks import document_masks
 from ..canvas.soft_masks import feather, grow
 from ..document import LayerDocument
 from ..errors import check_number, check_whole, invalid
@@ -152,7 +152,7 @@ def region_of(document: LayerDocument, names: list[str]) -> Tensor:
             "names of layers to redo", names, "at least one of " + ", ".join(repr(x.name) for x in document)
         )
     wanted = [document.layer(name) for name in names]
-    shown, _ = visible_masks(layer_alphas(document))
+    shown, _ = document_masks(document)
     region = sum(
         (m for x, m in zip(document, shown, strict=True) if x in wanted),
         torch.zeros(document.height, document.width),

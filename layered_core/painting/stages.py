@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,86 @@ from torch import Tensor
 from ..canvas.compositing import straight
 from ..canvas.placement import Box, bounds, place
 from ..canvas.soft_masks import gaussian_blur, grow
-from ..document import Layer
+from ..document import Layer, LayerDocument
 from ..errors import invalid
 from .mattes import MATTES
 
 ALPHAS = (*MATTES, "transparent")
 """Where the alpha of a new layer comes from; the last: it is painted alone, transparent, and brought
 :func:`into_place`."""
+
+
+DRAFT_STRENGTH = 0.75
+"""How far a draft redraws the picture to find a place for something new: enough for a thing to appear, too
+little for another landscape. 0..1."""
+
+
+def draft_steps(steps: int) -> int:
+    """Return the sampling steps of a draft: half of a stage's, at least 1."""
+    return max(1, steps // 2)
+
+
+def draft_reach(width: int, height: int) -> int:
+    """Return by how much the place that a draft shows is widened on every side, pixels: 1/16 of the longer
+    side of the canvas."""
+    return max(width, height) // 16
+
+
+@dataclass(frozen=True, eq=False)
+class StagePlan:
+    """What making one layer of a document takes, whatever the host."""
+
+    layer: Layer
+    """The layer to be made, with its words; without a picture."""
+    seed: int
+    """Seed of its noise."""
+    behind: LayerDocument
+    """The document with only the layers behind it."""
+    place: Tensor | None
+    """Where it may be painted, ``[H, W]`` in 0..1; None: anywhere on the canvas."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing is seen behind it, so that it is made from words alone and is opaque."""
+        return self.behind.background is None and not any(
+            x.visible and x.image is not None for x in self.behind
+        )
+
+    @property
+    def finds_place(self) -> bool:
+        """Whether a draft has to show first where it goes."""
+        return self.place is None and not self.is_first
+
+    @property
+    def region(self) -> Tensor:
+        """``place``, or the whole canvas, ``[H, W]``."""
+        return torch.ones(self.behind.height, self.behind.width) if self.place is None else self.place
+
+
+def plan_stage(document: LayerDocument, layer: Layer, seed: int, place: Tensor | None = None) -> StagePlan:
+    """Plan how one layer is made, anew or on top of the others.
+
+    Args:
+        document: the stack. If it has a layer of this name, what lies behind that one is behind the new one.
+        layer: the layer with its box or mask, its words and its recipe.
+        seed: base seed, 0..2**63-1, from which the layer's own is derived unless its recipe has one.
+        place: ``[H, W]`` in 0..1, where it may be painted, in place of its box. A box that is the whole canvas
+            means anywhere; a place that is, means all of it.
+
+    Raises:
+        LayeredError: its place is off the canvas.
+    """
+    names = [x.name for x in document]
+    count = names.index(layer.name) if layer.name in names else len(names)
+    if place is None:
+        place = stage_region(layer, document.width, document.height)
+        place = None if bool((place >= 1).all()) else place
+    return StagePlan(
+        replace(layer, image=None),
+        stage_seed(seed, layer.name) if layer.recipe.seed is None else layer.recipe.seed,
+        replace(document, layers=document.layers[:count]),
+        place,
+    )
 
 
 def stage_seed(base: int, name: str) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...layered_core.control.control_map import ControlMap, centre_crop, soft_weights, weighted
 from ...layered_core.errors import invalid
+from ...layered_core.noise.window import Window
 
 LED = "layered_diffusion_led"
 """Of our entry among what a conditioning gives the model: 1 for a positive, 0 for a negative, row by row. A
@@ -24,14 +25,14 @@ class MaskedControl(comfy.controlnet.ControlBase):
     def __init__(self, inner: comfy.controlnet.ControlBase, control_map: ControlMap) -> None:
         super().__init__()
         self.inner, self.map = inner, control_map
-        self.ranges: list[tuple[float, float]] = []
+        self.windows: list[Window] = []
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         """Before sampling: refuses a net of another family."""
         super().pre_run(model, percent_to_timestep_function)
         check_family(self.inner, model)
-        self.ranges = [
-            (percent_to_timestep_function(c.start), percent_to_timestep_function(c.end))
+        self.windows = [
+            Window(percent_to_timestep_function(c.start), percent_to_timestep_function(c.end))
             for c in self.map.controls
         ]
         self.inner.pre_run(model, percent_to_timestep_function)
@@ -48,7 +49,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
             )
         cond.pop(LED, None)  # it is none of the model's
         sigma = float(t[0])
-        weight = self.map.at([begin >= sigma >= end for begin, end in self.ranges])
+        weight = self.map.at([window.acts(sigma) for window in self.windows])
         if not isinstance(weight, Tensor) and weight == 0:
             return previous
         # One number for all cells is the net's own strength: core's arithmetic to the bit, whatever the net

@@ -10,7 +10,7 @@ import comfy.model_management
 from comfy_api.latest import io, ui
 
 from ...layered_core.canvas.compositing import GREY, composite
-from ...layered_core.canvas.masks import layer_alphas, visible_masks
+from ...layered_core.canvas.masks import document_masks
 from ...layered_core.errors import invalid
 from .socket import LAYERS, read_stack
 
@@ -85,7 +85,7 @@ class LayerComposite(io.ComfyNode):
             pixels = composite(replace(document, background=BACKDROPS[backdrop]), rules)
         if bool((pixels[..., 3] == 1).all()):
             pixels = pixels[..., :3]
-        shown, _ = visible_masks(layer_alphas(document))
+        shown, _ = document_masks(document)
         image, alpha, shown = (
             t.to(comfy.model_management.intermediate_device()) for t in (pixels[None], alpha[None], shown)
         )

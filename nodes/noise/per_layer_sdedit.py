@@ -8,12 +8,13 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io
 
+from ...layered_core.canvas.compositing import flat
 from ...layered_core.errors import invalid
 from ...layered_core.noise.change_map import NOISES, THRESHOLDS
 from ...layered_core.painting.repaint import plan_document
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
-from .repaint_parts import PASTE, encode, flat, vae_unit
+from .repaint_parts import PASTE, encode, vae_unit
 
 
 class PerLayerSDEdit(io.ComfyNode):

@@ -3,13 +3,12 @@ sampled."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.canvas.compositing import GREY, composite, over_colour
+from ...layered_core.canvas.compositing import GREY, flat, over_colour
 from ...layered_core.canvas.soft_masks import grow
 from ...layered_core.document import LayerDocument
 from ...layered_core.errors import invalid
@@ -42,12 +41,6 @@ def plan_part(
     return plan_repaint(
         picture, region, noise=noise, widen=widen, soften=feather, context=context, side=size, unit=unit
     )
-
-
-def flat(document: LayerDocument) -> Tensor:
-    """The composite as Layer Composite makes it, grey where nothing is; ``[3, H, W]``."""
-    opaque = replace(document, background=document.background or GREY)
-    return composite(opaque, "comfyui")[..., :3].permute(2, 0, 1)
 
 
 def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tensor:

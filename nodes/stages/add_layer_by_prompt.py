@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
-import folder_paths
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
 from ...layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
 from ...layered_core.errors import invalid
 from ...layered_core.painting.pasting import BLENDS
-from ...layered_core.painting.stages import stage_region, stage_seed
-from ..attention.regional_prompt_attention import EMBEDDING
+from ...layered_core.painting.stages import plan_stage
 from ..layers.socket import LAYERS, append_layers, read_stack, write_stack
-from ..noise.repaint_parts import flat, one_mask, picture_so_far
+from ..noise.repaint_parts import one_mask, picture_so_far
 from ..transparency.layer_model import STORYBOOK, layer_model_choices
+from .stage_graph import Sampler, StageGraph
 from .stage_inputs import ALPHA, CATEGORY, MAX_SEED
 
 _FAR = 4 * MAX_SIDE
-_DRAFT_DENOISE = 0.75
-"""Enough for a thing to appear, too little for another landscape."""
 
 
 class AddLayerByPrompt(io.ComfyNode):
@@ -152,136 +145,35 @@ class AddLayerByPrompt(io.ComfyNode):
         layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
         control_net: Any = None, file: str = STORYBOOK, decoder: str = STORYBOOK,
     ) -> io.NodeOutput:  # fmt: skip
-        """Plan the stage and hand it over as a graph."""
+        """Plan the stage and hand it over as a graph of ordinary nodes."""
         stack = _stack(layers, image, width, height)
         document = read_stack(stack)
         name = name.strip() or prompt.strip()
-        there = next((i for i, layer in enumerate(document) if layer.name == name), None)
-        prompt, negative = _words(document, there, name, prompt, negative)
-        behind = replace(document, layers=document.layers if there is None else document.layers[:there])
-        empty = behind.background is None and not any(
-            layer.visible and layer.image is not None for layer in behind
-        )
+        there = next((layer for layer in document if layer.name == name), None)
+        prompt, negative = _words(there, name, prompt, negative)
+        place = None if mask is None else one_mask(mask)
         # Where nothing is connected the size is the canvas's.
-        box = (0, 0, 0, 0) if layers is None and empty else (x, y, width, height)
-        place = _place(document, there, name, box, mask)
-        before = flat(behind).permute(1, 2, 0)[None].to(comfy.model_management.intermediate_device())
-
-        recipe = Recipe() if there is None else document.layers[there].recipe
-        inpaints = "masked_image" in getattr(getattr(model, "model", None), "concat_keys", ())
-        graph, noise_seed = GraphBuilder(), stage_seed(seed, name) if recipe.seed is None else recipe.seed
-        for lora in recipe.loras:
-            lora_file = _lora_file(name, lora.name)
-            loaded = graph.node(
-                "LoraLoader",
-                model=model,
-                clip=clip,
-                lora_name=lora_file,
-                strength_model=lora.strength,
-                strength_clip=lora.strength,
-            )
-            model, clip = loaded.out(0), loaded.out(1)
-        said = prompt if recipe.embedding is None else f"{EMBEDDING}{recipe.embedding} {prompt}"
-        words = [graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in (said, negative)]
-
-        def sampled(
-            model: object, latent: object, steps: int, denoise: float, words: list[Any] = words
-        ) -> tuple[Any, Any]:
-            made = graph.node(
-                "KSampler", model=model, positive=words[0], negative=words[1], latent_image=latent,
-                seed=noise_seed, steps=steps, cfg=cfg,
-                sampler_name=sampler_name, scheduler=scheduler, denoise=denoise,
-            )  # fmt: skip
-            return made.out(0), graph.node("VAEDecode", samples=made.out(0), vae=vae).out(0)
-
-        def cut_out(region: object, **plan: object) -> Any:
-            return graph.node(
-                "LD_RegenerateLayers", model=model, vae=vae, names="", noise=1.0, grow=0, image=before,
-                mask=region, border="inside",
-                **{"feather": 0, "size": 0, "context": context, **plan},
-            )  # fmt: skip
-
-        def told(cut: Any) -> list[Any]:
-            if not inpaints:  # its checkpoint has no channels for the masked picture
-                return words
-            given = {
-                "positive": words[0],
-                "negative": words[1],
-                "vae": vae,
-                "pixels": cut.out(3),
-                "mask": cut.out(4),
-                "noise_mask": False,
-            }
-            shown = graph.node("InpaintModelConditioning", **given)
-            return [shown.out(0), shown.out(1)]
-
-        def controlled(cut: Any, words: list[Any]) -> list[Any]:
-            given = {"positive": words[0], "negative": words[1], "control_net": control_net, "vae": vae}
-            given |= {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
-            if getattr(control_net, "concat_mask", False):
-                applied = graph.node(
-                    "ControlNetInpaintingAliMamaApply", image=cut.out(3), mask=cut.out(4), **given
-                )
-            else:
-                applied = graph.node("ControlNetApplyAdvanced", image=cut.out(5), **given)
-            return [applied.out(0), applied.out(1)]
-
-        def painted(
-            region: object, steps: int, denoise: float, control: bool = False, **plan: object
-        ) -> tuple[Any, Any]:
-            cut = cut_out(region, **plan)
-            _, decoded = sampled(
-                cut.out(0), cut.out(1), steps, denoise, controlled(cut, told(cut)) if control else told(cut)
-            )
-            return graph.node(
-                "LD_PasteBack", image=decoded, paste=cut.out(2), blend=blend, match_colours=True
-            ).out(0), cut.out(2)
-
-        def painted_alone(region: object) -> tuple[Any, Any]:
-            side = size or 8 * math.ceil(math.sqrt(document.width * document.height) / 8)
-            changed = graph.node(
-                "LD_LayerDiffuseApply", model=model, weight=1.0, start_percent=0.0, end_percent=1.0,
-                **{"mode": "transparent layer", "mode.file": file},
-            )  # fmt: skip
-            empty = graph.node("EmptyLatentImage", width=side, height=side, batch_size=1)
-            latent, decoded = sampled(changed.out(0), empty.out(0), steps, 1.0)
-            return graph.node(
-                "LD_TransparentDecode", image=decoded, latent=latent, file=decoder, name=name
-            ).out(0), cut_out(region).out(2)
-
-        canvas = torch.ones(1, document.height, document.width)
-        region: object = canvas if place is None else place[None]
-        if place is None and not empty:
-            draft, _ = painted(region, max(1, steps // 2), _DRAFT_DENOISE)
-            region = graph.node(
-                "LD_FindPlace",
-                before=before,
-                draft=draft,
-                share=0.5,
-                grow=max(document.width, document.height) // 16,
-            ).out(0)
-        if empty:  # made from words alone, and opaque in its place
-            alpha = "mask"
-            after, paste = painted(canvas, steps, denoise, feather=0, size=size)
-            if place is not None:
-                paste = cut_out(region).out(2)
-        elif alpha == "transparent":
-            after, paste = painted_alone(region)
-        else:
-            after, paste = painted(
-                region, steps, denoise, control_net is not None, feather=feather, size=size
-            )
-        last = graph.node(
-            "LD_StageLayer",
-            image=after,
-            paste=paste,
-            name=name,
-            prompt=prompt,
-            negative=negative,
-            alpha=alpha,
-            layers=stack,
+        is_canvas = layers is None and not len(document)
+        box = (0, 0, 0, 0) if mask is not None or is_canvas else (x, y, width, height)
+        layer = _stage_layer(document, there, name, box)
+        plan = plan_stage(document, replace(layer, prompt=prompt, negative=negative), seed, place)
+        stage = StageGraph(
+            model, clip, vae, plan, Sampler(steps, cfg, sampler_name, scheduler), context, blend
         )
-        return io.NodeOutput(*(last.out(i) for i in range(4)), expand=graph.finalize())
+        if plan.is_first:
+            alpha = "mask"
+            after, paste = stage.paint_first(denoise, size)
+        else:
+            region = stage.find_place() if plan.finds_place else plan.region[None]
+            if alpha == "transparent":
+                after, paste = stage.paint_alone(region, size, file, decoder)
+            else:
+                after, paste = stage.paint(region, steps, denoise, control_net, feather=feather, size=size)
+        last = stage.graph.node(
+            "LD_StageLayer", image=after, paste=paste, name=name, prompt=prompt, negative=negative, alpha=alpha,
+            layers=stack,
+        )  # fmt: skip
+        return io.NodeOutput(*(last.out(i) for i in range(4)), expand=stage.graph.finalize())
 
 
 def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, height: int) -> dict[str, Any]:
@@ -300,15 +192,10 @@ def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, h
     return write_stack(LayerDocument(width, height))
 
 
-def _words(
-    document: LayerDocument, there: int | None, name: str, prompt: str, negative: str
-) -> tuple[str, str]:
+def _words(there: Layer | None, name: str, prompt: str, negative: str) -> tuple[str, str]:
     """The words of the stage: its own, or those of the layer that is made anew."""
     if there is not None:
-        prompt, negative = (
-            prompt or document.layers[there].prompt,
-            negative or document.layers[there].negative,
-        )
+        prompt, negative = prompt or there.prompt, negative or there.negative
     if not prompt.strip():
         raise invalid(
             f"layer {name!r}: prompt",
@@ -319,26 +206,10 @@ def _words(
     return prompt, negative
 
 
-def _lora_file(layer: str, lora: str) -> str:
-    """The file of ComfyUI's that a recipe means; the name may leave folder and ending out."""
-    files = folder_paths.get_filename_list("loras")
-    for file in files:
-        if lora in (file, Path(file).name, Path(file).stem):
-            return str(file)
-    raise invalid(
-        f"layer {layer!r}: LoRA",
-        lora,
-        ", ".join(files) or "none: there is no file",
-        "Copy it into ComfyUI's models/loras folder",
-    )
-
-
-def _place(
-    document: LayerDocument, there: int | None, name: str, box: tuple[int, int, int, int], mask: Tensor | None
-) -> Tensor | None:
-    """Where the stage may paint, ``[H, W]``; None for anywhere."""
-    if mask is not None:
-        return one_mask(mask)
+def _stage_layer(
+    document: LayerDocument, there: Layer | None, name: str, box: tuple[int, int, int, int]
+) -> Layer:
+    """The layer in its box: the one given, or that of the layer that is made anew, or the whole canvas."""
     x, y, width, height = box
     if bool(width) != bool(height):
         raise invalid(
@@ -347,11 +218,7 @@ def _place(
             "both 0, or both above",
             "Give the place's other side too",
         )
+    recipe = Recipe() if there is None else there.recipe
     if width:
-        layer = Layer(name, x=x, y=y, width=width, height=height)
-    elif there is not None:
-        layer = document.layers[there]
-    else:
-        return None
-    place = stage_region(layer, document.width, document.height)
-    return None if bool((place >= 1).all()) else place
+        return Layer(name, x=x, y=y, width=width, height=height, recipe=recipe)
+    return there or Layer(name, width=document.width, height=document.height)

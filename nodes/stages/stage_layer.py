@@ -10,6 +10,7 @@ import comfy.model_management
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...layered_core.canvas.compositing import GREY, composite
 from ...layered_core.canvas.soft_masks import grow as widened
 from ...layered_core.document import Layer
 from ...layered_core.errors import invalid
@@ -17,7 +18,7 @@ from ...layered_core.painting.mattes import stage_alpha, uncovered
 from ...layered_core.painting.repaint import Repaint
 from ...layered_core.painting.stages import changed_region, into_place, stage_seed, with_stage
 from ..layers.socket import LAYERS, append_layers, read_stack, rgba, write_stack
-from ..noise.repaint_parts import PASTE, flat
+from ..noise.repaint_parts import PASTE
 from .stage_inputs import ALPHA, CATEGORY, MAX_SEED
 
 
@@ -86,7 +87,10 @@ class StageLayer(io.ComfyNode):
             pixels = cls._taken_off(image, paste, alpha)
         layer = with_stage(_box_layer(name.strip() or "layer", paste.mask), pixels)
         stack = _laid(layers, layer, prompt, negative)
-        out = flat(read_stack(stack)).permute(1, 2, 0)[None], pixels[None], paste.mask[None]
+        document = read_stack(stack)
+        # As Layer Composite shows it with a grey backdrop.
+        shown = composite(replace(document, background=document.background or GREY), "comfyui")[..., :3]
+        out = shown[None], pixels[None], paste.mask[None]
         return io.NodeOutput(stack, *(t.to(comfy.model_management.intermediate_device()) for t in out))
 
     @staticmethod
