@@ -76,10 +76,9 @@ def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from layered_core.canvas.compositing import composite
-    from layered_core.document import MAX_LAYERS, Layer
+    from layered_core.document import MAX_LAYERS, Layer, unique_names
     from layered_core.errors import invalid
     from layered_core.files import read_layers, write_layers
-    from layered_core.formats.from_file import unique_names
     from layered_core.formats.pictures import from_image, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))

@@ -282,6 +282,19 @@ class LayerDocument:
         return self.prompt or ", ".join(x.prompt for x in reversed(self.layers) if x.visible and x.prompt)
 
 
+def unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the layers; those whose name an earlier one has get a number at its end."""
+    taken: set[str] = set()
+    unique = []
+    for layer in layers:
+        name, number = layer.name, 2
+        while name in taken:
+            name, number = f"{layer.name} {number}", number + 1
+        taken.add(name)
+        unique.append(layer if name == layer.name else replace(layer, name=name))
+    return tuple(unique)
+
+
 def identical(a: LayerDocument, b: LayerDocument) -> bool:
     """Whether two documents are equal in every field and every pixel."""
     if len(a) != len(b) or any(

@@ -23,12 +23,12 @@ from demo.train.sprites import KNOWN, SMOKE_SHARE, draw_smoke, draw_sprite, padd
 from demo.world.places import MODEL
 from demo.world.scenes import HELD_OUT
 from demo.world.vocabulary import CANVAS, THINGS, Thing
-from layered_core.transparency.transparent_encode import on_grey
 from layered_core.transparency.transparent_networks import (
     CELL,
     TransparentDecoder,
     TransparentEncoder,
     from_file_order,
+    over_mid_grey,
     to_file_order,
 )
 
@@ -137,7 +137,7 @@ class Sprites:
 @torch.no_grad()
 def encode(vae: AutoencoderTiny, rgba: Tensor) -> Tensor:
     """Latents of padded RGBA in 0..1 on grey, without offset."""
-    grey = on_grey(rgba[:, :3], rgba[:, 3:]).to(device(), memory_format=torch.channels_last)
+    grey = over_mid_grey(rgba).to(device(), memory_format=torch.channels_last)
     with torch.autocast(device().type, torch.bfloat16):
         return vae.encoder(grey * 2 - 1).float()
 
@@ -167,7 +167,7 @@ def judge(model: Autoencoder, vae: AutoencoderTiny, seed: int = HELD_OUT) -> dic
             sums += [
                 psnr(result[:, 3:], rgba[:, 3:]),
                 psnr(result[:, :3][shown], rgba[:, :3][shown]),
-                psnr(pixels, on_grey(rgba[:, :3], rgba[:, 3:])),
+                psnr(pixels, over_mid_grey(rgba)),
             ]
         for key, value in zip(("alpha_psnr", "colour_psnr", "identity_psnr"), sums / len(drawn), strict=True):
             figures[name + key] = round(float(value), 2)
@@ -218,7 +218,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         recon = (shown * (colours.abs() + 10 * colours.square())).mean() + (
             alpha.abs() + ALPHA_SQUARE * alpha.square()
         ).mean()
-        identity = (pixels - on_grey(rgba[:, :3], rgba[:, 3:])).square().mean()
+        identity = (pixels - over_mid_grey(rgba)).square().mean()
         alpha_error = alpha.detach().square().mean()
         going = trainer.update(
             recon + IDENTITY * identity,

@@ -22,8 +22,10 @@ from .places import JUDGE
 from .scenes import Scene
 
 if TYPE_CHECKING or __package__ == "demo.world":
+    from layered_core.canvas.resizing import resized
     from layered_core.document import LayerDocument
 else:
+    from ...layered_core.canvas.resizing import resized
     from ...layered_core.document import LayerDocument
 
 WEIGHTS = JUDGE / "harmony.safetensors"
@@ -141,8 +143,7 @@ class Harmony(nn.Module):
     def native(self, pictures: Tensor) -> Tensor:
         """Probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1 is no collage; any square
         size."""
-        if pictures.shape[-2:] != (128, 128):
-            pictures = functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
+        pictures = resized(pictures, 128, 128)
         return self(pictures.float())[1].sigmoid()
 
 

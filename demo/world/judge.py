@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+if TYPE_CHECKING or __package__ == "demo.world":
+    from layered_core.canvas.resizing import resized
+else:
+    # As part of the ComfyUI pack, whose folder is a package under a name that ComfyUI chooses.
+    from ...layered_core.canvas.resizing import resized
 
 from .places import JUDGE
 from .vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
@@ -112,8 +119,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def look(self, pictures: Tensor) -> list[Verdict]:
         """Judge ``pictures`` [B, 3, H, W] in 0..1; any square size."""
-        if pictures.shape[-2:] != (128, 128):
-            pictures = nn.functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
+        pictures = resized(pictures, 128, 128)
         logits, places, meeting = self(pictures.float())
         labels = logits.softmax(1)
         labels = nn.functional.avg_pool2d(labels, 3, 1, 1, count_include_pad=False).argmax(1)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ..canvas.masks import mask_pyramid
 from ..canvas.placement import place
+from ..canvas.resizing import resized
 from ..document import Layer, LayerDocument
 from ..formats.pictures import to_image
 
@@ -48,9 +49,7 @@ class AttentionMaps:
     def mean(self, size: tuple[int, int]) -> Tensor:
         """``[B, L, h, w]`` in 0..1 at ``size`` (h, w), every cross-attention counted once, coarse ones
         enlarged bilinearly."""
-        total = sum(
-            functional.interpolate(s, size, mode="bilinear", antialias=True) for s in self._sums.values()
-        )
+        total = sum(resized(s, *size) for s in self._sums.values())
         return torch.as_tensor(total) / sum(self._counts.values())
 
 
@@ -85,9 +84,7 @@ def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Ten
     """
     height, width = (max(1, round(s * side / max(pictures.shape[1:3]))) for s in pictures.shape[1:3])
     shares = maps.mean((height, width))
-    backdrops = functional.interpolate(
-        pictures.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True
-    ).permute(0, 2, 3, 1)
+    backdrops = resized(pictures.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1)
     shown = [
         _labelled(heat_map(share, backdrop), f"{i + 1} {name}")
         for backdrop, layers in zip(backdrops, shares, strict=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..document import Layer
+from .resizing import resized
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in canvas pixels, right and bottom exclusive."""
@@ -52,9 +53,7 @@ def reduced(pixels: Tensor, layer: Layer) -> Tensor:
     """``[C, H', W']`` brought down to the layer's size on each axis on which it is larger: bilinear,
     antialiased."""
     size = min(pixels.shape[-2], layer.height), min(pixels.shape[-1], layer.width)
-    if pixels.shape[-2:] == size:
-        return pixels
-    return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    return resized(pixels, *size)
 
 
 def layer_window(pixels: Tensor, layer: Layer, box: Box) -> Tensor:

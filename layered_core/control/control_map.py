@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.masks import document_masks
+from ..canvas.resizing import resized
 from ..document import Control, LayerDocument
 from ..errors import LayeredError, check_number, invalid
 
@@ -121,20 +122,15 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
         if residual.ndim == 4
         else token_grid(residual.shape[1], cells)
     )
-    small = resized(weight, grid).to(residual.device, residual.dtype)
+    small = on_grid(weight, grid).to(residual.device, residual.dtype)
     return residual * (small if residual.ndim == 4 else small.reshape(1, -1, 1))
 
 
-def resized(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+def on_grid(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """``[H, W]`` to ``grid`` cells: by area where it shrinks, bilinear where it grows."""
     shrinks = weight.shape[-2] >= grid[0] and weight.shape[-1] >= grid[1]
-    image = weight[None, None].float()
-    small = (
-        functional.adaptive_avg_pool2d(image, grid)
-        if shrinks
-        else functional.interpolate(image, grid, mode="bilinear", antialias=True)
-    )
-    return small[0, 0]
+    image = weight[None].float()
+    return (functional.adaptive_avg_pool2d(image, grid) if shrinks else resized(image, *grid))[0]
 
 
 def token_grid(tokens: int, cells: tuple[int, int]) -> tuple[int, int]:
@@ -169,7 +165,7 @@ def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
             "Crop it to that",
         )
     else:
-        fit = functional.interpolate(flat, (height, width), mode="bilinear", antialias=True)
+        fit = resized(flat, height, width)
     return fit.clamp(0, 1).reshape(*pictures.shape[:-2], height, width)
 
 

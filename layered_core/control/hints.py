@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..canvas.compositing import premultiplied, straight
 from ..canvas.masks import document_masks
+from ..canvas.resizing import resized
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, invalid
 from ..formats.pictures import to_image
@@ -202,6 +203,6 @@ def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu
             **options,
         )
         hint = torch.from_numpy(drawn.copy()).float().permute(2, 0, 1) / 255
-        return functional.interpolate(hint[None], picture.shape[-2:], mode="bilinear", antialias=True)[0]
+        return resized(hint, *picture.shape[-2:])
 
     return preprocess

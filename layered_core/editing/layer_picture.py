@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..canvas.compositing import GREY, straight
+from ..canvas.resizing import resized
 from ..document import Layer
 from ..errors import invalid
 
@@ -71,5 +71,4 @@ def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
     """``[H, W, C]`` scaled to ``size``; the same object where it has that size."""
     if tuple(pixels.shape[:2]) == size:
         return pixels
-    nchw = pixels.permute(2, 0, 1)[None].float()
-    return functional.interpolate(nchw, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).clamp(0, 1)
+    return resized(pixels.permute(2, 0, 1).float(), *size).permute(1, 2, 0).clamp(0, 1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..document import Layer, LayerDocument
+from ..document import Layer, LayerDocument, unique_names
 from ..errors import LayeredError, invalid
 from .file_layers import PLACE, SCALE, TYPES, VERSION, FileLayer, LayerFile, ReadBlob, look_of, split_title
 from .limits import Budget
@@ -84,19 +83,6 @@ def readable(shown: Sequence[bool], most: int, warnings: list[str]) -> list[bool
         f"{most} are read"
     )
     return list(shown)
-
-
-def unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers, those whose names repeat with a number at the end."""
-    taken: set[str] = set()
-    unique = []
-    for layer in layers:
-        name, number = layer.name, 2
-        while name in taken:
-            name, number = f"{layer.name} {number}", number + 1
-        taken.add(name)
-        unique.append(layer if name == layer.name else replace(layer, name=name))
-    return tuple(unique)
 
 
 def _background(item: FileLayer, size: tuple[int, int]) -> tuple[float, float, float] | None:

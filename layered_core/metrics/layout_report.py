@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.masks import layer_alphas, visible_masks
+from ..canvas.resizing import resized
 from ..document import LayerDocument
 from ..errors import invalid
 from .layout_metrics import best_matches, box_iou, leakage, mask_boxes, mask_iou
@@ -73,11 +74,7 @@ def compare_layout(document: LayerDocument, found: Tensor, names: Sequence[str] 
     ]
     wanted = shown[objects]
     canvas = (document.height, document.width)
-    detected = (
-        functional.interpolate(found[None].float(), canvas, mode="bilinear", antialias=True)[0]
-        if len(found)
-        else found.new_zeros(0, *canvas)
-    )
+    detected = resized(found.float(), *canvas) if len(found) else found.new_zeros(0, *canvas)
     detected = (detected > 0.5).float()
     ious = mask_iou(detected[:, None], (wanted > 0.5)[None])
     boxes = box_iou(mask_boxes(detected), mask_boxes(wanted))
@@ -130,11 +127,8 @@ def layout_overlay(picture: Tensor, layout: Layout, side: int = 512) -> Tensor:
         ``[H', W', 3]``.
     """
     height, width = layout.wanted.shape[-2:]
-    nchw = picture.permute(2, 0, 1)[None].float()
-    if nchw.shape[-2:] != (height, width):
-        nchw = functional.interpolate(nchw, (height, width), mode="bilinear", antialias=True)
-    grey = nchw[0].mean(0)
-    out = (0.5 * nchw[0] + 0.5 * grey).permute(1, 2, 0)
+    shown = resized(picture.permute(2, 0, 1).float(), height, width)
+    out = (0.5 * shown + 0.5 * shown.mean(0)).permute(1, 2, 0)
     for found, wanted in zip(layout.found, layout.wanted, strict=True):
         out = torch.lerp(out, torch.tensor(FOUND), 0.45 * (found > 0.5).float()[..., None])
         radius = max(1, round(max(height, width) / 256))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import LayeredError, invalid
 from .layer_diffuse_files import LayerDiffuseMode, described, misfit
+from .transparent_networks import mismatch
 
 ProjectFrames = Callable[[Tensor], Tensor]
 """One of a base module's linear layers."""
@@ -216,23 +217,9 @@ class AttentionSharing(nn.Module):
         """
         with torch.device("meta"):
             network = _build(weights, name)
-        expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-        found = {k: tuple(v.shape) for k, v in weights.items()}
-        if expected != found:
-            missing, unexpected = (
-                sorted(expected.keys() - found.keys()),
-                sorted(found.keys() - expected.keys()),
-            )
-            wrong = [
-                f"{k} {list(found[k])} instead of {list(s)}"
-                for k, s in expected.items()
-                if k in found and found[k] != s
-            ]
-            said = "; ".join(f"{what}: {', '.join(keys[:40])}" for what, keys in (
-                ("missing keys", missing), ("unexpected keys", unexpected),
-                ("wrong shapes", wrong)) if keys)  # fmt: skip
+        if found := mismatch(network, weights):
             raise LayeredError(
-                f"{described(name)} does not hold attention sharing for SD1.5. {said}. Download it again"
+                f"{described(name)} does not hold attention sharing for SD1.5. {found}. Download it again"
             )
         network.load_state_dict(dict(weights), assign=True)
         return network.eval().requires_grad_(False)
@@ -294,6 +281,30 @@ def _overwritten(context: Tensor, words: Tensor | None, rows: Tensor) -> Tensor:
     tokens = math.lcm(context.shape[1], words.shape[1])
     theirs, mine = (x.repeat(1, tokens // x.shape[1], 1) for x in (context, words.to(context)))
     return torch.where(rows[:, None, None], mine, theirs)
+
+
+def fitting_frames(
+    weights: Mapping[str, Tensor],
+    mode: LayerDiffuseMode,
+    modules: Sequence[tuple[int, int]],
+    name: str,
+    model: str,
+) -> AttentionSharing:
+    """Read the units of a file and check them against a mode and a UNet: what every host does first.
+
+    Args:
+        weights: of the file.
+        mode: what is to be made.
+        modules: as :func:`check_modules`.
+        name, model: of the file, and of the kind of model, for errors.
+
+    Raises:
+        LayeredError: the file is broken, or for another mode or model.
+    """
+    network = AttentionSharing.from_weights(weights, name)
+    check_frames(network, mode, name)
+    check_modules(network, modules, name, model)
+    return network
 
 
 def check_modules(

@@ -133,6 +133,29 @@ def read_patches(
     return Patches(lora, diff, concat)
 
 
+def fitting_patches(
+    weights: Mapping[str, Tensor],
+    mode: LayerDiffuseMode,
+    shapes: Mapping[str, tuple[int, ...]],
+    blocks: int,
+    name: str,
+    model: str,
+) -> Patches:
+    """Read the patches of a file and check them against a mode and a UNet: what every host does first.
+
+    Args:
+        weights: of the file.
+        mode: what is to be made.
+        shapes, blocks, name, model: as :func:`read_patches`.
+
+    Raises:
+        LayeredError: the file is for another model or mode.
+    """
+    patches = read_patches(weights, shapes, blocks, name, model)
+    check_pictures(patches, mode, name)
+    return patches
+
+
 def check_pictures(patches: Patches, mode: LayerDiffuseMode, name: str) -> None:
     """Raise :class:`LayeredError` unless a file takes as many pictures as a mode gives and makes as many:
     these files make one."""
@@ -209,15 +232,6 @@ def check_picture(what: str, size: tuple[int, int], latent: tuple[int, int]) -> 
             "Scale or crop it, or sample at its size. For a second pass at a higher resolution give this "
             "node the enlarged picture too",
         )  # fmt: skip
-
-
-def over_mid_grey(picture: Tensor) -> Tensor:
-    """A picture ``[B, 3 or 4, H, W]`` in 0..1 over 0.5, as the published files were trained to see it,
-    ``[B, 3, H, W]``."""
-    if picture.shape[1] == 3:
-        return picture
-    colour, alpha = picture[:, :3], picture[:, 3:]
-    return 0.5 + (colour - 0.5) * alpha
 
 
 def diffusers_name(key: str, blocks: int) -> str:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..canvas.resizing import resized
 from ..errors import check_number, invalid
-from .transparent_networks import CELL, TransparentEncoder, to_file_order
+from .transparent_networks import CELL, TransparentEncoder, over_mid_grey, to_file_order
 
 Posterior = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What a VAE makes of a picture ``[B, 3, H, W]`` in 0..1: mean and standard deviation of its latents, each
@@ -46,7 +47,7 @@ def encode(
     if height % CELL or width % CELL or not height or not width:
         raise invalid("image's size", f"{width}x{height}", f"multiples of {CELL} pixels", "Scale or crop it")
     padded = torch.cat([pad_colours(rgba), rgba[:, 3:]], 1)
-    mean, deviation = posterior(on_grey(padded[:, :3], padded[:, 3:]))
+    mean, deviation = posterior(over_mid_grey(padded))
     if mean.shape[1] != encoder.latent_channels:
         raise invalid(
             "VAE: latent channels",
@@ -75,9 +76,7 @@ def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
         if len({len(picture), len(alpha)} - {1}) > 1:
             raise invalid("mask: batch size", len(alpha), f"1 or {len(picture)}, as many as pictures")
         picture = picture.expand(max(len(picture), len(alpha)), -1, -1, -1)
-        own = functional.interpolate(
-            alpha.float()[:, None], picture.shape[2:], mode="bilinear", antialias=True
-        )
+        own = resized(alpha.float()[:, None], *picture.shape[2:])
     else:
         own = picture[:, 3:4] if picture.shape[1] > 3 else torch.ones_like(picture[:, :1])
     return torch.cat([picture[:, :3], own.to(picture).expand(len(picture), -1, -1, -1)], 1).clamp(0, 1)
@@ -119,12 +118,6 @@ def pad_colours(rgba: Tensor) -> Tensor:
         colours = functional.interpolate(colours, level.shape[2:], mode="bilinear", align_corners=False)
         colours = level[:, :3] + colours * (1 - level[:, 3:])
     return colours
-
-
-def on_grey(colours: Tensor, alpha: Tensor) -> Tensor:
-    """What the VAE encodes: straight colours ``[B, 3, H, W]`` in 0..1 over mid-grey,
-    ``(2 c - 1) a / 2 + 1/2``; ``alpha`` ``[B, 1, H, W]``."""
-    return (colours - 0.5) * alpha + 0.5
 
 
 def _area_resize(x: Tensor, height: int, width: int) -> Tensor:

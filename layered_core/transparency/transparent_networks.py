@@ -375,27 +375,42 @@ def _part(weights: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
     return {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
 
 
+def over_mid_grey(picture: Tensor) -> Tensor:
+    """A picture ``[B, 3 or 4, H, W]`` in 0..1 over 0.5, as the published files were trained to see it,
+    ``[B, 3, H, W]``."""
+    if picture.shape[1] == 3:
+        return picture
+    colour, alpha = picture[:, :3], picture[:, 3:]
+    return 0.5 + (colour - 0.5) * alpha
+
+
+def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Say which keys of ``weights`` a network lacks, which it wants besides, and which have another shape; an
+    empty string where they fit."""
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    kinds = {
+        "missing keys": sorted(expected.keys() - weights.keys()),
+        "unexpected keys": sorted(weights.keys() - expected.keys()),
+        "wrong shapes": [
+            f"{k} {list(weights[k].shape)} instead of {list(shape)}"
+            for k, shape in expected.items()
+            if k in weights and tuple(weights[k].shape) != shape
+        ],
+    }
+    return (
+        "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in kinds.items()) if any(kinds.values()) else ""
+    )
+
+
 def _filled(build: Callable[[], _Network], weights: Mapping[str, Tensor], name: str, what: str) -> _Network:
     with torch.device("meta"):
         network = build()
-    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    missing = sorted(expected.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - expected.keys())
-    wrong = [
-        f"{k} {list(weights[k].shape)} instead of {list(s)}"
-        for k, s in expected.items()
-        if k in weights and tuple(weights[k].shape) != s
-    ]
-    if missing or unexpected or wrong:
-        found = (
-            f"missing keys: {_listed(missing)}; unexpected keys: {_listed(unexpected)}; "
-            f"wrong shapes: {_listed(wrong)}"
-        )
+    if found := mismatch(network, weights):
         raise LayeredError(
             f"model file {name!r} is not a transparent {what}. {found}. Choose a file "
             f"vae_transparent_{what}.safetensors"
         )
-    network.load_state_dict({k: weights[k].float() for k in expected}, assign=True)
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 

@@ -22,9 +22,8 @@ from layered_core.transparency.layer_diffuse_frames import (
     AttentionSharing,
     Base,
     SharingUnit,
-    check_frames,
-    check_modules,
     check_rows,
+    fitting_frames,
     frame_contexts,
     is_attention_sharing,
     signal_for,
@@ -32,15 +31,13 @@ from layered_core.transparency.layer_diffuse_frames import (
 from layered_core.transparency.layer_diffuse_weights import (
     LowRank,
     check_picture,
-    check_pictures,
     concat_term,
-    over_mid_grey,
+    fitting_patches,
     patched_weight,
-    read_patches,
     transformer_blocks,
     with_pictures,
 )
-from layered_core.transparency.transparent_networks import CELL
+from layered_core.transparency.transparent_networks import CELL, over_mid_grey
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode
@@ -103,14 +100,8 @@ class LayerDiffuse(Method):
         family = type(model).__name__
         self.acting: _Weights | _Sharing
         if is_attention_sharing(weights):
-            network = AttentionSharing.from_weights(weights, name)
-            check_frames(network, self.mode, name)
-            check_modules(
-                network,
-                [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet).values()],
-                name,
-                family,
-            )
+            modules = [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet).values()]
+            network = fitting_frames(weights, self.mode, modules, name, family)
             network = network.to(model.unet.device, model.unet.dtype)
             own = [
                 encode(model, [words[f]])[0][0][None] if words and words.get(f) else None
@@ -119,8 +110,7 @@ class LayerDiffuse(Method):
             self.acting = _Sharing(model.unet, network, own, _signals(network, given), weight)
         else:
             shapes = {k: tuple(p.shape) for k, p in _own_names(model.unet).items()}
-            patches = read_patches(weights, shapes, _blocks(model.unet), name, family)
-            check_pictures(patches, self.mode, name)
+            patches = fitting_patches(weights, self.mode, shapes, _blocks(model.unet), name, family)
             term = None
             if patches.concat is not None:
                 term = concat_term(

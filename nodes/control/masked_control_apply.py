@@ -12,6 +12,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...layered_core.canvas.resizing import resized
 from ...layered_core.control.control_map import CONTROL_MODES, ControlMap
 from ...layered_core.control.hints import document_hint
 from ...layered_core.document import Control
@@ -163,12 +164,7 @@ def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> C
     masks = control_map.masks
     if mask is not None:
         _check_aspect("mask: size", *mask.shape[-2:], masks)
-        masks = (
-            masks
-            * torch.nn.functional.interpolate(
-                _one_mask(mask)[None], masks.shape[-2:], mode="bilinear", antialias=True
-            )[0]
-        )
+        masks = masks * resized(_one_mask(mask), *masks.shape[-2:])
     ranges = [(max(c.start, control.start), min(c.end, control.end)) for c in control_map.controls]
     kept = [i for i, (start, end) in enumerate(ranges) if start <= end]
     controls = tuple(replace(control_map.controls[i], start=ranges[i][0], end=ranges[i][1]) for i in kept)

@@ -17,6 +17,7 @@ from ...layered_core.canvas.placement import canvas_extent, is_off_canvas
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.pictures import read_picture
+from .input_files import input_path
 from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas
 
 CATEGORY = "layered diffusion/layers"
@@ -329,17 +330,7 @@ def _picture_path(name: str) -> Path:
     """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it,
     ``[output]`` or ``[temp]``) folder."""
     allowed = "the name of a picture in ComfyUI's input folder"
-    if not isinstance(name, str):
-        raise invalid("image", name, allowed)
-    try:
-        path = Path(folder_paths.get_annotated_filepath(name))
-    except ValueError:
-        raise invalid(
-            "image",
-            name,
-            allowed,
-            "A path or link that leads out of the folder is not read: copy the file there",
-        ) from None
+    path = input_path("image", name, allowed)
     if not path.is_file():
         raise invalid("image", name, allowed, "There is no such file: upload it with the button on the node")
     return path

@@ -14,6 +14,7 @@ from ...demo.world.places import EXAMPLES
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.files import EXTENSIONS, content_hash, read_layers
 from ...layered_core.formats.limits import Limits
+from .input_files import input_path
 from .socket import LAYERS, write_stack
 
 """Files that come with the pack; offered under their name and ``_EXAMPLE``."""
@@ -66,7 +67,7 @@ class LoadLayers(io.ComfyNode):
         """What can be known before running; a linked input comes as None."""
         try:
             if file is not None:
-                _path(file)
+                _layered_path(file)
         except LayeredError as error:
             return str(error)
         return True
@@ -74,12 +75,12 @@ class LoadLayers(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: object) -> str:
         """Run again when the content of the file or of its pictures changes."""
-        return content_hash(_path(file)) if file else ""
+        return content_hash(_layered_path(file)) if file else ""
 
     @classmethod
     def execute(cls, file: str, memory_limit: int) -> io.NodeOutput:
         """Read, and say what could not be kept."""
-        read = read_layers(_path(file), Limits.of_memory(memory_limit * 2**30))
+        read = read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30))
         report = "\n".join(read.warnings)
         if report:
             logging.warning("Load Layers: %s: %s", file, "; ".join(read.warnings))
@@ -100,26 +101,16 @@ def _files() -> list[str]:
     return files + [f.name + _EXAMPLE for f in sorted(EXAMPLES.iterdir())]
 
 
-def _path(name: str) -> Path:
+def _layered_path(name: str) -> Path:
     """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it,
     ``[output]`` or ``[temp]``) folder."""
     allowed = f"the name of a {', '.join(EXTENSIONS)} file in ComfyUI's input folder"
-    if not isinstance(name, str):
-        raise invalid("file", name, allowed)
-    if name.endswith(_EXAMPLE):
+    if isinstance(name, str) and name.endswith(_EXAMPLE):
         path = next((f for f in EXAMPLES.iterdir() if f.name + _EXAMPLE == name), None)
         if path is None:
             raise invalid("file", name, ", ".join(f.name + _EXAMPLE for f in sorted(EXAMPLES.iterdir())))
         return path
-    try:
-        path = Path(folder_paths.get_annotated_filepath(name))
-    except ValueError:
-        raise invalid(
-            "file",
-            name,
-            allowed,
-            "A path or link that leads out of the folder is not read: copy the file there",
-        ) from None
+    path = input_path("file", name, allowed)
     if path.suffix.lower() not in EXTENSIONS:
         raise invalid("file", name, allowed, "Save the picture as one of these in the program that made it")
     if not path.is_file():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...layered_core.canvas.placement import canvas_extent
-from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe
+from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe, unique_names
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.plain_values import read_recipe
 
@@ -53,7 +53,7 @@ def read_stack(stack: object) -> LayerDocument:
         ),
         {},
     )
-    return LayerDocument(width, height, _with_unique_names(layers), backdrop, **words)
+    return LayerDocument(width, height, unique_names(layers), backdrop, **words)
 
 
 def write_stack(document: LayerDocument) -> dict[str, Any]:
@@ -299,19 +299,6 @@ def _recipe(entries: object, name: str) -> Recipe:
         return read_recipe(entries)
     except LayeredError as error:
         raise LayeredError(f"layer {name!r}: {error}") from None
-
-
-def _with_unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Layers whose names repeat get a number: LAYERS allows it, a document does not."""
-    taken: set[str] = set()
-    unique = []
-    for layer in layers:
-        name, number = layer.name, 2
-        while name in taken:
-            name, number = f"{layer.name} {number}", number + 1
-        taken.add(name)
-        unique.append(layer if name == layer.name else replace(layer, name=name))
-    return tuple(unique)
 
 
 def _whole(value: object) -> int:

@@ -26,17 +26,11 @@ from torch import Tensor
 from ...layered_core.errors import LayeredError, check_number, invalid
 from ...layered_core.transparency.layer_diffuse_files import LAYER_DIFFUSE_MODES, LayerDiffuseMode, mode_of
 from ...layered_core.transparency.layer_diffuse_frames import (
-    AttentionSharing,
-    check_frames,
-    check_modules,
+    fitting_frames,
     is_attention_sharing,
 )
-from ...layered_core.transparency.layer_diffuse_weights import (
-    Patches,
-    check_pictures,
-    over_mid_grey,
-    read_patches,
-)
+from ...layered_core.transparency.layer_diffuse_weights import Patches, fitting_patches
+from ...layered_core.transparency.transparent_networks import over_mid_grey
 from .layer_diffuse_run import KEY, ModelChange, attentions_of, sample_with_change
 from .layer_model import layer_model_choices, read_layer_model
 
@@ -189,8 +183,7 @@ def _fitting(
 ) -> Patches:
     """The file's patches, checked against the model and the mode."""
     shapes = {name: tuple(p.shape) for name, p in unet.named_parameters()}
-    patches = read_patches(weights, shapes, unet.num_res_blocks[0], mode["file"], family)
-    check_pictures(patches, chosen, mode["file"])
+    patches = fitting_patches(weights, chosen, shapes, unet.num_res_blocks[0], mode["file"], family)
     if chosen.takes and mode.get("vae") is None:
         raise LayeredError(
             f"vae: nothing is connected. The mode {chosen.name!r} encodes the given pictures with it"
@@ -230,10 +223,8 @@ def _share(
     pictures: Mapping[str, Tensor],
 ) -> dict[str, Any]:  # fmt: skip
     """Put the units of a file beside the model; what :class:`ModelChange` says of them."""
-    network = AttentionSharing.from_weights(weights, mode["file"])
-    check_frames(network, chosen, mode["file"])
     modules = [(m.to_q.in_features, m.to_k.in_features) for m in attentions_of(unet)]
-    check_modules(network, modules, mode["file"], family)
+    network = fitting_frames(weights, chosen, modules, mode["file"], family)
     network = network.to(clone.model.get_dtype_inference())
     manage = comfy.model_management
     patcher = comfy.model_patcher.ModelPatcher(

@@ -9,7 +9,7 @@ from layered_core.control.control_map import (
     ControlMap,
     centre_crop,
     fitted,
-    resized,
+    on_grid,
     soft_weights,
     token_grid,
     weighted,
@@ -72,7 +72,7 @@ def test_a_hint_of_the_pictures_size_is_padded_as_the_model_pads_and_others_are_
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
 def test_resizing_by_area_keeps_the_mean(height, width, up, across):
     weight = torch.rand(height * up, width * across, generator=torch.Generator().manual_seed(height))
-    assert resized(weight, (height, width)).mean() == pytest.approx(float(weight.mean()), abs=1e-5)
+    assert on_grid(weight, (height, width)).mean() == pytest.approx(float(weight.mean()), abs=1e-5)
 
 
 def test_complementary_maps_add_up_to_the_plain_residual():

@@ -12,12 +12,12 @@ from layered_core.transparency.layer_diffuse_weights import (
     check_pictures,
     concat_term,
     diffusers_name,
-    over_mid_grey,
     patched_weight,
     read_patches,
     transformer_blocks,
     with_pictures,
 )
+from layered_core.transparency.transparent_networks import over_mid_grey
 
 Q = "input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight"
 OUT = "input_blocks.4.1.transformer_blocks.0.attn1.to_out.0.weight"

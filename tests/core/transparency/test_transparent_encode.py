@@ -9,11 +9,10 @@ from layered_core.transparency.transparent_encode import (
     _area_resize,
     crop_to_cells,
     encode,
-    on_grey,
     pad_colours,
     with_alpha,
 )
-from layered_core.transparency.transparent_networks import TransparentEncoder
+from layered_core.transparency.transparent_networks import TransparentEncoder, over_mid_grey
 
 
 def picture(height=48, width=40, seed=0):
@@ -85,7 +84,7 @@ def test_latents_are_mean_plus_deviation_times_scaled_offset():
 
 
 def test_what_is_transparent_is_grey_for_the_vae():
-    assert (on_grey(torch.rand(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)) == 0.5).all()
+    assert (over_mid_grey(torch.cat([torch.rand(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)], 1)) == 0.5).all()
 
 
 def test_bad_sizes_and_vaes_of_another_family_are_refused():
