@@ -22,7 +22,7 @@ from layered_diffusers.methods.masked_control import InpaintControl
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode, stack
-from layered_diffusers.sampling import Method, Progress, Run, Sampling, check_seeds, noised, sample
+from layered_diffusers.sampling import Drawing, Method, Progress, Run, Sampling, check_seeds, noised, sample
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -55,8 +55,29 @@ class Generator:
         methods: Sequence[Method] = (),
         progress: Progress | None = None,
     ) -> tuple[Tensor, int, int]:
-        """As :meth:`generate`, not yet decoded: latents ``[B, C, h, w]``, and the height and width to which
-        the padded picture is cropped."""
+        """Sample a batch of latents.
+
+        Args:
+            prompts: one a picture.
+            negative: what no picture must show.
+            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size:
+                padded inside, cropped after.
+            steps: sampling steps, 1..1000.
+            guidance: classifier-free guidance, 0..50; 1 turns it off.
+            seeds: one a picture, each with its own noise whatever the batch; None for 0, 1, 2, ...
+            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None
+                for noise alone.
+            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left
+                of it).
+            methods: what acts on the run.
+            progress: called after each step.
+
+        Returns:
+            latents ``[B, C, h, w]``, and the height and width to which the decoded picture is cropped, pixels.
+
+        Raises:
+            LayeredError: a value is out of range; the text names it.
+        """
         check_whole("steps", steps, 1, 1000)
         check_number("guidance", guidance, 0, 50)
         check_number("strength", strength, 0, 1)
@@ -105,49 +126,20 @@ class Generator:
                 run.latents = noised(run, clean, 0)
         return sample(run, methods, progress), height, width
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        negative: str = "",
-        width: int | None = None,
-        height: int | None = None,
-        steps: int = 25,
-        guidance: float = 3.0,
-        seeds: Sequence[int] | None = None,
-        start: Tensor | None = None,
-        strength: float = 1.0,
-        methods: Sequence[Method] = (),
-        progress: Progress | None = None,
-    ) -> Tensor:
+    def generate(self, prompts: Sequence[str], **options: Unpack[Drawing]) -> Tensor:
         """Sample a batch of pictures; everything else is made of this.
 
         Args:
             prompts: one a picture.
-            negative: what no picture must show.
-            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size:
-                padded inside, cropped after.
-            steps: sampling steps, 1..1000.
-            guidance: classifier-free guidance, 0..50; 1 turns it off.
-            seeds: one a picture, each with its own noise whatever the batch; None for 0, 1, 2, ...
-            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None
-                for noise alone.
-            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left
-                of it).
-            methods: what acts on the run.
-            progress: called after each step.
+            options: as :meth:`sample_latents`.
 
         Returns:
             ``[B, 3, H, W]`` float32 in 0..1 on the CPU.
 
         Raises:
-            LayeredError: a value out of range, named.
+            LayeredError: a value is out of range; the text names it.
         """
-        latents, height, width = self.sample_latents(
-            prompts, negative=negative, width=width, height=height, steps=steps, guidance=guidance,
-            seeds=seeds, start=start, strength=strength,
-            methods=methods, progress=progress,
-        )  # fmt: skip
+        latents, height, width = self.sample_latents(prompts, **options)
         return self.decode(latents)[..., :height, :width]
 
     def find_region(

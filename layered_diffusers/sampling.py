@@ -160,3 +160,14 @@ class Sampling(TypedDict, total=False):
     guidance: float
     methods: Sequence[Method]
     progress: Progress | None
+
+
+class Drawing(Sampling, total=False):
+    """Options of :meth:`~layered_diffusers.generator.Generator.generate`; see
+    :meth:`~layered_diffusers.generator.Generator.sample_latents` for each."""
+
+    width: int | None
+    height: int | None
+    seeds: Sequence[int] | None
+    start: Tensor | None
+    strength: float

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
+from demo.train.replay import ReplayStore
 from demo.train.sprites import draw_sprite, padded
 from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
 from demo.train.transparent_lora import PROJECTIONS, file_name
@@ -94,17 +95,17 @@ class SharedAttention:
         return self.unit(hidden, words, base)
 
 
-class Scenes:
+class Scenes(ReplayStore):
     """A growing store of scenes of one object: latents of its foreground with alpha, its background and its
     blend."""
 
     def __init__(
         self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000
     ) -> None:
-        self.vae, self.autoencoder, self.rng, self.capacity = vae, autoencoder, rng, capacity
+        super().__init__(rng, capacity)
+        self.vae, self.autoencoder = vae, autoencoder
         self.latents = torch.zeros(capacity, FRAMES, 4, 16, 16)
         self.words: list[tuple[str, Thing]] = [("", THINGS[0])] * capacity
-        self.filled = self.next = 0
 
     @torch.no_grad()
     def add(self, count: int) -> None:
@@ -120,9 +121,8 @@ class Scenes:
             rgba = torch.stack([padded(sprite), opaque(background), opaque(blend)])
             latents = encode(self.vae, rgba).cpu()
             latents[:1] += self.autoencoder.offset(rgba[:1].to(device())).cpu()
-            self.latents[self.next], self.words[self.next] = latents, (place, thing)
-            self.next = (self.next + 1) % self.capacity
-            self.filled = min(self.filled + 1, self.capacity)
+            slot = self.take_slot()
+            self.latents[slot], self.words[slot] = latents, (place, thing)
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor]:
         """Latents ``[3 B, 4, 16, 16]`` and token ids ``[3 B, 77]``, the frames of a scene after each other.
@@ -130,7 +130,7 @@ class Scenes:
         Mostly all frames of a scene have its words; in one scene of four the foreground has the object's
         alone and the background the landscape's; in one of ten no frame has any.
         """
-        chosen = self.rng.integers(self.filled, size=count)
+        chosen = self.draw(count)
         rows = []
         for index in chosen:
             place, thing = self.words[index]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import frozen_vae, prepare
 from demo.train.loop import Trainer, device, start_from
+from demo.train.replay import ReplayStore
 from demo.train.sprites import KNOWN, SMOKE_SHARE, draw_smoke, draw_sprite, padded
 from demo.world.places import MODEL
 from demo.world.scenes import HELD_OUT
@@ -89,7 +90,7 @@ def frozen_autoencoder(export: Path) -> Autoencoder:
     return model.to(device()).requires_grad_(False)
 
 
-class Sprites:
+class Sprites(ReplayStore):
     """A growing store of padded sprites with their latents; a share of every batch is fresh."""
 
     def __init__(
@@ -100,10 +101,10 @@ class Sprites:
         smoke: float,
         capacity: int = 4000,
     ) -> None:
-        self.vae, self.rng, self.things, self.smoke, self.capacity = vae, rng, things, smoke, capacity
+        super().__init__(rng, capacity)
+        self.vae, self.things, self.smoke = vae, things, smoke
         self.pictures = torch.zeros(capacity, 4, CANVAS, CANVAS, dtype=torch.uint8)
         self.latents = torch.zeros(capacity, 4, CANVAS // CELL, CANVAS // CELL)
-        self.filled = self.next = 0
 
     def add(self, count: int) -> None:
         """Draw, turn at random, encode and store ``count`` sprites."""
@@ -117,16 +118,15 @@ class Sprites:
             if rng.random() < 0.5:
                 sprite = np.rot90(sprite, int(rng.integers(4)))
             rgba = padded(sprite)[None]
-            self.pictures[self.next] = (rgba[0] * 255).round().to(torch.uint8)
-            self.latents[self.next] = encode(self.vae, rgba)[0].cpu()
-            self.next = (self.next + 1) % self.capacity
-            self.filled = min(self.filled + 1, self.capacity)
+            slot = self.take_slot()
+            self.pictures[slot] = (rgba[0] * 255).round().to(torch.uint8)
+            self.latents[slot] = encode(self.vae, rgba)[0].cpu()
 
     def batch(self, count: int, side: int) -> tuple[Tensor, Tensor]:
         """Crops of ``side`` pixels ``[B, 4, side, side]`` in 0..1 and their latents."""
         cells, last = side // CELL, (CANVAS - side) // CELL
         pictures, latents = [], []
-        for index in self.rng.integers(self.filled, size=count):
+        for index in self.draw(count):
             y, x = self.rng.integers(0, last + 1, 2)
             pictures.append(self.pictures[index, :, y * CELL :, x * CELL :][:, :side, :side])
             latents.append(self.latents[index, :, y:, x:][:, :cells, :cells])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
 from demo.train.loop import Trainer, device
+from demo.train.replay import ReplayStore
 from demo.train.sprites import draw_sprite, padded
 from demo.train.tokenizer import START
 from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
@@ -99,17 +100,17 @@ def start_from_file(loras: dict[str, Lora], layers: int, file: Path, fresh: bool
         lora.down.weight.data = tensors[f"{key}::1"].float()
 
 
-class LayerReplay:
+class LayerReplay(ReplayStore):
     """A growing store of the transparent latents of single objects, all kinds of them in turn."""
 
     def __init__(
         self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000
     ) -> None:
-        self.vae, self.autoencoder, self.rng, self.capacity = vae, autoencoder, rng, capacity
+        super().__init__(rng, capacity)
+        self.vae, self.autoencoder = vae, autoencoder
         self.latents = torch.zeros(capacity, 4, 16, 16)
         self.masks = torch.zeros(capacity, 1, 16, 16)
         self.things: list[Thing] = [THINGS[0]] * capacity
-        self.filled = self.next = 0
 
     @torch.no_grad()
     def add(self, count: int) -> None:
@@ -121,14 +122,13 @@ class LayerReplay:
         latents = encode(self.vae, rgba) + offset
         masks = nn.functional.avg_pool2d(rgba[:, 3:], 8)
         for thing, latent, mask in zip(things, latents, masks, strict=True):
-            self.latents[self.next], self.masks[self.next], self.things[self.next] = latent, mask, thing
-            self.next = (self.next + 1) % self.capacity
-            self.filled = min(self.filled + 1, self.capacity)
+            slot = self.take_slot()
+            self.latents[slot], self.masks[slot], self.things[slot] = latent, mask, thing
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 1, 16, 16] and noun positions [B, 1] (0: no
         words)."""
-        chosen = self.rng.integers(self.filled, size=count)
+        chosen = self.draw(count)
         captions = [layer_caption(self.rng, self.things[i], ids) for i in chosen]
         pick = torch.from_numpy(chosen)
         tensors = (

@@ -24,6 +24,7 @@ from demo.train.diffusion import (
     prepare,
 )
 from demo.train.loop import Trainer, device, start_from
+from demo.train.replay import ReplayStore
 from demo.train.words import pad, training_caption, word_ids
 from demo.world.places import MODEL
 from demo.world.scenes import HELD_OUT, Scene, random_scene
@@ -48,16 +49,16 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-class Replay:
+class Replay(ReplayStore):
     """A growing store of encoded scenes: a share of every batch is fresh, the rest is drawn from what was
     seen."""
 
     def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, capacity: int = 60_000) -> None:
-        self.vae, self.rng, self.capacity = vae, rng, capacity
+        super().__init__(rng, capacity)
+        self.vae = vae
         self.latents = torch.zeros(capacity, 4, 16, 16, dtype=torch.float16)
         self.masks = torch.zeros(capacity, MOST, 16, 16, dtype=torch.uint8)
         self.words: list[tuple[str, list[Thing]]] = [("", [])] * capacity
-        self.filled = self.next = 0
         self.chosen = np.zeros(0, dtype=np.int64)
 
     @torch.no_grad()
@@ -72,9 +73,7 @@ class Replay:
         with torch.autocast(device().type, torch.bfloat16):
             latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
         for scene, picture, latent in zip(scenes, pictures, latents, strict=True):
-            self.store(self.next, scene, picture, latent)
-            self.next = (self.next + 1) % self.capacity
-            self.filled = min(self.filled + 1, self.capacity)
+            self.store(self.take_slot(), scene, picture, latent)
 
     def store(self, slot: int, scene: Scene, picture: Tensor, latent: Tensor) -> None:
         """Keep one scene; ``picture`` is ``[3, H, W]`` in -1..1."""
@@ -87,7 +86,7 @@ class Replay:
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 4, 16, 16] and noun positions [B, 4] (0: no
         such object)."""
-        self.chosen = self.rng.integers(self.filled, size=count)
+        self.chosen = self.draw(count)
         rows, nouns = [], []
         for index in self.chosen:
             background, things = self.words[index]
