@@ -21,8 +21,7 @@ PROMPTS = ["a glowing red ball and a blue star in a meadow", "", "high quality p
 @pytest.fixture(scope="module")
 def folder(pack):
     """The shipped model, or the one that LAYERED_DEMO_MODEL names."""
-    demo = pack("nodes.demo.demo_model")
-    return Path(os.environ.get("LAYERED_DEMO_MODEL", demo.FOLDER))
+    return Path(os.environ.get("LAYERED_DEMO_MODEL", pack("demo.world.places").MODEL))
 
 
 @pytest.fixture(scope="module")
