@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from demo.world.scenes import random_scene
+from layered_core.canvas.compositing import flat
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_diffusers.models.loading import SAMPLERS
@@ -89,6 +90,13 @@ def test_full_strength_forgets_the_picture_to_the_bit(pipeline):
         pipeline.generate(["at night"], start=start, strength=1, steps=2),
         pipeline.generate(["at night"], steps=2),
     )
+
+
+def test_a_documents_start_is_the_cores_own_as_in_comfyui(pipeline):
+    pixels = torch.rand(20, 30, 4, generator=torch.Generator().manual_seed(2))
+    layers = (Layer("a", pixels, x=4, y=3), Layer("b", pixels, x=9, blend_mode="multiply", opacity=0.6))
+    document = LayerDocument(40, 24, layers)
+    assert torch.equal(pipeline.flat(document)[0], flat(document))
 
 
 def test_add_layer_leaves_every_pixel_outside_its_mask_alone(pipeline):

@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import comfy.controlnet
 import comfy.samplers
 import folder_paths
 import pytest
@@ -190,6 +191,25 @@ def test_layers_share_one_evaluation_and_keep_their_ranges(host, net, words, app
     finally:
         net[0].control_model.forward = forward
     assert len(calls) == 3, "three steps, one evaluation each"
+
+
+def test_a_controls_end_is_exclusive_and_its_start_inclusive_as_every_window_is(host, pack):
+    masked, document = pack("nodes.control.masked_control_net"), pack("layered_core.document")
+    asked = []
+
+    class Net(comfy.controlnet.ControlBase):
+        def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+            asked.append(float(t[0]))
+
+    masks = torch.ones(1, 8, 8)
+    control_map = pack("layered_core.control.control_map").ControlMap(
+        masks, (document.Control("canny", start=0.2, end=0.7),)
+    )
+    control = masked.MaskedControl(Net(), control_map)
+    control.windows = [pack("layered_core.noise.window").Window(10.0, 2.0)]
+    for sigma in (10.1, 10.0, 5.0, 2.0001, 2.0, 1.0):
+        control.get_control(torch.zeros(1, 4, 8, 8), torch.tensor([sigma]), {}, 1, {})
+    assert asked == pytest.approx([10.0, 5.0, 2.0001])
 
 
 def test_the_original_net_is_untouched(net, words, apply):

@@ -54,6 +54,22 @@ def test_pixels_outside_the_soft_mask_are_the_picture_before_to_the_bit(host, pi
     assert torch.equal(mask > 0, wanted)
 
 
+def test_a_stack_without_picture_starts_from_the_picture_that_a_headless_run_starts_from(host, pack):
+    """To the bit: one function of the core, whatever is translucent, blended or a hole."""
+    core, parts = pack("layered_core.canvas.compositing"), pack("nodes.noise.repaint_parts")
+    document = pack("layered_core.document")
+    pixels = torch.rand(20, 30, 4, generator=torch.Generator().manual_seed(2))
+    layers = (
+        document.Layer("a", pixels, x=4, y=3),
+        document.Layer("b", pixels, x=9, blend_mode="multiply", opacity=0.6),
+    )
+    stack = document.LayerDocument(40, 24, layers)
+    started = parts.picture_so_far(stack, None)
+    assert torch.equal(started, core.flat(stack))
+    hole = started[:, 0, 0]
+    torch.testing.assert_close(hole, torch.full((3,), 150 / 255))
+
+
 def test_a_small_region_is_sampled_at_the_size_asked_for(host):
     prompt = graph("large.png", size=128)
     assert host.value(prompt, "it", 1)["samples"].shape[-2:] == (16, 16)
