@@ -38,7 +38,7 @@ class ArrangeLayers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_ArrangeLayers",
             display_name="Arrange Layers",
@@ -75,7 +75,7 @@ class ArrangeLayers(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, arrangement: object = None) -> bool | str:
-        """What can be known before running."""
+        """Return True, or the text of an error that is certain before running."""
         try:
             read_arrangement(arrangement)
         except LayeredError as error:

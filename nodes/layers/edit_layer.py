@@ -116,7 +116,7 @@ class EditLayer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_EditLayer",
             display_name="Edit Layer",

@@ -31,7 +31,7 @@ class LayerComposite(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerComposite",
             display_name="Layer Composite",

@@ -17,7 +17,7 @@ class LayerPreview(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerPreview",
             display_name="Layer Preview",

@@ -162,7 +162,7 @@ class LoadLayer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LoadLayer",
             display_name="Load Layer",
@@ -184,7 +184,7 @@ class LoadLayer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, image: str | None = None, opacity: float | None = None) -> bool | str:
-        """What can be known before running; inputs that are linked come as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             if image is not None:
                 _picture_path(image)
@@ -214,7 +214,7 @@ class LayerFromImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerFromImage",
             display_name="Layer From Image",
@@ -240,7 +240,7 @@ class LayerFromImage(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, opacity: float | None = None) -> bool | str:
-        """What can be known before running; inputs that are linked come as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             _check_opacity(opacity)
         except LayeredError as error:

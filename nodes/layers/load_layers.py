@@ -26,7 +26,7 @@ class LoadLayers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LoadLayers",
             display_name="Load Layers",
@@ -63,7 +63,7 @@ class LoadLayers(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        """What can be known before running; a linked input comes as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             if file is not None:
                 _path(file)

@@ -25,7 +25,7 @@ class SaveLayers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_SaveLayers",
             display_name="Save Layers",

@@ -16,7 +16,7 @@ class SelectLayers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_SelectLayers",
             display_name="Select Layers",

@@ -23,7 +23,7 @@ class SplitLayer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_SplitLayer",
             display_name="Split Layer",
@@ -68,7 +68,7 @@ class JoinLayer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_JoinLayer",
             display_name="Join Layer",

@@ -21,7 +21,7 @@ class LayoutMetrics(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayoutMetrics",
             display_name="Layout Metrics",

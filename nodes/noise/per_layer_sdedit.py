@@ -22,7 +22,7 @@ class PerLayerSDEdit(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_PerLayerSDEdit",
             display_name="Per-Layer SDEdit",

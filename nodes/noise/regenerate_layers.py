@@ -27,7 +27,7 @@ class RegenerateLayers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_RegenerateLayers",
             display_name="Regenerate Layers",
@@ -131,7 +131,7 @@ class PasteBack(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_PasteBack",
             display_name="Paste Back",

@@ -37,7 +37,7 @@ class AddLayerByPrompt(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         files, decoders = layer_model_choices("transparent"), layer_model_choices("decoder")
         return io.Schema(
             node_id="LD_AddLayerByPrompt",

@@ -26,7 +26,7 @@ class StageLayer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_StageLayer",
             display_name="Stage Layer",
@@ -108,7 +108,7 @@ class StageSeed(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_StageSeed",
             display_name="Stage Seed",
@@ -141,7 +141,7 @@ class FindPlace(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_FindPlace",
             display_name="Find Place",

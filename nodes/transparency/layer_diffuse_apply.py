@@ -48,7 +48,7 @@ class LayerDiffuseApply(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerDiffuseApply",
             display_name="LayerDiffuse Apply",

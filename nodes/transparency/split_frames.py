@@ -22,7 +22,7 @@ class SplitFrames(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         numbers = ("first", "second", "third")
         outputs: list[io.Output] = [
             io.Image.Output(

@@ -42,7 +42,7 @@ class TransparentDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         choices = layer_model_choices("decoder")
         return io.Schema(
             node_id="LD_TransparentDecode",

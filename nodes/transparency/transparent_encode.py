@@ -24,7 +24,7 @@ class TransparentEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         choices = layer_model_choices("encoder")
         return io.Schema(
             node_id="LD_TransparentEncode",
