@@ -67,8 +67,9 @@ class AttentionPreview(io.ComfyNode):
         maps = next((rest[KEY].maps for _, rest in positive if KEY in rest), None)
         if not maps:
             raise LayeredError(
-                "positive: it holds no recorded attention. Connect the positive of Regional Prompt Attention with "
-                "'record' on, and the picture that was sampled with it, so that this node runs after the sampler"
+                "positive: it holds no recorded attention. Connect the positive of Regional Prompt "
+                "Attention with 'record' on, and the picture that was sampled with it, so that this node "
+                "runs after the sampler"
             )
         shown = heat_pictures(maps, image[..., :3].cpu().float(), size).to(
             comfy.model_management.intermediate_device()

@@ -19,7 +19,7 @@ _LAYER = "The layer's name, as Layer Preview shows it."
 
 
 class SplitLayer(io.ComfyNode):
-    """A layer's picture, alpha, words and place."""
+    """Take a layer's picture, alpha, words and place out of a stack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,15 +36,15 @@ class SplitLayer(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The layer's own colours, without alpha, at its own size, not that on the "
-                    "canvas. Grey where it has no picture yet.",
+                    tooltip="The layer's own colours, without alpha, at the picture's own size, not its "
+                        "size on the canvas. Grey if the layer has no picture yet.",
                 ),
                 io.Mask.Output(
                     display_name="alpha",
                     tooltip="1 is opaque: the picture's alpha times the layer's mask. Invert it for Add "
                     "Layer, where 1 is transparent.",
                 ),
-                io.String.Output(display_name="name", tooltip="What the layer is called."),
+                io.String.Output(display_name="name", tooltip="The layer's name."),
                 io.String.Output(display_name="prompt", tooltip="What the layer shows."),
                 io.Int.Output(display_name="x", tooltip="Left edge on the canvas before rotation, pixels, "
                 "rounded."),
@@ -64,7 +64,7 @@ class SplitLayer(io.ComfyNode):
 
 
 class JoinLayer(io.ComfyNode):
-    """The inverse of :class:`SplitLayer`."""
+    """Put a picture into a layer: the inverse of :class:`SplitLayer`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -79,13 +79,13 @@ class JoinLayer(io.ComfyNode):
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack."),
                 io.String.Input("layer", default="", tooltip=_LAYER),
-                io.Image.Input("image", tooltip="One picture of any size, scaled to the layer's place; its "
-                "alpha channel counts if it has one."),
+                io.Image.Input("image", tooltip="One picture of any size; it is scaled to the layer's "
+                    "place. If it has an alpha channel, that is used."),
                 io.Mask.Input(
                     "alpha", optional=True,
-                    tooltip="1 is opaque, as Split Layer gives it; takes the place of alpha channel and "
-                    "mask. Not connected: the layer's own, "
-                    "or the picture's alpha channel.",
+                    tooltip="1 is opaque, as Split Layer gives it; it replaces the picture's alpha "
+                        "channel and the layer's alpha and mask. Not connected: the picture's alpha "
+                        "channel, or, if it has none, the layer's own alpha.",
                 ),
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer's picture "
@@ -111,10 +111,10 @@ class JoinLayer(io.ComfyNode):
 
 
 def _only(batch: Tensor, name: str, what: str) -> Tensor:
-    """The one picture of a batch, float32 on the CPU, brought into 0..1."""
+    """Return the one picture of a batch, float32 on the CPU, clamped to 0..1."""
     if len(batch) != 1:
         raise invalid(
-            f"layer {name!r}: pictures in {what}",
+            f"layer {name!r}: number of pictures in {what}",
             len(batch),
             "1",
             "Take one out of the batch with Image From Batch",

@@ -201,7 +201,7 @@ def test_the_original_net_is_untouched(net, words, apply):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "image: nothing is connected"),
+        ({}, "image: neither a hint picture nor layers are connected"),
         ({"image": hint(64, 128), "mask": torch.ones(1, 64, 64)}, "image: size of the hint is '128x64'"),
         ({"image": hint(), "mask": torch.ones(2, 128, 128)}, "mask: number of masks is 2; allowed: 1"),
         ({"image": hint(), "mask": torch.full((1, 128, 128), float("nan"))}, "control masks' values"),
