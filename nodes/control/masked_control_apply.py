@@ -44,8 +44,8 @@ class MaskedControlNetApply(io.ComfyNode):
                 io.ControlNet.Input("control_net", tooltip="The net; it is not changed."),
                 LAYERS.Input(
                     "layers", optional=True,
-                    tooltip="Layers whose recipe has a control hint: each acts where it is seen, with its own "
-                    "strength, start and end.",
+                    tooltip="Layers whose recipe has a control hint: each acts where it is seen, with its "
+                    "own strength, start and end.",
                 ),
                 io.Image.Input(
                     "image", optional=True,
@@ -76,8 +76,8 @@ class MaskedControlNetApply(io.ComfyNode):
                         "as outer residuals are weaker. control: the control counts more, as the same "
                         "residuals act on the positive alone. Neutral: balanced.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="For nets that read latents (SD3, Flux, Qwen). Not "
-                "connected: none."),
+                io.Vae.Input("vae", optional=True, tooltip="For nets that read latents (SD3, Flux, Qwen). "
+                "Not connected: none."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The conditioning with the "

@@ -17,7 +17,7 @@ from ...layered_core.formats.limits import Limits
 from .socket import LAYERS, write_stack
 
 _EXAMPLE = " [example]"
-"""What follows the name of a file that comes with the pack in the list of files."""
+"""Follows the name of a file that comes with the pack, in the list of files."""
 
 
 class LoadLayers(io.ComfyNode):

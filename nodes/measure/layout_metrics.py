@@ -33,8 +33,8 @@ class LayoutMetrics(io.ComfyNode):
             ),
             search_aliases=["IoU", "layout evaluation", "measure layers", "leakage", "segmentation overlap"],
             inputs=[
-                LAYERS.Input("layers", tooltip="The layers that were wanted. A layer that covers more "
-                    "than nine tenths of the canvas is a background: no object is looked for there."),
+                LAYERS.Input("layers", tooltip="The layers that were wanted. A layer that covers nine "
+                    "tenths of the canvas or more is a background: no object is looked for there."),
                 io.Image.Input("image", tooltip="The picture that was made; of a batch, the first. It is "
                     "scaled to the canvas."),
                 io.Mask.Input(
