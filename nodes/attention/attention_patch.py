@@ -44,7 +44,7 @@ class Half:
     regions: tuple[Region, ...]
     settings: Settings
     contexts: tuple[Tensor | None, ...]
-    """Encoded text of every region ``[T_i, C]``, None where it has no text of its own."""
+    """The encoded text of each region, ``[T_i, C]``; None if the region has no text of its own."""
     tokens: int
     """T, the conditioning's own number of tokens, before other nodes append to it."""
     maps: AttentionMaps | None = None
@@ -65,7 +65,7 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
 def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
     """Return the cross-attentions of a 2-D UNet by the names under which ComfyUI patches them; an empty dict
     for any other network."""
-    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
+    unet = getattr(unet, "_orig_mod", unet)  # the model that torch.compile wrapped
     if not isinstance(unet, UNetModel):
         return {}
     parts = [("input", i, m) for i, m in enumerate(unet.input_blocks)] + [("middle", 0, unet.middle_block)]

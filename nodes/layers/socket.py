@@ -24,7 +24,7 @@ from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.plain_values import read_recipe
 
 KEY = "layered_diffusion"
-"""The item key that holds what LAYERS has no place for."""
+"""The key in an item for everything that LAYERS has no place for."""
 
 VERSION = 1
 """The version of LAYERS, and of the private key."""

@@ -95,7 +95,7 @@ class LayerDiffuseApply(io.ComfyNode):
         if weight == 0 or start_percent == end_percent:
             return io.NodeOutput(model)
         unet = model.model.diffusion_model
-        unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
+        unet = getattr(unet, "_orig_mod", unet)  # the model that torch.compile wrapped
         family = type(model.model.model_config).__name__
         if not isinstance(unet, UNetModel):
             raise invalid(

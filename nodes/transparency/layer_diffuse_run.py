@@ -44,8 +44,9 @@ class ModelChange:
     mode: LayerDiffuseMode
     weight: float
     start: float
-    """Share of the sampling, 0..1."""
+    """Share of the sampling at which the change begins to act, 0..1; neutral 0."""
     end: float
+    """Share of the sampling at which the change stops acting, ``start``..1; neutral 1."""
     pictures: dict[str, tuple[int, int]]
     """Height and width of every given picture, pixels."""
     hook: comfy.hooks.WeightHook | None = None
