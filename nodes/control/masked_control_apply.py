@@ -54,8 +54,8 @@ class MaskedControlNetApply(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Without layers: where the net acts, 1 is fully. With layers: their masks "
-                        "are multiplied by it. Neutral: all 1.",
+                    tooltip="Without layers: where the net acts, 1 is full strength. With layers: their "
+                        "masks are multiplied by it. Neutral: all 1.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.01,

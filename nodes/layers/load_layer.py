@@ -205,7 +205,9 @@ class LoadLayer(io.ComfyNode):
         """Read the file and append the layer."""
         path = _picture_path(image)
         return io.NodeOutput(
-            _with(layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values)
+            _with_layers(
+                layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values
+            )
         )
 
 
@@ -269,7 +271,7 @@ class LayerFromImage(io.ComfyNode):
                     values,
                 )
             )
-        return io.NodeOutput(_with(layers, added, values))
+        return io.NodeOutput(_with_layers(layers, added, values))
 
 
 def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
@@ -298,7 +300,9 @@ def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping
     return Layer(name, image, mask, recipe=recipe, **{k: values[k] for k in placement})
 
 
-def _with(stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_layers(
+    stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the stack with the layers on top. Raises :class:`LayeredError` for a layer that lies wholly off
     the canvas."""
     document = append_layers(stack, added, (values["canvas_width"], values["canvas_height"]))

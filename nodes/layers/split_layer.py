@@ -99,9 +99,9 @@ class JoinLayer(io.ComfyNode):
         """Replace the picture."""
         document = read_stack(layers)
         before = document.layer(layer)
-        picture = _only(image, before.name, "image")
+        picture = _single_picture(image, before.name, "image")
         if alpha is not None:
-            alpha = _only(alpha, before.name, "alpha")
+            alpha = _single_picture(alpha, before.name, "alpha")
         elif picture.shape[-1] == 4:
             alpha = picture[..., 3]
         after = put_picture(before, picture[..., :3], alpha)
@@ -110,7 +110,7 @@ class JoinLayer(io.ComfyNode):
         )
 
 
-def _only(batch: Tensor, name: str, what: str) -> Tensor:
+def _single_picture(batch: Tensor, name: str, what: str) -> Tensor:
     """Return the one picture of a batch, float32 on the CPU, clamped to 0..1."""
     if len(batch) != 1:
         raise invalid(

@@ -81,11 +81,11 @@ class SplitFrames(io.ComfyNode):
             check_rows(len(latent["samples"]), frames, "latent", _FIX)
         for i in range(frames):
             images[i] = nothing if image is None else image[i::frames]
-            latents[i] = nothing if latent is None else _every(latent, i, frames)
+            latents[i] = nothing if latent is None else _every_nth(latent, i, frames)
         return io.NodeOutput(*images, *latents)
 
 
-def _every(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:
+def _every_nth(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:
     """Return rows ``first``, ``first + step``, ... of a LATENT, with their noise masks and batch indices."""
     rows = len(latent["samples"])
     out = dict(latent)
