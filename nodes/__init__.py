@@ -1,5 +1,12 @@
-"""The pack's nodes. They reach the core by relative import only: ComfyUI loads the pack under a name of its
-own."""
+"""The pack's nodes. They import the core relatively, because ComfyUI loads the pack under a name of its own.
+
+A node runs without a graph, too, e.g. in a test, once ComfyUI has loaded the pack:
+
+    >>> from nodes import NODE_CLASS_MAPPINGS  # ComfyUI's own module
+    >>> StageSeed = NODE_CLASS_MAPPINGS["LD_StageSeed"]
+    >>> StageSeed.execute(seed=7, name="ball").result
+    (6914558363081540836,)
+"""
 
 from __future__ import annotations
 
@@ -67,8 +74,8 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class LayeredDiffusionExtension(ComfyExtension):
-    """See :data:`NODES`."""
+    """The pack as ComfyUI sees it: an extension with the nodes of :data:`NODES`."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """As ComfyUI asks."""
+        """Return the node classes of the pack."""
         return list(NODES)

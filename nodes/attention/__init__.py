@@ -1,1 +1,1 @@
-"""Nodes of regional prompts and of attention seen."""
+"""Nodes for regional prompts and for looking at attention."""

@@ -1,9 +1,9 @@
-"""How regional attention gets into a sampling run of ComfyUI.
+"""Bring regional attention into a sampling run of ComfyUI.
 
-What acts where travels in the conditioning, in a private key that ComfyUI's own nodes pass on; the MODEL only
-learns to look for it. Everything else is made when a run begins, in that run's own copy of the model's
-options, and is gone with it: so patches that other packs put on the same blocks are called too, whichever
-node came first.
+The regions travel in the conditioning, under a private key that ComfyUI's own nodes pass on; the MODEL only
+gets a wrapper that looks for them. Everything else is made when a run begins, in that run's own copy of the
+model's options, and is dropped with it. Therefore patches that other packs put on the same blocks are called
+too, whichever node came first.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ from ...layered_core.errors import invalid
 from ...layered_core.noise.guidance import guided_more
 
 KEY = "layered_diffusion_attention"
-"""Of our entry in a conditioning, of our wrappers, and of what a forward pass tells our patches."""
+"""The key of our entry in a conditioning, of our wrappers on a model, and of the UNet and sigma that a
+forward pass hands to our patches."""
 
 Block = tuple[str, int, int]
-"""Part of the UNet, number, and number of the transformer block in it, as ComfyUI names cross-attentions."""
+"""Names a cross-attention as ComfyUI does: part of the UNet (input, middle or output), number of the block in
+that part, number of the transformer block in that block."""
 
 
 @dataclass(frozen=True)
 class Half:
-    """What the private key of a conditioning holds: the regions of one half of guidance, encoded."""
+    """The value under :data:`KEY` in a conditioning: the encoded regions of one half of guidance."""
 
     regions: tuple[Region, ...]
     settings: Settings
     contexts: tuple[Tensor | None, ...]
-    """Encoded text of every region ``[T_i, C]``, None where it has no text of its own."""
+    """The encoded text of each region, ``[T_i, C]``; None if the region has no text of its own."""
     tokens: int
-    """T of the conditioning itself, before other nodes append to it."""
+    """T, the conditioning's own number of tokens, before other nodes append to it."""
     maps: AttentionMaps | None = None
-    """What is to be recorded, of the last run."""
+    """Records attention during a run and then holds the last run's maps; None: nothing is recorded."""
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -61,9 +63,9 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
 
 
 def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
-    """The cross-attentions of a 2-D UNet by the names under which ComfyUI patches them; none for any other
-    network."""
-    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
+    """Return the cross-attentions of a 2-D UNet by the names under which ComfyUI patches them; an empty dict
+    for any other network."""
+    unet = getattr(unet, "_orig_mod", unet)  # the model that torch.compile wrapped
     if not isinstance(unet, UNetModel):
         return {}
     parts = [("input", i, m) for i, m in enumerate(unet.input_blocks)] + [("middle", 0, unet.middle_block)]
@@ -79,13 +81,14 @@ def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
 
 
 def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """A clone that heeds regions in its conditionings. A model that does so already is cloned as it is."""
+    """Return a clone of the model that applies the regions in its conditionings. If the model does so
+    already, the clone still applies them only once."""
     clone = model.clone()
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if clone.get_wrappers(kind, KEY):
         logging.info(
-            "Regional Prompt Attention: the model comes from such a node already; the layers connected here "
-            "take the place of that one's"
+            "Regional Prompt Attention: the model already comes from another Regional Prompt Attention; "
+            "the layers of this node take the place of that one's"
         )
         clone.remove_wrappers_with_key(kind, KEY)
     clone.add_wrapper_with_key(kind, KEY, _sample)
@@ -93,21 +96,21 @@ def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Mode
 
 
 def with_regions(conditioning: Sequence[Sequence[Any]], half: Half) -> list[list[Any]]:
-    """A conditioning that carries its regions."""
+    """Return a copy of the conditioning that carries the regions of ``half`` under :data:`KEY`."""
     return [[words, {**rest, KEY: half}] for words, rest in conditioning]
 
 
 def _sample(
     executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any
 ) -> Tensor:
-    """Around a whole run: install what its conditionings ask for."""
+    """Wrap a whole sampling run: install the regions that its conditionings carry."""
     guider = executor.class_obj
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
     halves = {entry["uuid"]: entry[KEY] for entry in entries if KEY in entry}
     if not halves:
         logging.warning(
-            "Regional Prompt Attention: no layer acts in this run: connect positive and negative of the node "
-            "to the sampler as well"
+            "Regional Prompt Attention: no layer acts in this run. Connect the node's positive and "
+            "negative to the sampler as well"
         )
     for half in halves.values():
         if half.maps is not None:
@@ -150,27 +153,30 @@ def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
 
 @dataclass
 class _Run:
-    """One sampling run."""
+    """The regional attention of one sampling run."""
 
     attentions: dict[UUID, RegionalAttention]
-    """By the mark that ComfyUI gives every conditioning of a run."""
+    """By the uuid that ComfyUI gives to every conditioning of a run."""
     own: Mapping[str, set[UUID]]
-    """The marks of the conditionings that positive, negative and so on came with."""
+    """The uuids of the conditionings that were connected as positive, negative and so on."""
     latent_size: tuple[int, int]
-    """Only passes over the whole latent have the layers' places; areas and tiles get the main prompt."""
+    """Height and width of the whole latent, h and w. Layers act only in passes over all of it; areas and
+    tiles get the main prompt."""
     steady: bool
-    """Whether the weights stay the same throughout."""
+    """Whether the model's weights stay the same throughout the run."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
-    """Of every copy of the UNet that takes part, one a GPU."""
+    """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
 
     def sample(
         self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any
     ) -> Tensor:
-        """Around the sampler: where a conditioning has an area, ComfyUI gives the other half a copy with that
-        half's words but the same mark. It gets a mark of its own, and the regions of the words that it
-        has."""
+        """Wrap the sampler: give conditionings that ComfyUI has copied a uuid of their own.
+
+        When a conditioning has an area, ComfyUI adds a copy of it to the other half of guidance, with that
+        half's text but under the same uuid. The copy gets the regions that belong to its text.
+        """
         entries = [(name, entry) for name, conditions in guider.conds.items() for entry in conditions or ()]
-        words = {
+        uuid_of_text = {
             id(entry["model_conds"].get("c_crossattn")): entry["uuid"]
             for name, entry in entries
             if entry["uuid"] in self.own[name]
@@ -178,9 +184,9 @@ class _Run:
         for name, entry in entries:
             if entry["uuid"] not in self.own[name]:
                 entry["uuid"] = uuid4()
-                like = words.get(id(entry["model_conds"].get("c_crossattn")))
-                if like in self.attentions:
-                    self.attentions[entry["uuid"]] = self.attentions[like]
+                original = uuid_of_text.get(id(entry["model_conds"].get("c_crossattn")))
+                if original in self.attentions:
+                    self.attentions[entry["uuid"]] = self.attentions[original]
         return executor(guider, *more, **named)
 
     def forward(
@@ -188,7 +194,7 @@ class _Run:
         context: Any = None, y: Any = None,
         control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
-        """Around a forward pass: tell the patches which UNet runs and at what noise."""
+        """Wrap a forward pass: hand our attention patches the UNet that runs and its sigma."""
         options = {} if transformer_options is None else transformer_options
         unet = executor.class_obj
         if id(unet) not in self.modules:
@@ -198,10 +204,11 @@ class _Run:
         return executor(x, timesteps, context, y, control, options, **more)
 
     def guide(self, prediction: Mapping[str, Any]) -> Tensor:
-        """After classifier-free guidance: more of it where layers are."""
+        """Return the prediction with more classifier-free guidance where layers are; called after ComfyUI's
+        own."""
         denoised, cond, uncond = (prediction[k] for k in ("denoised", "cond_denoised", "uncond_denoised"))
         entries = [entry["uuid"] for entry in prediction["cond"] or () if entry["uuid"] in self.attentions]
-        # At cfg 1 the negative is not computed: there is nothing to be guided away from.
+        # At cfg 1 the negative is not computed, so there is no guidance that could be raised.
         if not prediction["uncond"] or not entries or tuple(denoised.shape[-2:]) != self.latent_size:
             return denoised
         factor = self.attentions[entries[0]].guidance(
@@ -218,7 +225,8 @@ class _Run:
         v: Tensor,
         extra: dict[str, Any],
     ) -> Tensor:
-        """In place of one cross-attention. ``before``: another pack's patch of the same."""
+        """Return the output of one cross-attention with its regions mixed in. ``before`` is another pack's
+        patch of the same attention; it is called too."""
         plain = _plain(extra)
         out = plain(q, k, v) if before is None else before(q, k, v, extra)
         if KEY not in extra:
@@ -241,7 +249,8 @@ class _Run:
 
 
 def _plain(extra: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """ComfyUI's attention as the block itself would call it, other packs' overrides included."""
+    """Return ComfyUI's attention as the block itself would call it, including the overrides of other
+    packs."""
     named = {"attn_precision": extra["attn_precision"], "transformer_options": extra}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

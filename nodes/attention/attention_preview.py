@@ -1,4 +1,4 @@
-"""See what words attend to, and make masks of it."""
+"""Show where words are attended to, and make masks of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...layered_core.attention.attention_maps import (
 )
 from ...layered_core.attention.regional_plan import Settings, plan_watching
 from ...layered_core.document import MAX_SIDE
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ..layers.socket import LAYERS, read_stack, write_stack
 from .attention_patch import KEY, check_model, patched
 from .regional_prompt_attention import EMBEDDING, conditioning, tokenise
@@ -31,24 +31,24 @@ CATEGORY = "layered diffusion/attention"
 
 
 class AttentionPreview(io.ComfyNode):
-    """A recorded run to heat maps."""
+    """Turn the attention that was recorded in a run into heat maps."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_AttentionPreview",
             display_name="Attention Preview",
             category=CATEGORY,
             description=(
-                "Show where each layer's words were attended to while sampling, brightest where most. "
-                "Switch 'record' on in Regional Prompt Attention, and connect its positive and the finished "
-                "picture here."
+                "Show where each layer's words were attended to while sampling; the brighter, the more. "
+                "Switch 'record' on in Regional Prompt Attention, and connect its positive and the "
+                "finished picture here."
             ),
             search_aliases=["attention map", "heat map", "daam", "cross attention", "show attention"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="From Regional Prompt Attention with 'record' on, "
-                "as the sampler had it."),
+                io.Conditioning.Input("positive", tooltip="The positive of Regional Prompt Attention "
+                    "with 'record' on, the same that the sampler got."),
                 io.Image.Input("image", tooltip="The picture that was sampled with it; it is shown dimmed "
                 "under the maps."),
                 io.Int.Input(
@@ -56,21 +56,21 @@ class AttentionPreview(io.ComfyNode):
                     tooltip="Longer side of a map, pixels. Neutral: none."
                 ),
             ],
-            outputs=[io.Image.Output(display_name="maps", tooltip="One picture a layer with words, back to "
-            "front; batches one after another.")],
+            outputs=[io.Image.Output(display_name="maps", tooltip="One picture for each layer with "
+                "words, from back to front; the pictures of a batch follow one another.")],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
     def execute(cls, positive: Sequence[Sequence[Any]], image: Tensor, size: int) -> io.NodeOutput:
-        """Draw."""
+        """Draw the maps."""
         maps = next((rest[KEY].maps for _, rest in positive if KEY in rest), None)
         if not maps:
-            raise invalid(
-                "positive: recorded attention", "none",
-                "the positive of Regional Prompt Attention with 'record' on, after sampling",
-                "Connect the picture that was sampled with it, so that this node runs after the sampler",
-            )  # fmt: skip
+            raise LayeredError(
+                "positive: it holds no recorded attention. Connect the positive of Regional Prompt "
+                "Attention with 'record' on, and the picture that was sampled with it, so that this node "
+                "runs after the sampler"
+            )
         shown = heat_pictures(maps, image[..., :3].cpu().float(), size).to(
             comfy.model_management.intermediate_device()
         )
@@ -78,19 +78,19 @@ class AttentionPreview(io.ComfyNode):
 
 
 class LayerMaskFromAttention(io.ComfyNode):
-    """LAYERS without masks to LAYERS with masks."""
+    """Give layers without a mask one that is made from attention."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerMaskFromAttention",
             display_name="Layer Mask from Attention",
             category=CATEGORY,
             description=(
-                "Give every layer that has words but neither picture nor mask its own mask: a quick run from "
-                "the words alone shows where the "
-                "model would put it. A layer's box bounds where it is looked for."
+                "Give every layer that has words but neither picture nor mask its own mask: a quick run "
+                "from the words alone shows where the model would put it. A layer is looked for inside "
+                "its box only."
             ),
             search_aliases=["auto mask", "attention mask", "find region", "segment", "mask from prompt"],
             inputs=[
@@ -101,32 +101,32 @@ class LayerMaskFromAttention(io.ComfyNode):
                 "as they are."),
                 io.String.Input(
                     "prompt", multiline=True, default="", dynamic_prompts=True,
-                    tooltip="Words for the whole picture; layers' words that it lacks are appended. Empty: "
-                    "the stack's own, or the layers' joined.",
+                    tooltip="Words for the whole picture; words of layers that are missing in it are "
+                        "appended. Empty: the stack's own prompt, or the layers' prompts joined.",
                 ),
                 io.String.Input("negative", multiline=True, default="", tooltip="What the picture must not "
                 "show. Neutral: empty."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
-                    tooltip="Of the noise; the final run's own fits best. Neutral: any.",
+                    tooltip="Seed of the noise; the seed of the final run fits best. Neutral: any.",
                 ),
                 io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. "
                 "Neutral: none."),
-                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the "
-                "quick run; 1 is none. Neutral: 1."),
+                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="Classifier-free guidance of the quick run. Neutral: 1, none."),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.05,
-                    tooltip="Attention that counts as the layer, between its least (0) and greatest (1) in "
-                    "the box. Neutral: none.",
+                    tooltip="How much attention makes a place part of the layer, from the least (0) to "
+                        "the greatest (1) in the layer's box. Neutral: none.",
                 ),
                 io.Boolean.Input("largest", default=True, tooltip="Keep only the largest connected patch. "
                 "Neutral: off."),
             ],
             outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The stack, in which those layers have masks "
-                "and the canvas for a box."),
-                io.Mask.Output(display_name="masks", tooltip="Those masks, back to front: 1 where the layer "
-                "is."),
+                LAYERS.Output(display_name="layers", tooltip="The stack; those layers now have a mask, "
+                    "and the whole canvas as their box."),
+                io.Mask.Output(display_name="masks", tooltip="The new masks, from back to front: 1 where "
+                    "the layer is."),
             ],
         )  # fmt: skip
 
@@ -136,7 +136,7 @@ class LayerMaskFromAttention(io.ComfyNode):
         prompt: str, negative: str, seed: int,
         steps: int, cfg: float, threshold: float, largest: bool,
     ) -> io.NodeOutput:  # fmt: skip
-        """Sample and look."""
+        """Sample while recording attention, and return the stack with masks made from it."""
         check_model(model)
         document = read_stack(layers)
         size = document.height // 8, document.width // 8
@@ -144,15 +144,15 @@ class LayerMaskFromAttention(io.ComfyNode):
             raise invalid(
                 "layers: canvas", f"{document.width}x{document.height}", f"8..{MAX_SIDE} pixels a side"
             )
-        wanting = [layer for layer in document if needs_mask(layer)]
-        if not wanting:
+        unmasked = [layer for layer in document if needs_mask(layer)]
+        if not unmasked:
             return io.NodeOutput(layers, torch.zeros(1, *size))
-        plan = plan_watching(document, wanting, prompt, negative, partial(tokenise, clip), EMBEDDING)
-        maps = AttentionMaps([layer.name for layer in wanting])
-        watched = Settings(mode="collage", strength=0.0)
+        plan = plan_watching(document, unmasked, prompt, negative, partial(tokenise, clip), EMBEDDING)
+        maps = AttentionMaps([layer.name for layer in unmasked])
+        settings = Settings(mode="collage", strength=0.0)
         words = (
-            conditioning(clip, plan.prompt, plan.cond, watched, maps),
-            conditioning(clip, plan.negative, (), watched, None),
+            conditioning(clip, plan.prompt, plan.cond, settings, maps),
+            conditioning(clip, plan.negative, (), settings, None),
         )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)

@@ -1,4 +1,4 @@
-"""Words that act where their layers are, in one pass of the model."""
+"""Let words act where their layers are, in one pass of the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..layers.socket import LAYERS, read_stack
 from .attention_patch import Half, check_model, patched, with_regions
 
 EMBEDDING = "embedding:"
-"""What ComfyUI has in front of an embedding's name."""
+"""The text that ComfyUI expects in front of an embedding's name."""
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -39,56 +39,54 @@ _SETTINGS = (
 
 
 class RegionalPromptAttention(io.ComfyNode):
-    """MODEL, CLIP and LAYERS to MODEL and conditionings."""
+    """Make a MODEL and conditionings in which each layer's words act where the layer is seen."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_RegionalPromptAttention",
             display_name="Regional Prompt Attention",
             category="layered diffusion/attention",
             description=(
-                "Let each layer's words act where the layer is seen. Takes one pass of the model however "
-                "many layers there are. "
-                "Works with SD 1.x, 2.x and XL; conditioning areas and ControlNets beside it get the prompt "
-                "of the whole picture."
+                "Let each layer's words act where the layer is seen. One pass of the model a step is "
+                "enough for any number of layers. Works with SD 1.x, 2.x and XL; conditioning areas and "
+                "ControlNets that are used beside it get the prompt of the whole picture."
             ),
             search_aliases=["regional prompt", "attention couple", "area prompt", "region", "mask prompt",
             "paint with words", "collage", "couple"],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or XL model, inpainting ones "
-                "too; it is not changed."),
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or XL model, inpainting "
+                    "models too; it is not changed."),
                 io.Clip.Input("clip", tooltip="Encodes all words, with its LoRAs and embeddings (write "
                 "embedding:name)."),
                 LAYERS.Input("layers", tooltip="The stack. Layers with a prompt act where they are seen; the "
                 "rest is left to the main prompt."),
                 io.String.Input(
                     "prompt", multiline=True, default="", dynamic_prompts=True,
-                    tooltip="Words for the whole picture, and all there is where no layer is. Empty: the "
-                    "stack's own, or the layers' prompts joined.",
+                    tooltip="Words for the whole picture; they act alone where no layer is. Empty: the "
+                        "stack's own prompt, or the layers' prompts joined.",
                 ),
                 io.String.Input(
                     "negative", multiline=True, default="", dynamic_prompts=True,
-                    tooltip="What the whole picture must not show; layers add their own negatives in their "
-                    "places. Empty: the stack's own.",
+                    tooltip="What the whole picture must not show; layers add their own negatives where "
+                        "they are seen. Empty: the stack's own negative.",
                 ),
                 io.Combo.Input(
                     "mode", options=list(REGION_MODES), default=_DEFAULT.mode,
-                    tooltip="regions: every layer its own prompt. joint: the same in one softmax. collage, "
-                    "paint with words: the layers' words are "
-                    "parts of the prompt and are pushed into their places. Neutral: none.",
+                    tooltip="regions: every layer has its own prompt. joint: the same prompts share one "
+                        "softmax. collage, paint with words: the layers' words are part of the prompt, "
+                        "and attention to them is raised where their layers are. Neutral: none.",
                 ),
                 io.Combo.Input(
                     "schedule", options=["auto", *SCHEDULES], default=_DEFAULT.schedule, advanced=True,
-                    tooltip="How the push of words follows the noise; the logs fade as the picture clears. "
-                    "auto: log log for collage, else log. "
-                    "Neutral: none.",
+                    tooltip="How the raised attention depends on sigma: constant stays, log and log log "
+                        "fade as the noise falls. auto: log log for collage, else log. Neutral: none.",
                 ),
                 io.Float.Input(
                     "strength", default=_DEFAULT.strength, min=0.0, max=1.0, step=0.05,
-                    tooltip="Factor on every layer's attention inside and outside, 0 to 1. Neutral: 0, the "
-                    "plain prompt.",
+                    tooltip="Factor on every layer's 'attention inside' and 'attention outside', 0 to 1. "
+                        "Neutral: 0, the plain prompt.",
                 ),
                 io.Float.Input(
                     "start", default=_DEFAULT.start, min=0.0, max=1.0, step=0.01, advanced=True,
@@ -96,7 +94,7 @@ class RegionalPromptAttention(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end", default=_DEFAULT.end, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="Share of the sampling at which they cease, from start to 1. Neutral: 1.",
+                    tooltip="Share of the sampling at which layers stop acting, from start to 1. Neutral: 1.",
                 ),
                 io.Float.Input(
                     "global_weight", default=_DEFAULT.global_weight, min=0.0, max=1.0, step=0.05,
@@ -105,50 +103,50 @@ class RegionalPromptAttention(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "emphasis", default=_DEFAULT.emphasis, min=0.0, max=2.0, step=0.05, advanced=True,
-                    tooltip="How much a layer's own words are pushed inside beyond their share, 0 to 2; mode "
-                    "regions. Neutral: 0.",
+                    tooltip="How far attention to a layer's own words is raised inside the layer, beyond "
+                        "their share, 0 to 2; mode regions. Neutral: 0.",
                 ),
                 io.Float.Input(
                     "guidance", default=_DEFAULT.guidance, min=1.0, max=10.0, step=0.1, advanced=True,
                     tooltip="Factor on the sampler's cfg where layers are, in the first part of the "
-                    "sampling: brings missing things into small "
-                    "places. It multiplies, so begin low; the demo model takes 6. Neutral: 1, and nothing "
-                    "happens at cfg 1.",
+                        "sampling: the model leaves fewer small places empty. Begin with a low value; 6 "
+                        "suits the demo model. Neutral: 1. It has no effect at cfg 1.",
                 ),
                 io.Float.Input(
                     "growth", default=_DEFAULT.growth, min=0.0, max=0.25, step=0.01, advanced=True,
-                    tooltip="How much wider layers are for their words in the first part of the sampling, as "
-                    "a share of the canvas's shorter side, "
-                    "0 to 0.25: small things are left out less often. Neutral: 0.",
+                    tooltip="How far beyond a layer its words act in the first part of the sampling, as "
+                        "a share of the canvas's shorter side, 0 to 0.25: small things are left out less "
+                        "often. Neutral: 0.",
                 ),
                 io.Boolean.Input(
                     "auto_negative", default=_DEFAULT.auto_negative,
-                    tooltip="A layer's prompt is also negative wherever the layer is not. Neutral: off.",
+                    tooltip="A layer's prompt is also used as a negative prompt wherever the layer is "
+                        "not. Neutral: off.",
                 ),
                 io.Boolean.Input(
                     "append", default=_DEFAULT.append, advanced=True,
-                    tooltip="Append words that the prompt lacks instead of stopping with an error; modes "
-                    "collage and paint with words. Neutral: off.",
+                    tooltip="Append layers' words that are missing in the prompt, instead of stopping "
+                        "with an error; modes collage and paint with words. Neutral: off.",
                 ),
                 io.Boolean.Input(
                     "record", default=False, advanced=True,
-                    tooltip="Keep what each layer's words attend to while sampling, for Attention Preview. "
-                    "Costs some time. Neutral: off.",
+                    tooltip="Record where each layer's words are attended to while sampling, for "
+                        "Attention Preview. Takes some time. Neutral: off.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model, which heeds the layers in the two "
-                "conditionings."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the layers' words. "
-                "Acts with this node's model."),
+                io.Model.Output(display_name="model", tooltip="A clone of the model that applies the "
+                    "layers in the two conditionings."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the layers' "
+                    "words. Works only with the model of this node."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the "
-                "layers' own. Acts with this node's model."),
+                    "layers' negatives. Works only with the model of this node."),
             ],
         )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
-        """What can be known before running; inputs that are linked come as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             Settings(start=0.0 if start is None else start, end=1.0 if end is None else end)
         except LayeredError as error:
@@ -166,7 +164,7 @@ class RegionalPromptAttention(io.ComfyNode):
         record: bool = False,
         **values: Any,
     ) -> io.NodeOutput:
-        """Plan, encode, patch."""
+        """Plan the regions, encode their words, and patch a clone of the model."""
         check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS})
         plan = plan_regions(
@@ -180,20 +178,20 @@ class RegionalPromptAttention(io.ComfyNode):
 
 
 def tokenise(clip: comfy.sd.CLIP, text: str) -> list[Token]:
-    """The tokens of a text as ComfyUI cuts it, without weights, and their places among the keys of
+    """Return the tokens of a text as ComfyUI cuts it, without weights, with their places among the keys of
     cross-attention."""
-    # All encoders of a UNet model cut words alike.
+    # All text encoders of a UNet model cut a text into the same tokens.
     chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
     tokens: list[Token] = []
     first = 0
     for chunk in chunks:
-        tokens += [Token(_what(token), first + i) for i, (token, _, word) in enumerate(chunk) if word]
+        tokens += [Token(_token_id(token), first + i) for i, (token, _, word) in enumerate(chunk) if word]
         first += len(chunk)
     return tokens
 
 
-def _what(token: object) -> object:
-    """A token's id; of an embedding's vector something equal for equal vectors."""
+def _token_id(token: object) -> object:
+    """Return a token's id; for the vector of an embedding, bytes that are equal for equal vectors."""
     return token.detach().float().cpu().numpy().tobytes() if isinstance(token, Tensor) else token
 
 
@@ -201,7 +199,8 @@ def conditioning(
     clip: comfy.sd.CLIP, text: str, regions: tuple[Region, ...], settings: Settings,
     maps: AttentionMaps | None
 ) -> list[list[Any]]:  # fmt: skip
-    """The main prompt encoded as ComfyUI's own node does, with the regions' words in its private key."""
+    """Return the main prompt, encoded as CLIP Text Encode does, with the encoded regions under the private
+    key."""
     main = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if maps is None and not any(r.acts for r in regions):
         regions = ()

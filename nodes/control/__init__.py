@@ -1,1 +1,1 @@
-"""Nodes of ControlNets per layer."""
+"""Nodes for ControlNets per layer."""

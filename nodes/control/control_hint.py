@@ -1,4 +1,4 @@
-"""The picture that a ControlNet looks at, drawn from layers."""
+"""Draw the hint picture of a ControlNet from layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..layers.socket import LAYERS, read_stack
 
 
 def preprocessor(kind: str) -> Preprocessor:
-    """One of controlnet_aux's, with its checkpoint from ``models/controlnet_aux``."""
+    """Return the preprocessor ``kind`` of controlnet_aux, with its checkpoint from
+    ``models/controlnet_aux``."""
     return _loaded(kind, str(Path(folder_paths.models_dir, "controlnet_aux")))
 
 
@@ -26,19 +27,19 @@ def _loaded(kind: str, folder: str) -> Preprocessor:
 
 
 class LayerControlHint(io.ComfyNode):
-    """LAYERS to a hint picture."""
+    """Draw the hint picture of a stack of layers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerControlHint",
             display_name="Layer Control Hint",
             category="layered diffusion/control",
             description=(
-                "Draw the hint picture for a ControlNet: each layer as its recipe's control hint says, where "
-                "the layer is seen, black elsewhere. "
-                "Canny and segmentation need nothing; the other kinds need the package controlnet_aux."
+                "Draw the hint picture for a ControlNet: each layer where it is seen, drawn as the "
+                "control hint of its recipe says; black elsewhere. Canny and segmentation need nothing "
+                "else; the other kinds need the package controlnet_aux."
             ),
             search_aliases=[
                 "controlnet preprocessor",
@@ -61,14 +62,15 @@ class LayerControlHint(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="hint",
-                    tooltip="As large as the canvas; for Masked ControlNet Apply or any Apply ControlNet.",
+                    tooltip="The hint picture, as large as the canvas; for Masked ControlNet Apply or "
+                    "any Apply ControlNet.",
                 )
             ],
         )
 
     @classmethod
     def execute(cls, layers: Mapping[str, Any], outline: bool) -> io.NodeOutput:
-        """Draw."""
+        """Draw the hint picture."""
         hint = document_hint(read_stack(layers), outline=outline, preprocess=preprocessor)[None].movedim(
             1, -1
         )

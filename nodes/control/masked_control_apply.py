@@ -1,4 +1,4 @@
-"""ControlNet per layer: the residuals of one net weighted by where layers are seen."""
+"""Apply a ControlNet per layer: weight the residuals of one net by where the layers are seen."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ...layered_core.document import Control
 from ...layered_core.errors import LayeredError, check_number, invalid
 from ..layers.socket import LAYERS, read_stack
 from .control_hint import preprocessor
-from .masked_control_net import LED, MaskedControl
+from .masked_control_net import IS_POSITIVE_KEY, MaskedControl
 
 
 class MaskedControlNetApply(io.ComfyNode):
-    """Conditioning with a ControlNet that acts inside layers."""
+    """Add a ControlNet that acts inside layers to a pair of conditionings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_MaskedControlNetApply",
             display_name="Masked ControlNet Apply",
             category="layered diffusion/control",
             description=(
-                "Let a ControlNet act where layers are seen, each with its own strength and range. However "
-                "many layers, the net runs once a step. "
-                "Chains with ComfyUI's own Apply ControlNet."
+                "Let a ControlNet act where layers are seen, each layer with its own strength, start and "
+                "end. The net runs once a step for any number of layers. Can be chained with ComfyUI's "
+                "own Apply ControlNet."
             ),
             search_aliases=["controlnet", "regional controlnet", "controlnet mask", "apply controlnet",
             "control per layer"],
@@ -45,42 +45,46 @@ class MaskedControlNetApply(io.ComfyNode):
                 io.ControlNet.Input("control_net", tooltip="The net; it is not changed."),
                 LAYERS.Input(
                     "layers", optional=True,
-                    tooltip="Layers whose recipe has a control hint: each acts where it is seen, with its own "
-                    "strength, start and end.",
+                    tooltip="Layers whose recipe has a control hint: each acts where it is seen, with its "
+                    "own strength, start and end.",
                 ),
                 io.Image.Input(
                     "image", optional=True,
-                    tooltip="The hint. Not connected: drawn from the layers, as Layer Control Hint does with "
-                    "its defaults.",
+                    tooltip="The hint picture. Not connected: it is drawn from the layers, as Layer "
+                        "Control Hint does with its defaults.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Without layers: where the net acts, 1 is full. With layers: multiplies them. "
-                    "Neutral: all 1.",
+                    tooltip="Without layers: where the net acts, 1 is full strength. With layers: their "
+                        "masks are multiplied by it. Neutral: all 1.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.01,
-                    tooltip="Weight of the residuals, 0 to 2; multiplies the layers' own. Neutral: 0.",
+                    tooltip="Weight of the net's residuals, 0 to 2; the layers' own strengths are "
+                        "multiplied by it. Neutral: 0.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
-                    tooltip="Share of the sampling at which it begins. Neutral: 0.",
+                    tooltip="Share of the sampling at which the net begins to act, 0 to 1. Neutral: 0.",
                 ),
                 io.Float.Input(
                     "end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
-                    tooltip="Share of the sampling at which it ends. Neutral: 1.",
+                    tooltip="Share of the sampling at which the net stops acting, 0 to 1. Neutral: 1.",
                 ),
                 io.Combo.Input(
                     "mode", options=list(CONTROL_MODES), default="balanced", advanced=True,
-                    tooltip="Who leads: both, the prompt (weaker outer residuals), or the control (those, on "
-                    "the positive alone). Neutral: balanced.",
+                    tooltip="balanced: prompt and control count alike. prompt: the prompt counts more, "
+                        "as outer residuals are weaker. control: the control counts more, as the same "
+                        "residuals act on the positive alone. Neutral: balanced.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="For nets that read latents (SD3, Flux, Qwen). Not "
-                "connected: none."),
+                io.Vae.Input("vae", optional=True, tooltip="For nets that read latents (SD3, Flux, Qwen). "
+                "Not connected: none."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="With control."),
-                io.Conditioning.Output(display_name="negative", tooltip="With control."),
+                io.Conditioning.Output(display_name="positive", tooltip="The conditioning with the "
+                    "ControlNet."),
+                io.Conditioning.Output(display_name="negative", tooltip="The conditioning with the "
+                    "ControlNet."),
             ],
         )  # fmt: skip
 
@@ -91,7 +95,7 @@ class MaskedControlNetApply(io.ComfyNode):
         start_percent: float | None = None,
         end_percent: float | None = None,
     ) -> bool | str:
-        """What can be known before running; inputs that are linked come as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             Control(
                 strength=1.0 if strength is None else strength,
@@ -110,7 +114,7 @@ class MaskedControlNetApply(io.ComfyNode):
         mask: Tensor | None = None,
         vae: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        """Wrap the net and put it on both conditionings, in front of what controls them already."""
+        """Wrap the net and add it to both conditionings, on top of the ControlNets that they have already."""
         check_number("strength", strength, 0, 2)
         if strength == 0:
             return io.NodeOutput(positive, negative)
@@ -123,8 +127,8 @@ class MaskedControlNetApply(io.ComfyNode):
         else:
             if image is None:
                 raise LayeredError(
-                    "image: nothing is connected, and no layers either. Connect a hint picture, or layers with "
-                    "a control hint"
+                    "image: neither a hint picture nor layers are connected. Connect a hint picture, or "
+                    "layers with a control hint"
                 )
             shown = torch.ones(1, *image.shape[1:3]) if mask is None else _one_mask(mask)
             control_map = ControlMap(shown, (control,), mode)
@@ -133,16 +137,19 @@ class MaskedControlNetApply(io.ComfyNode):
         wrapped: dict[Any, MaskedControl] = {}
         halves = ((positive, 1.0), (negative, 0.0))
         return io.NodeOutput(
-            *(_controlled(c, control_net, hint, control_map, vae, wrapped, led) for c, led in halves)
+            *(
+                _controlled(c, control_net, hint, control_map, vae, wrapped, positive)
+                for c, positive in halves
+            )
         )
 
 
 def _controlled(
     conditioning: Sequence[Any], net: comfy.controlnet.ControlBase, hint: Tensor, control_map: ControlMap, vae: Any,
-    wrapped: dict[Any, MaskedControl], led: float,
+    wrapped: dict[Any, MaskedControl], is_positive: float,
 ) -> list[list[Any]]:  # fmt: skip
-    """Each conditioning with the net on top; those that had one net in common still have (ComfyUI batches by
-    identity)."""
+    """Return the conditioning with the net on top of each entry. Entries that shared a ControlNet still share
+    one, because ComfyUI batches by identity."""
     out = []
     for words, options in conditioning:
         before = options.get("control")
@@ -153,14 +160,14 @@ def _controlled(
         if control_map.mode == "control":
             ours["model_conds"] = {
                 **options.get("model_conds", {}),
-                LED: comfy.conds.CONDRegular(torch.tensor([led])),
+                IS_POSITIVE_KEY: comfy.conds.CONDRegular(torch.tensor([is_positive])),
             }
         out.append([words, {**options, **ours}])
     return out
 
 
 def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> ControlMap:
-    """The layers' map inside the node's own range and mask."""
+    """Return the layers' map, limited to the node's own range and mask."""
     masks = control_map.masks
     if mask is not None:
         _check_aspect("mask: size", *mask.shape[-2:], masks)
@@ -172,15 +179,15 @@ def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> C
 
 
 def _one_mask(mask: Tensor) -> Tensor:
-    """A MASK as ``[1, H, W]`` in 0..1 on the CPU."""
+    """Return a MASK as ``[1, H, W]`` in 0..1 on the CPU."""
     mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
     if len(mask) != 1:
-        raise invalid("mask: batch", len(mask), "one mask", "Use layers for several")
+        raise invalid("mask: number of masks", len(mask), "1", "Use layers where several are needed")
     return mask.clamp(0, 1)
 
 
 def _check_aspect(what: str, height: int, width: int, canvas: Tensor) -> None:
-    """Raise :class:`LayeredError` unless a picture has the aspect ratio of ``canvas``, by 2 %."""
+    """Raise :class:`LayeredError` unless a picture has the aspect ratio of ``canvas``, to within 2 %."""
     own_height, own_width = canvas.shape[-2:]
     if abs(width * own_height - own_width * height) > 0.02 * width * own_height:
         other = "layers" if what.startswith("mask") else "masks or layers"

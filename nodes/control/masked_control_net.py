@@ -1,4 +1,4 @@
-"""A ControlNet of ComfyUI whose residuals are weighed by layers."""
+"""A ControlNet of ComfyUI whose residuals are weighted by layers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...layered_core.control.control_map import ControlMap, centre_crop, soft_we
 from ...layered_core.errors import invalid
 from ...layered_core.noise.window import Window
 
-LED = "layered_diffusion_led"
-"""Of our entry among what a conditioning gives the model: 1 for a positive, 0 for a negative, row by row. A
-net's mark of a chunk of the batch would not tell: guiders count differently, and split batches where memory
-is short."""
+IS_POSITIVE_KEY = "layered_diffusion_led"
+"""Key of an entry in a conditioning's ``model_conds`` that marks each row of the batch as positive (1) or
+negative (0). The numbers that ComfyUI gives the chunks of a batch would not do: guiders count differently,
+and split batches when memory is short."""
 
 
 class MaskedControl(comfy.controlnet.ControlBase):
-    """A CONTROL_NET whose residuals are multiplied by a map; everything else is the inner net's own doing."""
+    """A CONTROL_NET whose residuals are multiplied by a map; everything else is left to the inner net."""
 
     def __init__(self, inner: comfy.controlnet.ControlBase, control_map: ControlMap) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
         self.windows: list[Window] = []
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
-        """Before sampling: refuses a net of another family."""
+        """Prepare for sampling; raises :class:`LayeredError` for a net of another model family."""
         super().pre_run(model, percent_to_timestep_function)
         check_family(self.inner, model)
         self.windows = [
@@ -40,20 +40,21 @@ class MaskedControl(comfy.controlnet.ControlBase):
     def get_control(
         self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: dict[str, Any]
     ) -> Any:
-        """The residuals, after those of the nets before; the net is not asked where no layer is active."""
-        led = cond.get(LED) if self.map.mode == "control" else None  # those before take it out
+        """Return the residuals, added to those of the nets before. The net does not run when no layer is
+        active."""
+        rows = cond.get(IS_POSITIVE_KEY) if self.map.mode == "control" else None  # nets before remove it
         previous = None
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(
                 x_noisy, t, cond, batched_number, transformer_options
             )
-        cond.pop(LED, None)  # it is none of the model's
+        cond.pop(IS_POSITIVE_KEY, None)  # the model itself does not know it
         sigma = float(t[0])
         weight = self.map.at([window.acts(sigma) for window in self.windows])
         if not isinstance(weight, Tensor) and weight == 0:
             return previous
-        # One number for all cells is the net's own strength: core's arithmetic to the bit, whatever the net
-        # makes of it.
+        # One number for all cells becomes the net's own strength: the result is then ComfyUI's to the bit,
+        # however the net uses its strength.
         everywhere = not isinstance(weight, Tensor)
         self.inner.strength = weight if everywhere else 1.0
         control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
@@ -61,15 +62,15 @@ class MaskedControl(comfy.controlnet.ControlBase):
             return previous
         cells = (x_noisy.shape[-2], x_noisy.shape[-1])
         weight = 1.0 if everywhere else centre_crop(weight, *cells)
-        out = self._weighted(control, weight, cells, led)
+        out = self._weighted(control, weight, cells, rows)
         return self.control_merge(out, previous, output_dtype=None)
 
     def _weighted(
         self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None
     ) -> dict[str, list[Any]]:
-        """All residuals of one evaluation, weighted. A transformer hands one residual to many blocks: its
-        weighted copy is shared too."""
-        # Core takes residuals from the end: an adapter's (input) outermost first, a ControlNet's (output)
+        """Return all residuals of one evaluation, weighted. A transformer uses one residual in many blocks;
+        they share its weighted copy too."""
+        # ComfyUI takes residuals from the end: an adapter's (input) outermost first, a ControlNet's (output)
         # deepest first.
         places = (
             *reversed(control.get("input") or ()),
@@ -87,30 +88,30 @@ class MaskedControl(comfy.controlnet.ControlBase):
         }
 
     def copy(self) -> MaskedControl:
-        """As ComfyUI asks."""
+        """Return a copy with a copy of the inner net and the same map."""
         other = MaskedControl(self.inner.copy(), self.map)
         self.copy_to(other)
         return other
 
     def cleanup(self) -> None:
-        """After sampling."""
+        """Release what sampling needed, here and in the inner net."""
         super().cleanup()
         self.inner.cleanup()
 
     def get_models(self) -> list[Any]:
-        """What must be on the device."""
+        """Return the models that must be on the device."""
         return super().get_models() + self.inner.get_models()
 
     def get_extra_hooks(self) -> list[Any]:
-        """Hooks of the inner net and of those before."""
+        """Return the hooks of the inner net and of the nets before."""
         return super().get_extra_hooks() + self.inner.get_extra_hooks()
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> float:
-        """Bytes beside the weights."""
+        """Return the bytes that are needed beside the weights."""
         return super().inference_memory_requirements(dtype) + self.inner.inference_memory_requirements(dtype)
 
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> MaskedControl:
-        """A copy for another GPU."""
+        """Return a copy for another GPU."""
         other = MaskedControl(self.inner.deepclone_multigpu(load_device), self.map)
         self.copy_to(other)
         if autoregister:
@@ -132,16 +133,16 @@ _KINDS = {
     "x_embedder.proj.weight": "an SD3 transformer",
     "img_in.weight": "a Flux or Qwen transformer",
 }
-"""The first layer, by which ComfyUI's networks tell their kind; its outputs are as wide as the residuals."""
+"""The first layer of each kind of ComfyUI's networks; its number of outputs is the width of the residuals."""
 
 
 _WORDS = ("attn2.to_k.weight", "context_embedder.weight", "txt_in.weight")
-"""The first layer that reads words."""
+"""How the name of the first layer that reads words ends."""
 
 
 def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:
-    """Raise :class:`LayeredError` where shapes say that a ControlNet or T2I-Adapter was made for another
-    family than the model."""
+    """Raise :class:`LayeredError` if shapes show that a ControlNet or T2I-Adapter was made for another family
+    than the model's."""
     wanted = _shape(model.diffusion_model)
     got = (
         _adapter_shape(net.t2i_model)
@@ -160,7 +161,8 @@ def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:
 
 
 def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
-    """What a model and its ControlNets have in common; nothing for a network that is not known."""
+    """Return the properties that a model and its ControlNets have in common; an empty dict for an unknown
+    network."""
     if module is None:
         return {}
     # Packed weights (quantised to 4 bits) do not have the layer's shape.
@@ -181,7 +183,7 @@ def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
 
 
 def _adapter_shape(adapter: torch.nn.Module) -> dict[str, Any]:
-    """The same of a T2I-Adapter for UNets: those for SDXL serve its three resolutions."""
+    """Return the same for a T2I-Adapter for UNets. Adapters for SDXL serve its three resolutions."""
     if not hasattr(adapter, "channels"):
         return {}
     return {

@@ -1,1 +1,1 @@
-"""Nodes that bring the storybook: its model, its ControlNet, its pictures."""
+"""Nodes for the demo world, the storybook: its model, its ControlNet, its pictures."""

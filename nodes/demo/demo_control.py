@@ -1,5 +1,5 @@
-"""The storybook ControlNet through ComfyUI's own class: to every other node an SD1.5 ControlNet, only
-small."""
+"""Load the storybook ControlNet through ComfyUI's own class: to every other node it is a small SD1.5
+ControlNet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .demo_model import read_config, read_weights, unet_config
 
 
 def load_control(folder: str) -> comfy.controlnet.ControlNet:
-    """CONTROL_NET from ``folder``/controlnet, a diffusers ControlNet of any size."""
+    """Load a CONTROL_NET from ``folder``/controlnet, a diffusers ControlNet of any size."""
     shape = read_config(folder, "controlnet", "config.json")
     weights = read_weights(folder, "controlnet")
     config = unet_config(shape)
@@ -45,7 +45,8 @@ def load_control(folder: str) -> comfy.controlnet.ControlNet:
 
 
 def _own_names(weights: dict[str, Tensor]) -> dict[str, str]:
-    """Diffusers' names of what a ControlNet has beside the UNet's blocks -> ComfyUI's."""
+    """Map diffusers' names of the weights that a ControlNet has beside the UNet's blocks to ComfyUI's
+    names."""
     last = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("controlnet_cond_embedding.blocks."))
     names = {}
     for key in weights:
@@ -63,11 +64,11 @@ def _own_names(weights: dict[str, Tensor]) -> dict[str, str]:
 
 
 class LoadDemoControlNet(io.ComfyNode):
-    """The shipped ControlNet, with nothing to choose."""
+    """Load the shipped ControlNet; there is nothing to choose."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LoadDemoControlNet",
             display_name="Load Demo ControlNet",
@@ -83,5 +84,5 @@ class LoadDemoControlNet(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        """Load it."""
+        """Load the ControlNet."""
         return io.NodeOutput(load_control(str(MODEL)))

@@ -1,4 +1,4 @@
-"""The storybook model through ComfyUI's own classes: to every other node an SD1.5 model, only small."""
+"""Load the storybook model through ComfyUI's own classes: to every other node it is a small SD1.5 model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ from torch import Tensor
 from ...demo.world.places import MODEL
 from ...layered_core.errors import LayeredError
 
-"""The shipped model, in the diffusers layout."""
-
 
 class StorybookLatents(comfy.latent_formats.SD15):
-    """SD1.5's latents, unscaled: the storybook VAE was trained to unit deviation."""
+    """SD1.5's latents, unscaled: the storybook VAE was trained to latents of standard deviation 1."""
 
     def __init__(self) -> None:
         super().__init__(scale_factor=1.0)
@@ -37,7 +35,7 @@ class StorybookLatents(comfy.latent_formats.SD15):
 
 
 class Storybook(comfy.supported_models.SD15):
-    """SD1.5 at another size, trained on v-prediction."""
+    """SD1.5 of another size, trained on v-prediction."""
 
     latent_format = StorybookLatents
 
@@ -47,12 +45,13 @@ class Storybook(comfy.supported_models.SD15):
         super().__init__(unet_config)
 
     def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
-        """As ComfyUI asks."""
+        """Return v-prediction, whatever the weights are."""
         return comfy.model_base.ModelType.V_PREDICTION
 
 
 def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """MODEL from ``folder``/unet; also ComfyUI's way to load it again (``cached_patcher_init``)."""
+    """Load a MODEL from ``folder``/unet. ComfyUI calls this to load it again, too
+    (``cached_patcher_init``)."""
     shape = read_config(folder, "unet", "config.json")
     config = Storybook(unet_config(shape), heads=int(shape["attention_head_dim"]))
     names = comfy.utils.unet_to_diffusers(config.unet_config)
@@ -75,7 +74,7 @@ def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher
 
 
 def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """CLIP from ``folder``/text_encoder and ``folder``/tokenizer."""
+    """Load a CLIP from ``folder``/text_encoder and ``folder``/tokenizer."""
     shape = read_config(folder, "text_encoder", "config.json")
 
     class Tokenizer(comfy.sd1_clip.SDTokenizer):
@@ -101,7 +100,7 @@ def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
 
     prefix = "text_model."
     weights = {prefix + k.removeprefix(prefix): v for k, v in read_weights(folder, "text_encoder").items()}
-    # Nothing of SD1.5 uses it, but ComfyUI's class has it and would leave it uninitialised.
+    # SD1.5 never uses this weight, but ComfyUI's class has it and would leave it uninitialised.
     weights["text_projection.weight"] = torch.eye(shape["hidden_size"])
     with torch.inference_mode(False):
         clip = comfy.sd.CLIP(
@@ -116,7 +115,7 @@ def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
 
 
 def load_vae(folder: str) -> comfy.sd.VAE:
-    """VAE from ``folder``/vae."""
+    """Load a VAE from ``folder``/vae."""
     weights = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     for name, weight in read_weights(folder, "vae").items():
         half, _, number, rest = name.split(".", 3)
@@ -129,19 +128,18 @@ def load_vae(folder: str) -> comfy.sd.VAE:
 
 
 class LoadDemoModel(io.ComfyNode):
-    """The shipped model, with nothing to choose."""
+    """Load the shipped model; there is nothing to choose."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LoadDemoModel",
             display_name="Load Demo Model",
             category="layered diffusion/models",
             description=(
-                "Load the small storybook model that comes with this pack: pictures of 128x128 pixels, no "
-                "download. "
-                "Write it 'a red ball and a blue star in a meadow'."
+                "Load the small storybook model that comes with this pack: pictures of 128x128 pixels, "
+                "no download. A prompt for it reads 'a red ball and a blue star in a meadow'."
             ),
             search_aliases=["storybook", "demo", "tiny model", "checkpoint loader", "test model"],
             inputs=[],
@@ -156,7 +154,7 @@ class LoadDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        """Load all three."""
+        """Load UNet, text encoder and VAE."""
         folder = str(MODEL)
         return io.NodeOutput(load_unet(folder), load_clip(folder), load_vae(folder))
 
@@ -170,8 +168,8 @@ def _vae_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patc
 
 
 def unet_config(shape: dict[str, Any]) -> dict[str, Any]:
-    """ComfyUI's description of a UNet from diffusers'; depth lists have one entry a block, from the outermost
-    inwards."""
+    """Return ComfyUI's description of a UNet, from diffusers' one. Depth lists have one entry for each block,
+    from the outermost inwards."""
     widths = shape["block_out_channels"]
     blocks = [shape["layers_per_block"]] * len(widths)
     deep = [int("CrossAttn" in kind) for kind in shape["down_block_types"]]

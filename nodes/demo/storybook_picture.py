@@ -1,4 +1,4 @@
-"""A picture of the storybook world, drawn on the spot: something to try layers on with no file at hand."""
+"""Draw a picture of the storybook world, to try layers without any file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS, Thi
 
 
 class StorybookPicture(io.ComfyNode):
-    """One landscape or one object with its transparency."""
+    """Draw one landscape, or one object with its transparency."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_StorybookPicture",
             display_name="Storybook Picture",
@@ -31,8 +31,8 @@ class StorybookPicture(io.ComfyNode):
                 "landscapes have their own."),
                 io.Combo.Input(
                     "material", options=list(MATERIALS), default="solid",
-                    tooltip="The object's: solid has hard edges, glass is translucent, glowing has a halo, "
-                    "soft has blurred edges. Neutral: solid.",
+                    tooltip="The object's material: solid has hard edges, glass is translucent, glowing "
+                        "has a halo, soft has blurred edges. Neutral: solid.",
                 ),
                 io.Int.Input(
                     "size", default=128, min=16, max=1024, step=8,
@@ -41,8 +41,8 @@ class StorybookPicture(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
-                    tooltip="Where hills, sun and stars of a landscape are; objects do not vary. Neutral: "
-                    "any value, each is a picture as good.",
+                    tooltip="Decides where hills, sun and stars of a landscape are; objects do not "
+                        "depend on it. Neutral: any value.",
                 ),
             ],
             outputs=[
@@ -53,7 +53,7 @@ class StorybookPicture(io.ComfyNode):
 
     @classmethod
     def execute(cls, what: str, colour: str, material: str, size: int, seed: int) -> io.NodeOutput:
-        """Draw."""
+        """Draw the picture."""
         if what in BACKGROUNDS:
             opaque = np.full((size, size, 1), 255, np.uint8)
             pixels = np.concatenate([draw_background(what, np.random.default_rng(seed), size), opaque], -1)

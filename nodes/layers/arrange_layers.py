@@ -21,24 +21,24 @@ THUMBNAIL = 512
 
 @io.comfytype(io_type="LD_ARRANGEMENT")
 class ArrangementWidget(io.ComfyTypeIO):
-    """The editor of ``web/js/arrange_layers.js``. Its value is the JSON form of
+    """The editor of ``web/js/arrange_layers.js`` as an input. Its value is the JSON form of
     :class:`~layered_core.editing.arrangement.Arrangement`."""
 
     Type = Mapping[str, Any]
 
     class Input(io.WidgetInput):
-        """Without a socket: the value is made by hand."""
+        """An input without a socket: its value is made by hand."""
 
         def __init__(self, id: str, tooltip: str) -> None:
             super().__init__(id, optional=True, tooltip=tooltip, default={}, socketless=True)
 
 
 class ArrangeLayers(io.ComfyNode):
-    """LAYERS to LAYERS, as the user arranged them."""
+    """Arrange a stack of layers as the user did in the editor."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_ArrangeLayers",
             display_name="Arrange Layers",
@@ -51,23 +51,23 @@ class ArrangeLayers(io.ComfyNode):
                 LAYERS.Input("layers", tooltip="The stack to arrange."),
                 ArrangementWidget.Input(
                     "arrangement",
-                    tooltip="What was changed by hand, by the layers' names; everything else follows the "
-                    "stack. Neutral: nothing.",
+                    tooltip="The changes made by hand, kept by the layers' names; everything else "
+                        "follows the stack. Neutral: no changes.",
                 ),
                 io.Image.Input(
                     "picture", optional=True,
                     tooltip=(
-                        "The picture of a Create Layered Image: what was arranged in its editor is done "
-                        "first, and the changes made here on top. "
-                        "Only the connection counts, not the pixels. Neutral: not connected."
+                        "The picture of a Create Layered Image: what was arranged in its editor is "
+                        "applied first, the changes made here afterwards. Only the connection counts, not "
+                        "the pixels. Neutral: not connected."
                     ),
                 ),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack as arranged; words and recipes are "
                 "kept."),
-                io.String.Output(display_name="report", tooltip="What could not be done, such as changes to "
-                "a layer that is gone; empty if nothing."),
+                io.String.Output(display_name="report", tooltip="What could not be applied, such as "
+                    "changes to a layer that is gone; empty if everything was."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             is_output_node=True,
@@ -75,7 +75,7 @@ class ArrangeLayers(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, arrangement: object = None) -> bool | str:
-        """What can be known before running."""
+        """Return True, or the text of an error that is certain before running."""
         try:
             read_arrangement(arrangement)
         except LayeredError as error:
@@ -86,15 +86,19 @@ class ArrangeLayers(io.ComfyNode):
     def execute(
         cls, layers: Mapping[str, Any], arrangement: object = None, picture: Tensor | None = None
     ) -> io.NodeOutput:
-        """Arrange, and show the editor what it works on: the stack before the changes made in it."""
+        """Arrange the stack, and send the editor the stack as it was before the editor's own changes."""
         by_hand = read_arrangement(arrangement)
         document, remarks = read_stack(layers), []
         if picture is not None:
             state = linked_compositor(cls.hidden.prompt, cls.hidden.unique_id)
             document, remarks = apply_compositor(document, layers, state)
         arranged, absent = arrange(document, by_hand)
-        gone = [f"Not in the stack, so their changes wait: {', '.join(map(repr, absent))}."] if absent else []
-        # The editor sees for itself what is gone.
+        gone = (
+            [f"Changes are kept for layers that are not in the stack: {', '.join(map(repr, absent))}."]
+            if absent
+            else []
+        )
+        # The editor itself finds the layers that are gone.
         return io.NodeOutput(
             write_stack(arranged),
             " ".join(remarks + gone),
@@ -103,7 +107,7 @@ class ArrangeLayers(io.ComfyNode):
 
 
 def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
-    """What the editor draws: canvas, background and layers back to front with their pictures."""
+    """Return what the editor draws: canvas, background, and the layers back to front with their pictures."""
     layers = []
     for layer in document:
         small = thumbnail(layer, THUMBNAIL)

@@ -1,12 +1,11 @@
-"""What was arranged in the full-screen editor of ComfyUI's Create Layered Image, applied to a document of
-ours.
+"""Apply to a document what was arranged in the full-screen editor of ComfyUI's Create Layered Image.
 
-That node keeps it in its ``compositor`` widget:
+That node keeps the arrangement in its ``compositor`` widget:
 ``{"version": 1, "canvas": {"w", "h"}, "background": {"color", "opacity", "visible"}, "inputs": [fingerprint],
 "order": [index], "layers": [{"name", "visible", "opacity", "blend", "flipH", "flipV", "transform": {"x", "y",
-"w", "h", "rotation" (radians)}}]}``. Its layers are those of the stack, back to front, a batch being several;
-it is used by that node only while the fingerprints are those of the stack. Here, where they are not, its
-layers are found by name, those of one name in their order.
+"w", "h", "rotation" (radians)}}]}``. Its layers are those of the stack, back to front; each picture of a
+batch is a layer. The node itself ignores the arrangement if the fingerprints are no longer those of the
+stack. In that case its layers are found by name here, and layers of one name in their order.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from ...layered_core.errors import LayeredError, check_whole, invalid
 from .socket import frame_names, frame_titles
 
 NODE = "ImageCompositor"
-"""Create Layered Image."""
+"""The class of Create Layered Image."""
 
 GONE = ""
-"""In place of the name of a layer that the stack does not have."""
+"""Stands for a layer that the stack does not have."""
 
 
 def linked_compositor(prompt: Mapping[str, Any] | None, node_id: str | None) -> Mapping[str, Any] | None:
-    """The state of the Create Layered Image whose picture is linked to ``picture`` of the node ``node_id``;
-    None where nothing was arranged.
+    """Return the state of the Create Layered Image whose picture is linked to ``picture`` of the node
+    ``node_id``; None if nothing was arranged.
 
     Raises:
         LayeredError: the picture comes from another node.
@@ -42,7 +41,7 @@ def linked_compositor(prompt: Mapping[str, Any] | None, node_id: str | None) -> 
     source = prompt.get(link[0], {}) if isinstance(link, list) and link else {}
     if source.get("class_type") != NODE:
         raise invalid(
-            "picture: the node it comes from",
+            "picture: the class of the node it comes from",
             source.get("class_type"),
             f"Create Layered Image ({NODE})",
             "Connect that node's picture",
@@ -52,17 +51,18 @@ def linked_compositor(prompt: Mapping[str, Any] | None, node_id: str | None) -> 
         try:
             state = json.loads(state or "{}")
         except (ValueError, RecursionError):
-            state = None  # Create Layered Image takes it for nothing, too
+            state = None  # Create Layered Image ignores such a state, too
     return state if isinstance(state, Mapping) and state else None
 
 
 def apply_compositor(
     document: LayerDocument, stack: object, state: Mapping[str, Any] | None
 ) -> tuple[LayerDocument, list[str]]:
-    """``document``, read from ``stack``, as arranged in the editor, and what could not be done in words.
+    """Return ``document``, which was read from ``stack``, as arranged in the editor, and remarks on what
+    could not be applied.
 
-    A background colour of ``document`` is a layer there; hiding it is the only change of it that is taken
-    over.
+    A background colour of ``document`` is a layer in that editor; hiding it is the only change to it that is
+    taken over.
 
     Raises:
         LayeredError: the state is not what the editor writes, or a size is out of range.
@@ -89,8 +89,8 @@ def apply_compositor(
             present.setdefault(title, []).append(name)
         names = [found.pop(0) if (found := present.get(_own_name(entry))) else GONE for entry in entries]
         remarks.append(
-            "The stack changed after it was arranged in Create Layered Image, which now ignores that; here "
-            "it is applied by name."
+            "The stack changed after it was arranged in Create Layered Image. That node now ignores the "
+            "arrangement; here it is applied by the layers' names."
         )
         if gone := [_own_name(entry) for entry, name in zip(entries, names) if name == GONE]:
             remarks.append(f"Layers of that editor that are not in the stack: {', '.join(map(repr, gone))}.")
@@ -109,7 +109,8 @@ def apply_compositor(
 
 
 def _fingerprints(stack: object) -> list[str] | None:
-    """Those of ComfyUI's own node for the stack as it is now; None on hosts that have no such function."""
+    """Return the fingerprints that ComfyUI's own node computes for the stack as it is now; None on hosts
+    without that function."""
     try:
         from comfy_extras.nodes_compositor import (
             document_items,
@@ -129,12 +130,12 @@ def _own_name(entry: object) -> str:
 
 
 def _changes(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One layer of the editor in our fields; what is missing stays as it is."""
+    """Translate one layer of the editor into our fields; what is missing there is left out."""
     found: dict[str, Any] = {}
     place = entry.get("transform")
     if isinstance(place, Mapping):
         turned = place.get("rotation", 0) != 0
-        # Unturned layers lie on whole pixels there.
+        # That editor puts layers that are not turned on whole pixels.
         found |= {
             ours: place[ours] if turned else math.floor(place[ours])
             for ours in ("x", "y")
@@ -160,7 +161,7 @@ def _changes(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _order(order: object, count: int) -> list[int]:
-    """Back to front, as that node reads it: what is no permutation does not count."""
+    """Return the order, back to front, as that node reads it: anything but a permutation is ignored."""
     plain = list(range(count))
     return (
         order
@@ -172,7 +173,7 @@ def _order(order: object, count: int) -> list[int]:
 def _background(
     document: LayerDocument, names: list[str | None], entries: list[Any], theirs: object, remarks: list[str]
 ) -> tuple[float, float, float] | None:
-    """The document's own colour unless its layer is hidden there, else the editor's."""
+    """Return the document's own colour, or, if its layer is hidden in the editor, the editor's colour."""
     hidden = any(
         name is None and isinstance(entry, Mapping) and not entry.get("visible", True)
         for name, entry in zip(names, entries)

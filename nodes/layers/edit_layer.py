@@ -1,5 +1,4 @@
-"""Change one layer of a stack. Every field says whether it is kept, so what a node changes can be read off
-it."""
+"""Change one layer of a stack. Every field says whether it is kept, so the node shows what it changes."""
 
 from __future__ import annotations
 
@@ -10,11 +9,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Layer
-from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.errors import LayeredError
 from .socket import LAYERS, read_stack, write_stack
 
 KEEP = "keep"
-"""What every field says that is not changed."""
+"""The choice of a field that is not changed."""
 
 _FAR = 4 * MAX_SIDE
 _MAX_SEED = 2**63 - 1
@@ -28,7 +27,8 @@ def _value(
     label: str | None = None,
     advanced: bool | None = None,
 ) -> io.Input:
-    """A field that is kept, set to the value that then appears below it, or one of ``others``."""
+    """Return a field that is kept, set to the value that then appears below it, or set to one of
+    ``others``."""
     options = [
         io.DynamicCombo.Option(KEEP, []),
         io.DynamicCombo.Option("set", [to]),
@@ -91,7 +91,7 @@ FIELDS = [
     ),
     _value("noise", _number(0.8, 0, 1, 0.05, "0 to 1"), "How far the layer may change while sampling, 0 "
     "(frozen) to 1 (free)."),
-    _value("name", _words(False), "What the layer is called; no other layer may have the name.",
+    _value("name", _words(False), "The layer's name; no other layer may have the same.",
     advanced=True),
     _choice("flip_h", ("on", "off"), "Mirror left to right, before rotation.", advanced=True),
     _choice("flip_v", ("on", "off"), "Mirror top to bottom, before rotation.", advanced=True),
@@ -103,26 +103,26 @@ FIELDS = [
     "begins, 0 to 1.", advanced=True),
     _value("control_end", _number(1, 0, 1, 0.01, "0 to 1"), "Share of the sampling at which control ends, 0 "
     "to 1.", advanced=True),
-    _value("embedding", _words(False), "Textual inversion put before the layer's words, by name.", "none",
-    advanced=True),
+    _value("embedding", _words(False), "Name of a textual inversion that is put before the layer's words.",
+    "none", advanced=True),
     _value("seed", _whole(0, 0, _MAX_SEED, "a seed"), "Seed of the layer's own noise.", "the picture's",
     advanced=True),
 ]  # fmt: skip
-"""Everything that can be changed."""
+"""Every field that can be changed."""
 
 
 class EditLayer(io.ComfyNode):
-    """One layer's fields."""
+    """Change fields of one layer."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_EditLayer",
             display_name="Edit Layer",
             category="layered diffusion/layers",
-            description="Change some fields of one layer of a stack: words, place, look, recipe. What says "
-            "keep stays as it is.",
+            description="Change some fields of one layer of a stack: words, place, look, recipe. Fields "
+                "set to keep stay as they are.",
             search_aliases=["edit layer", "change layer", "layer properties", "rename layer", "move layer",
             "layer opacity", "blend mode"],
             inputs=[
@@ -131,17 +131,18 @@ class EditLayer(io.ComfyNode):
                 "Preview shows it."),
                 *FIELDS,
             ],
-            outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer changed; its own "
-            "object where all is kept.")],
+            outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer changed; the "
+                "very same stack if every field is kept.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, layers: Mapping[str, Any], layer: str, **fields: Any) -> io.NodeOutput:
-        """Change what is not kept."""
+        """Change the fields that are not kept."""
         for field in FIELDS:
             if field.id not in fields:  # ComfyUI drops an input whose choice it does not know
-                raise invalid(
-                    f"layer {layer!r}: {field.id}", "something else", f"{KEEP}, or another choice of the list"
+                raise LayeredError(
+                    f"layer {layer!r}: {field.id}: its choice is not in the list. Take {KEEP!r}, "
+                    f"or another choice of the list"
                 )
         document = read_stack(layers)
         before = document.layer(layer)
@@ -155,7 +156,7 @@ class EditLayer(io.ComfyNode):
 
 
 def _new(field: Any) -> Any:
-    """The value that a field's widgets ask for, or ``KEEP``."""
+    """Return the value that a field's widgets ask for, or ``KEEP``."""
     if isinstance(field, str):
         return {KEEP: KEEP, "on": True, "off": False}.get(field, field)
     (how,) = (value for key, value in field.items() if key != "to")
@@ -163,7 +164,7 @@ def _new(field: Any) -> Any:
 
 
 def _changed(layer: Layer, changes: Mapping[str, Any]) -> Layer:
-    """The layer with changes to itself, its recipe and its recipe's control, each by its own name."""
+    """Return the layer with the changes to itself, its recipe and its recipe's control."""
     control = {
         key.removeprefix("control_"): value for key, value in changes.items() if key.startswith("control_")
     }

@@ -1,4 +1,4 @@
-"""Flatten a stack: picture, alpha and what shows of each layer."""
+"""Flatten a stack to a picture, its alpha, and masks of what shows of each layer."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ BACKDROPS: dict[str, tuple[float, float, float] | None] = {
     "black": (0.0, 0.0, 0.0),
     "white": (1.0, 1.0, 1.0),
 }
-"""What shows where no layer is."""
+"""The colour behind all layers, RGB in 0..1; None leaves holes transparent."""
 
 RULES = ("comfyui", "photoshop")
-"""By which colour arithmetic layers are laid on one another; the first is the node's."""
+"""The colour arithmetic by which layers are laid on one another; the first is the node's default."""
 
 
 class LayerComposite(io.ComfyNode):
-    """LAYERS to IMAGE, alpha and visible masks."""
+    """Flatten LAYERS to an IMAGE, its alpha and the layers' visible masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerComposite",
             display_name="Layer Composite",
             category="layered diffusion/layers",
-            description="Flatten a stack of layers to one picture, and tell how much of each pixel shows "
-            "each layer.",
+            description="Flatten a stack of layers to one picture, and show for each layer how much of "
+                "it is seen at each pixel.",
             search_aliases=["composite", "flatten", "merge layers", "layers to image", "visible masks",
             "alpha"],
             inputs=[
@@ -49,23 +49,23 @@ class LayerComposite(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rules", options=list(RULES), default=RULES[0], optional=True,
-                    tooltip="comfyui: as Create Layered Image; soft edges and some modes in linear light, "
-                    "modes other than normal show only on "
-                    "what is there. photoshop: as Photoshop, Krita's OpenRaster and browsers; all in sRGB. "
-                    "Neutral: either, for opaque layers of "
-                    "mode normal.",
+                    tooltip="comfyui: as Create Layered Image; soft edges and some modes are mixed in "
+                        "linear light, and modes other than normal show only where something lies below. "
+                        "photoshop: as Photoshop, Krita's OpenRaster and browsers; everything is mixed in "
+                        "sRGB. Neutral: either, for opaque layers of mode normal.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="With alpha where it has holes and the "
-                "backdrop is transparent."),
+                io.Image.Output(display_name="image", tooltip="The picture. It has an alpha channel if "
+                    "it has holes and the backdrop is transparent."),
                 io.Mask.Output(
                     display_name="alpha",
                     tooltip="1 is opaque. Invert it for Join Image with Alpha, where 1 is transparent."
                 ),
                 io.Mask.Output(
                     display_name="visible masks",
-                    tooltip="One mask a layer, back to front: 1 where it shows, less what lies in front."
+                    tooltip="One mask for each layer, back to front: 1 where the layer shows, less where "
+                        "other layers cover it."
                 ),
             ],
             is_output_node=True,
@@ -73,7 +73,7 @@ class LayerComposite(io.ComfyNode):
 
     @classmethod
     def execute(cls, layers: Mapping[str, Any], backdrop: str, rules: str = RULES[0]) -> io.NodeOutput:
-        """Composite and split."""
+        """Composite the stack and compute its visible masks."""
         document = read_stack(layers)
         if not len(document):
             raise invalid(

@@ -13,11 +13,11 @@ from .socket import LAYERS, read_stack
 
 
 class LayerPreview(io.ComfyNode):
-    """LAYERS to a picture with outlines, numbers and names."""
+    """Draw LAYERS with outlines, numbers and names."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerPreview",
             display_name="Layer Preview",
@@ -40,7 +40,7 @@ class LayerPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, layers: Mapping[str, Any], size: int) -> io.NodeOutput:
-        """Draw."""
+        """Draw the stack."""
         image = outlined(read_stack(layers), size, "comfyui")[None].to(
             comfy.model_management.intermediate_device()
         )

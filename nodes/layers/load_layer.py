@@ -36,7 +36,7 @@ def _words() -> list[io.Input]:
         io.String.Input(
             "name",
             default="",
-            tooltip="What the layer is called. Empty: the file's name, or 'layer'. Layers of one name get a "
+            tooltip="The layer's name. Empty: the file's name, or 'layer'. Layers of the same name get a "
             "number.",
         ),
     ]
@@ -140,13 +140,13 @@ def _recipe() -> list[io.Input]:
         ),
         io.Int.Input(
             "canvas_width", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas width, pixels. 0: that of the incoming layers, or else what holds all layers. "
-            "Neutral: 0.",
+            tooltip="Canvas width, pixels. 0: that of the incoming stack, or, without one, wide enough "
+                "for all layers. Neutral: 0.",
         ),
         io.Int.Input(
             "canvas_height", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas height, pixels. 0: that of the incoming layers, or else what holds all layers. "
-            "Neutral: 0.",
+            tooltip="Canvas height, pixels. 0: that of the incoming stack, or, without one, high enough "
+                "for all layers. Neutral: 0.",
         ),
         LAYERS.Input("layers", optional=True, tooltip="The stack to lay this layer on. Not connected: a new "
         "stack."),
@@ -159,11 +159,11 @@ _OUTPUT_TOOLTIP = (
 
 
 class LoadLayer(io.ComfyNode):
-    """A layer from a file in ComfyUI's input folder, alpha kept."""
+    """Load a layer from a file in ComfyUI's input folder; its alpha is kept."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LoadLayer",
             display_name="Load Layer",
@@ -175,8 +175,8 @@ class LoadLayer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "image", options=_input_pictures(), upload=io.UploadType.image,
-                    tooltip="A picture in ComfyUI's input folder; its transparency is kept, one without is "
-                    "opaque.",
+                    tooltip="A picture in ComfyUI's input folder. Its transparency is kept; a picture "
+                        "without any is opaque.",
                 ),
                 *_words(), *_placement(), *_recipe(),
             ],
@@ -185,7 +185,7 @@ class LoadLayer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, image: str | None = None, opacity: float | None = None) -> bool | str:
-        """What can be known before running; inputs that are linked come as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             if image is not None:
                 _picture_path(image)
@@ -196,7 +196,7 @@ class LoadLayer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str:
-        """Run again when the file's content changes."""
+        """Return a hash of the file, so that the node runs again when the content changes."""
         return hashlib.sha256(_picture_path(image).read_bytes()).hexdigest() if image else ""
 
     @classmethod
@@ -206,16 +206,19 @@ class LoadLayer(io.ComfyNode):
         """Read the file and append the layer."""
         path = _picture_path(image)
         return io.NodeOutput(
-            _with(layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values)
+            _with_layers(
+                layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values
+            )
         )
 
 
 class LayerFromImage(io.ComfyNode):
-    """A layer from a picture of the graph, or, without one, a place for something still to be generated."""
+    """Make a layer from a picture of the graph, or, without one, a place for something still to be
+    generated."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerFromImage",
             display_name="Layer From Image",
@@ -227,12 +230,12 @@ class LayerFromImage(io.ComfyNode):
             search_aliases=["layer", "region", "box", "bounding box", "mask to layer", "image to layer",
             "add layer"],
             inputs=[
-                io.Image.Input("image", optional=True, tooltip="The layer's picture; a batch is several "
-                "layers. Not connected: to be generated."),
+                io.Image.Input("image", optional=True, tooltip="The layer's picture; each picture of a "
+                    "batch becomes a layer. Not connected: the layer is to be generated later."),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Where the layer is transparent: 1 is transparent, as Load Image gives it. With "
-                    "no picture, 0 is where to generate.",
+                    tooltip="Where the layer is transparent: 1 is transparent, as Load Image gives it. "
+                        "Without a picture, the layer is to be generated where the mask is 0.",
                 ),
                 *_words(), *_placement(), *_recipe(),
             ],
@@ -241,7 +244,7 @@ class LayerFromImage(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, opacity: float | None = None) -> bool | str:
-        """What can be known before running; inputs that are linked come as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             _check_opacity(opacity)
         except LayeredError as error:
@@ -253,11 +256,11 @@ class LayerFromImage(io.ComfyNode):
         cls, name: str, image: Tensor | None = None, mask: Tensor | None = None,
         layers: Mapping[str, Any] | None = None, **values: Any
     ) -> io.NodeOutput:  # fmt: skip
-        """One layer a picture of the batch; one alone where there is none."""
+        """Append one layer for each picture of the batch; without a picture, one layer."""
         name = name.strip() or "layer"
         count = 1 if image is None else len(image)
         if mask is not None and len(mask) not in (1, count):
-            raise invalid(f"layer {name!r}: mask batch", len(mask), f"1 or {count}, as many as pictures")
+            raise invalid(f"layer {name!r}: number of masks", len(mask), f"1 or {count}, as many as pictures")
         added = []
         for i in range(count):
             presence = None if mask is None else mask_to_presence(mask[min(i, len(mask) - 1)].cpu())
@@ -269,11 +272,11 @@ class LayerFromImage(io.ComfyNode):
                     values,
                 )
             )
-        return io.NodeOutput(_with(layers, added, values))
+        return io.NodeOutput(_with_layers(layers, added, values))
 
 
 def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
-    """The layer that a node's inputs describe."""
+    """Return the layer that a node's inputs describe."""
     placement = (
         "prompt",
         "negative",
@@ -298,8 +301,11 @@ def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping
     return Layer(name, image, mask, recipe=recipe, **{k: values[k] for k in placement})
 
 
-def _with(stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The stack with the layers on top; one that cannot be seen is refused."""
+def _with_layers(
+    stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the stack with the layers on top. Raises :class:`LayeredError` for a layer that lies wholly off
+    the canvas."""
     document = append_layers(stack, added, (values["canvas_width"], values["canvas_height"]))
     for layer in added:
         width, height = stack_canvas(document) or canvas_extent(added)
@@ -320,15 +326,15 @@ def _check_opacity(opacity: float | None) -> None:
 
 
 def _input_pictures() -> list[str]:
-    """Names of the pictures in ComfyUI's input folder."""
+    """Return the names of the pictures in ComfyUI's input folder."""
     folder = folder_paths.get_input_directory()
     files = [f for f in os.listdir(folder) if os.path.isfile(os.path.join(folder, f))]
     return sorted(folder_paths.filter_files_content_types(files, ["image"]))
 
 
 def _picture_path(name: str) -> Path:
-    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it,
-    ``[output]`` or ``[temp]``) folder."""
+    """Return the file that ``name`` means. Raises :class:`LayeredError` unless it lies in ComfyUI's input
+    folder, or, as ComfyUI writes it, in its ``[output]`` or ``[temp]`` folder."""
     allowed = "the name of a picture in ComfyUI's input folder"
     path = input_path("image", name, allowed)
     if not path.is_file():

@@ -17,25 +17,24 @@ from ...layered_core.formats.limits import Limits
 from .input_files import input_path
 from .socket import LAYERS, write_stack
 
-"""Files that come with the pack; offered under their name and ``_EXAMPLE``."""
-
 _EXAMPLE = " [example]"
+"""Follows the name of a file that comes with the pack, in the list of files."""
 
 
 class LoadLayers(io.ComfyNode):
-    """A layered file to LAYERS."""
+    """Open a layered file as LAYERS."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LoadLayers",
             display_name="Load Layers",
             category="layered diffusion/layers",
             description=(
                 "Open a Photoshop, Krita (OpenRaster) or JSON document with its layers, masks, words and "
-                "recipes. "
-                "In a file made elsewhere a layer called 'name: prompt' brings its prompt along."
+                "recipes. In a file made by another program, a layer called 'name: prompt' gets that "
+                "prompt."
             ),
             search_aliases=["load psd", "open psd", "photoshop", "load ora", "openraster", "krita", "gimp",
             "import layers", "document"],
@@ -47,8 +46,8 @@ class LoadLayers(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "memory_limit", default=4, min=1, max=1024, advanced=True,
-                    tooltip="Most memory that the layers' pixels may take, GiB; a larger file is refused. "
-                    "Neutral: any value that suffices.",
+                    tooltip="Most memory that the layers' pixels may take, GiB; a file that needs more "
+                        "is refused. Neutral: any value that is large enough.",
                 ),
             ],
             outputs=[
@@ -56,15 +55,15 @@ class LoadLayers(io.ComfyNode):
                 "with ComfyUI's own layer nodes too."),
                 io.Int.Output(display_name="width", tooltip="Canvas width, pixels."),
                 io.Int.Output(display_name="height", tooltip="Canvas height, pixels."),
-                io.String.Output(display_name="report", tooltip="What the file has and layers cannot keep, "
-                "one line each; empty if nothing."),
+                io.String.Output(display_name="report", tooltip="What the file has but layers cannot "
+                    "hold, one line each; empty if there is nothing of the kind."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        """What can be known before running; a linked input comes as None."""
+        """Return True, or the text of an error that is certain before running; linked inputs are None."""
         try:
             if file is not None:
                 _layered_path(file)
@@ -74,12 +73,13 @@ class LoadLayers(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: object) -> str:
-        """Run again when the content of the file or of its pictures changes."""
+        """Return a hash of the file and its pictures, so that the node runs again when their content
+        changes."""
         return content_hash(_layered_path(file)) if file else ""
 
     @classmethod
     def execute(cls, file: str, memory_limit: int) -> io.NodeOutput:
-        """Read, and say what could not be kept."""
+        """Read the file, and report what could not be kept."""
         read = read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30))
         report = "\n".join(read.warnings)
         if report:
@@ -89,8 +89,8 @@ class LoadLayers(io.ComfyNode):
 
 
 def _files() -> list[str]:
-    """Names of the layered files in ComfyUI's input folder and in its folders' ``document.json``, then the
-    examples."""
+    """Return the names of the layered files in ComfyUI's input folder, with each sub-folder's
+    ``document.json``, and then of the examples."""
     folder = folder_paths.get_input_directory()
     files = []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
@@ -102,8 +102,8 @@ def _files() -> list[str]:
 
 
 def _layered_path(name: str) -> Path:
-    """The file that ``name`` means; it must lie inside ComfyUI's input (or, as ComfyUI writes it,
-    ``[output]`` or ``[temp]``) folder."""
+    """Return the file that ``name`` means. Raises :class:`LayeredError` unless it lies in ComfyUI's input
+    folder, or, as ComfyUI writes it, in its ``[output]`` or ``[temp]`` folder."""
     allowed = f"the name of a {', '.join(EXTENSIONS)} file in ComfyUI's input folder"
     if isinstance(name, str) and name.endswith(_EXAMPLE):
         path = next((f for f in EXAMPLES.iterdir() if f.name + _EXAMPLE == name), None)

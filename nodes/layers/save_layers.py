@@ -17,23 +17,22 @@ from ...layered_core.formats.file_layers import BITS
 from .socket import LAYERS, read_stack
 
 FORMATS = {"psd": ".psd", "psb": ".psb", "ora": ".ora", "png folder": ""}
-"""What is offered and what the names then end in."""
+"""The formats on offer, and how the file's name ends for each."""
 
 
 class SaveLayers(io.ComfyNode):
-    """LAYERS to a layered file in the output folder."""
+    """Save LAYERS as a layered file in the output folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_SaveLayers",
             display_name="Save Layers",
             category="layered diffusion/layers",
             description=(
                 "Save a stack for Photoshop, Krita or GIMP with its names, masks, opacity, blend modes, "
-                "words and recipes, "
-                "and the workflow. Load Layers gives the same stack back."
+                "words and recipes, and with the workflow. Load Layers reads the same stack back."
             ),
             search_aliases=["save psd", "export psd", "photoshop", "save ora", "openraster", "krita", "gimp",
             "export layers", "document"],
@@ -41,8 +40,8 @@ class SaveLayers(io.ComfyNode):
                 LAYERS.Input("layers", tooltip="The stack to save."),
                 io.String.Input(
                     "filename_prefix", default="layers",
-                    tooltip="What the file's name begins with; a number follows. May name folders and hold "
-                    "marks such as %year%, as in Save Image.",
+                    tooltip="Beginning of the file's name; a number follows. It may contain folders and "
+                        "placeholders such as %year%, as in Save Image.",
                 ),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default="psd",
@@ -51,12 +50,12 @@ class SaveLayers(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "bits", options=[str(b) for b in BITS], default="8", advanced=True,
-                    tooltip="How exactly pixels are kept: 8 or 16 bits a channel, or 32 for to the last bit, "
-                    "several times as large. Neutral: 32.",
+                    tooltip="How exactly pixels are kept: 8, 16 or 32 bits a channel. With 32 no bit is "
+                        "lost, and the file is several times as large. Neutral: 32.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="Where it was saved, relative to the "
-            "output folder.")],
+            outputs=[io.String.Output(display_name="file", tooltip="The saved file, relative to the "
+                "output folder.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )  # fmt: skip
@@ -65,7 +64,7 @@ class SaveLayers(io.ComfyNode):
     def execute(
         cls, layers: Mapping[str, Any], filename_prefix: str, format: str, bits: str
     ) -> io.NodeOutput:
-        """Number, write, and show the composite."""
+        """Write the file under the next free number, and show the composite."""
         document = read_stack(layers)
         if not len(document):
             raise invalid(

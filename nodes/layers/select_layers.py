@@ -1,4 +1,4 @@
-"""Part a stack in two."""
+"""Split a stack in two."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .socket import LAYERS, read_stack, write_stack
 
 
 class SelectLayers(io.ComfyNode):
-    """Some layers of a stack, and the others."""
+    """Take some layers of a stack; the others form a second stack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_SelectLayers",
             display_name="Select Layers",
             category="layered diffusion/layers",
-            description="Take some layers of a stack, by name or number; the rest is on the second output. "
-            "Both keep canvas and words.",
+            description="Take some layers of a stack, by name or number; the others come out at the "
+                "second output. Both stacks keep canvas and words.",
             search_aliases=["select layers", "filter layers", "pick layer", "remove layer", "delete layer",
             "split stack"],
             inputs=[
@@ -38,13 +38,13 @@ class SelectLayers(io.ComfyNode):
             ],
             outputs=[
                 LAYERS.Output(display_name="selected", tooltip="The chosen layers, in the stack's order."),
-                LAYERS.Output(display_name="rest", tooltip="The others. A background colour goes with the "
-                "bottom layer."),
+                LAYERS.Output(display_name="rest", tooltip="The other layers. A background colour goes "
+                    "with the bottom layer."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, layers: Mapping[str, Any], which: str) -> io.NodeOutput:
-        """Part the stack."""
+        """Split the stack."""
         selected, rest = select_layers(read_stack(layers), which)
         return io.NodeOutput(write_stack(selected), write_stack(rest))

@@ -1,9 +1,8 @@
-"""The door between ComfyUI's LAYERS and the core's documents. Nothing else in the pack reads or writes
-LAYERS.
+"""Convert between ComfyUI's LAYERS and the core's documents. Nothing else in the pack reads or writes LAYERS.
 
-What differs outside: a mask of 1 is transparent, rotation is in radians, names may repeat or be missing, an
-item's batch is several layers, and there is no place for words and recipe. Those travel in the item's private
-key ``layered_diffusion``, which ComfyUI's own nodes pass on:
+LAYERS differ from a document: a mask of 1 is transparent, rotation is in radians, names may repeat or be
+missing, each picture of an item's batch is a layer, and there is no place for words and recipe. Words and
+recipe travel in the item's private key ``layered_diffusion``, which ComfyUI's own nodes pass on:
 ``{"version": 1, "prompt", "negative", "rotation" (degrees), "recipe": {...}, "region": mask or None}``.
 ``region`` is there only on a layer without a picture, whose ``image`` is then transparent.
 """
@@ -25,21 +24,22 @@ from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.plain_values import read_recipe
 
 KEY = "layered_diffusion"
-"""The item key that holds what LAYERS has no place for."""
+"""The key in an item for everything that LAYERS has no place for."""
 
 VERSION = 1
-"""Of LAYERS and of the private key."""
+"""The version of LAYERS, and of the private key."""
 
 LAYERS = getattr(io, "Layers", None) or io.Custom("LAYERS")
-"""The socket type; the same on the wire on hosts that do not name it yet."""
+"""The socket type. On hosts that do not name it yet, a custom type with the same string."""
 
 
 def read_stack(stack: object) -> LayerDocument:
-    """A LAYERS document as a document of ours; items without an image are skipped, as ComfyUI's own nodes do.
+    """Return the :class:`LayerDocument` of a LAYERS document; items without an image are skipped, as
+    ComfyUI's own nodes do.
 
     Raises:
-        LayeredError: it is of another version, or an item is not what it should be; the layer and the field
-            are named.
+        LayeredError: it is of another version, or an item is not valid; the text names the layer and the
+            field.
     """
     items = _items(stack)
     layers = [layer for index, item in enumerate(items) for layer in _layers(item, index)]
@@ -57,8 +57,8 @@ def read_stack(stack: object) -> LayerDocument:
 
 
 def write_stack(document: LayerDocument) -> dict[str, Any]:
-    """A document of ours as LAYERS. A background colour becomes a bottom layer of that colour, which
-    :func:`read_stack` takes back."""
+    """Return a document as LAYERS. A background colour becomes a bottom layer of that colour, which
+    :func:`read_stack` turns back into a background."""
     stack: dict[str, Any] = {"version": VERSION, "canvas": (document.width, document.height), "layers": []}
     if document.background is not None:
         stack["layers"].append(_backdrop(document))
@@ -70,12 +70,13 @@ def write_stack(document: LayerDocument) -> dict[str, Any]:
 
 
 def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-    """A new LAYERS document with ``layers`` on top of those of ``stack``, whose items stay the same objects.
+    """Return a new LAYERS document with ``layers`` on top of those of ``stack``, whose items stay the same
+    objects.
 
     Args:
         stack: a LAYERS document, or None to start one.
         layers: back to front.
-        canvas: width and height in pixels; 0 for that of ``stack``, or, where it has none, what holds all
+        canvas: width and height in pixels; 0 takes that of ``stack``, or, if it has none, one that holds all
             layers.
     """
     check_room(stack, len(layers))
@@ -94,14 +95,14 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
 
 
 def check_room(stack: object, more: int) -> None:
-    """Raise :class:`LayeredError` unless ``more`` layers fit on a LAYERS document, or on none."""
+    """Raise :class:`LayeredError` unless a LAYERS document, or None, has room for ``more`` layers."""
     count = sum(len(item["image"]) for item in ([] if stack is None else _items(stack))) + more
     if count > MAX_LAYERS:
         raise invalid(
             "layers: number of layers",
             count,
             f"at most {MAX_LAYERS}",
-            "Composite some of them first and go on with the picture",
+            "Composite some of them first, and go on with that picture as one layer",
         )
 
 
@@ -111,7 +112,7 @@ def _extent(stack: dict[str, Any]) -> tuple[int, int]:
 
 
 def stack_canvas(stack: object) -> tuple[int, int] | None:
-    """Width and height that a LAYERS document states, pixels, or None."""
+    """Return the width and height that a LAYERS document states, pixels, or None."""
     canvas = stack.get("canvas") if isinstance(stack, Mapping) else None
     if not isinstance(canvas, (tuple, list)) or len(canvas) != 2:
         return None
@@ -120,8 +121,8 @@ def stack_canvas(stack: object) -> tuple[int, int] | None:
 
 
 def frame_names(stack: object) -> list[str | None]:
-    """For every picture that ComfyUI's compositor counts in a LAYERS document, back to front, the name of our
-    layer; None for a background."""
+    """Return the name of our layer for every picture that ComfyUI's compositor counts in a LAYERS document,
+    back to front; None for a background."""
     layers = iter(read_stack(stack))
     names: list[str | None] = []
     for item in _items(stack):
@@ -130,19 +131,19 @@ def frame_names(stack: object) -> list[str | None]:
 
 
 def frame_titles(stack: object) -> list[str]:
-    """As :func:`frame_names`, the names that ComfyUI's compositor shows: a batch has one, and two layers may
-    have the same."""
+    """Return the names that ComfyUI's compositor shows for the pictures of :func:`frame_names`. The pictures
+    of a batch share one name, and two layers may have the same."""
     return [str(item.get("name") or "") for item in _items(stack) for _ in item["image"]]
 
 
 def mask_to_presence(mask: Tensor) -> Tensor:
-    """A LAYERS mask (1 is transparent, as of Load Image) as the core's (1 is where the layer is), and back;
-    ``[..., H, W]``."""
+    """Convert a LAYERS mask (1 is transparent, as Load Image gives it) to the core's (1 is where the layer
+    is), or back; ``[..., H, W]``."""
     return 1 - mask.float().clamp(0, 1)
 
 
 def _items(stack: object) -> list[dict[str, Any]]:
-    """The items that are layers, back to front."""
+    """Return the items that are layers, back to front."""
     if not isinstance(stack, Mapping):
         raise invalid(
             "layers",
@@ -167,7 +168,7 @@ def _items(stack: object) -> list[dict[str, Any]]:
 
 
 def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
-    """The layers of one item: one a picture of its batch."""
+    """Return the layers of one item: one for each picture of its batch."""
     if _is_backdrop(item):
         return []
     name = (
@@ -190,7 +191,7 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
         "y": _real(item.get("y")),
         "width": max(_whole(item.get("w")), 0) or image.shape[2],
         "height": max(_whole(item.get("h")), 0) or image.shape[1],
-        # Radians and back may miss the last bit of what the user typed.
+        # Converting to radians and back may change the last bit of what the user typed.
         "rotation": degrees
         if degrees is not None and math.radians(degrees) == rotation
         else math.degrees(rotation),
@@ -209,14 +210,15 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
 
 
 def rgba(image: Tensor) -> Tensor:
-    """One picture ``[H, W, 3 or 4]`` as float32 RGBA on the CPU, values brought into 0..1; one without alpha
-    is opaque."""
+    """Return one picture ``[H, W, 3 or 4]`` as float32 RGBA on the CPU, clamped to 0..1; a picture without
+    alpha is opaque."""
     pixels = image.detach().float().cpu().clamp(0, 1)
     return pixels if pixels.shape[-1] == 4 else torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
 
 
 def _frame(mask: object, index: int) -> Tensor | None:
-    """The mask of picture ``index`` of a batch; a single mask is for all, a missing one for none."""
+    """Return the mask of picture ``index`` of a batch: a single mask serves all pictures; None if there is no
+    mask for this one."""
     if not isinstance(mask, Tensor) or (len(mask) > 1 and index >= len(mask)):
         return None
     return mask_to_presence(mask[min(index, len(mask) - 1)].detach().cpu())
@@ -274,7 +276,7 @@ def _is_backdrop(item: Mapping[str, Any]) -> bool:
 
 
 def _own(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What our private key holds, or nothing: neutral."""
+    """Return the content of our private key; without the key, a neutral recipe."""
     own = item.get(KEY)
     if own is None:
         return {"recipe": asdict(NEUTRAL)}
@@ -291,7 +293,7 @@ def _own(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 NEUTRAL = Recipe(inside=0.0, outside=0.0, noise=1.0)
-"""The recipe of a layer that was made without us: no method does anything to it."""
+"""The recipe of a layer that was made without this pack: no method does anything to it."""
 
 
 def _recipe(entries: object, name: str) -> Recipe:
@@ -302,7 +304,7 @@ def _recipe(entries: object, name: str) -> Recipe:
 
 
 def _whole(value: object) -> int:
-    """As ComfyUI reads whole numbers of LAYERS: what is none counts as 0."""
+    """Return a whole number as ComfyUI reads it from LAYERS: anything that is not a number counts as 0."""
     return (
         int(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

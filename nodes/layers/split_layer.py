@@ -19,11 +19,11 @@ _LAYER = "The layer's name, as Layer Preview shows it."
 
 
 class SplitLayer(io.ComfyNode):
-    """A layer's picture, alpha, words and place."""
+    """Take a layer's picture, alpha, words and place out of a stack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_SplitLayer",
             display_name="Split Layer",
@@ -36,15 +36,15 @@ class SplitLayer(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The layer's own colours, without alpha, at its own size, not that on the "
-                    "canvas. Grey where it has no picture yet.",
+                    tooltip="The layer's own colours, without alpha, at the picture's own size, not its "
+                        "size on the canvas. Grey if the layer has no picture yet.",
                 ),
                 io.Mask.Output(
                     display_name="alpha",
                     tooltip="1 is opaque: the picture's alpha times the layer's mask. Invert it for Add "
                     "Layer, where 1 is transparent.",
                 ),
-                io.String.Output(display_name="name", tooltip="What the layer is called."),
+                io.String.Output(display_name="name", tooltip="The layer's name."),
                 io.String.Output(display_name="prompt", tooltip="What the layer shows."),
                 io.Int.Output(display_name="x", tooltip="Left edge on the canvas before rotation, pixels, "
                 "rounded."),
@@ -64,11 +64,11 @@ class SplitLayer(io.ComfyNode):
 
 
 class JoinLayer(io.ComfyNode):
-    """The inverse of :class:`SplitLayer`."""
+    """Put a picture into a layer: the inverse of :class:`SplitLayer`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_JoinLayer",
             display_name="Join Layer",
@@ -79,13 +79,13 @@ class JoinLayer(io.ComfyNode):
             inputs=[
                 LAYERS.Input("layers", tooltip="The stack."),
                 io.String.Input("layer", default="", tooltip=_LAYER),
-                io.Image.Input("image", tooltip="One picture of any size, scaled to the layer's place; its "
-                "alpha channel counts if it has one."),
+                io.Image.Input("image", tooltip="One picture of any size; it is scaled to the layer's "
+                    "place. If it has an alpha channel, that is used."),
                 io.Mask.Input(
                     "alpha", optional=True,
-                    tooltip="1 is opaque, as Split Layer gives it; takes the place of alpha channel and "
-                    "mask. Not connected: the layer's own, "
-                    "or the picture's alpha channel.",
+                    tooltip="1 is opaque, as Split Layer gives it; it replaces the picture's alpha "
+                        "channel and the layer's alpha and mask. Not connected: the picture's alpha "
+                        "channel, or, if it has none, the layer's own alpha.",
                 ),
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer's picture "
@@ -99,9 +99,9 @@ class JoinLayer(io.ComfyNode):
         """Replace the picture."""
         document = read_stack(layers)
         before = document.layer(layer)
-        picture = _only(image, before.name, "image")
+        picture = _single_picture(image, before.name, "image")
         if alpha is not None:
-            alpha = _only(alpha, before.name, "alpha")
+            alpha = _single_picture(alpha, before.name, "alpha")
         elif picture.shape[-1] == 4:
             alpha = picture[..., 3]
         after = put_picture(before, picture[..., :3], alpha)
@@ -110,11 +110,11 @@ class JoinLayer(io.ComfyNode):
         )
 
 
-def _only(batch: Tensor, name: str, what: str) -> Tensor:
-    """The one picture of a batch, float32 on the CPU, brought into 0..1."""
+def _single_picture(batch: Tensor, name: str, what: str) -> Tensor:
+    """Return the one picture of a batch, float32 on the CPU, clamped to 0..1."""
     if len(batch) != 1:
         raise invalid(
-            f"layer {name!r}: pictures in {what}",
+            f"layer {name!r}: number of pictures in {what}",
             len(batch),
             "1",
             "Take one out of the batch with Image From Batch",

@@ -1,1 +1,1 @@
-"""Nodes that measure."""
+"""Nodes that measure pictures against layers."""

@@ -1,4 +1,4 @@
-"""Measure whether a picture has its layers where they were wanted."""
+"""Measure whether a picture shows its layers where they were wanted."""
 
 from __future__ import annotations
 
@@ -17,46 +17,44 @@ from ..layers.socket import LAYERS, read_stack
 
 
 class LayoutMetrics(io.ComfyNode):
-    """LAYERS and a picture to a table and an overlay."""
+    """Compare a picture with LAYERS, in a table and an overlay."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayoutMetrics",
             display_name="Layout Metrics",
             category="layered diffusion/measure",
             description=(
-                "Compare where objects are in a picture with where the layers wanted them: IoU of masks and "
-                "boxes, leakage into other layers. "
-                "Takes the masks of any segmenter; without, pictures of the demo model are read by its own "
-                "judge."
+                "Compare where objects are in a picture with where the layers wanted them: IoU of masks "
+                "and boxes, leakage into other layers. Takes the masks of any segmenter; without them, "
+                "the storybook's own judge finds the objects in pictures of the demo model."
             ),
             search_aliases=["IoU", "layout evaluation", "measure layers", "leakage", "segmentation overlap"],
             inputs=[
-                LAYERS.Input("layers", tooltip="What was wanted. Layers over nine tenths of the canvas are "
-                "background: nothing is looked for there."),
-                io.Image.Input("image", tooltip="The picture that was made. Of a batch the first; scaled to "
-                "the canvas."),
+                LAYERS.Input("layers", tooltip="The layers that were wanted. A layer that covers nine "
+                    "tenths of the canvas or more is a background: no object is looked for there."),
+                io.Image.Input("image", tooltip="The picture that was made; of a batch, the first. It is "
+                    "scaled to the canvas."),
                 io.Mask.Input(
                     "detections", optional=True,
-                    tooltip="Masks of detected objects, one a picture of the batch, 1 is the object; scaled "
-                    "to the canvas. "
-                    "Missing: the storybook's judge looks, which knows the demo model's six kinds of things "
-                    "only.",
+                    tooltip="Masks of detected objects, one object in each mask of the batch, 1 is the "
+                        "object; scaled to the canvas. Not connected: the storybook's judge finds them; "
+                        "it knows only the demo model's six kinds of things.",
                 ),
                 io.String.Input(
                     "names", default="", advanced=True,
-                    tooltip="What the detections are, one a line, for the table. Neutral: empty, then they "
-                    "are numbered.",
+                    tooltip="Names of the detections for the table, one a line. Neutral: empty, they are "
+                        "numbered.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="table", tooltip="A Markdown table, a line a layer and one of "
-                "means."),
-                io.Image.Output(display_name="overlay", tooltip="The picture, what was found filled in "
-                "orange, what was wanted outlined in blue."),
-                io.Float.Output(display_name="mean IoU", tooltip="Of the layers' masks, 0 to 1."),
+                io.String.Output(display_name="table", tooltip="A Markdown table with a line for each "
+                    "layer, and one for the means."),
+                io.Image.Output(display_name="overlay", tooltip="The picture; what was found is filled "
+                    "in orange, what was wanted is outlined in blue."),
+                io.Float.Output(display_name="mean IoU", tooltip="Mean IoU of the layers' masks, 0 to 1."),
             ],
             is_output_node=True,
         )  # fmt: skip
@@ -65,21 +63,21 @@ class LayoutMetrics(io.ComfyNode):
     def execute(
         cls, layers: Mapping[str, Any], image: Tensor, detections: Tensor | None = None, names: str = ""
     ) -> io.NodeOutput:
-        """Measure."""
+        """Compare the picture with the layers."""
         document = read_stack(layers)
         picture = image[0, ..., :3].detach().float().cpu()
-        said = [line.strip() for line in names.splitlines() if line.strip()]
+        given_names = [line.strip() for line in names.splitlines() if line.strip()]
         if detections is None:
-            if said:
+            if given_names:
                 raise LayeredError(
                     "names: there are no detections to name. Connect the masks of a segmenter to detections, "
                     "or empty names"
                 )
-            detections, said = _judged(picture)
+            detections, given_names = _judged(picture)
         elif detections.ndim not in (2, 3):
             raise invalid("detections: shape", list(detections.shape), "[number, height, width]")
         layout = compare_layout(
-            document, detections.detach().float().cpu().reshape(-1, *detections.shape[-2:]), said
+            document, detections.detach().float().cpu().reshape(-1, *detections.shape[-2:]), given_names
         )
         if not layout.layers:
             raise LayeredError(
@@ -93,7 +91,7 @@ class LayoutMetrics(io.ComfyNode):
 
 
 def _judged(picture: Tensor) -> tuple[Tensor, list[str]]:
-    """What the storybook's judge sees: masks ``[D, 64, 64]`` and names."""
+    """Return what the storybook's judge sees: masks ``[D, 64, 64]`` of D objects, and their names."""
     verdict = Judge.load().look(picture.permute(2, 0, 1)[None])[0]
     masks = [f.mask.float() for f in verdict.objects]
     return torch.stack(masks) if masks else torch.zeros(0, 64, 64), [

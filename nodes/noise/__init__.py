@@ -1,1 +1,1 @@
-"""Nodes that say how far each place may change, and redo a part of a picture."""
+"""Nodes that limit how far each place may change, and that redo a part of a picture."""

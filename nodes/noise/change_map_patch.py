@@ -1,4 +1,5 @@
-"""Hang a change map's thresholds on a model: ComfyUI keeps the map itself as the latents' noise mask."""
+"""Put the thresholds of a change map on a model. The map itself is the latents' noise mask, which ComfyUI
+keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ...layered_core.noise.change_map import free_places, fresh_noise, noise_level, schedule_place
 
 KEY = "layered diffusion: change map"
-"""Under which the wrappers are found; the last one of a model counts."""
+"""The key of our wrappers on a model; a later call replaces those of an earlier one."""
 
 
 def with_change_map(
@@ -23,18 +24,18 @@ def with_change_map(
     dilation: float = 0.0,
     softness: float = 0.0,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone that reads the noise mask of the latents it samples as a change map. See
+    """Return a clone that reads the noise mask of the latents it samples as a change map. See
     :mod:`layered_core.noise.change_map`.
 
-    Latents without a noise mask are sampled as ever. A mask function that is already there, as Differential
-    Diffusion sets it, stays: a place is free as far as both say. With a noise mask, cells of 0 come out as
-    they went in to the bit, and at full denoise cells that are free from the start forget what was there,
-    unless the sampler adds no noise.
+    Latents without a noise mask are sampled as usual. A mask function that the model has already, such as
+    Differential Diffusion's, stays: a place is then as free as the product of both. With a noise mask, cells
+    of 0 come out as they went in, to the bit. At full denoise, cells that are free from the start keep
+    nothing of the latents, unless the sampler adds no noise.
     """
     patched = model.clone()
     other = patched.model_options.get("denoise_mask_function")
     if getattr(other, "change_map", False):
-        other = other.other  # ours already: this one takes its place
+        other = other.other  # an earlier one of ours, which this one replaces
 
     def mask_function(sigma: Tensor, denoise_mask: Tensor, extra_options: Mapping[str, Any]) -> Tensor:
         free = free_places(denoise_mask, _level(sigma, threshold, extra_options), dilation, softness)
@@ -53,8 +54,8 @@ def with_change_map(
 
 
 def _level(sigma: Tensor, threshold: str, extra_options: Mapping[str, Any]) -> float:
-    """The noise level of ``sigma``, 0..1: its place in the model's whole schedule, or that of its timestep
-    among those of the run."""
+    """Return the noise level of ``sigma``, 0..1: its place in the model's whole schedule (absolute), or that
+    of its timestep among those of the run (normalised)."""
     sampling, sigmas = extra_options["model"].inner_model.model_sampling, extra_options["sigmas"]
     if threshold == "absolute":
         return noise_level(
@@ -71,10 +72,10 @@ def _level(sigma: Tensor, threshold: str, extra_options: Mapping[str, Any]) -> f
 def _forget(executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,
 noise: Tensor, latent_image: Any = None,
             denoise_mask: Any = None, *more: Any, **named: Any) -> Tensor:  # fmt: skip
-    """At full denoise the start is noise alone where it is free: ComfyUI would leave a trace of the latents
-    in it.
+    """At full denoise, start from noise alone in cells that are free: ComfyUI would leave a trace of the
+    latents there.
 
-    Without noise of the sampler's own, the latents hold the noise already.
+    If the sampler adds no noise, the latents already hold the noise and are left as they are.
     """
     full = executor.class_obj.max_denoise(guider, sigmas) and bool(noise.any())
     if denoise_mask is not None and latent_image is not None and full:
@@ -87,9 +88,9 @@ noise: Tensor, latent_image: Any = None,
 def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
 denoise_mask: Any = None,
           *more: Any, **named: Any) -> Tensor:  # fmt: skip
-    """At the end of a run that leaves no noise, cells of 0 are what they were, without the rounding of scale
-    and sampler."""
-    leaves_noise = float(sigmas[-1]) != 0  # read now: UniPC writes into it
+    """At the end of a run that leaves no noise, set cells of 0 to the latents they had, which scaling and
+    sampling have rounded."""
+    leaves_noise = float(sigmas[-1]) != 0  # read before the run: UniPC writes into it
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
     if denoise_mask is None or leaves_noise:
         return out
@@ -97,13 +98,13 @@ denoise_mask: Any = None,
 
 
 class _Fresh:
-    """In place of a model's ``scale_latent_inpaint``: new noise for what is pinned, at every step."""
+    """Replaces a model's ``scale_latent_inpaint``, so that pinned cells get new noise at every step."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def __call__(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **named: Any) -> Tensor:
-        """As the model's own, with other noise."""
+        """Call the model's own function with other noise."""
         fresh = fresh_noise(noise, float(sigma.flatten()[0]))
         return type(self.model).scale_latent_inpaint(
             self.model, sigma=sigma, noise=fresh, latent_image=latent_image, **named

@@ -1,4 +1,4 @@
-"""Harmonise or preserve each layer."""
+"""Sample from a composite, and harmonise or preserve each layer."""
 
 from __future__ import annotations
 
@@ -18,67 +18,67 @@ from .repaint_parts import PASTE, encode, vae_unit
 
 
 class PerLayerSDEdit(io.ComfyNode):
-    """LAYERS to latents of their composite, and a model that lets each layer change as far as its noise
+    """Encode the composite of LAYERS, and patch a model so that each layer may change as far as its noise
     says."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_PerLayerSDEdit",
             display_name="Per-Layer SDEdit",
             category="layered diffusion/noise",
             description=(
-                "Start sampling from the composite of a stack, each layer as free as its noise says: 0 keeps "
-                "it, 1 redraws it. "
-                "Give model and latent to any sampler at denoise 1."
+                "Start sampling from the composite of a stack; each layer may change as far as its noise "
+                "says: 0 keeps it, 1 redraws it. Connect model and latent to any sampler at denoise 1."
             ),
             search_aliases=["per layer noise", "denoise per layer", "harmonise", "harmonize", "img2img "
             "layers", "collage", "differential diffusion"],
             inputs=[
-                io.Model.Input("model", tooltip="It is patched as a clone and stays itself unchanged."),
+                io.Model.Input("model", tooltip="A clone of it is patched; the model itself is not changed."),
                 io.Vae.Input("vae", tooltip="Encodes the composite."),
-                LAYERS.Input("layers", tooltip="The stack; the noise of each layer's recipe counts. A layer "
-                "without a picture is free."),
+                LAYERS.Input("layers", tooltip="The stack; the noise in each layer's recipe counts. A "
+                    "layer without a picture may change freely."),
                 io.Float.Input(
                     "background", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How far what no layer covers may change, 0 (frozen) to 1 (free). Neutral: 1.",
+                    tooltip="How far places that no layer covers may change, 0 (frozen) to 1 (free). "
+                        "Neutral: 1.",
                 ),
                 io.Float.Input(
                     "blur", default=0.0, min=0.0, max=1024.0, step=0.5,
-                    tooltip="Blur of the noise map, pixels (standard deviation): layers pass softly into "
-                    "each other. Neutral: 0.",
+                    tooltip="Blur of the noise map, pixels (standard deviation): it makes soft "
+                        "transitions between layers. Neutral: 0.",
                 ),
                 io.Combo.Input(
                     "threshold", options=list(THRESHOLDS), default=THRESHOLDS[0], advanced=True,
-                    tooltip="Absolute: noise 0.6 is what denoise 0.6 means (schedulers normal and simple), "
-                    "at any denoise of the sampler. "
-                    "Normalised: relative to the steps that are run, as Differential Diffusion; at denoise 1 "
-                    "the same, but for models with a "
-                    "shifted schedule (SD3, Flux). Neutral: absolute.",
+                    tooltip="absolute: noise 0.6 means the same as denoise 0.6 (schedulers normal and "
+                        "simple), at any denoise of the sampler. normalised: relative to the steps that "
+                        "are run, as in Differential Diffusion. Both are the same at denoise 1, except "
+                        "for models with a shifted schedule (SD3, Flux). Neutral: absolute.",
                 ),
                 io.Combo.Input(
                     "noise", options=list(NOISES), default=NOISES[0], advanced=True,
-                    tooltip="What keeps a layer noisy until it is free: the sampler's own noise, or fresh "
-                    "noise at every step. Neutral: fixed.",
+                    tooltip="The noise that a layer gets until it is free. fixed: the sampler's own "
+                        "noise. fresh: new noise at every step. Neutral: fixed.",
                 ),
                 io.Float.Input(
                     "dilation", default=0.0, min=0.0, max=64.0, step=0.5, advanced=True,
-                    tooltip="How far kept layers reach into free ones at full noise, latent cells; less as "
-                    "the noise falls. Neutral: 0.",
+                    tooltip="How far kept layers reach into free ones at full noise, in latent cells; "
+                        "the reach falls with the noise. Neutral: 0.",
                 ),
                 io.Float.Input(
                     "softness", default=0.0, min=0.0, max=1.0, step=0.05, advanced=True,
-                    tooltip="How gradually a layer is freed, in units of noise, 0 (at once) to 1. Neutral: "
-                    "0.",
+                    tooltip="How gradually a layer becomes free, in units of noise, 0 (at once) to 1. "
+                        "Neutral: 0.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask "
-                "it samples as ever."),
-                io.Latent.Output(display_name="latent", tooltip="The encoded composite with its noise map as "
-                "noise mask. For the sampler."),
-                io.Image.Output(display_name="noise map", tooltip="White may change, black stays."),
+                io.Model.Output(display_name="model", tooltip="The model for the sampler. It samples "
+                    "latents without a noise mask as usual."),
+                io.Latent.Output(display_name="latent", tooltip="For the sampler: the encoded composite, "
+                    "with the noise map as its noise mask."),
+                io.Image.Output(display_name="noise map", tooltip="The noise map as a picture: white may "
+                    "change, black stays."),
                 PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of noise "
                 "0 get their own pixels back."),
             ],
@@ -90,7 +90,7 @@ class PerLayerSDEdit(io.ComfyNode):
         noise: str, dilation: float,
         softness: float,
     ) -> io.NodeOutput:  # fmt: skip
-        """Composite, map, encode, patch."""
+        """Composite the stack, make its noise map, encode it, and patch the model."""
         document = read_stack(layers)
         if not len(document):
             raise invalid(

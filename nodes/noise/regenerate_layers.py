@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...layered_core.control.control_map import inpaint_hint
 from ...layered_core.document import MAX_SIDE, LayerDocument
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.repaint import Repaint, region_of
 from ..layers.socket import LAYERS, read_stack
@@ -23,39 +23,38 @@ BORDERS = ("outside", "inside")
 
 
 class RegenerateLayers(io.ComfyNode):
-    """A picture to latents in which only some layers, or a mask, are free."""
+    """Make latents of a picture in which only some layers, or a mask, may change."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_RegenerateLayers",
             display_name="Regenerate Layers",
             category="layered diffusion/noise",
             description=(
-                "Redo some layers of a picture and nothing else: sample the latent with the model, decode, "
-                "and give both picture and paste to "
-                "Paste Back. Small regions can be cut out with their surroundings and sampled at the model's "
-                "own size."
+                "Redo some layers of a picture and nothing else: sample the latent with the model, "
+                "decode it, and connect the decoded picture and paste to Paste Back. Small regions can be "
+                "cut out with their surroundings and sampled at the model's own size."
             ),
             search_aliases=["redo layer", "inpaint layer", "change only this", "crop and stitch", "inpaint",
             "regenerate", "replace object"],
             inputs=[
-                io.Model.Input("model", tooltip="It is patched as a clone and stays itself unchanged."),
-                io.Vae.Input("vae", tooltip="Encodes what is sampled."),
+                io.Model.Input("model", tooltip="A clone of it is patched; the model itself is not changed."),
+                io.Vae.Input("vae", tooltip="Encodes the part that is sampled."),
                 io.String.Input(
                     "names", default="", multiline=True,
-                    tooltip="Names of the layers to redo, one a line or with commas between. Has no neutral "
-                    "value; empty where a mask is connected.",
+                    tooltip="Names of the layers to redo, one a line or separated by commas; empty if a "
+                        "mask is connected. Neutral: none.",
                 ),
                 io.Float.Input(
                     "noise", default=1.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How far they may change, 0 (not at all) to 1 (made anew). Neutral: 0, the "
-                    "picture stays as it is.",
+                    tooltip="How far those layers may change, 0 (not at all) to 1 (made anew). Neutral: "
+                        "0, the picture stays as it is.",
                 ),
                 io.Int.Input(
                     "grow", default=4, min=-1024, max=1024,
-                    tooltip="Widen the region on every side, pixels; narrower where negative. Neutral: 0.",
+                    tooltip="Widen the region on every side, pixels; negative values narrow it. Neutral: 0.",
                 ),
                 io.Int.Input(
                     "feather", default=8, min=0, max=1024,
@@ -69,36 +68,36 @@ class RegenerateLayers(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "context", default=0.5, min=0.0, max=16.0, step=0.1,
-                    tooltip="With a size: how much around the region is cut out too, as a share of its "
-                    "longer side. Neutral: any, without a size.",
+                    tooltip="With a size: how much of the surroundings is cut out too, as a share of the "
+                        "region's longer side. Neutral: any, without a size.",
                 ),
                 io.Combo.Input(
                     "border", options=list(BORDERS), default=BORDERS[0], advanced=True,
-                    tooltip="Whether the soft border lies outside the region, or inside so that nothing "
-                    "outside it changes. Neutral: outside.",
+                    tooltip="Where the soft border lies: outside the region, or inside it, so that "
+                        "nothing outside the region changes. Neutral: outside.",
                 ),
-                LAYERS.Input("layers", optional=True, tooltip="The stack that the picture was made from. Not "
-                "needed with image and mask."),
+                LAYERS.Input("layers", optional=True, tooltip="The stack that the picture was made from. "
+                    "Not needed if image and mask are connected."),
                 io.Image.Input(
                     "image", optional=True,
-                    tooltip="The picture so far, of the canvas's size. Not connected: the composite of the "
-                    "layers."
+                    tooltip="The picture so far; it must have the canvas's size. Not connected: the "
+                        "composite of the layers."
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="What to redo instead of layers: 1 is where the picture may change. Of the "
-                    "picture's size."
+                    tooltip="The region to redo, instead of layers: 1 is where the picture may change. "
+                        "It must have the picture's size."
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For the sampler. Latents without a noise mask "
-                "it samples as ever."),
-                io.Latent.Output(display_name="latent", tooltip="For the sampler: what is sampled, with its "
-                "noise mask."),
+                io.Model.Output(display_name="model", tooltip="The model for the sampler. It samples "
+                    "latents without a noise mask as usual."),
+                io.Latent.Output(display_name="latent", tooltip="For the sampler: the part that is "
+                    "sampled, with its noise mask."),
                 PASTE.Output(display_name="paste", tooltip="For Paste Back, together with the decoded "
                 "picture."),
-                io.Image.Output(display_name="cut out", tooltip="What is sampled, for Inpaint Model "
-                "Conditioning or a ControlNet."),
+                io.Image.Output(display_name="cut out", tooltip="The picture that is sampled, for "
+                    "Inpaint Model Conditioning or a ControlNet."),
                 io.Mask.Output(display_name="cut out mask", tooltip="1 is where the cut out picture may "
                 "change, for Inpaint Model Conditioning."),
                 io.Image.Output(
@@ -115,7 +114,7 @@ class RegenerateLayers(io.ComfyNode):
         context: float, border: str,
         layers: Mapping[str, Any] | None = None, image: Tensor | None = None, mask: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        """Plan, cut out, encode, patch."""
+        """Plan the change, cut the part out, encode it, and patch the model."""
         document = None if layers is None else read_stack(layers)
         picture = picture_so_far(document, image)
         region = _region(document, names, mask)
@@ -127,48 +126,49 @@ class RegenerateLayers(io.ComfyNode):
 
 
 class PasteBack(io.ComfyNode):
-    """The sampled part back into the picture."""
+    """Put the sampled part back into the picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_PasteBack",
             display_name="Paste Back",
             category="layered diffusion/noise",
             description=(
-                "Put what was sampled back into the picture that it was cut from: outside the soft mask "
-                "every pixel stays what it was, and "
-                "there is no seam. The result has the size of the picture before."
+                "Put the sampled part back into the picture that it was cut from, without a seam. "
+                "Outside the soft mask every pixel stays as it was. The result has the size of the "
+                "picture before."
             ),
             search_aliases=["stitch", "paste", "uncrop", "blend", "poisson", "seamless clone", "inpaint "
             "composite"],
             inputs=[
-                io.Image.Input("image", tooltip="What was sampled, decoded; a batch gives a batch."),
+                io.Image.Input("image", tooltip="The decoded picture of the sampled part; a batch gives "
+                    "a batch."),
                 PASTE.Input("paste", tooltip="From the node that gave the latent: Regenerate Layers or "
                 "Per-Layer SDEdit."),
                 io.Combo.Input(
                     "blend", options=list(BLENDS), default=BLENDS[0],
-                    tooltip="Gradient shifts colours at the border to what they meet; multi-band mixes broad "
-                    "forms widely and details narrowly; "
-                    "feather only mixes by the mask. Neutral: feather.",
+                    tooltip="gradient: shifts the new part's colours so that they match the surroundings "
+                        "at the border. multi-band: mixes broad forms over a wide border and details over "
+                        "a narrow one. feather: mixes by the mask only. Neutral: feather.",
                 ),
                 io.Boolean.Input(
                     "match_colours", display_name="match colours", default=True,
-                    tooltip="First shift back what the VAE or few steps did to colours, as measured outside "
-                    "the mask. Neutral: off.",
+                    tooltip="First undo the shift of colours by the VAE or by few steps, as measured "
+                        "outside the mask. Neutral: off.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The whole picture."),
-                io.Mask.Output(display_name="mask", tooltip="1 is where it is new, 0 where it is the picture "
-                "before, soft between."),
+                io.Mask.Output(display_name="mask", tooltip="1 is where the picture is new, 0 where it "
+                    "is the picture before; values between at the soft border."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, image: Tensor, paste: Repaint, blend: str, match_colours: bool) -> io.NodeOutput:
-        """Paste."""
+        """Paste the part into the picture."""
         if not isinstance(paste, Repaint):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
         out = paste.paste(image[..., :3].movedim(-1, 1).float(), blend, match_colours)
@@ -176,16 +176,17 @@ class PasteBack(io.ComfyNode):
 
 
 def _region(document: LayerDocument | None, names: str, mask: Tensor | None) -> Tensor:
-    """Where to redo: the mask, or where the named layers are seen."""
+    """Return the region to redo: the mask, or where the named layers are seen."""
     if mask is not None:
         return one_mask(mask)
     if document is None:
-        raise invalid(
-            "mask", None, "a mask, or layers and the names of those to redo", "Connect mask or layers"
+        raise LayeredError(
+            "mask: neither a mask nor layers are connected. Connect a mask, or connect layers and name "
+            "those to redo"
         )
     known = [x.name for x in document]
     lines = [line.strip() for line in names.splitlines() if line.strip()]
-    # A name may have a comma of its own.
+    # A name may contain a comma itself.
     wanted = [
         n
         for line in lines

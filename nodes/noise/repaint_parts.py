@@ -1,5 +1,5 @@
-"""What the nodes that redo a part of a picture share: the picture so far, the plan, the latent that is
-sampled."""
+"""Functions that the nodes that redo a part of a picture share: for the picture so far, the plan, and the
+latent that is sampled."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 from ...layered_core.canvas.compositing import GREY, flat, over_colour
 from ...layered_core.canvas.soft_masks import grow
 from ...layered_core.document import LayerDocument
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.repaint import Repaint, plan_repaint, tighten
 from ..layers.socket import rgba
 
 PASTE = io.Custom("LD_PASTE")
-"""What Paste Back needs to know: a :class:`~layered_core.painting.repaint.Repaint`."""
+"""The socket type of what Paste Back needs: a :class:`~layered_core.painting.repaint.Repaint`."""
 
 
 def vae_unit(vae: Any) -> int:
-    """What a picture's side must be a multiple of for the VAE, pixels."""
+    """Return the number of pixels that a picture's side must be a multiple of for the VAE."""
     return max(1, int(vae.spacial_compression_encode()))
 
 
 def encode(vae: Any, plan: Repaint) -> dict[str, Tensor]:
-    """LATENT of what a plan cuts out, with the change map, of exactly its size, as noise mask."""
+    """Return the LATENT of the picture that a plan cuts out. Its noise mask is the change map, of exactly the
+    latent's size."""
     samples = vae.encode(plan.cut().permute(1, 2, 0)[None])
     return {"samples": samples, "noise_mask": plan.cells(samples.shape[-2], samples.shape[-1])[None, None]}
 
@@ -34,7 +35,7 @@ def plan_part(
     picture: Tensor, region: Tensor, noise: float, widen: int, feather: int, size: int, context: float,
     border: str, unit: int
 ) -> Repaint:  # fmt: skip
-    """A plan whose soft border lies outside or inside the widened region."""
+    """Return a plan whose soft border lies outside or inside the widened region."""
     if border == "inside":
         region = grow(region, widen)
         widen, feather = tighten(region, feather)
@@ -44,10 +45,10 @@ def plan_part(
 
 
 def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tensor:
-    """The picture that is to change, ``[3, H, W]``: the image, or else the composite."""
+    """Return the picture that is to change, ``[3, H, W]``: the image, or else the composite."""
     if image is None:
         if document is None or not len(document):
-            raise invalid("image", None, "a picture, or layers to composite", "Connect image or layers")
+            raise LayeredError("image: no picture is connected, and no layers to composite. Connect either")
         return flat(document)
     if len(image) != 1:
         raise invalid(
@@ -71,7 +72,7 @@ def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tens
 
 
 def one_mask(mask: Tensor) -> Tensor:
-    """A MASK of one picture as ``[H, W]`` on the CPU."""
+    """Return a MASK of one picture as ``[H, W]`` on the CPU."""
     if mask.ndim == 3 and len(mask) != 1:
         raise invalid("mask batch", len(mask), "1")
     return mask.detach().float().cpu().reshape(mask.shape[-2:])

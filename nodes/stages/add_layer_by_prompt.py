@@ -1,4 +1,4 @@
-"""Build a picture layer by layer: in one node, or from the nodes that it is made of."""
+"""Build a picture layer by layer: one node adds one layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.stages import plan_stage
 from ..layers.socket import LAYERS, append_layers, read_stack, write_stack
@@ -25,113 +25,113 @@ _FAR = 4 * MAX_SIDE
 
 
 class AddLayerByPrompt(io.ComfyNode):
-    """A stage: words and a place become a layer. Runs as a graph of ordinary nodes, those of the blueprint of
-    this name."""
+    """Make a layer from words and a place. Runs as a graph of ordinary nodes, those of the blueprint of the
+    same name."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         files, decoders = layer_model_choices("transparent"), layer_model_choices("decoder")
         return io.Schema(
             node_id="LD_AddLayerByPrompt",
             display_name="Add Layer by Prompt",
             category=CATEGORY,
             description=(
-                "Paint something new onto what is there and lay it on the stack as a layer with its own "
-                "alpha. Chain several: background, "
-                "midground, foreground. A name that the stack has is made anew in its place, with its "
-                "recipe's LoRAs, embedding and seed; what lies "
-                "in front is laid on again."
+                "Paint something new onto the picture so far, and lay it on the stack as a layer with "
+                "its own alpha. Chain several: background, midground, foreground. A layer whose name is "
+                "in the stack already is made anew in its place, with its recipe's LoRAs, embedding and "
+                "seed; the layers in front are laid on again."
             ),
             search_aliases=["stage", "add object", "inpaint layer", "generate layer", "layer by layer",
             "background foreground", "replace layer"],
             inputs=[
                 io.Model.Input("model",
-                tooltip="What paints; a LoRA loaded into it acts on this layer only."),
-                io.Clip.Input("clip", tooltip="What reads the words; a textual inversion is written "
-                "embedding:name."),
+                tooltip="The model that paints; a LoRA loaded into it acts on this layer only."),
+                io.Clip.Input("clip", tooltip="Encodes the words; write embedding:name for a textual "
+                    "inversion."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
                 io.String.Input("prompt", default="", multiline=True, tooltip="What is added. Empty: the "
-                "words of the layer of that name."),
+                    "words of the stack's layer of the same name."),
                 io.String.Input("negative", default="", multiline=True, tooltip="What must not be there. "
                 "Neutral: empty."),
-                io.String.Input("name", default="", tooltip="What the layer is called. Empty: its prompt. "
-                "The noise depends on seed and name."),
-                io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge of its place, canvas "
-                "pixels. Neutral: 0."),
-                io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge of its place, canvas "
-                "pixels. Neutral: 0."),
+                io.String.Input("name", default="", tooltip="The layer's name. Empty: its prompt. The "
+                    "noise depends on seed and name."),
+                io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge of the layer's "
+                    "place, canvas pixels. Neutral: 0."),
+                io.Int.Input("y", default=0, min=-_FAR, max=_FAR, tooltip="Top edge of the layer's "
+                    "place, canvas pixels. Neutral: 0."),
                 io.Int.Input(
                     "width", default=0, min=0, max=MAX_SIDE,
-                    tooltip="Width of its place, pixels; of the canvas where nothing is connected. 0: it "
-                    "finds its own place. Neutral: 0.",
+                    tooltip="Width of the layer's place, pixels; width of the canvas if nothing is "
+                        "connected. 0: a place is found. Neutral: 0.",
                 ),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height of its place, pixels; "
-                "as width. Neutral: 0."),
+                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip="Height of the layer's "
+                    "place, pixels; otherwise as width. Neutral: 0."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
-                    tooltip="Base seed, the same in all stages: each derives its own from it and its name. "
-                    "Neutral: any.",
+                    tooltip="Base seed, the same in all stages: each stage derives its own seed from it "
+                        "and from its name. Neutral: any.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; half as many "
-                "more to find a place. Neutral: any."),
+                io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; finding a "
+                    "place takes half as many more. Neutral: any."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free "
                 "guidance. Neutral: 1, none."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
-                tooltip="As KSampler's."),
+                tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
-                tooltip="As KSampler's."),
+                tooltip="As in KSampler."),
                 ALPHA,
                 io.Float.Input(
                     "denoise", default=1.0, min=0.01, max=1.0, step=0.01, advanced=True,
-                    tooltip="How far its place may depart from what is there. Neutral: 1, made anew.",
+                    tooltip="How far the layer's place may depart from the picture so far. Neutral: 1, "
+                        "made anew.",
                 ),
                 io.Int.Input(
                     "feather", default=8, min=0, max=1024, advanced=True,
-                    tooltip="Width of the soft border inside its place, pixels. Neutral: 0."
+                    tooltip="Width of the soft border inside the layer's place, pixels. Neutral: 0."
                 ),
                 io.Int.Input(
                     "size", default=0, min=0, max=MAX_SIDE, step=8, advanced=True,
-                    tooltip="Side at which its place is sampled, pixels: it is cut out and scaled up. "
-                    "Neutral: 0, with the whole picture.",
+                    tooltip="Side at which the layer's place is sampled, pixels: it is cut out and "
+                        "scaled up. Neutral: 0, the whole picture is sampled.",
                 ),
                 io.Float.Input(
                     "context", default=0.5, min=0.0, max=16.0, step=0.1, advanced=True,
-                    tooltip="With a size: how much around its place is cut out too, as a share of its longer "
-                    "side. Neutral: any, without a size.",
+                    tooltip="With a size: how much of the surroundings is cut out too, as a share of the "
+                        "place's longer side. Neutral: any, without a size.",
                 ),
                 io.Combo.Input("blend", options=list(BLENDS), default=BLENDS[0], advanced=True,
-                tooltip="As Paste Back's. Neutral: feather."),
-                LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new one, "
-                "on the image if there is one."),
-                io.Image.Input("image", optional=True, tooltip="The picture so far, where there are no "
-                "layers yet. It becomes the backmost layer."),
-                io.Mask.Input("mask", optional=True, tooltip="Its place instead of x, y, width, height: 1 is "
-                "where it may be. Of the canvas's size."),
+                tooltip="As in Paste Back. Neutral: feather."),
+                LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new "
+                    "stack, with the image at the back if there is one."),
+                io.Image.Input("image", optional=True, tooltip="The picture so far, if there are no "
+                    "layers yet. It becomes the backmost layer."),
+                io.Mask.Input("mask", optional=True, tooltip="The layer's place, instead of x, y, width, "
+                    "height: 1 is where it may be. It must have the canvas's size."),
                 io.ControlNet.Input(
                     "control_net", optional=True,
-                    tooltip="A ControlNet for inpainting, which sees the picture round its place. Without "
-                    "effect with transparent alpha.",
+                    tooltip="A ControlNet for inpainting, which sees the picture around the layer's "
+                        "place. It has no effect with transparent alpha.",
                 ),
                 io.Combo.Input(
                     "file", options=files, default=files[0], optional=True, advanced=True,
-                    tooltip="With transparent alpha: what changes the model, as LayerDiffuse Apply's for a "
-                    "transparent layer. Neutral: any, without.",
+                    tooltip="With transparent alpha: the file that changes the model, as in LayerDiffuse "
+                        "Apply for a transparent layer. Neutral: any, with another alpha.",
                 ),
                 io.Combo.Input(
                     "decoder", options=decoders, default=decoders[0], optional=True, advanced=True,
-                    tooltip="With transparent alpha: what reads it, as Transparent Decode's file, of the "
-                    "same family. Neutral: any, without.",
+                    tooltip="With transparent alpha: the file that decodes it, as in Transparent Decode, "
+                        "of the same model family. Neutral: any, with another alpha.",
                 ),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack with the new layer."),
                 io.Image.Output(display_name="image", tooltip="The composite of that stack; outside the "
-                "layer's place as it was to the bit."),
+                    "layer's place it is as before, to the bit."),
                 io.Image.Output(display_name="layer",
-                tooltip="The new layer alone, with alpha, on a canvas."),
+                tooltip="The new layer alone, with alpha, on a canvas of full size."),
                 io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where "
-                "nothing changed, soft between."),
+                    "nothing changed; values between at the soft border."),
             ],
             enable_expand=True,
         )  # fmt: skip
@@ -177,7 +177,7 @@ class AddLayerByPrompt(io.ComfyNode):
 
 
 def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, height: int) -> dict[str, Any]:
-    """The stack so far: the layers, or the image as the backmost one, or an empty canvas."""
+    """Return the stack so far: the layers, or the image as the backmost layer, or an empty canvas."""
     if layers is not None:
         return dict(layers)
     if image is not None:
@@ -193,15 +193,13 @@ def _stack(layers: Mapping[str, Any] | None, image: Tensor | None, width: int, h
 
 
 def _words(there: Layer | None, name: str, prompt: str, negative: str) -> tuple[str, str]:
-    """The words of the stage: its own, or those of the layer that is made anew."""
+    """Return the words of the stage: its own, or those of the layer that is made anew."""
     if there is not None:
         prompt, negative = prompt or there.prompt, negative or there.negative
     if not prompt.strip():
-        raise invalid(
-            f"layer {name!r}: prompt",
-            prompt,
-            "what is to be added",
-            "Or give the name of a layer of the stack that has words",
+        raise LayeredError(
+            f"layer {name!r}: its prompt is empty. Write what is to be added, or give the name of a layer of "
+            f"the stack that has words"
         )
     return prompt, negative
 
@@ -209,14 +207,12 @@ def _words(there: Layer | None, name: str, prompt: str, negative: str) -> tuple[
 def _stage_layer(
     document: LayerDocument, there: Layer | None, name: str, box: tuple[int, int, int, int]
 ) -> Layer:
-    """The layer in its box: the one given, or that of the layer that is made anew, or the whole canvas."""
+    """Return the layer in its box: the given one, or that of the layer made anew, or the whole canvas."""
     x, y, width, height = box
     if bool(width) != bool(height):
-        raise invalid(
-            "width and height",
-            f"{width} and {height}",
-            "both 0, or both above",
-            "Give the place's other side too",
+        raise LayeredError(
+            f"width and height are {width} and {height}; allowed: both 0, or both above 0. Give the "
+            f"place's other side too"
         )
     recipe = Recipe() if there is None else there.recipe
     if width:

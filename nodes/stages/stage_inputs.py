@@ -14,7 +14,7 @@ MAX_SEED = 2**64 - 1
 
 ALPHA = io.Combo.Input(
     "alpha", options=list(ALPHAS), default=ALPHAS[0],
-    tooltip="What of the new layer is opaque: what changed, its whole soft mask, or transparent: painted "
-    "alone by LayerDiffuse, with alpha of "
-    "its own. Neutral: mask, the layer is the whole region.",
+    tooltip="How the new layer gets its alpha. difference: opaque where the picture changed. mask: its "
+        "whole soft mask. transparent: LayerDiffuse paints it alone, with an alpha of its own. Neutral: "
+        "mask, the layer is the whole region.",
 )  # fmt: skip

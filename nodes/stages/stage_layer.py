@@ -1,4 +1,4 @@
-"""The nodes that a stage is made of."""
+"""The nodes that a stage consists of, beside those of other rooms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...layered_core.canvas.compositing import GREY, composite
 from ...layered_core.canvas.soft_masks import grow as widened
 from ...layered_core.document import Layer
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.mattes import stage_alpha, uncovered
 from ...layered_core.painting.repaint import Repaint
 from ...layered_core.painting.stages import changed_region, into_place, stage_seed, with_stage
@@ -23,43 +23,44 @@ from .stage_inputs import ALPHA, CATEGORY, MAX_SEED
 
 
 class StageLayer(io.ComfyNode):
-    """What a stage painted, as a layer of its own."""
+    """Turn what a stage painted into a layer."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_StageLayer",
             display_name="Stage Layer",
             category=CATEGORY,
             description=(
-                "Turn what Paste Back gave into a layer with alpha: laid over the picture before, it gives "
-                "the picture after. It goes on top of the "
-                "stack, or in the place of the layer of its name. With transparent alpha it takes what "
-                "Transparent Decode gave and fits it in."
+                "Turn the picture from Paste Back into a layer with alpha: laid over the picture before, "
+                "it gives the picture after. It goes on top of the stack, or replaces the layer of the "
+                "same name. With transparent alpha it takes the picture from Transparent Decode and fits "
+                "it into the place."
             ),
             search_aliases=["difference matte", "difference key", "extract layer", "alpha from difference",
             "stage"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture after, from Paste Back; with transparent alpha, "
                 "RGBA from Transparent Decode."),
-                PASTE.Input("paste", tooltip="From Regenerate Layers, which Paste Back was given; it knows "
-                "the picture before and the place."),
-                io.String.Input("name", default="layer", tooltip="What the layer is called."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Its words, kept with it. "
-                "Neutral: empty."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What it must not show, kept "
-                "with it. Neutral: empty."),
+                PASTE.Input("paste", tooltip="The same paste of Regenerate Layers that Paste Back got; "
+                    "it holds the picture before and the place."),
+                io.String.Input("name", default="layer", tooltip="The layer's name."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What the layer shows; "
+                    "kept with it. Neutral: empty."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What the layer must not "
+                    "show; kept with it. Neutral: empty."),
                 ALPHA,
-                LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new one."),
+                LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new stack."),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack with the layer."),
                 io.Image.Output(display_name="image", tooltip="The composite of that stack, grey where "
-                "nothing is."),
-                io.Image.Output(display_name="layer", tooltip="The layer alone, with alpha, on a canvas."),
+                    "there is no layer."),
+                io.Image.Output(display_name="layer", tooltip="The layer alone, with alpha, on a canvas "
+                    "of full size."),
                 io.Mask.Output(display_name="mask", tooltip="1 is where the layer was painted, 0 where "
-                "nothing changed, soft between."),
+                    "nothing changed; values between at the soft border."),
             ],
         )  # fmt: skip
 
@@ -74,13 +75,16 @@ class StageLayer(io.ComfyNode):
         alpha: str,
         layers: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
-        """Take the new part off."""
+        """Compute the layer's pixels, and lay it on the stack."""
         if not isinstance(paste, Repaint):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
         if alpha == "transparent":
             if image.shape[-1] != 4:
                 raise invalid(
-                    "image channels", image.shape[-1], "4, RGBA", "Connect the image of Transparent Decode"
+                    "image: number of channels",
+                    image.shape[-1],
+                    "4, RGBA",
+                    "Connect the image of Transparent Decode",
                 )
             pixels = into_place(rgba(image[0]), paste.mask)
         else:
@@ -108,17 +112,17 @@ class StageLayer(io.ComfyNode):
 
 
 class StageSeed(io.ComfyNode):
-    """A seed of a stage's own."""
+    """Derive the seed of one stage."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_StageSeed",
             display_name="Stage Seed",
             category=CATEGORY,
-            description="A seed for one stage, from a base seed and the stage's name: to redo one stage "
-            "leaves the noise of the others alone.",
+            description="Derive the seed of one stage from a base seed and the stage's name. Redoing one "
+            "stage then leaves the noise of the others as it is.",
             search_aliases=["seed", "derive seed", "seed per layer", "stage"],
             inputs=[
                 io.Int.Input(
@@ -136,42 +140,42 @@ class StageSeed(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, name: str) -> io.NodeOutput:
-        """Derive."""
+        """Derive the seed."""
         return io.NodeOutput(stage_seed(seed, name.strip()))
 
 
 class FindPlace(io.ComfyNode):
-    """Where a draft put something new."""
+    """Find where a draft put something new."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_FindPlace",
             display_name="Find Place",
             category=CATEGORY,
-            description="Where a quick draft of a picture (denoise 0.75, few steps) differs most from it: "
-            "there the model would put the thing.",
+            description="Find where a quick draft of a picture (denoise 0.75, few steps) differs most "
+                "from the picture: the model would put the new thing there.",
             search_aliases=["auto mask", "difference mask", "locate object", "change detection"],
             inputs=[
                 io.Image.Input("before", tooltip="The picture."),
-                io.Image.Input("draft", tooltip="The same redrawn with the words of the new thing, of the "
-                "same size."),
+                io.Image.Input("draft", tooltip="The same picture, redrawn with the words of the new "
+                    "thing; it must have the same size."),
                 io.Float.Input(
                     "share", default=0.5, min=0.01, max=1.0, step=0.01, advanced=True,
-                    tooltip="From which share of the greatest difference on a pixel belongs to the place; "
-                    "less is larger. Neutral: any.",
+                    tooltip="A pixel belongs to the place if its difference is at least this share of "
+                        "the greatest one; a lower share gives a larger place. Neutral: any.",
                 ),
                 io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on "
                 "every side, pixels. Neutral: 0."),
             ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be: as it is for "
-            "Regenerate Layers and for inpainting.")],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be. "
+                "Regenerate Layers and inpainting take it as it is.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, before: Tensor, draft: Tensor, share: float, grow: int) -> io.NodeOutput:
-        """Compare."""
+        """Compare the draft with the picture."""
         if before.shape[1:3] != draft.shape[1:3]:
             got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (draft, before))
             raise invalid(
@@ -187,22 +191,18 @@ class FindPlace(io.ComfyNode):
 
 
 def _box_layer(name: str, mask: Tensor) -> Layer:
-    """A layer whose box holds all of a mask ``[H, W]``."""
+    """Return a layer whose box holds all of a mask ``[H, W]``."""
     rows, columns = ((mask > 0).any(d).nonzero()[:, 0].tolist() for d in (1, 0))
     if not rows:
-        raise invalid(
-            f"layer {name!r}: mask",
-            "0 everywhere",
-            "more than 0 on at least one pixel",
-            "Give the stage a noise above 0",
-        )
+        raise LayeredError(f"layer {name!r}: its mask is 0 everywhere. Give the stage a noise above 0")
     return Layer(
         name, x=columns[0], y=rows[0], width=columns[-1] - columns[0] + 1, height=rows[-1] - rows[0] + 1
     )
 
 
 def _laid(layers: Mapping[str, Any] | None, layer: Layer, prompt: str, negative: str) -> dict[str, Any]:
-    """The stack with the layer on top, or in the place of the one of its name, whose recipe it keeps."""
+    """Return the stack with the layer on top, or in the place of the layer of the same name, whose recipe,
+    opacity and blend mode it keeps."""
     layer = replace(layer, prompt=prompt, negative=negative)
     document = None if layers is None else read_stack(layers)
     there = None if document is None else next((x for x in document if x.name == layer.name), None)

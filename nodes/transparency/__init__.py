@@ -1,1 +1,1 @@
-"""Nodes of LayerDiffuse: transparent layers painted, read and encoded."""
+"""Nodes for LayerDiffuse: they paint, decode and encode transparent layers."""

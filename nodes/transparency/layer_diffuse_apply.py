@@ -1,9 +1,9 @@
-"""LayerDiffuse: a UNet that paints transparent layers, or what belongs in front of, behind or around given
-ones.
+"""Apply LayerDiffuse to a UNet, which then paints transparent layers, or foregrounds, backgrounds and blends
+for given pictures.
 
-The node reads the file and lays what it says on a clone of the MODEL. Weights are patched by ComfyUI's own
-means; everything else is made when a run begins, in that run's own copy of the model's options, and is gone
-with it.
+The node reads the file and puts its changes on a clone of the MODEL. Weights are patched by ComfyUI's own
+means; everything else is made when a run begins, in that run's own copy of the model's options, and is
+dropped with it.
 """
 
 from __future__ import annotations
@@ -38,51 +38,50 @@ _PREFIX = "diffusion_model."
 
 
 class LayerDiffuseApply(io.ComfyNode):
-    """A model that makes layers, by a published LayerDiffuse file."""
+    """Change a model by a published LayerDiffuse file, so that it makes layers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerDiffuseApply",
             display_name="LayerDiffuse Apply",
             category="layered diffusion/transparency",
             description=(
-                "Let a model paint a transparent layer, or the foreground, background or blend that belongs "
-                "to given pictures. "
-                "Files come from models/layer_model under their published names. Decode foregrounds with "
-                "Transparent Decode."
+                "Let a model paint a transparent layer, or the foreground, background or blend that "
+                "belongs to given pictures. Put files into models/layer_model under their published "
+                "names. Decode foregrounds with Transparent Decode."
             ),
             search_aliases=["layerdiffuse", "layer diffusion", "layered diffusion apply", "transparent",
             "alpha", "rgba", "foreground", "background"],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.5, SDXL or the storybook model, as the file wants it. "
-                "It is patched as a clone."),
+                io.Model.Input("model", tooltip="SD1.5, SDXL or the storybook model: the family that the "
+                    "file was made for. A clone of it is patched."),
                 io.DynamicCombo.Input(
                     "mode", options=[io.DynamicCombo.Option(m.name, _inputs(m)) for m in LAYER_DIFFUSE_MODES],
-                    tooltip="What is made from what: 'a to b' makes b for a given picture a. One that makes "
-                    "several wants a batch of as many.",
+                    tooltip="What is made: 'a to b' makes b for a given picture a. A mode that makes "
+                        "several pictures needs a batch of that many latents.",
                 ),
                 io.Float.Input("weight", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="How far the file "
                 "changes the model, 0 to 2. Neutral: 0."),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="Share of the sampling at which it begins, 0 to 1. Neutral: 0.",
+                    tooltip="Share of the sampling at which the file begins to act, 0 to 1. Neutral: 0.",
                 ),
                 io.Float.Input(
                     "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="Share of the sampling at which it ends and the base model goes on alone, 0 to "
-                    "1. Neutral: 1.",
+                    tooltip="Share of the sampling at which the file stops acting and the base model "
+                        "goes on alone, 0 to 1. Neutral: 1.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="The changed model, for the sampler.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
         cls, model: Any, mode: Mapping[str, Any], weight: float, start_percent: float, end_percent: float
     ) -> io.NodeOutput:
-        """Read the file, check that it fits, patch a clone."""
+        """Read the file, check that it fits the model, and patch a clone."""
         check_number("weight", weight, 0, 2)
         check_number("start_percent", start_percent, 0, 1)
         check_number("end_percent", end_percent, start_percent, 1)
@@ -90,10 +89,12 @@ class LayerDiffuseApply(io.ComfyNode):
         if weight == 0 or start_percent == end_percent:
             return io.NodeOutput(model)
         unet = model.model.diffusion_model
-        unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
+        unet = getattr(unet, "_orig_mod", unet)  # the model that torch.compile wrapped
         family = type(model.model.model_config).__name__
         if not isinstance(unet, UNetModel):
-            raise invalid("model: family", family, "Stable Diffusion 1.5 or XL, as the file wants it")
+            raise invalid(
+                "model: family", family, "Stable Diffusion 1.5 or XL, the family that the file was made for"
+            )
         weights = read_layer_model(mode["file"], chosen.task)
         sharing, always = is_attention_sharing(weights), (start_percent, end_percent) == (0, 1)
         clone = model.clone() if sharing or always else _hookable(model)
@@ -122,21 +123,22 @@ class LayerDiffuseApply(io.ComfyNode):
 
 
 def _inputs(mode: LayerDiffuseMode) -> list[io.Input]:
-    """What a mode needs."""
+    """Return the inputs that a mode needs."""
     choices = layer_model_choices(mode.task)
     inputs: list[io.Input] = [
         io.Combo.Input(
             "file", options=choices, default=choices[0],
-            tooltip="A .safetensors file of models/layer_model. Published files that are missing are listed "
-            "too: running says where they come from.",
+            tooltip="A .safetensors file of models/layer_model. Published files that are missing are "
+                "listed too: on running, the error says where to get them.",
         )
     ]  # fmt: skip
     for picture in mode.takes:
-        alpha = " Its alpha counts: give RGBA (Join Image with Alpha)." if picture == "foreground" else ""
+        alpha = " Its alpha counts: connect RGBA (Join Image with Alpha)." if picture == "foreground" else ""
         inputs.append(
             io.Image.Input(
                 picture,
-                tooltip=f"The given {picture}, of the size that is sampled, one or one a latent.{alpha}",
+                tooltip=f"The given {picture}, of the size that is sampled; one, or one for each latent."
+                f"{alpha}",
             )
         )
     if mode.takes:
@@ -144,7 +146,7 @@ def _inputs(mode: LayerDiffuseMode) -> list[io.Input]:
             io.Vae.Input(
                 "vae",
                 optional=len(mode.makes) > 1,
-                tooltip="Encodes the given pictures. SD1.5's files do without.",
+                tooltip="Encodes the given pictures. SD1.5's files do not need it.",
             )
         )
     if len(mode.makes) > 1:
@@ -153,23 +155,25 @@ def _inputs(mode: LayerDiffuseMode) -> list[io.Input]:
                 io.Conditioning.Input(
                     f"{frame}_words",
                     optional=True,
-                    tooltip=f"Words for the {frame} alone. Not connected: the sampler's positive.",
+                    tooltip=f"Words for the {frame} alone. Not connected: the sampler's positive is used.",
                 )
             )
     return inputs
 
 
 def _picture(name: str, mode: Mapping[str, Any]) -> Tensor:
-    """A given picture over mid-grey, ``[B, 3, H, W]``."""
+    """Return a given picture over mid-grey, ``[B, 3, H, W]``."""
     image = mode.get(name)
     if image is None:
-        raise LayeredError(f"{name}: nothing is connected. The mode {mode['mode']!r} needs a picture there")
+        raise LayeredError(
+            f"{name}: nothing is connected. Connect a picture: the mode {mode['mode']!r} needs it"
+        )
     return over_mid_grey(image.movedim(-1, 1).float())
 
 
 def _hookable(model: Any) -> comfy.model_patcher.ModelPatcher:
-    """A clone whose weights can change on the way: not one that ComfyUI loads piece by piece ("dynamic", on
-    hosts that have it)."""
+    """Return a clone whose weights can change during a run: not one that ComfyUI loads piece by piece
+    ("dynamic", on hosts that have it)."""
     dynamic = getattr(model, "is_dynamic", None)
     return model.get_non_dynamic_delegate() if dynamic is not None and dynamic() else model.clone()
 
@@ -181,12 +185,13 @@ def _fitting(
     mode: Mapping[str, Any],
     family: str,
 ) -> Patches:
-    """The file's patches, checked against the model and the mode."""
+    """Return the file's patches, checked against the model and the mode."""
     shapes = {name: tuple(p.shape) for name, p in unet.named_parameters()}
     patches = fitting_patches(weights, chosen, shapes, unet.num_res_blocks[0], mode["file"], family)
     if chosen.takes and mode.get("vae") is None:
         raise LayeredError(
-            f"vae: nothing is connected. The mode {chosen.name!r} encodes the given pictures with it"
+            f"vae: nothing is connected. Connect a VAE: the mode {chosen.name!r} encodes the given pictures "
+            f"with it"
         )
     return patches
 
@@ -194,7 +199,8 @@ def _fitting(
 def _patch(
     clone: comfy.model_patcher.ModelPatcher, patches: Patches, weight: float, start: float, end: float
 ) -> comfy.hooks.WeightHook | None:
-    """Put the patches of weights on the model, for good or, where they begin or end on the way, as a hook."""
+    """Put the patches of weights on the model. If they begin or end during a run, they become a hook, which
+    is returned; otherwise they stay and None is returned."""
     forms: dict[str, Any] = {f"{_PREFIX}{k}": ("diff", (v,)) for k, v in patches.diff.items()}
     forms |= {
         f"{_PREFIX}{k}": comfy.weight_adapter.LoRAAdapter(set(), (v.up, v.down, v.alpha, None, None, None))
@@ -209,20 +215,23 @@ def _patch(
 
 
 def _encoded(clone: comfy.model_patcher.ModelPatcher, vae: Any, pictures: Mapping[str, Tensor]) -> Tensor:
-    """The pictures' latents beside each other, in the model's scale."""
+    """Return the pictures' latents, joined along the channels, in the model's scale."""
     batches = {len(p) for p in pictures.values()}
     if len(batches - {1}) > 1:
-        raise invalid("given pictures: batch sizes", sorted(batches), "one picture, or as many of each")
+        raise invalid(
+            "given pictures: batch sizes", sorted(batches), "one picture of each kind, or equally many"
+        )
     latents = [clone.model.process_latent_in(vae.encode(p.movedim(1, -1))) for p in pictures.values()]
     return torch.cat([x.expand(max(batches), -1, -1, -1) for x in latents], 1)
 
 
 def _share(
-    clone: comfy.model_patcher.ModelPatcher, unet: UNetModel, weights: Mapping[str, Tensor], chosen: LayerDiffuseMode,
-    mode: Mapping[str, Any], family: str,
+    clone: comfy.model_patcher.ModelPatcher, unet: UNetModel, weights: Mapping[str, Tensor],
+    chosen: LayerDiffuseMode, mode: Mapping[str, Any], family: str,
     pictures: Mapping[str, Tensor],
 ) -> dict[str, Any]:  # fmt: skip
-    """Put the units of a file beside the model; what :class:`ModelChange` says of them."""
+    """Load a file's attention-sharing units beside the model; return the fields of :class:`ModelChange` that
+    describe them."""
     modules = [(m.to_q.in_features, m.to_k.in_features) for m in attentions_of(unet)]
     network = fitting_frames(weights, chosen, modules, mode["file"], family)
     network = network.to(clone.model.get_dtype_inference())
@@ -256,7 +265,10 @@ def _words(name: str, mode: Mapping[str, Any]) -> Tensor | None:
         return None
     if len(given) != 1:
         raise invalid(
-            f"{name}: conditionings", len(given), "one", "Connect CLIP Text Encode as it is, nothing combined"
+            f"{name}: number of conditionings",
+            len(given),
+            "1",
+            "Connect CLIP Text Encode directly, without combining",
         )
     words: Tensor = given[0][0]
     return words[:1]

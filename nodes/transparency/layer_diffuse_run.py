@@ -1,4 +1,4 @@
-"""LayerDiffuse's change of a model during one run of ComfyUI."""
+"""Carry out LayerDiffuse's change of a model during a run of ComfyUI."""
 
 from __future__ import annotations
 
@@ -34,35 +34,36 @@ from ...layered_core.transparency.layer_diffuse_weights import (
 )
 
 KEY = "layered_diffusion_layer_diffuse"
-"""Of our wrappers and models on a MODEL."""
+"""The key of our wrappers and additional models on a MODEL."""
 
 
 @dataclass(frozen=True)
 class ModelChange:
-    """What the node has put on a model, for the runs to come; nothing of it changes."""
+    """The change that the node has put on a model, the same for every run."""
 
     mode: LayerDiffuseMode
     weight: float
     start: float
-    """Share of the sampling, 0..1."""
+    """Share of the sampling at which the change begins to act, 0..1; neutral 0."""
     end: float
+    """Share of the sampling at which the change stops acting, ``start``..1; neutral 1."""
     pictures: dict[str, tuple[int, int]]
-    """Height and width of every picture that was given, pixels."""
+    """Height and width of every given picture, pixels."""
     hook: comfy.hooks.WeightHook | None = None
-    """Patches of weights that begin or end on the way; None where they stay on the model throughout."""
+    """Patches of weights that begin or end during a run; None if they stay on the model throughout."""
     concat: Tensor | None = None
-    """Weights of the first convolution for the pictures' latents."""
+    """Weights of the first convolution for the channels of the pictures' latents."""
     latents: Tensor | None = None
-    """The pictures' latents beside each other, ``[B, 4 n, h, w]``."""
+    """The latents of n pictures, joined along the channels, ``[B, 4 n, h, w]``."""
     sharing: AttentionSharing | None = None
     words: tuple[Tensor | None, ...] = ()
-    """Every frame's own words, ``[1, T, C]``."""
+    """The encoded words of each frame, ``[1, T, C]``; None: the frame has no words of its own."""
     signals: tuple[Tensor, ...] = ()
-    """Of the control picture."""
+    """The output of the file's encoder for the given picture, at each resolution."""
 
 
 def attentions_of(unet: UNetModel) -> list[nn.Module]:
-    """Every attention of the UNet, in the order of the files."""
+    """Return every attention of the UNet, in the order of the files."""
     blocks = [
         unet.get_submodule(name) for name in transformer_blocks(name for name, _ in unet.named_parameters())
     ]
@@ -76,7 +77,7 @@ def sample_with_change(
     *more: Any,
     **named: Any,
 ) -> Tensor:
-    """Around a whole run: check what only now is known, and install what acts in it."""
+    """Wrap a whole sampling run: check what is known only now, and install the change."""
     guider = executor.class_obj
     for name, size in change.pictures.items():
         check_picture(name, size, (noise.shape[-2], noise.shape[-1]))
@@ -97,9 +98,9 @@ def sample_with_change(
         check_rows(len(noise), change.sharing.frames)
         if any(options.get("patches_replace", {}).get(kind) for kind in ("attn1", "attn2")):
             raise LayeredError(
-                "model: another node replaces its attentions (words per layer, an image adapter), which this "
-                "file replaces too. Use one of them, "
-                "or an SDXL file, which changes weights only"
+                "model: another node replaces its attentions (words per layer, an image adapter), and "
+                "this file replaces them too. Use one of the two, or an SDXL file, which changes weights "
+                "only"
             )
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
@@ -108,7 +109,8 @@ def sample_with_change(
 
 
 def _hook(change: ModelChange, conds: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Give every conditioning of a run the hook, with keyframes of its own: they count steps."""
+    """Give the hook to every conditioning of a run, as a copy with its own keyframes, because keyframes count
+    steps."""
     hook = change.hook.clone()
     hook.hook_keyframe = comfy.hooks.HookKeyframeGroup()
     if change.start > 0:
@@ -128,20 +130,21 @@ def _hook(change: ModelChange, conds: Mapping[str, Sequence[dict[str, Any]]]) ->
 
 @dataclass
 class _Run:
-    """One sampling run."""
+    """The change in one sampling run."""
 
     change: ModelChange
     window: Window
-    """When the change acts; as ComfyUI's hooks count."""
+    """When the change acts, counted as ComfyUI's hooks count."""
     terms: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
-    """What the pictures add to the first convolution, of one batch; the same at every step."""
+    """The pictures' term, added to the first convolution, for one batch; the same at every step."""
 
     def acts(self, options: Mapping[str, Any]) -> bool:
-        """Whether this step is inside the window."""
+        """Return whether this step is inside the window."""
         return self.window.acts(float(options["sigmas"].flatten()[0]))
 
     def add_pictures(self, h: Tensor, options: Mapping[str, Any]) -> Tensor:
-        """After each input block; acts on the first, a convolution."""
+        """Add the pictures' term. ComfyUI calls this after each input block; it acts on the first, a
+        convolution."""
         if tuple(options["block"]) != ("input", 0) or not self.acts(options):
             return h
         key = h.device, h.dtype
@@ -155,13 +158,12 @@ class _Run:
         context: Any = None, y: Any = None,
         control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
-        """Around a forward pass: units in place of the attentions of the UNet that runs, and only while it
-        does."""
+        """Wrap a forward pass: units replace the attentions of the UNet that runs, and only while it runs."""
         options = {} if transformer_options is None else transformer_options
         if not self.acts(options):
             return executor(x, timesteps, context, y, control, options, **more)
-        marks = options["cond_or_uncond"]
-        conditional = [mark == 0 for mark in marks for _ in range(len(x) // len(marks))]
+        chunks = options["cond_or_uncond"]
+        conditional = [chunk == 0 for chunk in chunks for _ in range(len(x) // len(chunks))]
         with self._installed(attentions_of(executor.class_obj), conditional):
             return executor(x, timesteps, context, y, control, options, **more)
 
@@ -185,15 +187,16 @@ class _Run:
         value: Tensor | None = None, mask: Tensor | None = None,
         transformer_options: Mapping[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
-        """In place of one attention's forward."""
+        """Return the output of one attention, computed by ``unit``; takes the place of the attention's
+        forward."""
         seen = context if crossed else x
         if len(x) != len(conditional) or any(
             given is not None and given is not seen for given in (context, value)
         ):
             raise LayeredError(
-                "model: another node changes what its attentions see (HyperTile, an attention patch), which "
-                "this file replaces. Use one of them, "
-                "or an SDXL file, which changes weights only"
+                "model: another node changes what its attentions see (HyperTile, an attention patch), "
+                "and this file replaces those attentions. Use one of the two, or an SDXL file, which "
+                "changes weights only"
             )
         named = {"attn_precision": module.attn_precision, "transformer_options": transformer_options}
 

@@ -1,5 +1,4 @@
-"""The folder ``models/layer_model``: what nodes offer from it, and how they read it. Nothing is
-downloaded."""
+"""List and read the files of the folder ``models/layer_model``. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from ...layered_core.transparency.layer_diffuse_files import (
 )
 
 KIND = "layer_model"
-"""What ComfyUI calls the folder; other folders can be added to it in ``extra_model_paths.yaml``."""
+"""ComfyUI's name for the folder; more folders can be added under it in ``extra_model_paths.yaml``."""
 
 STORYBOOK = "storybook (shipped)"
 """The choice that means this pack's own small files, for the storybook model."""
@@ -31,16 +30,17 @@ _STORYBOOK_FILES = {
 }
 
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-"""Pickles are offered too: choosing one says how to convert it."""
+"""Pickles are offered too: the error on choosing one says how to convert it."""
 
 folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
 
 
 def layer_model_choices(task: str) -> list[str]:
-    """What a node offers for a task, one of :data:`layered_core.transparency.layer_diffuse_files.TASKS`.
+    """Return what a node offers for a task, one of
+    :data:`layered_core.transparency.layer_diffuse_files.TASKS`.
 
-    The storybook's own file where there is one, the published ones (those that are not there too: choosing
-    one says where to get it), and the user's files under other names.
+    That is the storybook's own file if there is one, the published files (missing ones too: the error on
+    choosing one says where to get it), and the user's files under other names.
     """
     shipped = [STORYBOOK] if _storybook_file(task) is not None else []
     known = [f.name for f in published_for(task)]
@@ -50,7 +50,7 @@ def layer_model_choices(task: str) -> list[str]:
 
 
 def read_layer_model(name: str, task: str) -> dict[str, Tensor]:
-    """The tensors of a choice of :func:`layer_model_choices`.
+    """Return the tensors of a choice of :func:`layer_model_choices`.
 
     Raises:
         LayeredError: the file is missing (named with its repository, size and folder), cut short, or a

@@ -1,4 +1,4 @@
-"""A batch in which pictures of several kinds take turns, taken apart again."""
+"""Split a batch in which pictures of several kinds take turns."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ...layered_core.transparency.layer_diffuse_frames import check_rows
 
 _MOST = 3
 
-_FIX = "Set frames to how many pictures each scene has"
+_FIX = "Set frames to the number of pictures of each scene"
 
 
 class SplitFrames(io.ComfyNode):
-    """What LayerDiffuse makes together: foregrounds, backgrounds and blends, each as a batch of its own."""
+    """Split what LayerDiffuse makes together into batches of their own: foregrounds, backgrounds, blends."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         numbers = ("first", "second", "third")
         outputs: list[io.Output] = [
             io.Image.Output(
                 display_name=f"{n} image",
-                tooltip=f"The {n} picture of every scene. Nothing where there is none.",
+                tooltip=f"The {n} picture of every scene; empty if there is none.",
             )
             for n in numbers
         ]
         outputs += [
             io.Latent.Output(
                 display_name=f"{n} latent",
-                tooltip=f"The {n} latent of every scene. Nothing where there is none.",
+                tooltip=f"The {n} latent of every scene; empty if there is none.",
             )
             for n in numbers
         ]
@@ -44,8 +44,8 @@ class SplitFrames(io.ComfyNode):
             category="layered diffusion/transparency",
             description=(
                 "Take apart a batch that holds the pictures of each scene one after the other, as "
-                "LayerDiffuse Apply makes them: foreground, "
-                "background, blend. Pictures, latents or both."
+                "LayerDiffuse Apply makes them: foreground, background, blend. Takes pictures, latents or "
+                "both."
             ),
             search_aliases=["layerdiffuse", "split batch", "joint", "every nth image", "foreground "
             "background blend"],
@@ -57,8 +57,8 @@ class SplitFrames(io.ComfyNode):
                 ),
                 io.Image.Input("image", optional=True, tooltip="Decoded pictures. Not connected: the images "
                 "come out empty."),
-                io.Latent.Input("latent", optional=True, tooltip="Their latents, for Transparent Decode. Not "
-                "connected: they come out empty."),
+                io.Latent.Input("latent", optional=True, tooltip="The latents of the pictures, for "
+                    "Transparent Decode. Not connected: the latents come out empty."),
             ],
             outputs=outputs,
         )  # fmt: skip
@@ -67,7 +67,7 @@ class SplitFrames(io.ComfyNode):
     def execute(
         cls, frames: int, image: Tensor | None = None, latent: Mapping[str, Any] | None = None
     ) -> io.NodeOutput:
-        """Every ``frames``-th, from the first, the second and the third on."""
+        """Return every ``frames``-th picture and latent, from the first, the second and the third on."""
         if image is None and latent is None:
             raise LayeredError(
                 "image, latent: nothing is connected. Connect the batch that is to be taken apart"
@@ -81,12 +81,12 @@ class SplitFrames(io.ComfyNode):
             check_rows(len(latent["samples"]), frames, "latent", _FIX)
         for i in range(frames):
             images[i] = nothing if image is None else image[i::frames]
-            latents[i] = nothing if latent is None else _every(latent, i, frames)
+            latents[i] = nothing if latent is None else _every_nth(latent, i, frames)
         return io.NodeOutput(*images, *latents)
 
 
-def _every(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:
-    """A LATENT's rows ``first``, ``first + step``, ..., with what belongs to each."""
+def _every_nth(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:
+    """Return rows ``first``, ``first + step``, ... of a LATENT, with their noise masks and batch indices."""
     rows = len(latent["samples"])
     out = dict(latent)
     for key in ("samples", "noise_mask", "batch_index"):

@@ -1,4 +1,4 @@
-"""A sampled layer's picture and latent to colours and alpha."""
+"""Decode a sampled layer's picture and latent to colours and alpha."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""What the decoder calculates in; auto is what ComfyUI takes for a VAE on this device."""
+"""The dtype that the decoder calculates in; auto is what ComfyUI takes for a VAE on this device."""
 
 
 class TransparentDecode(io.ComfyNode):
-    """IMAGE and LATENT to RGBA."""
+    """Decode IMAGE and LATENT to RGBA."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         choices = layer_model_choices("decoder")
         return io.Schema(
             node_id="LD_TransparentDecode",
@@ -53,47 +53,45 @@ class TransparentDecode(io.ComfyNode):
             search_aliases=["layerdiffuse decode", "layered diffusion decode", "rgba", "alpha", "transparent "
             "vae", "cut out"],
             inputs=[
-                io.Image.Input("image", tooltip="What VAE Decode made of the latent; with any VAE. Alpha "
-                "that it has is left out."),
+                io.Image.Input("image", tooltip="The picture that VAE Decode made of the latent; any VAE "
+                    "will do. An alpha channel in it is ignored."),
                 io.Combo.Input(
                     "file", options=choices, default=choices[0],
-                    tooltip="A transparent decoder of models/layer_model, of the model's family. Published "
-                    "files that are missing are listed too: "
-                    "running says where they come from.",
+                    tooltip="A transparent decoder of models/layer_model, of the model's family. "
+                        "Published files that are missing are listed too: on running, the error says "
+                        "where to get them.",
                 ),
                 io.Latent.Input(
                     "latent", optional=True,
-                    tooltip="The latent that the image was decoded from, of its size. Not connected: alpha "
-                    "is guessed from the image alone.",
+                    tooltip="The latent that the image was decoded from, of the same size. Not "
+                        "connected: alpha is guessed from the image alone.",
                 ),
                 LAYERS.Input("layers", optional=True, tooltip="A stack to lay the result on. Not connected: "
                 "a new stack."),
-                io.String.Input("name", default="layer", tooltip="What the new layer is called. Neutral: any "
-                "name."),
+                io.String.Input("name", default="layer", tooltip="The new layer's name. Neutral: any name."),
                 io.Combo.Input(
                     "augmentations", options=[str(n) for n in AUGMENTATIONS], default="8",
-                    tooltip="Passes over mirrored and turned pictures: 1, 2, 4 or 8. More are steadier and "
-                    "take as many times longer. Neutral: 1.",
+                    tooltip="Number of passes over mirrored and turned pictures: 1, 2, 4 or 8. More "
+                        "passes give a steadier result, and take as many times longer. Neutral: 1.",
                 ),
                 io.Combo.Input(
                     "combine", options=list(COMBINE), default=COMBINE[0], advanced=True,
-                    tooltip="How the passes become one, element by element; the median of an even number is "
-                    "the lower middle value. Neutral: either, "
-                    "with 1 pass.",
+                    tooltip="How the passes are combined, element by element; the median of an even "
+                        "number is the lower middle value. Neutral: either, with 1 pass.",
                 ),
                 io.Int.Input(
                     "tile_size", default=2048, min=256, max=16384, step=64, advanced=True,
-                    tooltip="Greatest side that is decoded at once, pixels. Larger pictures go in tiles that "
-                    "fade into one another. Neutral: the "
-                    "picture's longer side or more.",
+                    tooltip="Greatest side that is decoded at once, pixels. Larger pictures are decoded "
+                        "in tiles that fade into one another. Neutral: the picture's longer side or more.",
                 ),
                 io.Combo.Input(
                     "precision", options=list(PRECISIONS), default="auto", advanced=True,
-                    tooltip="What the decoder calculates in. Neutral: auto, as ComfyUI's VAEs.",
+                    tooltip="The precision that the decoder calculates in. Neutral: auto, as ComfyUI's VAEs.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="RGBA, straight alpha: Save Image keeps it."),
+                io.Image.Output(display_name="image", tooltip="RGBA with straight alpha; Save Image "
+                    "keeps the alpha."),
                 io.Mask.Output(
                     display_name="alpha",
                     tooltip="1 is opaque. Invert it for Join Image with Alpha and Porter-Duff Image "
@@ -110,8 +108,8 @@ class TransparentDecode(io.ComfyNode):
         layers: Mapping[str, Any] | None = None, name: str = "layer",
         augmentations: str = "8", combine: str = "median", tile_size: int = 2048, precision: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
-        """Load the decoder, decode, lay on the stack."""
-        # A batch that no stack has room for is decoded all the same where there is none to lay it on.
+        """Load the decoder, decode the picture, and lay it on the stack."""
+        # A batch that is too large for any stack is decoded all the same if no stack is connected.
         stacked = layers is not None or len(image) <= MAX_LAYERS
         if stacked:
             check_room(layers, len(image))
@@ -132,7 +130,7 @@ class TransparentDecode(io.ComfyNode):
             "main memory",
             "Scale the picture down, or decode fewer",
         )
-        # Where there is one memory for both, the results take their part of it.
+        # On devices that share the main memory, the results take a part of it.
         free = manage.get_free_memory(patcher.load_device) - results * (
             patcher.load_device.type in ("cpu", "mps")
         )
@@ -154,8 +152,8 @@ class TransparentDecode(io.ComfyNode):
             decoder, pixels, samples, combine=combine, batch=batch, attend=attend, report=report, **options
         ).movedim(1, -1)
         stack: Any = ExecutionBlocker(
-            f"layers: {len(rgba)} pictures; allowed: at most {MAX_LAYERS} layers. Decode fewer at once for a "
-            f"stack"
+            f"layers: number of pictures is {len(rgba)}; allowed: at most {MAX_LAYERS} in a stack. Decode "
+            f"fewer at once to get one"
         )
         if stacked:
             names = [name if len(rgba) == 1 else f"{name} {i + 1}" for i in range(len(rgba))]
@@ -169,7 +167,7 @@ class TransparentDecode(io.ComfyNode):
 def managed(
     network: nn.Module, dtype: torch.dtype | None
 ) -> tuple[comfy.model_patcher.ModelPatcher, torch.dtype]:
-    """A network under ComfyUI's memory management, and the dtype that it is to have."""
+    """Return a network under ComfyUI's memory management, and the dtype that it calculates in."""
     manage = comfy.model_management
     device = manage.get_torch_device()
     dtype = manage.vae_dtype(device, [torch.float16, torch.bfloat16]) if dtype is None else dtype
@@ -179,5 +177,5 @@ def managed(
 
 
 def attention_for(device: torch.device) -> Any:
-    """ComfyUI's attention on ``device``, as the core calls it."""
+    """Return ComfyUI's attention on ``device``, as the core calls it."""
     return comfy.ldm.modules.attention.optimized_attention_for_device(device)

@@ -1,5 +1,4 @@
-"""A transparent picture to a latent that carries its alpha, to go on from in image-to-image and
-inpainting."""
+"""Encode a transparent picture as a latent that carries its alpha, for image-to-image and inpainting."""
 
 from __future__ import annotations
 
@@ -20,45 +19,43 @@ from .transparent_decode import managed
 
 
 class TransparentEncode(io.ComfyNode):
-    """RGBA to LATENT."""
+    """Encode RGBA as LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the user sees."""
+        """Return the schema: everything that the user sees of the node."""
         choices = layer_model_choices("encoder")
         return io.Schema(
             node_id="LD_TransparentEncode",
             display_name="Transparent Encode",
             category="layered diffusion/transparency",
-            description="Make a latent of a transparent picture that keeps its alpha, to go on from with "
-            "LayerDiffuse Apply.",
+            description="Make a latent of a transparent picture that keeps its alpha, to sample further "
+                "with LayerDiffuse Apply.",
             search_aliases=["layerdiffuse encode", "layered diffusion encode", "rgba to latent",
             "transparent vae", "img2img", "alpha"],
             inputs=[
-                io.Image.Input("image", tooltip="RGBA, straight alpha; or RGB with a mask. Sides are cut to "
-                "multiples of 8, as VAE Encode cuts."),
-                io.Vae.Input("vae", tooltip="The VAE of the model that goes on from the latent."),
+                io.Image.Input("image", tooltip="RGBA with straight alpha, or RGB with a mask. Sides are "
+                    "cut to multiples of 8, as VAE Encode does."),
+                io.Vae.Input("vae", tooltip="The VAE of the model that will sample the latent."),
                 io.Combo.Input(
                     "file", options=choices, default=choices[0],
-                    tooltip="A transparent encoder of models/layer_model, of the model's family. Published "
-                    "files that are missing are listed too: "
-                    "running says where they come from.",
+                    tooltip="A transparent encoder of models/layer_model, of the model's family. "
+                        "Published files that are missing are listed too: on running, the error says "
+                        "where to get them.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="1 is transparent, as Load Image gives it; takes the place of the image's alpha. "
-                    "Not connected: the image's alpha, or "
-                    "opaque.",
+                    tooltip="1 is transparent, as Load Image gives it; it replaces the image's alpha. "
+                        "Not connected: the image's alpha, or opaque if it has none.",
                 ),
                 io.Float.Input(
                     "offset_scale", default=0.0, min=0.0, max=1000.0, step=1.0, advanced=True,
-                    tooltip="What the encoder's answer is multiplied by: 1 or 300, by the file. 0: what is "
-                    "known of the file, 300 for Flux, mostly "
-                    "1. Neutral: 0.",
+                    tooltip="Factor on the encoder's output: 1 or 300, depending on the file. 0: the "
+                        "factor that the file is known to need, 300 for Flux, 1 for most. Neutral: 0.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For the sampler, with LayerDiffuse "
-            "Apply on the model.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The latent for the sampler, with "
+                "LayerDiffuse Apply on the model.")],
         )  # fmt: skip
 
     @classmethod
@@ -70,7 +67,7 @@ class TransparentEncode(io.ComfyNode):
         mask: Tensor | None = None,
         offset_scale: float = 0.0,
     ) -> io.NodeOutput:
-        """Load the encoder, encode."""
+        """Load the encoder and encode the picture."""
         network = TransparentEncoder.from_weights(read_layer_model(file, "encoder"), file)
         scale = offset_scale or offset_scale_of(file, network.latent_channels)
         rgba = crop_to_cells(
@@ -88,8 +85,8 @@ class TransparentEncode(io.ComfyNode):
 
 
 def posterior(vae: comfy.sd.VAE, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of a VAE's latents of ``picture`` [B, 3, H, W] in 0..1; a VAE that keeps no
-    deviation has 1."""
+    """Return mean and standard deviation of a VAE's latents of ``picture`` [B, 3, H, W] in 0..1; the
+    deviation is 1 for a VAE without one."""
     seen: list[Tensor] = []
     regularization = getattr(vae.first_stage_model, "regularization", None)
     hook = None
@@ -112,7 +109,7 @@ def posterior(vae: comfy.sd.VAE, picture: Tensor) -> tuple[Tensor, Tensor]:
         return mean, torch.ones_like(mean)
     if seen[0].shape[2:] != mean.shape[2:]:
         raise LayeredError(
-            "VAE: it had to encode in tiles for want of memory. Close other programs, or scale the image down"
+            "VAE: memory was too short, so it encoded in tiles. Close other programs, or scale the image down"
         )
     moments = comfy.ldm.modules.distributions.distributions.DiagonalGaussianDistribution(seen[0])
     return mean, moments.std.to(picture)

@@ -21,7 +21,7 @@ function show(node, output) {
   node.layerEditor.show({ ...shown, layers });
 }
 
-/** ComfyUI looks for changes of the graph when the mouse is released; a key is no mouse. */
+/** Report a change of the graph to ComfyUI, which looks for changes only when the mouse is released, not after a key. */
 function remember(node) {
   node.graph?.setDirtyCanvas(true, false);
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
@@ -50,7 +50,7 @@ function addEditor(node, name) {
   return { widget };
 }
 
-/** In the classic canvas the wheel and the middle button over the editor are the graph's. */
+/** In the classic canvas, pass the wheel and the middle button over the editor on to the graph. */
 function forward(element) {
   const classic = () => !globalThis.LiteGraph?.vueNodesMode;
   element.addEventListener("wheel", (event) => {
@@ -83,7 +83,7 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
   },
   loadedGraphNode(node) {
-    const key = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id; // as ComfyUI keys outputs of subgraphs
+    const key = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id; // the key that ComfyUI gives to outputs of subgraphs
     if (node.comfyClass === NODE) show(node, app.nodeOutputs?.[key]);
   },
 });

@@ -1,4 +1,4 @@
-/** Load Layers: a button that uploads a layered file, and dropping one on the node. ComfyUI's own upload is for pictures, video and sound. */
+/** Load Layers: upload a layered file by a button, or by dropping it on the node. ComfyUI's own upload is for pictures, video and sound. */
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";

@@ -265,4 +265,4 @@ def test_masks_that_do_not_match_the_pictures_are_refused(host):
         "6": from_image(image=["1", 0], mask=["4", 0], name="ball"),
         "7": node("LD_LayerPreview", layers=["6", 0], size=64),
     }
-    told(host.error_of(prompt), "layer 'ball'", "mask batch is 2", "1 or 3")
+    told(host.error_of(prompt), "layer 'ball'", "number of masks is 2", "1 or 3")

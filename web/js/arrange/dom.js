@@ -1,6 +1,6 @@
-/** Small helpers to build the editor's elements. */
+/** Small helpers that build the editor's elements. */
 
-/** @returns {HTMLElement} an element with properties (dashed ones are attributes) and children */
+/** @returns {HTMLElement} an element with properties (names with a dash become attributes) and children */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -37,7 +37,7 @@ function icon(name) {
 }
 
 /**
- * A button whose focus is on an `<input>`: ComfyUI leaves keys to what is typed into an input, so Ctrl+Z there does not undo in the graph.
+ * A button that is focused through an `<input>`: ComfyUI ignores keys that go to an input, so Ctrl+Z there does not undo in the graph.
  *
  * @param {"button" | "checkbox"} type
  * @returns {{label: HTMLLabelElement, input: HTMLInputElement, show: (iconName: string) => void}}

@@ -1,4 +1,4 @@
-/** The layer editor: canvas, list and values of the layers, with undo and keys. Knows nothing of ComfyUI. */
+/** The layer editor: canvas, list and values of the layers, with undo and keys. Independent of ComfyUI. */
 
 import { button, element, textButton } from "./dom.js";
 import { moved } from "./geometry.js";
@@ -40,9 +40,9 @@ export class Editor {
       this.values.element,
       this.status,
     );
-    this.element.dataset.captureWheel = "true"; // ComfyUI: the wheel is ours while the focus is here
+    this.element.dataset.captureWheel = "true"; // tells ComfyUI to leave us the wheel while the focus is here
     this.element.addEventListener("keydown", (event) => this.#key(event));
-    // Buttons that a pointer presses leave the focus on the canvas.
+    // A button pressed with the pointer leaves the focus on the canvas.
     this.element.addEventListener("click", (event) => {
       if (event.detail > 0 && event.target.closest(".ld-button, .ld-row, .ld-text-button")) this.stage.focus();
     });
@@ -64,7 +64,7 @@ export class Editor {
     return this.raw;
   }
 
-  /** A value from a workflow; also `undefined`. */
+  /** Take over a value from a workflow; it may be `undefined`. */
   set value(value) {
     this.raw = value ?? {};
     this.state = read(value);
@@ -72,7 +72,7 @@ export class Editor {
     this.refresh();
   }
 
-  /** Whether the kept value can be read, and so be changed. */
+  /** Whether the value in the workflow can be read, and therefore changed. */
   get readable() {
     return this.state !== null;
   }
@@ -93,7 +93,7 @@ export class Editor {
     this.refresh();
   }
 
-  /** The list beside the canvas or below it, whichever shows the canvas larger. */
+  /** Put the list beside the canvas or below it, whichever shows the canvas larger. */
   #layOut() {
     const { offsetWidth, offsetHeight } = this.main;
     const { width, height } = this.canvas;
@@ -159,7 +159,7 @@ export class Editor {
 
   // ---- changes -------------------------------------------------------------------------------------------------------------
 
-  /** Make `state` the new one. @param {string | null} kind changes of one kind in a row are one step of undo */
+  /** Make `state` the present state. @param {string | null} kind successive changes of one kind are one step of undo */
   edit(state, kind = null) {
     if (!this.readable || JSON.stringify(state) === JSON.stringify(this.state)) return;
     this.history.push(this.state, kind);
@@ -173,12 +173,12 @@ export class Editor {
     this.onChange();
   }
 
-  /** A gesture starts: what it changes until `end` is one step. */
+  /** Start a gesture: everything that changes until `end` is one step of undo. */
   begin() {
     this.before = this.state;
   }
 
-  /** Change fields of a layer. Inside a gesture nothing is remembered until it ends. */
+  /** Change fields of a layer. During a gesture, undo records nothing until the gesture ends. */
   change(name, changes, kind = null) {
     const own = this.own(name);
     if (!own || !this.readable) return;
@@ -188,7 +188,7 @@ export class Editor {
     this.refresh();
   }
 
-  /** Bring the layers into an order, back to front. */
+  /** Put the layers into an order, back to front. */
   order(names) {
     if (!this.readable) return;
     const state = reordered(this.state, this.stack, names);
@@ -268,17 +268,17 @@ export class Editor {
 
   #key(event) {
     if (!this.readable || event.target.matches(".ld-field")) return;
-    const choosing = event.target.matches("select, .ld-slider"); // these have keys of their own
+    const choosing = event.target.matches("select, .ld-slider"); // these handle keys themselves
     if (!this.#command(event) && (choosing || !this.#layerKey(event))) return;
     event.preventDefault();
     event.stopPropagation();
   }
 
-  /** Keys that work wherever the focus is in the editor. @returns {boolean} whether it is one */
+  /** Handle keys that work wherever the focus is in the editor. @returns {boolean} whether the key is one of them */
   #command(event) {
     const key = event.key.toLowerCase();
     if ((event.ctrlKey || event.metaKey) && !event.altKey && (key === "z" || key === "y")) {
-      if (this.before) return true; // not in the midst of a gesture
+      if (this.before) return true; // ignored during a gesture
       if (key === "y" || event.shiftKey) this.redo();
       else this.undo();
       return true;
@@ -290,7 +290,7 @@ export class Editor {
     return false;
   }
 
-  /** Keys that change the selected layer. @returns {boolean} whether it is one */
+  /** Handle keys that change the selected layer. @returns {boolean} whether the key is one of them */
   #layerKey(event) {
     const layer = this.selected;
     if (event.key === "0") {

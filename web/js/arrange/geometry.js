@@ -1,5 +1,5 @@
 /**
- * Where layers lie, in canvas pixels; y points down, angles are degrees clockwise. Pure: no DOM, no state.
+ * Where layers lie, in canvas pixels; y points down, angles are degrees clockwise. Pure functions: no DOM, no state.
  *
  * @typedef {{x: number, y: number}} Point
  * @typedef {{x: number, y: number, width: number, height: number, rotation: number}} Box a layer's place; x, y before rotation
@@ -9,7 +9,7 @@
 /** The eight handles as directions from the centre: u to the right, v down. */
 export const HANDLES = [[-1, -1], [0, -1], [1, -1], [1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0]];
 
-/** Greatest side of a layer, and four times that the farthest place, as the server checks them. */
+/** Greatest side of a layer, pixels; a layer lies at most four times that far away. The server checks the same limits. */
 const MAX_SIDE = 16384;
 
 const limited = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -64,10 +64,10 @@ export function moved(box, dx, dy) {
 }
 
 /**
- * Pull the handle (u, v) of a box to a point; what lies opposite stays where it is.
+ * Pull the handle (u, v) of a box to a point; the opposite side or corner stays where it is.
  *
  * @param {Box} box as it was when the pull began
- * @param {{ratio: boolean, fromCentre: boolean}} options ratio: keep width to height; fromCentre: the centre stays instead
+ * @param {{ratio: boolean, fromCentre: boolean}} options ratio: keep the ratio of width to height; fromCentre: the centre stays instead
  * @returns {Box} in whole pixels, at least 1 wide and high
  */
 export function resized(box, u, v, point, { ratio, fromCentre }) {
@@ -77,7 +77,8 @@ export function resized(box, u, v, point, { ratio, fromCentre }) {
   let width = u ? reach.x * u * twice : box.width;
   let height = v ? reach.y * v * twice : box.height;
   if (ratio) {
-    // Along the diagonal, so that neither direction leads; a side handle takes the other side along.
+    // A corner handle scales by its way along the diagonal, so that both directions count; a side handle scales the
+    // other side by the same factor.
     const diagonal = box.width ** 2 + box.height ** 2;
     const scale = u && v ? (width * box.width + height * box.height) / diagonal : u ? width / box.width : height / box.height;
     [width, height] = [box.width * scale, box.height * scale];
@@ -102,7 +103,7 @@ export function rotated(box, from, to, step) {
   return { ...box, rotation: upright(Math.round(free / step) * step) };
 }
 
-/** @returns {number} the same direction within -180..180, without the noise of floating point */
+/** @returns {number} the same direction within -180..180, rounded, without floating-point noise */
 export function upright(degrees) {
   const turn = ((((degrees + 180) % 360) + 360) % 360) - 180;
   return Math.round(turn * 10) / 10 + 0;
@@ -149,7 +150,7 @@ export function movedAndSnapped(box, dx, dy, lines, reach) {
   return { box: moved(box, dx + x.shift, dy + y.shift), guides: { x: x.line, y: y.line } };
 }
 
-/** @returns {{point: Point, guides: {x: number | null, y: number | null}}} a pulled handle's point on the lines near it */
+/** @returns {{point: Point, guides: {x: number | null, y: number | null}}} the point of a pulled handle, snapped to the lines near it */
 export function snappedPoint(point, u, v, lines, reach) {
   const x = u ? snapped([point.x], lines.x, reach) : { shift: 0, line: null };
   const y = v ? snapped([point.y], lines.y, reach) : { shift: 0, line: null };

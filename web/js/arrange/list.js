@@ -69,7 +69,7 @@ export class LayerList {
       if (Math.abs(event.clientY - drag.y) < 5) return;
       drag.moving = true;
       drag.row.setPointerCapture(drag.pointer);
-      editor.stage.focus(); // a row that changes its place would lose it
+      editor.stage.focus(); // a row that moves would lose the focus
       editor.begin();
     }
     const rows = [...this.rows.entries()];

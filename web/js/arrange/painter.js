@@ -2,7 +2,7 @@
 
 import { bounds, corners, pointOf } from "./geometry.js";
 
-/** Blend modes that a browser's canvas has, or has near enough; the others are drawn as normal. */
+/** Blend modes that a browser's canvas has, or approximates well; the others are drawn as normal. */
 export const OPERATIONS = {
   normal: "source-over",
   "linear-dodge": "lighter",
@@ -22,7 +22,7 @@ export class Painter {
     this.stage = stage;
   }
 
-  /** Everything, at `stage.density` device pixels a CSS pixel. */
+  /** Draw everything, at `stage.density` device pixels for each CSS pixel. */
   paint() {
     const { stage } = this;
     const { editor, canvas } = stage;
@@ -77,7 +77,7 @@ export class Painter {
     pen.fillRect(area.x, area.y, area.width, area.height);
   }
 
-  /** Background and visible layers on a canvas of their own, so that blend modes do not meet the checkerboard. */
+  /** Draw background and visible layers on a separate canvas, so that blend modes do not act on the checkerboard. */
   #composite(width, height, density, view) {
     const sheet = new OffscreenCanvas(width, height);
     const pen = sheet.getContext("2d");
@@ -106,7 +106,7 @@ export class Painter {
     pen.globalAlpha = alpha * (layer.generated ? 0.35 : 1);
     pen.imageSmoothingQuality = "high";
     const [width, height] = [layer.width * view.scale, layer.height * view.scale];
-    // Enlarged pixels stay pixels: what is seen is what there is.
+    // Strongly enlarged pixels are not smoothed, so that the true pixels are seen.
     pen.imageSmoothingEnabled = (width * density) / image.naturalWidth < 6;
     pen.drawImage(image, -width / 2, -height / 2, width, height);
     pen.restore();
@@ -135,7 +135,7 @@ export class Painter {
     pen.restore();
   }
 
-  /** A layer still to be generated: its box and name. */
+  /** Draw a layer that is still to be generated: its box and name. */
   #paintPlace(pen, layer) {
     pen.save();
     this.#path(pen, layer);
@@ -199,7 +199,7 @@ export class Painter {
     }
   }
 
-  /** Words on a plate, kept on the stage. */
+  /** Draw text on a plate, kept inside the stage. */
   #label(pen, words, x, y) {
     pen.save();
     pen.font = `12px ${getComputedStyle(this.stage.element).fontFamily}`;

@@ -1,4 +1,4 @@
-/** A layer's picture of the last run, and where there is something on it. */
+/** A layer's picture from the last run, and where it is not transparent. */
 
 export class Picture {
   /** @param {string} url @param {() => void} onLoad */
@@ -14,7 +14,7 @@ export class Picture {
     image.src = url;
   }
 
-  /** Whether there is something at a place of the picture, 0..1 in both directions. */
+  /** Whether the picture is not transparent at a place, 0..1 in both directions. */
   isSolid(x, y) {
     if (!this.image) return true;
     const side = 64;

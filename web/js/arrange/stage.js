@@ -4,9 +4,9 @@ import { element } from "./dom.js";
 import { HANDLES, contains, guideLines, movedAndSnapped, pointOf, resized, rotated, snappedPoint, within } from "./geometry.js";
 import { Painter } from "./painter.js";
 
-const MARGIN = 28; // around the canvas, so that handles at its edges can be reached
-const TURNER = 18; // from the upper edge to the handle that turns
-const REACH = 8; // of pointer and snapping
+const MARGIN = 28; // CSS pixels around the canvas, so that handles at its edges can be reached
+const TURNER = 18; // CSS pixels from the upper edge to the handle that turns
+const REACH = 8; // CSS pixels within which the pointer grabs a handle, and a layer snaps
 const CURSORS = ["ew-resize", "nwse-resize", "ns-resize", "nesw-resize"];
 
 export class Stage {
@@ -39,7 +39,7 @@ export class Stage {
     this.element.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     this.resizes = new ResizeObserver(() => this.draw());
     this.resizes.observe(this.element);
-    // The graph's zoom changes how many pixels a CSS pixel has, and tells nobody.
+    // The graph's zoom changes how many pixels a CSS pixel has, and sends no event.
     this.onZoom = () => {
       clearTimeout(this.zoomed);
       this.#redrawWhenZoomed(10);
@@ -65,7 +65,7 @@ export class Stage {
     this.draw();
   }
 
-  /** Give up the gesture, if there is one. @returns {boolean} whether there was */
+  /** Give up the gesture, if there is one. @returns {boolean} whether there was one */
   cancel() {
     if (!this.gesture) return false;
     this.gesture = null;
@@ -75,7 +75,7 @@ export class Stage {
     return true;
   }
 
-  /** Look again a few times: the graph may take a while to zoom. */
+  /** Check a few times, because the graph may take a while to zoom. */
   #redrawWhenZoomed(times) {
     this.zoomed = setTimeout(() => {
       if (this.element.isConnected && this.#density() !== this.density) this.draw();
@@ -83,7 +83,7 @@ export class Stage {
     }, 150);
   }
 
-  /** Device pixels a CSS pixel of the element. */
+  /** Device pixels for each CSS pixel of the element. */
   #density() {
     const graphZoom = this.element.getBoundingClientRect().width / this.element.offsetWidth || 1;
     return Math.min(Math.max(window.devicePixelRatio * graphZoom, 1), 4);
@@ -101,7 +101,7 @@ export class Stage {
 
   // ---- where things are on the screen ------------------------------------------------------------------------------------
 
-  /** CSS pixels a canvas pixel, and the CSS place of the canvas' top left. */
+  /** CSS pixels for each canvas pixel, and the place of the canvas' top left in CSS pixels. */
   view() {
     const { clientWidth, clientHeight } = this.element;
     const { width, height } = this.editor.canvas;
@@ -110,7 +110,7 @@ export class Stage {
     return { scale, x: (clientWidth - width * scale) / 2 + this.pan.x, y: (clientHeight - height * scale) / 2 + this.pan.y };
   }
 
-  /** An event's place in CSS pixels of the element, whatever the graph's zoom. */
+  /** An event's place in CSS pixels of the element, independent of the graph's zoom. */
   #place(event) {
     const box = this.element.getBoundingClientRect();
     const zoom = box.width / this.element.offsetWidth || 1;
@@ -211,7 +211,7 @@ export class Stage {
     this.editor.change(start.name, { x, y, width, height, rotation });
   }
 
-  /** The layer with its handle where the pointer is. */
+  /** The layer with the pulled handle at the pointer. */
   #pulled(to, reach, event) {
     const { handle, grip, start, lines } = this.gesture;
     const { u, v } = handle;
@@ -267,7 +267,7 @@ export class Stage {
   }
 
   #wheel(event) {
-    if (!this.editor.hasFocus) return; // the graph's
+    if (!this.editor.hasFocus) return; // the wheel belongs to the graph then
     event.preventDefault();
     event.stopPropagation();
     const place = this.#place(event);

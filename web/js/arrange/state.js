@@ -1,6 +1,6 @@
 /**
  * What the user changed, as it is kept in the workflow: `{version, layers: {name: {field: value}}, order: [names, back to front]}`.
- * The same rules as layered_core/editing/arrangement.py. Pure; states are never changed in place.
+ * The same rules as layered_core/editing/arrangement.py. Pure functions; states are never changed in place.
  *
  * @typedef {{name: string, x: number, y: number, width: number, height: number, rotation: number, flip_h: boolean, flip_v: boolean,
  *   opacity: number, blend_mode: string, visible: boolean}} Layer
@@ -15,7 +15,7 @@ export const EMPTY = Object.freeze({ version: VERSION, layers: Object.freeze({})
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** @returns {State | null} null where it is nothing that this version can read: it is then kept as it is */
+/** @returns {State | null} null if this version cannot read the value, which is then kept as it is */
 export function read(value) {
   if (typeof value === "string") {
     try {
@@ -32,12 +32,12 @@ export function read(value) {
   return order.length ? { version, layers, order } : { version, layers };
 }
 
-/** @returns {State | {}} what goes into the workflow: nothing where nothing was changed */
+/** @returns {State | {}} the value for the workflow: an empty object if nothing was changed */
 export function written(state) {
   return Object.keys(state.layers).length || state.order ? state : {};
 }
 
-/** @returns {string[]} `names` in the order of the state; those it does not know keep their own number */
+/** @returns {string[]} `names` in the order of the state; names that the state does not have keep their position */
 export function ordered(names, order = []) {
   const result = order.filter((name) => names.includes(name));
   names.forEach((name, index) => {
@@ -58,19 +58,19 @@ export function absent(stack, state) {
   return [...new Set([...Object.keys(state.layers), ...(state.order ?? [])])].filter((name) => !present.has(name));
 }
 
-/** @param {Layer} own the layer as it comes in @returns {State} with fields of it set; one that is as it came in counts as unchanged */
+/** @param {Layer} own the layer as it comes in @returns {State} the state with fields of that layer set; a field with the value that it came in with counts as unchanged */
 export function changed(state, own, changes) {
   const all = { ...state.layers[own.name], ...changes };
   const kept = FIELDS.filter((field) => field in all && all[field] !== own[field]).map((field) => [field, all[field]]);
   return withLayer(state, own.name, Object.fromEntries(kept));
 }
 
-/** @returns {State} with the layer's own place and look again; the order stays */
+/** @returns {State} the state without changes to the layer's place and look; the order stays */
 export function reset(state, name) {
   return withLayer(state, name, {});
 }
 
-/** @returns {State} with the layers of the stack in the order `names`; names of other stacks stay above what they were above */
+/** @returns {State} the state with the layers of the stack in the order `names`; names that are not in the stack stay above the name they were above */
 export function reordered(state, stack, names) {
   const own = stack.map((layer) => layer.name);
   const result = [...names];
@@ -82,7 +82,7 @@ export function reordered(state, stack, names) {
   return plain ? rest : { ...rest, order: result };
 }
 
-/** @returns {State} without those names */
+/** @returns {State} the state without those names */
 export function without(state, names) {
   const layers = Object.fromEntries(Object.entries(state.layers).filter(([name]) => !names.includes(name)));
   const order = (state.order ?? []).filter((name) => !names.includes(name));
@@ -94,13 +94,13 @@ function withLayer(state, name, changes) {
   return { ...state, layers: Object.keys(changes).length ? { ...others, [name]: changes } : others };
 }
 
-/** States to go back to and forward again. */
+/** The history of states, for undo and redo. */
 export class History {
   #past = [];
   #future = [];
   #kind = null;
 
-  /** Remember `state` as what was before a change. Changes of one kind in a row, such as presses of an arrow key, are one step. */
+  /** Record `state` as the state before a change. Successive changes of one kind, such as presses of an arrow key, are one step. */
   push(state, kind = null) {
     if (kind === null || kind !== this.#kind) this.#past.push(state);
     if (this.#past.length > 200) this.#past.shift();
@@ -108,7 +108,7 @@ export class History {
     this.#kind = kind;
   }
 
-  /** The next change is a step of its own. */
+  /** Make the next change a separate step. */
   pause() {
     this.#kind = null;
   }
@@ -121,12 +121,12 @@ export class History {
     return this.#future.length > 0;
   }
 
-  /** @returns {State | undefined} what was before `state` */
+  /** @returns {State | undefined} the state before `state` */
   undo(state) {
     return this.#step(this.#past, this.#future, state);
   }
 
-  /** @returns {State | undefined} what was after `state` before it was undone */
+  /** @returns {State | undefined} the state that followed `state` before undo */
   redo(state) {
     return this.#step(this.#future, this.#past, state);
   }

@@ -4,7 +4,7 @@ import { button, element } from "./dom.js";
 import { upright } from "./geometry.js";
 import { OPERATIONS } from "./painter.js";
 
-/** As layered_core.document.BLEND_MODES. */
+/** The same as layered_core.document.BLEND_MODES. */
 export const BLEND_MODES = [
   "normal", "multiply", "screen", "overlay", "darken", "lighten", "color-dodge", "color-burn", "hard-light", "soft-light", "difference",
   "exclusion", "linear-dodge", "linear-burn", "vivid-light", "pin-light", "linear-light", "hard-mix", "subtract", "divide", "grain-extract",
@@ -17,7 +17,7 @@ export class Values {
   constructor(editor) {
     this.editor = editor;
     this.fields = {};
-    this.typing = null; // the field in which something stands that is not taken over yet
+    this.typing = null; // the field whose text is not applied yet
     const labels = { x: "X", y: "Y", width: "W", height: "H", rotation: "∠" };
     const number = (name) => {
       this.fields[name] = this.#number(name, LIMITS[name], name === "rotation" ? 0.1 : 1, (value) => this.#set(name, value));
@@ -44,7 +44,7 @@ export class Values {
     );
   }
 
-  /** Whether the canvas draws a blend mode as it is. */
+  /** Whether the canvas draws the blend mode as it really looks. */
   isDrawn(mode) {
     return mode in OPERATIONS;
   }
@@ -74,7 +74,7 @@ export class Values {
     });
     field.addEventListener("input", () => (this.typing = field));
     field.addEventListener("keydown", (event) => {
-      event.stopPropagation(); // what is typed here is no command
+      event.stopPropagation(); // text typed here is not a command
       if (event.key !== "Enter" && event.key !== "Escape") return;
       if (event.key === "Escape") {
         this.typing = null;

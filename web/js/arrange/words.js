@@ -1,4 +1,4 @@
-/** What the editor says, by language; English where a language has no words. */
+/** The editor's texts, by language; English if a language has none. */
 
 const WORDS = {
   en: {
@@ -8,7 +8,7 @@ const WORDS = {
     redo: "Redo (Ctrl+Shift+Z)",
     flipH: "Mirror left to right",
     flipV: "Mirror top to bottom",
-    snap: "Snap to the canvas and to other layers (hold Ctrl to do without)",
+    snap: "Snap to the canvas and to other layers (hold Ctrl to move freely)",
     ratio: "Keep width to height (Shift does the opposite)",
     fit: "Show the whole canvas (0)",
     layer: "Reset layer",
@@ -65,7 +65,7 @@ const WORDS = {
   },
 };
 
-/** @returns {(key: string, values?: Object<string, string | number>) => string} the words of a language such as "zh" or "zh-TW" */
+/** @returns {(key: string, values?: Object<string, string | number>) => string} the texts of a language such as "zh" or "zh-TW" */
 export function wordsOf(language) {
   const own = WORDS[String(language ?? "en").split("-")[0]] ?? WORDS.en;
   return (key, values = {}) => (own[key] ?? WORDS.en[key]).replace(/\{(\w+)\}/g, (_, name) => values[name]);

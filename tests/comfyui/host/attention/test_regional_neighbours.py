@@ -104,7 +104,7 @@ def test_a_model_without_its_conditionings_is_plain_and_warns(regions, loaded, c
     words = encode(clip, WIDGETS["prompt"]), encode(clip, "")
     with caplog.at_level(logging.WARNING):
         out = predicted(apply(regions, model, clip)[0], *words)
-    assert "connect positive and negative" in caplog.text
+    assert "no layer acts in this run. Connect the node's positive and negative" in caplog.text
     assert torch.equal(out[1], predicted(model, *words)[1])
 
 

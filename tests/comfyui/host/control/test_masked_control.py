@@ -137,7 +137,7 @@ def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts
     seen = []
 
     def watch(apply_model, asked):
-        assert pack("nodes.control.masked_control_apply").LED not in asked["c"]
+        assert pack("nodes.control.masked_control_apply").IS_POSITIVE_KEY not in asked["c"]
         seen.append(
             (asked["cond_or_uncond"], asked["c"]["control"]["middle"][0].clone())
         )  # the model takes it out
@@ -221,9 +221,9 @@ def test_the_original_net_is_untouched(net, words, apply):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "image: nothing is connected"),
+        ({}, "image: neither a hint picture nor layers are connected"),
         ({"image": hint(64, 128), "mask": torch.ones(1, 64, 64)}, "image: size of the hint is '128x64'"),
-        ({"image": hint(), "mask": torch.ones(2, 128, 128)}, "mask: batch is 2"),
+        ({"image": hint(), "mask": torch.ones(2, 128, 128)}, "mask: number of masks is 2; allowed: 1"),
         ({"image": hint(), "mask": torch.full((1, 128, 128), float("nan"))}, "control masks' values"),
         ({"image": hint(), "strength": float("nan")}, "strength is nan"),
         ({"image": hint(), "strength": -1.0}, "strength is -1"),
@@ -345,7 +345,7 @@ def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, p
     both = torch.cat([inputs["latents"]] * 2) * (sigma**2 + 1).sqrt()
     control.pre_run(model.model, sampling.percent_to_sigma)
     led = {
-        pack("nodes.control.masked_control_apply").LED: torch.tensor([0.0, 1.0])
+        pack("nodes.control.masked_control_apply").IS_POSITIVE_KEY: torch.tensor([0.0, 1.0])
     }  # as the sampler hands it on, with the negative first
     with torch.inference_mode():
         ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"], **led}, 2, {})

@@ -76,7 +76,7 @@ def test_changes_to_a_layer_that_is_gone_wait_and_are_reported(host, door):
     state = {"version": 1, "layers": {"moon": {"x": 30}, "red": {"x": 7}}, "order": ["moon", "green", "red"]}
     prompt = arranged(state)
     assert door.read_stack(host.value(prompt, "a")).layer("red").x == 7
-    assert host.value(prompt, "a", 1) == "Not in the stack, so their changes wait: 'moon'."
+    assert host.value(prompt, "a", 1) == "Changes are kept for layers that are not in the stack: 'moon'."
 
 
 def test_the_editor_is_told_the_stack_before_its_own_changes_with_small_pictures(host):

@@ -152,7 +152,7 @@ def end(kind):
         ({"width": 0}, "Value 0 smaller than min of 1"),
         ({"x": 10**9}, "bigger than max"),
         ({"blend_mode": "mulitply"}, "mulitply"),
-        ({"opacity": ("sett",)}, "layer 'star': opacity is"),
+        ({"opacity": ("sett",)}, "layer 'star': opacity: its choice is not in the list"),
     ],
 )
 def test_a_bad_value_is_refused_and_named(host, changes, told):
@@ -244,7 +244,7 @@ def test_a_pictures_own_alpha_channel_counts(host, door):
 def test_a_batch_is_no_layer(host):
     prompt = {**STACK, "two": node("EmptyImage", width=6, height=4, batch_size=2, color=0)}
     prompt |= {"e": node("LD_JoinLayer", layers=["s", 0], layer="star", image=["two", 0]), "end": end("")}
-    assert "layer 'star': pictures in image is 2; allowed: 1" in host.error_of(prompt)
+    assert "layer 'star': number of pictures in image is 2; allowed: 1" in host.error_of(prompt)
 
 
 def test_alpha_of_another_size_is_refused(host):

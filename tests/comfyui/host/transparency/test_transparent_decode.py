@@ -159,7 +159,7 @@ def test_a_batch_that_no_stack_has_room_for_is_decoded_without_one(host):
     alone = comfy_nodes.NODE_CLASS_MAPPINGS["LD_TransparentDecode"].execute(
         torch.ones(51, 64, 64, 3), "storybook (shipped)", augmentations="1"
     )
-    assert "51 pictures; allowed: at most 50 layers" in alone.args[2].message
+    assert "number of pictures is 51; allowed: at most 50 in a stack" in alone.args[2].message
     stack = {
         "one": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
         "s": from_image(image=["one", 0], name="x"),
