@@ -80,8 +80,8 @@ class RegenerateLayers(io.ComfyNode):
                     "Not needed if image and mask are connected."),
                 io.Image.Input(
                     "image", optional=True,
-                    tooltip="The picture so far; it must have the canvas's size. Not connected: the "
-                        "composite of the layers."
+                    tooltip="The picture so far; it must have the canvas's size. Not connected: the layers, as "
+                        "Layer Composite shows them with rules photoshop and backdrop grey."
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
