@@ -63,7 +63,7 @@ def composite(host, back=0.6, front=0.6, picture="back.png"):
     return host.value(
         {
             **stack(back, front, picture),
-            "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui"),
+            "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="photoshop"),
         },
         "c",
     )
@@ -99,7 +99,7 @@ def test_one_noise_for_all_is_denoise_at_that_value(host):
     """Absolute numbers: what is above the start is free from the start."""
     ordinary = {
         **LOADER, **words(), **stack(),
-        "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui"),
+        "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="photoshop"),
         "e": node("VAEEncode", pixels=["c", 0], vae=["loader", 2]),
         "k": sampled(["loader", 0], ["e", 0], steps=4, denoise=0.5),
     }  # fmt: skip

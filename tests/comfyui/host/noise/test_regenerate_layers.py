@@ -35,7 +35,7 @@ def graph(picture="back.png", blend="gradient", sampler=None, **inputs):
         "k": sampled(["it", 0], ["it", 1], **(sampler or {})),
         "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]),
         "out": node("LD_PasteBack", image=["d", 0], paste=["it", 2], blend=blend, match_colours=True),
-        "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="comfyui"),
+        "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="photoshop"),
     }  # fmt: skip
 
 
