@@ -78,12 +78,12 @@ def write_layers(
         bits: precision of the pixels: rounded to 8 or 16 bits a channel; 32 keeps them as they are, which
             makes the file of a sampled picture several times larger. PNG files always have 8.
 
-        Returns:
-            The path to pass to :func:`read_layers`.
+    Returns:
+        The path to pass to :func:`read_layers`.
 
-        Raises:
-            LayeredError: the parent folder does not exist, a new folder's name is taken, the ending is
-                unknown, or ``workflow`` or ``bits`` is not allowed.
+    Raises:
+        LayeredError: the parent folder does not exist, a new folder's name is taken, the ending is
+            unknown, or ``workflow`` or ``bits`` is not allowed.
     """
     path = Path(path)
     if not path.parent.is_dir():

@@ -46,8 +46,8 @@ def find_words(prompt: Sequence[Token], layers: Sequence[Sequence[Token]]) -> li
         prompt: tokens of the prompt.
         layers: tokens of every layer's words; an empty sequence is not searched.
 
-        Returns:
-            one match for each layer.
+    Returns:
+        one match for each layer.
     """
     kinds: dict[tuple[Hashable, ...], list[int]] = {}
     for i, words in enumerate(layers):

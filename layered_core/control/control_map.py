@@ -113,12 +113,12 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
 
     Args:
         residual: ``[B, C, h, w]`` of a UNet, or ``[B, N, C]`` tokens of a transformer, row by row.
-                weight: ``[H, W]`` of any size, resized to the residual's by area (each cell is the mean of
-                    the pixels that it covers), or a number.
-                cells: height and width of the latent, which give the grid of the tokens.
+        weight: ``[H, W]`` of any size, resized to the residual's by area (each cell is the mean of the pixels
+            that it covers), or a number.
+        cells: height and width of the latent, which give the grid of the tokens.
 
-            Raises:
-                LayeredError: the number of tokens fits no grid of the latent's shape.
+    Raises:
+        LayeredError: the number of tokens fits no grid of the latent's shape.
     """
     if not isinstance(weight, Tensor):
         return residual * weight

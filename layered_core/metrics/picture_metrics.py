@@ -48,8 +48,8 @@ def seam_gradient_ratio(picture: Tensor, mask: Tensor, reach: int = 5) -> float:
         mask: ``[H, W]``.
         reach: width of the surroundings, pixels.
 
-            Returns:
-                the ratio; NaN for a mask without a border.
+    Returns:
+        the ratio; NaN for a mask without a border.
     """
     hard = (mask > 0.5).float()[None, None]
 
@@ -131,11 +131,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Args:
         a, b: ``[N, D]`` and ``[M, D]``, at least two rows each.
 
-            Returns:
-                0 or more.
+    Returns:
+        0 or more.
 
-            Raises:
-                LayeredError: a set has fewer than two rows.
+    Raises:
+        LayeredError: a set has fewer than two rows.
     """
     for name, features in (("a", a), ("b", b)):
         if len(features) < 2:

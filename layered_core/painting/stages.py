@@ -43,8 +43,8 @@ def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
     Returns:
         ``[H, W]`` of 0 and 1; at least one pixel is 1.
 
-            Raises:
-                LayeredError: the two pictures are equal.
+    Raises:
+        LayeredError: the two pictures are equal.
     """
     difference = gaussian_blur((after - before).abs().amax(0), max(before.shape[-2:]) / 32)
     if not bool(difference.any()):
@@ -116,8 +116,8 @@ def into_place(pixels: Tensor, region: Tensor) -> Tensor:
         pixels: RGBA ``[H', W', 4]`` in 0..1, straight alpha, of any size.
         region: ``[H, W]`` in 0..1, 1 where the stage may paint; above 0 on at least one pixel.
 
-            Returns:
-                RGBA ``[H, W, 4]``, straight alpha; transparent where ``region`` is 0.
+    Returns:
+        RGBA ``[H, W, 4]``, straight alpha; transparent where ``region`` is 0.
     """
     alpha = pixels[..., 3]
     left, top, right, bottom = _box(alpha > alpha.max() / 2)
