@@ -174,7 +174,7 @@ def largest_patch(mask: Tensor) -> Tensor:
     if not bool(mask.any()):
         return mask
     height, width = mask.shape
-    # Every patch takes the greatest number in it; float64, as float32 is exact only up to 2**24 pixels.
+    # Pixels are numbered; the greatest number in a patch spreads over it. float32 is exact only up to 2**24.
     patch = torch.arange(height * width, 0, -1, dtype=torch.float64).view(height, width) * mask
     while True:
         spread = functional.max_pool2d(patch[None, None], 3, 1, 1)[0, 0] * mask

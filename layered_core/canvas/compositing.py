@@ -50,7 +50,7 @@ def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
     chosen = find_rules(rules)
     canvas = 0, 0, document.width, document.height
     shown = [
-        _Shown(x, x.image)
+        _PreparedLayer(x, x.image)
         for x in document
         if x.image is not None and x.visible and x.opacity > 0 and meet(bounds(x), canvas)
     ]
@@ -118,7 +118,7 @@ def _multiplied(layer: Layer, image: Tensor) -> Tensor:
     return torch.cat([image[..., :3] * alpha, alpha], -1)
 
 
-class _Shown:
+class _PreparedLayer:
     """A visible layer with a picture, prepared so that parts of it can be read at canvas positions."""
 
     def __init__(self, layer: Layer, image: Tensor) -> None:
@@ -134,7 +134,7 @@ class _Shown:
         else:
             self.pixels, self.mask = image.movedim(-1, 0), mask
 
-    def look(self, box: Box, like: Tensor) -> tuple[Tensor, Tensor]:
+    def pixels_in(self, box: Box, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return sRGB ``[3, H, W]`` and alpha ``[H, W]`` in ``box``, with the dtype and device of
         ``like``."""
         pixels = layer_window(self.pixels, self.layer, box).to(like).contiguous()
@@ -147,7 +147,11 @@ class _Shown:
 
 
 def _composite_band(
-    shown: list[_Shown], background: tuple[float, float, float] | None, rules: Rules, top: int, out: Tensor
+    shown: list[_PreparedLayer],
+    background: tuple[float, float, float] | None,
+    rules: Rules,
+    top: int,
+    out: Tensor,
 ) -> None:
     """Composite the canvas rows that start at ``top`` into ``out``, ``[H, W, 4]``."""
     band = 0, top, out.shape[1], top + out.shape[0]
@@ -156,19 +160,19 @@ def _composite_band(
         box = meet(layer.box, band)
         if box is None:
             continue
-        colour, alpha = layer.look(box, out)
+        colour, alpha = layer.pixels_in(box, out)
         least, most = (float(x) for x in alpha.aminmax())
         if most > 0:
             seen.append((layer.mode, box, colour, alpha))
         if layer.mode == "normal" and least == 1 and box == band:
             break
-    pile = _Pile(rules, background, out)
+    below = _Band(rules, background, out)
     for mode, (x0, y0, x1, y1), colour, alpha in reversed(seen):
-        pile.lay(mode, (..., slice(y0 - top, y1 - top), slice(x0, x1)), colour, alpha)
-    out.copy_(pile.pixels().movedim(0, -1))
+        below.lay(mode, (..., slice(y0 - top, y1 - top), slice(x0, x1)), colour, alpha)
+    out.copy_(below.pixels().movedim(0, -1))
 
 
-class _Pile:
+class _Band:
     """The layers composited so far in one band of the canvas: straight colour ``[3, H, W]``, 0 where alpha is
     0, and alpha ``[H, W]``.
 

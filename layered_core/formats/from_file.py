@@ -229,6 +229,6 @@ def _moved(original: Mapping[str, Any], item: FileLayer, corner: tuple[int, int]
     elif [item.pixels.shape[1], item.pixels.shape[0]] == list(box or ())[2:]:
         dx, dy = item.left - box[0], item.top - box[1]  # type: ignore[index]  # checked above
     x, y = placement["x"], placement["y"]
-    if isinstance(x, (int, float)) and isinstance(y, (int, float)):  # if not, Layer raises the error
+    if isinstance(x, (int, float)) and isinstance(y, (int, float)):  # if not, Layer raises an error
         x, y = x + dx, y + dy
     return {**placement, "x": x, "y": y}

@@ -129,9 +129,8 @@ def match_detections(
         for i in range(len(scores)):
             open_to = torch.where(free & (wanted == labels[i]), ious[i], -1.0)
             if len(wanted) and float(open_to.max()) >= min(threshold, 1 - 1e-10):
-                free[int(len(wanted) - 1 - open_to.flip(0).argmax())] = (
-                    False  # of equals the last, as COCO does
-                )
+                # Of equal overlaps the last is taken, as COCO does.
+                free[int(len(wanted) - 1 - open_to.flip(0).argmax())] = False
                 hits[row, i] = True
     return Matches(scores, labels, hits, wanted)
 
