@@ -150,7 +150,7 @@ def plan_regions(
 
     Raises:
         LayeredError: in the modes ``collage`` and ``paint with words``: a layer's words are not in the main
-            prompt, or occur too often there.
+            prompt, or it is ambiguous which layer their occurrences belong to.
     """
     prompt, negative = prompt.strip() or document.words, negative.strip() or document.negative
     masks, rest = visible_masks(layer_alphas(document))
@@ -205,7 +205,7 @@ def plan_watching(
     Words that the prompt lacks are appended to it.
 
     Raises:
-        LayeredError: a layer's words occur too often in the prompt.
+        LayeredError: it is ambiguous which layer the occurrences of some words in the prompt belong to.
     """
     words = [layer_words(layer, embedding_prefix) for layer in layers]
     prompt = _append_missing(prompt.strip() or document.words, words, tokenise)

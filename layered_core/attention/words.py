@@ -27,8 +27,8 @@ class Match:
     """Where a layer's words stand in a prompt."""
 
     indices: tuple[int, ...]
-    """Indices of the words' tokens among the keys of cross-attention; empty if the words occur never or too
-    often."""
+    """Indices of the words' tokens among the keys of cross-attention; empty if the words do not occur, or if
+    it is ambiguous which layer an occurrence belongs to."""
     found: int
     """How often the words occur, not counting occurrences inside other layers' longer words."""
     wanted: int
