@@ -1,6 +1,6 @@
-"""The document: a stack of layers with what diffusion needs to know about each.
+"""The data model: a document is a stack of layers, each with its prompt, placement and diffusion settings.
 
-Every class checks itself when it is made, so a document that exists is a valid one. Change a field with
+Every class validates its fields on construction, so an existing document is always valid. Change a field with
 :func:`dataclasses.replace`.
 """
 
@@ -27,10 +27,11 @@ BLEND_MODES = (
     "hard-mix", "subtract",
     "divide", "grain-extract", "grain-merge", "hue", "saturation", "color", "luminosity",
 )  # fmt: skip
-"""Names of blend modes, as ComfyUI's LAYERS spell them."""
+"""Names of the blend modes, spelt as in ComfyUI's LAYERS type."""
 
 HINTS = ("none", "picture", "canny", "scribble", "lineart", "depth", "normal", "pose", "segmentation")
-"""What a layer's ControlNet hint is drawn by; ``picture`` is the layer itself, ``none`` no control."""
+"""Kinds of ControlNet hint. ``picture``: the layer itself; ``none``: no control; the others name a
+preprocessor."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Control:
     """How a layer steers a ControlNet."""
 
     hint: str = "none"
-    """How the hint is drawn from the layer's picture, one of ``HINTS``. Neutral: ``none``."""
+    """How the hint is made from the layer's picture, one of ``HINTS``. Neutral: ``none``."""
     strength: float = 1.0
     """Weight of the ControlNet's residuals inside the layer, 0..2. Neutral: 0."""
     start: float = 0.0
-    """Share of the sampling at which control begins, 0..1. Neutral: 0."""
+    """Fraction of the sampling at which control begins, 0..1. Neutral: 0."""
     end: float = 1.0
-    """Share of the sampling at which control ends, ``start``..1. Neutral: 1."""
+    """Fraction of the sampling at which control ends, ``start``..1. Neutral: 1."""
 
     def __post_init__(self) -> None:
         _one_of("control.hint", self.hint, HINTS)
@@ -58,9 +59,9 @@ class Lora:
     """A LoRA that acts on one layer."""
 
     name: str
-    """File name without folder, as the host lists it."""
+    """File name without a folder, as the host lists it."""
     strength: float = 1.0
-    """Multiplier of the weights, -4..4. Neutral: 0."""
+    """Factor on the LoRA's weights, -4..4. Neutral: 0."""
 
     def __post_init__(self) -> None:
         _text("lora.name", self.name)
@@ -71,29 +72,29 @@ class Lora:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What diffusion needs to know about one layer, beside its picture, words and place."""
+    """The diffusion settings of one layer."""
 
     inside: float = 1.0
-    """How strongly the layer's words are attended to inside its visible mask, 0..1. Neutral: 0."""
+    """How strongly pixels inside the layer's visible mask attend to its prompt, 0..1. Neutral: 0."""
     outside: float = 1.0
-    """How strongly the layer's words are kept out of the rest of the canvas, 0..1. Neutral: 0."""
+    """How strongly pixels outside the mask are kept from attending to its prompt, 0..1. Neutral: 0."""
     noise: float = 0.8
     """How far the layer may change, 0 (frozen) to 1 (free). Neutral: 1."""
     control: Control = field(default_factory=Control)
     """How the layer steers a ControlNet. Neutral: hint ``none``."""
     embedding: str | None = None
-    """Name of a textual-inversion embedding put before the layer's words, or None. Neutral: None."""
+    """Name of a textual-inversion embedding that is put before the layer's prompt, or None. Neutral: None."""
     loras: tuple[Lora, ...] = ()
     """LoRAs that act on this layer. Neutral: empty."""
     seed: int | None = None
-    """Seed of the layer's own noise, 0..2**63-1, or None for the picture's. Neutral: None."""
+    """Seed of the layer's own noise, 0..2**63-1, or None to use the picture's noise. Neutral: None."""
 
     def __post_init__(self) -> None:
         check_number("inside", self.inside, 0, 1)
         check_number("outside", self.outside, 0, 1)
         check_number("noise", self.noise, 0, 1)
         if not isinstance(self.control, Control):
-            raise invalid("control", self.control, "hint, strength, start, end")
+            raise invalid("control", self.control, "a control: hint, strength, start, end")
         if self.embedding is not None:
             _text("embedding", self.embedding)
         if self.seed is not None:
@@ -102,30 +103,30 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer: a picture, or only a place for one, with words."""
+    """One layer: a picture with a prompt, or only a place where one is to be generated."""
 
     name: str
-    """What the layer is called; unique in its document."""
+    """Name of the layer; unique in its document."""
     image: Tensor | None = None
     """RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, of any size: it is scaled to ``width`` x ``height``.
-    None: to be generated."""
+    None: the picture is still to be generated."""
     mask: Tensor | None = None
-    """Float32 ``[H, W]``, 1 where the layer is, in its own frame as ``image`` is; multiplies the image's
-    alpha. None: everywhere."""
+    """Float32 ``[H, W]``, 1 where the layer is, in the same frame as ``image``; multiplies the image's alpha.
+    None: 1 everywhere."""
     prompt: str = ""
-    """What the layer shows. Neutral: empty."""
+    """Prompt: what the layer shows. Neutral: empty."""
     negative: str = ""
-    """What the layer must not show. Neutral: empty."""
+    """Negative prompt: what the layer must not show. Neutral: empty."""
     x: float = 0
-    """Left edge before rotation, canvas pixels; may be off the canvas. Neutral: 0."""
+    """Left edge before rotation, in canvas pixels; may be off the canvas. Neutral: 0."""
     y: float = 0
-    """Top edge before rotation, canvas pixels. Neutral: 0."""
+    """Top edge before rotation, in canvas pixels. Neutral: 0."""
     width: int = 0
-    """Width on the canvas, pixels, 1..16384. 0: the image's (or mask's) own. Neutral: 0."""
+    """Width on the canvas in pixels, 1..16384. 0: the width of the image or mask. Neutral: 0."""
     height: int = 0
-    """Height on the canvas, pixels, 1..16384. 0: the image's (or mask's) own. Neutral: 0."""
+    """Height on the canvas in pixels, 1..16384. 0: the height of the image or mask. Neutral: 0."""
     rotation: float = 0.0
-    """Turn about the centre, degrees clockwise. Neutral: 0."""
+    """Rotation about the centre, degrees clockwise. Neutral: 0."""
     flip_h: bool = False
     """Mirror left to right, before rotation. Neutral: False."""
     flip_v: bool = False
@@ -135,9 +136,9 @@ class Layer:
     blend_mode: str = "normal"
     """One of ``BLEND_MODES``. Neutral: ``normal``."""
     visible: bool = True
-    """Hidden layers take no part in anything. Neutral: True."""
+    """Whether the layer is shown. Hidden layers are ignored everywhere. Neutral: True."""
     recipe: Recipe = field(default_factory=Recipe)
-    """What diffusion needs to know. See :class:`Recipe`."""
+    """Diffusion settings, see :class:`Recipe`."""
 
     def __post_init__(self) -> None:
         _text("name", self.name)
@@ -199,8 +200,8 @@ class Layer:
 
     @property
     def coverage(self) -> Tensor:
-        """Where the layer is, float32 ``[H, W]`` in its own frame: alpha times mask; all ones for a bare
-        box."""
+        """Alpha times mask in the layer's own frame, float32 ``[H, W]``; all ones for a layer without image
+        and mask."""
         mask = torch.ones(self.height, self.width) if self.mask is None else self.mask.float()
         if self.image is None:
             return mask
@@ -223,13 +224,13 @@ class LayerDocument:
     height: int
     """Canvas height in pixels, 1..16384."""
     layers: tuple[Layer, ...] = ()
-    """Back to front; at most 50; names are unique."""
+    """The layers, back to front; at most 50, with unique names."""
     background: tuple[float, float, float] | None = None
     """Colour behind all layers, RGB 0..1, or None for transparent. Neutral: None."""
     prompt: str = ""
-    """Words for the whole picture. Empty: the visible layers' prompts joined."""
+    """Prompt for the whole picture. Empty: the prompts of the visible layers, joined."""
     negative: str = ""
-    """What the whole picture must not show. Neutral: empty."""
+    """Negative prompt for the whole picture. Neutral: empty."""
 
     def __post_init__(self) -> None:
         check_whole("canvas width", self.width, 1, MAX_SIDE)
@@ -260,24 +261,28 @@ class LayerDocument:
         return len(self.layers)
 
     def layer(self, name: str) -> Layer:
-        """The layer called ``name``; raises :class:`LayeredError` that lists the names there are."""
+        """Return the layer called ``name``.
+
+        Raises:
+            LayeredError: there is none; the error lists the existing names.
+        """
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise invalid(
-            "layer name", name, ", ".join(repr(x.name) for x in self.layers) or "none: the document is empty"
-        )
+        if not self.layers:
+            raise LayeredError(f"layer {name!r} was not found: the document is empty. Add a layer first")
+        raise invalid("layer name", name, ", ".join(repr(x.name) for x in self.layers))
 
     def with_layer(self, layer: Layer) -> LayerDocument:
-        """A document in which ``layer`` takes the place of the one of its name, or lies on top when there is
-        none."""
+        """Return a document in which ``layer`` replaces the layer of the same name, or lies on top if there
+        is none."""
         if any(x.name == layer.name for x in self.layers):
             return replace(self, layers=tuple(layer if x.name == layer.name else x for x in self.layers))
         return replace(self, layers=(*self.layers, layer))
 
     @property
     def words(self) -> str:
-        """The prompt of the whole picture: ``prompt``, or the visible layers' prompts joined, front to
+        """The prompt of the whole picture: ``prompt``, or else the visible layers' prompts joined, front to
         back."""
         return self.prompt or ", ".join(x.prompt for x in reversed(self.layers) if x.visible and x.prompt)
 
@@ -296,7 +301,7 @@ def unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
 
 
 def identical(a: LayerDocument, b: LayerDocument) -> bool:
-    """Whether two documents are equal in every field and every pixel."""
+    """Return whether two documents are equal in every field and every pixel."""
     if len(a) != len(b) or any(
         getattr(a, f.name) != getattr(b, f.name) for f in fields(a) if f.name != "layers"
     ):

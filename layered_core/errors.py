@@ -1,20 +1,21 @@
-"""The one error type that a user sees."""
+"""The error type that users see, and checks that raise it."""
 
 from __future__ import annotations
 
 
 class LayeredError(ValueError):
-    """Bad input, said in one line: where, what was got, what is allowed, how to fix it."""
+    """The user's input is wrong. The text is one line: where, what was got, what is allowed, how to fix
+    it."""
 
 
 def invalid(where: str, got: object, allowed: str, fix: str = "") -> LayeredError:
-    """Build the error of one bad value.
+    """Return the error for one bad value: "WHERE is GOT; allowed: ALLOWED. FIX".
 
     Args:
-        where: layer and field, e.g. ``layer 'sky': opacity``.
-        got: the offending value, shown shortened.
-        allowed: what would have been right.
-        fix: what to do about it, if that is not plain from ``allowed``.
+        where: the layer and the field, e.g. ``layer 'sky': opacity``.
+        got: the bad value; its ``repr`` is cut to 80 characters.
+        allowed: which values are allowed.
+        fix: what the user can do, where ``allowed`` does not make that plain.
     """
     shown = repr(got)
     if len(shown) > 80:
@@ -23,12 +24,12 @@ def invalid(where: str, got: object, allowed: str, fix: str = "") -> LayeredErro
 
 
 def check_number(where: str, value: object, low: float, high: float) -> None:
-    """Raise :class:`LayeredError` unless ``value`` is a finite number of ``low``..``high``."""
+    """Raise :class:`LayeredError` unless ``value`` is a finite number in ``low``..``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise invalid(where, value, f"a number {low:g}..{high:g}")
 
 
 def check_whole(where: str, value: object, low: int, high: int) -> None:
-    """Raise :class:`LayeredError` unless ``value`` is an int of ``low``..``high``."""
+    """Raise :class:`LayeredError` unless ``value`` is an int in ``low``..``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise invalid(where, value, f"a whole number {low}..{high}")

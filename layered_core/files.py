@@ -1,4 +1,13 @@
-"""The front door to layered files: any format by its name's end."""
+"""Read and write layered files; the ending of the file name selects the format.
+
+>>> import torch
+>>> from layered_core.document import Layer, LayerDocument
+>>> from layered_core.files import read_layers, write_layers
+>>> document = LayerDocument(8, 8, (Layer("ball", torch.ones(4, 4, 4), prompt="a red ball"),))
+>>> path = write_layers(document, "ball.ora")
+>>> read_layers(path).document.layer("ball").prompt
+'a red ball'
+"""
 
 from __future__ import annotations
 
@@ -21,7 +30,7 @@ from .formats.psd_write import write_psd
 from .formats.to_file import check_workflow, rounded
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
-"""What the names of layered files end in; ``.json`` is a document with PNG files beside it."""
+"""File name endings of the formats; ``.json`` is a document with PNG files beside it."""
 
 
 def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -44,7 +53,7 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
 
 
 def content_hash(path: str | Path) -> str:
-    """Changes when the content of a layered file, or of the pictures beside a JSON document, does."""
+    """Return a SHA-256 hash of a layered file's content, including the pictures beside a JSON document."""
     path = Path(path)
     digest = hashlib.sha256()
     for file in [path, *(pictures_of(path) if path.suffix.lower() == ".json" else [])]:
@@ -57,20 +66,24 @@ def content_hash(path: str | Path) -> str:
 def write_layers(
     document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None, bits: int = 32
 ) -> Path:
-    """Write a PSD, PSB or OpenRaster file by the end of ``path``; a ``path`` without one becomes a new folder
-    of PNG files and JSON.
+    """Write a PSD, PSB or OpenRaster file, as the ending of ``path`` says; without an ending, write a new
+    folder of PNG files and JSON.
 
-    The file or folder appears whole or not at all.
+    The file or folder appears complete or not at all.
 
     Args:
-        document: any.
-        path: what to write; its folder exists.
-        workflow: what the host wants kept with the file, plain JSON values.
-        bits: how exactly pixels are kept: rounded to 8 or 16 bits a channel, or 32 for as they are, which
-            makes pictures from a sampler several times larger. PNG files always have 8.
+        document: any document.
+        path: the file or folder to write; its parent folder must exist.
+        workflow: data of the host that is stored in the file, plain JSON values.
+        bits: precision of the pixels: rounded to 8 or 16 bits a channel; 32 keeps them as they are, which
+            makes the file of a sampled picture several times larger. PNG files always have 8.
 
     Returns:
-        What :func:`read_layers` takes.
+        The path to pass to :func:`read_layers`.
+
+    Raises:
+        LayeredError: the parent folder does not exist, a new folder's name is taken, the ending is
+            unknown, or ``workflow`` or ``bits`` is not allowed.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -96,8 +109,8 @@ def write_layers(
 def write_folder(
     document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a new folder with ``document.json`` and its PNG files, whole or not at all; returns the JSON's
-    path."""
+    """Write a new folder with ``document.json`` and its PNG files, complete or not at all; return the path of
+    the JSON file."""
     path = Path(path)
     check_workflow(workflow)
     if path.exists():

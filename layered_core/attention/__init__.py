@@ -1,2 +1,20 @@
-"""Words that act where their layer is: regional cross-attention, and masks read out of a model's
-attention."""
+"""Regional prompts: a layer's words act where the layer is visible. And masks read from a model's attention.
+
+* ``words``: tokens of prompts, and where a layer's words stand in the main prompt.
+* ``regional_plan``: settings, and the plan of which words act where.
+* ``regional_attention``: apply a plan at every cross-attention of a run.
+* ``cross_attention``: the published ways to change attention scores, one function each.
+* ``tiles``: cut the picture into tiles, so that each query attends to its own region's prompt only.
+* ``attention_maps``: record what words attend to; heat maps and masks from the record.
+
+>>> from layered_core.attention.regional_plan import Settings, plan_regions
+>>> from layered_core.attention.words import Token
+>>> from layered_core.document import Layer, LayerDocument
+>>> def tokenise(text):  # stands for the host's tokenizer
+...     return [Token(word, place) for place, word in enumerate(text.split(), 1)]
+>>> ball = Layer("ball", width=32, height=32, prompt="red ball")
+>>> plan = plan_regions(LayerDocument(64, 64, (ball,)), Settings(), "a red ball on grass", "", tokenise)
+>>> region = plan.cond[0]
+>>> region.text, region.words, tuple(region.mask.shape)
+('red ball', (2, 3), (64, 64))
+"""

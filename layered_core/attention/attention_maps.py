@@ -1,4 +1,4 @@
-"""What words attended to: maps gathered while sampling, pictures of them, and masks made of them."""
+"""Attention maps: record which pixels attend to a layer's words; heat maps and masks made from the record."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from ..formats.pictures import to_image
 
 
 class AttentionMaps:
-    """Mean share of attention that each layer's words had at each place, over all blocks and steps seen so
+    """The mean share of attention that each layer's words got at each pixel, over all blocks and steps so
     far.
 
-    The idea is DAAM's (Tang et al., arXiv 2210.04885): sum cross-attention over heads, blocks and steps at a
+    As in DAAM (Tang et al., arXiv 2210.04885), cross-attention is summed over heads, blocks and steps at a
     common size.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        """``names`` of the layers."""
+        """Start an empty record for the layers called ``names``."""
         self.names = tuple(names)
         self._sums: dict[tuple[int, int], Tensor] = {}
         self._counts: dict[tuple[int, int], int] = {}
 
     def clear(self) -> None:
-        """Forget everything: a new run begins."""
+        """Empty the record before a new run."""
         self._sums.clear()
         self._counts.clear()
 
     def add(self, size: tuple[int, int], shares: Tensor) -> None:
-        """Count one cross-attention: ``shares`` ``[B, L, h w]`` of a feature map of ``size`` (h, w)."""
+        """Add one cross-attention to the record: ``shares`` ``[B, L, h w]`` of a feature map of ``size`` (h,
+        w)."""
         shares = shares.detach().float().cpu().view(*shares.shape[:2], *size)
         self._sums[size] = self._sums[size] + shares if size in self._sums else shares
         self._counts[size] = self._counts.get(size, 0) + 1
@@ -47,17 +48,18 @@ class AttentionMaps:
         return bool(self._sums)
 
     def mean(self, size: tuple[int, int]) -> Tensor:
-        """``[B, L, h, w]`` in 0..1 at ``size`` (h, w), every cross-attention counted once, coarse ones
-        enlarged bilinearly."""
+        """Return the mean ``[B, L, h, w]`` in 0..1 at ``size`` (h, w). Every cross-attention counts once;
+        coarse ones are enlarged bilinearly."""
         total = sum(resized(s, *size) for s in self._sums.values())
         return torch.as_tensor(total) / sum(self._counts.values())
 
 
 def heat_map(share: Tensor, backdrop: Tensor) -> Tensor:
-    """A map over a dimmed picture: from clear through red and yellow to white at the map's own maximum.
+    """Draw a map over a dimmed picture: transparent at 0, through red and yellow to white at the map's
+    maximum.
 
     Args:
-        share: ``[H, W]``, 0 and more.
+        share: the map ``[H, W]``, 0 or more.
         backdrop: RGB ``[H, W, 3]`` in 0..1.
 
     Returns:
@@ -71,12 +73,13 @@ def heat_map(share: Tensor, backdrop: Tensor) -> Tensor:
 
 
 def heat_pictures(maps: AttentionMaps, pictures: Tensor, side: int = 512) -> Tensor:
-    """A labelled :func:`heat_map` for every layer of every picture, pictures in order, layers back to front.
+    """Draw a labelled :func:`heat_map` for every layer of every picture, pictures in order, layers back to
+    front.
 
     Args:
-        maps: of a run.
-        pictures: what the run made, RGB ``[B, H, W, 3]`` in 0..1; one more picture than the run had batches
-            is left out.
+        maps: the record of a run.
+        pictures: the pictures of the run, RGB ``[B, H, W, 3]`` in 0..1; pictures beyond the run's batch size
+            are ignored.
         side: longer side of the result, pixels.
 
     Returns:
@@ -108,25 +111,25 @@ def _labelled(picture: Tensor, text: str) -> Tensor:
 
 
 def needs_mask(layer: Layer) -> bool:
-    """Whether a layer has words but neither picture nor mask."""
+    """Return whether a visible layer has a prompt but neither picture nor mask."""
     return layer.visible and bool(layer.prompt.strip()) and layer.image is None and layer.mask is None
 
 
 def masks_from_attention(
     document: LayerDocument, maps: AttentionMaps, size: tuple[int, int], threshold: float, largest: bool
 ) -> tuple[LayerDocument, Tensor]:
-    """Give every layer that :func:`needs_mask` the place that its words attended to, inside the cells that
-    its box touches.
+    """Give every layer that :func:`needs_mask` a mask of the pixels that attended to its words, inside the
+    cells that its box touches.
 
     Args:
-        document: as the run had it, layers of ``maps`` by name.
-        maps: of the run; the first picture counts.
+        document: the document of the run; its layers are found in ``maps`` by name.
+        maps: the record of the run; its first picture is used.
         size: h, w of the masks; the maps are no finer than the latents.
         threshold, largest: see :func:`mask_from_attention`.
 
     Returns:
-        the document, in which those layers cover the canvas with a mask; and the masks ``[L', h, w]`` of
-        those layers, back to front.
+        the document, in which these layers cover the whole canvas and have a mask; and these masks,
+        ``[L', h, w]``, back to front.
     """
     shares = dict(zip(maps.names, maps.mean(size)[0], strict=True))
     layers, masks = list(document), []
@@ -146,14 +149,14 @@ def masks_from_attention(
 
 
 def mask_from_attention(share: Tensor, box: Tensor, threshold: float, largest: bool) -> Tensor:
-    """Where a map is at least ``threshold`` (0..1 between its least and greatest value in a box), float32
-    ``[H, W]`` of 0 and 1.
+    """Threshold a map inside a box: return float32 ``[H, W]``, 1 where the map reaches ``threshold``, else 0.
 
     Args:
-        share: ``[H, W]``.
-        box: bool ``[H, W]``, the cells that count.
-        threshold: 0 keeps the whole box, 1 nothing but the maximum in it.
-        largest: keep only the largest connected patch.
+        share: the map ``[H, W]``.
+        box: bool ``[H, W]``, the cells that are considered.
+        threshold: 0..1 between the map's least and greatest value in the box: 0 keeps the whole box, 1 only
+            the maximum.
+        largest: whether to keep only the largest connected patch.
     """
     if not bool(box.any()):
         return torch.zeros_like(share)
@@ -163,12 +166,12 @@ def mask_from_attention(share: Tensor, box: Tensor, threshold: float, largest: b
 
 
 def largest_patch(mask: Tensor) -> Tensor:
-    """The largest eight-connected patch of a bool mask ``[H, W]``; the first in reading order of several as
-    large."""
+    """Return the largest eight-connected patch of a bool mask ``[H, W]``; of equal ones the first in reading
+    order."""
     if not bool(mask.any()):
         return mask
     height, width = mask.shape
-    # Every patch takes the greatest number in it; float32 counts pixels exactly up to 2**24.
+    # Pixels are numbered; the greatest number in a patch spreads over it. float32 is exact only up to 2**24.
     patch = torch.arange(height * width, 0, -1, dtype=torch.float64).view(height, width) * mask
     while True:
         spread = functional.max_pool2d(patch[None, None], 3, 1, 1)[0, 0] * mask

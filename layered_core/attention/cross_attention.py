@@ -1,9 +1,8 @@
-"""What a pixel's attention to words becomes when words have places: one function per published idea, all for
-cross-attention.
+"""Cross-attention in which words act in a region only: one function per published method.
 
-Queries come as networks hand them over, heads side by side: ``q`` ``[B, N, C]`` with N = h w pixels of the
-feature map; keys and values ``[B, T, C]`` with T tokens of words (T also counts prompts longer than one chunk
-of 77). ``heads`` divides C.
+Queries have the layout of networks, heads side by side: ``q`` ``[B, N, C]`` with N = h w pixels of the
+feature map; keys and values are ``[B, T, C]`` with T tokens, of all chunks if the prompt is longer than one
+chunk of 77. ``heads`` divides C.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Plain attention: q ``[B, N, C]``, k and v ``[B, T, C]``, an additive float bias ``[N, T]`` or None, to
+"""Plain attention: q ``[B, N, C]``, k and v ``[B, T, C]``, and an additive float bias ``[N, T]`` or None, to
 ``[B, N, C]``."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -24,26 +23,27 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "log": lambda sigma: math.log(sigma + 1.01),
     "constant": lambda sigma: 1.0,
 }
-"""How much words are pushed at noise level sigma (standard deviation of the noise over that of the picture):
-Collage Diffusion's own ``f``, its variant after eDiff-I, and none. The first two go to 0 with the noise."""
+"""f(sigma), the amount by which words are pushed at sigma (standard deviation of the noise over that of the
+picture). ``log log`` is Collage Diffusion's own, ``log`` its variant after eDiff-I; both go to 0 with the
+noise. ``constant`` is always 1."""
 
 CLOSED = -1e4
-"""Additive bias of a token that a pixel must not see: finite, as some attention kernels turn infinity into
-NaN."""
+"""Additive bias of a token that a pixel must not attend to. It is finite, because some attention kernels turn
+infinity into NaN."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``[B, N, C]`` to ``[B, heads, N, C / heads]``."""
+    """Return ``[B, N, C]`` as ``[B, heads, N, C / heads]``."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """``[B, heads, N, D]`` to ``[B, N, heads D]``."""
+    """Return ``[B, heads, N, D]`` as ``[B, N, heads D]``."""
     return x.transpose(1, 2).flatten(2)
 
 
 def plain(heads: int) -> Attend:
-    """PyTorch's own attention with ``heads`` heads."""
+    """Return PyTorch's own attention with ``heads`` heads."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         q, k, v = (split_heads(x, heads) for x in (q, k, v))
@@ -57,20 +57,20 @@ def plain(heads: int) -> Attend:
 
 
 def scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """``S = q kT / sqrt(d)`` before the softmax, float32 ``[B, heads, N, T]``."""
+    """Compute the scores ``S = q kT / sqrt(d)`` before the softmax, float32 ``[B, heads, N, T]``."""
     q, k = split_heads(q, heads), split_heads(k, heads)
     found: Tensor = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     return found.float()
 
 
 def weigh(s: Tensor, v: Tensor, heads: int) -> Tensor:
-    """``softmax(S) v``: scores ``[B, heads, N, T]`` and values ``[B, T, C]`` to ``[B, N, C]``."""
+    """Compute ``softmax(S) v``: scores ``[B, heads, N, T]`` and values ``[B, T, C]`` to ``[B, N, C]``."""
     return merge_heads(s.softmax(-1).to(v.dtype) @ split_heads(v, heads))
 
 
 def word_shares(s: Tensor, words: Tensor) -> Tensor:
-    """How much of each pixel's attention goes to ``words`` (0 or 1, ``[T]``), mean over heads, ``[B, N]`` in
-    0..1."""
+    """Return the share of each pixel's attention that goes to ``words`` (0 or 1, ``[T]``), mean over heads,
+    ``[B, N]`` in 0..1."""
     return (s.softmax(-1) @ words.to(s)).mean(1)
 
 
@@ -81,17 +81,17 @@ def word_push(
     inside: Sequence[float],
     outside: Sequence[float],
 ) -> Tensor:
-    """How each pixel's attention to each token is pushed:
+    """Compute how much each pixel's attention to each token is pushed:
     ``sum_i [k in words_i] (M_i inside_i - (1 - M_i) outside_i)``, ``[N, T]``.
 
-    Layers that have the very same tokens count as one there, so that none is pushed out of the others.
+    Layers with exactly the same tokens count as one layer, so that none is pushed out of the others.
 
     Args:
         masks: visible masks M ``[L, N]``, 0..1.
-        words: for every layer the indices of its tokens in the prompt; empty for a layer that is not named
-            there.
+        words: for every layer the indices of its tokens in the prompt; empty if the prompt does not contain
+            them.
         tokens: T.
-        inside, outside: strengths of every layer, 0 and more.
+        inside, outside: strengths of every layer, 0 or more.
     """
     push = masks.new_zeros(masks.shape[1], tokens)
     for own in {tuple(x) for x in words if len(x)}:
@@ -103,10 +103,11 @@ def word_push(
 
 
 def collage(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = False) -> Tensor:
-    """Collage Diffusion's scores: ``S + f(sigma) push m`` with ``m_k = max S[..., k]`` over heads and pixels.
+    """Compute Collage Diffusion's scores: ``S + f(sigma) push m`` with ``m_k = max S[..., k]`` over heads and
+    pixels.
 
-    Source: arXiv 2303.00262 section 4.2 and the authors' code, without its faults. There a negative ``m_k``
-    turns inside and outside around; here it counts as 0 unless ``flip_negative``.
+    Source: arXiv 2303.00262 section 4.2 and the authors' code, without its faults. In that code a negative
+    ``m_k`` exchanges inside and outside; here it counts as 0 unless ``flip_negative``.
 
     Args:
         s: :func:`scores` ``[B, heads, N, T]``.
@@ -118,11 +119,11 @@ def collage(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = Fal
 
 
 def paint_with_words(s: Tensor, push: Tensor, amount: float) -> Tensor:
-    """eDiff-I's scores: ``(q kT + W) / sqrt(d)`` with ``W = push f(sigma) max(q kT)``, the maximum over
-    everything in a picture.
+    """Compute eDiff-I's scores: ``(q kT + W) / sqrt(d)`` with ``W = push f(sigma) max(q kT)``, the maximum
+    over heads, pixels and tokens of each picture.
 
-    Source: arXiv 2211.01324 section 5. Words are only pushed into their masks there, never out: ``push`` has
-    no negative values.
+    Source: arXiv 2211.01324 section 5. There words are only pushed into their masks, never out of the rest:
+    ``push`` has no negative values.
 
     Args:
         s: :func:`scores` ``[B, heads, N, T]``.
@@ -142,17 +143,20 @@ def joint(
     heads: int,
     attend: Attend | None = None,
 ) -> Tensor:
-    """One softmax over the tokens of all prompts together, those of layer i with the bias ``log W_i``: masked
-    joint attention.
+    """Masked joint attention: one softmax over the tokens of all prompts, those of layer i with the bias
+    ``log W_i``.
 
-    Weights of 1 leave the concatenated prompts as they are, weights of 0 hide a prompt. Shares follow the
-    scores, not the weights. Regional masks in one attention call are in Chen et al., arXiv 2411.02395 (FLUX),
-    there with hard masks.
+    Weights of 1 leave the concatenated prompts unchanged, weights of 0 hide a prompt. The share that each
+    prompt gets follows from the scores, not from the weights alone. Chen et al., arXiv 2411.02395 (FLUX),
+    also use regional masks in one attention call, with hard masks.
 
     Args:
-        q: ``[B, N, C]``; k, v: the global prompt's ``[B, T, C]``.
-        weights: of the global prompt and then of every layer, ``[1 + L, N]``, 0..1.
+        q: queries ``[B, N, C]``.
+        k, v: keys and values of the main prompt, ``[B, T, C]``.
+        weights: of the main prompt, then of every layer, ``[1 + L, N]``, 0..1.
         keys, values: of every layer, ``[T_i, C]``.
+        heads: number of heads.
+        attend: the host's plain attention; by default PyTorch's.
     """
     batch = len(q)
     k, v = (

@@ -1,7 +1,7 @@
-"""Regional prompting of a whole run: what the two halves of guidance attend to, whatever the host.
+"""Regional prompts in a sampling run, for any host.
 
-A host makes a :class:`Plan` of the document, encodes its texts, and calls :class:`RegionalAttention` at every
-cross-attention.
+A host makes a :class:`~.regional_plan.Plan` of the document, encodes its texts, makes one
+:class:`RegionalAttention` for cond and one for uncond, and calls them at every cross-attention.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from .regional_plan import Region, Settings
 from .tiles import Tiles, attend_regions, not_none, region_weights, tile
 
 ProjectWords = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A block's projections of encoded words: ``[L, T, C']`` to keys and values ``[L, T, C]``."""
+"""The key and value projections of a block: encoded text ``[L, T, C']`` to keys and values ``[L, T, C]``."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """What all blocks of one resolution share."""
+    """Masks and weights that all blocks of one resolution share."""
 
     masks: Tensor
-    """``[L, N]``."""
+    """Visible masks, ``[L, N]``."""
     weights: Tensor
-    """Share of every region's own prompt, ``[L, N]``."""
+    """Share of attention that goes to each region's own prompt, ``[L, N]``."""
     tiles: list[Tiles]
-    """Of ``weights``."""
+    """The tiles of ``weights``."""
     push: Tensor | None
-    """Of the main prompt's words, ``[N, T]``; None where none is pushed."""
+    """How much each token of the main prompt is pushed at each pixel, ``[N, T]``; None if no token is."""
 
 
 class RegionalAttention:
-    """One half of guidance in one run: call it at every cross-attention. It remembers what does not change
-    from step to step."""
+    """The regions of cond or of uncond in one run; call it at every cross-attention. It caches whatever does
+    not change from step to step."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class RegionalAttention:
         """Prepare a run.
 
         Args:
-            regions: of this half, at least one.
-            settings: see the class.
-            contexts: encoded text of every region ``[T_i, C']``, None where it has no text of its own.
-            tokens: T of the main prompt.
-            window: the noise levels at which the regions act, a :class:`~layered_core.noise.window.Window`.
-            maps: where to record what the layers' words attend to.
-            length: T and what others have appended to the main prompt's tokens, which no layer pushes. None:
-                T.
+            regions: the regions of cond or of uncond, at least one.
+            settings: see :class:`~.regional_plan.Settings`.
+            contexts: encoded text of every region ``[T_i, C']``; None for a region without its own text.
+            tokens: T, number of tokens of the main prompt.
+            window: sigmas at which the regions act, a :class:`~layered_core.noise.window.Window`.
+            maps: records what the layers' words attend to, if given.
+            length: number of keys of the main prompt, including tokens that other nodes appended, which no
+                layer pushes. None: T.
 
         Raises:
             LayeredError: ``length`` is less than T.
@@ -79,10 +79,10 @@ class RegionalAttention:
         self.length = tokens if length is None else length
         if self.length < tokens:
             raise invalid(
-                "tokens of the prompt that has regions",
+                "number of tokens of the prompt that has regions",
                 self.length,
                 f"{tokens} and more",
-                "Connect it as it was encoded",
+                "Connect the conditioning as it was encoded, not shortened",
             )
         self.window = Window(*window)
         self._masks = torch.stack([r.mask for r in regions])
@@ -104,17 +104,19 @@ class RegionalAttention:
         project: ProjectWords,
         attend: Attend,
     ) -> Tensor:
-        """What the pixels attend to, ``[B, N, C]``.
+        """Return the output of one cross-attention with the regions applied, ``[B, N, C]``.
 
         Args:
-            q: ``[B, N, C]``; k, v: the main prompt's ``[B, K, C]``, K its ``length``, or a multiple of that
-                where the host repeats its tokens.
-            base: attention to the main prompt, ``[B, N, C]``; returned as it is where nothing acts.
+            q: queries ``[B, N, C]``.
+            k, v: keys and values of the main prompt, ``[B, K, C]``. K is ``length``, or a multiple of it if
+                the host repeats the prompt's tokens.
+            base: attention to the main prompt, ``[B, N, C]``; returned unchanged if nothing acts.
             size: h, w of the feature map, h w = N.
-            sigma: noise level.
-            heads: of this cross-attention.
-            block: names it, for as long as its weights stay the same; None: they may change at any step.
-            project: its projections.
+            sigma: the current noise level.
+            heads: number of heads of this cross-attention.
+            block: key under which the projected texts are cached, as long as the block's weights stay the
+                same. None: the weights may change at any step, so nothing is cached.
+            project: the block's key and value projections.
             attend: the host's plain attention.
 
         Raises:
@@ -128,14 +130,14 @@ class RegionalAttention:
             self._keys_and_values(block, q, project) if acting else ([None] * len(self.regions),) * 2
         )
         amount = self.settings.amount(sigma) if acting else 0.0
-        push = self._as_keys(level.push, k) if level.push is not None and amount else None
+        push = self._spread_over_keys(level.push, k) if level.push is not None and amount else None
         if self.maps is not None:
             self.maps.add(size, self._word_shares(level, q, k, keys, push, amount, heads))
         if not acting:
             return base
         if self.settings.mode == "joint" and any(x is not None for x in keys):
             own = [i for i, x in enumerate(keys) if x is not None]
-            # A token that the host repeats must not count as often.
+            # The host may repeat the prompt's tokens; together they must count only once.
             rest = (1 - level.weights.sum(0, keepdim=True)) / self._repeats(k)
             weights = torch.cat([rest, level.weights[own]])
             return joint(
@@ -149,11 +151,11 @@ class RegionalAttention:
                 attend,
             )
         if push is not None:
-            base = weigh(self._pushed(scores(q, k, heads), push, amount), v, heads)
+            base = weigh(self._push_scores(scores(q, k, heads), push, amount), v, heads)
         emphasis = None
         if amount and any(r.own and r.inside for r in self.regions):
             emphasis = [
-                None if x is None else _marked(r.own, len(x), q.device) * r.inside
+                None if x is None else _indicator(r.own, len(x), q.device) * r.inside
                 for r, x in zip(self.regions, keys, strict=True)
             ]
         return attend_regions(
@@ -161,8 +163,8 @@ class RegionalAttention:
         )
 
     def guidance(self, size: tuple[int, int], sigma: float) -> Tensor:
-        """Factor on the guidance scale of every pixel of the latent, ``[h, w]`` on the CPU; ones where
-        nothing acts."""
+        """Return the factor on the guidance scale of every latent cell, ``[h, w]`` on the CPU; 1 if nothing
+        acts."""
         factor = self.settings.guidance if self.window.acts(sigma) else 1.0
         return region_factor(
             mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma
@@ -191,7 +193,8 @@ class RegionalAttention:
     def _keys_and_values(
         self, block: Hashable, q: Tensor, project: ProjectWords
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Of every region ``[T_i, C]``; regions of equal length are projected together."""
+        """Return keys and values of every region, ``[T_i, C]``; texts of equal length are projected
+        together."""
         if block is not None and block in self._projected:
             return self._projected[block]
         keys: list[Tensor | None] = [None] * len(self.regions)
@@ -205,22 +208,26 @@ class RegionalAttention:
             self._projected[block] = keys, values
         return keys, values
 
-    def _pushed(self, scores: Tensor, push: Tensor, amount: float) -> Tensor:
+    def _push_scores(self, scores: Tensor, push: Tensor, amount: float) -> Tensor:
         push_words = paint_with_words if self.settings.mode == "paint with words" else collage
         return push_words(scores, push, amount)
 
-    def _as_keys(self, x: Tensor, k: Tensor) -> Tensor:
-        """What is said of the main prompt's tokens, ``[..., T]``, of all keys ``[..., K]``: 0 of appended
-        ones, again where they are repeated."""
+    def _spread_over_keys(self, x: Tensor, k: Tensor) -> Tensor:
+        """Spread per-token values ``[..., T]`` over all keys ``[..., K]``: appended tokens get 0, repeated
+        tokens the same values again."""
         return torch.cat([functional.pad(x, (0, self.length - self.tokens))] * self._repeats(k), -1)
 
     def _repeats(self, k: Tensor) -> int:
-        """How often the host has the main prompt in ``k`` ``[B, K, C]``."""
+        """Return how many times the host repeats the main prompt in ``k`` ``[B, K, C]``.
+
+        Raises:
+            LayeredError: K is no multiple of ``length``.
+        """
         times, rest = divmod(k.shape[1], self.length)
         if rest:
             allowed = f"{self.length}, or a multiple of it"
             raise invalid(
-                "tokens of the prompt in a cross-attention",
+                "number of tokens of the prompt in a cross-attention",
                 k.shape[1],
                 allowed,
                 "Take off the patch that adds or drops tokens there",
@@ -237,25 +244,28 @@ class RegionalAttention:
         amount: float,
         heads: int,
     ) -> Tensor:
-        """How much of each pixel's attention goes to each layer's words, in the main prompt and in its own,
-        ``[B, L, N]``."""
+        """Return the share of each pixel's attention that goes to each layer's words, in the main prompt and
+        in the layer's own, ``[B, L, N]``."""
         found = scores(q, k, heads)
         if push is not None:
-            found = self._pushed(found, push, amount)
+            found = self._push_scores(found, push, amount)
         own = [x is not None for x in keys]
         rest = 1 - (level.weights * level.weights.new_tensor(own)[:, None]).sum(0)
         shares = []
         for region, weight, key in zip(self.regions, level.weights, keys, strict=True):
-            share = word_shares(found, self._as_keys(_marked(region.words, self.tokens, q.device), k)) * rest
+            share = (
+                word_shares(found, self._spread_over_keys(_indicator(region.words, self.tokens, q.device), k))
+                * rest
+            )
             if key is not None:
                 mine = scores(q, key.expand(len(q), *key.shape), heads)
-                share = share + word_shares(mine, _marked(region.own, len(key), q.device)) * weight
+                share = share + word_shares(mine, _indicator(region.own, len(key), q.device)) * weight
             shares.append(share)
         return torch.stack(shares, 1)
 
 
-def _marked(indices: Sequence[int], length: int, device: torch.device) -> Tensor:
-    """1 at ``indices`` and 0 elsewhere, ``[length]``."""
+def _indicator(indices: Sequence[int], length: int, device: torch.device) -> Tensor:
+    """Return ``[length]`` with 1 at ``indices`` and 0 elsewhere."""
     marks = torch.zeros(length, device=device)
     marks[list(indices)] = 1
     return marks

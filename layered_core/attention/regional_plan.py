@@ -1,4 +1,4 @@
-"""Which words act where, with what strength and for how long: the plan of a run with regional prompts."""
+"""The plan of a run with regional prompts: which words act where, how strongly and for how long."""
 
 from __future__ import annotations
 
@@ -10,52 +10,58 @@ from torch import Tensor
 
 from ..canvas.masks import document_masks
 from ..document import Layer, LayerDocument
-from ..errors import check_number, invalid
+from ..errors import LayeredError, check_number, invalid
 from .cross_attention import SCHEDULES
 from .tiles import LEAST_WEIGHT
 from .words import Match, Tokenise, find_words, join, layer_words, negative_texts
 
 REGION_MODES = ("regions", "joint", "collage", "paint with words")
-"""``regions``: every layer has its own prompt and its share of the attention where it is seen. ``joint``: the
-same prompts in one softmax. ``collage`` and ``paint with words``: one prompt, in which a layer's words are
-pushed into its mask (Collage Diffusion, eDiff-I)."""
+"""How words act on their region.
+
+* ``regions``: each layer has its own prompt, which gets a share of the attention where the layer is visible.
+* ``joint``: the same prompts as with ``regions``, in one softmax.
+* ``collage``: one prompt, in which a layer's words are pushed into its mask (Collage Diffusion).
+* ``paint with words``: one prompt, as with ``collage``, by the formula of eDiff-I.
+"""
 
 
 PAINT_WITH_WORDS = 0.1
-"""Weight of a layer of strength 1 in ``paint with words``: the factor of cloneofsimo/paint-with-words-sd."""
+"""Push of a layer of strength 1 in ``paint with words``: the factor used by
+cloneofsimo/paint-with-words-sd."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How words act where their layers are."""
+    """Settings of regional prompts."""
 
     mode: str = "regions"
     """One of ``REGION_MODES``."""
     schedule: str = "auto"
-    """How the push of words follows the noise: a name of ``SCHEDULES``, or ``auto``: ``log log`` in
-    ``collage``, else ``log``."""
+    """How the push of words depends on sigma: a name of ``SCHEDULES``, or ``auto``: ``log log`` in mode
+    ``collage``, ``log`` in the others."""
     strength: float = 1.0
-    """Factor on every layer's strengths, 0..1. Neutral: 0, the plain prompt."""
+    """Factor on the inside and outside strengths of every layer, 0..1. Neutral: 0, the plain prompt."""
     start: float = 0.0
-    """Share of the sampling at which regions begin to act, 0..1. Neutral: 0."""
+    """Fraction of the sampling at which regions begin to act, 0..1. Neutral: 0."""
     end: float = 1.0
-    """Share of the sampling at which they cease, ``start``..1. Neutral: 1."""
+    """Fraction of the sampling at which regions stop acting, ``start``..1. Neutral: 1."""
     global_weight: float = 0.2
-    """Share of attention that the global prompt keeps where a layer is, 0..1; ``regions`` and ``joint``.
+    """Share of attention that the main prompt keeps inside layers, 0..1; for ``regions`` and ``joint``.
     Neutral: 0."""
     emphasis: float = 0.5
-    """How much a layer's own words are pushed inside beyond their share, 0..2; ``regions``. Neutral: 0."""
+    """How much more a layer's own words are pushed inside its mask, beyond their share, 0..2; for
+    ``regions``. Neutral: 0."""
     guidance: float = 1.0
-    """Factor on classifier-free guidance where layers are, while what is where is being decided, 1..10; see
+    """Factor on classifier-free guidance inside layers while the layout is forming, 1..10; see
     :func:`~layered_core.noise.guidance.region_factor`. Neutral: 1."""
     growth: float = 0.0
-    """How much wider layers are for their words while what is where is being decided, share of the canvas's
-    shorter side, 0..0.25; see :func:`~layered_core.canvas.masks.grown_masks`. Neutral: 0."""
+    """How far layers' masks are grown while the layout is forming, as a fraction of the canvas's shorter
+    side, 0..0.25; see :func:`~layered_core.canvas.masks.grown_masks`. Neutral: 0."""
     auto_negative: bool = False
-    """Whether a layer's prompt is negative outside the layer. Neutral: False."""
+    """Whether each layer's prompt is added to the negative prompt outside the layer. Neutral: False."""
     append: bool = False
-    """Whether words that the prompt lacks are appended to it, instead of an error; ``collage`` and
-    ``paint with words``. Neutral: False."""
+    """Whether a layer's words that the main prompt lacks are appended to it instead of raising an error; for
+    ``collage`` and ``paint with words``. Neutral: False."""
 
     def __post_init__(self) -> None:
         if self.mode not in REGION_MODES:
@@ -71,37 +77,37 @@ class Settings:
         check_number("growth", self.growth, 0, 0.25)
 
     def amount(self, sigma: float) -> float:
-        """f(sigma), see ``SCHEDULES``."""
+        """Return f(sigma), the amount of the push, see ``SCHEDULES``."""
         name = self.schedule if self.schedule != "auto" else "log log" if self.mode == "collage" else "log"
         return SCHEDULES[name](sigma)
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the canvas and its words, for one half of guidance."""
+    """A part of the canvas and the words that act there, for cond or for uncond."""
 
     name: str
-    """The layer's."""
+    """Name of the layer."""
     mask: Tensor
     """Visible mask, float32 ``[H, W]``, 0..1."""
     text: str = ""
-    """The region's own prompt; empty for the main one."""
+    """The region's own prompt; empty: it uses the main prompt."""
     strength: float = 0.0
-    """Share of attention of ``text`` inside, 0..1."""
+    """Share of attention that ``text`` gets inside the mask, 0..1."""
     words: tuple[int, ...] = ()
-    """Places of the layer's words among the keys of the main prompt."""
+    """Indices of the layer's words among the keys of the main prompt."""
     inside: float = 0.0
-    """How much ``words`` are pushed inside the mask."""
+    """How much attention to ``words`` is raised inside the mask, 0 or more. Neutral: 0."""
     outside: float = 0.0
-    """How much ``words`` are pushed out of the rest."""
+    """How much attention to ``words`` is lowered outside the mask, 0 or more. Neutral: 0."""
     own: tuple[int, ...] = ()
-    """Places of the layer's words among the keys of ``text``."""
+    """Indices of the layer's words among the keys of ``text``."""
     guided: float = 0.0
-    """How much of the settings' ``guidance`` it gets, 0..1."""
+    """Share of the settings' ``guidance`` that the region gets, 0..1. Neutral: 0."""
 
     @property
     def acts(self) -> bool:
-        """Whether it changes anything at all."""
+        """Whether the region changes attention at all."""
         return bool(
             (self.text and self.strength >= LEAST_WEIGHT) or (self.words and (self.inside or self.outside))
         )
@@ -109,16 +115,16 @@ class Region:
 
 @dataclass(frozen=True)
 class Plan:
-    """The texts to encode, and what each half of guidance attends to where."""
+    """The texts to encode, and the regions of cond and uncond."""
 
     prompt: str
     """The main positive prompt."""
     negative: str
     """The main negative prompt."""
     cond: tuple[Region, ...]
-    """Regions of the conditional half; none: the plain prompt."""
+    """Regions of the conditional prediction; empty: the plain prompt."""
     uncond: tuple[Region, ...]
-    """Regions of the unconditional half; none: the plain negative prompt."""
+    """Regions of the unconditional prediction; empty: the plain negative prompt."""
 
 
 def plan_regions(
@@ -130,33 +136,35 @@ def plan_regions(
     embedding_prefix: str = "",
     record: bool = False,
 ) -> Plan:
-    """Decide which words act where.
+    """Plan which words act where.
 
     Args:
-        document: its layers that have words and are seen anywhere become regions; the place of others is left
-            to the main prompt.
-        settings: see the class. Strength 0 gives regions that do nothing.
-        prompt: of the whole picture; empty: the document's own words.
-        negative: of the whole picture; empty: the document's own.
+        document: visible layers with a prompt become regions; everywhere else the main prompt acts.
+        settings: see :class:`Settings`. Strength 0 gives regions that do nothing.
+        prompt: main prompt; empty: the document's own.
+        negative: main negative prompt; empty: the document's own.
         tokenise: the host's tokenizer.
         embedding_prefix: see :func:`~layered_core.attention.words.layer_words`.
-        record: what words attend to is to be recorded: they must be in the prompt even at strength 0.
+        record: whether attention to the words is to be recorded: they must then be in the prompt even at
+            strength 0.
 
     Raises:
-        LayeredError: ``collage`` or ``paint with words``, and a layer's words are not in the prompt or cannot
-            be told apart there.
+        LayeredError: in the modes ``collage`` and ``paint with words``: a layer's words are not in the main
+            prompt, or it is ambiguous which layer their occurrences belong to.
     """
     prompt, negative = prompt.strip() or document.words, negative.strip() or document.negative
     masks, rest = document_masks(document)
     seen = [(layer, mask) for layer, mask in zip(document, masks, strict=True) if bool((mask > 0).any())]
-    told = [(layer, mask, words) for layer, mask in seen if (words := layer_words(layer, embedding_prefix))]
+    layers_with_words = [
+        (layer, mask, words) for layer, mask in seen if (words := layer_words(layer, embedding_prefix))
+    ]
     pushed = settings.mode in ("collage", "paint with words") and (settings.strength > 0 or record)
-    tokens = [tokenise(words) for *_, words in told]
+    tokens = [tokenise(words) for *_, words in layers_with_words]
     if pushed and settings.append:
-        prompt = _with_all(prompt, [words for *_, words in told], tokenise)
+        prompt = _append_missing(prompt, [words for *_, words in layers_with_words], tokenise)
     matches = find_words(tokenise(prompt), tokens)
     cond = []
-    for (layer, mask, words), own, match in zip(told, tokens, matches, strict=True):
+    for (layer, mask, words), own, match in zip(layers_with_words, tokens, matches, strict=True):
         if pushed:
             _check_match(layer.name, words, match)
         into, out_of = settings.strength * layer.recipe.inside, settings.strength * layer.recipe.outside
@@ -192,14 +200,15 @@ def plan_watching(
     tokenise: Tokenise,
     embedding_prefix: str = "",
 ) -> Plan:
-    """A plan in which nothing acts, to record what the words of ``layers`` attend to of their own accord;
-    words the prompt lacks are appended.
+    """Return a plan in which nothing acts, to record what the words of ``layers`` attend to in a plain run.
+
+    Words that the prompt lacks are appended to it.
 
     Raises:
-        LayeredError: a layer's words cannot be told apart in the prompt.
+        LayeredError: it is ambiguous which layer the occurrences of some words in the prompt belong to.
     """
     words = [layer_words(layer, embedding_prefix) for layer in layers]
-    prompt = _with_all(prompt.strip() or document.words, words, tokenise)
+    prompt = _append_missing(prompt.strip() or document.words, words, tokenise)
     matches = find_words(tokenise(prompt), [tokenise(w) for w in words])
     for layer, own, match in zip(layers, words, matches, strict=True):
         _check_match(layer.name, own, match)
@@ -210,8 +219,8 @@ def plan_watching(
     return Plan(prompt, negative.strip() or document.negative, regions, ())
 
 
-def _with_all(prompt: str, words: Sequence[str], tokenise: Tokenise) -> str:
-    """The prompt, with those of ``words`` appended that are not in it."""
+def _append_missing(prompt: str, words: Sequence[str], tokenise: Tokenise) -> str:
+    """Return the prompt with those of ``words`` appended that it lacks."""
     found = find_words(tokenise(prompt), [tokenise(w) for w in words])
     return join(prompt, *(w for w, match in zip(words, found, strict=True) if not match.found))
 
@@ -223,13 +232,13 @@ def _negative_regions(
     settings: Settings,
     embedding_prefix: str,
 ) -> list[Region]:
-    """Regions of the unconditional half: those whose negative words are not the main ones. A layer of
-    strength 0 has no say."""
-    heard = [layer.recipe.inside > 0 for layer, _ in seen]
+    """Return the regions of uncond: those whose negative prompt differs from the main one. Layers with inside
+    strength 0 are ignored."""
+    acts = [layer.recipe.inside > 0 for layer, _ in seen]
     prompts = [
-        layer_words(layer, embedding_prefix) if h else "" for (layer, _), h in zip(seen, heard, strict=True)
+        layer_words(layer, embedding_prefix) if h else "" for (layer, _), h in zip(seen, acts, strict=True)
     ]
-    own = [layer.negative if h else "" for (layer, _), h in zip(seen, heard, strict=True)]
+    own = [layer.negative if h else "" for (layer, _), h in zip(seen, acts, strict=True)]
     texts, outside = negative_texts(negative, prompts, own, settings.auto_negative)
     masks = [*(mask for _, mask in seen), rest]
     names = [*(layer.name for layer, _ in seen), "no layer"]
@@ -242,23 +251,18 @@ def _negative_regions(
 
 
 def _check_match(name: str, words: str, match: Match) -> None:
-    where = f"layer {name!r}: words {words!r} in the prompt"
+    where = f"layer {name!r}: its words {words!r} were"
     if not match.found:
-        raise invalid(
-            where,
-            "not found",
-            "the layer's words as they stand in it",
-            "Write them into the prompt, or switch 'append' on",
+        raise LayeredError(
+            f"{where} not found in the prompt. Write them as they stand there, or switch 'append' on"
         )
     if not match.indices:
-        many = (
-            "once, as one layer has them"
+        allowed = (
+            "once"
             if match.wanted == 1
-            else f"once, or {match.wanted} times as that many layers have them"
+            else f"once, or {match.wanted} times, as {match.wanted} layers have them"
         )
-        raise invalid(
-            where,
-            f"found {match.found} times",
-            many,
-            "Make the layer's words longer, such as 'red ball' for 'ball'",
+        raise LayeredError(
+            f"{where} found {match.found} times in the prompt; allowed: {allowed}. Make the layer's words "
+            f"longer, such as 'red ball' for 'ball'"
         )

@@ -1,5 +1,4 @@
-"""Regions of words as tiles of the picture, so that each query attends to the words of its own region
-only."""
+"""Tiles: the picture cut so that each query attends only to the prompts of its own region."""
 
 from __future__ import annotations
 
@@ -12,19 +11,18 @@ from torch import Tensor
 from .cross_attention import Attend, plain, scores, weigh
 
 LEAST_WEIGHT = 1 / 255
-"""Smaller weights of a region count as 0: a tenth of a grey level is not worth a query."""
+"""Weights of a region below this count as 0: they would change about a tenth of a grey level."""
 
 
 def region_weights(masks: Tensor, strength: Sequence[float]) -> Tensor:
-    """Share of every pixel's attention that goes to every layer's own prompt, ``W_i = M_i strength_i``
-    ``[L, N]``.
+    """Compute the share of every pixel's attention that goes to every layer's own prompt,
+    ``W_i = M_i strength_i``, ``[L, N]``.
 
-    What is left to 1, so all of it where no layer is, goes to the global prompt. Weights under
-    ``LEAST_WEIGHT`` are 0.
+    The rest up to 1 goes to the main prompt. Weights below ``LEAST_WEIGHT`` are 0.
 
     Args:
-        masks: visible masks ``[L, N]``, summing to at most 1.
-        strength: of every layer, 0 (the global prompt alone) to 1.
+        masks: visible masks M ``[L, N]``, summing to at most 1.
+        strength: of every layer, 0 (the main prompt alone) to 1.
     """
     weights = masks * masks.new_tensor(list(strength))[:, None]
     return torch.where(weights >= LEAST_WEIGHT, weights, 0.0)
@@ -32,28 +30,29 @@ def region_weights(masks: Tensor, strength: Sequence[float]) -> Tensor:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Pixels to compute, cut into tiles of equal length that each belong to one layer: N rows cost about N,
-    however many layers share them."""
+    """The pixels whose attention is computed, in tiles of equal length that each belong to one layer. N
+    pixels cost about as much as N queries, for any number of layers."""
 
     layers: tuple[int, ...]
     """The layers of this group, whose prompts have the same number of tokens."""
     owner: Tensor
-    """Position in ``layers`` of each tile's layer, int64 ``[R]``."""
+    """Index in ``layers`` of each tile's layer, int64 ``[R]`` for R tiles."""
     rows: Tensor
-    """Pixel of every slot, int64 ``[R, P]``; spare slots repeat a pixel of the same layer."""
+    """Index of the pixel in every slot, int64 ``[R, P]`` for P slots a tile; spare slots repeat a pixel of
+    the same layer."""
     weight: Tensor
     """Weight of every slot, float32 ``[R, P]``; 0 in spare slots."""
     rounds: tuple[Tensor, ...]
-    """Flat slot indices in groups in which no pixel occurs twice, so that adding them up has one order: same
-    bits on every run."""
+    """Flat slot indices, in groups in which no pixel occurs twice. Adding group by group has a fixed order,
+    so every run gives the same bits."""
 
 
 def tile(weights: Tensor, tokens: Sequence[int]) -> list[Tiles]:
-    """Cut the pixels where ``weights`` ``[L, N]`` are above 0 into :class:`Tiles`, one group for every prompt
+    """Cut the pixels with ``weights`` ``[L, N]`` above 0 into :class:`Tiles`, one group for every prompt
     length in ``tokens`` ``[L]``.
 
-    A tile is as long as the mean region, so there are at most two tiles a layer and at most twice the slots
-    that are needed.
+    A tile is as long as the mean region, so the number of tiles is at most twice the number of layers, and
+    the number of slots at most twice what is needed.
     """
     groups = []
     counts = (weights > 0).sum(1).tolist()
@@ -96,23 +95,24 @@ def attend_regions(
     amount: float = 0.0,
     attend: Attend | None = None,
 ) -> Tensor:
-    """Every pixel attends to the prompts of the layers that are seen there:
-    ``(1 - sum_i W_i) base + sum_i W_i A(q, K_i, V_i)``.
+    """Let every pixel attend to the prompts of the layers that are visible there: return
+    ``(1 - sum_i W_i) base + sum_i W_i A(q, K_i, V_i)``, ``[B, N, C]``.
 
-    The layers' outputs are mixed after attention, as in Attention Couple (laksjdjf, 2023), so shares are
-    exact. Unlike there a layer's attention is computed for its own pixels alone. With ``emphasis``, a layer's
-    attention is Collage Diffusion's (:func:`collage`) with its own words pushed inside, the maximum taken
-    over its own pixels.
+    The layers' outputs are mixed after attention, as in Attention Couple (laksjdjf, 2023), so the shares are
+    exact. Unlike in Attention Couple, a layer's attention is computed for its own pixels only. With
+    ``emphasis``, a layer's attention is Collage Diffusion's (:func:`~.cross_attention.collage`) with the
+    layer's own words pushed; the maximum is taken over the layer's own pixels.
 
     Args:
         q: ``[B, N, C]``.
-        base: attention to the global prompt, ``[B, N, C]``.
+        base: attention to the main prompt, ``[B, N, C]``.
         tiles: from :func:`tile` of W (:func:`region_weights`).
-        keys, values: of every layer ``[T_i, C]``, None where no tile needs them.
+        keys, values: of every layer ``[T_i, C]``; None for a layer without tiles.
+        heads: number of heads.
         share: factor on W, 0..1; 0 returns ``base`` itself.
-        emphasis: for every layer the push of its tokens ``[T_i]``, or None for no emphasis.
-        amount: f(sigma) of the emphasis.
-        attend: plain attention of the host; by default PyTorch's.
+        emphasis: for every layer the push of its tokens ``[T_i]``; None for no emphasis.
+        amount: f(sigma), the amount of the emphasis.
+        attend: the host's plain attention; by default PyTorch's.
     """
     if share == 0 or not tiles:
         return base
@@ -145,8 +145,8 @@ def attend_regions(
 
 
 def _emphasised(s: Tensor, push: Tensor, amount: float, group: Tiles) -> Tensor:
-    """:func:`collage` for tiles: ``s`` ``[B R, heads, P, T]``, ``push`` ``[layers, T]``; the maximum is taken
-    over a layer's tiles together."""
+    """Apply :func:`~.cross_attention.collage` to tiles: ``s`` ``[B R, heads, P, T]``, ``push``
+    ``[layers, T]``. The maximum is taken over all tiles of a layer."""
     peak = s.amax((1, 2)).view(-1, len(group.owner), s.shape[-1])
     owner = group.owner[None, :, None].expand_as(peak)
     of_layer = peak.new_full((len(peak), len(push), peak.shape[-1]), -torch.inf).scatter_reduce(
@@ -156,7 +156,7 @@ def _emphasised(s: Tensor, push: Tensor, amount: float, group: Tiles) -> Tensor:
 
 
 def _rounds(rows: Tensor, used: Tensor) -> tuple[Tensor, ...]:
-    """Indices of the used slots in groups in which no pixel of ``rows`` occurs twice."""
+    """Return the indices of the used slots, in groups in which no pixel of ``rows`` occurs twice."""
     slots = used.nonzero()[:, 0]
     slots = slots[rows[slots].argsort(stable=True)]
     ordered = rows[slots]
@@ -167,6 +167,6 @@ def _rounds(rows: Tensor, used: Tensor) -> tuple[Tensor, ...]:
 
 
 def not_none(x: Tensor | None) -> Tensor:
-    """The tensor itself; for the type checker, where a tile or a push says that it is there."""
+    """Return ``x``, which the caller knows is not None; for the type checker."""
     assert x is not None
     return x

@@ -1,5 +1,4 @@
-"""Words and their tokens: what a layer is told by, and where its words stand in the prompt of the whole
-picture."""
+"""Words and their tokens: a layer's words, and where they stand in the main prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from ..document import Layer
 
 Tokenise = Callable[[str], "Sequence[Token]"]
-"""A host's tokenizer: the tokens of a text without start, end and padding."""
+"""A host's tokenizer: text to its tokens without start, end and padding."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +16,10 @@ class Token:
     """One token of a prompt."""
 
     what: Hashable
-    """Its id, or for a textual-inversion vector anything that is equal for equal vectors."""
+    """The token's id; for a textual-inversion vector any value that is equal for equal vectors."""
     index: int
-    """Its place among the keys of cross-attention, counting start, end and padding of every chunk."""
+    """Index of the token among the keys of cross-attention, counting start, end and padding of every
+    chunk."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,27 @@ class Match:
     """Where a layer's words stand in a prompt."""
 
     indices: tuple[int, ...]
-    """Places among the keys of cross-attention; empty where there is none or too many."""
+    """Indices of the words' tokens among the keys of cross-attention; empty if the words do not occur, or if
+    it is ambiguous which layer an occurrence belongs to."""
     found: int
-    """How often the words occur, other layers' longer words not counted."""
+    """How often the words occur, not counting occurrences inside other layers' longer words."""
     wanted: int
-    """How many layers have these very words."""
+    """How many layers have exactly these words."""
 
 
 def find_words(prompt: Sequence[Token], layers: Sequence[Sequence[Token]]) -> list[Match]:
     """Find every layer's words in the prompt, as whole sequences of tokens.
 
-    Longer words are looked for first and what they take is gone, so that ``ball`` is not found in
-    ``red ball``. Layers of the same words take the occurrences in order; where the prompt has them only once,
-    it speaks of all these layers.
+    Longer words are searched first, and each token is matched only once, so ``ball`` is not found in
+    ``red ball``. Layers with the same words take the occurrences in order; if the prompt has the words only
+    once, that occurrence belongs to all these layers.
 
     Args:
         prompt: tokens of the prompt.
-        layers: tokens of every layer's words; an empty sequence is not looked for.
+        layers: tokens of every layer's words; an empty sequence is not searched.
+
+    Returns:
+        one match for each layer.
     """
     kinds: dict[tuple[Hashable, ...], list[int]] = {}
     for i, words in enumerate(layers):
@@ -64,17 +68,17 @@ def find_words(prompt: Sequence[Token], layers: Sequence[Sequence[Token]]) -> li
             else:
                 start += 1
         for nth, i in enumerate(kinds[kind]):
-            # Once for several layers, or once each, is clear; anything else is not.
+            # Unambiguous: one occurrence for all layers, or one for each.
             clear = places[0] if len(places) == 1 else places[nth] if len(places) == len(kinds[kind]) else ()
             matches[i] = Match(clear, len(places), len(kinds[kind]))
     return matches
 
 
 def layer_words(layer: Layer, embedding_prefix: str = "") -> str:
-    """What a layer is told by: its textual-inversion embedding's name, then its prompt; empty where it has no
+    """Return a layer's words: the name of its textual-inversion embedding, then its prompt; empty without a
     prompt.
 
-    ``embedding_prefix`` is what the host writes in front of an embedding's name, such as ``embedding:``.
+    ``embedding_prefix`` is the text that the host expects before an embedding's name, such as ``embedding:``.
     """
     prompt = layer.prompt.strip()
     return (
@@ -85,19 +89,20 @@ def layer_words(layer: Layer, embedding_prefix: str = "") -> str:
 
 
 def join(*texts: str) -> str:
-    """Texts in one line, those that are empty left out, none twice."""
+    """Join texts with commas, without empty and repeated ones."""
     return ", ".join(dict.fromkeys(t.strip() for t in texts if t.strip()))
 
 
 def negative_texts(
     negative: str, prompts: Sequence[str], negatives: Sequence[str], auto: bool
 ) -> tuple[list[str], str]:
-    """What must not be shown in each layer's region, and where no layer is.
+    """Return the negative prompt of each layer's region, and the one of the area without layers.
 
     Args:
-        negative: for the whole picture; it is in every result.
+        negative: main negative prompt; part of every result.
         prompts, negatives: of every layer.
-        auto: whether a layer's prompt is negative outside the layer, as with InvokeAI's ``autoNegative``.
+        auto: whether each layer's prompt is added to the negative prompt outside the layer, as with
+            InvokeAI's ``autoNegative``.
     """
     others = [join(*(p for p in prompts if p != own)) if auto else "" for own in prompts]
     inside = [join(negative, own, other) for own, other in zip(negatives, others, strict=True)]

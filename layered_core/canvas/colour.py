@@ -1,4 +1,5 @@
-"""Colour spaces of pictures: sRGB as files hold it, and linear light. Any shape, device and float type."""
+"""Conversion between sRGB, the colour space of picture files, and linear light. Any shape, device and float
+type."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-# The two pieces of each curve meet at its knee, so each piece is taken on its own side of it and the two are
-# added: no branch, few passes. What rounding leaves of black is shrunk to 0, since some blend modes divide by
-# it.
+# Each curve has two pieces that meet at a knee. Each piece is evaluated on its own side of the knee and the
+# two are added, which needs no branch and few passes. Rounding would leave tiny values instead of black; they
+# are set to 0, because some blend modes divide by them.
 
 
 def srgb_to_linear(colour: Tensor) -> Tensor:
-    """sRGB to linear light: ``c / 12.92`` up to 0.04045, ``((c + 0.055) / 1.055) ** 2.4`` above (IEC
+    """Convert sRGB to linear light: ``c / 12.92`` up to 0.04045, ``((c + 0.055) / 1.055) ** 2.4`` above (IEC
     61966-2-1).
 
     Values outside 0..1 follow the same curves; 0 and 1 are kept exactly.
@@ -26,8 +27,8 @@ def srgb_to_linear(colour: Tensor) -> Tensor:
 
 
 def linear_to_srgb(colour: Tensor) -> Tensor:
-    """Linear light to sRGB: ``12.92 * c`` up to 0.0031308, ``1.055 * c ** (1 / 2.4) - 0.055`` above (IEC
-    61966-2-1).
+    """Convert linear light to sRGB: ``12.92 * c`` up to 0.0031308, ``1.055 * c ** (1 / 2.4) - 0.055`` above
+    (IEC 61966-2-1).
 
     Values outside 0..1 follow the same curves; 0 and 1 are kept exactly.
     """
@@ -38,19 +39,19 @@ def linear_to_srgb(colour: Tensor) -> Tensor:
 
 
 _TOP = 65_535
-"""Highest level of 16 bits."""
+"""Greatest 16-bit value."""
 
 
 def by_table(curve: Callable[[Tensor], Tensor], colour: Tensor) -> Tensor:
-    """``curve(colour)`` in a third of the time where a CPU has float32 colours of 0..1: at the nearest of
-    65,536 levels.
+    """Return ``curve(colour)``, on a CPU for float32 colours in 0..1 by a table of 65,536 levels, which takes
+    a third of the time.
 
-    Levels of 8 and 16 bits are exact; others are off by 1/131,070 at most before the curve, which is 0.0001
-    after :func:`linear_to_srgb`. No gradients.
+    8-bit and 16-bit colours are exact. Others are rounded by at most 1/131,070 before the curve, which is
+    0.0001 after :func:`linear_to_srgb`. The table has no gradients.
     """
     if colour.device.type == "cpu" and colour.dtype == torch.float32:
         low, high = (_TOP * float(x) for x in colour.aminmax())
-        # Half a level of room for what rounding did to 0 and 1.
+        # Almost half a level of tolerance, as rounding may have moved 0 and 1.
         if low > -0.4 and high < _TOP + 0.4:
             levels = torch.add(torch.tensor(0.5), colour, alpha=_TOP).to(torch.int32)
             return _table(curve).index_select(0, levels.reshape(-1)).reshape(colour.shape)

@@ -1,4 +1,5 @@
-"""Where each layer is seen: alpha on the canvas, occlusion, and masks at the resolutions of a network."""
+"""Masks of layers on the canvas: alpha, visible masks after occlusion, and masks at the resolutions of a
+network."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from .soft_masks import grow
 
 
 def layer_alphas(document: LayerDocument) -> Tensor:
-    """Alpha of every layer on the canvas, opacity counted in, float32 ``[L, H, W]`` in 0..1; 0 for hidden
-    layers.
+    """Compute the alpha of every layer on the canvas, times its opacity, float32 ``[L, H, W]`` in 0..1; 0 for
+    hidden layers.
 
-    A layer without an image covers its box, or its mask.
+    A layer without an image covers its mask, or else its box.
     """
     alphas = torch.zeros(len(document), document.height, document.width)
     for i, layer in enumerate(document):
@@ -30,16 +31,16 @@ def layer_alphas(document: LayerDocument) -> Tensor:
 
 
 def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of each pixel shows each layer: ``M_i = alpha_i * prod_{j above i} (1 - alpha_j)``.
+    """Compute how much of each pixel shows each layer: ``M_i = alpha_i * prod_{j above i} (1 - alpha_j)``.
 
-    Soft edges stay soft; the masks and the background's remainder sum to 1 at every pixel. Collage Diffusion
+    Soft edges stay soft; the masks and that of the background sum to 1 at every pixel. Collage Diffusion
     (arXiv 2303.00262) section 4 has the same quantity with hard compositing.
 
     Args:
         alphas: ``[L, H, W]`` in 0..1, back to front.
 
     Returns:
-        visible masks ``[L, H, W]`` and the background's ``[H, W]``.
+        visible masks ``[L, H, W]`` of the layers, and ``[H, W]`` of the background.
     """
     clear = (1 - alphas).flip(0).cumprod(0).flip(0)  # clear[i] = prod_{j >= i} (1 - alpha_j)
     ones = alphas.new_ones(1, *alphas.shape[1:])
@@ -53,22 +54,23 @@ def document_masks(document: LayerDocument) -> tuple[Tensor, Tensor]:
 
 
 def grown_masks(masks: Tensor, pixels: int) -> Tensor:
-    """Visible masks with every layer wider by ``pixels``, at the cost of larger layers and of what no layer
-    covers.
+    """Grow every layer's visible mask by ``pixels``, at the expense of larger layers and of the area without
+    layers.
 
-    What a pixel showed of a larger layer is shared among the smaller ones that reach it; layers of one size
-    keep theirs. Sums over layers stay at most 1, and nothing depends on the layers' order.
+    Where smaller layers grow into a larger one, they share what the pixel showed of it; layers of the same
+    size take nothing from each other. Sums over layers stay at most 1, and the result does not depend on the
+    layers' order.
 
     Args:
         masks: ``[L, H, W]``, summing to at most 1.
-        pixels: 0 and more. Neutral: 0.
+        pixels: 0 or more. Neutral: 0.
     """
     if pixels == 0 or not len(masks):
         return masks
     rims = torch.stack([grow(m, pixels) for m in masks]) - masks
     owners = torch.cat([masks, 1 - masks.sum(0, keepdim=True)])
     sizes = torch.cat([masks.sum((1, 2)), masks.new_tensor([torch.inf])])
-    takes = (sizes[:-1, None] < sizes).to(masks)  # [L, L + 1]: who takes from whom
+    takes = (sizes[:-1, None] < sizes).to(masks)  # [L, L + 1]: whether layer i takes from owner j
     claims = torch.einsum("ij,ihw->jhw", takes, rims)
     lost = owners * claims.clamp_max(1)
     shares = lost / claims.clamp_min(torch.finfo(masks.dtype).tiny)
@@ -76,16 +78,17 @@ def grown_masks(masks: Tensor, pixels: int) -> Tensor:
 
 
 def mask_pyramid(masks: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Masks at the resolutions of a network, by area: each cell holds the mean of the pixels it covers.
+    """Resize masks to the resolutions of a network, by area: each cell is the mean of the pixels that it
+    covers.
 
-    Any aspect ratio and any ratio of sizes; sums over layers are kept.
+    Any aspect ratio and any ratio of sizes is allowed; sums over layers are kept.
 
     Args:
         masks: ``[..., H, W]``.
         sizes: (height, width) of each level in cells.
 
     Returns:
-        One ``[..., height, width]`` a level.
+        One tensor ``[..., height, width]`` for each level.
     """
     flat = masks.reshape(1, -1, *masks.shape[-2:])
     return [

@@ -1,8 +1,8 @@
-"""Bring a layer's own pixels onto the canvas: scale, flip, rotate, move.
+"""Placement: bring a layer's own pixels onto the canvas by scaling, flipping, rotating and moving them.
 
-Pixels in here are planes, ``[C, H, W]``. Outside the layer there is 0, and resampling mixes neighbours, so
-colours must come multiplied by alpha wherever a layer is resampled; else transparent pixels' colours bleed
-into its edges.
+Pixels are planes, ``[C, H, W]``, unless a function says otherwise. Pixels outside the layer are 0, and
+resampling mixes neighbours, so the colours of a layer that is resampled must be premultiplied; otherwise the
+colours of transparent pixels bleed into its edges.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..document import Layer
 from .resizing import resized
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in canvas pixels, right and bottom exclusive."""
+"""Left, top, right and bottom in canvas pixels; right and bottom are exclusive."""
 
 
 def bounds(layer: Layer) -> Box:
-    """The smallest whole-pixel box that holds the placed layer; may lie off the canvas."""
+    """Return the smallest whole-pixel box around the placed layer; it may lie off the canvas."""
     if _on_grid(layer):
         return int(layer.x), int(layer.y), int(layer.x) + layer.width, int(layer.y) + layer.height
     angle = math.radians(layer.rotation)
@@ -30,7 +30,7 @@ def bounds(layer: Layer) -> Box:
     half_w = (layer.width * cos + layer.height * sin) / 2
     half_h = (layer.width * sin + layer.height * cos) / 2
     cx, cy = layer.x + layer.width / 2, layer.y + layer.height / 2
-    # One pixel more for the soft edge; 1e-6 keeps exact edges from growing by rounding.
+    # One pixel more for the soft edge; 1e-6 keeps rounding from growing the box at exact edges.
     return (
         math.floor(cx - half_w - 1 + 1e-6), math.floor(cy - half_h - 1 + 1e-6),
         math.ceil(cx + half_w + 1 - 1e-6), math.ceil(cy + half_h + 1 - 1e-6),
@@ -38,34 +38,34 @@ def bounds(layer: Layer) -> Box:
 
 
 def meet(a: Box, b: Box) -> Box | None:
-    """What two boxes have in common, or None."""
+    """Return the intersection of two boxes, or None if it is empty."""
     x0, y0, x1, y1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def is_exact(layer: Layer, height: int, width: int) -> bool:
-    """Whether pixels of ``height`` x ``width`` need no resampling to be this layer: they fall on the canvas's
-    own."""
+    """Return whether pixels of ``height`` x ``width`` can be placed without resampling: they coincide with
+    canvas pixels."""
     return _on_grid(layer) and (layer.height, layer.width) == (height, width)
 
 
 def reduced(pixels: Tensor, layer: Layer) -> Tensor:
-    """``[C, H', W']`` brought down to the layer's size on each axis on which it is larger: bilinear,
+    """Reduce ``[C, H', W']`` to the layer's size on each axis on which it is larger: bilinear,
     antialiased."""
     size = min(pixels.shape[-2], layer.height), min(pixels.shape[-1], layer.width)
     return resized(pixels, *size)
 
 
 def layer_window(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
-    """What shows of the layer in ``box``: an exact cut where nothing is resampled, else bilinear samples.
+    """Return the part of the layer in ``box``: an exact cut if nothing is resampled, else bilinear samples.
 
-    A rotated or unaligned layer's edge pixels are covered as far as the layer reaches into them.
+    At the edges of a rotated or unaligned layer, a pixel is covered as far as the layer reaches into it.
 
     Args:
-        pixels: ``[C, H', W']`` in the layer's own frame, :func:`reduced` if larger than the layer. Float, of
-            float32 or more if sampled.
-        layer: gives x, y, width, height, rotation, flips.
-        box: lies within :func:`bounds`.
+        pixels: ``[C, H', W']`` in the layer's own frame, after :func:`reduced` if larger than the layer;
+            float32 or float64 if they are sampled.
+        layer: its x, y, width, height, rotation and flips are used.
+        box: must lie within :func:`bounds`.
 
     Returns:
         ``[C, H, W]``, H and W those of ``box``; may share memory with ``pixels``.
@@ -76,11 +76,11 @@ def layer_window(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
 
 
 def place(pixels: Tensor, layer: Layer, width: int, height: int) -> Tensor:
-    """Put ``pixels`` of the layer's own frame on an empty canvas.
+    """Place ``pixels`` of the layer's own frame on an empty canvas.
 
     Args:
-        pixels: ``[H', W', C]`` float in the layer's own frame, any size.
-        layer: gives x, y, width, height, rotation, flips.
+        pixels: ``[H', W', C]`` float in the layer's own frame, of any size.
+        layer: its x, y, width, height, rotation and flips are used.
         width: canvas width W in pixels.
         height: canvas height H in pixels.
 
@@ -96,12 +96,12 @@ def place(pixels: Tensor, layer: Layer, width: int, height: int) -> Tensor:
 
 
 def _on_grid(layer: Layer) -> bool:
-    """Whether the layer's box is a box of whole canvas pixels."""
+    """Return whether the layer's box consists of whole canvas pixels."""
     return layer.rotation % 360 == 0 and float(layer.x).is_integer() and float(layer.y).is_integer()
 
 
 def _cut(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
-    """The part of the layer's own pixels that lies in ``box``, flipped."""
+    """Cut the part of the layer's own pixels that lies in ``box``, and flip it as the layer says."""
     x0, x1 = box[0] - int(layer.x), box[2] - int(layer.x)
     y0, y1 = box[1] - int(layer.y), box[3] - int(layer.y)
     if layer.flip_h:
@@ -114,13 +114,13 @@ def _cut(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
 
 
 def _sampled(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
-    """The layer at the pixel centres of ``box``: scaled, flipped and turned about its centre."""
+    """Sample the layer at the pixel centres of ``box``: scaled, flipped and rotated about its centre."""
     angle = math.radians(layer.rotation)
     cos, sin = math.cos(angle), math.sin(angle)
     dx = torch.arange(box[0], box[2]).to(pixels) + 0.5 - (layer.x + layer.width / 2)
     dy = torch.arange(box[1], box[3]).to(pixels)[:, None] + 0.5 - (layer.y + layer.height / 2)
-    # Canvas pixels from the layer's centre along its own axes; clockwise on a canvas whose y axis points
-    # down.
+    # Distance from the layer's centre along its own axes, canvas pixels; as the y axis of the canvas points
+    # down, the rotation is clockwise.
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     flip_u, flip_v = (-1 if flip else 1 for flip in (layer.flip_h, layer.flip_v))
     grid = torch.stack([u * (2 * flip_u / layer.width), v * (2 * flip_v / layer.height)], -1)[None]
@@ -134,8 +134,8 @@ def _sampled(pixels: Tensor, layer: Layer, box: Box) -> Tensor:
 
 
 def corners(layer: Layer) -> list[tuple[float, float]]:
-    """The layer's four corners on the canvas, pixels, clockwise from its own top left: turned clockwise about
-    its centre."""
+    """Return the layer's four corners on the canvas in pixels, after rotation, clockwise from its own top
+    left."""
     angle = math.radians(layer.rotation)
     cos, sin = math.cos(angle), math.sin(angle)
     cx, cy, dx, dy = layer.x + layer.width / 2, layer.y + layer.height / 2, layer.width / 2, layer.height / 2
@@ -146,13 +146,13 @@ def corners(layer: Layer) -> list[tuple[float, float]]:
 
 
 def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Width and height of the smallest canvas, from (0, 0), that holds every layer's corners; at least 1 x
-    1."""
+    """Return width and height of the smallest canvas from (0, 0) that holds every layer's corners; at least 1
+    x 1."""
     points = [point for layer in layers for point in corners(layer)]
     return max([1, *(math.ceil(x) for x, _ in points)]), max([1, *(math.ceil(y) for _, y in points)])
 
 
 def is_off_canvas(layer: Layer, width: int, height: int) -> bool:
-    """Whether the layer's bounding box has no pixel on a canvas of ``width`` x ``height``."""
+    """Return whether the layer's bounding box has no pixel on a canvas of ``width`` x ``height``."""
     xs, ys = zip(*corners(layer), strict=True)
     return bool(max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height)

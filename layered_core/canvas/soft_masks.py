@@ -1,5 +1,5 @@
-"""Soft masks: widened, feathered, blurred; and a mix of two pictures by a mask that keeps one of them to the
-bit."""
+"""Soft masks: grow, feather and blur them, and mix two pictures by a mask so that pixels outside it stay
+exact."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torch.nn import functional
 
 
 def keep_outside(changed: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
-    """``mask * changed + (1 - mask) * kept``; exactly ``kept`` where the mask is 0 and exactly ``changed``
-    where it is 1.
+    """Return ``mask * changed + (1 - mask) * kept``, exactly ``kept`` where the mask is 0 and exactly
+    ``changed`` where it is 1.
 
-    On pictures it is a soft paste. On latents, with ``kept`` at the run's own noise level after every step,
+    On pictures this is a soft paste. On latents after every step, with ``kept`` noised to the current level,
     it is blended latent diffusion (Avrahami et al., arXiv 2206.02779 section 3.2).
 
     Args:
         changed: ``[..., H, W]``.
         kept: of the same shape.
-        mask: ``[H, W]`` or any shape that broadcasts, 0..1, 1 where the change shows.
+        mask: ``[H, W]`` or any shape that broadcasts, 0..1, 1 where ``changed`` is shown.
     """
     mixed = torch.lerp(kept, changed, mask.to(kept.dtype).expand_as(kept))
     return torch.where(mask > 0, torch.where(mask < 1, mixed, changed), kept)
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
-    """The mask ``[H, W]`` widened by ``pixels`` on every side, or narrowed where negative: greatest or least
-    value of a square around."""
+    """Grow the mask ``[H, W]`` by ``pixels`` on every side, or shrink it if negative: the greatest or least
+    value of the square around each pixel."""
     if pixels == 0:
         return mask
     reach = abs(pixels)
     sign = 1 if pixels > 0 else -1
-    # One axis after the other: a square is the product of two lines.
+    # One axis after the other gives the same as a square and is faster.
     wide = functional.max_pool2d(sign * mask[None, None], (2 * reach + 1, 1), 1, (reach, 0))
     return sign * functional.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))[0, 0]
 
 
 def feather(mask: Tensor, pixels: int) -> Tensor:
-    """The mask ``[H, W]`` with a soft border outside itself: as it is inside, exactly 0 more than ``pixels``
-    away from it."""
+    """Add a soft border outside the mask ``[H, W]``: unchanged inside, exactly 0 more than ``pixels`` away
+    from it."""
     outer = grow(mask, (pixels + 1) // 2)
     reach = pixels // 2
     if reach == 0:
@@ -50,7 +50,8 @@ def feather(mask: Tensor, pixels: int) -> Tensor:
 
 
 def gaussian_blur(pictures: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur of ``[..., H, W]``; edges repeat outside. ``deviation`` in pixels; 0 changes nothing."""
+    """Blur ``[..., H, W]`` with a Gaussian of standard deviation ``deviation`` in pixels; 0 changes nothing.
+    Edge pixels are repeated outside."""
     if deviation <= 0:
         return pictures
     reach = max(1, math.ceil(3 * deviation))
@@ -60,7 +61,7 @@ def gaussian_blur(pictures: Tensor, deviation: float) -> Tensor:
 
 
 def _convolved(pictures: Tensor, kernel: Tensor) -> Tensor:
-    """``[..., H, W]`` with one kernel along both axes; edges repeat outside."""
+    """Convolve ``[..., H, W]`` with one kernel along both axes; edge pixels are repeated outside."""
     reach = len(kernel) // 2
     flat = pictures.reshape(-1, 1, *pictures.shape[-2:])
     flat = functional.conv2d(

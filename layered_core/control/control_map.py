@@ -1,7 +1,8 @@
 """ControlNet per layer: where and how strongly the residuals of one net act.
 
 Collage Diffusion (arXiv 2303.00262, section 4) multiplies a ControlNet's residuals by a map of per-layer
-weights. Layers that share a net share one evaluation: their hints become one picture, their weights one map.
+weights. Layers that use the same net are evaluated together: their hints form one picture, their weights one
+map.
 """
 
 from __future__ import annotations
@@ -18,29 +19,34 @@ from ..document import Control, LayerDocument
 from ..errors import LayeredError, check_number, invalid
 
 CONTROL_MODES = ("balanced", "prompt", "control")
-"""Who leads: both alike; the words (deep residuals first, 0.825 less a level outwards); the control (so too,
-and on the conditional half alone, so that guidance raises it). Weights as in sd-webui-controlnet's control
-modes (its ``hook.py``)."""
+"""Which of prompt and control matters more. The weights are those of sd-webui-controlnet's control modes (its
+``hook.py``).
+
+* ``balanced``: both alike; all residuals keep their weight.
+* ``prompt``: the prompt; residuals are weaker by a factor of 0.825 for each level outwards from the deepest.
+* ``control``: the control; weights as with ``prompt``, and only on cond, so that guidance amplifies the
+  control.
+"""
 
 SOFT = 0.825
-"""Factor from one residual to the next outer one in the modes ``prompt`` and ``control``."""
+"""Factor from one residual to the next one outwards, in the modes ``prompt`` and ``control``."""
 
 SOFT_ADAPTER = (0.25, 0.62, 0.825, 1.0)
-"""The same for the four features of a T2I-Adapter, outermost first."""
+"""Factors of the four features of a T2I-Adapter in these modes, outermost first."""
 
 
 @dataclass(frozen=True, eq=False)
 class ControlMap:
-    """Weights of one net's residuals over the canvas, a share for each layer."""
+    """Weights of one net's residuals over the canvas, as a sum over layers."""
 
     masks: Tensor
-    """Where each layer is seen, float ``[K, H, W]`` in 0..1."""
+    """Visible masks of K layers, float ``[K, H, W]`` in 0..1."""
     controls: tuple[Control, ...]
-    """Strength and range of each, K of them."""
+    """Strength, start and end of each layer's control, K of them."""
     mode: str = "balanced"
     """One of ``CONTROL_MODES``."""
     strength: float = 1.0
-    """Multiplies all, 0..2. Neutral: 1."""
+    """Factor on the strength of every layer, 0..2. Neutral: 1."""
 
     def __post_init__(self) -> None:
         check_number("control strength", self.strength, 0, 2)
@@ -66,8 +72,8 @@ class ControlMap:
 
     @classmethod
     def of(cls, document: LayerDocument, *, strength: float = 1.0, mode: str = "balanced") -> ControlMap:
-        """The map of a document: the visible masks of the layers whose recipe has a control hint;
-        ``strength`` multiplies all, 0..2.
+        """Return the map of a document: the visible masks of the layers whose recipe has a control hint.
+        ``strength`` is a factor on all of them, 0..2.
 
         Raises:
             LayeredError: no visible layer has a hint.
@@ -85,8 +91,8 @@ class ControlMap:
         return cls(shown[chosen], tuple(document.layers[i].recipe.control for i in chosen), mode, strength)
 
     def at(self, active: Sequence[bool]) -> Tensor | float:
-        """The sum of mask times strength over the ``active`` layers, ``[H, W]``; a plain number where it is
-        the same everywhere."""
+        """Return the sum of mask times strength over the ``active`` layers, ``[H, W]``; a plain number if it
+        is the same everywhere."""
         total = self.masks.new_zeros(self.masks.shape[-2:])
         for mask, control, on in zip(self.masks, self.controls, active, strict=True):
             if on:
@@ -96,24 +102,24 @@ class ControlMap:
 
 
 def soft_weights(count: int, mode: str, adapter: bool = False) -> list[float]:
-    """Factors of ``count`` residuals, from the outermost to the deepest, which has 1. ``adapter``: a
-    T2I-Adapter's features, 4 or fewer."""
+    """Return the factors of ``count`` residuals, from the outermost to the deepest, which has 1. With
+    ``adapter`` they are for the features of a T2I-Adapter, 4 or fewer."""
     if mode == "balanced":
         return [1.0] * count
     return list(SOFT_ADAPTER[-count:]) if adapter else [SOFT ** (count - 1 - i) for i in range(count)]
 
 
 def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -> Tensor:
-    """A residual times a weight map; a new tensor, the given one may be shared.
+    """Return a residual times a weight map, as a new tensor: the given one may be shared.
 
     Args:
         residual: ``[B, C, h, w]`` of a UNet, or ``[B, N, C]`` tokens of a transformer, row by row.
-        weight: ``[H, W]`` of any size, brought to the residual's by area (each cell the mean of what it
-            covers), or a number.
-        cells: height and width of the latent, from which the tokens' grid follows.
+        weight: ``[H, W]`` of any size, resized to the residual's by area (each cell is the mean of the pixels
+            that it covers), or a number.
+        cells: height and width of the latent, which give the grid of the tokens.
 
     Raises:
-        LayeredError: the tokens are no grid of the latent's shape.
+        LayeredError: the number of tokens fits no grid of the latent's shape.
     """
     if not isinstance(weight, Tensor):
         return residual * weight
@@ -127,15 +133,19 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
 
 
 def on_grid(weight: Tensor, grid: tuple[int, int]) -> Tensor:
-    """``[H, W]`` to ``grid`` cells: by area where it shrinks, bilinear where it grows."""
+    """Resize ``[H, W]`` to ``grid`` cells: by area if it shrinks, bilinear if it grows."""
     shrinks = weight.shape[-2] >= grid[0] and weight.shape[-1] >= grid[1]
     image = weight[None].float()
     return (functional.adaptive_avg_pool2d(image, grid) if shrinks else resized(image, *grid))[0]
 
 
 def token_grid(tokens: int, cells: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of ``tokens`` patches of a latent of ``cells``: patches are squares of 1, 2 or 4
-    cells, the last ones padded."""
+    """Return rows and columns of the grid of ``tokens`` patches of a latent of ``cells`` (height, width).
+    Patches are squares of 1, 2 or 4 cells; the last ones may be padded.
+
+    Raises:
+        LayeredError: no such grid has that number of tokens.
+    """
     for patch in (1, 2, 4):
         rows, columns = -(-cells[0] // patch), -(-cells[1] // patch)
         if rows * columns == tokens:
@@ -146,12 +156,13 @@ def token_grid(tokens: int, cells: tuple[int, int]) -> tuple[int, int]:
 
 
 def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
-    """Pictures or masks ``[..., H, W]`` in 0..1 at a model's size.
+    """Fit pictures or masks ``[..., H, W]`` in 0..1 to the size of a model's picture.
 
-    What the model's padding to a multiple of ``unit`` pixels adds repeats the edge; any other size is scaled.
+    Where only the model's padding to a multiple of ``unit`` pixels is missing, the edge is repeated;
+    otherwise they are scaled.
 
     Raises:
-        LayeredError: another aspect ratio, by more than 2 %.
+        LayeredError: the aspect ratio differs by more than 2 %.
     """
     own_height, own_width = pictures.shape[-2:]
     flat = pictures.reshape(1, pictures.shape[:-2].numel(), own_height, own_width)
@@ -170,17 +181,18 @@ def fitted(pictures: Tensor, height: int, width: int, unit: int) -> Tensor:
 
 
 def inpaint_hint(pictures: Tensor, mask: Tensor) -> Tensor:
-    """What an inpainting ControlNet looks at: pictures ``[..., 3, H, W]`` in 0..1, with -1 where ``mask``
-    ``[H, W]`` is above 0.5.
+    """Return the hint of an inpainting ControlNet: pictures ``[..., 3, H, W]`` in 0..1, with -1 where
+    ``mask`` ``[H, W]`` is above 0.5.
 
-    As lllyasviel/control_v11p_sd15_inpaint was made, and as diffusers' documentation of inpainting calls it.
+    This is the form that lllyasviel/control_v11p_sd15_inpaint was trained with, and that diffusers'
+    documentation of inpainting describes.
     """
     return pictures.masked_fill(mask.to(pictures.device) > 0.5, -1.0)
 
 
 def centre_crop(weight: Tensor, height: int, width: int) -> Tensor:
-    """The largest middle part of ``[H, W]`` of the aspect ``height`` : ``width``; what ComfyUI does to a hint
-    before it scales it."""
+    """Return the largest centred part of ``[H, W]`` with the aspect ratio ``height`` : ``width``, as ComfyUI
+    crops a hint before it scales it."""
     own_height, own_width = weight.shape[-2:]
     if own_width * height > width * own_height:
         margin = round((own_width - own_height * width / height) / 2)

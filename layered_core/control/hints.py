@@ -1,7 +1,7 @@
-"""What a ControlNet looks at: hint pictures drawn from layers.
+"""Hint pictures for ControlNets, drawn from layers.
 
-Canny edges and segmentation colours are computed here; the other kinds need controlnet_aux, which is imported
-when one is asked for.
+Canny edges and segmentation colours are computed here. The other kinds need controlnet_aux, which is imported
+only when one of them is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import LayeredError, invalid
 from ..formats.pictures import to_image
 
 Preprocessor = Callable[[Tensor], Tensor]
-"""Picture ``[3, H, W]`` in 0..1 to hint ``[3, H, W]`` in 0..1."""
+"""A function from a picture ``[3, H, W]`` in 0..1 to a hint ``[3, H, W]`` in 0..1."""
 
 DETECTORS = {
     "scribble": ("HEDdetector", "ControlNetHED.pth", {"scribble": True}),
@@ -32,16 +32,16 @@ DETECTORS = {
     "normal": ("NormalBaeDetector", "scannet.pt", {}),
     "pose": ("OpenposeDetector", "body_pose_model.pth", {}),
 }
-"""Hint -> controlnet_aux's class, the checkpoint that must lie in its folder, and how it is called."""
+"""Hint to controlnet_aux's class, the checkpoint file that it needs, and the options of its call."""
 
 
 def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
-    """Edges (Canny, PAMI 1986) as OpenCV's ``Canny`` draws them: Sobel 3x3, L1 norm, no blur.
+    """Detect edges (Canny, PAMI 1986) as OpenCV's ``Canny`` does: Sobel 3x3, L1 norm, no blur.
 
     Args:
         picture: ``[3, H, W]`` in 0..1.
-        low, high: thresholds of the gradient, 0..2040 (8-bit levels); weak edges count where they touch
-            strong ones.
+        low, high: thresholds of the gradient, 0..2040 (8-bit levels); edges above ``low`` are kept if they
+            are connected to edges above ``high``.
 
     Returns:
         bool ``[H, W]``.
@@ -63,7 +63,7 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
 
 
 def _is_ridge(size: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
-    """Whether a gradient ``[H, W]`` is the greatest across its edge."""
+    """Return where the gradient ``[H, W]`` is the greatest across its edge."""
     around = functional.pad(size, (1, 1, 1, 1))
     height, width = size.shape
 
@@ -81,26 +81,28 @@ def _is_ridge(size: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
 
 
 def segment_colour(index: int) -> tuple[float, float, float]:
-    """The colour of layer ``index`` in a segmentation hint: hues a golden ratio apart, RGB 0..1."""
+    """Return the colour of layer ``index`` in a segmentation hint, RGB 0..1: hues a golden ratio apart."""
     return colorsys.hsv_to_rgb(index * 0.618033988749895 % 1, 0.75, 0.95)
 
 
 def document_hint(
     document: LayerDocument, *, outline: bool = False, preprocess: Callable[[str], Preprocessor] | None = None
 ) -> Tensor:
-    """The hints of all layers on one canvas, each drawn as its recipe says and shown where the layer is seen.
+    """Draw the hints of all layers on one canvas, each as its recipe says and only where the layer is
+    visible.
 
     Args:
         document: layers whose recipe has a control hint are drawn; others stay black.
-        outline: draw a layer's silhouette as an edge too. Off, the border of a cut-out is no edge.
-        preprocess: gives the preprocessor of a kind of ``DETECTORS``; None where only ``picture``, ``canny``
-            and ``segmentation`` are had.
+        outline: whether to draw a layer's silhouette as an edge too; otherwise the border of a cut-out is no
+            edge.
+        preprocess: returns the preprocessor of a kind in ``DETECTORS``; None if only ``picture``, ``canny``
+            and ``segmentation`` are available.
 
     Returns:
         ``[3, H, W]`` in 0..1.
 
     Raises:
-        LayeredError: a layer with a hint has no picture, or its preprocessor is missing.
+        LayeredError: a layer's hint needs a picture and the layer has none, or the preprocessor is missing.
     """
     shown, _ = document_masks(document)
     out = torch.zeros(3, document.height, document.width)
@@ -122,8 +124,8 @@ def _layer_hint(
         return torch.tensor(segment_colour(index))[:, None, None].expand(3, document.height, document.width)
     if layer.image is None:
         raise LayeredError(
-            f"layer {layer.name!r}: control hint {kind!r} needs a picture, and the layer has none. Load one, "
-            f"or use the hint segmentation or none"
+            f"layer {layer.name!r}: control hint {kind!r} needs a picture, and the layer has none. Load a "
+            f"picture, or use the hint segmentation or none"
         )
     pixels = straight(
         premultiplied(layer, document.width, document.height) / max(layer.opacity, 1e-6)
@@ -148,31 +150,33 @@ def _layer_hint(
 
 
 def spread(picture: Tensor, alpha: Tensor) -> Tensor:
-    """Colours ``[3, H, W]`` carried on into the transparent pixels of ``alpha`` [H, W], so that a cut-out has
-    no edge of its own.
+    """Extend colours ``[3, H, W]`` into the transparent pixels of ``alpha`` ``[H, W]``, so that the border of
+    a cut-out gives no edge.
 
     Each level of an image pyramid fills the holes of the next finer one (push-pull, Gortler et al. 1996).
     """
     weight = (alpha > 0.5).float()
-    return _filled(picture * weight, weight[None])
+    return _fill_holes(picture * weight, weight[None])
 
 
-def _filled(colour: Tensor, weight: Tensor) -> Tensor:
-    """``colour`` is premultiplied by ``weight`` [1, H, W], which is 0 or more."""
+def _fill_holes(colour: Tensor, weight: Tensor) -> Tensor:
+    """Fill the pixels of ``colour`` ``[3, H, W]`` with weight 0. ``colour`` is premultiplied by ``weight``
+    ``[1, H, W]``, which is 0 or more."""
     if min(weight.shape[-2:]) == 1 or bool((weight > 0).all()):
         return colour / weight.clamp_min(1e-6)
     small = functional.avg_pool2d(torch.cat([colour, weight])[None], 2, ceil_mode=True)[0]
-    coarse = functional.interpolate(_filled(small[:3], small[3:])[None], weight.shape[-2:], mode="bilinear")[
-        0
-    ]
+    coarse = functional.interpolate(
+        _fill_holes(small[:3], small[3:])[None], weight.shape[-2:], mode="bilinear"
+    )[0]
     return torch.where(weight > 0, colour / weight.clamp_min(1e-6), coarse)
 
 
 def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu") -> Preprocessor:
-    """One of controlnet_aux's detectors, from checkpoints that lie in ``folder``; nothing is downloaded.
+    """Load one of controlnet_aux's detectors from the checkpoints in ``folder``; nothing is downloaded.
 
     Raises:
-        LayeredError: controlnet_aux is not installed, or the checkpoint is missing; what and where is said.
+        LayeredError: controlnet_aux is not installed, or the checkpoint is missing; the error says what is
+            needed and where.
     """
     if kind not in DETECTORS:
         raise invalid("control hint", kind, ", ".join(DETECTORS))

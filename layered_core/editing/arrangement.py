@@ -1,12 +1,12 @@
-"""What a user changed about a stack by hand: place, order and look of layers, by their names.
+"""Changes that a user made to layers by hand: placement, order and look, stored under the layers' names.
 
-An arrangement holds only what was changed, so everything else keeps following the stack it is applied to. As
+An arrangement holds only the changed fields; all others keep the values of the document it is applied to. As
 JSON::
 
     {"version": 1, "layers": {"star": {"x": 12, "y": 30, "opacity": 0.5}}, "order": ["sky", "star", "tree"]}
 
-``order`` is there only when the order was changed. Names that the stack does not have (any more) are kept and
-reported, never dropped.
+``order`` is present only if the order was changed. Names of layers that the document does not have, or no
+longer has, are kept and reported, never dropped.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from ..document import MAX_LAYERS, MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, check_whole, invalid
 
 VERSION = 1
-"""Of the JSON form."""
+"""Version of the JSON form."""
 
 FIELDS = ("x", "y", "width", "height", "rotation", "flip_h", "flip_v", "opacity", "blend_mode", "visible")
-"""What may be changed: fields of :class:`~layered_core.document.Layer`, in its units."""
+"""The fields of :class:`~layered_core.document.Layer` that may be changed, in the same units."""
 
 MAX_NAMES = 20 * MAX_LAYERS
-"""Greatest number of layer names in one arrangement; most of them of stacks that were there before."""
+"""Greatest number of layer names in one arrangement. It may keep the names of many earlier documents."""
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Changes to the layers of a stack; checks itself when made."""
+    """Changes to the layers of a document; validated on construction."""
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """For a layer's name the changed fields among ``FIELDS`` and their values. Neutral: empty."""
+    """Layer name to its changed fields, of ``FIELDS``, with their values. Neutral: empty."""
     order: tuple[str, ...] = ()
-    """Names back to front, or empty where the order was not changed. Neutral: empty."""
+    """Layer names back to front, or empty if the order was not changed. Neutral: empty."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, Mapping):
-            raise invalid("layers", self.layers, "a JSON object: for each layer's name its changes")
+            raise invalid(
+                "layers", self.layers, "a JSON object with the changes of each layer under its name"
+            )
         if not isinstance(self.order, Sequence) or isinstance(self.order, str):
             raise invalid("order", self.order, "a list of layer names, back to front")
         object.__setattr__(self, "order", tuple(self.order))
@@ -59,10 +61,10 @@ class Arrangement:
 
 
 def read_arrangement(data: object) -> Arrangement:
-    """An arrangement from its JSON form, parsed or as text; nothing, ``{}`` and ``""`` are the neutral one.
+    """Return the arrangement of a JSON form, given parsed or as text; None, ``{}`` and ``""`` change nothing.
 
     Raises:
-        LayeredError: it starts with ``arrangement:`` and names layer and field.
+        LayeredError: the JSON is wrong; the text starts with ``arrangement:`` and names layer and field.
     """
     try:
         if isinstance(data, str):
@@ -87,9 +89,9 @@ def read_arrangement(data: object) -> Arrangement:
 
 
 def arrange(document: LayerDocument, arrangement: Arrangement) -> tuple[LayerDocument, tuple[str, ...]]:
-    """``document`` as arranged, and the names in the arrangement that it does not have.
+    """Return ``document`` with the arrangement applied, and the arrangement's names that it does not have.
 
-    Layers that ``order`` does not name, such as new ones, keep their own number, counted from the back.
+    Layers that ``order`` does not name, such as new ones, keep their position, counted from the back.
     """
     layers = {layer.name: layer for layer in document}
     absent = tuple(

@@ -1,4 +1,4 @@
-"""A layer's own picture: take it out, put another one in, make a small one to look at."""
+"""A layer's own picture: take it out, put another one in, make a thumbnail."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import invalid
 
 
 def take_picture(layer: Layer) -> tuple[Tensor, Tensor]:
-    """The layer's colours ``[H, W, 3]``, straight, and its alpha times mask ``[H, W]``, in its own frame.
+    """Return a layer's straight colours ``[H, W, 3]`` and its alpha times mask ``[H, W]``, in its own frame.
 
-    A layer without a picture is grey, of the size of its mask or box. For one that has a picture
+    A layer without a picture gives grey of the size of its mask or box. For a layer with a picture
     :func:`put_picture` is the exact inverse.
     """
     alpha = layer.coverage
@@ -26,13 +26,13 @@ def take_picture(layer: Layer) -> tuple[Tensor, Tensor]:
 
 
 def put_picture(layer: Layer, colours: Tensor, alpha: Tensor | None = None) -> Layer:
-    """The layer with another picture; place, words, look and recipe stay.
+    """Return the layer with another picture; placement, prompts, look and recipe stay.
 
     Args:
-        layer: the one to change.
-        colours: ``[H, W, 3]``, straight, 0..1, of any size: it is scaled to the layer's place.
-        alpha: ``[H, W]``, 1 is opaque; takes the place of the layer's alpha and mask. None, or what
-            :func:`take_picture` gave: both stay, scaled to the picture's size where that is another one.
+        layer: the layer to change.
+        colours: ``[H, W, 3]``, straight, 0..1, of any size: it is scaled to the layer's box.
+        alpha: ``[H, W]``, 1 is opaque; replaces the layer's alpha and mask. None, or the alpha that
+            :func:`take_picture` returned: both stay, scaled to the size of the picture if that differs.
 
     Raises:
         LayeredError: ``alpha`` is of another size than ``colours``.
@@ -55,8 +55,10 @@ def put_picture(layer: Layer, colours: Tensor, alpha: Tensor | None = None) -> L
 
 
 def thumbnail(layer: Layer, side: int) -> Tensor | None:
-    """A small RGBA picture ``[H', W', 4]`` of the layer's own frame, the longer side at most ``side`` pixels;
-    of a layer still to be generated its mask in grey, or None where it is a bare box.
+    """Return a small RGBA picture ``[H', W', 4]`` of the layer in its own frame; the longer side has at most
+    ``side`` pixels.
+
+    A layer without a picture shows its mask in grey; one without picture and mask gives None.
     """
     if layer.image is None and layer.mask is None:
         return None
@@ -68,7 +70,7 @@ def thumbnail(layer: Layer, side: int) -> Tensor | None:
 
 
 def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """``[H, W, C]`` scaled to ``size``; the same object where it has that size."""
+    """Return ``[H, W, C]`` scaled to ``size``; the same object if it already has that size."""
     if tuple(pixels.shape[:2]) == size:
         return pixels
     return resized(pixels.permute(2, 0, 1).float(), *size).permute(1, 2, 0).clamp(0, 1)

@@ -8,24 +8,27 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from ..document import LayerDocument
-from ..errors import invalid
+from ..errors import LayeredError, invalid
 
 
 def select_layers(document: LayerDocument, which: str) -> tuple[LayerDocument, LayerDocument]:
-    """The document with the chosen layers only, and the one with the rest; each in the order of ``document``.
+    """Return a document with the chosen layers and one with the rest, each in the order of ``document``.
 
-    Both keep canvas and words. The background colour lies under the bottom layer and goes where that goes.
+    Both keep the canvas and the prompts. The background colour goes to the document that gets the bottom
+    layer.
 
     Args:
-        document: any.
+        document: any document.
         which: names, numbers (1 is at the back, -1 in front), ranges (``2-4``) and patterns (``cloud*``),
-            separated by commas. A layer that is called so comes first; a name with commas goes in double
-            quotes.
+            separated by commas. An exact layer name takes precedence; a name that contains commas is put in
+            double quotes.
 
     Raises:
-        LayeredError: a part of ``which`` chooses no layer; the names are listed.
+        LayeredError: a part of ``which`` matches no layer; the error lists the names.
     """
     names = [layer.name for layer in document]
+    if not names:
+        raise LayeredError(f"layers to select: {which!r} matches no layer: the document is empty. Add layers")
     parts = [part.strip() for part in next(csv.reader([which], skipinitialspace=True), [])]
     chosen = {index for part in parts if part for index in _chosen(part, names)}
     if not chosen:
@@ -44,7 +47,7 @@ def select_layers(document: LayerDocument, which: str) -> tuple[LayerDocument, L
 
 
 def _chosen(part: str, names: list[str]) -> list[int]:
-    """The indexes that one part of a choice means."""
+    """Return the indices of the layers that one part of ``which`` matches."""
     if part in names:
         return [names.index(part)]
     count = len(names)
@@ -62,10 +65,10 @@ def _chosen(part: str, names: list[str]) -> list[int]:
             "layer to select",
             part,
             _names(names),
-            f"Numbers go from 1 (back) to {count} (front)" if count else "",
+            f"Numbers go from 1 (back) to {count} (front)",
         )
     return found
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none: the document is empty"
+    return ", ".join(repr(name) for name in names)

@@ -1,4 +1,4 @@
-"""Where layers lie: their corners, the canvas that holds them all, and a picture of both."""
+"""A preview of a document: the composite with every layer's outline, number and name drawn on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#
 """Outline colours, taken in turn."""
 
 _NO_LETTER = "\U0010fffe"
-"""A code point that no font has."""
+"""A code point for which no font has a glyph."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -32,23 +32,23 @@ _FONTS = (
     "PingFang.ttc",
     "Arial Unicode.ttf",
 )
-"""Of the system, tried in turn for names that Pillow's own font cannot write."""
+"""System fonts, tried in turn for names with letters that Pillow's own font lacks."""
 
 _CHECKS = (0.72, 0.6)
 """Greys of the checkerboard that shows through transparent parts."""
 
 
 def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:
-    """The composite over a checkerboard with every layer's outline, number (1 is at the back) and name on it.
+    """Draw the composite over a checkerboard, with every layer's outline, number (1 is at the back) and name.
 
-    Layers without a picture are dashed, hidden ones are left out, and so are letters of names that no font
-    here has.
+    Layers without a picture get a dashed outline. Hidden layers are left out, and so are letters that no
+    installed font has.
 
     Args:
         document: any document.
-        side: the longer side of the result, pixels. A smaller canvas is enlarged a whole number of times, to
-            this or somewhat more, so that words stay legible; a larger one is reduced.
-        rules: of compositing, see :func:`~layered_core.canvas.compositing.composite`.
+        side: longer side of the result, pixels. A smaller canvas is enlarged by a whole factor, to this size
+            or somewhat more, so that names stay legible; a larger canvas is reduced.
+        rules: rules of compositing, see :func:`~layered_core.canvas.compositing.composite`.
 
     Returns:
         RGB float32 ``[H', W', 3]`` in 0..1.
@@ -71,7 +71,7 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
 
 
 def _face(names: list[str]) -> str:
-    """The font that can write most letters of the names; empty: Pillow's own."""
+    """Return the font that has most letters of the names; empty for Pillow's own font."""
     text = "".join(names)
     if _written("", text) == text:
         return ""
@@ -89,7 +89,8 @@ def _system_fonts() -> list[str]:
 
 
 def _written(face: str, text: str) -> str:
-    """The text without the letters that the font lacks, for which it would draw one and the same box."""
+    """Return the text without the letters that the font lacks: those it draws as the box of a missing
+    glyph."""
     font = _loaded(face, 20)
     box = bytes(font.getmask(_NO_LETTER))
     lacks = {letter for letter in set(text) if not letter.isspace() and bytes(font.getmask(letter)) == box}
@@ -101,8 +102,7 @@ def _loaded(face: str, size: float) -> Font:
 
 
 def _font(face: str, layers: list[tuple[int, Layer]], labels: list[str], scale: float, largest: int) -> Font:
-    """The font in the largest size in which every label is as narrow as its layer, as far as it stays
-    legible."""
+    """Return the font in the largest size at which every label fits its layer's width, but at least 14."""
     size, wide = float(largest), _loaded(face, 100)
     for (_, layer), label in zip(layers, labels, strict=True):
         xs = [x * scale for x, _ in corners(layer)]
@@ -119,7 +119,7 @@ def _draw(
     font: Font,
     size: tuple[int, int],
 ) -> None:
-    """One layer's outline and label; the label stays on the canvas."""
+    """Draw one layer's outline and label; the label is kept on the canvas."""
     colour = _COLOURS[(number - 1) % len(_COLOURS)]
     points = [(x * scale, y * scale) for x, y in corners(layer)]
     for a, b in zip(points, [*points[1:], points[0]], strict=True):
@@ -136,7 +136,7 @@ def _draw(
 def _dashes(
     a: tuple[float, float], b: tuple[float, float], length: float = 10
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The line from ``a`` to ``b`` cut into dashes of ``length`` pixels with gaps as long."""
+    """Cut the line from ``a`` to ``b`` into dashes of ``length`` pixels with gaps of the same length."""
     count = max(1, round(math.dist(a, b) / (2 * length)))
     at = [
         (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t)

@@ -1,1 +1,22 @@
-"""Layered files: PSD, OpenRaster and JSON documents, and the limits on what they may ask for."""
+"""File formats of layers: PSD, OpenRaster, and JSON documents with PNG files. Callers use
+:mod:`layered_core.files`.
+
+* ``psd_read``, ``psd_write``: Photoshop files; ``psd_records``, ``psd_masks`` and ``psd_names`` are parts of
+  them.
+* ``openraster``: OpenRaster files.
+* ``document_json``: JSON documents; ``plain_values`` converts recipes to and from plain values.
+* ``file_layers``: the layers of a file, as PSD and OpenRaster know them.
+* ``to_file``, ``from_file``: a document to these layers and back.
+* ``pictures``: single pictures.
+* ``limits``: how much memory a file may take; ``untrusted``: XML and JSON from untrusted files.
+
+>>> import torch
+>>> from pathlib import Path
+>>> from layered_core.document import Layer, LayerDocument, identical
+>>> from layered_core.formats.psd_read import read_psd
+>>> from layered_core.formats.psd_write import write_psd
+>>> document = LayerDocument(8, 8, (Layer("ball", torch.ones(4, 4, 4), prompt="a red ball"),))
+>>> write_psd(document, "ball.psd")
+>>> identical(read_psd("ball.psd").document, document)
+True
+"""

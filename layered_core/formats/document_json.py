@@ -2,8 +2,8 @@
 
 The keys are the fields of :class:`~layered_core.document.LayerDocument`,
 :class:`~layered_core.document.Layer` and :class:`~layered_core.document.Recipe`, under their own names;
-``image`` and ``mask`` hold file names relative to the document, and ``workflow`` what the host wants kept.
-``schema/document.schema.json`` says the same to other programs.
+``image`` and ``mask`` hold file names relative to the document, and ``workflow`` holds data of the host.
+``schema/document.schema.json`` describes the format for other programs.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ VERSION = 1
 """Version of the format; a document of another version is refused."""
 
 MAX_JSON_BYTES = 2**26
-"""Greatest size of the JSON itself: parsed, it takes many times as much memory."""
+"""Greatest size of the JSON text in bytes; parsed, it takes many times as much memory."""
 
 
 def read_document(path: str | Path, limits: Limits | None = None) -> LayerDocument:
     """Read a document and its pictures.
 
     Raises:
-        LayeredError: in one line, naming file, layer and field.
+        LayeredError: the document is missing or wrong; the error names file, layer and field in one line.
     """
     return read_document_and_workflow(path, limits)[0]
 
@@ -40,7 +40,8 @@ def read_document(path: str | Path, limits: Limits | None = None) -> LayerDocume
 def read_document_and_workflow(
     path: str | Path, limits: Limits | None = None
 ) -> tuple[LayerDocument, Mapping[str, Any]]:
-    """As :func:`read_document`, and what :func:`write_document` was given as ``workflow``, or nothing."""
+    """Read a document as :func:`read_document` does, and the ``workflow`` stored with it; empty if there is
+    none."""
     path, limits = Path(path), limits or Limits()
     check_file(path, "document", replace(limits, max_file_bytes=min(limits.max_file_bytes, MAX_JSON_BYTES)))
     try:
@@ -49,7 +50,7 @@ def read_document_and_workflow(
         OSError,
         ValueError,
         RecursionError,
-    ) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+    ) as error:  # ValueError: not UTF-8, not JSON, or a number with thousands of digits
         raise LayeredError(f"document {str(path)!r} cannot be read: {error}") from None
     try:
         entries = known_entries(
@@ -65,8 +66,8 @@ def read_document_and_workflow(
 
 
 def pictures_of(path: Path) -> list[Path]:
-    """The files beside a document that it names and that exist; nothing where it is broken, which reading it
-    will say."""
+    """Return the existing picture files that a document names; none if the document is broken, which is
+    reported when it is read."""
     try:
         check_file(path, "document", Limits(max_file_bytes=MAX_JSON_BYTES))
         layers = json.loads(path.read_text(encoding="utf-8-sig"))["layers"]
@@ -84,10 +85,10 @@ def pictures_of(path: Path) -> list[Path]:
 def write_document(
     document: LayerDocument, folder: str | Path, workflow: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write ``document.json`` and a PNG for every image and mask into ``folder`` (made if missing); returns
-    the JSON's path.
+    """Write ``document.json`` and a PNG for every image and mask into ``folder``, which is made if missing;
+    return the path of the JSON file.
 
-    8-bit pixels come back exactly; the JSON is written last, so a folder with one is complete.
+    8-bit pixels are read back exactly. The JSON is written last, so a folder that has it is complete.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,8 @@ def write_document(
         data["workflow"] = workflow
     path = folder / "document.json"
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    # Half a surrogate pair is a string to Python and JSON, but has no UTF-8: it is written as its escape.
+    # Half a surrogate pair is allowed in Python and JSON strings, but not in UTF-8: it is written as an
+    # escape.
     write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
     return path
 
@@ -166,6 +168,6 @@ def _inside(folder: Path, file: object, key: str) -> Path:
             key,
             file,
             "a file in the document's folder",
-            "A link that leads out of it is not followed: copy the file there",
+            "Links out of that folder are not followed: copy the file into it",
         )
     return path

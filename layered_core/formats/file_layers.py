@@ -1,18 +1,17 @@
-"""What PSD and OpenRaster share: how a document becomes plain pixel layers that any program shows, and comes
-back whole.
+"""The layers of a file, as PSD and OpenRaster know them: plain pixel layers that any program shows.
 
-A file's own layer (:class:`FileLayer`) has a title, a whole-pixel place, pixels, opacity, blend mode and
-visibility. What else a layer of ours has travels beside it as ``private`` JSON, which the formats store where
-other programs leave it alone:
+A layer of a file (:class:`FileLayer`) has a title, a whole-pixel position, pixels, opacity, blend mode and
+visibility. Everything else that a document's layer has is stored beside it as ``private`` JSON, where other
+programs leave it unchanged:
 
 ``{"title", "name", "prompt", "negative", "opacity", "recipe": {...}, "original": {...}}``
 
-``original`` is there when the pixels in the file are not the layer's own: it is turned, scaled, flipped, has
-no picture, or is finer than the file. It holds the placement, the checksum and the place of what is seen in
-the file, and where the layer's own pixels are stored (``{"width", "height", "type", "key"}``). If another
-program changed the pixels since, which the checksum tells, or gave them a mask, then they count, and only
-words and recipe are taken from ``private``. Without ``private`` a title ``name: prompt`` still carries the
-prompt.
+``original`` is present if the pixels in the file are not the layer's own, because the layer is rotated,
+scaled, flipped, has no picture, or has a higher precision than the file. It holds the placement, the checksum
+and position of the visible pixels in the file, and where the layer's own pixels are stored
+(``{"width", "height", "type", "key"}``). If another program has changed the pixels since, as the checksum
+shows, or has given them a mask, the file's pixels are used, and only prompts and recipe are taken from
+``private``. Without ``private``, a title ``name: prompt`` still contains the prompt.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MAX_WORKFLOW_BYTES = 2**24
 """Greatest size of a workflow as JSON."""
 
 BITS = (8, 16, 32)
-"""How exactly a file may keep pixels: 8 or 16 bits a channel, or 32-bit floating point."""
+"""Precisions of pixels in a file: 8 or 16 bits a channel, or 32-bit floating point."""
 
 _TITLE = re.compile(r"\s*(\S.*?):\s+(\S.*)", re.DOTALL)
 PLACE = ("x", "y", "width", "height", "rotation", "flip_h", "flip_v")
@@ -46,66 +45,66 @@ SCALE = {"u1": 255.0, "u2": 65535.0}
 
 @dataclass(frozen=True)
 class LayerFile:
-    """What was read from a file."""
+    """A file that was read."""
 
     document: LayerDocument
     """The layers."""
     workflow: Mapping[str, Any] = field(default_factory=dict)
-    """What the host stored with it: ComfyUI's ``workflow`` and ``prompt``. Empty: nothing."""
+    """Data of the host that was stored in the file: ComfyUI's ``workflow`` and ``prompt``. Empty: none."""
     warnings: tuple[str, ...] = ()
-    """What the file holds and a document cannot, one line each."""
+    """Content of the file that a document cannot hold, one line each."""
 
 
 @dataclass
 class FileLayer:
-    """One layer as PSD and OpenRaster know it."""
+    """One layer of a PSD or OpenRaster file."""
 
     title: str
-    """Name in the file; ``name: prompt`` where there is a prompt."""
+    """Name of the layer in the file; ``name: prompt`` if there is a prompt."""
     left: int
     """Left edge, canvas pixels."""
     top: int
     """Top edge, canvas pixels."""
     pixels: Tensor
-    """RGBA float32 ``[H, W, 4]``, straight alpha; 0 x 0 where the file has no pixels for it."""
+    """RGBA float32 ``[H, W, 4]``, straight alpha; 0 x 0 if the file has no pixels for the layer."""
     mask: Tensor | None = None
-    """Float32 ``[H, W]``, 1 where the layer is; only in formats with masks."""
+    """Float32 ``[H, W]``, 1 where the layer is; only in formats with masks. None: no mask."""
     opacity: float = 1.0
-    """0..1."""
+    """Multiplies the alpha, 0..1. Neutral: 1."""
     blend_mode: str = "normal"
     """One of ``BLEND_MODES``."""
     visible: bool = True
-    """Whether it is shown."""
+    """Whether the layer is shown."""
     private: Mapping[str, Any] | None = None
-    """What other programs do not know, or None where it was made elsewhere."""
+    """The private data of the layer; None if another program made it."""
 
 
 ReadBlob = Callable[[str, int], "bytes | None"]
-"""Gives the stored bytes of a key if there are exactly as many as said, else None."""
+"""A function from a key and a byte count to the stored bytes; None unless there are exactly that many."""
 
 
 # Writing
 
 
 def clean_text(text: str) -> str:
-    """The text without what XML and Photoshop cannot hold: control characters, halves of surrogate pairs,
-    more than one line."""
+    """Return the text without what XML and Photoshop cannot store: control characters, halves of surrogate
+    pairs, line breaks."""
     text = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\ufffe\uffff" else c for c in text)
     return text.encode("utf-16-be", "replace").decode("utf-16-be")
 
 
 def as_stored(pixels: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
-    """Pixels and mask rounded to ``bits`` a channel, as a file has them."""
+    """Return pixels and mask rounded to ``bits`` a channel, as a file stores them."""
     top = 2**bits - 1
     return (pixels * top).round() / top, None if mask is None else (mask * top).round() / top
 
 
 def look_of(pixels: Tensor, mask: Tensor | None) -> tuple[str, tuple[int, int] | None]:
-    """Checksum and left top corner of what is seen of a layer, or of its mask where it has no visible pixel;
-    None where that is nothing.
+    """Return the checksum and left top corner of a layer's visible pixels, or of its mask if it has none; an
+    empty checksum and None if the mask is empty too.
 
-    Programs cut layers to their visible part, change the colours of transparent pixels, and may give them 16
-    bits: that does not count.
+    Programs crop layers to their visible part, change the colours of transparent pixels, and may convert to
+    16 bits. None of that changes the checksum.
     """
     alpha = pixels[..., 3] > 0
     if bool(alpha.any()):
@@ -126,8 +125,8 @@ def look_of(pixels: Tensor, mask: Tensor | None) -> tuple[str, tuple[int, int] |
 
 
 def split_title(title: str, number: int) -> tuple[str, str]:
-    """Name and prompt of a layer titled ``name: prompt`` (a colon and a space); the ``number`` of a nameless
-    one becomes its name."""
+    """Return name and prompt of a layer titled ``name: prompt`` (a colon and a space). A layer without a
+    title is named by its ``number``."""
     match = _TITLE.fullmatch(title)
     if match:
         return match[1], match[2].strip()

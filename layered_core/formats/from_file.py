@@ -1,4 +1,4 @@
-"""The layers of a file, as another program may have changed them, back to a document."""
+"""Convert the layers of a file, which another program may have changed, back to a document."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ def restore(
     budget: Budget,
     warnings: Iterable[str] = (),
 ) -> LayerFile:
-    """The document that :func:`flatten` was given; of a file that was made or changed elsewhere, what can be
-    had.
+    """Return the document of a file: the one that :func:`~.to_file.flatten` got, or, if another program made
+    or changed the file, as much of one as it holds.
 
     Args:
         size: canvas width and height.
-        layers: of the file, back to front.
-        private: of :func:`document_private`, or empty; its ``workflow``, if any, is handed on.
-        read_blob: original pixels by key.
-        budget: accounts for original pixels.
-        warnings: of the format's own reader.
+        layers: the layers of the file, back to front.
+        private: the result of :func:`~.to_file.document_private`, or empty; its ``workflow``, if any, is
+            returned with the document.
+        read_blob: reads original pixels by key.
+        budget: limits the memory for original pixels.
+        warnings: warnings of the format's reader, to which more are added.
+
+    Raises:
+        LayeredError: the private data are of another version or wrong, or a layer is.
     """
     if private and private.get("version") != VERSION:
         raise invalid(
@@ -65,12 +69,12 @@ def restore(
     return LayerFile(document, workflow, tuple(warnings))
 
 
-def readable(shown: Sequence[bool], most: int, warnings: list[str]) -> list[bool]:
-    """Which of a file's layers to read: all, or, where these are more than ``most``, the ``shown`` ones; that
-    is warned of.
+def layers_to_read(shown: Sequence[bool], most: int, warnings: list[str]) -> list[bool]:
+    """Return which of a file's layers to read: all, or only those in ``shown`` if there are more than
+    ``most``. In that case a warning is added.
 
     Raises:
-        LayeredError: those are too many, too.
+        LayeredError: there are more than ``most`` visible layers.
     """
     if len(shown) <= most:
         return [True] * len(shown)
@@ -86,8 +90,8 @@ def readable(shown: Sequence[bool], most: int, warnings: list[str]) -> list[bool
 
 
 def _background(item: FileLayer, size: tuple[int, int]) -> tuple[float, float, float] | None:
-    """The colour of a layer that :func:`flatten` made of the background and that still is one plain colour
-    over the whole canvas."""
+    """Return the background colour from the layer that :func:`~.to_file.flatten` made of it; None if it is
+    another layer, or no longer one opaque colour over the whole canvas."""
     written = (item.private or {}).get("background")
     width, height = size
     box = (
@@ -133,7 +137,7 @@ def _layer(
     written = private.get("title")
     if item.title == written or (
         isinstance(written, str) and len(item.title) >= 31 and written.startswith(item.title)
-    ):  # cut short by the program
+    ):  # the program has cut the title short
         name, prompt = private.get("name", name), private.get("prompt", prompt)
     look |= {"prompt": prompt or private.get("prompt", ""), "negative": private.get("negative", "")}
     opacity = private.get("opacity")
@@ -160,15 +164,15 @@ def _layer(
 
 
 def _masked(item: FileLayer) -> bool:
-    """Whether a mask, a group's mask or clipping of another program hides some of the pixels: those of ours
-    that have an original have none."""
+    """Return whether some pixels are hidden by a mask, a group's mask or clipping that another program added:
+    layers with an original image are written without a mask."""
     return item.mask is not None and bool((item.mask[item.pixels[..., 3] > 0] < 1).any())
 
 
 def _original(
     name: str, original: Mapping[str, Any], read_blob: ReadBlob, budget: Budget
 ) -> dict[str, Tensor | None] | None:
-    """The layer's own image and mask; None where one is not in the file any more."""
+    """Return the layer's own image and mask; None if one of them is no longer in the file."""
     own: dict[str, Tensor | None] = {"image": None, "mask": None}
     for what, channels in (("image", 4), ("mask", 1)):
         stored = original.get(what)
@@ -194,7 +198,7 @@ def _original(
 
 
 def _moved(original: Mapping[str, Any], item: FileLayer, corner: tuple[int, int] | None) -> dict[str, Any]:
-    """The placement, shifted as far as what is seen of the layer was since."""
+    """Return the placement, shifted by as much as another program has moved the layer's visible pixels."""
     placement, box, written = original.get("place"), original.get("box"), original.get("corner")
     if not isinstance(placement, Mapping) or set(placement) != set(PLACE):
         raise invalid("place", placement, ", ".join(PLACE))
@@ -211,6 +215,6 @@ def _moved(original: Mapping[str, Any], item: FileLayer, corner: tuple[int, int]
     elif [item.pixels.shape[1], item.pixels.shape[0]] == list(box or ())[2:]:
         dx, dy = item.left - box[0], item.top - box[1]  # type: ignore[index]  # checked above
     x, y = placement["x"], placement["y"]
-    if isinstance(x, (int, float)) and isinstance(y, (int, float)):  # else the layer says what is wrong
+    if isinstance(x, (int, float)) and isinstance(y, (int, float)):  # if not, Layer raises an error
         x, y = x + dx, y + dy
     return {**placement, "x": x, "y": y}

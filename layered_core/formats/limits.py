@@ -1,5 +1,5 @@
-"""How much a file may ask for. A file from elsewhere is not to be trusted: every size it states is checked
-before memory is taken."""
+"""Limits on the sizes that a file may state. Files are not trusted: every size is checked before memory is
+allocated for it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..document import MAX_LAYERS, MAX_SIDE
-from ..errors import check_whole, invalid
+from ..errors import LayeredError, check_whole, invalid
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what is read. What exceeds one is refused with an error that names it."""
+    """Limits on reading. A file that exceeds one is refused with an error that names the limit."""
 
     max_side: int = MAX_SIDE
     """Greatest width or height of the canvas, a layer or a mask, pixels, 1..16384."""
@@ -23,7 +23,8 @@ class Limits:
     max_file_bytes: int = 2**31
     """Greatest size of a file on disk, bytes."""
     max_alloc_bytes: int = 2**32
-    """Greatest memory for the decoded pixels of all layers together, bytes; a pixel takes 16, a mask's 4."""
+    """Greatest memory for the decoded pixels of all layers together, bytes; a pixel takes 16, a pixel of a
+    mask 4."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -36,8 +37,8 @@ class Limits:
 
     @classmethod
     def of_memory(cls, size: int) -> Limits:
-        """Limits with ``size`` bytes for decoded pixels; where that is more than usual, each picture may be
-        larger in step."""
+        """Return limits with ``size`` bytes for decoded pixels. If that is more than the default, the limit
+        on the area of one picture grows in proportion."""
         usual = cls()
         return cls(
             max_alloc_bytes=size,
@@ -46,15 +47,18 @@ class Limits:
 
 
 class Budget:
-    """What reading one file has used of its limits so far."""
+    """The memory that reading one file has used so far, with its limits."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._bytes = 0
 
     def take(self, where: str, width: int, height: int, channels: int = 4) -> None:
-        """Account for ``height`` x ``width`` x ``channels`` float32 values; raises :class:`LayeredError`
-        where a limit is exceeded."""
+        """Count ``height`` x ``width`` x ``channels`` float32 values as used.
+
+        Raises:
+            LayeredError: a limit is exceeded.
+        """
         self.check(where, width, height)
         self._bytes += width * height * channels * 4
         if self._bytes > self.limits.max_alloc_bytes:
@@ -67,7 +71,11 @@ class Budget:
             )
 
     def check(self, where: str, width: int, height: int) -> None:
-        """Check a size without accounting for it."""
+        """Check a size without counting it as used.
+
+        Raises:
+            LayeredError: a limit is exceeded.
+        """
         side, area = self.limits.max_side, self.limits.max_pixels
         if not (1 <= width <= side and 1 <= height <= side):
             raise invalid(
@@ -83,9 +91,10 @@ class Budget:
 
 
 def check_file(path: Path, kind: str, limits: Limits) -> None:
-    """Raise :class:`LayeredError` unless ``path`` is an existing file that is neither empty nor too large."""
+    """Raise :class:`LayeredError` unless ``path`` is an existing file that is neither empty nor too large.
+    ``kind`` is the kind of file in the error."""
     if not path.is_file():
-        raise invalid(kind, str(path), "an existing file")
+        raise LayeredError(f"{kind} {str(path)!r} was not found. Give the path of an existing file")
     size = path.stat().st_size
     if not 0 < size <= limits.max_file_bytes:
         raise invalid(

@@ -1,10 +1,10 @@
-"""OpenRaster files, read and written to the public specification (openraster.org, version 0.0.5).
+"""Read and write OpenRaster files by the public specification (openraster.org, version 0.0.5).
 
-A zip archive: ``mimetype`` first and stored, ``stack.xml`` with the layers front to back, ``data/*.png``,
-``mergedimage.png`` and ``Thumbnails/thumbnail.png``. The format has no masks, whole-pixel places and a closed
-list of blend modes. What it lacks travels in attributes of our own namespace in ``stack.xml`` and in entries
-under ``layered-diffusion/``. Blend modes outside the list are written by Krita's names, as Krita does; a
-program that does not know one shows the layer as normal.
+An OpenRaster file is a zip archive: ``mimetype``, first and uncompressed; ``stack.xml`` with the layers front
+to back; ``data/*.png``; ``mergedimage.png`` and ``Thumbnails/thumbnail.png``. The format has no masks, only
+whole-pixel positions, and a fixed list of blend modes. Data that it lacks are stored in attributes of this
+project's namespace in ``stack.xml`` and in entries under ``layered-diffusion/``. Blend modes outside the list
+are written by Krita's names, as Krita does; a program that does not know one shows the layer as normal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
 from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
-from .from_file import readable, restore
+from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .pictures import decode_picture, to_image, write_whole
 from .to_file import document_private, flatten
@@ -58,16 +58,16 @@ _NAMES = {
     "krita:linear_dodge": "linear-dodge",
     "krita:hard_mix_photoshop": "hard-mix", "krita:soft_light": "soft-light",
 }  # fmt: skip
-"""As written here and by other programs."""
+"""The names that blend modes have in files, as written here and by other programs, to a document's names."""
 
 _CUTS = ("svg:dst-in", "svg:dst-out", "svg:dst-atop")
-"""Operators that cut what is below by the layer and show none of it."""
+"""Operators that cut the layers below by the layer's alpha and do not show the layer itself."""
 
 _MAX_DEPTH = 64
-"""Of stacks in stacks."""
+"""Greatest depth of nested stacks."""
 _MAX_XML_BYTES = 2**24
 _MAX_DIRECTORY_BYTES = 2**22
-"""Of the archive's list of entries: some 40,000."""
+"""Greatest size of the archive's list of entries, about 40,000 of them."""
 
 
 # Writing
@@ -76,15 +76,15 @@ _MAX_DIRECTORY_BYTES = 2**22
 def write_openraster(
     document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an OpenRaster file; it appears whole or not at all.
+    """Write an OpenRaster file; it appears complete or not at all.
 
-    Layers have 8 bits a channel. Other programs see every layer as it is placed, with its mask in its alpha,
-    and the composite by Photoshop's rules; :func:`read_openraster` gives back an equal document.
+    Layers have 8 bits a channel. Other programs show every layer as placed, with its mask multiplied into the
+    alpha, and the composite by Photoshop's rules; :func:`read_openraster` gives an equal document.
 
     Args:
-        document: any.
-        path: file to write; its folder exists.
-        workflow: what the host wants kept with the file, plain JSON values.
+        document: any document.
+        path: file to write; its folder must exist.
+        workflow: data of the host that is stored in the file, plain JSON values.
     """
     layers, blobs = flatten(document, 8, masks=False)
     register_namespace("ld", NAMESPACE)
@@ -149,11 +149,11 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
 
 
 def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile:
-    """Read an OpenRaster file. Nested stacks are flattened: their offset, opacity and visibility go into
-    their layers.
+    """Read an OpenRaster file. Nested stacks are flattened: their offset, opacity and visibility are applied
+    to their layers.
 
     Raises:
-        LayeredError: the file is broken or hostile, or exceeds the limits.
+        LayeredError: the file is broken or malicious, or exceeds the limits.
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "OpenRaster file", limits)
@@ -182,13 +182,14 @@ def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile
 
 
 def _check_directory(file: BinaryIO) -> None:
-    """Refuse an archive whose list of entries would fill the memory by itself, before it is read."""
+    """Refuse an archive with a list of entries so long that it would fill the memory, before the list is
+    read."""
     size = file.seek(0, 2)
     file.seek(max(0, size - 2**16 - 100))
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) < end + 22:
-        raise LayeredError("it is not a zip archive, or it is cut short")
+        raise LayeredError("the file is not a zip archive, or it is cut short")
     directory = int.from_bytes(tail[end + 12 : end + 16], "little")
     if directory > _MAX_DIRECTORY_BYTES or b"PK\x06\x07" in tail[max(0, end - 20) : end]:
         raise invalid(
@@ -201,7 +202,7 @@ def _check_directory(file: BinaryIO) -> None:
 
 @dataclass(frozen=True)
 class _Stack:
-    """What the stacks around a layer do to it."""
+    """The effects of all stacks around a layer: offset, opacity and visibility."""
 
     x: int = 0
     y: int = 0
@@ -233,12 +234,12 @@ class _Reader:
         stack = root.find("stack")
         if root.tag != "image" or stack is None:
             raise invalid("stack.xml", root.tag, "an <image> with a <stack>")
-        width, height = _whole(root, "w", "canvas"), _whole(root, "h", "canvas")
+        width, height = _whole_number(root, "w", "canvas"), _whole_number(root, "h", "canvas")
         self.budget.check("the canvas", width, height)
         nodes = list(self._layers(stack))
         backdrop = bool(nodes) and "background" in parse_json(nodes[-1][0].get(_LAYER, "{}"), "layer data")
         shown = [_visible(node) and around.visible for node, around in nodes]
-        kept = readable(shown, self.limits.max_layers + backdrop, self.warnings)
+        kept = layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings)
         layers = [self._layer(*node) for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and _FOLDER + "workflow.json" in self.entries:
@@ -248,7 +249,7 @@ class _Reader:
         return restore((width, height), layers, private, self._blob, self.budget, self.warnings)
 
     def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:
-        """The layers front to back, each with what the stacks around it do."""
+        """Yield the layers front to back, each with the effects of the stacks around it."""
         pending: list[tuple[Element, _Stack]] = [(child, _Stack()) for child in reversed(root)]
         while pending:
             node, around = pending.pop()
@@ -263,7 +264,8 @@ class _Reader:
                         f"group {name!r}: a document has no groups; its blend mode is left out"
                     )
                 inner = _Stack(
-                    around.x + _whole(node, "x", name, 0), around.y + _whole(node, "y", name, 0),
+                    around.x + _whole_number(node, "x", name, 0),
+                    around.y + _whole_number(node, "y", name, 0),
                     around.opacity * _opacity(node, name),
                     around.visible and _visible(node), around.depth + 1,
                 )  # fmt: skip
@@ -294,13 +296,14 @@ class _Reader:
             raise invalid(f"{where}: src", source, "the name of an entry of the archive")
         if not source.lower().endswith(".png"):
             raise invalid(f"{where}: src", source, "a PNG file", "Merge or rasterize the layer")
-        # A PNG is never much larger than its pixels; those are checked when it is opened.
+        # A PNG is never much larger than its pixels, and their number is checked when it is opened.
         data = self._bytes(source, 4 * self.limits.max_alloc_bytes)
         pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",))
         private = node.get(_LAYER)
         return FileLayer(
-            title, _whole(node, "x", where, 0) + around.x, _whole(node, "y", where, 0) + around.y, pixels,
-            None,
+            title,
+            _whole_number(node, "x", where, 0) + around.x, _whole_number(node, "y", where, 0) + around.y,
+            pixels, None,
             _opacity(node, where) * around.opacity, _NAMES.get(operator, "normal"), visible,
             None if private is None else parse_json(private, f"{where}: layer data"),
         )  # fmt: skip
@@ -310,28 +313,36 @@ class _Reader:
         return self._bytes(_FOLDER + key, count) if entry is not None and entry.file_size == count else None
 
     def _bytes(self, name: str, most: int) -> bytes:
-        """The content of an entry, at most ``most`` bytes whatever the archive says of its size."""
+        """Return the content of an entry, at most ``most`` bytes, whatever size the archive states.
+
+        Raises:
+            LayeredError: the entry is missing, encrypted, of an unusual compression, or too large.
+        """
         entry = self.entries.get(name)
         if entry is None:
-            raise invalid(
-                "entries",
-                sorted(self.entries)[:5],
-                f"{name} among them",
-                "The file is not OpenRaster, or it is damaged",
+            found = ", ".join(sorted(self.entries)[:5]) or "nothing"
+            raise LayeredError(
+                f"the archive has no entry {name!r}, only {found[:80]}. The file is not OpenRaster, or it is "
+                f"damaged"
             )
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise invalid(f"entry {name}", "encrypted or of an unusual compression", "stored or deflated")
+            raise LayeredError(
+                f"entry {name!r} is encrypted or of an unusual compression; allowed: stored or deflated. "
+                f"Save the file anew"
+            )
         most = min(most, self.limits.max_file_bytes)
         if entry.file_size > most:
             raise invalid(f"size of entry {name}", f"{entry.file_size:,} bytes", f"at most {most:,}")
         with self.archive.open(entry) as file:
             data = file.read(most + 1)
         if len(data) > most:
-            raise invalid(f"size of entry {name}", "more than the archive says", f"at most {most:,}")
+            raise LayeredError(
+                f"entry {name!r} is larger than the archive says; allowed: at most {most:,} bytes"
+            )
         return data
 
 
-def _whole(node: Element, key: str, where: str, default: int | None = None) -> int:
+def _whole_number(node: Element, key: str, where: str, default: int | None = None) -> int:
     text = node.get(key)
     if text is None and default is not None:
         return default

@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG and what else Pillow reads, to and from float tensors."""
+"""Read and write pictures: PNG and other formats that Pillow reads, to and from float tensors."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import LayeredError, invalid
+from ..errors import LayeredError
 from .limits import Budget, Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
-"""What is read, as Pillow names it. Not all that Pillow knows: some formats start other programs."""
+"""Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
 
 
 def read_picture(source: Path, budget: Budget | None = None) -> Tensor:
-    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1; one without alpha is opaque. Turned
-    as its EXIF says.
+    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, rotated as its EXIF data say. A
+    picture without alpha is opaque.
 
     Raises:
-        LayeredError: the file is missing, no picture, cut short, or larger than the limits of ``budget``.
+        LayeredError: the file is missing, no picture or cut short, or exceeds the limits of ``budget``.
     """
     if not source.is_file():
-        raise invalid(
-            "picture", str(source), "an existing file", "Paths are relative to the document's folder"
+        raise LayeredError(
+            f"picture {str(source)!r} was not found. Give the path of an existing file, relative to the "
+            f"document's folder"
         )
     return decode_picture(source, str(source), budget or Budget(Limits()))
 
@@ -38,8 +39,8 @@ def read_picture(source: Path, budget: Budget | None = None) -> Tensor:
 def decode_picture(
     source: Path | BinaryIO, name: str, budget: Budget, formats: tuple[str, ...] = FORMATS
 ) -> Tensor:
-    """As :func:`read_picture`, from a file or its bytes, of ``formats`` only; ``name`` is what errors call
-    it."""
+    """Read a picture as :func:`read_picture` does, from a path or an open file, in one of ``formats``; errors
+    call it ``name``."""
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -67,8 +68,8 @@ def decode_picture(
 
 
 def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
-    """Read a mask as float32 ``[H, W]``, 1 where the layer is: alpha if any pixel is transparent, else
-    brightness (the greatest channel)."""
+    """Read a mask as float32 ``[H, W]``, 1 where the layer is: the alpha if any pixel is transparent, else
+    the brightness (the greatest channel)."""
     pixels = read_picture(path, budget)
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
@@ -76,25 +77,25 @@ def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
 
 
 def from_image(image: Image.Image) -> Tensor:
-    """A Pillow image as RGBA float32 ``[H, W, 4]``, 0..1; opaque where it has no alpha."""
+    """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
     return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
+    """Convert ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
     return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:
-    """Write ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 as an 8-bit PNG; the file appears whole or not
-    at all."""
+    """Write ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 as an 8-bit PNG; the file appears complete or
+    not at all."""
     image = to_image(pixels)
     write_whole(path, lambda file: image.save(file, "PNG"))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, then rename it, so that ``path`` is never
-    half-written."""
+    """Call ``write`` with a temporary file beside ``path``, then rename that file, so that ``path`` is never
+    incomplete."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""Recipes as plain values under the names of their fields, for every format that stores them."""
+"""Convert recipes to and from plain values under their fields' names, for all formats."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..errors import invalid
 
 
 def read_recipe(data: object) -> Recipe:
-    """A recipe from plain values under its fields' names; missing ones take their defaults.
+    """Return the recipe of plain values under its fields' names; missing fields have their defaults.
 
     Raises:
-        LayeredError: an unknown key or a bad value, named.
+        LayeredError: a key is unknown or a value is wrong; the error names it.
     """
     entries = known_entries(data, {f.name for f in fields(Recipe)}, "recipe")
     if "control" in entries:
@@ -34,8 +34,8 @@ def read_recipe(data: object) -> Recipe:
 
 
 def recipe_entries(recipe: Recipe) -> dict[str, Any]:
-    """Plain values under their fields' names, those at their defaults left out; the inverse of
-    :func:`read_recipe`."""
+    """Return a recipe as plain values under its fields' names, without those at their defaults: the inverse
+    of :func:`read_recipe`."""
     entries = entries_of(recipe, skip={"control", "loras"})
     if recipe.control != Control():
         entries["control"] = entries_of(recipe.control)
@@ -45,7 +45,7 @@ def recipe_entries(recipe: Recipe) -> dict[str, Any]:
 
 
 def entries_of(item: DataclassInstance, skip: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults."""
+    """Return the fields of a dataclass that differ from their defaults."""
     return {
         f.name: getattr(item, f.name)
         for f in fields(item)
@@ -54,6 +54,11 @@ def entries_of(item: DataclassInstance, skip: Collection[str] = ()) -> dict[str,
 
 
 def known_entries(data: object, allowed: set[str], where: str) -> dict[str, Any]:
+    """Return a copy of the JSON object ``data``.
+
+    Raises:
+        LayeredError: it is no object, or has a key that is not in ``allowed``.
+    """
     if not isinstance(data, Mapping):
         raise invalid(where, data, "a JSON object")
     for key in data:

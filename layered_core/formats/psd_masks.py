@@ -1,4 +1,4 @@
-"""Masks of a PSD: where they lie on the canvas, their density, their product."""
+"""Masks of a PSD: their position on the canvas, their density, and their product."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 Rectangle = tuple[int, int, int, int]
-"""Left, top, width, height on the canvas."""
+"""Left, top, width and height on the canvas, pixels."""
 
 
 @dataclass
 class PixelMask:
-    """A pixel mask somewhere on the canvas."""
+    """A pixel mask at a position on the canvas."""
 
     left: int
+    """Left edge, canvas pixels."""
     top: int
+    """Top edge, canvas pixels."""
     values: Tensor
-    """``[h, w]``, 1 where shown."""
+    """``[h, w]``, 1 where the layer is shown."""
     outside: float
-    """Everywhere else."""
+    """Value everywhere else, 0..1."""
 
     def at(self, density: int | None) -> PixelMask:
-        """With a density, 0..255; None is 255, the mask as it is."""
+        """Return the mask at a density of 0..255; None and 255 leave it unchanged."""
         if density is None or density == 255:
             return self
         return replace(
@@ -33,7 +35,7 @@ class PixelMask:
         )
 
     def without(self, factor: PixelMask) -> PixelMask:
-        """The mask whose product with ``factor`` this is; 0 where the factor is."""
+        """Return this mask divided by ``factor``; 0 where ``factor`` is 0."""
         by = factor.over((self.left, self.top, self.values.shape[1], self.values.shape[0]))
         values = torch.where(by > 0, self.values / by.clamp_min(1e-6), 0.0).clamp(0, 1)
         return replace(
@@ -41,7 +43,7 @@ class PixelMask:
         )
 
     def over(self, box: Rectangle) -> Tensor:
-        """The mask's values in ``box``, ``[height, width]``."""
+        """Return the mask's values in ``box``, ``[height, width]``."""
         left, top, width, height = box
         out = torch.full((height, width), self.outside)
         h, w = self.values.shape
@@ -59,7 +61,7 @@ class PixelMask:
 
 
 def product(masks: Sequence[PixelMask], box: Rectangle) -> Tensor | None:
-    """The masks' product in ``box``, ``[height, width]``; None without any."""
+    """Return the product of the masks in ``box``, ``[height, width]``; None if there are no masks."""
     product = None
     for mask in masks:
         values = mask.over(box)
@@ -68,8 +70,8 @@ def product(masks: Sequence[PixelMask], box: Rectangle) -> Tensor | None:
 
 
 def is_translucent(alpha: Tensor, where: Tensor) -> bool:
-    """Whether ``alpha`` is neither 0 nor 1 on more than an edge: on a pixel and all its neighbours, in
-    ``where``."""
+    """Return whether ``alpha`` lies between 0 and 1 on more than an edge: on some pixel of ``where`` and all
+    its neighbours."""
     if not alpha.numel():
         return False
     between = ((alpha > 0.02) & (alpha < 0.98)).float()[None]

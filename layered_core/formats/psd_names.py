@@ -1,4 +1,4 @@
-"""Names that Photoshop's files use: blend modes, and the block that holds what is ours."""
+"""Names in Photoshop's files: blend modes, and the prefix of this project's image resources."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ PSD_MODES = {
     "hue": BlendMode.HUE,
     "saturation": BlendMode.SATURATION, "color": BlendMode.COLOR, "luminosity": BlendMode.LUMINOSITY,
 }  # fmt: skip
-"""Blend modes that Photoshop has."""
+"""Photoshop's blend modes under the names of a document."""
 
 
 NEAREST = {"grain-extract": BlendMode.SUBTRACT, "grain-merge": BlendMode.LINEAR_LIGHT}
-"""What is written for those it lacks; the true one is in the private data."""
+"""The most similar Photoshop mode for modes that it lacks; the real mode is stored in the private data."""
 
 
 BLOB = b"layered-diffusion "
-"""What our image resources begin with; the key, a line feed and the compressed pixels follow. They have no
-name: Krita spoils a file with one."""
+"""Prefix of this project's image resources; the key, a line feed and the compressed pixels follow. The
+resources have no name, as Krita damages files with named ones."""
 
 
 NAMES = {mode: name for name, mode in PSD_MODES.items()}
+"""The inverse of ``PSD_MODES``."""

@@ -1,9 +1,9 @@
-"""Read Photoshop documents (PSD, PSB) through the structures of psd-tools, as :mod:`.psd_write` or any
-program wrote them.
+"""Read Photoshop documents (PSD, PSB) through the structures of psd-tools, written by :mod:`.psd_write` or
+any other program.
 
-Groups are flattened: their opacity, visibility and masks go into their layers, and clipped layers are cut.
-Layers are matched with what is stored about them by title, name, or id and look, so that recipes survive
-another program's changes.
+Groups are flattened: their opacity, visibility and masks are applied to their layers. Clipped layers are cut.
+Layers are matched with their private data by title, by name, or by id and pixels, so that recipes survive
+changes by other programs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
-from .from_file import readable, restore
+from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .psd_masks import PixelMask, Rectangle, is_translucent, product
 from .psd_names import BLOB, NAMES
@@ -42,7 +42,7 @@ _SIMILAR = {
     BlendMode.DARKER_COLOR: "darken",
     BlendMode.LIGHTER_COLOR: "lighten",
 }
-"""Modes that a document lacks, read as these with a warning."""
+"""Photoshop modes that a document lacks, and the modes that they are read as, with a warning."""
 
 _EFFECTS = (
     Tag.EFFECTS_LAYER,
@@ -52,15 +52,15 @@ _EFFECTS = (
 )
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
 _MAX_DEPTH = 64
-"""Of groups in groups."""
+"""Greatest depth of nested groups."""
 _MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
-    """Read a PSD or PSB of 8 or 16 bits in RGB or greyscale.
+    """Read a PSD or PSB with 8 or 16 bits a channel, in RGB or greyscale.
 
     Raises:
-        LayeredError: the file is broken, exceeds the limits, or is of another colour mode or depth.
+        LayeredError: the file is broken, exceeds the limits, or has another colour mode or depth.
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "PSD", limits)
@@ -70,11 +70,11 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
             result = _Reader(path, limits).read()
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
-        except Exception as error:  # a broken file makes a parser fail in any way
+        except Exception as error:  # a broken file may make the parser fail with any exception
             raise LayeredError(
                 f"{path.name} cannot be read as PSD: {error or type(error).__name__}"
             ) from error
-    for warning in caught:  # psd-tools warns where it puts black for a channel that cannot be decoded
+    for warning in caught:  # psd-tools warns and uses black if a channel cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
             raise LayeredError(f"{path.name} is damaged: {warning.message}")
     return result
@@ -82,35 +82,37 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
 
 @dataclass
 class _Group:
-    """An open group, or the document itself."""
+    """An open group, or the document itself; opacity and visibility include those of the groups around it."""
 
     opacity: float = 1.0
     visible: bool = True
     masks: tuple[PixelMask, ...] = ()
-    """Its own and those of the groups around it."""
+    """Masks of the group and of the groups around it."""
     number: int = 0
-    """Tells groups apart."""
+    """Unique number of the group; 0 is the document."""
     clipped_in: tuple[int, ...] = ()
-    """Numbers of the groups in which it, or a group around it, is clipped to what is below it there."""
+    """Numbers of the groups in which the group, or a group around it, is clipped to the layer below it."""
 
 
 @dataclass
 class _Found:
-    """A layer of the file before it is clipped and matched."""
+    """A layer of the file before clipping and matching."""
 
     layer: FileLayer | None
-    """None: it holds no pixels, e.g. an adjustment."""
+    """The layer; None if it has no pixels, such as an adjustment."""
     group: int
-    """Number of the group that it is in."""
+    """Number of the group that contains the layer."""
     id: int | None
+    """Photoshop's id of the layer; None if the file has none."""
     clipped_in: tuple[int, ...] = ()
-    """Numbers of the groups in which it, or a group around it, is clipped to what is below it there."""
+    """Numbers of the groups in which the layer, or a group around it, is clipped to the layer below it."""
     shape: PixelMask | None = None
-    """Its own alpha and masks, without its groups'."""
+    """The layer's own alpha times its own masks, without those of its groups."""
     opacity: float = 1.0
-    """Its own, without its groups'."""
+    """The layer's own opacity, without that of its groups."""
     left_out: bool = False
-    """It is hidden, and there is no room for hidden ones; nor for what is clipped to it."""
+    """Hidden, and skipped because a document holds at most 50 layers; layers clipped to it are skipped
+    too."""
 
 
 class _Reader:
@@ -137,12 +139,12 @@ class _Reader:
             )
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
-        self._make_room(pairs, private)
+        self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
         self._clip(found)
         entries = private.pop("layers", None)
-        if not pairs and entries != []:  # a picture without layers, and not an empty document of ours
+        if not pairs and entries != []:  # a picture without layers, not an empty document of this project
             found = [_Found(self._merged(), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
@@ -163,11 +165,11 @@ class _Reader:
         )
 
     def _check_header(self, file: BinaryIO) -> None:
-        """Refuse what cannot be read before anything large is."""
+        """Refuse files that cannot be read, before anything large is read."""
         try:
             header = FileHeader.read(file)
         except Exception as error:
-            raise LayeredError(f"it does not begin as a PSD does: {error}") from error
+            raise LayeredError(f"the file does not begin with a PSD header: {error}") from error
         if header.color_mode not in (ColorMode.RGB, ColorMode.GRAYSCALE):
             raise invalid(
                 "colour mode",
@@ -197,7 +199,7 @@ class _Reader:
         return {}
 
     def _pairs(self) -> list[tuple[LayerRecord, ChannelDataList]]:
-        """Layer records and their channels as the file has them, back to front."""
+        """Return the file's layer records and their channels, back to front."""
         section = self.psd.layer_and_mask_information
         info = section.layer_info
         for tag in (Tag.LAYER_16, Tag.LAYER_32):
@@ -207,10 +209,10 @@ class _Reader:
             return []
         return list(zip(info.layer_records, info.channel_image_data, strict=True))
 
-    def _make_room(
+    def _decide_on_hidden(
         self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]], private: Mapping[str, Any]
     ) -> None:
-        """Decide whether hidden layers are read."""
+        """Decide whether hidden layers are read: not if there are too many layers with them."""
         entries = private.get("layers")
         backdrop = isinstance(entries, list) and any(
             isinstance(e, dict) and "background" in e for e in entries
@@ -224,10 +226,10 @@ class _Reader:
                 groups = groups[:-1] or [True]
             elif record.width * record.height or record.mask_data is not None:
                 shown.append(groups[-1] and record.flags.visible)
-        self.read_hidden = all(readable(shown, self.limits.max_layers + backdrop, self.warnings))
+        self.read_hidden = all(layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings))
 
     def _layers(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]]) -> Iterator[_Found]:
-        """The file's layers front to back, with what their groups do to them."""
+        """Yield the file's layers, front to back, with the effects of their groups applied."""
         groups = [_Group()]
         count = 0
         for record, channels in reversed(pairs):
@@ -242,22 +244,18 @@ class _Reader:
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
                 if not groups:
-                    raise invalid(
-                        "groups",
-                        "an end without a beginning",
-                        "groups that are closed as often as opened",
-                        "Save the file anew",
+                    raise LayeredError(
+                        "a group has an end without a beginning; groups must be closed as often as opened. "
+                        "Save the file anew"
                     )
             elif self.read_hidden or (groups[-1].visible and record.flags.visible):
                 yield self._layer(record, channels, groups[-1])
             else:
                 yield _Found(None, groups[-1].number, None, _clipped_in(record, groups[-1]), left_out=True)
         if len(groups) != 1:
-            raise invalid(
-                "groups",
-                "a beginning without an end",
-                "groups that are closed as often as opened",
-                "Save the file anew",
+            raise LayeredError(
+                "a group has a beginning without an end; groups must be closed as often as opened. Save the "
+                "file anew"
             )
 
     def _group(self, record: LayerRecord, channels: ChannelDataList, around: _Group, number: int) -> _Group:
@@ -334,7 +332,7 @@ class _Reader:
             self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
 
     def _pixels(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
-        """RGBA ``[H, W, 4]``; opaque where the layer has no transparency."""
+        """Return RGBA ``[H, W, 4]``; opaque if the layer has no transparency channel."""
         planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
         height, width = record.bottom - record.top, record.right - record.left
         colours = [0, 0, 0] if self.header.color_mode == ColorMode.GRAYSCALE else [0, 1, 2]
@@ -343,7 +341,7 @@ class _Reader:
             if channel in planes:
                 out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
             elif place < 3:
-                raise invalid(f"{where}: colour channel", None, "one for each colour")
+                raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
         return out
 
     def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
@@ -355,10 +353,10 @@ class _Reader:
         return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
 
     def _masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
-        """The layer's pixel mask and its vector mask, which multiply.
+        """Return the layer's pixel mask and vector mask, which are multiplied.
 
-        Photoshop renders the vector mask: alone, or times the pixel mask beside that itself. What a shape
-        paints is cut by it already.
+        Photoshop stores the vector mask rendered to pixels: alone, or multiplied by the pixel mask, with the
+        pixel mask itself beside it. The pixels of a shape are already cut by its vector mask.
         """
         data, planes = (
             record.mask_data,
@@ -376,7 +374,7 @@ class _Reader:
         if is_rendered(record):
             pixel, vector = None, first
             if data.real_flags is not None and ChannelID.REAL_USER_LAYER_MASK in planes:
-                disabled = data.real_flags.mask_disabled  # then the vector mask was rendered alone
+                disabled = data.real_flags.mask_disabled  # if so, the vector mask is rendered alone
                 if not disabled:
                     box = (
                         data.real_left or 0,
@@ -403,7 +401,8 @@ class _Reader:
         return tuple(mask for mask in found if mask.values.numel() or mask.outside < 1)
 
     def _mask(self, data: ChannelData, box: Rectangle, outside: int, where: str) -> PixelMask:
-        """The mask in ``box``, here left, top, right, bottom; ``outside`` 0..255."""
+        """Return the mask in ``box``, here left, top, right, bottom; ``outside`` is its value elsewhere,
+        0..255."""
         left, top, right, bottom = box
         if right <= left or bottom <= top:
             return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
@@ -411,7 +410,7 @@ class _Reader:
         return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
 
     def _merged(self) -> FileLayer:
-        """The picture of a file without layers."""
+        """Return the picture of a file without layers, as a layer."""
         header = self.header
         self.budget.take("the picture", header.width, header.height, header.channels + 4)
         colours = 1 if header.color_mode == ColorMode.GRAYSCALE else 3
@@ -425,7 +424,8 @@ class _Reader:
         return FileLayer(clean_text(self.path.stem), 0, 0, pixels)
 
     def _clip(self, found: Sequence[_Found]) -> None:
-        """Cut layers that are clipped to the one below them by its alpha; ``found`` is back to front."""
+        """Cut each layer that is clipped to the layer below it by that layer's alpha; ``found`` is back to
+        front."""
         bases: dict[int, _Found] = {}
         for item in found:
             if item.group not in item.clipped_in:
@@ -437,13 +437,14 @@ class _Reader:
                 self._cut(item.layer, base)
 
     def _cut(self, layer: FileLayer | None, base: _Found | None) -> None:
-        """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: what the groups around both do is
-        in the layer already."""
+        """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: the effects of the groups around
+        both are already applied to the layer."""
         if layer is None:
             return
         if base is None or base.layer is None or base.shape is None:
             self.warnings.append(
-                f"layer {layer.title!r}: what it is clipped to is a group or has no pixels; it is not clipped"
+                f"layer {layer.title!r} is clipped to a group or to a layer without pixels; the clipping is "
+                f"left out"
             )
             return
         cut = base.shape.over((layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]))
@@ -458,4 +459,5 @@ class _Reader:
 
 
 def _clipped_in(record: LayerRecord, group: _Group) -> tuple[int, ...]:
+    """Return the numbers of the groups in which a record, or a group around it, is clipped."""
     return (*group.clipped_in, group.number) if record.clipping == Clipping.NON_BASE else group.clipped_in

@@ -1,4 +1,4 @@
-"""What the records of a PSD say of a layer, and which private data belongs to which layer."""
+"""Read properties of a layer from a PSD's record, and match layers with their private data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
 
 
 VECTOR_MASKS = (Tag.VECTOR_MASK_SETTING1, Tag.VECTOR_MASK_SETTING2)
-
+"""Tags of vector masks."""
 
 _FILLS = (
     Tag.SOLID_COLOR_SHEET_SETTING,
@@ -28,6 +28,7 @@ _FILLS = (
 
 
 def section_divider(record: LayerRecord) -> SectionDivider | None:
+    """Return whether a record begins or ends a group; None for an ordinary layer."""
     for tag in reversed(_DIVIDERS):
         setting = record.tagged_blocks.get_data(tag)
         if setting is not None and setting.kind != SectionDivider.OTHER:
@@ -36,12 +37,12 @@ def section_divider(record: LayerRecord) -> SectionDivider | None:
 
 
 def is_shape(record: LayerRecord) -> bool:
-    """Whether the layer is a fill in a vector mask, which its pixels show cut."""
+    """Return whether the layer is a fill with a vector mask; its pixels are already cut by that mask."""
     return all(any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, VECTOR_MASKS))
 
 
 def is_rendered(record: LayerRecord) -> bool:
-    """Whether the file has the vector mask in pixels."""
+    """Return whether the file holds the vector mask rendered to pixels."""
     data, present = record.mask_data, {info.id for info in record.channel_info}
     return (
         data is not None
@@ -51,12 +52,17 @@ def is_rendered(record: LayerRecord) -> bool:
 
 
 def title(record: LayerRecord) -> str:
+    """Return the layer's name, in Unicode if the file has it."""
     return clean_text(str(record.tagged_blocks.get_data(Tag.UNICODE_LAYER_NAME, record.name)).rstrip("\0"))
 
 
 def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: object) -> None:
-    """Give each layer the private data that was written with it: by whole title, else by name, else by id and
-    look."""
+    """Assign each layer the private data that was written with it. They are matched by the whole title, else
+    by name, else by id and checksum of the visible pixels.
+
+    Raises:
+        LayeredError: ``entries`` is no list of JSON objects.
+    """
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise invalid("layer data: layers", entries, "a list of JSON objects")
     left = list(entries)
@@ -72,7 +78,7 @@ def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: objec
 
     claim(lambda layer, identity, e: layer.title == e.get("title"))
     claim(lambda layer, identity, e: split_title(layer.title, 0)[0] == e.get("name"))
-    # The id of a layer that is gone may be given to a new one.
+    # The id of a removed layer may be reused for a new one, so the pixels must agree too.
     claim(
         lambda layer, identity, e: (
             identity is not None
@@ -87,7 +93,7 @@ def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: objec
 
 
 def inflate(data: bytes | None, count: int) -> bytes | None:
-    """Exactly ``count`` bytes, or None."""
+    """Decompress ``data``; return None unless that gives exactly ``count`` bytes."""
     if data is None:
         return None
     try:

@@ -1,9 +1,9 @@
 """Write Photoshop documents (PSD, PSB) through the structures of psd-tools.
 
-Source of the format: Adobe's "Photoshop File Formats Specification", with what psd-tools knows beyond it.
-What Photoshop has no place for travels in two places that programs keep: words, recipes and workflow in the
-document's XMP packet (a property of our own namespace), and the original pixels of turned or scaled layers,
-compressed, in image resources for plug-ins.
+Source of the format: Adobe's "Photoshop File Formats Specification", and psd-tools where it goes beyond that.
+Data that the format lacks are stored in two places that other programs keep: prompts, recipes and workflow in
+the document's XMP packet (a property in this project's namespace), and the original pixels of rotated or
+scaled layers, compressed, in image resources for plug-ins.
 """
 
 from __future__ import annotations
@@ -50,19 +50,22 @@ from .to_file import document_private, file_bits, flatten
 from .untrusted import NAMESPACE
 
 _PLUGIN_RESOURCES = range(4100, 5000)
-"""Ids for plug-ins; Photoshop itself uses the first few."""
+"""Ids of image resources for plug-ins; Photoshop itself uses the first few of 4000..4999."""
 
 
 def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, Any] | None = None) -> None:
-    """Write a PSD, or, where the name ends in ``.psb``, a PSB. The file appears whole or not at all.
+    """Write a PSD, or a PSB if the name ends in ``.psb``. The file appears complete or not at all.
 
-    Channels have 16 bits where the pixels need them, else 8. Other programs see every layer as it is placed,
-    and the composite by Photoshop's rules; reading gives back an equal document.
+    Channels have 16 bits if the pixels need them, else 8. Other programs show every layer as placed, and the
+    composite by Photoshop's rules; reading the file gives an equal document.
 
     Args:
-        document: any.
-        path: file to write; its folder exists.
-        workflow: what the host wants kept with the file, plain JSON values.
+        document: any document.
+        path: file to write; its folder must exist.
+        workflow: data of the host that is stored in the file, plain JSON values.
+
+    Raises:
+        LayeredError: the file would be larger than the format allows.
     """
     path = Path(path)
     bits = file_bits(document)
@@ -83,7 +86,7 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     merged = composite(document, rules="photoshop")
     info = _layer_info(layers, header)
     section = LayerAndMaskInformation(info, GlobalLayerMaskInfo(), TaggedBlocks())
-    if bits == 16:  # Photoshop looks for deep layers in a block of their own
+    if bits == 16:  # Photoshop expects 16-bit layers in a block of their own
         block = LayerInfoBlock(info.layer_count, info.layer_records, info.channel_image_data)
         section.layer_info = LayerInfo()
         section.tagged_blocks[Tag.LAYER_16] = TaggedBlock(key=Tag.LAYER_16, data=block)
@@ -95,7 +98,7 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     )
     try:
         write_whole(path, lambda file: record.write(file))
-    except struct.error as error:  # lengths have 32 bits
+    except struct.error as error:  # the format's lengths have 32 bits
         raise LayeredError(
             f"{path.name} would be larger than the format allows: write a .psb or .ora ({error})"
         ) from error
@@ -114,7 +117,7 @@ def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
 
 def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> LayerInfo:
     pairs = [_record(layer, number, header) for number, layer in enumerate(layers, 1)]
-    # A negative count says that the composite's fourth channel is its transparency.
+    # A negative count means that the composite's fourth channel is its transparency.
     return LayerInfo(
         -len(pairs), LayerRecords([p[0] for p in pairs]), ChannelImageData([p[1] for p in pairs])
     )
@@ -141,7 +144,7 @@ def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRec
         planes.append((ChannelID.USER_LAYER_MASK, layer.mask))
     channels = ChannelDataList()
     for channel, values in planes:
-        # Krita 5.1 reads 16-bit data with prediction wrongly.
+        # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
         data = ChannelData(Compression.RLE if header.depth == 8 else Compression.ZIP)
         data.set_data(_plane(values, header.depth), width, height, header.depth, header.version)
         record.channel_info.append(ChannelInfo(channel, len(data.data) + 2))
@@ -150,7 +153,7 @@ def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRec
 
 
 def _pascal(title: str) -> str:
-    """The title as programs without Unicode see it, at most 255 bytes."""
+    """Return the title as programs without Unicode show it, at most 255 bytes."""
     return title.encode("macroman", "replace")[:255].decode("macroman")
 
 
@@ -160,7 +163,7 @@ def _plane(values: Tensor, depth: int) -> bytes:
 
 
 def _image_data(merged: Tensor, header: FileHeader) -> ImageData:
-    """The composite, its colours over white as every program writes them, and its alpha."""
+    """Return the composite for the file: colours laid over white, as every program writes them, and alpha."""
     alpha = merged[..., 3:]
     shown = torch.cat([merged[..., :3] * alpha + (1 - alpha), alpha], -1).clamp(0, 1)
     data = ImageData(compression=Compression.RLE)

@@ -1,4 +1,4 @@
-"""A document to the layers of a file that other programs read too."""
+"""Convert a document to the layers of a file that other programs can read too."""
 
 from __future__ import annotations
 
@@ -30,26 +30,32 @@ from .plain_values import recipe_entries
 
 
 def flatten(document: LayerDocument, bits: int, masks: bool) -> tuple[list[FileLayer], dict[str, bytes]]:
-    """The document's layers as a file shows them, back to front, and the original pixels to store beside them
-    by key.
+    """Return the document's layers as a file shows them, back to front, and the original pixels to store
+    beside them, by key.
 
     Args:
-        document: any.
-        bits: precision of the pixels in the file, 8 or 16; what is finer is kept beside them.
-        masks: whether the format has masks. If not, they are multiplied into the alpha and kept beside it.
+        document: any document.
+        bits: precision of the pixels in the file, 8 or 16; pixels of a higher precision are also stored as
+            originals.
+        masks: whether the format has masks. If not, they are multiplied into the alpha and also stored as
+            originals.
     """
     layers, blobs = [], {}
     if document.background is not None:
         layers.append(_backdrop(document))
     for number, layer in enumerate(document, 1):
-        made, stored = _flat(layer, number, document, bits, masks)
+        made, stored = _file_layer(layer, number, document, bits, masks)
         layers.append(made)
         blobs.update(stored)
     return layers, blobs
 
 
 def rounded(document: LayerDocument, bits: int) -> LayerDocument:
-    """The document with every pixel rounded to ``bits`` a channel; 32 changes nothing."""
+    """Return the document with every pixel rounded to ``bits`` a channel; 32 changes nothing.
+
+    Raises:
+        LayeredError: ``bits`` is not one of ``BITS``.
+    """
     if bits not in BITS:
         raise invalid("bits", bits, ", ".join(str(b) for b in BITS))
     if bits == 32:
@@ -65,13 +71,13 @@ def rounded(document: LayerDocument, bits: int) -> LayerDocument:
 
 
 def file_bits(document: LayerDocument) -> int:
-    """16 where some pixels need that and none needs more, else 8."""
+    """Return the bits a channel for a file: 16 if some pixels need 16 and none needs more, else 8."""
     needs = {pixel_type(t) for layer in document for t in (layer.image, layer.mask) if t is not None}
     return 16 if "u2" in needs and "f4" not in needs else 8
 
 
 def pixel_type(values: Tensor) -> str:
-    """The smallest of ``u1``, ``u2`` and ``f4`` that holds the values exactly."""
+    """Return the smallest of the types ``u1``, ``u2`` and ``f4`` that holds the values exactly."""
     values = values.float()
     for name, top in SCALE.items():
         if torch.equal((values * top).round() / top, values):
@@ -80,14 +86,14 @@ def pixel_type(values: Tensor) -> str:
 
 
 def title_of(layer: Layer) -> str:
-    """``name: prompt`` as one line that every program can show; at most 255 characters."""
+    """Return ``name: prompt`` as one line that every program can show, at most 255 characters."""
     text = f"{layer.name}: {layer.prompt}" if layer.prompt else layer.name
     return clean_text(text)[:255]
 
 
 def check_workflow(workflow: Mapping[str, Any] | None) -> None:
-    """Raise :class:`LayeredError` unless the workflow is plain JSON values and not larger than reading
-    allows."""
+    """Raise :class:`LayeredError` unless the workflow consists of plain JSON values and is small enough to be
+    read again."""
     try:
         size = len(json.dumps(workflow))
     except (TypeError, ValueError, RecursionError) as error:
@@ -99,7 +105,7 @@ def check_workflow(workflow: Mapping[str, Any] | None) -> None:
 
 
 def document_private(document: LayerDocument) -> dict[str, Any]:
-    """What the document has beside canvas and layers."""
+    """Return the private data of a document: its version and prompts."""
     return {"version": VERSION, "prompt": document.prompt, "negative": document.negative}
 
 
@@ -111,7 +117,7 @@ def _backdrop(document: LayerDocument) -> FileLayer:
     return FileLayer(title, 0, 0, colour.expand(document.height, document.width, 4), private=private)
 
 
-def _flat(
+def _file_layer(
     layer: Layer, number: int, document: LayerDocument, bits: int, masks: bool
 ) -> tuple[FileLayer, dict[str, bytes]]:
     private: dict[str, Any] = {
@@ -131,7 +137,7 @@ def _flat(
             None if layer.mask is None else layer.mask.float(),
         )
     else:
-        left, top, pixels, mask = _baked(layer, document, masks)
+        left, top, pixels, mask = _as_placed(layer, document, masks)
         checksum, corner = look_of(*as_stored(pixels, mask, bits))
         original: dict[str, Any] = {"place": {k: getattr(layer, k) for k in PLACE}, "checksum": checksum}
         original |= {
@@ -155,7 +161,7 @@ def _flat(
 
 
 def _is_plain(layer: Layer, bits: int, masks: bool) -> bool:
-    """Whether the file's layer can be the layer's own pixels."""
+    """Return whether the file can store the layer's own pixels as they are."""
     if (
         layer.image is None
         or layer.rotation
@@ -172,9 +178,9 @@ def _is_plain(layer: Layer, bits: int, masks: bool) -> bool:
     return all(pixel_type(t) in fits for t in (layer.image, layer.mask) if t is not None)
 
 
-def _baked(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int, int, Tensor, Tensor | None]:
-    """Left, top, pixels and mask of the layer as placed. One larger than the canvas is cut at it: an enlarged
-    one might fill any file."""
+def _as_placed(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int, int, Tensor, Tensor | None]:
+    """Return left, top, pixels and mask of the placed layer. A layer larger than the canvas is cropped to it,
+    as an enlarged layer could fill any file."""
     left, top, right, bottom = bounds(layer)
     if (right - left) * (bottom - top) > document.width * document.height or max(
         right - left, bottom - top

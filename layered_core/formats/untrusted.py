@@ -1,4 +1,4 @@
-"""XML and JSON from files that are not to be trusted."""
+"""Parse XML and JSON from untrusted files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from defusedxml.ElementTree import fromstring
 from ..errors import LayeredError, invalid
 
 NAMESPACE = "https://github.com/layered-diffusion/layered-diffusion/ns/1#"
-"""XML namespace of what is ours in a file."""
+"""XML namespace of this project's data in files."""
 
 MAX_ELEMENTS = 100_000
-"""Greatest number of XML tags; a parsed one takes a hundred times its bytes."""
+"""Greatest number of XML elements; parsed, an element takes a hundred times the memory of its text."""
 
 
 def parse_xml(data: bytes, where: str) -> Element:
-    """The root element. Entities, DTDs and broken XML are refused with a :class:`LayeredError`."""
+    """Return the root element of an XML text; ``where`` names it in errors.
+
+    Raises:
+        LayeredError: the XML is broken, has a DTD or entities, or too many elements.
+    """
     if data.count(b"<") > 2 * MAX_ELEMENTS:
         raise invalid(f"number of elements of {where}", data.count(b"<"), f"at most {MAX_ELEMENTS}")
     try:
@@ -33,7 +37,11 @@ def parse_xml(data: bytes, where: str) -> Element:
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; anything else is a :class:`LayeredError`."""
+    """Return the JSON object of a text; ``where`` names it in errors.
+
+    Raises:
+        LayeredError: the text is not JSON, or not an object.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

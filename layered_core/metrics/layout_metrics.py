@@ -1,4 +1,8 @@
-"""Figures of a layout: whether what was asked for is where it was asked for."""
+"""Figures of a layout: whether the wanted objects are where they were wanted.
+
+The functions take what a detector found and what was wanted; they know no particular detector. Soft masks are
+used as they are, not thresholded, unless a function says so.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from torch.nn import functional
 from ..errors import invalid
 
 COCO_THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
-"""IoU thresholds of AP .5:.95; the first alone gives AP .5."""
+"""IoU thresholds of AP .5:.95; the first one alone gives AP .5."""
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union ``sum min(a, b) / sum max(a, b)``; for hard masks the usual one, for soft ones
-    the Ruzicka similarity.
+    """Compute intersection over union, ``sum min(a, b) / sum max(a, b)``: for hard masks the usual IoU, for
+    soft masks the Ruzicka similarity.
 
     Args:
         a, b: ``[..., H, W]`` in 0..1 or bool, of shapes that broadcast.
@@ -31,8 +35,8 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes of what is over one half, ``[L, H, W]`` to ``[L, 4]``: left, top, right, bottom pixel
-    edges; zeros for empty masks."""
+    """Compute the bounding boxes of the pixels above one half, ``[L, H, W]`` to ``[L, 4]``: left, top, right
+    and bottom pixel edges; zeros for empty masks."""
     hard = masks.float() > 0.5
     boxes = torch.zeros(len(masks), 4, device=masks.device)
     for box, mask in zip(boxes, hard, strict=True):
@@ -43,8 +47,8 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes ``[N, 4]`` and ``[M, 4]`` (left, top, right, bottom), ``[N, M]`` in
-    0..1; 0 with an empty box."""
+    """Compute intersection over union of boxes ``[N, 4]`` and ``[M, 4]`` (left, top, right, bottom),
+    ``[N, M]`` in 0..1; 0 for an empty box."""
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = (high - low).clamp_min(0).prod(-1)
     areas = ((x[:, 2:] - x[:, :2]).prod(-1) for x in (a, b))
@@ -53,13 +57,13 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def best_matches(ious: Tensor) -> Tensor:
-    """Pair found with wanted one to one, the greatest IoU first.
+    """Pair detections with wanted objects one to one, the greatest IoU first.
 
     Args:
-        ious: ``[D, L]``.
+        ious: detections by wanted objects, ``[D, L]``.
 
     Returns:
-        index of the found one for each wanted one, int64 ``[L]``, or -1 where none is left that overlaps it.
+        index of the detection for each wanted object, int64 ``[L]``; -1 where no free detection overlaps it.
     """
     left = ious.clone()
     matches = torch.full((ious.shape[1],), -1, dtype=torch.int64)
@@ -71,14 +75,14 @@ def best_matches(ious: Tensor) -> Tensor:
 
 
 class Matches(NamedTuple):
-    """The detections of one picture, compared with its objects: what average precision is counted from."""
+    """The detections of one picture compared with its objects; average precision is computed from these."""
 
     scores: Tensor
-    """Confidence of each detection, ``[D]``, falling."""
+    """Confidence of each detection, ``[D]``, in falling order."""
     labels: Tensor
     """Class of each detection, int ``[D]``."""
     hits: Tensor
-    """Whether the detection is a true one, by threshold, bool ``[T, D]``."""
+    """Whether each detection is true at each threshold, bool ``[T, D]``."""
     wanted: Tensor
     """Class of each object, int ``[G]``."""
 
@@ -93,17 +97,20 @@ def match_detections(
 ) -> Matches:
     """Decide for one picture which detections are true, as COCO does.
 
-    In order of confidence, each detection takes the object of its class that it overlaps most, of those not
-    yet taken, if that overlap is at least the threshold (Lin et al., arXiv 1405.0312; github
-    cocodataset/cocoapi, ``cocoeval.py``; no crowds, any area).
+    In order of confidence, each detection takes the free object of its class that it overlaps most, if that
+    overlap is at least the threshold (Lin et al., arXiv 1405.0312; github cocodataset/cocoapi,
+    ``cocoeval.py``; no crowds, any area).
 
     Args:
-        scores: ``[D]``.
-        labels: int ``[D]``.
-        wanted: classes of the objects there are, int ``[G]``.
-        ious: ``[D, G]``, of masks or of boxes.
+        scores: confidence of each detection, ``[D]``.
+        labels: class of each detection, int ``[D]``.
+        wanted: class of each object in the picture, int ``[G]``.
+        ious: overlaps of masks or of boxes, ``[D, G]``.
         thresholds: least overlaps, T of them.
-        most: detections a class that count.
+        most: greatest number of detections that count for each class.
+
+    Raises:
+        LayeredError: ``ious`` has the wrong shape.
     """
     if ious.shape != (len(scores), len(wanted)):
         raise invalid(
@@ -122,18 +129,19 @@ def match_detections(
         for i in range(len(scores)):
             open_to = torch.where(free & (wanted == labels[i]), ious[i], -1.0)
             if len(wanted) and float(open_to.max()) >= min(threshold, 1 - 1e-10):
-                free[int(len(wanted) - 1 - open_to.flip(0).argmax())] = False  # of equals the last, as COCO
+                # Of equal overlaps the last is taken, as COCO does.
+                free[int(len(wanted) - 1 - open_to.flip(0).argmax())] = False
                 hits[row, i] = True
     return Matches(scores, labels, hits, wanted)
 
 
 def average_precision(pictures: Sequence[Matches]) -> Tensor:
-    """Average precision over many pictures, COCO's: mean over the classes that occur of precision
-    interpolated at 101 recalls.
+    """Compute COCO's average precision over many pictures: precision interpolated at 101 recalls, averaged
+    over the classes that occur.
 
     Returns:
-        ``[T]``, one a threshold, in 0..1; NaN where no object is wanted at all. AP .5 is the first with
-        ``COCO_THRESHOLDS``, AP .5:.95 their mean.
+        ``[T]``, one for each threshold, in 0..1; NaN if no object is wanted at all. With ``COCO_THRESHOLDS``
+        the first is AP .5 and the mean is AP .5:.95.
     """
     if not pictures:
         return torch.full((len(COCO_THRESHOLDS),), torch.nan)
@@ -158,10 +166,10 @@ def average_precision(pictures: Sequence[Matches]) -> Tensor:
 
 
 def region_labels(labels: Tensor, masks: Tensor) -> Tensor:
-    """What each region shows: the label with the most of its mask.
+    """Return the label of each region: the one that covers the most of its mask.
 
     Args:
-        labels: int ``[H, W]``, from 0 (nothing).
+        labels: label of each pixel, int ``[H, W]``; 0 is nothing.
         masks: ``[L, H, W]`` in 0..1.
 
     Returns:
@@ -174,15 +182,15 @@ def region_labels(labels: Tensor, masks: Tensor) -> Tensor:
 def region_accuracy(
     kinds: Tensor, colours: Tensor, masks: Tensor, wanted_kinds: Tensor, wanted_colours: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether each region shows the wanted kind of object, the wanted colour, and both.
+    """Return whether each region shows the wanted kind of object, the wanted colour, and both.
 
     Args:
-        kinds, colours: what is found per pixel, int ``[H, W]``, 0 for nothing.
+        kinds, colours: kind and colour found at each pixel, int ``[H, W]``; 0 is nothing.
         masks: visible masks, ``[L, H, W]``.
-        wanted_kinds, wanted_colours: int ``[L]``, from 1.
+        wanted_kinds, wanted_colours: of each region, int ``[L]``, from 1.
 
     Returns:
-        three of bool ``[L]``.
+        three bool tensors ``[L]``.
     """
     object_right = region_labels(kinds, masks) == wanted_kinds
     colour_right = region_labels(colours, masks) == wanted_colours
@@ -190,17 +198,17 @@ def region_accuracy(
 
 
 def leakage(found: Tensor, masks: Tensor, alike: Tensor | None = None) -> Tensor:
-    """Share of what is found of each layer that lies where other layers are:
+    """Compute the share of each layer's found object that lies where other layers are:
     ``sum(found_i * sum_{j != i} M_j) / sum(found_i)``.
 
     Args:
-        found: where each layer's object (or its colour) is seen, ``[L, H, W]`` in 0..1.
-        masks: visible masks, ``[L, H, W]``; they sum to at most 1.
-        alike: bool ``[L, L]``, layers that should show the same and so do not count as each other's; None for
-            none.
+        found: where each layer's object (or its colour) was found, ``[L, H, W]`` in 0..1.
+        masks: visible masks M, ``[L, H, W]``; they sum to at most 1.
+        alike: bool ``[L, L]``, pairs of layers that should show the same and do not count as leaking into
+            each other; None: no pairs.
 
     Returns:
-        ``[L]`` in 0..1; NaN where nothing is found.
+        ``[L]`` in 0..1; NaN where nothing was found.
     """
     found, masks = found.float(), masks.float()
     own = torch.eye(len(masks), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""How a picture keeps to a document's layout, for people: a table, and a drawing of wanted and found
+"""Reports of how well a picture keeps to a document's layout: a table, and a drawing of wanted and found
 masks."""
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from ..errors import invalid
 from .layout_metrics import best_matches, box_iou, leakage, mask_boxes, mask_iou
 
 WANTED = (0.25, 0.55, 1.0)
-"""Colour of wanted outlines."""
+"""Colour of the outlines of wanted masks."""
 
 FOUND = (1.0, 0.35, 0.2)
-"""Colour of what was found."""
+"""Colour of found masks."""
 
 
 class LayerLayout(NamedTuple):
-    """How one layer came out."""
+    """How well one layer was met."""
 
     name: str
+    """Name of the layer."""
     found: str
-    """What the detector calls the object there; empty for none."""
+    """The detector's name for the object that belongs to the layer; empty: none was found."""
     iou: float
-    """Of the found mask and the layer's visible mask, 0..1."""
+    """IoU of the found mask and the layer's visible mask, 0..1."""
     box_iou: float
-    """Of their boxes, 0..1."""
+    """IoU of their boxes, 0..1."""
     leakage: float
     """Share of the found mask that lies where other layers are, 0..1; NaN where nothing was found."""
 
 
 class Layout(NamedTuple):
-    """How the layers of a document came out."""
+    """How well the layers of a document were met."""
 
     layers: tuple[LayerLayout, ...]
-    """Back to front as in the document; layers that are not seen are left out."""
+    """The layers that are looked for, back to front: those that are visible and not backgrounds."""
     wanted: Tensor
-    """Their visible masks, ``[L, H, W]``."""
+    """Visible masks of ``layers``, ``[L, H, W]``."""
     found: Tensor
-    """The detections that belong to them, ``[L, H, W]``; empty masks where there is none."""
+    """Masks of the detections that belong to ``layers``, ``[L, H, W]``; an empty mask where there is none."""
     extra: tuple[str, ...]
     """Names of detections that belong to no layer."""
 
@@ -53,20 +54,20 @@ class Layout(NamedTuple):
 def compare_layout(document: LayerDocument, found: Tensor, names: Sequence[str] = ()) -> Layout:
     """Pair detections with layers, one to one, by overlap.
 
-    A layer that covers nine tenths of the canvas before others are laid over it is a background: no object is
-    looked for in it, and what is found on it does not leak.
+    A layer that covers nine tenths of the canvas, other layers not counted, is a background: no object is
+    looked for in it, and objects found on it do not count as leakage.
 
     Args:
-        document: what was wanted.
-        found: masks of detected objects, ``[D, h, w]`` in 0..1; scaled to the canvas. D may be 0.
-        names: what the detector calls them; numbers where empty.
+        document: the wanted layout.
+        found: masks of detected objects, ``[D, h, w]`` in 0..1; they are scaled to the canvas. D may be 0.
+        names: the detector's names for them; numbers if empty.
 
     Raises:
-        LayeredError: ``names`` are not as many as masks.
+        LayeredError: the number of ``names`` is not the number of masks.
     """
     names = list(names) or [str(i + 1) for i in range(len(found))]
     if len(names) != len(found):
-        raise invalid("names of detections", len(names), f"one a mask, that is {len(found)}")
+        raise invalid("number of names of detections", len(names), f"one a mask, that is {len(found)}")
     alphas = layer_alphas(document)
     shown, _ = visible_masks(alphas)
     objects = [
@@ -91,7 +92,7 @@ def compare_layout(document: LayerDocument, found: Tensor, names: Sequence[str] 
 
 
 def layout_table(layout: Layout) -> str:
-    """As a Markdown table with a line of means."""
+    """Return a layout as a Markdown table with a line of means."""
     lines = ["| layer | found | mask IoU | box IoU | leakage |", "| --- | --- | --- | --- | --- |"]
     for x in layout.layers:
         lines.append(
@@ -110,18 +111,18 @@ def layout_table(layout: Layout) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Of those that are numbers."""
+    """Return the mean of the values that are not NaN, as text; a dash if there are none."""
     kept = [v for v in values if v == v]
     return f"{sum(kept) / len(kept):.2f}" if kept else "–"
 
 
 def layout_overlay(picture: Tensor, layout: Layout, side: int = 512) -> Tensor:
-    """The picture, greyed, with what was found filled and what was wanted outlined.
+    """Draw the picture half greyed, with found masks filled and wanted masks outlined.
 
     Args:
-        picture: ``[H, W, 3]`` in 0..1, scaled to the canvas.
-        side: a canvas whose longer side is below half of this is enlarged a whole number of times, to this at
-            most.
+        picture: ``[H, W, 3]`` in 0..1; it is scaled to the canvas.
+        side: a canvas whose longer side is at most half of this is enlarged by a whole factor, at most to
+            this, pixels.
 
     Returns:
         ``[H', W', 3]``.
@@ -133,7 +134,7 @@ def layout_overlay(picture: Tensor, layout: Layout, side: int = 512) -> Tensor:
         out = torch.lerp(out, torch.tensor(FOUND), 0.45 * (found > 0.5).float()[..., None])
         radius = max(1, round(max(height, width) / 256))
         hard = (wanted > 0.5).float()[None, None]
-        # Inside the mask, or a mask that fills the canvas would have no outline.
+        # The outline lies inside the mask: outside, a mask that fills the canvas would have none.
         rim = hard + functional.max_pool2d(functional.pad(-hard, (radius,) * 4), 2 * radius + 1, 1)
         out = torch.where(rim[0, 0, ..., None] > 0, torch.tensor(WANTED), out)
     scale = max(1, side // max(height, width))

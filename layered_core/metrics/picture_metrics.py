@@ -1,9 +1,5 @@
-"""How well a picture keeps to its layers: layout, leakage, what changed outside a mask, edges, alpha,
-harmony, words.
-
-Every function takes what some detector found and what was wanted; none knows the detector. Soft masks are
-taken as they are.
-"""
+"""Figures of pictures: changes outside a mask, seams, edges, alpha, distributions of features, and agreement
+with words."""
 
 from __future__ import annotations
 
@@ -14,49 +10,46 @@ from torch.nn import functional
 from ..errors import invalid
 
 BEST_PSNR = 100.0
-"""What :func:`psnr` gives where nothing differs, dB: means stay finite."""
+"""The value of :func:`psnr` for equal pictures, dB. It is finite, so that means are finite too."""
 
 
-# --- layout ---
-
-
-# --- what is where ---
-
-
-# --- what changed ---
+# --- changes outside a mask ---
 
 
 def outside_mse(picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Mean squared difference of ``[C, H, W]`` pictures in 0..1 where ``mask`` [H, W] is 0; NaN where it is 0
-    nowhere."""
+    """Compute the mean squared difference of ``[C, H, W]`` pictures in 0..1 where ``mask`` ``[H, W]`` is 0;
+    NaN if it is 0 nowhere."""
     return float((picture - original).square()[:, mask == 0].mean())
 
 
 def differing_pixels(picture: Tensor, original: Tensor, mask: Tensor) -> int:
-    """Number of pixels outside ``mask`` [H, W] (0 there) whose 8-bit values differ in any channel; pictures
-    ``[C, H, W]`` in 0..1."""
+    """Count the pixels outside ``mask`` ``[H, W]`` (where it is 0) whose 8-bit values differ in any channel;
+    pictures are ``[C, H, W]`` in 0..1."""
     a, b = ((x.clamp(0, 1) * 255).round() for x in (picture, original))
     return int(((a != b).any(0) & (mask == 0)).sum())
 
 
 def psnr(mse: float) -> float:
-    """Peak signal to noise ratio ``-10 log10(mse)`` of values in 0..1, dB; at most ``BEST_PSNR``."""
+    """Compute the peak signal to noise ratio ``-10 log10(mse)`` of values in 0..1, dB; at most
+    ``BEST_PSNR``."""
     return min(-10 * float(torch.log10(torch.tensor(max(mse, 1e-12)))), BEST_PSNR)
 
 
 def seam_gradient_ratio(picture: Tensor, mask: Tensor, reach: int = 5) -> float:
-    """How much steeper a picture is along a mask's border than around it; 1 is no seam, more is one.
+    """Compute how much steeper a picture is along a mask's border than near it: about 1 without a seam, more
+    with one.
 
-    Mean length of the gradient of brightness within one pixel of the border of ``mask > 0.5``, over that
-    within ``reach`` pixels but not in the first band; both plus 1/255, so that a flat picture gives 1.
+    It is the mean length of the brightness gradient within one pixel of the border of ``mask > 0.5``, divided
+    by that within ``reach`` pixels without the first band. 1/255 is added to both, so that a flat picture
+    gives 1.
 
     Args:
         picture: ``[3, H, W]`` in 0..1.
         mask: ``[H, W]``.
-        reach: of the surroundings, pixels.
+        reach: width of the surroundings, pixels.
 
     Returns:
-        NaN for a mask without border.
+        the ratio; NaN for a mask without a border.
     """
     hard = (mask > 0.5).float()[None, None]
 
@@ -75,8 +68,8 @@ def seam_gradient_ratio(picture: Tensor, mask: Tensor, reach: int = 5) -> float:
 
 
 def gradient(picture: Tensor) -> Tensor:
-    """Length of the Sobel gradient of brightness, ``[3, H, W]`` or ``[H, W]`` in 0..1 to ``[H, W]``; a step
-    of 1 gives 1. Edges repeat outside."""
+    """Compute the length of the Sobel gradient of brightness, ``[3, H, W]`` or ``[H, W]`` in 0..1 to
+    ``[H, W]``. A step of 1 gives 1; edge pixels are repeated outside."""
     grey = (
         picture.float()
         if picture.ndim == 2
@@ -89,17 +82,17 @@ def gradient(picture: Tensor) -> Tensor:
 
 
 def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> float:
-    """F1 of edges: harmonic mean of the share of found edges near a wanted one and of wanted edges near a
-    found one.
+    """Compute F1 of edges: the harmonic mean of precision (found edges near a wanted one) and recall (wanted
+    edges near a found one).
 
-    After the boundary benchmark of Martin et al. (2004), with dilation in place of one-to-one matching.
+    As in the boundary benchmark of Martin et al. (2004), but with dilation instead of one-to-one matching.
 
     Args:
         found, wanted: edge maps, bool ``[H, W]``, e.g. ``gradient(picture) > 0.1``.
-        tolerance: pixels, in the maximum norm.
+        tolerance: greatest distance of matching edges, pixels, in the maximum norm.
 
     Returns:
-        0..1; 1 where neither has an edge.
+        0..1; 1 if neither map has an edge.
     """
     if not bool(found.any()) and not bool(wanted.any()):
         return 1.0
@@ -113,13 +106,14 @@ def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> float:
 
 
 def alpha_psnr(alpha: Tensor, wanted: Tensor) -> float:
-    """PSNR of an alpha matte ``[H, W]`` in 0..1, dB; at most ``BEST_PSNR``. Its IoU is :func:`mask_iou`."""
+    """Compute the PSNR of an alpha matte ``[H, W]`` in 0..1, dB; at most ``BEST_PSNR``. For its IoU use
+    :func:`~.layout_metrics.mask_iou`."""
     return psnr(float((alpha - wanted).square().mean()))
 
 
 def alpha_sad(alpha: Tensor, wanted: Tensor) -> float:
-    """Sum of absolute differences of an alpha matte ``[H, W]`` in 0..1, in thousands, as matting papers give
-    it (Rhemann et al. 2009)."""
+    """Compute the sum of absolute differences of an alpha matte ``[H, W]`` in 0..1, in thousands, as in
+    matting papers (Rhemann et al. 2009)."""
     return float((alpha - wanted).abs().sum()) / 1000
 
 
@@ -127,17 +121,21 @@ def alpha_sad(alpha: Tensor, wanted: Tensor) -> float:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of two sets of features as Gaussians:
+    """Compute the Fréchet distance of two sets of features, taken as Gaussians:
     ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
-    Heusel et al., arXiv 1706.08500 section 3, where the features are Inception's. It is biased upwards in
-    small sets: compare sets of one size only.
+    Source: Heusel et al., arXiv 1706.08500 section 3, where the features are Inception's. The distance is
+    biased
+    upwards for small sets: compare only sets of the same size.
 
     Args:
-        a, b: ``[N, D]`` and ``[M, D]``, at least two each.
+        a, b: ``[N, D]`` and ``[M, D]``, at least two rows each.
 
     Returns:
         0 or more.
+
+    Raises:
+        LayeredError: a set has fewer than two rows.
     """
     for name, features in (("a", a), ("b", b)):
         if len(features) < 2:
@@ -152,20 +150,20 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """Square root of a symmetric positive matrix."""
+    """Return the square root of a symmetric positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
     return root
 
 
 def text_similarity(image: Tensor, text: Tensor) -> Tensor:
-    """Cosine of image and text vectors, at least 0, times 100: the CLIP score (Hessel et al., arXiv
-    2104.08718, there times 250).
+    """Compute 100 times the cosine of image and text vectors, at least 0: the CLIP score (Hessel et al.,
+    arXiv 2104.08718, there with the factor 2.5 on the cosine).
 
     Args:
-        image, text: ``[B, D]`` of one encoder pair, CLIP's or any other.
+        image, text: ``[B, D]`` from one pair of encoders, CLIP's or any other.
 
     Returns:
-        ``[B]`` in 0..100; 0 where a vector is zero.
+        ``[B]`` in 0..100; 0 if a vector is zero.
     """
     return 100 * functional.cosine_similarity(image.float(), text.float(), dim=-1).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Combine a model's predictions."""
+"""Classifier-free guidance, and a guidance scale that differs by region."""
 
 from __future__ import annotations
 
@@ -7,37 +7,41 @@ from collections.abc import Sequence
 from torch import Tensor
 
 FORMING = 1.0
-"""Above this sigma there is more noise than picture, and what is where is still being decided."""
+"""Above this sigma there is more noise than picture, and the layout is still forming."""
 
 
 def classifier_free(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tensor:
-    """``uncond + scale * (cond - uncond)``, any shape (Ho and Salimans, arXiv 2207.12598). Scale 1 is
-    ``cond`` alone.
+    """Return ``uncond + scale * (cond - uncond)``, any shape (Ho and Salimans, arXiv 2207.12598). Scale 1
+    gives ``cond``.
 
-    A scale for every pixel, broadcast over the predictions, guides some places more than others (Shen et al.,
+    A scale tensor that broadcasts over the predictions guides some pixels more than others (Shen et al.,
     arXiv 2404.05384).
     """
     return uncond + scale * (cond - uncond)
 
 
 def guided_more(guided: Tensor, uncond: Tensor, cond: Tensor, scale: float, factor: Tensor) -> Tensor:
-    """What :func:`classifier_free` would have given at ``scale * factor``, from what it gave at ``scale``;
-    all of one shape or broadcast."""
+    """Return the guided prediction at ``scale * factor``, computed from ``guided``, the prediction at
+    ``scale``.
+
+    All tensors have one shape or broadcast. See :func:`classifier_free`.
+    """
     return guided + scale * (factor - 1) * (cond - uncond)
 
 
 def region_factor(masks: Tensor, weights: Sequence[float], factor: float, sigma: float) -> Tensor:
-    """Factor on the guidance scale of every pixel, ``[H, W]``: ``1 + (factor - 1) sum_i w_i M_i (1 - a_i)``
-    while sigma is above ``FORMING``, then 1.
+    """Compute the factor on the guidance scale of every pixel, ``[H, W]``:
+    ``1 + (factor - 1) sum_i w_i M_i (1 - a_i)`` while sigma is above ``FORMING``, then 1.
 
-    The smaller the share ``a_i`` of the canvas that a layer is seen on, the less likely a model of its own
-    accord puts the layer's object there, so the more it takes; a background is hardly touched.
+    ``a_i`` is the share of the canvas on which layer i is visible. The smaller it is, the less likely the
+    model places the layer's object there by itself, so the larger the factor; a background is hardly
+    affected.
 
     Args:
         masks: visible masks M ``[L, H, W]``, summing to at most 1.
-        weights: how much of it each layer gets, 0..1.
-        factor: 1 (guidance as it is) and more.
-        sigma: noise level.
+        weights: how much of the factor each layer gets, w, 0..1.
+        factor: 1 (guidance unchanged) or more.
+        sigma: the current noise level.
     """
     if factor == 1 or sigma <= FORMING:
         return masks.new_ones(masks.shape[1:])

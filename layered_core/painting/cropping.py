@@ -9,37 +9,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import check_number, check_whole, invalid
+from ..errors import LayeredError, check_number, check_whole, invalid
 
 LEAST_ASPECT = 0.5
-"""A crop is widened, where the picture allows it, until its shorter side is this share of the longer: models
-know no thin strips."""
+"""A crop is widened, if the picture is large enough, until its shorter side is this share of the longer:
+models sample thin strips badly."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture and the size at which it is sampled."""
+    """A rectangle of a picture and the size at which it is sampled."""
 
     left: int
     """Left edge in the picture, pixels."""
     top: int
     """Top edge in the picture, pixels."""
     right: int
-    """Right edge, exclusive."""
+    """Right edge in the picture, pixels, exclusive."""
     bottom: int
-    """Bottom edge, exclusive."""
+    """Bottom edge in the picture, pixels, exclusive."""
     width: int
-    """Width it is scaled to, pixels; at least ``right - left``."""
+    """Width that the rectangle is scaled to, pixels; at least ``right - left``."""
     height: int
-    """Height it is scaled to, pixels; at least ``bottom - top``."""
+    """Height that the rectangle is scaled to, pixels; at least ``bottom - top``."""
     padded_width: int
-    """Width with what the model needs beyond ``width``; repeats the edge."""
+    """Width after padding to a multiple that the model needs, pixels; the padding repeats the edge."""
     padded_height: int
-    """Height with what the model needs beyond ``height``."""
+    """Height after padding, pixels."""
 
     def cut(self, pictures: Tensor, mode: str = "bicubic") -> Tensor:
-        """The crop of ``[..., H, W]`` at ``[..., padded_height, padded_width]``; exact where nothing is
-        scaled. ``mode``: torch's, of scaling up."""
+        """Return the crop of ``[..., H, W]`` as ``[..., padded_height, padded_width]``; pixels are exact if
+        nothing is scaled. ``mode`` is torch's interpolation mode for scaling up."""
         part = pictures[..., self.top : self.bottom, self.left : self.right]
         flat = _resized(part.reshape(1, -1, *part.shape[-2:]), self.height, self.width, mode)
         flat = functional.pad(
@@ -48,15 +48,19 @@ class Crop:
         return flat.reshape(*pictures.shape[:-2], *flat.shape[-2:])
 
     def put_back(self, part: Tensor, pictures: Tensor) -> Tensor:
-        """``pictures`` ``[..., H, W]`` with the sampled ``part`` ``[..., padded_height, padded_width]`` in
-        its place, at the picture's scale."""
+        """Return ``pictures`` ``[..., H, W]`` with the sampled ``part``
+        ``[..., padded_height, padded_width]`` scaled back into its rectangle.
+
+        Raises:
+            LayeredError: ``part`` has another size than the crop.
+        """
         if tuple(part.shape[-2:]) != (self.padded_height, self.padded_width):
             got, allowed = f"{part.shape[-1]}x{part.shape[-2]}", f"{self.padded_width}x{self.padded_height}"
             raise invalid(
                 "size of the sampled picture",
                 got,
                 allowed,
-                "Decode the latents that belong to this paste, at their own size",
+                "Decode the latents that were sampled for this crop, without scaling them",
             )
         inner = part[..., : self.height, : self.width]
         flat = _resized(
@@ -70,14 +74,14 @@ class Crop:
 
 
 def plan_crop(mask: Tensor, *, context: float = 0.5, side: int = 0, unit: int = 8) -> Crop:
-    """The crop in which a region is sampled.
+    """Choose the crop in which a region is sampled.
 
     Args:
         mask: ``[H, W]``, above 0 in the region.
-        context: how much of the surroundings comes along on every side, as a share of the region's longer
+        context: how much of the surroundings is included on every side, as a fraction of the region's longer
             side, 0..16.
-        side: the model's own picture side, pixels: a smaller crop is scaled up to an area of ``side * side``,
-            a larger one keeps its scale. 0: the whole picture, not scaled.
+        side: the picture side that the model was trained at, pixels: a smaller crop is scaled up to an area
+            of ``side * side``, a larger one keeps its scale. 0: the whole picture, not scaled.
         unit: sides are padded to a multiple of this, pixels: the VAE's downscale.
 
     Raises:
@@ -88,11 +92,9 @@ def plan_crop(mask: Tensor, *, context: float = 0.5, side: int = 0, unit: int = 
     height, width = mask.shape[-2:]
     rows, columns = ((mask > 0).any(d).nonzero()[:, 0] for d in (1, 0))
     if not len(rows):
-        raise invalid(
-            "mask",
-            "0 everywhere",
-            "more than 0 on at least one pixel of the picture",
-            "Name a layer that is seen, or move the mask",
+        raise LayeredError(
+            "mask is 0 everywhere on the picture, so there is nothing to repaint. Name a layer that is seen, "
+            "or move the mask"
         )
     if side == 0:
         return _scaled((0, 0, width, height), 1.0, unit)
@@ -108,8 +110,8 @@ def plan_crop(mask: Tensor, *, context: float = 0.5, side: int = 0, unit: int = 
 
 
 def _widened(low: int, high: int, around: int, least: int, limit: int) -> tuple[int, int]:
-    """``low..high`` with ``around`` on both ends and at least ``least`` long, moved and cut to fit into
-    ``0..limit``."""
+    """Return ``low..high`` extended by ``around`` at both ends and to a length of at least ``least``, moved
+    and cut to fit into ``0..limit``."""
     more = max(around, math.ceil((least - (high - low)) / 2))
     low, high = low - more, high + more
     if low < 0:

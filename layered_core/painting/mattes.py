@@ -1,4 +1,4 @@
-"""Mattes: which part of a changed picture is the new layer, and its colours freed of what shows through."""
+"""Mattes: the alpha of a new layer in a changed picture, and its colours without those that show through."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from ..canvas.soft_masks import grow
 from ..errors import invalid
 
 MATTES = ("difference", "mask")
-"""Where the alpha of what was painted into a picture comes from: what changed, or where it was allowed to."""
+"""Sources of a new layer's alpha: ``difference``, where the picture changed; ``mask``, where it was allowed
+to."""
 
 
 def difference_matte(
     before: Tensor, after: Tensor, low: float = 0.06, high: float = 0.18, close: int = 2
 ) -> Tensor:
-    """How much of each pixel something new covers, judged by how far the picture has changed there.
+    """Compute how much of each pixel a new layer covers, from how far the picture has changed there.
 
-    ``alpha = clamp((d - low) / (high - low), 0, 1)`` with d the greatest difference of a channel, holes up to
-    ``2 * close`` wide closed, and where that is above 0 never less than :func:`least_alpha`; so the layer of
-    :func:`uncovered` over ``before`` is ``after`` wherever alpha is above 0, and differs by ``low`` at most
-    elsewhere. Difference keying as in Smith and Blinn, *Blue Screen Matting*, SIGGRAPH 1996, with each
-    pixel's own backing colour.
+    ``alpha = clamp((d - low) / (high - low), 0, 1)`` with d the greatest difference of a channel. Holes up to
+    ``2 * close`` wide are closed, and an alpha above 0 is at least :func:`least_alpha`. So the layer that
+    :func:`uncovered` returns, laid over ``before``, gives ``after`` wherever alpha is above 0; elsewhere it
+    differs by at most ``low``. This is difference keying as in Smith and Blinn, *Blue Screen Matting*,
+    SIGGRAPH 1996, with each pixel's own backing colour.
 
     Args:
-        before: ``[3, H, W]`` in 0..1, without the thing.
+        before: ``[3, H, W]`` in 0..1, without the new layer.
         after: ``[3, H, W]``, with it.
-        low: differences up to this are none, 0..1.
-        high: differences from this on are whole, ``low``..1.
-        close: pixels.
+        low: differences up to this give alpha 0, 0..1.
+        high: differences from this on give alpha 1, ``low``..1.
+        close: half the width of the holes that are closed, pixels.
 
     Returns:
         ``[H, W]`` in 0..1.
@@ -41,25 +42,26 @@ def difference_matte(
 
 
 def least_alpha(before: Tensor, after: Tensor) -> Tensor:
-    """The least alpha with which some colour in 0..1 over ``before`` gives ``after``; both ``[3, H, W]``,
-    result ``[H, W]``."""
+    """Compute the least alpha with which some colour in 0..1 laid over ``before`` gives ``after``; both are
+    ``[3, H, W]``, the result is ``[H, W]``."""
     up = (after - before) / (1 - before).clamp_min(1e-6)
     down = (before - after) / before.clamp_min(1e-6)
     return torch.maximum(up, down).amax(0).clamp(0, 1)
 
 
 def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False) -> Tensor:
-    """The layer that, laid over ``before`` with ``alpha``, gives ``after``:
+    """Compute the layer that, laid over ``before`` with ``alpha``, gives ``after``:
     ``F = (after - (1 - alpha) * before) / alpha``, clamped to 0..1.
 
     Args:
         before: ``[3, H, W]`` in 0..1.
         after: ``[3, H, W]``.
         alpha: ``[H, W]`` in 0..1.
-        linear: the layer will be laid over in linear light, as ComfyUI's compositor does, not in sRGB.
+        linear: whether the layer will be composited in linear light, as by ComfyUI's compositor, instead of
+            in sRGB.
 
     Returns:
-        RGBA ``[H, W, 4]``, straight alpha; colour 0 where alpha is, and ``after`` to the bit where it is 1.
+        RGBA ``[H, W, 4]``, straight alpha; colour 0 where alpha is 0, and exactly ``after`` where it is 1.
     """
     back, front = (srgb_to_linear(before), srgb_to_linear(after)) if linear else (before, after)
     colour = ((front - (1 - alpha) * back) / alpha.clamp_min(1e-6)).clamp(0, 1)
@@ -70,8 +72,15 @@ def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False
 
 
 def stage_alpha(before: Tensor, after: Tensor, mask: Tensor, alpha: str) -> Tensor:
-    """The alpha of what a stage added, ``[H, W]``: its soft mask, or the :func:`difference_matte` inside
-    it."""
+    """Return the alpha of the layer that a stage added, ``[H, W]``: its soft mask, or the
+    :func:`difference_matte` inside it.
+
+    Args:
+        before: ``[3, H, W]`` in 0..1, the picture before the stage.
+        after: ``[3, H, W]``, the picture after it.
+        mask: ``[H, W]`` in 0..1, where the stage could paint.
+        alpha: one of ``MATTES``.
+    """
     if alpha not in MATTES:
         raise invalid("alpha", alpha, ", ".join(MATTES))
     return mask if alpha == "mask" else difference_matte(before, after) * (mask > 0)

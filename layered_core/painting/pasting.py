@@ -1,4 +1,4 @@
-"""Change a part of something and keep the rest to the bit: soft masks, and pastes without a seam."""
+"""Paste a changed part into a picture without a seam; pixels outside the mask stay exactly equal."""
 
 from __future__ import annotations
 
@@ -11,27 +11,22 @@ from torch.nn import functional
 from ..canvas.soft_masks import gaussian_blur, keep_outside
 
 BLENDS = ("gradient", "multi-band", "feather")
-"""How :func:`paste` joins a changed part to what surrounds it."""
-
-
-# --- soft masks ---
-
-
-# --- pastes ---
+"""Ways in which :func:`paste` blends a changed part with its surroundings."""
 
 
 def paste(changed: Tensor, kept: Tensor, mask: Tensor, blend: str = "gradient") -> Tensor:
-    """Put the changed part of a picture back; what lies where the mask is 0 stays equal to the bit.
+    """Paste the changed part of a picture; pixels where the mask is 0 stay exactly equal.
 
-    ``feather`` mixes by the mask. ``multi-band`` mixes broad differences over a wide border and fine ones
-    over a narrow one (Burt and Adelson, *A Multiresolution Spline*, ACM TOG 1983), then by the mask.
-    ``gradient`` shifts the changed part, at its border, to what it meets there, before it mixes (see
-    :func:`meet_border`).
+    * ``feather`` mixes by the mask.
+    * ``multi-band`` mixes coarse detail over a wide border and fine detail over a narrow one (Burt and
+      Adelson, *A Multiresolution Spline*, ACM TOG 1983), then mixes by the mask.
+    * ``gradient`` first shifts the colours of the changed part so that they agree with ``kept`` at the border
+      (see :func:`meet_border`), then mixes by the mask.
 
     Args:
         changed: ``[..., C, H, W]`` in 0..1.
-        kept: of the same shape.
-        mask: ``[H, W]`` in 0..1, 1 where the change shows whole.
+        kept: the picture to paste into, of the same shape.
+        mask: ``[H, W]`` in 0..1, 1 where only ``changed`` is shown.
         blend: one of ``BLENDS``.
     """
     if blend == "gradient":
@@ -42,17 +37,17 @@ def paste(changed: Tensor, kept: Tensor, mask: Tensor, blend: str = "gradient") 
 
 
 def match_colours(changed: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
-    """Bring ``changed`` to the colours of ``kept``: per channel the gain (0.8..1.25) and offset that fit
-    best, least squares, where ``weight`` is.
+    """Match the colours of ``changed`` to ``kept``: each channel gets the gain (0.8..1.25) and offset that
+    fit best by least squares, weighted by ``weight``.
 
-    What a VAE or a low step count shifts is shifted back, as measured on the pixels that should be equal in
-    both. Those that differ by more than 0.15 show something else and do not count.
+    This undoes colour shifts of a VAE or of few steps, measured on pixels that should be equal in both
+    pictures. Pixels that differ by more than 0.15 show something else and are not counted.
 
     Args:
         changed: ``[C, H, W]`` in 0..1.
         kept: ``[C, H, W]``.
-        weight: ``[H, W]``, how much each pixel counts, 0..1. With less than a quarter of the picture, which
-            says little about the rest, nothing is changed.
+        weight: ``[H, W]``, how much each pixel counts, 0..1. If the weights sum to less than a quarter of the
+            picture, too few to judge the rest by, nothing is changed.
     """
     weight = weight * ((changed - kept).abs().amax(0) <= 0.15)
     total = weight.sum()
@@ -64,7 +59,7 @@ def match_colours(changed: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
         ((changed - x) * (picture - centre) * share).sum((-1, -2), keepdim=True)
         for picture, centre in ((changed, x), (kept, y))
     )
-    # 1e-4, a deviation of 0.01, keeps flat surroundings from deciding about contrast.
+    # 1e-4, the variance of a deviation of 0.01, keeps flat surroundings from setting the gain.
     gain = ((covariance + 1e-4) / (variance + 1e-4)).clamp(0.8, 1.25)
     return (changed - x) * gain + y
 
@@ -77,22 +72,23 @@ def meet_border(
     limit: float = 0.15,
     tolerance: float = 1e-3,
 ) -> Tensor:
-    """Shift ``changed`` so that it meets ``kept`` at the border of a region, and less and less further in.
+    """Shift the colours of ``changed`` so that it agrees with ``kept`` at the border of a region; the shift
+    fades towards the inside.
 
-    Seamless cloning by gradients (Pérez et al., *Poisson Image Editing*, SIGGRAPH 2003, equations 2-3) with a
-    screening term that keeps colours deep inside: the shift u solves ``laplace(u) = u / reach^2`` inside,
-    ``u = kept - changed`` on the pixels around. Conjugate gradients; about ten steps a pixel of ``reach`` at
-    most.
+    This is seamless cloning (Pérez et al., *Poisson Image Editing*, SIGGRAPH 2003, equations 2-3) with a
+    screening term that keeps the colours far from the border: the shift u solves ``laplace(u) = u / reach^2``
+    inside, with ``u = kept - changed`` on the surrounding pixels. Solved by conjugate gradients, in at most
+    about ten steps per pixel of ``reach``.
 
     Args:
         changed: ``[..., C, H, W]``.
         kept: of the same shape.
-        inside: bool ``[H, W]``.
-        reach: after how many pixels the shift has fallen to 1/e. Infinite: never, as in the paper.
-        limit: a greater difference at the border is not a shift of colour but another thing, which must not
-            bleed: from here on it counts less, from twice this on not at all. Infinite: all count, as in the
+        inside: bool ``[H, W]``, the region.
+        reach: distance in pixels over which the shift falls to 1/e. Infinite: it does not fall, as in the
             paper.
-        tolerance: greatest residue that is left, in units of the values.
+        limit: differences at the border above this are taken for another object instead of a colour shift:
+            they count less, and from twice this on not at all. Infinite: all count, as in the paper.
+        tolerance: greatest residual that is left, in units of the values.
     """
     if not bool(inside.any()) or bool(inside.all()):
         return changed
@@ -104,13 +100,13 @@ def meet_border(
     around = shift.reshape(-1, *shape[-2:]) * (1 - domain)
     screen = 1 / reach**2
     edge = functional.pad(torch.ones_like(domain)[None], (1, 1, 1, 1))
-    neighbours = _four(edge)[0]
+    neighbours = _neighbour_sum(edge)[0]
 
     def system(u: Tensor) -> Tensor:
-        return domain * ((neighbours + screen) * u - _four(functional.pad(u, (1, 1, 1, 1))))
+        return domain * ((neighbours + screen) * u - _neighbour_sum(functional.pad(u, (1, 1, 1, 1))))
 
     u = torch.zeros_like(around)
-    residue = domain * _four(functional.pad(around, (1, 1, 1, 1)))
+    residue = domain * _neighbour_sum(functional.pad(around, (1, 1, 1, 1)))
     step, power = residue, residue.square().sum((-1, -2), keepdim=True)
     for _ in range(20 * max(shape[-2:])):
         if float(residue.abs().max()) < tolerance:
@@ -123,14 +119,14 @@ def meet_border(
     return changed + u.reshape(shape)
 
 
-def _four(padded: Tensor) -> Tensor:
-    """Sum of the four neighbours of every pixel of ``[C, H + 2, W + 2]``."""
+def _neighbour_sum(padded: Tensor) -> Tensor:
+    """Return the sum of the four neighbours of every pixel, ``[C, H + 2, W + 2]`` to ``[C, H, W]``."""
     return padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
 
 
 def multi_band(changed: Tensor, kept: Tensor, mask: Tensor, levels: int = 4) -> Tensor:
-    """Mix two pictures ``[..., H, W]`` band by band, each over a border as wide as its own detail (Burt and
-    Adelson 1983); ``levels`` halvings."""
+    """Mix two pictures ``[..., H, W]`` band by band, each band over a border as wide as its detail (Burt and
+    Adelson 1983). ``levels`` is the number of halvings of the pyramid."""
     flat, other = (x.reshape(1, -1, *x.shape[-2:]) for x in (changed, kept))
     share = mask.to(changed.dtype)[None, None]
     bands = []
@@ -142,14 +138,14 @@ def multi_band(changed: Tensor, kept: Tensor, mask: Tensor, levels: int = 4) -> 
             for x in (flat, other, share)
         ]
         size = flat.shape[-2:]
-        fine = [x - _up(s, size) for x, s in zip((flat, other), small, strict=False)]
+        fine = [x - _enlarged(s, size) for x, s in zip((flat, other), small, strict=False)]
         bands.append((torch.lerp(fine[1], fine[0], share.expand_as(flat)), size))
         flat, other, share = small
     out = torch.lerp(other, flat, share.expand_as(flat))
     for band, size in reversed(bands):
-        out = _up(out, size) + band
+        out = _enlarged(out, size) + band
     return out.reshape(changed.shape)
 
 
-def _up(pictures: Tensor, size: tuple[int, ...]) -> Tensor:
+def _enlarged(pictures: Tensor, size: tuple[int, ...]) -> Tensor:
     return functional.interpolate(pictures, tuple(size), mode="bilinear")

@@ -1,5 +1,5 @@
-"""Repaint a region of a picture: what is cut out, how far each latent cell may change, and how the result is
-pasted back."""
+"""Plan the repainting of a region: the crop to sample, how far each latent cell may change, and the paste of
+the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..canvas.masks import document_masks
 from ..canvas.soft_masks import feather, grow
 from ..document import LayerDocument
-from ..errors import check_number, check_whole, invalid
+from ..errors import LayeredError, check_number, check_whole, invalid
 from ..noise.change_map import noise_map, seen_noises
 from .cropping import Crop, plan_crop
 from .pasting import BLENDS, match_colours, paste
@@ -20,44 +20,46 @@ from .pasting import BLENDS, match_colours, paste
 
 @dataclass(frozen=True, eq=False)
 class Repaint:
-    """A region of a picture that is to be sampled anew."""
+    """A region of a picture that is to be sampled again."""
 
     picture: Tensor
-    """The picture before, ``[3, H, W]`` in 0..1."""
+    """The picture before repainting, ``[3, H, W]`` in 0..1."""
     mask: Tensor
-    """``[H, W]``, 1 where the new shows whole, 0 where the picture stays equal to the bit, soft between."""
+    """``[H, W]``, 1 where only the sampled picture is shown, 0 where the picture stays exactly equal, soft
+    between."""
     change: Tensor
-    """``[H, W]`` in 0..1: the change map in pixels. See :mod:`.noise`."""
+    """The change map in pixels, ``[H, W]`` in 0..1. See :mod:`~layered_core.noise.change_map`."""
     crop: Crop
     """The part of the picture that is sampled."""
 
     def cut(self) -> Tensor:
-        """What goes to the VAE: ``[3, padded_height, padded_width]`` in 0..1."""
+        """Return the picture for the VAE to encode: ``[3, padded_height, padded_width]`` in 0..1."""
         return self.crop.cut(self.picture).clamp(0, 1)
 
     def cut_mask(self) -> Tensor:
-        """The mask of what goes to the VAE, ``[padded_height, padded_width]``, for inpainting models."""
+        """Return the mask that belongs to :meth:`cut`, ``[padded_height, padded_width]``, for inpainting
+        models."""
         return self.crop.cut(self.mask, "bilinear").clamp(0, 1)
 
     def cells(self, height: int, width: int) -> Tensor:
-        """The change map of the latents, ``[height, width]`` in 0..1: each cell the mean of its pixels."""
+        """Return the change map of the latents, ``[height, width]`` in 0..1: each cell is the mean of its
+        pixels."""
         change = self.crop.cut(self.change, "bilinear").clamp(0, 1)
         return functional.adaptive_avg_pool2d(change[None], (height, width))[0]
 
     def paste(self, sampled: Tensor, blend: str = "gradient", colours: bool = True) -> Tensor:
-        """The picture with what was sampled in place.
+        """Paste the sampled part into the picture.
 
         Args:
             sampled: ``[..., 3, padded_height, padded_width]`` in 0..1, decoded.
-            blend: how it joins its surroundings, one of :data:`~.blending.BLENDS`.
-            colours: bring it, before that, to the colours of the picture, as measured where both show the
-                same.
+            blend: how it is blended with its surroundings, one of :data:`~.pasting.BLENDS`.
+            colours: whether to match its colours to the picture's first, measured where both should be equal.
 
         Returns:
-            ``[..., 3, H, W]``; where ``mask`` is 0, ``picture`` to the bit.
+            ``[..., 3, H, W]``; exactly ``picture`` where ``mask`` is 0.
 
         Raises:
-            LayeredError: ``sampled`` has another size than what was cut, or there is no such blend.
+            LayeredError: ``sampled`` has another size than :meth:`cut` returned, or ``blend`` is unknown.
         """
         if blend not in BLENDS:
             raise invalid("blend", blend, ", ".join(BLENDS))
@@ -85,19 +87,19 @@ def plan_repaint(
     side: int = 0,
     unit: int = 8,
 ) -> Repaint:
-    """How a region of a picture is repainted.
+    """Plan the repainting of a region.
 
     Args:
         picture: ``[3, H, W]`` in 0..1.
-        region: ``[H, W]`` in 0..1, 1 where something new is wanted.
-        noise: how far the region may change, 0 (nothing does) to 1.
-        widen: pixels by which the region grows, -1024..1024; shrinks where negative.
-        soften: width of the soft border around it, pixels, 0..1024. Beyond it nothing changes.
+        region: ``[H, W]`` in 0..1, 1 where the picture is to change.
+        noise: how far the region may change, 0 (not at all) to 1.
+        widen: pixels by which the region grows, -1024..1024; negative shrinks it.
+        soften: width of the soft border around the region, pixels, 0..1024. Nothing changes beyond it.
         context, side, unit: see :func:`~.cropping.plan_crop`.
 
     Raises:
-        LayeredError: the region has another size than the picture, values that are not 0..1, or no pixel; or
-            a number is out of range.
+        LayeredError: the region has another size than the picture, values outside 0..1, or is 0 everywhere;
+            or a number is out of range.
     """
     check_number("noise", noise, 0, 1)
     check_whole("grow", widen, -1024, 1024)
@@ -116,24 +118,24 @@ def plan_repaint(
         )
     mask = feather(grow(region, widen), soften).clamp(0, 1)
     crop = plan_crop(mask, context=context, side=side, unit=unit)
-    # With no noise nothing changes, not even by the way through the VAE.
+    # With noise 0 nothing may change, not even by encoding and decoding with the VAE.
     return Repaint(picture, mask if noise > 0 else torch.zeros_like(mask), noise * mask, crop)
 
 
 def plan_document(
     picture: Tensor, document: LayerDocument, *, background: float = 1.0, blur: float = 0.0, unit: int = 8
 ) -> Repaint:
-    """How a document's composite is repainted, each layer as far as its noise says: what is of noise 0 stays
-    equal to the bit.
+    """Plan the repainting of a document's composite, each layer as far as its noise says. Layers with noise 0
+    stay exactly equal.
 
     Args:
         picture: the composite, ``[3, H, W]`` in 0..1.
-        document: gives the noise of each layer.
-        background, blur: see :func:`~.noise.noise_map`.
+        document: its layers have the noise.
+        background, blur: see :func:`~layered_core.noise.change_map.noise_map`.
         unit: sides are padded to a multiple of this, pixels.
     """
     change = noise_map(document, background, blur)
-    # A pixel that a frozen layer covers in part shows as much of the new.
+    # Where a frozen layer covers a part of a pixel, only the other part of it may change.
     least = min((n for n in seen_noises(document, background)[1].tolist() if n > 0), default=1.0)
     return Repaint(
         picture, (change / least).clamp(0, 1), change, plan_crop(torch.ones_like(change), unit=unit)
@@ -141,16 +143,15 @@ def plan_document(
 
 
 def region_of(document: LayerDocument, names: list[str]) -> Tensor:
-    """Where the layers called ``names`` are seen, ``[H, W]`` in 0..1.
+    """Return where the layers called ``names`` are visible, ``[H, W]`` in 0..1.
 
     Raises:
-        LayeredError: no names, or one that is not there (the names there are, are said), or none of them is
-            seen on the canvas.
+        LayeredError: ``names`` is empty, a name does not exist (the error lists those that do), or none of
+            the layers is visible on the canvas.
     """
     if not names:
-        raise invalid(
-            "names of layers to redo", names, "at least one of " + ", ".join(repr(x.name) for x in document)
-        )
+        existing = ", ".join(repr(x.name) for x in document)
+        raise LayeredError(f"names of layers to redo: none was given. Give at least one of {existing}")
     wanted = [document.layer(name) for name in names]
     shown, _ = document_masks(document)
     region = sum(
@@ -158,20 +159,18 @@ def region_of(document: LayerDocument, names: list[str]) -> Tensor:
         torch.zeros(document.height, document.width),
     ).clamp(0, 1)
     if not bool((region > 0).any()):
-        raise invalid(
-            f"layer {names[0]!r}: seen pixels",
-            0,
-            "at least one",
-            "It is hidden, off the canvas or wholly covered: show it or redo what covers it",
+        raise LayeredError(
+            f"layer {names[0]!r} has no visible pixel: it is hidden, off the canvas or wholly covered. Show "
+            f"it, or redo the layer that covers it"
         )
     return region
 
 
 def tighten(region: Tensor, pixels: int) -> tuple[int, int]:
-    """``widen`` and ``soften`` for :func:`plan_repaint` that keep the soft border inside the region, at most
-    ``pixels`` wide.
+    """Return ``widen`` and ``soften`` for :func:`plan_repaint` such that the soft border lies inside the
+    region.
 
-    Less where the region is so small that nothing would be left of it.
+    The border is ``pixels`` wide, or less if the region is so small that nothing else would be left of it.
     """
     while pixels and not bool((grow(region, -pixels) > 0.5).any()):
         pixels //= 2

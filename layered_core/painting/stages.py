@@ -1,4 +1,5 @@
-"""Build a picture in stages: seeds that belong to a stage, and the layer that a stage added."""
+"""Build a picture in stages, one layer after the other: the seed and place of a stage, and the layer it
+adds."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from ..canvas.compositing import straight
 from ..canvas.placement import Box, bounds, place
 from ..canvas.soft_masks import gaussian_blur, grow
 from ..document import Layer, LayerDocument
-from ..errors import invalid
+from ..errors import LayeredError, invalid
 from .mattes import MATTES
 
 ALPHAS = (*MATTES, "transparent")
-"""Where the alpha of a new layer comes from; the last: it is painted alone, transparent, and brought
-:func:`into_place`."""
+"""Sources of a new layer's alpha: those of ``MATTES``, and ``transparent``: the layer is generated alone with
+its own alpha, then brought :func:`into_place`."""
 
 
 DRAFT_STRENGTH = 0.75
@@ -94,37 +95,35 @@ def plan_stage(document: LayerDocument, layer: Layer, seed: int, place: Tensor |
 
 
 def stage_seed(base: int, name: str) -> int:
-    """The seed of one stage, 0..2**63-1: the same for the same base seed and name, whatever the other stages
-    are (of their SHA-256)."""
+    """Return the seed of one stage, 0..2**63-1. It depends on the base seed and the name alone (by SHA-256),
+    not on the other stages."""
     digest = hashlib.sha256(f"{base} {name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
-    """Where a draft differs most from the picture it was made from: a mask for a thing of which only the
-    words are known.
+    """Return a mask of where a draft differs most from the picture it was made from. It gives a place to an
+    object of which only the prompt is known.
 
-    The difference, blurred by a thirty-second of the picture's side, from ``share`` of its greatest value on;
-    the connected part that holds the most of it.
+    The difference is blurred by a thirty-second of the picture's side and kept where it is at least ``share``
+    of its greatest value; of that, the connected part around the greatest value is returned.
 
     Args:
         before: ``[3, H, W]`` in 0..1.
         after: ``[3, H, W]``, the draft.
-        share: 0..1, less is a larger region.
+        share: threshold, 0..1; a smaller one gives a larger region.
 
     Returns:
-        ``[H, W]``, 0 or 1, with 1 somewhere.
+        ``[H, W]`` of 0 and 1; at least one pixel is 1.
 
     Raises:
-        LayeredError: the two are the same.
+        LayeredError: the two pictures are equal.
     """
     difference = gaussian_blur((after - before).abs().amax(0), max(before.shape[-2:]) / 32)
     if not bool(difference.any()):
-        raise invalid(
-            "draft: difference from the picture",
-            0,
-            "more than 0 on at least one pixel",
-            "Redraw it further, or with other words",
+        raise LayeredError(
+            "draft is equal to the picture it was made from, so no place for the layer can be found in it. "
+            "Let it change more, or use another prompt"
         )
     mask = ((difference >= share * difference.max()) & (difference > 0)).float()
     seed = (difference == difference.max()).float()
@@ -136,8 +135,12 @@ def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
 
 
 def stage_region(layer: Layer, width: int, height: int) -> Tensor:
-    """Where a stage may paint on a canvas: the layer's box, or its mask, whatever its picture;
-    ``[height, width]`` in 0..1."""
+    """Return where a stage may paint, ``[height, width]`` in 0..1: the layer's mask, or else its box; its
+    picture does not matter.
+
+    Raises:
+        LayeredError: that place has no pixel on the canvas.
+    """
     shape = torch.ones(layer.height, layer.width) if layer.mask is None else layer.mask.float()
     region = place(shape[..., None], layer, width, height)[..., 0].clamp(0, 1)
     if not bool((region > 0).any()):
@@ -145,13 +148,14 @@ def stage_region(layer: Layer, width: int, height: int) -> Tensor:
             f"layer {layer.name!r}: place",
             f"x {layer.x:g}, y {layer.y:g}",
             f"at least one pixel on the canvas of {width}x{height}",
+            "Move it onto the canvas",
         )
     return region
 
 
 def with_stage(layer: Layer, pixels: Tensor) -> Layer:
-    """The layer with what its stage made of the canvas, RGBA ``[H, W, 4]``, cut to its box; its mask is in
-    the alpha from now on."""
+    """Return the layer with the RGBA result of its stage on the whole canvas, ``[H, W, 4]``, cut to the
+    layer's box. The mask is then contained in the alpha."""
     left, top, right, bottom = bounds(layer)
     left, top, right, bottom = (
         max(left, 0),
@@ -175,18 +179,18 @@ def with_stage(layer: Layer, pixels: Tensor) -> Layer:
 
 
 def into_place(pixels: Tensor, region: Tensor) -> Tensor:
-    """A layer that was painted alone, brought to where a stage may paint: trimmed, and as large as fits, in
-    the middle of the place.
+    """Fit a layer that was generated alone into the region where a stage may paint: trimmed, scaled as large
+    as fits, and centred.
 
-    Trimmed to where alpha is above half of its greatest value, and a thirty-second of that around, for soft
-    edges.
+    It is trimmed to the box where alpha is above half of its greatest value, plus a thirty-second of the
+    box's longer side for soft edges.
 
     Args:
         pixels: RGBA ``[H', W', 4]`` in 0..1, straight alpha, of any size.
-        region: ``[H, W]`` in 0..1, above 0 on at least one pixel: 1 where it may be.
+        region: ``[H, W]`` in 0..1, 1 where the stage may paint; above 0 on at least one pixel.
 
     Returns:
-        RGBA ``[H, W, 4]``, straight alpha; nothing where ``region`` is 0.
+        RGBA ``[H, W, 4]``, straight alpha; transparent where ``region`` is 0.
     """
     alpha = pixels[..., 3]
     left, top, right, bottom = _box(alpha > alpha.max() / 2)
@@ -211,6 +215,6 @@ def into_place(pixels: Tensor, region: Tensor) -> Tensor:
 
 
 def _box(mask: Tensor) -> Box:
-    """The smallest box that holds a mask ``[H, W]``, the whole where it is empty."""
+    """Return the smallest box around a mask ``[H, W]``; the whole canvas for an empty mask."""
     rows, columns = (mask.any(d).nonzero()[:, 0].tolist() or [0, mask.shape[1 - d] - 1] for d in (1, 0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

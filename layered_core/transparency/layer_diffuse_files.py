@@ -1,7 +1,7 @@
-"""The published files of LayerDiffuse: which there are, what each is for, and how to tell that one is whole
-and fits a model.
+"""The published files of LayerDiffuse: names, sizes and tasks, and safe reading with errors that say what is
+wrong.
 
-Names, sizes and contents: LayerDiffusion/layerdiffusion-v1, lllyasviel/LayerDiffuse_Diffusers and
+Sources of names, sizes and contents: LayerDiffusion/layerdiffusion-v1, lllyasviel/LayerDiffuse_Diffusers and
 rootonchair/diffuser_layerdiffuse on Hugging Face. Nothing here downloads anything.
 """
 
@@ -23,26 +23,27 @@ TASKS = (
     "transparent", "joint", "fg2ble", "bg2ble", "fgble2bg", "bgble2fg", "fg2bg", "bg2fg", "encoder",
     "decoder",
 )  # fmt: skip
-"""What a file does. The first eight change a UNet: a transparent layer; foreground, background and blend at
-once; given the foreground (fg), background (bg) or blend (ble), make the others. The last two are the
-autoencoder's additions for alpha."""
+"""The tasks of files. The first eight change a UNet: ``transparent`` makes a transparent layer; ``joint``
+makes foreground, background and blend at once; the others take some of foreground (fg), background (bg) and
+blend (ble), named before the 2, and make those named after it. ``encoder`` and ``decoder`` extend the VAE by
+alpha."""
 
 FAMILIES = {"sdxl": "SDXL", "sd15": "SD1.5"}
-"""The base models, and their names for people."""
+"""The base models, and their names as shown to users."""
 
 
 @dataclass(frozen=True)
 class LayerDiffuseMode:
-    """A way of making pictures that a file changes a UNet for."""
+    """A way of making pictures for which a file changes a UNet."""
 
     name: str
-    """For people, and in nodes."""
+    """Name as shown to users and in nodes."""
     task: str
     """One of :data:`TASKS`."""
     takes: tuple[str, ...]
-    """Pictures that must be given, in the order in which the file expects them."""
+    """Pictures that must be given, in the order that the file expects."""
     makes: tuple[str, ...]
-    """Pictures that come out, in the order of the batch. A foreground is to be decoded with alpha."""
+    """Pictures that are made, in the order of the batch. A foreground must be decoded with alpha."""
 
 
 _FG, _BG, _BLEND = "foreground", "background", "blend"
@@ -57,11 +58,11 @@ LAYER_DIFFUSE_MODES = (
     LayerDiffuseMode("foreground to background and blend", "fg2bg", (_FG,), (_BG, _BLEND)),
     LayerDiffuseMode("background to foreground and blend", "bg2fg", (_BG,), (_FG, _BLEND)),
 )
-"""Every mode."""
+"""All modes."""
 
 
 def mode_of(name: str) -> LayerDiffuseMode:
-    """The mode of that name.
+    """Return the mode called ``name``.
 
     Raises:
         LayeredError: there is none.
@@ -77,18 +78,18 @@ class LayerModelFile:
     """A published file."""
 
     name: str
-    """File name, ``.safetensors``."""
+    """File name, ends in ``.safetensors``."""
     repository: str
-    """On Hugging Face."""
+    """Repository on Hugging Face."""
     megabytes: float
-    """Size, 10**6 bytes."""
+    """Size in 10**6 bytes."""
     family: str
     """Base model, a key of :data:`FAMILIES`."""
     task: str
     """One of :data:`TASKS`."""
     offset_scale: float = 1.0
-    """Encoders: what their output is multiplied by. Neutral: 1. Which of the published files have the 300
-    folded in is not documented."""
+    """Factor on the output of an encoder. Neutral: 1. It is not documented which of the published files
+    already contain the factor of 300."""
 
 
 def _family(
@@ -131,30 +132,31 @@ FILES: tuple[LayerModelFile, ...] = (
         "diffuser_layer_xl_fgble2bg": (702, "fgble2bg"), "diffuser_layer_xl_bgble2fg": (3620, "bgble2fg"),
     }),
 )  # fmt: skip
-"""Every published file; those of one task in the order in which they are offered."""
+"""All published files; those for the same task are in the order in which they are offered."""
 
 
 def published(name: str) -> LayerModelFile | None:
-    """The published file of that name (folders before it do not count); None for a file of the user's own."""
+    """Return the published file called ``name``, ignoring folders in it; None for a file of the user's
+    own."""
     own = re.split(r"[/\\]", name)[-1]
     return next((f for f in FILES if f.name == own), None)
 
 
 def offset_scale_of(name: str, latent_channels: int) -> float:
-    """What an encoder's output is multiplied by: as published, and for files of the user's own 300 for Flux
-    (16 channels), else 1."""
+    """Return the factor on an encoder's output: as published; for files of the user's own 300 for Flux (16
+    latent channels), else 1."""
     known = published(name)
     return known.offset_scale if known is not None else 300.0 if latent_channels == FLUX_CHANNELS else 1.0
 
 
 def described(name: str) -> str:
-    """A file's name with the base model that it was published for, for errors."""
+    """Return a file's name and the base model that it was published for, for error texts."""
     known = published(name)
     return f"file {name!r}" if known is None else f"file {name!r} (for {FAMILIES[known.family]})"
 
 
 def misfit(name: str, model: str, why: str) -> LayeredError:
-    """The error of a file that is for another model than the one that is loaded, of the kind ``model``."""
+    """Return the error for a file that does not fit the loaded model, which is of the kind ``model``."""
     return LayeredError(
         f"{described(name)} does not fit the model ({model}): {why}. Load a model of the file's kind, or "
         f"choose another file"
@@ -162,14 +164,19 @@ def misfit(name: str, model: str, why: str) -> LayeredError:
 
 
 def published_for(task: str, family: str | None = None) -> list[LayerModelFile]:
-    """The published files for a task, of one base model or of all."""
+    """Return the published files for a task, of one base model or of all.
+
+    Raises:
+        LayeredError: ``task`` is unknown.
+    """
     if task not in TASKS:
         raise invalid("task", task, ", ".join(TASKS))
     return [f for f in FILES if f.task == task and family in (None, f.family)]
 
 
 def missing_file(name: str, folder: str | os.PathLike[str]) -> LayeredError:
-    """The error of a file that is not there: where it comes from, how large it is, where it belongs."""
+    """Return the error for a missing file: it says where the file comes from, its size, and the folder for
+    it."""
     known = published(name)
     if known is None:
         return LayeredError(f"file {name!r} is not in {os.fspath(folder)!r}. Put it there, or choose another")
@@ -182,18 +189,17 @@ def missing_file(name: str, folder: str | os.PathLike[str]) -> LayeredError:
 
 
 def read_layer_model_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU, mapped from disk.
+    """Return all tensors of a safetensors file, on the CPU, memory-mapped.
 
     Raises:
-        LayeredError: it is missing (with the source), cut short or broken, or a pickle, which may run code
-            and is never opened.
+        LayeredError: the file is missing (the error names the source), cut short or broken, or it is a
+            pickle, which may run code and is never opened.
     """
     file = Path(path)
     if file.suffix.lower() != ".safetensors":
         raise invalid(
             "file", file.name, "a .safetensors file",
-            "A pickle (.pth, .pt, .bin, .ckpt) may run code when it is opened. Convert it where you trust "
-            "it: "
+            "A pickle (.pth, .pt, .bin, .ckpt) may run code when it is opened. If you trust it, convert it: "
             "safetensors.torch.save_file(torch.load('x.pth', weights_only=True), 'x.safetensors')",
         )  # fmt: skip
     if not file.is_file():

@@ -1,12 +1,13 @@
-"""LayerDiffuse on SD1.5: every attention of the UNet sees several pictures ("frames") of one scene at once.
+"""Attention sharing, LayerDiffuse's method for SD1.5: several pictures ("frames") of a scene attend to each
+other.
 
-A frame is a row of the batch; the frames of one scene follow each other: row ``r`` is frame ``r % F``. Every
-attention module of the UNet is replaced by a unit that adds a low-rank change of its own for each frame,
-optionally a control signal, and then attention across frames. Parameter names are those of the published
-files. Source: the authors' Forge extension [V]; algorithms.md section 2.7.
+A frame is a row of the batch; the frames of a scene are consecutive: row ``r`` is frame ``r % F``. Every
+attention module of the UNet is replaced by a unit that adds a low-rank change for each frame, optionally a
+control signal, and then attention across frames. Parameter names are those of the published files. Source:
+the authors' Forge extension [V]; algorithms.md section 2.7.
 
-Letters as in :mod:`layered_core`, and F frames, R rows (a multiple of F), D width of the module, S the
-control signals' channels.
+Letters as in :mod:`layered_core`, and F frames, R rows (a multiple of F), D width of the module, S channels
+of the control signals.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .layer_diffuse_files import LayerDiffuseMode, described, misfit
 from .transparent_networks import mismatch
 
 ProjectFrames = Callable[[Tensor], Tensor]
-"""One of a base module's linear layers."""
+"""A linear layer of the base module."""
 
 AttendFrames = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The host's attention with the module's number of heads: q ``[B, N, D]``, k and v ``[B, T, D]``, to
@@ -35,12 +36,13 @@ _PARTS = ("q", "k", "v", "out")
 _EPS = 1e-6
 
 _MOST_ROWS = 2**15
-"""Positions whose frames are attended to at once: kernels on GPUs take fewer than 65,536 rows."""
+"""Greatest number of positions in one call of the attention across frames: GPU kernels take fewer than 65,536
+rows."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The attention module that a unit stands in for."""
+    """The linear layers and attention of the module that a unit replaces."""
 
     q: ProjectFrames
     k: ProjectFrames
@@ -60,13 +62,13 @@ class _LowRank(nn.Module):
 
 
 class SharingUnit(nn.Module):
-    """What stands in for one attention module.
+    """The replacement of one attention module.
 
     Args:
         width: D.
-        context: width of what keys and values are made of: D for a self-attention, that of the words for a
-            cross-attention.
-        rank: of the low-rank changes.
+        context: width of the input of keys and values: D for a self-attention, the width of the encoded text
+            for a cross-attention.
+        rank: rank of the low-rank changes.
         frames: F.
         signal: S, or 0 for a file without control.
     """
@@ -92,15 +94,15 @@ class SharingUnit(nn.Module):
         self, h: Tensor, contexts: Sequence[Tensor] | None, base: Base, signal: Tensor | None = None,
         weight: float = 1.0
     ) -> Tensor:  # fmt: skip
-        """In place of the module's output, ``[R, N, D]``. All tensors are of the unit's own dtype.
+        """Compute the replaced module's output, ``[R, N, D]``. All tensors have the unit's own dtype.
 
         Args:
-            h: its normed input ``[R, N, D]``.
-            contexts: for a cross-attention the words of every frame, F times ``[R / F, T, C]``; None for a
-                self-attention.
-            base: the module.
-            signal: control ``[1, S, h, w]`` with N = h w, or None.
-            weight: of everything the file adds. Neutral: 0, but for rounding.
+            h: normalised input of the module, ``[R, N, D]``.
+            contexts: for a cross-attention the encoded text of every frame, F times ``[R / F, T, C]``; None
+                for a self-attention.
+            base: the replaced module.
+            signal: control signal ``[1, S, h, w]`` with N = h w, or None.
+            weight: factor on everything that the file adds. Neutral: 0, apart from rounding.
         """
         before = h
         x = h.reshape(-1, self.frames, *h.shape[1:])
@@ -127,7 +129,7 @@ class SharingUnit(nn.Module):
         return project("out", base.attend(project("q", h), project("k", words), project("v", words)))
 
     def _across(self, x: Tensor, attend: AttendFrames) -> Tensor:
-        """Attention between the frames at each position, ``[B, F, N, D]``."""
+        """Compute attention between the frames at each position, ``[B, F, N, D]``."""
         seen = self.temporal_i(self.temporal_n(x.transpose(1, 2).flatten(0, 1)))
         parts = zip(
             *(
@@ -141,7 +143,7 @@ class SharingUnit(nn.Module):
 
 
 class ControlEncoder(nn.Module):
-    """The picture that a scene is made for, as signals at every scale of the UNet.
+    """Encodes the given picture of a scene as control signals at every resolution of the UNet.
 
     Args:
         widths: channels at the full side, a half and a quarter of it.
@@ -170,7 +172,8 @@ class ControlEncoder(nn.Module):
             self.add_module(f"blocks_{i}", nn.Sequential(*half))
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """Four signals ``[1, S, h, w]``, ``[1, S, h/2, w/2]``, ... of a picture ``[1, 3, H, W]`` in 0..1."""
+        """Return four signals ``[1, S, h, w]``, ``[1, S, h/2, w/2]``, ... of a picture ``[1, 3, H, W]`` in
+        0..1."""
         signals = [self.blocks_0(picture * 2 - 1)]
         for i in (1, 2, 3):
             signals.append(getattr(self, f"blocks_{i}")(signals[-1]))
@@ -178,11 +181,11 @@ class ControlEncoder(nn.Module):
 
 
 class AttentionSharing(nn.Module):
-    """All the units of a file, one for each attention of the UNet: input, output, then middle blocks, self-
-    before cross-attention.
+    """All units of a file, one for each attention of the UNet: input, output, then middle blocks,
+    self-attention before cross-attention.
 
     Args:
-        units: in that order.
+        units: the units in that order.
         encoder: for files that take a picture.
     """
 
@@ -195,25 +198,27 @@ class AttentionSharing(nn.Module):
 
     @property
     def units(self) -> list[SharingUnit]:
-        """In the order of the class."""
-        return list(cast("nn.ModuleList", self.hookers.layers))  # type: ignore[arg-type]  # all of them are units
+        """The units in the order of the class's docstring."""
+        # The module list holds nothing but units.
+        return list(cast("nn.ModuleList", self.hookers.layers))  # type: ignore[arg-type]
 
     @property
     def frames(self) -> int:
-        """F."""
+        """F, the number of frames of a scene."""
         return self.units[0].frames
 
     @property
     def encoder(self) -> ControlEncoder | None:
-        """None for a file that takes no picture."""
+        """The encoder of the given picture; None for a file that takes no picture."""
         return cast("ControlEncoder | None", getattr(self, "kwargs_encoder", None))
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], name: str) -> AttentionSharing:
-        """The units that ``weights`` hold, in their own kind of number, in evaluation mode.
+        """Return the units of ``weights``, with their dtype, in evaluation mode.
 
         Raises:
-            LayeredError: keys are missing, unexpected or of the wrong shape; ``name`` says of which file.
+            LayeredError: keys are missing, unexpected or of the wrong shape; the error names the file,
+                ``name``.
         """
         with torch.device("meta"):
             network = _build(weights, name)
@@ -226,15 +231,18 @@ class AttentionSharing(nn.Module):
 
 
 def is_attention_sharing(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a file is of this kind."""
+    """Return whether a file holds attention sharing."""
     return any(k.startswith("hookers.") for k in weights)
 
 
 def _build(weights: Mapping[str, Tensor], name: str) -> AttentionSharing:
-    """A network of the sizes that the file's shapes say; where they say nothing, of the published sizes."""
+    """Build a network with the sizes of the file's tensors; for missing tensors, with the published sizes."""
     numbers = {int(m[1]) for k in weights if (m := re.match(r"hookers\.layers\.(\d+)\.", k))}
     if not numbers:
-        raise invalid(f"file {name!r}: contents", "no key hookers.layers.0...", "attention sharing for SD1.5")
+        raise LayeredError(
+            f"file {name!r} does not hold attention sharing for SD1.5: no key begins with 'hookers.layers.'. "
+            f"Choose another file"
+        )
 
     def size(key: str, axis: int, usual: int) -> int:
         return int(weights[key].shape[axis]) if key in weights and weights[key].ndim > axis else usual
@@ -261,14 +269,13 @@ def _build(weights: Mapping[str, Tensor], name: str) -> AttentionSharing:
 def frame_contexts(
     context: Tensor, frames: int, own: Sequence[Tensor | None], conditional: Sequence[bool]
 ) -> list[Tensor]:
-    """The words of every frame, F times ``[R / F, T, C]``.
+    """Return the encoded text of every frame, F times ``[R / F, T, C]``.
 
     Args:
-        context: of every row, ``[R, T, C]``.
+        context: encoded text of every row, ``[R, T, C]``.
         frames: F.
-        own: for every frame words ``[1, T', C]`` that take the place of the scene's, or None.
-        conditional: for every row whether it is of the conditional half of guidance; the others keep what
-            they have.
+        own: for every frame text ``[1, T', C]`` that replaces the scene's, or None.
+        conditional: whether each row is cond; rows of uncond keep their text.
     """
     chosen = torch.tensor(list(conditional)[::frames], device=context.device)
     return [_overwritten(context[f::frames], words, chosen) for f, words in enumerate(own)]
@@ -277,7 +284,7 @@ def frame_contexts(
 def _overwritten(context: Tensor, words: Tensor | None, rows: Tensor) -> Tensor:
     if words is None or not bool(rows.any()):
         return context
-    # Words repeated as a whole get the same attention as once.
+    # A text that is repeated as a whole gets the same attention as once.
     tokens = math.lcm(context.shape[1], words.shape[1])
     theirs, mine = (x.repeat(1, tokens // x.shape[1], 1) for x in (context, words.to(context)))
     return torch.where(rows[:, None, None], mine, theirs)
@@ -313,9 +320,10 @@ def check_modules(
     """Raise :class:`LayeredError` unless a file has one unit for each attention of a UNet, of its width.
 
     Args:
-        network: of the file.
-        modules: width and width of the context of every attention, in the order of :class:`AttentionSharing`.
-        name, model: of the file, and of the kind of model, for errors.
+        network: the units of the file.
+        modules: width and context width of every attention, in the order of :class:`AttentionSharing`.
+        name: name of the file, for the error.
+        model: name of the kind of model, for the error.
     """
     units = [u.widths for u in network.units]
     if units != list(modules):
@@ -329,14 +337,15 @@ def check_modules(
 
 
 def check_frames(network: AttentionSharing, mode: LayerDiffuseMode, name: str) -> None:
-    """Raise :class:`LayeredError` unless a file makes and takes the pictures that a mode does."""
+    """Raise :class:`LayeredError` unless a file makes and takes the same pictures as a mode."""
     if network.frames != len(mode.makes) or (network.encoder is not None) != bool(mode.takes):
-        does = f"{network.frames} pictures{' from one' if network.encoder is not None else ''}"
-        raise invalid(
-            f"{described(name)}: pictures that it makes",
-            does,
-            f"{len(mode.makes)} in the mode {mode.name!r}",
-            "Choose the mode it is for",
+        found, wanted = (
+            f"makes {count} picture{'s' * (count != 1)}{' from one' if given else ''}"
+            for count, given in ((network.frames, network.encoder is not None), (len(mode.makes), mode.takes))
+        )
+        raise LayeredError(
+            f"{described(name)} {found}, but the mode {mode.name!r} {wanted}. Choose the mode that the file "
+            f"is for"
         )
 
 
@@ -344,10 +353,10 @@ def check_rows(rows: int, frames: int, what: str = "latent", fix: str = "") -> N
     """Raise :class:`LayeredError` unless a batch holds whole scenes.
 
     Args:
-        rows: of the batch.
+        rows: number of rows in the batch.
         frames: F.
-        what: the batch is called.
-        fix: what to do; empty: what to do with a latent that is to be sampled.
+        what: name of the batch in the error.
+        fix: what the user can do; empty: what to do with a latent that is to be sampled.
     """
     if rows % frames:
         allowed = f"a multiple of {frames}: {frames} pictures of each scene, one after the other"
@@ -360,10 +369,10 @@ def check_rows(rows: int, frames: int, what: str = "latent", fix: str = "") -> N
 
 
 def signal_for(signals: Sequence[Tensor], tokens: int) -> Tensor | None:
-    """The control signal of the module that sees so many tokens; None where there are no signals.
+    """Return the control signal of the module with ``tokens`` tokens; None if there are no signals.
 
     Raises:
-        LayeredError: none fits, as where only a part of the picture is sampled.
+        LayeredError: no signal fits, for instance because only a part of the picture is sampled.
     """
     if not signals:
         return None
@@ -371,7 +380,7 @@ def signal_for(signals: Sequence[Tensor], tokens: int) -> Tensor | None:
     if found is None:
         sizes = " or ".join(str(s.shape[-2] * s.shape[-1]) for s in signals)
         raise invalid(
-            "control picture: tokens of the UNet",
+            "control picture: number of tokens in the UNet",
             tokens,
             sizes,
             "Sample the whole picture at once: no conditioning areas, no tiles",

@@ -1,10 +1,14 @@
-"""LayerDiffuse files that change a UNet's weights, read into one form whatever their naming.
+"""LayerDiffuse files that change a UNet's weights, read into one form from any of their key namings.
 
-Three namings are known: Forge's (``diffusion_model.<module>.weight::lora::0``, ``...::diff::0``), diffusers'
-(whole differences under the names of ``UNet2DConditionModel``) and LoRAs as most programs write them
-(``<module>.lora_A.weight``, ``.lora.down.weight``, ``.lora_down.weight`` under either kind of module name).
+Three namings are known:
+
+* Forge's: ``diffusion_model.<module>.weight::lora::0``, ``...::diff::0``;
+* diffusers': whole differences under the names of ``UNet2DConditionModel``;
+* LoRAs as most programs write them: ``<module>.lora_A.weight``, ``.lora.down.weight`` or
+  ``.lora_down.weight``, under either kind of module name.
+
 Sources: the loaders of Forge's extension, LayerDiffuse_DiffusersCLI and diffuser_layerdiffuse [V];
-algorithms.md section 2.3. Whether diffuser_layerdiffuse's LoRA says ``lora_A`` or ``lora.down`` is [?]: both
+algorithms.md section 2.3. Whether diffuser_layerdiffuse's LoRA uses ``lora_A`` or ``lora.down`` is [?]: both
 are read.
 """
 
@@ -23,10 +27,11 @@ from .layer_diffuse_files import LayerDiffuseMode, described, misfit
 from .transparent_networks import CELL
 
 CONV_IN = ("input_blocks.0.0.weight", "conv_in.weight")
-"""The UNet's first convolution, in ldm's and in diffusers' names: the one weight that a file may widen."""
+"""The UNet's first convolution, in ldm's and in diffusers' names: the only weight to which a file may add
+input channels."""
 
 LATENT_CHANNELS = 4
-"""Of Stable Diffusion 1.x and XL."""
+"""Latent channels of Stable Diffusion 1.x and XL."""
 
 
 _TYPED = re.compile(r"(?P<key>.+)::(?P<type>lora|diff)::(?P<index>\d)$")
@@ -45,15 +50,15 @@ class LowRank:
     """A LoRA of one weight: ``W + scale up @ down``."""
 
     up: Tensor
-    """``[out, r]``, for a convolution ``[out, r, 1, 1]``."""
+    """``[out, r]``; for a convolution ``[out, r, 1, 1]``."""
     down: Tensor
-    """``[r, in]``, for a convolution ``[r, in, k, k]``."""
+    """``[r, in]``; for a convolution ``[r, in, k, k]``."""
     alpha: float | None = None
     """scale = alpha / r. None: scale 1."""
 
     @property
     def difference(self) -> Tensor:
-        """``scale up @ down``, float32, as long as a matrix as its convolution's weight is flattened."""
+        """``scale up @ down``, a float32 matrix; for a convolution it is the flattened weight."""
         rank = self.down.shape[0]
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
         return product * (1.0 if self.alpha is None else self.alpha / rank)
@@ -61,56 +66,58 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Patches:
-    """What a file changes, by the host's own names of the UNet's weights."""
+    """The changes that a file makes, under the host's own names of the UNet's weights."""
 
     lora: dict[str, LowRank] = field(default_factory=dict)
     """Low-rank changes."""
     diff: dict[str, Tensor] = field(default_factory=dict)
-    """Whole differences, each of its weight's shape."""
+    """Whole differences, each with the shape of its weight."""
     concat: Tensor | None = None
-    """The first convolution's weights for further input channels, ``[C, 4 n, 3, 3]`` for n pictures; the base
-    has 0 there."""
+    """The first convolution's weights for added input channels, ``[C, 4 n, 3, 3]`` for n pictures; the base
+    model's weights are 0 there. None: no channels are added."""
 
     @property
     def pictures(self) -> int:
-        """How many encoded pictures are put beside the noisy latents."""
+        """Number of encoded pictures that are concatenated to the noisy latents."""
         return 0 if self.concat is None else self.concat.shape[1] // LATENT_CHANNELS
 
 
 def read_patches(
     weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], blocks: int, name: str, model: str
 ) -> Patches:
-    """The patches of a file, each checked against the weight that it is for.
+    """Return the patches of a file, each checked against the weight that it changes.
 
     Args:
-        weights: of the file.
-        shapes: of the UNet's weights, by ldm names without prefix (``input_blocks.4.1.proj_in.weight``) or by
-            diffusers' names.
-        blocks: residual blocks of each of the UNet's levels.
-        name, model: of the file, and of the kind of model, for errors.
+        weights: the tensors of the file.
+        shapes: shapes of the UNet's weights, by ldm names without prefix
+            (``input_blocks.4.1.proj_in.weight``) or by diffusers' names.
+        blocks: number of residual blocks in each level of the UNet.
+        name: name of the file, for errors.
+        model: name of the kind of model, for errors.
 
     Raises:
-        LayeredError: a tensor is for no weight of this UNet, has another shape, or half of a LoRA is missing.
+        LayeredError: a tensor belongs to no weight of this UNet or has another shape, or half of a LoRA is
+            missing.
     """
     places = {diffusers_name(k, blocks): k for k in shapes}
     halves: dict[str, dict[str, Tensor]] = {}
     diff: dict[str, Tensor] = {}
-    strange: list[str] = []
+    unknown: list[str] = []
     for key, tensor in weights.items():
         own, part = _split(key)
         target = places.get(diffusers_name(own, blocks))
         if target is None or part == "mid":
-            strange.append(key)
+            unknown.append(key)
         elif part == "diff":
             diff[target] = tensor
         else:
             halves.setdefault(target, {})[part] = tensor
-    if strange:
-        raise misfit(name, model, f"it has no {_few(strange)}")
+    if unknown:
+        raise misfit(name, model, f"it has no {_first_names(unknown)}")
     incomplete = [k for k, v in halves.items() if "up" not in v or "down" not in v]
     if incomplete:
         raise LayeredError(
-            f"{described(name)} lacks one half of the LoRA of {_few(incomplete)}. Download it again"
+            f"{described(name)} lacks one half of the LoRA of {_first_names(incomplete)}. Download it again"
         )
     lora = {
         k: LowRank(v["up"], v["down"], float(v["alpha"]) if "alpha" in v else None) for k, v in halves.items()
@@ -129,7 +136,7 @@ def read_patches(
         if not _fits(v, shapes[k])
     ]
     if wrong:
-        raise misfit(name, model, f"weights have another shape there: {_few(wrong)}")
+        raise misfit(name, model, f"weights have another shape there: {_first_names(wrong)}")
     return Patches(lora, diff, concat)
 
 
@@ -157,19 +164,19 @@ def fitting_patches(
 
 
 def check_pictures(patches: Patches, mode: LayerDiffuseMode, name: str) -> None:
-    """Raise :class:`LayeredError` unless a file takes as many pictures as a mode gives and makes as many:
-    these files make one."""
+    """Raise :class:`LayeredError` unless a file takes as many pictures as a mode takes, and the mode makes
+    one picture, as these files do."""
     fix = "Choose the mode that the file is for"
     if patches.pictures != len(mode.takes):
         raise invalid(
-            f"{described(name)}: pictures that it takes",
+            f"{described(name)}: number of pictures that it takes",
             patches.pictures,
             f"{len(mode.takes)} in the mode {mode.name!r}",
             fix,
         )
     if len(mode.makes) != 1:
         raise invalid(
-            f"{described(name)}: pictures that it makes",
+            f"{described(name)}: number of pictures that it makes",
             1,
             f"{len(mode.makes)} in the mode {mode.name!r}",
             fix,
@@ -177,7 +184,7 @@ def check_pictures(patches: Patches, mode: LayerDiffuseMode, name: str) -> None:
 
 
 def patched_weight(weight: Tensor, difference: Tensor | LowRank, strength: float) -> Tensor:
-    """``W + strength difference``, summed in float32, in the dtype of ``weight``."""
+    """Return ``W + strength difference``, summed in float32, in the dtype of ``weight``."""
     change = difference.difference if isinstance(difference, LowRank) else difference
     return (weight.float() + strength * change.to(weight.device).float().reshape(weight.shape)).to(
         weight.dtype
@@ -185,25 +192,26 @@ def patched_weight(weight: Tensor, difference: Tensor | LowRank, strength: float
 
 
 def concat_term(latents: Tensor, weight: Tensor, strength: float = 1.0) -> Tensor:
-    """What further input channels add to a UNet's first convolution:
+    """Compute the term that added input channels contribute to a UNet's first convolution, ``[B, C, h, w]``:
     ``conv(cat[x, c]) = conv(x) + concat_term(c)``.
 
-    ``[B, C, h, w]``, the same for every half of guidance and at every noise level.
+    It is the same for cond and uncond and at every noise level.
 
     Args:
-        latents: pictures beside each other, ``[B, 4 n, h, w]``, in the model's scale.
+        latents: the encoded pictures, concatenated along the channels, ``[B, 4 n, h, w]``, in the model's
+            scale.
         weight: :attr:`Patches.concat`.
-        strength: of the term. Neutral: 0.
+        strength: factor on the term. Neutral: 0.
     """
     return strength * functional.conv2d(latents.to(weight), weight, padding=weight.shape[-1] // 2)
 
 
 def with_pictures(out: Tensor, term: Tensor) -> Tensor:
-    """A first convolution's output ``[R, C, h, w]`` with :func:`concat_term` ``[B, C, h, w]`` added, its rows
-    repeated in order.
+    """Add :func:`concat_term` ``[B, C, h, w]`` to the output of a first convolution ``[R, C, h, w]``; the
+    term's rows are repeated in order.
 
     Raises:
-        LayeredError: only a part of the picture is sampled.
+        LayeredError: the sizes differ, because only a part of the picture is sampled.
     """
     if out.shape[2:] != term.shape[2:]:
         got, allowed = (f"{t.shape[3]}x{t.shape[2]}" for t in (out, term))
@@ -217,12 +225,12 @@ def with_pictures(out: Tensor, term: Tensor) -> Tensor:
 
 
 def check_picture(what: str, size: tuple[int, int], latent: tuple[int, int]) -> None:
-    """Raise :class:`LayeredError` unless a picture that a file takes is of the size that is sampled.
+    """Raise :class:`LayeredError` unless a picture that a file takes has the size that is sampled.
 
     Args:
-        what: the picture's name.
-        size: its height and width, pixels.
-        latent: height and width of what is sampled, cells.
+        what: name of the picture in the error.
+        size: height and width of the picture, pixels.
+        latent: height and width of the latent that is sampled, cells.
     """
     height, width = (CELL * n for n in latent)
     if size != (height, width):
@@ -235,12 +243,12 @@ def check_picture(what: str, size: tuple[int, int], latent: tuple[int, int]) -> 
 
 
 def diffusers_name(key: str, blocks: int) -> str:
-    """The name in diffusers' ``UNet2DConditionModel`` of a weight with an ldm name; a name of neither kind
-    stays as it is.
+    """Return the name in diffusers' ``UNet2DConditionModel`` of a weight with an ldm name; other names are
+    returned unchanged.
 
     Args:
-        key: without prefix.
-        blocks: residual blocks of each level.
+        key: name of the weight without prefix.
+        blocks: number of residual blocks in each level.
     """
     for ldm, other in _WHOLE.items():
         if key.startswith(ldm):
@@ -277,7 +285,8 @@ _RESNET = {
 
 
 def _inner(module: str, rest: str) -> str:
-    """Names inside a residual or transformer block; only the former's differ."""
+    """Return the name of a weight inside a residual or transformer block; only those of residual blocks
+    differ."""
     for ldm, other in _RESNET.items():
         if rest.startswith(f"{ldm}."):
             return f"{module}.{other}{rest[len(ldm) :]}"
@@ -285,15 +294,17 @@ def _inner(module: str, rest: str) -> str:
 
 
 def transformer_blocks(names: Iterable[str]) -> list[str]:
-    """The modules ``...transformer_blocks.i`` among a UNet's weight names, as published files count them:
-    input, output, middle."""
+    """Return the modules ``...transformer_blocks.i`` of a UNet, found in its weight names, in the order of
+    the published
+    files: input, output, middle."""
     found = {m[1] for n in names if (m := re.match(r"(.+\.transformer_blocks\.\d+)\.", n))}
     order = ("i", "d", "o", "u", "m")  # input_ or down_, output_ or up_, middle_ or mid_block
     return sorted(found, key=lambda n: (order.index(n[0]), [int(x) for x in re.findall(r"\d+", n)]))
 
 
 def _split(key: str) -> tuple[str, str]:
-    """A file's key as the weight's name without prefix, and which part of its change it is."""
+    """Split a file's key into the weight's name without prefix and the part of the change: diff, up, down,
+    alpha or mid."""
     part = "diff"
     if typed := _TYPED.match(key):
         key = typed["key"]
@@ -318,5 +329,5 @@ def _fits(lora: LowRank, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _few(names: list[str], most: int = 3) -> str:
+def _first_names(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,7 +1,8 @@
-"""A decoded picture and its latent to RGBA, at any size: turned passes, tiles, batches within a memory limit.
+"""Decode a picture and its latent to RGBA at any size, with rotated passes, tiles and batches within a memory
+limit.
 
-Source: the decoder of sd-forge-layerdiffuse and LayerDiffuse_DiffusersCLI (padding, tiles and tiers are
-ours); algorithms.md §2.5 [V].
+Source: the decoder of sd-forge-layerdiffuse and LayerDiffuse_DiffusersCLI (padding, tiles and batches are our
+additions); algorithms.md §2.5 [V].
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from ..errors import LayeredError, invalid
 from .transparent_networks import CELL, AttendPixels, TransparentDecoder, attend_with_torch, from_file_order
 
 PASSES = ((False, 0), (True, 0), (False, 2), (True, 2), (False, 1), (True, 1), (False, 3), (True, 3))
-"""The ways in which a picture is laid before the network: mirrored left to right or not, then quarter turns
-to the left."""
+"""The passes of the network: whether the picture is mirrored left to right, then its quarter turns to the
+left."""
 
 AUGMENTATIONS = (1, 2, 4, 8)
-"""How many of :data:`PASSES` may be asked for: the first ones."""
+"""Allowed numbers of passes; the first ones of :data:`PASSES` are used."""
 
 COMBINE = ("median", "mean")
-"""How the passes become one: element by element, the lower of the two middle values or the mean."""
+"""How passes are combined, element by element: ``median``, the lower of the two middle values, or
+``mean``."""
 
 
 Report = Callable[[int, int], None]
-"""Called after every pass of the network with the passes done and those in all; may raise to stop."""
+"""Called after every pass of the network with the number of passes done and their total; may raise to
+stop."""
 
 
 @torch.no_grad()
@@ -43,27 +46,28 @@ def decode(
     attend: AttendPixels = attend_with_torch,
     report: Report = lambda done, total: None,
 ) -> Tensor:
-    """Straight RGBA ``[B, 4, H, W]`` in float32, 0..1, on the device of ``pixels``; colours go on under alpha
-    0.
+    """Decode to straight RGBA ``[B, 4, H, W]`` in float32, 0..1, on the device of ``pixels``; colours
+    continue under alpha 0.
 
-    Sides that are no multiples of 64 are mirrored at the right and lower edge and cut off again. Above
-    ``tile`` pixels a side the picture is decoded in tiles that overlap and fade into one another.
+    Sides that are no multiples of 64 are padded by mirroring at the right and lower edge, and cut again. A
+    picture with a side above ``tile`` is decoded in overlapping tiles that fade into one another.
 
     Args:
-        decoder: in any floating dtype, on any device; ``pixels`` and ``latent`` are taken there in parts.
-        pixels: what the VAE decoded, of any VAE, ``[B, 3, H, W]``; clipped to 0..1.
-        latent: what it was decoded from, ``[B or 1, C, H/8, W/8]`` in the VAE's space, or None: zeros.
-        augmentations: passes over mirrored and turned pictures, 1, 2, 4 or 8; more are steadier and take as
-            many times longer.
+        decoder: of any floating dtype, on any device; ``pixels`` and ``latent`` are moved there in parts.
+        pixels: the picture that any VAE decoded, ``[B, 3, H, W]``; clipped to 0..1.
+        latent: the latent that it was decoded from, ``[B or 1, C, H/8, W/8]`` in the VAE's space; None:
+            zeros.
+        augmentations: number of passes over mirrored and rotated pictures, 1, 2, 4 or 8; more are more stable
+            and take proportionally longer.
         combine: ``median`` or ``mean`` of the passes.
-        tile: greatest side decoded at once, pixels, a multiple of 64.
-        overlap: of neighbouring tiles, pixels, at most half a tile.
-        batch: pictures in one pass; see :func:`pictures_at_once`.
+        tile: greatest side that is decoded at once, pixels, a multiple of 64.
+        overlap: overlap of neighbouring tiles, pixels, at most half a tile.
+        batch: number of pictures in one pass; see :func:`pictures_at_once`.
         attend: the host's attention.
-        report: progress.
+        report: is called after every pass, see :data:`Report`.
 
     Raises:
-        LayeredError: a value is not allowed, or the latent does not belong to the picture.
+        LayeredError: a value is not allowed, or the latent does not fit the picture or the decoder.
     """
     check_augmentations(augmentations)
     if combine not in COMBINE:
@@ -100,7 +104,7 @@ def decode(
 
 
 def check_augmentations(augmentations: int) -> int:
-    """``augmentations``, or :class:`LayeredError` where there are not so many passes."""
+    """Return ``augmentations``; raise :class:`LayeredError` if it is not in ``AUGMENTATIONS``."""
     if augmentations not in AUGMENTATIONS or isinstance(augmentations, bool):
         raise invalid("augmentations", augmentations, "1, 2, 4 or 8 passes")
     return augmentations
@@ -109,13 +113,13 @@ def check_augmentations(augmentations: int) -> int:
 def bytes_needed(
     decoder: TransparentDecoder, height: int, width: int, *, tile: int, augmentations: int
 ) -> tuple[int, int]:
-    """Memory that :func:`decode` takes for one picture, bytes: on the decoder's device beside its weights,
-    and where the result lies.
+    """Estimate the memory in bytes that :func:`decode` takes for one picture: on the decoder's device in
+    addition to its weights, and on the device of the result.
 
-    The peak is at the full side, in the first resnet of the last block: a skip (``w0``), what came from below
-    (``w1``) beside another, the shortcut, a convolution, and the picture twice. Convolutions of a few wide
-    channels copy their weights. What was measured is 0.7 to 1.0 of it
-    (``tests/core/transparency/test_transparent_decode.py``, and in the published widths
+    The peak is at the full side, in the first resnet of the last block. It holds a skip connection (``w0``
+    channels), the block's input (``w1``) concatenated with another skip, the shortcut, a convolution's
+    output, and the picture twice. Some wide convolutions copy their weights. Measured memory is 0.7 to 1.0 of
+    the estimate (``tests/core/transparency/test_transparent_decode.py``, and in the published widths
     ``python -m benchmarks.transparent_decode``).
     """
     side = decoder.STRIDE
@@ -128,13 +132,13 @@ def bytes_needed(
 
 
 def pictures_at_once(needed: int, free: int, count: int) -> int:
-    """How many of ``count`` pictures go through together where each takes ``needed`` bytes; a fifth of what
-    is ``free`` is left alone."""
+    """Return how many of ``count`` pictures fit into one pass if each takes ``needed`` bytes; a fifth of the
+    ``free`` bytes is kept in reserve."""
     return max(1, min(count, int(0.8 * free / needed)))
 
 
 def check_memory(needed: int, free: int, where: str, fix: str) -> None:
-    """Raise :class:`LayeredError` where ``needed`` bytes are more than ``free`` ones."""
+    """Raise :class:`LayeredError` if ``needed`` bytes are more than the ``free`` ones."""
     if needed > free:
         raise LayeredError(
             f"transparent decode: needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are "
@@ -152,16 +156,11 @@ def _check_latent(decoder: TransparentDecoder, pixels: Tensor, latent: Tensor | 
         )
     cells = tuple(latent.shape[2:])
     if tuple(pixels.shape[2:]) != tuple(side * CELL for side in cells):
-        got = f"{pixels.shape[3]}x{pixels.shape[2]} pixels beside a latent of {cells[1]}x{cells[0]}"
-        fix = (
-            "Give the picture that was decoded from this latent, before any scaling, or leave the latent away to "
-            "decode from the picture alone"
-        )
-        raise invalid(
-            "size of image and latent",
-            got,
-            f"{cells[1] * CELL}x{cells[0] * CELL} pixels, {CELL} for each latent",
-            fix,
+        raise LayeredError(
+            f"image has {pixels.shape[3]}x{pixels.shape[2]} pixels beside a latent of {cells[1]}x{cells[0]}; "
+            f"allowed: {cells[1] * CELL}x{cells[0] * CELL} pixels, {CELL} a side for each latent cell. Give "
+            f"the picture that was decoded from this latent, before any scaling, or leave the latent away to "
+            f"decode from the picture alone"
         )
     if len(latent) not in (1, len(pixels)):
         raise invalid("latent's batch", len(latent), f"1 or {len(pixels)}, as many as pictures")
@@ -170,8 +169,8 @@ def _check_latent(decoder: TransparentDecoder, pixels: Tensor, latent: Tensor | 
 def _prepared(
     decoder: TransparentDecoder, part: Tensor, latent: Tensor | None, area: tuple[slice, slice]
 ) -> tuple[Tensor, Tensor]:
-    """A tile's pixels and latent on the decoder's device and in its dtype, mirrored up to sides that it
-    takes."""
+    """Return a tile's pixels and latent on the decoder's device and in its dtype, padded by mirroring to
+    sides that the decoder takes."""
     weight = next(decoder.parameters())
     height, width = (-(-side // decoder.STRIDE) * decoder.STRIDE for side in part.shape[2:])
     cells = (height // CELL, width // CELL)
@@ -180,14 +179,14 @@ def _prepared(
     else:
         rows, columns = (slice(s.start // CELL, s.stop // CELL) for s in area)
         code = _mirrored(latent[:, :, rows, columns], *cells).expand(len(part), -1, -1, -1)
-    # Channels last halves the time of its convolutions on CPUs and newer GPUs.
+    # The memory format channels-last halves the time of the convolutions on CPUs and newer GPUs.
     picture = _mirrored(part, height, width).to(weight).clamp(0, 1)
     return picture.contiguous(memory_format=torch.channels_last), code.to(weight)
 
 
 def _mirrored(x: Tensor, height: int, width: int) -> Tensor:
-    """``[B, C, h, w]`` continued to the right and downwards by its mirror image, edge pixels repeated, which
-    keeps latents on their pixels."""
+    """Pad ``[B, C, h, w]`` to the right and downwards with its mirror image. Edge pixels are repeated, which
+    keeps latent cells aligned with their pixels."""
     for axis, side in ((2, height), (3, width)):
         length = x.shape[axis]
         if side > length:
@@ -204,7 +203,7 @@ def _one_pass(
     turns: int,
     attend: AttendPixels,
 ) -> Tensor:
-    """RGBA in 0..1, float32, of one way to lay the picture, laid back."""
+    """Decode one mirrored and rotated pass; return RGBA in 0..1, float32, rotated and mirrored back."""
     a, b = (t.flip(3) if mirrored else t for t in (picture, code))
     a, b = (t.rot90(turns, (2, 3)) for t in (a, b))
     result = decoder(a.contiguous(memory_format=torch.channels_last), b, attend)
@@ -213,7 +212,7 @@ def _one_pass(
 
 
 def _combined(passes: Sequence[Tensor], combine: str) -> Tensor:
-    """One of several; the median by comparisons alone, which every device has."""
+    """Combine the passes; the median is computed by comparisons alone, which every device supports."""
     if combine == "mean":
         return torch.stack(list(passes)).mean(0)
     sorted_ = list(passes)
@@ -227,7 +226,8 @@ def _combined(passes: Sequence[Tensor], combine: str) -> Tensor:
 
 
 def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles start along a side, pixels, multiples of 8; the last one ends with the side."""
+    """Return where tiles start along a side, in pixels, multiples of 8; the last tile reaches the end of the
+    side."""
     if side <= tile:
         return [0]
     count = -(-(side - overlap) // (tile - overlap))
@@ -236,7 +236,8 @@ def _starts(side: int, tile: int, overlap: int) -> list[int]:
 
 
 def _fade(starts: Sequence[int], start: int, side: int, tile: int) -> Tensor:
-    """Share of the tile at ``start`` along its side, ``[n]``: all tiles' shares of a pixel sum to 1."""
+    """Return the weight of the tile at ``start`` along its side, ``[n]``; the weights of all tiles sum to 1
+    at every pixel."""
     places = torch.arange(side) + 0.5
     shares = []
     for s in starts:

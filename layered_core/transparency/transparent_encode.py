@@ -1,5 +1,5 @@
-"""A transparent picture to latents: colours padded under its holes, laid on grey, and its alpha as an offset
-of the latents.
+"""Encode a transparent picture to latents: colours are padded under transparent pixels and laid on grey, and
+alpha becomes an offset of the latents.
 
 Source: the encoder of lllyasviel/LayerDiffuse_DiffusersCLI and sd-forge-layerdiffuse; algorithms.md §2.4 [V].
 """
@@ -17,30 +17,31 @@ from ..errors import check_number, invalid
 from .transparent_networks import CELL, TransparentEncoder, over_mid_grey, to_file_order
 
 Posterior = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What a VAE makes of a picture ``[B, 3, H, W]`` in 0..1: mean and standard deviation of its latents, each
-``[B, C, H/8, W/8]``."""
+"""A VAE's encoding: a picture ``[B, 3, H, W]`` in 0..1 to the mean and standard deviation of its latents,
+each ``[B, C, H/8, W/8]``."""
 
 RATIO = 1.2
-"""Side of one level of the padding pyramid over that of the next smaller one."""
+"""Ratio of the sides of consecutive levels of the padding pyramid."""
 
 
 @torch.no_grad()
 def encode(
     encoder: TransparentEncoder, rgba: Tensor, posterior: Posterior, offset_scale: float = 1.0
 ) -> Tensor:
-    """Latents of a transparent picture in the VAE's space: ``mean + deviation * offset_scale * offset``,
-    ``[B, C, H/8, W/8]``.
+    """Compute the latents of a transparent picture in the VAE's space:
+    ``mean + deviation * offset_scale * offset``, ``[B, C, H/8, W/8]``.
 
-    The offset takes the place of the noise that an ordinary encoding draws.
+    The offset replaces the noise that an ordinary encoding samples.
 
     Args:
-        encoder: in any floating dtype, on any device.
-        rgba: ``[B, 4, H, W]``, 0..1, straight alpha; sides multiples of 8, see :func:`crop_to_cells`.
-        posterior: the ordinary VAE; a VAE that knows no deviation has 1.
-        offset_scale: what the encoder's file needs, 1 or 300; see ``offset_scale`` of the published files.
+        encoder: of any floating dtype, on any device.
+        rgba: ``[B, 4, H, W]``, 0..1, straight alpha; sides are multiples of 8, see :func:`crop_to_cells`.
+        posterior: the ordinary VAE's encoding; the deviation is 1 for a VAE without one.
+        offset_scale: the factor that the encoder's file needs, 1 or 300; see ``offset_scale`` of the
+            published files.
 
     Raises:
-        LayeredError: the size is not a multiple of 8, or the encoder is for another VAE.
+        LayeredError: a side is no multiple of 8, or the encoder is for another VAE.
     """
     check_number("offset scale", offset_scale, 0, 1000)
     height, width = rgba.shape[2:]
@@ -61,15 +62,15 @@ def encode(
 
 
 def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
-    """RGBA ``[B, 4, H, W]`` in float32, 0..1.
+    """Combine a picture and an alpha to RGBA ``[B, 4, H, W]`` in float32, 0..1.
 
     Args:
         picture: ``[B or 1, 3 or 4, H, W]``; three channels are opaque.
-        alpha: ``[B or 1, h, w]``, 1 is opaque, scaled to the picture's size; takes the place of the picture's
-            own. None: its own.
+        alpha: ``[B or 1, h, w]``, 1 is opaque; it is scaled to the picture's size and replaces the picture's
+            own alpha. None: the picture's own.
 
     Raises:
-        LayeredError: there are several of both, and not as many.
+        LayeredError: both batches have more than one row, and their sizes differ.
     """
     picture = picture.float()
     if alpha is not None:
@@ -83,7 +84,7 @@ def with_alpha(picture: Tensor, alpha: Tensor | None) -> Tensor:
 
 
 def crop_to_cells(picture: Tensor) -> Tensor:
-    """``[B, C, H, W]`` cut about its middle to sides that are multiples of 8, as ComfyUI's VAE Encode cuts.
+    """Crop ``[B, C, H, W]`` around its centre to sides that are multiples of 8, as ComfyUI's VAE Encode does.
 
     Raises:
         LayeredError: a side is below 8.
@@ -98,11 +99,13 @@ def crop_to_cells(picture: Tensor) -> Tensor:
 
 
 def pad_colours(rgba: Tensor) -> Tensor:
-    """Straight colours ``[B, 3, H, W]`` in which every pixel under alpha 0 has the colour of what is near it.
+    """Return straight colours ``[B, 3, H, W]`` in which pixels with alpha 0 have the colours of nearby
+    pixels.
 
-    A pyramid of premultiplied colour and alpha down to a side of 1; from the mean colour at its top each
-    level lays its own colours over the enlarged level above: ``f <- c + (1 - a) f``. Where alpha is 1 colours
-    stay as they are; a picture that is all transparent becomes black.
+    This uses a pyramid of premultiplied colour and alpha down to a side of 1. Starting with the mean colour
+    at its top, each level lays its own colours over the enlarged result of the smaller level:
+    ``f <- c + (1 - a) f``. Colours stay unchanged where alpha is 1; a fully transparent picture becomes
+    black.
 
     Args:
         rgba: ``[B, 4, H, W]``, 0..1, straight alpha.
@@ -121,13 +124,14 @@ def pad_colours(rgba: Tensor) -> Tensor:
 
 
 def _area_resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Means over the areas that the smaller pixels cover."""
+    """Reduce ``[B, C, H, W]`` to ``height`` x ``width`` by the mean over the area that each new pixel
+    covers."""
     return _overlaps(x.shape[2], height).to(x) @ x @ _overlaps(x.shape[3], width).to(x).mT
 
 
 def _overlaps(before: int, after: int) -> Tensor:
-    """Share of each of ``before`` pixels in each of ``after`` pixels of the same line, ``[after, before]``;
-    rows sum to 1."""
+    """Return the share of each of ``before`` pixels in each of ``after`` pixels of the same line,
+    ``[after, before]``; rows sum to 1."""
     ends = torch.arange(after, dtype=torch.float64)[:, None] * before / after
     starts = torch.arange(before, dtype=torch.float64)
     overlap = torch.minimum(ends + before / after, starts + 1) - torch.maximum(ends, starts)

@@ -1,8 +1,9 @@
-"""The two networks of latent transparency (Zhang and Agrawala 2024, arXiv 2402.17113), as released: they turn
-a picture's alpha into an offset of its latents, and a decoded picture with its latents back into RGBA.
+"""The two networks of latent transparency (Zhang and Agrawala 2024, arXiv 2402.17113), as released: the
+encoder turns a picture's alpha into an offset of its latents, the decoder turns a decoded picture and its
+latents into RGBA.
 
-Both have the parameter names and shapes of the published files at their default widths, and read any other
-width from a file's shapes. No diffusers is needed. Evidence: algorithms.md §2.4, §2.5 [V].
+With their default widths both have the parameter names and shapes of the published files; other widths are
+taken from a file's shapes. diffusers is not needed. Evidence: algorithms.md §2.4, §2.5 [V].
 """
 
 from __future__ import annotations
@@ -18,44 +19,45 @@ from torch.nn import functional
 from ..errors import LayeredError
 
 GROUPS = 4
-"""Groups of every group norm."""
+"""Number of groups in every group norm."""
 
 HEAD = 8
 """Channels of an attention head."""
 
 LATENT_STAGE = 3
-"""The latent is added in front of this down block, at an eighth of the picture's side."""
+"""Index of the down block before which the latent is added, at an eighth of the picture's side."""
 
 ATTENTION_STAGE = 4
-"""Down blocks from here on, and the up blocks that face them, have self-attention."""
+"""Down blocks from this index on, and the up blocks of the same resolutions, have self-attention."""
 
 FLUX_CHANNELS = 16
-"""Latent channels of Flux, whose files order alpha last; those of Stable Diffusion (4 channels) order it
-first."""
+"""Latent channels of Flux. In files for Flux alpha is the last channel, in those for Stable Diffusion (4
+latent channels) the first."""
 
 ENCODER_WIDTHS = (32, 64, 128, 256)
 DECODER_WIDTHS = (32, 32, 64, 128, 256, 512, 512)
-"""Channels of the published networks, from the full side to an eighth and to a 64th of it."""
+"""Channels of the published networks, from the full side to an eighth (encoder) and to a 64th (decoder) of
+it."""
 
 CELL = 8
-"""Pixels a side of a picture for each value of its latent."""
+"""Side in pixels of the part of a picture that one latent cell stands for."""
 
 AttendPixels = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""Attention of a host: ``(q, k, v, heads)``, each ``[B, N, heads * HEAD]``, to ``[B, N, heads * HEAD]``."""
+"""A host's attention: ``(q, k, v, heads)``, each ``[B, N, heads * HEAD]``, to ``[B, N, heads * HEAD]``."""
 
 
 def attend_with_torch(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """torch's own attention, as :data:`AttendPixels`."""
+    """Compute attention with torch's own function, as :data:`AttendPixels`."""
     q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class TransparentEncoder(nn.Module):
-    """RGBA to the offset of its latents: nine 3x3 convolutions with SiLU between.
+    """RGBA to the offset of its latents: nine 3x3 convolutions with SiLU between them.
 
     Args:
-        widths: channels at the full side, a half, a quarter and an eighth.
-        latent_channels: of the VAE: 4, or 16 for Flux.
+        widths: channels at the full side, a half, a quarter and an eighth of it.
+        latent_channels: latent channels of the VAE: 4, or 16 for Flux.
     """
 
     def __init__(self, widths: Sequence[int] = ENCODER_WIDTHS, latent_channels: int = 4) -> None:
@@ -77,7 +79,7 @@ class TransparentEncoder(nn.Module):
         self.blocks = nn.Sequential(*layers)
 
     def forward(self, picture: Tensor) -> Tensor:
-        """Offset ``[B, C, H/8, W/8]``.
+        """Compute the offset ``[B, C, H/8, W/8]``.
 
         Args:
             picture: ``[B, 4, H, W]``, 0..1, channels in the order of the file (:func:`to_file_order`),
@@ -87,30 +89,30 @@ class TransparentEncoder(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], name: str) -> TransparentEncoder:
-        """An encoder of the widths that ``weights`` have, holding them (in float32), in evaluation mode.
+        """Return an encoder with the widths and values of ``weights``, in float32 and evaluation mode.
 
         Raises:
-            LayeredError: keys or shapes are not an encoder's; ``name`` says of which file.
+            LayeredError: keys or shapes are not those of an encoder; the error names the file, ``name``.
         """
         weights = _part(weights, "encoder")
         widths = [
             _size(weights, f"blocks.{4 * i}.weight", 0, usual) for i, usual in enumerate(ENCODER_WIDTHS)
         ]
         latent_channels = _size(weights, "blocks.16.weight", 0, 4)
-        return _filled(lambda: cls(widths, latent_channels), weights, name, "encoder")
+        return _load_network(lambda: cls(widths, latent_channels), weights, name, "encoder")
 
 
 class TransparentDecoder(nn.Module):
-    """A decoded picture and its latent to RGBA: the UNet that the paper's code calls UNet1024.
+    """A decoded picture and its latent to RGBA: the UNet called UNet1024 in the paper's code.
 
     Args:
         widths: channels of the seven blocks, from the full side to a 64th of it; multiples of 4, from the
             fifth on of 8.
-        latent_channels: of the VAE: 4, or 16 for Flux.
+        latent_channels: latent channels of the VAE: 4, or 16 for Flux.
     """
 
     STRIDE = 64
-    """Sides of the picture must be multiples of this, in pixels."""
+    """The sides of the picture must be multiples of this, pixels."""
 
     def __init__(self, widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4) -> None:
         super().__init__()
@@ -126,7 +128,7 @@ class TransparentDecoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         before = widths[-1]
         for i in range(last, -1, -1):
-            # The last resnet of a block meets what the down block before it gave.
+            # The last resnet of a block gets the skip of the preceding down block.
             skips = (widths[i], widths[i], widths[max(i - 1, 0)])
             self.up_blocks.append(_UpBlock(before, widths[i], skips, i >= ATTENTION_STAGE, i > 0))
             before = widths[i]
@@ -134,36 +136,35 @@ class TransparentDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 4, 3, 1, 1)
 
     def forward(self, pixels: Tensor, latent: Tensor, attend: AttendPixels = attend_with_torch) -> Tensor:
-        """RGBA ``[B, 4, H, W]`` in the order of the file (:func:`from_file_order`), not clipped; colours
-        straight, padded under alpha 0.
+        """Compute RGBA ``[B, 4, H, W]`` in the order of the file (:func:`from_file_order`), not clipped;
+        colours are straight, padded under alpha 0.
 
         Args:
-            pixels: the decoded picture, ``[B, 3, H, W]``, 0..1; sides multiples of :data:`STRIDE`.
-            latent: ``[B, C, H/8, W/8]`` in the VAE's space, that is what the VAE decodes; zeros where there
-                is none.
+            pixels: the decoded picture, ``[B, 3, H, W]``, 0..1; sides are multiples of :data:`STRIDE`.
+            latent: ``[B, C, H/8, W/8]`` in the VAE's space, as the VAE decodes it; zeros if there is none.
             attend: the host's attention.
         """
         x = self.conv_in(pixels)
-        # Made again when it is wanted, from three channels alone: held, it would be a fifth of the memory.
+        # Computed again when needed, from three channels: kept, it would be a fifth of the memory.
         skips: list[Skip] = [partial(self.conv_in, pixels)]
         for i, block in enumerate(self.down_blocks):
             if i == LATENT_STAGE:
                 x = x + self.latent_conv_in(latent)
             x = block(x, skips, attend)
-        # From here on nothing but the stack refers to what is still needed: a tensor at the full side is
-        # freed as soon as it is used.
+        # From here on only the stack refers to the tensors, so each is freed as soon as it is used.
         skips.append(self.mid_block(x, attend))
         del x
         for block in self.up_blocks:
             block(skips, attend)
-        return self.conv_out(_norm_silu(_made(skips.pop()), self.conv_norm_out, overwrite=True))  # type: ignore[no-any-return]
+        out: Tensor = self.conv_out(_norm_silu(_skip_tensor(skips.pop()), self.conv_norm_out, overwrite=True))
+        return out
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], name: str) -> TransparentDecoder:
-        """A decoder of the widths that ``weights`` have, holding them (in float32), in evaluation mode.
+        """Return a decoder with the widths and values of ``weights``, in float32 and evaluation mode.
 
         Raises:
-            LayeredError: keys or shapes are not a decoder's; ``name`` says of which file.
+            LayeredError: keys or shapes are not those of a decoder; the error names the file, ``name``.
         """
         weights = _part(weights, "decoder")
         widths = [
@@ -171,30 +172,30 @@ class TransparentDecoder(nn.Module):
             for i, usual in enumerate(DECODER_WIDTHS)
         ]
         latent_channels = _size(weights, "latent_conv_in.weight", 1, 4)
-        return _filled(lambda: cls(widths, latent_channels), weights, name, "decoder")
+        return _load_network(lambda: cls(widths, latent_channels), weights, name, "decoder")
 
 
 def _zero(convolution: nn.Conv2d) -> nn.Conv2d:
-    """The convolution with all parameters 0: what training starts from."""
+    """Set all parameters of the convolution to 0, as at the start of training; return it."""
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)
     return convolution
 
 
 Skip = Tensor | Callable[[], Tensor]
-"""What the down path leaves to the up path, or how to make it."""
+"""A skip connection from the down path to the up path: the tensor, or a function that computes it again."""
 
 
-def _made(skip: Skip) -> Tensor:
+def _skip_tensor(skip: Skip) -> Tensor:
     return skip if isinstance(skip, Tensor) else skip()
 
 
 def _norm_silu(x: Tensor, norm: nn.GroupNorm, overwrite: bool) -> Tensor:
-    """``silu(norm(x))``; in the memory of ``x`` where ``overwrite`` says that nobody needs it any more and no
-    gradient is asked for.
+    """Return ``silu(norm(x))``. With ``overwrite``, and without gradients, the result takes the memory of
+    ``x``, which must not be used afterwards.
 
-    One tensor at the full side of a 1024-pixel picture has 134 MB: such copies are half of what a decode
-    would hold.
+    One tensor at the full side of a 1024-pixel picture has 134 MB: such copies would be half of the memory of
+    a decode.
     """
     if torch.is_grad_enabled() or not overwrite:
         return functional.silu(norm(x), inplace=not torch.is_grad_enabled())
@@ -206,10 +207,10 @@ def _norm_silu(x: Tensor, norm: nn.GroupNorm, overwrite: bool) -> Tensor:
 
 
 def _group_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group of channels of ``[B, C, H, W]``, each ``[B, G, 1]`` in float32.
+    """Compute mean and variance of each group of channels of ``[B, C, H, W]``, each ``[B, G, 1]`` in float32.
 
-    Pixels are taken in pieces that stay in a processor's cache, each about its own mean (Chan, Golub and
-    LeVeque 1979): a quarter of the time of a whole group norm.
+    Pixels are processed in pieces that fit a processor's cache, each about its own mean (Chan, Golub and
+    LeVeque 1979). This takes a quarter of the time of a whole group norm.
     """
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     pieces = torch.split(pixels, max(2**17 // x.shape[1], 1), 1)
@@ -227,7 +228,7 @@ def _group_statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 class _Resnet(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut."""
+    """A residual block: twice norm, SiLU and convolution, plus a shortcut."""
 
     def __init__(self, inside: int, out: int) -> None:
         super().__init__()
@@ -238,8 +239,8 @@ class _Resnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(inside, out, 1) if inside != out else None
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """Of parts ``[B, C_i, H, W]`` side by side. The list is emptied, so that they are freed as soon as
-        they are used."""
+        """Apply the block to the concatenation of ``parts``, each ``[B, C_i, H, W]``. The list is emptied, so
+        that its tensors are freed as soon as they are used."""
         joined = len(parts) > 1
         x = torch.cat(parts, 1) if joined else parts[0]
         parts.clear()
@@ -274,7 +275,7 @@ class _Attention(nn.Module):
 
 
 class _Downsample(nn.Module):
-    """Half the side."""
+    """A convolution that halves the side."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -285,7 +286,7 @@ class _Downsample(nn.Module):
 
 
 class _Upsample(nn.Module):
-    """Twice the side."""
+    """Doubles the side, then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -296,7 +297,7 @@ class _Upsample(nn.Module):
 
 
 class _DownBlock(nn.Module):
-    """Two resnets, each with attention or none, and half the side."""
+    """Two resnets, each followed by attention or not, then a downsampling."""
 
     def __init__(self, inside: int, out: int, attention: bool, downsample: bool) -> None:
         super().__init__()
@@ -317,7 +318,7 @@ class _DownBlock(nn.Module):
 
 
 class _MidBlock(nn.Module):
-    """Resnet, attention, resnet."""
+    """A resnet, attention, and a resnet."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -325,11 +326,12 @@ class _MidBlock(nn.Module):
         self.attentions = nn.ModuleList([_Attention(width)])
 
     def forward(self, x: Tensor, attend: AttendPixels) -> Tensor:
-        return self.resnets[1]([self.attentions[0](self.resnets[0]([x]), attend)])  # type: ignore[no-any-return]
+        out: Tensor = self.resnets[1]([self.attentions[0](self.resnets[0]([x]), attend)])
+        return out
 
 
 class _UpBlock(nn.Module):
-    """Three resnets, each on what came from below beside what the down path left, and twice the side."""
+    """Three resnets, each on the block's input concatenated with a skip connection, then an upsampling."""
 
     def __init__(
         self, before: int, out: int, skips: tuple[int, int, int], attention: bool, upsample: bool
@@ -342,24 +344,24 @@ class _UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList(_Upsample(out) for _ in range(upsample))
 
     def forward(self, stack: list[Skip], attend: AttendPixels) -> None:
-        """``stack``: what the down path left, and on top what came from below, in whose place the block's own
-        result lies afterwards."""
+        """Apply the block to ``stack``: the skip connections, and on top the block's input, which is replaced
+        by its output."""
         for i, resnet in enumerate(self.resnets):
-            stack.append(resnet([_made(stack.pop()), _made(stack.pop())]))
+            stack.append(resnet([_skip_tensor(stack.pop()), _skip_tensor(stack.pop())]))
             if len(self.attentions):
-                stack.append(self.attentions[i](_made(stack.pop()), attend))
+                stack.append(self.attentions[i](_skip_tensor(stack.pop()), attend))
         for upsampler in self.upsamplers:
-            stack.append(upsampler(_made(stack.pop())))
+            stack.append(upsampler(_skip_tensor(stack.pop())))
 
 
 def to_file_order(rgba: Tensor, latent_channels: int) -> Tensor:
-    """RGBA ``[B, 4, H, W]`` in the channel order of the files for a VAE of so many latent channels: alpha
-    first, for Flux last."""
+    """Reorder RGBA ``[B, 4, H, W]`` to the channel order of the files for a VAE with ``latent_channels``:
+    alpha first, for Flux last."""
     return rgba if latent_channels == FLUX_CHANNELS else rgba.roll(1, 1)
 
 
 def from_file_order(picture: Tensor, latent_channels: int) -> Tensor:
-    """The inverse of :func:`to_file_order`."""
+    """Reorder channels from the file's order to RGBA: the inverse of :func:`to_file_order`."""
     return picture if latent_channels == FLUX_CHANNELS else picture.roll(-1, 1)
 
 
@@ -367,8 +369,8 @@ _Network = TypeVar("_Network", TransparentEncoder, TransparentDecoder)
 
 
 def _part(weights: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
-    """The encoder's or decoder's tensors of a file that holds both and perhaps the VAE, as Flux's
-    TransparentVAE does; of another file all."""
+    """Return the tensors of the encoder or decoder from a file that holds both and perhaps the VAE, as Flux's
+    TransparentVAE does; from other files return all."""
     parts = ("encoder.", "decoder.", "sd_vae.")
     if not weights or not all(k.startswith(parts) for k in weights):
         return weights
@@ -376,8 +378,8 @@ def _part(weights: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
 
 
 def over_mid_grey(picture: Tensor) -> Tensor:
-    """A picture ``[B, 3 or 4, H, W]`` in 0..1 over 0.5, as the published files were trained to see it,
-    ``[B, 3, H, W]``."""
+    """Lay a picture ``[B, 3 or 4, H, W]`` in 0..1 over grey 0.5, as in the training of the published files;
+    return ``[B, 3, H, W]``."""
     if picture.shape[1] == 3:
         return picture
     colour, alpha = picture[:, :3], picture[:, 3:]
@@ -402,7 +404,9 @@ def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
     )
 
 
-def _filled(build: Callable[[], _Network], weights: Mapping[str, Tensor], name: str, what: str) -> _Network:
+def _load_network(
+    build: Callable[[], _Network], weights: Mapping[str, Tensor], name: str, what: str
+) -> _Network:
     with torch.device("meta"):
         network = build()
     if found := mismatch(network, weights):
@@ -415,8 +419,8 @@ def _filled(build: Callable[[], _Network], weights: Mapping[str, Tensor], name: 
 
 
 def _size(weights: Mapping[str, Tensor], key: str, axis: int, usual: int) -> int:
-    """One of a convolution's channel numbers, or the published network's where the file has no such
-    convolution."""
+    """Return a channel count of a convolution, or ``usual``, the published network's, if the file lacks
+    it."""
     return int(weights[key].shape[axis]) if key in weights and weights[key].ndim == 4 else usual
 
 

@@ -122,7 +122,7 @@ def test_an_empty_prompt_is_the_documents_own_words():
 @pytest.mark.parametrize("mode", ["collage", "paint with words"])
 def test_words_that_the_prompt_lacks_are_named_or_appended(mode):
     with pytest.raises(
-        LayeredError, match=r"layer 'star': words 'a blue star' in the prompt is 'not found'.*append"
+        LayeredError, match=r"layer 'star': its words 'a blue star' were not found in the prompt\..*append"
     ):
         plan_regions(pair(), Settings(mode=mode), "a red ball", "", tokenise)
     plan = plan_regions(pair(), Settings(mode=mode, append=True), "a red ball", "", tokenise)
@@ -144,13 +144,14 @@ def test_strength_zero_leaves_the_prompt_as_it_is_unless_words_are_recorded(mode
             [(1, 2, 3), (5, 6, 7)],
         )
     else:
-        with pytest.raises(LayeredError, match="words 'a red ball' in the prompt is 'not found'"):
+        with pytest.raises(LayeredError, match="words 'a red ball' were not found in the prompt"):
             plan_regions(pair(), settings, "a meadow", "", tokenise, record=True)
 
 
 def test_unclear_words_are_named():
     with pytest.raises(
-        LayeredError, match=r"layer 'ball': words 'a red ball' in the prompt is 'found 2 times'.*longer"
+        LayeredError,
+        match=r"layer 'ball': its words 'a red ball' were found 2 times in the prompt; allowed: once.*longer",
     ):
         plan_regions(pair(), Settings(mode="collage"), "a red ball, a red ball, a blue star", "", tokenise)
 
@@ -288,7 +289,8 @@ def test_a_prompt_that_lost_tokens_and_keys_of_another_length_are_named():
     settings = Settings(mode="collage")
     plan = plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
     with pytest.raises(
-        LayeredError, match=f"tokens of the prompt that has regions is 8; allowed: {TOKENS} and more"
+        LayeredError,
+        match=f"number of tokens of the prompt that has regions is 8; allowed: {TOKENS} and more",
     ):
         prepared(plan, settings, length=8)
     block = Block()

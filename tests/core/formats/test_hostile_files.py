@@ -32,7 +32,7 @@ def test_empty_and_foreign_files_are_named(tmp_path, end):
         path.write_bytes(data)
         with pytest.raises(LayeredError, match=f"{name}{end}"):
             read_layers(path)
-    with pytest.raises(LayeredError, match=f"gone{end}.*an existing"):
+    with pytest.raises(LayeredError, match=f"gone{end}' was not found.*an existing"):
         read_layers(tmp_path / f"gone{end}")
 
 
@@ -75,7 +75,7 @@ def with_layers(change):
 def test_groups_that_do_not_pair_up_are_named(tmp_path, kind, says):
     psd = with_layers(lambda psd, layer: layer.tagged_blocks.set_data(Tag.SECTION_DIVIDER_SETTING, kind=kind))
     psd.save(tmp_path / "a.psd")
-    with pytest.raises(LayeredError, match=f"a.psd: groups is '{says}.*closed as often as opened"):
+    with pytest.raises(LayeredError, match=f"a.psd: a group has {says}.*closed as often as opened"):
         read_layers(tmp_path / "a.psd")
 
 

@@ -79,9 +79,7 @@ def test_a_scaled_part_comes_back_as_it_was_up_to_resampling():
 
 
 def test_a_mask_that_touches_no_pixel_is_refused():
-    with pytest.raises(
-        LayeredError, match="mask is '0 everywhere'; allowed: more than 0 on at least one pixel"
-    ):
+    with pytest.raises(LayeredError, match="mask is 0 everywhere on the picture.*move the mask"):
         plan_crop(torch.zeros(8, 8), side=64)
 
 

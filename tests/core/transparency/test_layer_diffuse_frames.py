@@ -55,7 +55,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_listed():
         "5.temporal_n.bias [7] instead of [640]",
     ):
         assert part in str(error.value)
-    with pytest.raises(LayeredError, match="attention sharing"):
+    with pytest.raises(LayeredError, match="does not hold attention sharing.*hookers"):
         AttentionSharing.from_weights({"blocks.0.weight": torch.empty(1)}, "encoder.safetensors")
 
 

@@ -211,7 +211,7 @@ def test_pixels_outside_0_to_1_are_clipped_first():
         ({"overlap": 2000}, r"tile overlap is 2000; allowed: 0\.\.1024"),
         (
             {"latent": torch.zeros(1, 4, 4, 4)},
-            "128x64 pixels beside a latent of 4x4'; allowed: 32x32 pixels.*leave the latent away",
+            "128x64 pixels beside a latent of 4x4; allowed: 32x32 pixels.*leave the latent away",
         ),
         (
             {"latent": torch.zeros(1, 16, 8, 16)},

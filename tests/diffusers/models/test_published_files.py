@@ -196,7 +196,7 @@ def test_a_file_of_the_published_keys_and_shapes_passes_that_check_and_another_d
     ]
     weights = {k: torch.empty(shape, dtype=torch.float16, device="meta") for k, shape in keys.items()}
     check_fits(weights, published("layer_sd15_joint.safetensors"))
-    with pytest.raises(LayeredError, match="pictures that it makes"):
+    with pytest.raises(LayeredError, match="makes 3 pictures, but the mode .* makes 2 pictures from one"):
         check_fits(weights, published("layer_sd15_fg2bg.safetensors"))
 
 

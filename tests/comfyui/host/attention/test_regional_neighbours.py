@@ -173,7 +173,7 @@ def test_a_conditioning_that_lost_tokens_is_refused_before_sampling(regions, loa
     model, clip = loaded
     out, positive, negative = apply(regions, model, clip, mode="collage")
     with pytest.raises(
-        regions.error, match="tokens of the prompt that has regions is 40; allowed: 77 and more"
+        regions.error, match="number of tokens of the prompt that has regions is 40; allowed: 77 and more"
     ):
         predicted(out, [[positive[0][0][:, :40], positive[0][1]]], negative)
 

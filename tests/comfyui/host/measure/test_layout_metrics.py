@@ -91,7 +91,7 @@ def test_without_detections_the_storybooks_judge_reads_the_picture(host, pack):
 
 def test_bad_input_is_named(host):
     prompt = {**boxes_on_canvas(), **masks(host, (0, 0, 16, 16))}
-    assert "names of detections is 2; allowed: one a mask, that is 1" in host.error_of(
+    assert "number of names of detections is 2; allowed: one a mask, that is 1" in host.error_of(
         metrics(prompt, detections=["found", 0], names="a\nb")
     )
     assert "there are no detections to name" in host.error_of(metrics(prompt, names="a"))

@@ -56,7 +56,7 @@ def test_a_file_of_another_base_model_or_mode_and_a_cut_or_pickled_one_are_refus
     single, joint = by_name["layer_xl_fg2ble"], by_name["layer_sd15_joint"]
     with pytest.raises(ValueError, match="pictures that it takes is 2; allowed: 1"):
         applied(single, file="layer_xl_fgble2bg.safetensors")
-    with pytest.raises(ValueError, match="pictures that it makes"):
+    with pytest.raises(ValueError, match="makes 2 pictures from one, but the mode .* makes 3 pictures"):
         applied(joint, file="layer_sd15_fg2bg.safetensors")
     cut = tiny.FOLDER / "layer_xl_bg2ble.safetensors"
     whole = cut.read_bytes()
