@@ -112,7 +112,7 @@ def test_every_template_of_the_package_opens_with_its_picture(server, package):
     for name in names:
         graph = json.loads(server.read(f"/api/workflow_templates/layered-diffusion/{name}.json"))
         # Notes are the page's own; a blueprint's nodes are named by its id.
-        inner = {part["id"] for part in graph.get("definitions", {}).get("subgraphs", [])}
+        inner = {part["id"] for part in (graph.get("definitions") or {}).get("subgraphs", [])}
         types = {node["type"] for node in graph["nodes"]} - {"Note", "MarkdownNote"} - inner
         assert types <= known, name
         Image.open(io.BytesIO(server.read(f"/api/workflow_templates/layered-diffusion/{name}.jpg"))).load()
