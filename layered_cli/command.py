@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from layered_cli import bench, gallery, generate, render, stage
 from layered_cli.shared import INSTALL, complain
+from layered_core import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog="layered", description="Make and edit pictures layer by layer with a diffusion model."
     )
+    whole.add_argument("--version", action="version", version=f"layered {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for part in (render, stage, generate, gallery, bench):
         part.add(commands)

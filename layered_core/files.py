@@ -25,8 +25,6 @@ from .formats.document_json import pictures_of, read_document_and_workflow, writ
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.openraster import read_openraster, write_openraster
-from .formats.psd_read import read_psd
-from .formats.psd_write import write_psd
 from .formats.to_file import check_workflow, rounded
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
@@ -44,6 +42,8 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
         path = path / "document.json"
     match path.suffix.lower():
         case ".psd" | ".psb":
+            from .formats.psd_read import read_psd  # psd-tools is fifty modules, and few runs read a PSD
+
             return read_psd(path, limits)
         case ".ora":
             return read_openraster(path, limits)
@@ -92,6 +92,8 @@ def write_layers(
     document = rounded(document, bits)
     match path.suffix.lower():
         case ".psd" | ".psb":
+            from .formats.psd_write import write_psd
+
             write_psd(document, path, workflow)
         case ".ora":
             write_openraster(document, path, workflow)

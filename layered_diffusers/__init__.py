@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 __all__ = ["LayeredDiffusionPipeline"]
+
+_BESIDE_THE_POINT = re.compile(
+    r"`(CLIP|Siglip)ImageProcessor` requires torchvision \(not installed\); falling back to .*"
+    r"|`torch_dtype` is deprecated! Use `dtype` instead!",
+    re.DOTALL,
+)
+"""Remarks of transformers about what diffusers does, not what we do: it imports image processors that nothing
+here uses, and before 0.40 it passes on an argument by its old name."""
+
+
+def _is_to_the_point(record: logging.LogRecord) -> bool:
+    return not _BESIDE_THE_POINT.fullmatch(record.getMessage())
+
+
+for _name in ("utils.import_utils", "modeling_utils", "configuration_utils"):
+    logging.getLogger(f"transformers.{_name}").addFilter(_is_to_the_point)
 
 
 def __getattr__(name: str) -> object:

@@ -44,7 +44,7 @@ class _Transparent:
             path_or_id: a model of the family.
             layer_models: folder of the files; None: that of $LAYER_MODEL_DIR.
             file, decoder: their names; None: the published ones.
-            options: as diffusers has them (``torch_dtype``, ``variant``, ...).
+            options: as diffusers has them (``dtype``, which was ``torch_dtype`` before 0.40, ``variant``, ...).
 
         Raises:
             LayeredError: a file is missing (named with its source, size and folder), broken or for another

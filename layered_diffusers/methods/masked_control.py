@@ -17,6 +17,7 @@ from layered_core.control.hints import document_hint
 from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError, invalid
 from layered_core.noise.window import Window, sigma_at
+from layered_diffusers.models.loading import DTYPE
 from layered_diffusers.sampling import Method, Run
 
 
@@ -162,7 +163,7 @@ def load_controlnet(
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         net = {"ControlNetModel": ControlNetModel, "T2IAdapter": T2IAdapter}[kind]
         return (
-            net.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, use_safetensors=True)
+            net.from_pretrained(folder, **{DTYPE: dtype}, local_files_only=True, use_safetensors=True)
             .to(device)
             .eval()
         )

@@ -13,6 +13,7 @@ from typing import TypeAlias
 # connection.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -27,6 +28,7 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
@@ -51,6 +53,9 @@ SAMPLERS = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
 }
 """Samplers by ComfyUI's names; each keeps the model's own spacing of steps."""
+
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+"""What diffusers' ``from_pretrained`` calls the type of a model's numbers: it was renamed in 0.40."""
 
 _WEIGHTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
 
@@ -131,7 +136,7 @@ def load_model(
     try:
         with _quiet():
             model = DiffusionPipeline.from_pretrained(
-                folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, safety_checker=None
+                folder, **{DTYPE: dtype}, local_files_only=True, use_safetensors=True, safety_checker=None
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise LayeredError(f"model {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error

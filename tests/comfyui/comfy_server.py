@@ -21,16 +21,17 @@ class NotStartedError(RuntimeError):
 
 
 class Server:
-    """ComfyUI, running until :meth:`stop`."""
+    """ComfyUI, running until :meth:`stop`, with the pack in the folder ``pack``; its base folder ``base`` is made
+    here."""
 
-    def __init__(self, comfyui, python, base, start_s=300):
+    def __init__(self, comfyui, python, base, start_s=300, pack=PACK):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.base = base
         (base / "custom_nodes").mkdir(parents=True)
-        (base / "custom_nodes" / "layered-diffusion").symlink_to(PACK)
+        (base / "custom_nodes" / "layered-diffusion").symlink_to(pack)
         self.log = base / "log.txt"
         command = [
             python,
@@ -71,6 +72,11 @@ class Server:
     def get(self, path):
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return json.loads(answer.read())
+
+    def read(self, path):
+        """The bytes of a file that is served."""
+        with urllib.request.urlopen(self.url + urllib.parse.quote(path), timeout=60) as answer:
+            return answer.read()
 
     def post(self, path, data):
         request = urllib.request.Request(
