@@ -204,7 +204,11 @@ def test_replacing_leaves_hidden_layers_their_pictures(pipeline, made):
 @pytest.mark.parametrize(
     ("layer", "options", "says"),
     [
-        (Layer("ball", width=16, height=16), {}, "layer 'ball': prompt is ''; allowed: what it shows"),
+        (
+            Layer("ball", width=16, height=16),
+            {},
+            "layer 'ball': prompt is ''; allowed: words that say what the layer shows",
+        ),
         (
             Layer("ball", x=500, width=16, height=16, prompt="a red ball"),
             {},
@@ -226,7 +230,7 @@ def test_replacing_leaves_hidden_layers_their_pictures(pipeline, made):
         (
             Layer("ball", width=16, height=16, prompt="a red ball", recipe=Recipe(embedding="krk")),
             {},
-            "layer 'ball': adapters is None",
+            "layer 'ball': LoRA or embedding 'krk' was not found, because no folder of LoRAs and embeddings is given",
         ),
     ],
 )

@@ -93,7 +93,9 @@ def test_a_batch_of_one_document_is_its_pictures(pipeline):
 
 def test_documents_must_be_one_or_one_a_picture(pipeline):
     method = RegionalPrompts(pipeline.model, [halves()] * 2)
-    with pytest.raises(LayeredError, match="documents is 2; allowed: one, or one a picture, that is 3"):
+    with pytest.raises(
+        LayeredError, match="documents is 2; allowed: one, or one for each picture, that is 3"
+    ):
         pipeline.generate(["a red ball"] * 3, steps=1, methods=[method])
 
 
