@@ -121,7 +121,7 @@ def test_wordings_are_held_out_but_no_combination_is():
 
 
 def test_an_unknown_thing_is_refused():
-    with pytest.raises(ValueError, match="no solid red dragon"):
+    with pytest.raises(ValueError, match="there is no solid red dragon in the storybook"):
         sprite(Thing("solid", "red", "dragon"))
 
 
