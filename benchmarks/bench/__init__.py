@@ -1,1 +1,10 @@
-"""The bench behind ``layered bench``: suites of scenes, methods, judges, records and the report."""
+"""The bench behind ``layered bench``: suites of scenes, methods, judges, records and reports.
+
+>>> from pathlib import Path
+>>> from benchmarks.bench.report import Summary
+>>> from benchmarks.bench.running import run_suite
+>>> from benchmarks.bench.suite import Settings, read_suite
+>>> from demo.world.places import MODEL
+>>> suite, settings = read_suite("transparency"), Settings(count=2, model=MODEL, out=Path("results"), steps=4)
+>>> print(Summary(suite, settings, run_suite(suite, settings)).table())  # doctest: +SKIP
+"""
