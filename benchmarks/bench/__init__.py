@@ -5,6 +5,7 @@
 >>> from benchmarks.bench.running import run_suite
 >>> from benchmarks.bench.suite import Settings, read_suite
 >>> from demo.world.places import MODEL
->>> suite, settings = read_suite("transparency"), Settings(count=2, model=MODEL, out=Path("results"), steps=4)
->>> print(Summary(suite, settings, run_suite(suite, settings)).table())  # doctest: +SKIP
+>>> suite = read_suite("transparency")
+>>> settings = Settings(count=2, model=MODEL, out=Path("results/example"), steps=4, processes=1)
+>>> print(Summary(suite, settings, run_suite(suite, settings)).table())
 """
