@@ -1,4 +1,4 @@
-"""Transparent layers from words: the pipeline's methods, ``layered generate --transparent`` and
+"""Transparent layers from prompts: the pipeline's methods, ``layered generate --transparent`` and
 ``--layers``."""
 
 import shutil
