@@ -1,13 +1,14 @@
-"""Compare compositing with ComfyUI's own compositor: ``python -m benchmarks.composite [--json] [--rounds N]``.
+"""Compare compositing with ComfyUI's own compositor:
+``python -m benchmarks.composite [--json] [--rounds N]``.
 
-Both composite eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over a
-``normal`` bottom, by turns in one process of ComfyUI's python. This needs a ComfyUI at ``$COMFYUI_PATH`` or
+Both composite eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over
+a ``normal`` bottom, by turns in one process of ComfyUI's python. This needs a ComfyUI at ``$COMFYUI_PATH`` or
 ``~/comfy/ComfyUI``. Figures:
 
 * ``ratio_normal``, ``ratio_soft_light``: our fastest round divided by ComfyUI's fastest, by the clock;
   ``processor_…`` is the same in processor time, which other programs disturb less.
-* ``peak_memory_ratio``: the size of the layers' tensors plus the process's greatest growth while it composites,
-  divided by the size of the layers' tensors; ``…_core`` is ComfyUI's.
+* ``peak_memory_ratio``: the size of the layers' tensors plus the process's greatest growth while it
+  composites, divided by the size of the layers' tensors; ``…_core`` is ComfyUI's.
 * ``greatest_difference`` between the two pictures, 0..1.
 """
 

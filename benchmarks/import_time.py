@@ -1,7 +1,7 @@
 """Measure how long ComfyUI takes to import the pack: ``python -m benchmarks.import_time [--json]``.
 
-Each round starts ComfyUI without a server in a new process of its own python and times the import of the pack; the
-figure is the median. This needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``.
+Each round starts ComfyUI without a server in a new process of its own python and times the import of the
+pack; the figure is the median. This needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """Measure how much time control per layer takes: ``python -m benchmarks.masked_control [--json]``.
 
-The figures are of one denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, both with random
-weights; the variants take turns.
+The figures are of one denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, both with
+random weights; the variants take turns.
 
 * In diffusers, divided by the time of one plain ControlNet: ``ratio_4``, four layers on one net;
-  ``chained_ratio_4``, four masked ControlNets in a row. The ratio is that of the least times; ``ratio_4_median`` is
-  the median of the rounds' ratios. ``max_abs_diff`` is the greatest difference of the two predictions, which must be
-  equal.
-* In ComfyUI, if there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, divided by the time of its own Apply
-  ControlNet: ``comfyui_ratio_4``, four layers on Masked ControlNet Apply; ``core_chained_ratio_4``, ComfyUI's own
-  node four times in a row; ``core_masked_ratio_4``, the same on four conditionings with ConditioningSetMask. All are
-  medians of the rounds' ratios. ``core_max_abs_diff`` is the greatest difference to ComfyUI's own node, of a mask of
-  ones and of four layers of full strength.
+  ``chained_ratio_4``, four masked ControlNets in a row. The ratio is that of the least times;
+  ``ratio_4_median`` is the median of the rounds' ratios. ``max_abs_diff`` is the greatest difference of the
+  two predictions, which must be equal.
+* In ComfyUI, if there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, divided by the time of its own
+  Apply
+  ControlNet: ``comfyui_ratio_4``, four layers on Masked ControlNet Apply; ``core_chained_ratio_4``, ComfyUI's
+  own node four times in a row; ``core_masked_ratio_4``, the same on four conditionings with
+  ConditioningSetMask. All are medians of the rounds' ratios. ``core_max_abs_diff`` is the greatest difference
+  to ComfyUI's own node, of a mask of ones and of four layers of full strength.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Put the reports of the bench into the documentation: ``python -m benchmarks.page results/<folder>``.
 
-In ``docs/evaluation.md`` every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``. The
-blocks of suites in the folder are replaced, the others stay, and new ones go before ``<!-- more suites -->``. The
-text between ``<!-- not measured -->`` and ``<!-- /not measured -->`` names the suites without a block. Plots and
-grids are copied to ``images/evaluation`` beside the page. The block ``<!-- figures -->`` of the README shows the
-drawings of two suites.
+In ``docs/evaluation.md`` every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``.
+The blocks of suites in the folder are replaced, the others stay, and new ones go before ``<!-- more suites
+-->``. The text between ``<!-- not measured -->`` and ``<!-- /not measured -->`` names the suites without a
+block. Plots and grids are copied to ``images/evaluation`` beside the page. The block ``<!-- figures -->`` of
+the README shows the drawings of two suites.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def update(page: Path, folder: Path) -> list[str]:
 
 
 def update_readme(readme: Path, folder: Path, page: Path) -> list[str]:
-    """Show the drawings of the :data:`TELLING` suites with the commands that made them, if ``folder`` has reports
-    of all of them. Return their names, or nothing."""
+    """Show the drawings of the :data:`TELLING` suites with the commands that made them, if ``folder`` has
+    reports of all of them. Return their names, or nothing."""
     reports = {suite: folder / f"{suite}.json" for suite in TELLING}
     if not all(r.is_file() for r in reports.values()):
         return []

@@ -1,10 +1,10 @@
 """Measure how much time a step takes with words per layer:
 ``python -m benchmarks.regional_attention [--json] [--rounds N] [--attention NAME]``.
 
-An SD1.5-size UNet with random weights samples at 512 x 512, positive and negative, in one process of ComfyUI's
-python. This needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. The variants sample the same few steps by
-turns; each ratio is the median over the rounds of a variant's time divided by the plain prompt's in that round, by
-the clock. It includes planning and projecting the layers' words, once a run.
+An SD1.5-size UNet with random weights samples at 512 x 512, positive and negative, in one process of
+ComfyUI's python. This needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. The variants sample the
+same few steps by turns; each ratio is the median over the rounds of a variant's time divided by the plain
+prompt's in that round, by the clock. It includes planning and projecting the layers' words, once a run.
 
 * ``ratio_4``, ``ratio_16``: Regional Prompt Attention with layers that fill the canvas without overlap;
   ``collage_ratio_4`` is its mode ``collage``.

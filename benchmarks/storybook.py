@@ -1,8 +1,8 @@
 """Measure the shipped model with the judge: ``python -m benchmarks.storybook [--json]``.
 
-No training caption has the wording of these prompts (:func:`demo.world.scenes.is_held_out`), and training never
-used the seeds of the scenes for the VAE and the judge. The judge was trained on drawn scenes only and took no part
-in training the model.
+No training caption has the wording of these prompts (:func:`demo.world.scenes.is_held_out`), and training
+never used the seeds of the scenes for the VAE and the judge. The judge was trained on drawn scenes only and
+took no part in training the model.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ GOALS = {
 
 
 SAMPLERS = ("euler_ancestral", "ddim")
-"""The first adds fresh noise at each step, which corrects early mistakes: it draws fewer objects that the prompt
-does not name than the second, the model's own."""
+"""The first adds fresh noise at each step, which corrects early mistakes: it draws fewer objects that the
+prompt does not name than the second, the model's own."""
 
 
 class Prompt(NamedTuple):
@@ -53,8 +53,8 @@ class Prompt(NamedTuple):
 
 
 def held_out_prompts(count: int, objects: int, seed: int = 0) -> list[Prompt]:
-    """Return ``count`` prompts of held-out wording with ``objects`` different objects each; the backgrounds take
-    turns."""
+    """Return ``count`` prompts of held-out wording with ``objects`` different objects each; the backgrounds
+    take turns."""
     rng = np.random.default_rng([seed, objects])
     names = list(BACKGROUNDS)
     prompts: list[Prompt] = []

@@ -1,12 +1,12 @@
 """Measure the storybook's transparent layers:
 ``python -m benchmarks.transparency [--json] [-n N] [--pictures FOLDER]``.
 
-Reconstruction: objects that the autoencoder was not trained on (15 of 144), at new places, and smoke pass through
-encoder, VAE and decoder. Generation: all 144 objects are made in turn from new noise with the shipped LoRA, and the
-judge examines each layer on a landscape.
+Reconstruction: objects that the autoencoder was not trained on (15 of 144), at new places, and smoke pass
+through encoder, VAE and decoder. Generation: all 144 objects are made in turn from new noise with the shipped
+LoRA, and the judge examines each layer on a landscape.
 
-* ``alpha_psnr`` (one pass), ``alpha_psnr_8`` (the median of eight), ``smoke_alpha_psnr``: PSNR of alpha over the
-  whole 128 x 128 canvas, dB.
+* ``alpha_psnr`` (one pass), ``alpha_psnr_8`` (the median of eight), ``smoke_alpha_psnr``: PSNR of alpha over
+  the whole 128 x 128 canvas, dB.
 * ``object_right``: the judge finds exactly the wanted object, in kind and colour.
 * ``alpha_iou``: IoU of alpha (at least 0.4) with the judge's mask of the right object, 0 where it is missing.
 * ``background_alpha``: mean alpha more than 8 pixels away from the judge's mask.
@@ -87,8 +87,8 @@ def reconstruction(model: Autoencoder, vae: AutoencoderTiny, rounds: int) -> dic
 
 
 def judged(examiner: Examiner, cases: Sequence[Case], layers: Tensor) -> dict[str, list[float]]:
-    """Return the figures of layers ``[n, 4, 128, 128]`` that the suite ``transparency`` has too, with one value
-    for each layer that has the figure."""
+    """Return the figures of layers ``[n, 4, 128, 128]`` that the suite ``transparency`` has too, with one
+    value for each layer that has the figure."""
     flat = torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(layers, cases, strict=True)])
     verdicts = examiner.judge.look(flat)
     each = [
@@ -146,8 +146,8 @@ def checkerboard() -> Tensor:
 
 
 def sheet(layers: Tensor, columns: int = 8) -> Tensor:
-    """Join the first layers, up to 16, into a grid ``[H, W, 3]``: each over a checkerboard and, below it, on two
-    landscapes."""
+    """Join the first layers, up to 16, into a grid ``[H, W, 3]``: each over a checkerboard and, below it, on
+    two landscapes."""
     layers = layers[: min(16, len(layers) // columns * columns)]
     rng = np.random.default_rng(0)
     drawn = [

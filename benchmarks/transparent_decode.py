@@ -1,18 +1,18 @@
 """Compare the transparent decoder with the same network built from diffusers' blocks:
 ``python -m benchmarks.transparent_decode [--json] [--side N]``.
 
-Both have the same random weights in the published widths, in single precision, and decode a picture and a latent of
-noise at 512 and 1024 pixels a side (or at ``--side``), with 1 and with 8 augmentations. Each runs in a process of
-its own; the two take turns. Figures, for each side S:
+Both have the same random weights in the published widths, in single precision, and decode a picture and a
+latent of noise at 512 and 1024 pixels a side (or at ``--side``), with 1 and with 8 augmentations. Each runs
+in a process of its own; the two take turns. Figures, for each side S:
 
 * ``time_ratio_S_1``, ``time_ratio_S_8``: our least time divided by the reference's, by the clock;
   ``time_ratio_S`` is the greater of the two.
 * ``processor_ratio_S_1``, ...: the same in processor time, which other programs disturb less.
-* ``memory_ratio_S_1``, ...: the greatest growth of the process's resident memory in the first timed run, divided by
-  the reference's. Weights, libraries, the input and the memory kept from a small first run are not part of the
-  growth. Linux only.
-* ``memory_of_estimate_S_1``, ...: our growth divided by the estimate of the core's ``bytes_needed``, from which
-  nodes choose how many pictures they decode at once.
+* ``memory_ratio_S_1``, ...: the greatest growth of the process's resident memory in the first timed run,
+  divided by the reference's. Weights, libraries, the input and the memory kept from a small first run are not
+  part of the growth. Linux only.
+* ``memory_of_estimate_S_1``, ...: our growth divided by the estimate of the core's ``bytes_needed``, from
+  which nodes choose how many pictures they decode at once.
 * ``max_abs_diff``: the greatest difference of the two results, 0..1.
 """
 
@@ -61,8 +61,8 @@ class Answer(NamedTuple):
 
 
 def resident(what: str) -> int:
-    """Return this process's resident memory in bytes: ``VmRSS`` is the present one, ``VmHWM`` the greatest since
-    :func:`forget_peak`. 0 on other systems than Linux."""
+    """Return this process's resident memory in bytes: ``VmRSS`` is the present one, ``VmHWM`` the greatest
+    since :func:`forget_peak`. 0 on other systems than Linux."""
     try:
         found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:

@@ -1,5 +1,5 @@
-"""The transparent decoder built from diffusers' blocks after the published architecture: the reference that ours
-must equal and is compared with."""
+"""The transparent decoder built from diffusers' blocks after the published architecture: the reference that
+ours must equal and is compared with."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SHARED = {
 
 
 class ReferenceDecoder(nn.Module):
-    """The reference of :class:`layered_core.transparency.transparent_networks.TransparentDecoder`, with the same
-    parameters, arguments and result."""
+    """The reference of :class:`layered_core.transparency.transparent_networks.TransparentDecoder`, with the
+    same parameters, arguments and result."""
 
     def __init__(self, widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4) -> None:
         super().__init__()
@@ -107,8 +107,8 @@ def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tenso
 def random_pair(
     widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4, seed: int = 0
 ) -> tuple[TransparentDecoder, ReferenceDecoder]:
-    """Return our decoder and the reference with the same random weights, all of which affect the result, and with
-    most results in 0..1."""
+    """Return our decoder and the reference with the same random weights, all of which affect the result, and
+    with most results in 0..1."""
     torch.manual_seed(seed)
     ours = TransparentDecoder(widths, latent_channels).eval().requires_grad_(False)
     for parameter in ours.parameters():

@@ -1,5 +1,5 @@
-"""Parts that the sub-commands share: options of the model and the sampling, checks of the output, progress and
-errors."""
+"""Parts that the sub-commands share: options of the model and the sampling, checks of the output, progress
+and errors."""
 
 from __future__ import annotations
 

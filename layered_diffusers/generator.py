@@ -153,7 +153,8 @@ class Generator:
     def find_region(
         self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]
     ) -> Tensor:
-        """Return where the model would put ``prompt`` in a picture ``[3, H, W]``: a mask ``[H, W]`` of 0 and 1.
+        """Return where the model would put ``prompt`` in a picture ``[3, H, W]``: a mask ``[H, W]`` of 0 and
+        1.
 
         It redraws the whole picture from ``prompt`` at strength 0.75 in half the steps and takes the region
         that differs most (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of the side.
@@ -237,8 +238,8 @@ class Generator:
         dilation: float = 0.0,
         softness: float = 0.0,
     ) -> ChangeMap:
-        """Return the method that applies the plan's change map; ``start`` ``[1, 3, H, W]`` is the part that the
-        plan cuts out."""
+        """Return the method that applies the plan's change map; ``start`` ``[1, 3, H, W]`` is the part that
+        the plan cuts out."""
         cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(
             self.model.device, self.model.unet.dtype
         )
@@ -263,8 +264,8 @@ class Generator:
         return vae.encode(self.model, padded)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1 on
-        the CPU."""
+        """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1
+        on the CPU."""
         return vae.decode(self.model, latents)
 
     @property

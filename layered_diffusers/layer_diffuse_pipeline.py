@@ -47,8 +47,8 @@ class _Transparent:
             options: those of diffusers (``torch_dtype``, ``variant``, ...).
 
         Raises:
-            LayeredError: a file is missing (the text says where to get it, its size and its folder), broken or
-                for another model.
+            LayeredError: a file is missing (the text says where to get it, its size and its folder), broken
+                or for another model.
         """
         folder = layer_models or os.environ.get(FOLDER_VARIABLE)
         if not folder:
@@ -64,8 +64,8 @@ class _Transparent:
     def __call__(
         self, *arguments: Any, output_type: str = "pil", return_dict: bool = True, **options: Any
     ) -> Any:
-        """Sample as the diffusers pipeline does, but return RGBA ``images``: Pillow images, or in 0..1 a tensor
-        ``[B, 4, H, W]`` (``output_type`` "pt") or an array ``[B, H, W, 4]`` ("np").
+        """Sample as the diffusers pipeline does, but return RGBA ``images``: Pillow images, or in 0..1 a
+        tensor ``[B, 4, H, W]`` (``output_type`` "pt") or an array ``[B, H, W, 4]`` ("np").
 
         From the first call on the UNet stays changed; ``layer_diffuse.switch(False)`` restores it.
         """

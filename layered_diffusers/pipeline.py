@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class LayeredDiffusionPipeline(Generator):
     """Layer-wise generation with one Stable Diffusion model.
 
-    Load it with :meth:`from_pretrained`, then call :meth:`generate_layer`, :meth:`add_layer` or :meth:`render`.
-    Pictures are Pillow images. Masks are 1 (white) where the picture may change.
+    Load it with :meth:`from_pretrained`, then call :meth:`generate_layer`, :meth:`add_layer` or
+    :meth:`render`. Pictures are Pillow images. Masks are 1 (white) where the picture may change.
     """
 
     @classmethod
@@ -221,7 +221,8 @@ class LayeredDiffusionPipeline(Generator):
         later: bool = False,
         **options: Unpack[Staging],
     ) -> LayerDocument:
-        """Generate one layer again and keep the others. See :func:`layered_diffusers.stages.replace_layer`."""
+        """Generate one layer again and keep the others. See
+        :func:`layered_diffusers.stages.replace_layer`."""
         return stages.replace_layer(self, document, name, prompt=prompt, later=later, **options)
 
     def harmonize(

@@ -35,8 +35,8 @@ class Run:
     context: Tensor
     """Encoded prompts, uncond rows before cond rows, ``[2 B, N, C]``."""
     guidance: float | Tensor
-    """Classifier-free guidance scale, or one for every cell, ``[B, 1, h, w]``. 1 is the conditional prediction
-    alone."""
+    """Classifier-free guidance scale, or one for every cell, ``[B, 1, h, w]``. 1 is the conditional
+    prediction alone."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """SDXL's pooled text and sizes, uncond rows before cond rows; empty for other models."""
     generators: list[torch.Generator] = field(default_factory=list)
@@ -94,8 +94,8 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
 
 
 def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the UNet's keyword arguments of several methods: the residuals of ControlNets and adapters add up;
-    of any other argument the last one counts."""
+    """Merge the UNet's keyword arguments of several methods: the residuals of ControlNets and adapters add
+    up; of any other argument the last one counts."""
     merged: dict[str, Any] = {}
     for more in inputs:
         for key, value in more.items():

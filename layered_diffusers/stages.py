@@ -66,9 +66,9 @@ def generate_layers(
 ) -> LayerDocument:
     """Generate every layer that has no picture yet, back to front, each on the composite of those behind it.
 
-    The layer at the very back is made from its prompt alone. For a layer whose box is the whole canvas and that
-    has something behind it, :meth:`Generator.find_region` chooses the place. Outside a layer's box or mask the
-    picture stays exactly as it is.
+    The layer at the very back is made from its prompt alone. For a layer whose box is the whole canvas and
+    that has something behind it, :meth:`Generator.find_region` chooses the place. Outside a layer's box or
+    mask the picture stays exactly as it is.
 
     Args:
         pipeline: samples with the model.

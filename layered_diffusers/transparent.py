@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from layered_diffusers.generator import Generator
 
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
-"""The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that take no picture."""
+"""The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that take no
+picture."""
 
 _SEED_STEP = 2**61
 """Distance between the seeds of a scene's pictures, so large that they do not meet those of other scenes."""

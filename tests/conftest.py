@@ -1,4 +1,5 @@
-"""Skip the suites that need a ComfyUI or a browser if there is none, and list them in the last lines of the run."""
+"""Skip the suites that need a ComfyUI or a browser if there is none, and list them in the last lines of the
+run."""
 
 import sys
 
@@ -29,8 +30,8 @@ def skip_suite():
 
 @pytest.fixture(scope="session")
 def could_not_start():
-    """Return ``could_not_start(what, log)``, which skips the test, and at the end of the run shows the log once and
-    makes the run fail."""
+    """Return ``could_not_start(what, log)``, which skips the test, and at the end of the run shows the log
+    once and makes the run fail."""
 
     def stop(what, log):
         COULD_NOT_START.setdefault(what, log[-4000:])

@@ -1,5 +1,5 @@
-"""Run suites in a real ComfyUI: ComfyUI's own nodes and the pack's make the same scenes in one process, with the
-same weights, steps, sampler and seeds."""
+"""Run suites in a real ComfyUI: ComfyUI's own nodes and the pack's make the same scenes in one process, with
+the same weights, steps, sampler and seeds."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from benchmarks.hosts.find import find_host, require_host
 def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
     """Run the suites called ``names``, or all for ``["all"]``, and print each table.
 
-    With ``as_json`` a last line follows: ``{method: {metric: {mean, low, high, n}}}``, and around it the names of
-    the suites if there are several.
+    With ``as_json`` a last line follows: ``{method: {metric: {mean, low, high, n}}}``, and around it the
+    names of the suites if there are several.
 
     Raises:
         LayeredError: a suite, a results file or the model is missing or broken; raised before anything is

@@ -21,8 +21,8 @@ class Interval(NamedTuple):
 
 
 def resamples(count: int, draws: int, seed: int = 0) -> np.ndarray:
-    """Draw ``draws`` samples of ``count`` indices with replacement, ``[draws, count]``. All figures use the same
-    ones, so that differences are paired."""
+    """Draw ``draws`` samples of ``count`` indices with replacement, ``[draws, count]``. All figures use the
+    same ones, so that differences are paired."""
     return np.random.default_rng(seed).integers(count, size=(draws, count))
 
 
@@ -37,7 +37,8 @@ def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
 
 
 def paired_interval(values: Sequence[float], baseline: Sequence[float], draws: int = 2000) -> Interval:
-    """Return the mean of ``values - baseline`` over the scenes where neither is NaN, with its 95 % interval."""
+    """Return the mean of ``values - baseline`` over the scenes where neither is NaN, with its 95 %
+    interval."""
     return mean_interval([v - b for v, b in zip(values, baseline, strict=True)], draws)
 
 
@@ -46,8 +47,8 @@ def set_interval(
 ) -> tuple[Interval, np.ndarray]:
     """Compute a figure of a whole set of scenes, with its 95 % interval.
 
-    Resamples contain scenes more than once, which shifts some figures (a Fréchet distance grows). The interval is
-    shifted back, so that its median is the figure.
+    Resamples contain scenes more than once, which shifts some figures (a Fréchet distance grows). The
+    interval is shifted back, so that its median is the figure.
 
     Args:
         figure: maps the indices of scenes (which may repeat) to a number.

@@ -217,7 +217,8 @@ def fidelity_figures(case: Case, picture: Tensor) -> dict[str, float]:
 
 
 def control_figures(case: Case, picture: Tensor) -> dict[str, float]:
-    """Compute how well a picture follows a ControlNet's hint: where a layer is under control, and elsewhere."""
+    """Compute how well a picture follows a ControlNet's hint: where a layer is under control, and
+    elsewhere."""
     found, inside = canny(picture), case.around_first
     wholes = {"canny": torch.ones_like(inside), "canny_inside": inside, "canny_outside": ~inside}
     return {name: edge_f1(found & part, case.edges & part, 2) for name, part in wholes.items()}
@@ -253,9 +254,9 @@ def laid_on(layer: Tensor, backdrop: Tensor) -> Tensor:
 def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, float]:
     """Compute the figures of a transparent layer ``[4, H, W]``; ``verdict`` is the judge's on a landscape.
 
-    The object is taken to be where the judge finds it, and alpha to cover where it is at least :data:`PRESENT`;
-    the background begins more than :data:`AWAY` pixels from the object. Without the right object the last two
-    figures are NaN.
+    The object is taken to be where the judge finds it, and alpha to cover where it is at least
+    :data:`PRESENT`; the background begins more than :data:`AWAY` pixels from the object. Without the right
+    object the last two figures are NaN.
     """
     (thing,), alpha = case.things, layer[3]
     seen = seen_mask(verdict, thing, alpha)
@@ -276,7 +277,8 @@ def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, floa
 
 
 def seen_mask(verdict: Verdict, thing: Thing, like: Tensor) -> Tensor | None:
-    """Return the judge's mask of ``thing``, bool of the size of ``like`` ``[H, W]``; None if it was not found."""
+    """Return the judge's mask of ``thing``, bool of the size of ``like`` ``[H, W]``; None if it was not
+    found."""
     mask = next((f.mask for f in verdict.objects if f.thing == (thing.colour, thing.kind)), None)
     return None if mask is None else full_size(mask, like)
 

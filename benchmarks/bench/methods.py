@@ -1,9 +1,9 @@
-"""The methods that a suite can name. Each makes one picture for each scene of a batch, ``[B, 3, H, W]`` in 0..1,
-or one layer, ``[B, 4, H, W]``.
+"""The methods that a suite can name. Each makes one picture for each scene of a batch, ``[B, 3, H, W]`` in
+0..1, or one layer, ``[B, 4, H, W]``.
 
 A method takes the pipeline, the scenes, and as keywords ``seeds`` (one for each scene), ``steps`` and
-``guidance``; its other keywords are the parameters that a suite can set. To add a method, write a function here
-and put ``@method`` over it.
+``guidance``; its other keywords are the parameters that a suite can set. To add a method, write a function
+here and put ``@method`` over it.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def multidiffusion(
     guidance: float,
     bootstrapping: float = 0.4,
 ) -> Tensor:
-    """Denoise every region by itself and average by hard masks at every step (Bar-Tal et al., arXiv 2302.08113,
-    region-based).
+    """Denoise every region by itself and average by hard masks at every step (Bar-Tal et al., arXiv
+    2302.08113, region-based).
 
     ``bootstrapping``: share of the steps in which a foreground region has a plain colour around itself; the
     authors use 20 of 50 steps.
@@ -181,8 +181,8 @@ def prediction_blending(
     guidance: float,
     strength: float = 1.0,
 ) -> Tensor:
-    """Average predictions as ComfyUI's ConditioningSetMask and Combine do: of the caption everywhere and of each
-    region's words inside the region.
+    """Average predictions as ComfyUI's ConditioningSetMask and Combine do: of the caption everywhere and of
+    each region's words inside the region.
 
     ``strength``: weight of a region against the caption.
     """
@@ -221,8 +221,8 @@ def redo_latents(
     guidance: float,
     strength: float = 1.0,
 ) -> Tensor:
-    """Blended latent diffusion inside the mask without pasting back (arXiv 2206.02779): all pixels pass through
-    the VAE."""
+    """Blended latent diffusion inside the mask without pasting back (arXiv 2206.02779): all pixels pass
+    through the VAE."""
     before = torch.stack([s.picture_before for s in scenes])
     cells = torch.stack([pipeline.latent_mask(s.change_mask) for s in scenes])[:, None]
     words = [s.things[s.changed].words for s in scenes if s.changed is not None]
@@ -245,8 +245,8 @@ def redo_repaint(
     size: int = 0,
     blend: str = "gradient",
 ) -> Tensor:
-    """Repaint the mask as ``LayeredDiffusionPipeline.add_layer`` does; ``strength``, ``feather``, ``size`` and
-    ``blend`` are that method's."""
+    """Repaint the mask as ``LayeredDiffusionPipeline.add_layer`` does; ``strength``, ``feather``, ``size``
+    and ``blend`` are that method's."""
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
         assert scene.changed is not None
@@ -277,8 +277,8 @@ def layer_noise(
     threshold: str = "absolute",
     attention: str | None = None,
 ) -> Tensor:
-    """Harmonise the collage by ``LayeredDiffusionPipeline.harmonize``; ``objects`` and ``landscape`` say how far
-    each may change, 0 to 1.
+    """Harmonise the collage by ``LayeredDiffusionPipeline.harmonize``; ``objects`` and ``landscape`` say how
+    far each may change, 0 to 1.
 
     ``attention``: a mode of :func:`regional_prompts` to use as well.
     """
@@ -317,8 +317,9 @@ def regional_prompts(
 ) -> Tensor:
     """Make each layer's words act where the layer is visible, in one pass of the model: ``RegionalPrompts``.
 
-    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: the strengths
-    of every layer. ``strength`` below 1: start from the collage's composite, as :func:`global_sdedit`.
+    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: the
+    strengths of every layer. ``strength`` below 1: start from the collage's composite, as
+    :func:`global_sdedit`.
     ``settings``: other fields of ``layered_core.attention.regional_plan.Settings``.
     """
     documents = []
@@ -351,8 +352,8 @@ def masked_control(
     """Control the picture by the edges of the scene drawn as one, with the storybook's ControlNet:
     ``MaskedControl``.
 
-    ``where``: the control acts ``everywhere``, or in the ``first`` object alone. With ``drawn`` it acts in the
-    first object too, but the hint is drawn from that layer alone, as a user's would be.
+    ``where``: the control acts ``everywhere``, or in the ``first`` object alone. With ``drawn`` it acts in
+    the first object too, but the hint is drawn from that layer alone, as a user's would be.
     """
     if where not in ("everywhere", "first", "drawn"):
         raise invalid("where", where, "everywhere, first, drawn")
@@ -479,8 +480,8 @@ def difference_matte(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """Make the landscape from its words, paint the object into its box, and return as RGBA what changed there:
-    the second layer of :func:`stages`."""
+    """Make the landscape from its words, paint the object into its box, and return as RGBA what changed
+    there: the second layer of :func:`stages`."""
     layers = []
     for scene, seed in zip(scenes, seeds, strict=True):
         size = scene.scene.size

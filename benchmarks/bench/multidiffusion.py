@@ -1,5 +1,5 @@
-"""Regions by blending whole predictions: baselines in which every region needs a pass of the model. They are not
-part of the package."""
+"""Regions by blending whole predictions: baselines in which every region needs a pass of the model. They are
+not part of the package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Rows(NamedTuple):
 
 
 def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Rows:
-    """Return the rows of ``scenes``: the whole caption (``base``) or the background's words, then the objects."""
+    """Return the rows of ``scenes``: the whole caption (``base``) or the background's words, then the
+    objects."""
     rows = Rows([], [], [], torch.empty(0), [])
     masks = []
     for index, (scene, seed) in enumerate(zip(scenes, seeds, strict=True)):
@@ -54,8 +55,8 @@ class RegionFusion(Method):
       ``region_based.py``): masks are cut at one half and the first row fills the places that no other covers.
       For the first ``bootstrapping`` steps the objects' rows get a plain random colour, at the step's noise
       level, outside their masks.
-    * soft: the first row has weight 1 everywhere, the others ``strength`` times their mask, as ComfyUI averages
-      conditionings with masks.
+    * soft: the first row has weight 1 everywhere, the others ``strength`` times their mask, as ComfyUI
+      averages conditionings with masks.
     """
 
     def __init__(

@@ -55,8 +55,8 @@ class Summary:
         }
 
     def table(self) -> str:
-        """Return a Markdown table of the figures with their 95 % intervals; bold where the interval of the paired
-        difference to the baseline excludes zero."""
+        """Return a Markdown table of the figures with their 95 % intervals; bold where the interval of the
+        paired difference to the baseline excludes zero."""
         names = [f for f in self.suite.show if any(f in figures for figures in self.figures.values())]
         lines = [
             "| | " + " | ".join(f"{n} {_arrow(n)}".strip() for n in names) + " |",
@@ -174,8 +174,8 @@ def write_report(summary: Summary) -> list[Path]:
 
 
 def _plots(summary: Summary) -> list[Path]:
-    """Draw the intervals of the plotted figures by method, and the curve, as PNG and SVG. Return the files; none
-    without matplotlib."""
+    """Draw the intervals of the plotted figures by method, and the curve, as PNG and SVG. Return the files;
+    none without matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError:

@@ -1,8 +1,8 @@
 """Run a suite of the bench, and keep the record of every picture as soon as it is measured.
 
 ``layered bench layout -n 32`` reads ``suites/layout.yaml`` and writes ``results/<date>-<commit>/``:
-``layout.jsonl`` (a line for each scene and method, written at once, so that an interrupted run continues where
-it stopped), ``layout.json``, ``layout.md`` and plots. A second run measures only what is missing.
+``layout.jsonl`` (a line for each scene and method, written at once, so that an interrupted run continues
+where it stopped), ``layout.json``, ``layout.md`` and plots. A second run measures only what is missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def run_suite(suite: Suite, settings: Settings) -> list[dict[str, Any]]:
     ``seconds`` and the entries of :meth:`Examiner.examine`.
 
     Raises:
-        LayeredError: a results file is of other settings, a folder cannot be written, or the model is missing.
+        LayeredError: a results file is of other settings, a folder cannot be written, or the model is
+            missing.
     """
     check_whole("n", settings.count, 1, 100_000)
     find_model(settings.model)

@@ -24,7 +24,8 @@ FIRST = HELD_OUT + 1_000_000
 """First seed of the bench's scenes."""
 
 REFERENCE = HELD_OUT + 2_000_000
-"""First seed of the drawn scenes that serve as reference of the Fréchet distance; no method has to make them."""
+"""First seed of the drawn scenes that serve as reference of the Fréchet distance; no method has to make
+them."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Case:
 
     @functools.cached_property
     def change_mask(self) -> Tensor:
-        """The mask where the picture may change to become :attr:`scene`, ``[H, W]``: the boxes of the old and the
-        new object without the visible parts of the others."""
+        """The mask where the picture may change to become :attr:`scene`, ``[H, W]``: the boxes of the old and
+        the new object without the visible parts of the others."""
         assert self.changed is not None
         assert self.before is not None
         old, new = (s.objects[self.changed] for s in (self.before, self.scene))
@@ -169,8 +170,8 @@ def redo_cases(count: int, objects: Sequence[int] = (2, 3)) -> list[Case]:
 
 
 def layer_cases(count: int) -> list[Case]:
-    """Return scenes with a single object near the middle of the canvas, of all kinds, colours and materials in
-    turn, each with a landscape to composite it on."""
+    """Return scenes with a single object near the middle of the canvas, of all kinds, colours and materials
+    in turn, each with a landscape to composite it on."""
     cases = []
     places = list(BACKGROUNDS)
     for number in range(count):

@@ -48,7 +48,8 @@ class Worker:
     def judged(
         self, row: Row, scenes: Sequence[int], pictures: torch.Tensor, seconds: float
     ) -> Iterator[dict[str, Any]]:
-        """Judge finished pictures, yield their records, and write the pictures of the first scenes to disk."""
+        """Judge finished pictures, yield their records, and write the pictures of the first scenes to
+        disk."""
         for scene, picture, kept in zip(
             scenes, pictures, self.examiner.examine([self.cases[i] for i in scenes], pictures), strict=True
         ):

@@ -1,8 +1,8 @@
-"""Make the ComfyUI at $COMFYUI_PATH importable in this process, with a temporary base folder. Import this module
-before any module of ComfyUI.
+"""Make the ComfyUI at $COMFYUI_PATH importable in this process, with a temporary base folder. Import this
+module before any module of ComfyUI.
 
-It runs under ComfyUI's own python. Such a process reaches the project's code only through the pack: the repository
-must not be on its path.
+It runs under ComfyUI's own python. Such a process reaches the project's code only through the pack: the
+repository must not be on its path.
 """
 
 import asyncio
@@ -61,6 +61,6 @@ def load_pack() -> bool:
 
 
 def pack_module(path: str) -> Any:
-    """Return the module of the loaded pack at ``path``, e.g. ``nodes.layers.socket``, with the same objects that
-    the nodes use."""
+    """Return the module of the loaded pack at ``path``, e.g. ``nodes.layers.socket``, with the same objects
+    that the nodes use."""
     return importlib.import_module(f"{NAME}.{path}")

@@ -1,5 +1,5 @@
-"""Make pictures for the bench with ComfyUI's own nodes and with the pack's. ``comfyui.py`` starts this script under
-ComfyUI's python; it is never imported.
+"""Make pictures for the bench with ComfyUI's own nodes and with the pack's. ``comfyui.py`` starts this script
+under ComfyUI's python; it is never imported.
 
 It reads one job from each line of standard input,
 ``{method, parameters, scenes: [...], seeds, steps, guidance, sampler, tensors, out}``, and answers each with
@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 import nodes
 
 METHODS = {}
-"""Every method by the name that suites use. A method takes a :class:`Scene` and its parameters and returns an IMAGE
-of one picture."""
+"""Every method by the name that suites use. A method takes a :class:`Scene` and its parameters and returns an
+IMAGE of one picture."""
 
 
 def method(function):
@@ -77,8 +77,8 @@ class Scene:
         return call("VAEEncode", pixels=image(picture), vae=self.vae)[0]
 
     def sample(self, positive, latent=None, strength=1.0, model=None, negative=None):
-        """Sample over the model's own evenly spaced timesteps and return the picture; a ``strength`` below 1 leaves
-        out the first steps."""
+        """Sample over the model's own evenly spaced timesteps and return the picture; a ``strength`` below 1
+        leaves out the first steps."""
         sampled = nodes.common_ksampler(
             model or self.model, self.seed, self.steps, self.guidance, self.sampler, "simple", positive,
             negative or self.encode(""),
@@ -88,8 +88,8 @@ class Scene:
         return call("VAEDecode", samples=sampled, vae=self.vae)[0]
 
     def layers(self, picture, noises=(1.0, 1.0)):
-        """Return LAYERS cut out of a picture: the landscape, and on it the visible part of each object. ``noises``
-        are the noise of the landscape and of the objects."""
+        """Return LAYERS cut out of a picture: the landscape, and on it the visible part of each object.
+        ``noises`` are the noise of the landscape and of the objects."""
         masks = [torch.ones_like(self.masks[0]), *self.masks]
         stack = None
         for number, (words, mask) in enumerate(zip([self.background, *self.objects], masks, strict=True)):
@@ -167,8 +167,8 @@ def differential_diffusion(scene, outside=0.0, inside=1.0):
 
 @method
 def differential_collage(scene, objects=0.5, background=0.3):
-    """DifferentialDiffusion on the whole collage at denoise 1; ``objects`` and ``background`` say how far each may
-    change, 0 to 1."""
+    """DifferentialDiffusion on the whole collage at denoise 1; ``objects`` and ``background`` say how far
+    each may change, 0 to 1."""
     inside = scene.masks.sum(0).clamp(0, 1)
     change = background + (objects - background) * inside
     model = call("DifferentialDiffusion", model=scene.model)[0]
@@ -193,8 +193,8 @@ def regional_prompts(scene, mode="regions", guidance=1.0, growth=0.0):
 
 @method
 def per_layer_sdedit(scene, objects=0.5, background=0.3):
-    """Per-Layer SDEdit and Paste Back on the collage; ``objects`` and ``background`` say how far each may change, 0
-    to 1, as in ``differential_collage``."""
+    """Per-Layer SDEdit and Paste Back on the collage; ``objects`` and ``background`` say how far each may
+    change, 0 to 1, as in ``differential_collage``."""
     layers = scene.layers(scene.start, (background, objects))
     model, latent, _, paste = call("LD_PerLayerSDEdit", model=scene.model, vae=scene.vae, layers=layers)
     sampled = scene.sample(scene.encode(scene.words), latent, model=model)
@@ -203,8 +203,8 @@ def per_layer_sdedit(scene, objects=0.5, background=0.3):
 
 @method
 def regenerate_layers(scene, feather=8, size=0, blend="gradient"):
-    """Regenerate Layers and Paste Back around the object that is to change; ``feather``, ``size`` and ``blend`` are
-    the nodes'."""
+    """Regenerate Layers and Paste Back around the object that is to change; ``feather``, ``size`` and
+    ``blend`` are the nodes'."""
     model, latent, paste, *_ = call(
         "LD_RegenerateLayers", model=scene.model, vae=scene.vae, image=image(scene.before),
         mask=scene.mask[None], grow=0, feather=feather,
@@ -216,8 +216,8 @@ def regenerate_layers(scene, feather=8, size=0, blend="gradient"):
 
 @method
 def per_layer_redo(scene):
-    """Per-Layer SDEdit and Paste Back: the picture is a layer of noise 0, and on it a layer with a mask and no
-    picture may change freely."""
+    """Per-Layer SDEdit and Paste Back: the picture is a layer of noise 0, and on it a layer with a mask and
+    no picture may change freely."""
     layers = call("LD_LayerFromImage", image=image(scene.before), noise=0.0)[0]
     layers = call(
         "LD_LayerFromImage",
@@ -240,9 +240,9 @@ def per_layer_redo(scene):
 def control(scene, strength=1.0, where="everywhere"):
     """ControlNetApplyAdvanced with the edges of the scene drawn as one.
 
-    ``where``: ``everywhere``; or in the first object alone, either by the ``hint`` (edges elsewhere are erased) or
-    by the ``conditioning`` (ConditioningSetMask puts the words with control there and those without control
-    elsewhere, and ConditioningCombine joins both).
+    ``where``: ``everywhere``; or in the first object alone, either by the ``hint`` (edges elsewhere are
+    erased) or by the ``conditioning`` (ConditioningSetMask puts the words with control there and those
+    without control elsewhere, and ConditioningCombine joins both).
     """
     plain, first = (scene.encode(scene.words), scene.encode("")), scene.masks[:1]
     hint = scene.edges * first[0] if where == "hint" else scene.edges

@@ -1,8 +1,8 @@
-"""Composite stacks with ComfyUI's compositor and with ours. ``composite.py`` starts this script under ComfyUI's
-python; it is never imported.
+"""Composite stacks with ComfyUI's compositor and with ours. ``composite.py`` starts this script under
+ComfyUI's python; it is never imported.
 
-It prints one line of JSON. The process reaches the project's code only through the pack: the repository must not be
-on its path.
+It prints one line of JSON. The process reaches the project's code only through the pack: the repository must
+not be on its path.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WIDTH, HEIGHT, LAYERS = 1920, 1080, 8
 
 
 def draw(mode: str) -> dict[str, Any]:
-    """Return LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one have blend
-    mode ``mode``."""
+    """Return LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one have
+    blend mode ``mode``."""
     random = torch.Generator().manual_seed(0)
     rows, columns = torch.linspace(0, 1, HEIGHT)[:, None], torch.linspace(0, 1, WIDTH)
     items = []
@@ -57,8 +57,8 @@ def cores(stack: dict[str, Any]) -> torch.Tensor:
 
 
 def peak(work: Callable[[], object], size: int) -> float:
-    """Return the process's greatest growth while ``work`` runs on tensors of ``size`` bytes, plus ``size``, divided
-    by ``size``."""
+    """Return the process's greatest growth while ``work`` runs on tensors of ``size`` bytes, plus ``size``,
+    divided by ``size``."""
     process, most, done = psutil.Process(), 0, threading.Event()
 
     def watch() -> None:

@@ -48,8 +48,8 @@ def require_host() -> tuple[Path, Path]:
 
 
 def host_environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a process that imports the ComfyUI in ``folder``: nothing is downloaded, and this
-    project is not on its path."""
+    """Return the environment of a process that imports the ComfyUI in ``folder``: nothing is downloaded, and
+    this project is not on its path."""
     environment = {**os.environ, "COMFYUI_PATH": str(folder), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     return environment

@@ -1,5 +1,5 @@
-"""Time steps of a UNet with a ControlNet in ComfyUI, with ComfyUI's own nodes and with ours, and print one line of
-JSON. ``masked_control.py`` starts this script under ComfyUI's python."""
+"""Time steps of a UNet with a ControlNet in ComfyUI, with ComfyUI's own nodes and with ours, and print one
+line of JSON. ``masked_control.py`` starts this script under ComfyUI's python."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def chained(
 def masked(
     words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
 ) -> Words:
-    """Apply ComfyUI's own node once for each layer, on a conditioning of its own with ConditioningSetMask, and
-    combine these."""
+    """Apply ComfyUI's own node once for each layer, on a conditioning of its own with ConditioningSetMask,
+    and combine these."""
     positive: Conditioning = []
     for mask, strength in zip(quarters(), strengths, strict=True):
         one = core(words, net, hint, strength)[0]

@@ -66,8 +66,8 @@ def core(
 def coupling(
     model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]
 ) -> tuple[Any, ...]:
-    """Apply Attention Couple: at every cross-attention the cond rows are repeated for each region, and the outputs
-    are masked and added."""
+    """Apply Attention Couple: at every cross-attention the cond rows are repeated for each region, and the
+    outputs are masked and added."""
     contexts = torch.cat([encode(clip, f"thing {i}")[0][0] for i in range(len(boxes))])
     masks = torch.zeros(len(boxes), 1, SIDE // 8, SIDE // 8)
     for mask, (x, y, width, height) in zip(masks, boxes, strict=True):

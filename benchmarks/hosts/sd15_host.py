@@ -1,6 +1,7 @@
 """SD1.5-size models with random weights in ComfyUI, and a comparison of the times of several ways to sample.
 
-Scripts that run under ComfyUI's python import this module first. Such a process reaches the project's code only
+Scripts that run under ComfyUI's python import this module first. Such a process reaches the project's code
+only
 through the pack: the repository must not be on its path.
 """
 
@@ -73,7 +74,8 @@ def text_encoder() -> comfy.sd.CLIP:
 
 
 def fill(module: torch.nn.Module) -> None:
-    """Fill a module with random weights as small as trained ones, so that values stay in range in all layers."""
+    """Fill a module with random weights as small as trained ones, so that values stay in range in all
+    layers."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -145,8 +147,8 @@ def answer(figures: Mapping[str, Any]) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds of ``work`` by the clock and in processor time. Its result is on the CPU, so a GPU has
-    finished by then."""
+    """Return the seconds of ``work`` by the clock and in processor time. Its result is on the CPU, so a GPU
+    has finished by then."""
     start = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start[0], time.process_time() - start[1]

@@ -4,8 +4,9 @@ This is diffusers' ControlNet (Zhang et al. 2023, arXiv 2302.05543) with the UNe
 three show all edges of the scene, the others only those of some objects, so that the net learns to leave free
 what no edge shows.
 
-Two things save time. Encoding a hint of 128 x 128 takes a third of a step on CPUs, so each hint is encoded once
-for ``LEVELS`` noise levels. And the last layer of the hint's encoder starts with random weights instead of
+Two things save time. Encoding a hint of 128 x 128 takes a third of a step on CPUs, so each hint is encoded
+once for ``LEVELS`` noise levels. And the last layer of the hint's encoder starts with random weights instead
+of
 zeros: the zero convolutions already make the untrained net change nothing, and of two zero layers in a row
 neither gets a gradient at first.
 """

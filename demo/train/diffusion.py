@@ -1,8 +1,8 @@
 """Parts that the training of all noise predictors shares: the frozen models, the schedule, the objective.
 
 The models predict v on Stable Diffusion's schedule. The loss per timestep is weighted by min(snr, 5) / snr
-(Hang et al. 2023, arXiv 2303.09556, on the v-error), so that the last steps do not outweigh those which decide
-the layout.
+(Hang et al. 2023, arXiv 2303.09556, on the v-error), so that the last steps do not outweigh those which
+decide the layout.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class RecordingAttention:
 
 
 def timesteps(count: int) -> Tensor:
-    """Draw ``count`` timesteps: half of them from 0..999, half from 400..999, where the number and the places of
-    the objects are decided."""
+    """Draw ``count`` timesteps: half of them from 0..999, half from 400..999, where the number and the places
+    of the objects are decided."""
     first = 400 * torch.randint(0, 2, (count,), device=device())
     return first + (torch.rand(count, device=device()) * (1000 - first)).long()
 

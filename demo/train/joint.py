@@ -3,8 +3,8 @@ batch.
 
 LayerDiffuse's attention sharing
 (:mod:`layered_core.transparency.layer_diffuse_frames`) is trained on the frozen UNet with the UNet's own
-objective. The foreground's low-rank changes start as the layer generator's LoRA, reduced to the rank used here;
-all others start at no change.
+objective. The foreground's low-rank changes start as the layer generator's LoRA, reduced to the rank used
+here; all others start at no change.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Return at half size ``[64, 64]`` the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind), and
-    where two objects meet, bool."""
+    """Return at half size ``[64, 64]`` the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind),
+    and where two objects meet, bool."""
     colours, kinds = list(COLOURS), list(KINDS)
     table = np.array(
         [0, *(1 + len(kinds) * colours.index(o.colour) + kinds.index(o.kind) for o in scene.objects)]
@@ -58,8 +58,8 @@ def drawn(rng: np.random.Generator) -> Scene:
 
 
 def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
-    """Blur pictures and change their noise and colours, so that the judge still works where generated pictures
-    are a little soft or off in colour."""
+    """Blur pictures and change their noise and colours, so that the judge still works where generated
+    pictures are a little soft or off in colour."""
     if rng.random() < 0.6:
         side = int(rng.integers(40, 128))
         pictures = nn.functional.interpolate(

@@ -67,13 +67,13 @@ def device() -> torch.device:
 
 
 class Trainer:
-    """Train one model with AdamW, gradients averaged over processes, a cosine schedule over wall-clock time, EMA
-    and checkpoints.
+    """Train one model with AdamW, gradients averaged over processes, a cosine schedule over wall-clock time,
+    EMA and checkpoints.
 
     Args:
         model: its parameters that require gradients are trained.
-        folder: for ``state.safetensors`` (weights, EMA, optimiser) and ``log.jsonl``; training resumes from the
-            state in it.
+        folder: for ``state.safetensors`` (weights, EMA, optimiser) and ``log.jsonl``; training resumes from
+            the state in it.
         minutes: length of the run, over which the learning rate falls from ``rate`` to ``rate / 20``.
         rate: greatest learning rate, reached after ``warmup`` steps.
         average: EMA decay per step.

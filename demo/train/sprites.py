@@ -13,7 +13,8 @@ from demo.world.vocabulary import CANVAS, THINGS, Thing
 from layered_core.transparency.transparent_encode import pad_colours
 
 KNOWN = [t for t in THINGS if not is_held_out(t.words)]
-"""The objects that the autoencoder is trained on; it is measured on the others and on smoke of other seeds."""
+"""The objects that the autoencoder is trained on; it is measured on the others and on smoke of other
+seeds."""
 
 SMOKE_SHARE = 0.15
 """Share of smoke in the autoencoder's training pictures."""
@@ -53,6 +54,7 @@ def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 
 def padded(sprite: np.ndarray) -> Tensor:
-    """Return a drawn sprite as floats ``[4, 128, 128]`` in 0..1, with its colours continued where alpha is 0."""
+    """Return a drawn sprite as floats ``[4, 128, 128]`` in 0..1, with its colours continued where alpha is
+    0."""
     rgba = torch.from_numpy(sprite.copy()).permute(2, 0, 1)[None].float() / 255
     return torch.cat([pad_colours(rgba), rgba[:, 3:]], 1)[0]

@@ -37,12 +37,12 @@ DECODER_WIDTHS = (16, 24, 32, 48, 64, 64, 64)
 
 
 NOISE = 0.05
-"""Greatest deviation of the noise on training latents. A sampler's latents are not exact as those of an encoded
-picture are."""
+"""Greatest deviation of the noise on training latents. A sampler's latents are not exact as those of an
+encoded picture are."""
 
 ALPHA_SQUARE = 40
-"""Weight of alpha's squared error beside the absolute error. The absolute error alone would leave soft edges at
-their median."""
+"""Weight of alpha's squared error beside the absolute error. The absolute error alone would leave soft edges
+at their median."""
 
 IDENTITY = 20
 """Weight of the offset's change of the VAE's picture. A smaller weight allows a larger offset beside
@@ -149,7 +149,8 @@ def decode_pixels(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judge(model: Autoencoder, vae: AutoencoderTiny, seed: int = HELD_OUT) -> dict[str, float]:
-    """Measure encoder, VAE and decoder (one pass) on sprites that were never trained on. The figures are PSNRs in
+    """Measure encoder, VAE and decoder (one pass) on sprites that were never trained on. The figures are
+    PSNRs in
     dB: of alpha; of the colours where alpha is above 0.1; of the VAE's picture to the one on grey.
     """
     rng = np.random.default_rng(seed)

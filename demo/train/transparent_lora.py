@@ -1,9 +1,9 @@
-"""Train the storybook's layer generator: a LoRA on the UNet's attention, like LayerDiffuse's, with which it makes
-one object with its transparency.
+"""Train the storybook's layer generator: a LoRA on the UNet's attention, like LayerDiffuse's, with which it
+makes one object with its transparency.
 
-The UNet is frozen. The LoRA learns the latents of single objects on grey with the transparent encoder's offset,
-with the UNet's own objective. The tensors are named as in the published ``layer_xl_transparent_attn``:
-``diffusion_model.<path>.weight::lora::0`` (up) and ``::lora::1`` (down).
+The UNet is frozen. The LoRA learns the latents of single objects on grey with the transparent encoder's
+offset, with the UNet's own objective. The tensors are named as in the published
+``layer_xl_transparent_attn``: ``diffusion_model.<path>.weight::lora::0`` (up) and ``::lora::1`` (down).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def add_loras(unet: UNet2DConditionModel) -> dict[str, Lora]:
 
 
 def file_name(module: str, layers: int) -> str:
-    """Return the name in the file of the module that diffusers calls ``module``, for ``layers`` resnets a block.
+    """Return the name in the file of the module that diffusers calls ``module``, for ``layers`` resnets a
+    block.
 
     ``down_blocks.1.attentions.0.proj_in`` is ``diffusion_model.input_blocks.3.1.proj_in`` where ``layers`` is
     1.

@@ -1,8 +1,8 @@
 """Train the storybook UNet to predict v, with captions encoded by the frozen text encoder.
 
-Two things let it learn within CPU-hours: the weights of the objective (see ``diffusion.py``), and an auxiliary
-loss (1 - share)^2 of weight 0.3, where share is the part of a noun's cross-attention that lies inside the
-object's known mask.
+Two things let it learn within CPU-hours: the weights of the objective (see ``diffusion.py``), and an
+auxiliary loss (1 - share)^2 of weight 0.3, where share is the part of a noun's cross-attention that lies
+inside the object's known mask.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ MOST = 4
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Return an untrained UNet: SD1.5's blocks at small width, with attention at the two upper resolutions."""
+    """Return an untrained UNet: SD1.5's blocks at small width, with attention at the two upper
+    resolutions."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -49,7 +50,8 @@ def new_unet() -> UNet2DConditionModel:
 
 
 class Replay:
-    """A growing store of encoded scenes, from which batches are drawn at random while new scenes are added."""
+    """A growing store of encoded scenes, from which batches are drawn at random while new scenes are
+    added."""
 
     def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, capacity: int = 60_000) -> None:
         self.vae, self.rng, self.capacity = vae, rng, capacity

@@ -1,4 +1,5 @@
-"""Train the storybook VAE: AutoencoderTiny (the TAESD layout), which reduces eight-fold, with four latent channels.
+"""Train the storybook VAE: AutoencoderTiny (the TAESD layout), which reduces eight-fold, with four latent
+channels.
 
 A penalty keeps the latents at zero mean and unit deviation per channel, so that ``scaling_factor`` is 1.
 """

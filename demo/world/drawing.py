@@ -1,5 +1,5 @@
-"""Draw the storybook's objects and landscapes, with Pillow and numpy only, so that every machine gives the same
-pixels."""
+"""Draw the storybook's objects and landscapes, with Pillow and numpy only, so that every machine gives the
+same pixels."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def draw_in_box(
 
 @functools.lru_cache(maxsize=1024)
 def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
-    """Return the premultiplied ("RGBa") sprite and the silhouette of ``size`` pixels, drawn three times larger
-    and reduced."""
+    """Return the premultiplied ("RGBa") sprite and the silhouette of ``size`` pixels, drawn three times
+    larger and reduced."""
     material, colour, kind = thing
     if kind not in KINDS or colour not in COLOURS or material not in MATERIALS:
         raise ValueError(

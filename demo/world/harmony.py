@@ -33,8 +33,8 @@ def pasted(scene: Scene, seed: int) -> LayerDocument:
     """Return the scene's document with every object changed as if it were cut out of another picture.
 
     Each object gets one or two of these flaws: low resolution, other light (exposure and warmth), texture, a
-    margin of the paper it was cut from. Half of the objects get hard edges too. All flaws are coarse enough to
-    survive the VAE. Place, shape, colour name and landscape stay.
+    margin of the paper it was cut from. Half of the objects get hard edges too. All flaws are coarse enough
+    to survive the VAE. Place, shape, colour name and landscape stay.
     """
     rng = np.random.default_rng([seed, 1])
     document = scene.document()
@@ -139,8 +139,8 @@ class Harmony(nn.Module):
 
     @torch.no_grad()
     def native(self, pictures: Tensor) -> Tensor:
-        """Return the probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1, of any square size, is
-        no collage."""
+        """Return the probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1, of any square size,
+        is no collage."""
         if pictures.shape[-2:] != (128, 128):
             pictures = functional.interpolate(pictures, (128, 128), mode="bilinear", antialias=True)
         return self(pictures.float())[1].sigmoid()

@@ -53,7 +53,8 @@ class Verdict:
         return sorted(f.thing for f in self.objects) == sorted((t.colour, t.kind) for t in things)
 
     def missing(self, things: list[Thing]) -> list[Thing]:
-        """Return those of ``things`` that were not found in kind and colour; each found object counts once."""
+        """Return those of ``things`` that were not found in kind and colour; each found object counts
+        once."""
         left = [f.thing for f in self.objects]
         absent = []
         for thing in things:
@@ -128,8 +129,8 @@ def _objects(labels: Tensor, meeting: Tensor) -> list[Found]:
     """Return the connected patches of one class of at least ``LEAST_AREA`` pixels, largest first. Patches are
     cut apart at ``meeting`` [H, W].
 
-    A patch that touches another of the same colour and more than twice its size is a misread part of it, and is
-    joined to it.
+    A patch that touches another of the same colour and more than twice its size is a misread part of it, and
+    is joined to it.
     """
     inner = torch.where(meeting, 0, labels)
     patches = connected_components(inner)
@@ -174,8 +175,8 @@ def _grown(mask: Tensor) -> Tensor:
 
 
 def connected_components(labels: Tensor) -> Tensor:
-    """Number the eight-connected patches of equal label in ``labels`` [H, W]: pixels of one patch get the same
-    number."""
+    """Number the eight-connected patches of equal label in ``labels`` [H, W]: pixels of one patch get the
+    same number."""
     height, width = labels.shape
     patches = torch.arange(1, height * width + 1, dtype=torch.float32).view(height, width)
     present = [labels == v for v in labels.unique()]

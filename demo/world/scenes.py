@@ -4,8 +4,8 @@ A scene is a background and zero to four objects. An object is one of six kinds 
 one of four materials (hard, translucent, haloed or soft edges), at any place. Everything is drawn from a
 seed, with Pillow and numpy only, so the same seed gives the same pixels on every machine.
 
-The model in ``demo/model`` was trained on these scenes; the judge in ``demo/world/judge.py`` finds their objects
-and background in a picture.
+The model in ``demo/model`` was trained on these scenes; the judge in ``demo/world/judge.py`` finds their
+objects and background in a picture.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Scene:
         return np.asarray(canvas)
 
     def object_map(self) -> np.ndarray:
-        """Return the topmost object at each pixel, uint8 ``[H, W]``: 0 background, i + 1 for ``objects[i]``."""
+        """Return the topmost object at each pixel, uint8 ``[H, W]``: 0 background, i + 1 for
+        ``objects[i]``."""
         owner = Image.new("L", (self.size, self.size), 0)
         for index, item in enumerate(self.objects):
             hard = Image.fromarray(item.silhouette).point(lambda v: 255 if v > 127 else 0)
@@ -140,8 +141,8 @@ def is_held_out(words: str) -> bool:
     """Whether this caption is held out from training to measure with: one in eight is, by the checksum of its
     text.
 
-    Wordings are held out, not combinations: a model that is never shown a green mushroom by the sea learns that
-    there is none.
+    Wordings are held out, not combinations: a model that is never shown a green mushroom by the sea learns
+    that there is none.
     """
     return zlib.crc32(words.encode()) % 8 == 0
 

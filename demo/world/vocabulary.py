@@ -1,4 +1,5 @@
-"""The vocabulary of the storybook world: kinds of objects, colours, materials, landscapes, and their words."""
+"""The vocabulary of the storybook world: kinds of objects, colours, materials, landscapes, and their
+words."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 MATERIALS = ("solid", "glass", "glowing", "soft")
-"""In this order: hard edges, translucent inside, a halo outside, blurred edges. No caption names ``solid``."""
+"""In this order: hard edges, translucent inside, a halo outside, blurred edges. No caption names
+``solid``."""
 
 BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "meadow": ("in a meadow", "a meadow with hills"),

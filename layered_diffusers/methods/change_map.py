@@ -16,8 +16,8 @@ class ChangeMap(Method):
     """Replace every place by a given picture, at the run's noise level, until that level has fallen to the
     place's value in a change map.
 
-    See :mod:`layered_core.noise.change_map`. With a change map of only 0 and 1 this is blended latent diffusion.
-    A place with 0 comes out exactly as it was.
+    See :mod:`layered_core.noise.change_map`. With a change map of only 0 and 1 this is blended latent
+    diffusion. A place with 0 comes out exactly as it was.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class ChangeMap(Method):
         dilation: float = 0.0,
         softness: float = 0.0,
     ) -> None:
-        """Take the picture's latents ``clean`` ``[1 or B, C, h, w]`` and the change map ``change``, ``[h, w]``
-        or ``[B, 1, h, w]`` in 0..1; the rest is as in :mod:`layered_core.noise.change_map`."""
+        """Take the picture's latents ``clean`` ``[1 or B, C, h, w]`` and the change map ``change``, ``[h,
+        w]`` or ``[B, 1, h, w]`` in 0..1; the rest is as in :mod:`layered_core.noise.change_map`."""
         self.clean, self.change = clean, change
         self.threshold, self.noise, self.dilation, self.softness = threshold, noise, dilation, softness
         self.ends = (1.0, 0.0)

@@ -1,5 +1,5 @@
-"""LayerDiffuse on a diffusers model: transparent layers, and layers made to fit given ones, with the published
-files."""
+"""LayerDiffuse on a diffusers model: transparent layers, and layers made to fit given ones, with the
+published files."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class LayerDiffuse(Method):
     """Change a UNet by a LayerDiffuse file for the length of a run. See
     :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES`.
 
-    The file's tensors may be named as in Forge (layerdiffusion-v1) or as in diffusers (LayerDiffuse_Diffusers,
-    diffuser_layerdiffuse).
+    The file's tensors may be named as in Forge (layerdiffusion-v1) or as in diffusers
+    (LayerDiffuse_Diffusers, diffuser_layerdiffuse).
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class LayerDiffuse(Method):
         self.acting.switch(self._window.acts(sigma) and self.weight > 0)
 
     def switch(self, on: bool, guided: bool = True) -> None:
-        """Put the change on the UNet, or take it off so that the weights are exactly as before. For diffusers'
-        own pipelines, outside a :class:`Run`.
+        """Put the change on the UNet, or take it off so that the weights are exactly as before. For
+        diffusers' own pipelines, outside a :class:`Run`.
 
         Args:
             on: put the change on. Call it again after the pipeline was moved to another device.
@@ -160,8 +160,8 @@ def _own_names(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 
 class _Weights:
-    """The change of files that hold weights: they are added to the UNet's, and given pictures to the output of
-    its first convolution."""
+    """The change of files that hold weights: they are added to the UNet's, and given pictures to the output
+    of its first convolution."""
 
     def __init__(
         self,

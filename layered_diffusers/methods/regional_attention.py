@@ -106,8 +106,8 @@ class RegionalPrompts(Method):
             run.guidance = self._guidance * torch.stack(factors)[:, None].to(run.latents)
 
     def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
-        """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before cond
-        rows. The arguments are those of :class:`RegionalAttention`."""
+        """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before
+        cond rows. The arguments are those of :class:`RegionalAttention`."""
         out = base.clone()
         for rows, half in zip(torch.arange(len(q)).chunk(2), self._halves, strict=True):
             for own, attention in zip([rows] if len(half) == 1 else rows.split(1), half, strict=True):

@@ -33,8 +33,8 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
     """Encode texts as ComfyUI does: a text longer than the encoder's 77 tokens is encoded in several chunks.
 
     Returns:
-        one ``[T_i, C]`` for each text, where T_i is a multiple of 77; and for SDXL the pooled text ``[n, C']``
-        of the first chunks, else None.
+        one ``[T_i, C]`` for each text, where T_i is a multiple of 77; and for SDXL the pooled text ``[n,
+        C']`` of the first chunks, else None.
     """
     if not is_sdxl(model):
         chunks = [_chunks(model, model.tokenizer, t) for t in texts]
@@ -59,8 +59,8 @@ def context_length(model: StableDiffusion, text: str) -> int:
 
 
 def stack(contexts: Sequence[Tensor]) -> Tensor:
-    """Stack contexts ``[T_i, C]`` into one ``[n, T, C]``. Shorter ones are repeated as a whole, which does not
-    change the result of attention."""
+    """Stack contexts ``[T_i, C]`` into one ``[n, T, C]``. Shorter ones are repeated as a whole, which does
+    not change the result of attention."""
     length = math.lcm(*(len(c) for c in contexts))
     return torch.stack([c.repeat(length // len(c), 1) for c in contexts])
 

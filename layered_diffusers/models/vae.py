@@ -15,8 +15,8 @@ from layered_diffusers.models.loading import StableDiffusion
 
 @torch.no_grad()
 def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
-    """Encode pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and dtype
-    (the mean of the VAE's distribution)."""
+    """Encode pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and
+    dtype (the mean of the VAE's distribution)."""
     with _fitting(model) as vae:
         encoded = vae.encode(VaeImageProcessor.normalize(pictures.to(vae.device, vae.dtype)))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
@@ -25,8 +25,8 @@ def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
-    """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1 on the
-    CPU."""
+    """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1 on
+    the CPU."""
     with _fitting(model) as vae:
         pictures = vae.decode(in_vae_space(model, latents).to(vae.dtype)).sample
         return VaeImageProcessor.denormalize(pictures.float().cpu())

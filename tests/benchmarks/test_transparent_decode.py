@@ -1,5 +1,5 @@
-"""The decoder's benchmark has its keys, finds both variants equal, and measures memory where the system allows
-it."""
+"""The decoder's benchmark has its keys, finds both variants equal, and measures memory where the system
+allows it."""
 
 import sys
 

@@ -77,8 +77,8 @@ class Page:
     def queue(self, wait_for, timeout_ms=300_000):
         """Press Run and wait until every node of ``wait_for`` shows a picture that is loaded.
 
-        It asks at intervals: asking at every frame keeps the browser drawing, which takes a whole core without a
-        graphics card.
+        It asks at intervals: asking at every frame keeps the browser drawing, which takes a whole core
+        without a graphics card.
         """
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function(

@@ -1,5 +1,5 @@
-"""Take the pictures of the workflows and help pages in a real browser: ``python tests/browser/pictures.py``. Run
-it when nodes or the model change."""
+"""Take the pictures of the workflows and help pages in a real browser: ``python tests/browser/pictures.py``.
+Run it when nodes or the model change."""
 
 import io
 import json

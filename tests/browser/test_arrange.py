@@ -121,8 +121,8 @@ class Arranger:
         )
 
     def drag(self, start, end, *keys, release=True):
-        """Press the mouse at one point of the canvas and release it at another while holding keys; layers snap only
-        if no key prevents it."""
+        """Press the mouse at one point of the canvas and release it at another while holding keys; layers
+        snap only if no key prevents it."""
         self.page.mouse.move(*self.at(*start))
         self.page.mouse.down()
         for key in keys:

@@ -1,5 +1,5 @@
-"""Headless Chromium opens every workflow on a real server as a user does, runs it, and finds the pictures in the
-nodes."""
+"""Headless Chromium opens every workflow on a real server as a user does, runs it, and finds the pictures in
+the nodes."""
 
 import io
 import json

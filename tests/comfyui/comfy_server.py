@@ -1,4 +1,5 @@
-"""A real ComfyUI server on 127.0.0.1 with the pack in its custom_nodes, for the tests over HTTP and in a browser."""
+"""A real ComfyUI server on 127.0.0.1 with the pack in its custom_nodes, for the tests over HTTP and in a
+browser."""
 
 import contextlib
 import json

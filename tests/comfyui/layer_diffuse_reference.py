@@ -1,7 +1,7 @@
 """Run UNet passes with LayerDiffuse files in layered_diffusers: ``python layer_diffuse_reference.py FOLDER``.
 
-This script runs in the repository's environment; host/transparency/test_layer_diffuse.py writes ``jobs.json`` for it
-and reads ``out.safetensors``.
+This script runs in the repository's environment; host/transparency/test_layer_diffuse.py writes ``jobs.json``
+for it and reads ``out.safetensors``.
 """
 
 import json

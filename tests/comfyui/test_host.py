@@ -17,8 +17,8 @@ HOST = Path(__file__).resolve().parent / "host"
 
 
 def names():
-    """Return (file, test) of every test under host/, with the file as a dotted path; the files are parsed, not
-    imported."""
+    """Return (file, test) of every test under host/, with the file as a dotted path; the files are parsed,
+    not imported."""
     for file in sorted(HOST.rglob("test_*.py")):
         for item in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(item, ast.FunctionDef) and item.name.startswith("test_"):
@@ -27,8 +27,8 @@ def names():
 
 @functools.cache
 def results():
-    """Run all tests under host/ and return their results ``{(file, test): [failure text or None for each case]}``, the
-    log, and the install on which they ran.
+    """Run all tests under host/ and return their results ``{(file, test): [failure text or None for each
+    case]}``, the log, and the install on which they ran.
 
     The results are empty if the host's python, or ComfyUI in it, did not start.
     """

@@ -1,5 +1,5 @@
-"""The pack in a ComfyUI server over HTTP: every node is offered, every shipped workflow runs, and its pictures show the
-right objects."""
+"""The pack in a ComfyUI server over HTTP: every node is offered, every shipped workflow runs, and its
+pictures show the right objects."""
 
 import io
 import json
@@ -103,16 +103,16 @@ SHOWN = {
     "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
     "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
 }
-"""For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128 x 128
-pixels."""
+"""For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128
+x 128 pixels."""
 
 
 FOR_OWN_FILES = {
     "13_layerdiffuse_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
     "14_foreground_on_background": {("CheckpointLoaderSimple", "ckpt_name"), ("LoadImage", "image")},
 }
-"""Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the missing
-files."""
+"""Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the
+missing files."""
 
 
 def test_every_workflow_says_here_what_it_shows():

@@ -1,4 +1,5 @@
-"""The storybook world: one seed always gives the same pixels, layers are exact, and captions fit the scenes."""
+"""The storybook world: one seed always gives the same pixels, layers are exact, and captions fit the
+scenes."""
 
 import hashlib
 

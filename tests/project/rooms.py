@@ -41,8 +41,8 @@ ROOMS = (
     "benchmarks",
     "layered_cli",
 )
-"""The rooms from the lowest to the highest: a room may import itself and rooms before it in this list. A file belongs
-to the room with the longest name that fits."""
+"""The rooms from the lowest to the highest: a room may import itself and rooms before it in this list. A file
+belongs to the room with the longest name that fits."""
 
 PARTS = tuple(sorted({room.split(".")[0] for room in ROOMS}))
 
@@ -105,7 +105,8 @@ def backward(arrows):
 
 
 def circles(arrows):
-    """Return the groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
+    """Return the groups of modules that import each other in a circle (Tarjan's strongly connected
+    components)."""
     index, low, stack, found = {}, {}, [], []
 
     def visit(module):
@@ -139,8 +140,9 @@ FOREIGN = {
     "demo/world": (*COMFYUI, *DIFFUSERS),
     "layered_cli": COMFYUI,
 }
-"""Modules that a room must not import by their full names. The core and the nodes import the project relatively,
-because ComfyUI loads the pack under a name that it chooses and has a module of its own called nodes."""
+"""Modules that a room must not import by their full names. The core and the nodes import the project
+relatively, because ComfyUI loads the pack under a name that it chooses and has a module of its own called
+nodes."""
 
 
 def foreign(root=ROOT):

@@ -52,8 +52,8 @@ def test_no_file_of_ours_is_longer_than_500_lines():
 
 @pytest.fixture
 def planted(tmp_path):
-    """Return ``planted(file, line)``, which adds a line to ``file`` in a copy of the project and returns the faults
-    found."""
+    """Return ``planted(file, line)``, which adds a line to ``file`` in a copy of the project and returns the
+    faults found."""
 
     def plant(file, line):
         for part in rooms.PARTS:

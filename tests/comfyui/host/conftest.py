@@ -79,8 +79,8 @@ class Host:
         return details["exception_message"] if event == "execution_error" else event
 
     def value(self, prompt, node, slot=0):
-        """Run ``prompt`` and return the output of ``node`` at ``slot``; other nodes without a following node are left
-        out."""
+        """Run ``prompt`` and return the output of ``node`` at ``slot``; other nodes without a following node
+        are left out."""
         caught = []
         Catch.caught = caught
         prompt = {
@@ -171,8 +171,8 @@ def host(record_testsuite_property):
 
 @pytest.fixture(scope="session")
 def pack(host):
-    """Return a module of the pack by its path, e.g. ``pack("nodes.layers.socket")``, with the same objects that the
-    nodes use."""
+    """Return a module of the pack by its path, e.g. ``pack("nodes.layers.socket")``, with the same objects
+    that the nodes use."""
     return pack_module
 
 

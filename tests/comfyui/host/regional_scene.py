@@ -1,5 +1,5 @@
-"""Two layers side by side with words of their own, Regional Prompt Attention on them, and the model's prediction of the
-picture."""
+"""Two layers side by side with words of their own, Regional Prompt Attention on them, and the model's
+prediction of the picture."""
 
 import comfy.samplers
 import torch
@@ -27,8 +27,8 @@ def encode(clip, text):
 
 
 def once(model, positive, negative, sigma=5.0, batch=1, cfg=3.0, seed=0, size=(16, 16)):
-    """Run the model once on noise of ``sigma``. Return its ``input``, its predictions of the picture (``cond``,
-    ``uncond``), and the sampler's input after guidance (``guided``)."""
+    """Run the model once on noise of ``sigma``. Return its ``input``, its predictions of the picture
+    (``cond``, ``uncond``), and the sampler's input after guidance (``guided``)."""
     caught = {}
     # This function comes before all others, so that the sampler's input includes their changes of the prediction.
     options = model.clone()
@@ -65,5 +65,6 @@ def predicted(*model_and_words, **how):
 
 
 def left_and_right(change):
-    """Return the mean change of the left and the right half of a latent, without the columns at their border."""
+    """Return the mean change of the left and the right half of a latent, without the columns at their
+    border."""
     return float(change[..., :6].abs().mean()), float(change[..., 10:].abs().mean())

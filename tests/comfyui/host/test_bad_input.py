@@ -1,5 +1,5 @@
-"""Bad input to the layer nodes gives an error that names the node's input and says what was got, what is allowed and
-how to fix it; no partial file is left."""
+"""Bad input to the layer nodes gives an error that names the node's input and says what was got, what is
+allowed and how to fix it; no partial file is left."""
 
 import numpy as np
 import pytest

@@ -20,8 +20,8 @@ NEUTRAL: dict[str, dict] = {
         "it": regional("a", strength=0.0),
     },
 }
-"""For every node of ours with a MODEL as input and output: a prompt in which it is called "it" and has its neutral
-values."""
+"""For every node of ours with a MODEL as input and output: a prompt in which it is called "it" and has its
+neutral values."""
 
 
 def method_nodes():

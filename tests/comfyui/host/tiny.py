@@ -1,4 +1,5 @@
-"""Tiny random models with the structure of SD1.5 and SDXL, and LayerDiffuse files for them with the published keys."""
+"""Tiny random models with the structure of SD1.5 and SDXL, and LayerDiffuse files for them with the published
+keys."""
 
 import json
 from pathlib import Path
@@ -123,7 +124,8 @@ def is_time(name):
 
 
 def chosen(task, shapes):
-    """Return the names of the weights that the published SDXL file for a task changes, according to its size."""
+    """Return the names of the weights that the published SDXL file for a task changes, according to its
+    size."""
     if task in ("fg2ble", "bg2ble", "fgble2bg"):
         inside = ("in_layers", "emb_layers", "out_layers", "skip_connection", ".op.", ".conv.")
         return [

@@ -1,5 +1,5 @@
-"""Attention limited to regions: the gathered result equals the dense one, masks have their meaning, and faults of the
-authors' code are not repeated."""
+"""Attention limited to regions: the gathered result equals the dense one, masks have their meaning, and
+faults of the authors' code are not repeated."""
 
 import math
 

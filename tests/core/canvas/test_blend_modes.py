@@ -30,7 +30,8 @@ PSD_MODES = {
 
 
 def document(mode):
-    """Return a document of the golden pixels in a row: a backdrop, and on it a layer with alpha, mask and opacity."""
+    """Return a document of the golden pixels in a row: a backdrop, and on it a layer with alpha, mask and
+    opacity."""
     back, front = (torch.tensor(GOLDEN[k], dtype=torch.float32)[None] / 255 for k in ("backdrop", "layer"))
     mask = torch.tensor(GOLDEN["mask"], dtype=torch.float32)[None] / 255
     layer = Layer("front", front, mask, opacity=GOLDEN["opacity"] / 255, blend_mode=mode)
@@ -49,8 +50,8 @@ def test_golden_values(mode, rules):
 
 
 def levels(seed):
-    """Return every pair of 18 levels, among them 0 and 1 and their neighbours, distributed over three channels:
-    backdrop and source ``[3, 18, 18]``."""
+    """Return every pair of 18 levels, among them 0 and 1 and their neighbours, distributed over three
+    channels: backdrop and source ``[3, 18, 18]``."""
     steps = np.unique(np.concatenate([np.linspace(0, 1, 14), [1 / 255, 254 / 255, 0.5, 0.25]])).astype(
         np.float32
     )
@@ -73,8 +74,8 @@ def test_photoshop_blends_equal_psd_tools(mode):
 
 @pytest.mark.parametrize("mode", PSD_MODES)
 def test_photoshop_documents_equal_psd_tools_compositor(mode):
-    """Compares random documents with alpha, masks, opacity, offsets on and off the canvas and hidden layers, over
-    opaque and over soft backdrops."""
+    """Compares random documents with alpha, masks, opacity, offsets on and off the canvas and hidden layers,
+    over opaque and over soft backdrops."""
     rng = np.random.default_rng(list(PSD_MODES).index(mode))
     width, height = 20, 16
     for _ in range(6):

@@ -1,5 +1,5 @@
-"""Compositing: placement, resampling, alpha, and the order of operations of each set of rules. test_blend_modes.py
-tests the blend modes."""
+"""Compositing: placement, resampling, alpha, and the order of operations of each set of rules.
+test_blend_modes.py tests the blend modes."""
 
 import math
 import threading

@@ -1,4 +1,5 @@
-"""Arrangements by hand: the fields that they change and keep, and the warnings if the stack is another one."""
+"""Arrangements by hand: the fields that they change and keep, and the warnings if the stack is another
+one."""
 
 import contextlib
 import itertools

@@ -37,7 +37,8 @@ sides = st.integers(1, 12)
 
 @st.composite
 def layers(draw, exact):
-    """Generate any layer; ``exact`` is the number of levels between 0 and 1 of its pixels, None for any float."""
+    """Generate any layer; ``exact`` is the number of levels between 0 and 1 of its pixels, None for any
+    float."""
     seed = draw(st.integers(0, 2**31))
 
     def pixels(*shape):
@@ -342,8 +343,8 @@ def test_more_memory_allows_larger_pictures_and_less_none_smaller():
 
 
 def test_the_composite_of_what_comes_back_is_the_same(tmp_path):
-    """test_psd, test_psd_of_others and test_openraster also compare the composite that other programs get, from the
-    file without our own data."""
+    """test_psd, test_psd_of_others and test_openraster also compare the composite that other programs get,
+    from the file without our own data."""
     document = LayerDocument(
         16,
         16,

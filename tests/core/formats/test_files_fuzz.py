@@ -1,5 +1,5 @@
-"""Untrusted files: whatever their bytes are, reading gives a valid document or one error that names the fault, with
-limited memory and time.
+"""Untrusted files: whatever their bytes are, reading gives a valid document or one error that names the
+fault, with limited memory and time.
 
 ``make test`` tries 200 mutated files, ``make fuzz`` 2,000 (LAYERED_FUZZ sets the number).
 """
@@ -82,8 +82,8 @@ def inside(data, pick, changes):
 
 
 def attempt(path):
-    """Read a file and return whether that gave a document. Any error but a one-line LayeredError fails the test, and so
-    does a long time."""
+    """Read a file and return whether that gave a document. Any error but a one-line LayeredError fails the
+    test, and so does a long time."""
     start = time.process_time()
     complaint = None
     try:

@@ -1,4 +1,5 @@
-"""Hostile files (bombs, false sizes, names that lead out of the folder): each gives an error that names the fault."""
+"""Hostile files (bombs, false sizes, names that lead out of the folder): each gives an error that names the
+fault."""
 
 import io
 import json

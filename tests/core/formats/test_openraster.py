@@ -1,5 +1,5 @@
-"""OpenRaster files: their structure, their look in other programs, files that other programs made, and our files after
-another program edited them."""
+"""OpenRaster files: their structure, their look in other programs, files that other programs made, and our
+files after another program edited them."""
 
 import io
 import zipfile
@@ -137,7 +137,8 @@ def test_the_thumbnail_of_a_large_picture_has_at_most_256_pixels_a_side(tmp_path
 
 
 def test_other_programs_see_masks_in_the_alpha_and_turned_layers_in_place(tmp_path):
-    """The file's layers, composited without our own data, equal our own composite within two levels of 255."""
+    """The file's layers, composited without our own data, equal our own composite within two levels of
+    255."""
     document = replace(scene(), background=None)
     path = write_layers(document, tmp_path / "a.ora")
 

@@ -1,5 +1,5 @@
-"""Our PSD files: how psd-tools, and so other programs, read them, and what remains after another program edited
-them."""
+"""Our PSD files: how psd-tools, and so other programs, read them, and what remains after another program
+edited them."""
 
 from dataclasses import replace
 

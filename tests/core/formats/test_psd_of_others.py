@@ -108,8 +108,8 @@ def test_density_counts_and_a_switched_off_mask_is_told_of(tmp_path):
 
 
 def with_vector_mask(psd, pixel, product, alpha=255, **parameters):
-    """Add a layer of 4 x 4 with a vector mask and, unless None, a pixel mask, as Photoshop stores them, with the
-    product of both rendered."""
+    """Add a layer of 4 x 4 with a vector mask and, unless None, a pixel mask, as Photoshop stores them, with
+    the product of both rendered."""
     layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), (*RED[:3], alpha)), name="a")
     layer.create_mask(Image.fromarray(np.array(product, dtype=np.uint8)))
     record = layer._record

@@ -131,8 +131,8 @@ def test_overlaps_of_another_shape_are_refused():
 
 
 def random_pictures(seed, count=12, classes=3):
-    """Return boxes of which some are near the wanted ones, with classes that are mostly right and scores that occur
-    more than once."""
+    """Return boxes of which some are near the wanted ones, with classes that are mostly right and scores that
+    occur more than once."""
     random = torch.Generator().manual_seed(seed)
 
     def real(*shape):

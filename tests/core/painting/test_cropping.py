@@ -1,4 +1,5 @@
-"""Crops: their place, the size at which they are sampled, and that pasting back is exact if nothing is scaled."""
+"""Crops: their place, the size at which they are sampled, and that pasting back is exact if nothing is
+scaled."""
 
 import pytest
 import torch

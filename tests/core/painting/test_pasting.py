@@ -92,8 +92,8 @@ def test_pasting_a_picture_onto_itself_changes_nothing(blend):
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("shift", [-0.1, 0.1])
 def test_a_shift_of_colour_leaves_no_seam(blend, shift):
-    """The mean gradient on the border is at most 1.2 times that beside it; with a plain paste it is several times as
-    large."""
+    """The mean gradient on the border is at most 1.2 times that beside it; with a plain paste it is several
+    times as large."""
     kept, mask = scene()
     kept = 0.2 + 0.6 * kept
     inner = feather(grow(mask, -8), 8)

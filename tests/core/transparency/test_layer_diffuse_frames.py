@@ -1,5 +1,5 @@
-"""The units of the SD1.5 files have the published keys, and compute the equations of the authors' code, which are
-written out here a second time in a slow form."""
+"""The units of the SD1.5 files have the published keys, and compute the equations of the authors' code, which
+are written out here a second time in a slow form."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Files that change weights: all three ways to name tensors give the same result, and errors name what does not fit."""
+"""Files that change weights: all three ways to name tensors give the same result, and errors name what does
+not fit."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Decoding at any size: passes over turned copies and their inverses, padding, tiles, latents, memory, bad input."""
+"""Decoding at any size: passes over turned copies and their inverses, padding, tiles, latents, memory, bad
+input."""
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from tests.core.transparency.test_transparent_networks import random_decoder
 
 
 class Echo(TransparentDecoder):
-    """A decoder that returns the pixels and the latent's first channel in the file's order, so that only the effect of
-    turning and turning back is left."""
+    """A decoder that returns the pixels and the latent's first channel in the file's order, so that only the
+    effect of turning and turning back is left."""
 
     def __init__(self):
         super().__init__((8, 8, 8, 8, 8, 8, 8))

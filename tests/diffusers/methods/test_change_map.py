@@ -157,8 +157,8 @@ def test_no_strength_runs_no_step_and_gives_back_the_picture(pipeline):
 
 
 def test_absolute_numbers_mean_the_same_however_long_the_run_and_normalised_ones_follow_it(pipeline):
-    """At strength 0.5 the absolute level begins at 0.5, so places above that are free from the start. The level
-    relative to the run begins at 1."""
+    """At strength 0.5 the absolute level begins at 0.5, so places above that are free from the start. The
+    level relative to the run begins at 1."""
     change = torch.full((16, 16), 0.6)
     clean, free = latents_of(pipeline, change, "ddim", strength=0.5)
     _, all_free = latents_of(pipeline, torch.ones(16, 16), "ddim", strength=0.5)

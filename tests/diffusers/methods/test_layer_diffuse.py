@@ -1,5 +1,5 @@
-"""LayerDiffuse without ComfyUI: files with either kind of names, both families, and the pipeline classes of the
-diffusers port."""
+"""LayerDiffuse without ComfyUI: files with either kind of names, both families, and the pipeline classes of
+the diffusers port."""
 
 import json
 from pathlib import Path

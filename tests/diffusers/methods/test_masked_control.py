@@ -204,7 +204,8 @@ def test_a_net_of_another_family_and_a_missing_one_are_named(pipeline, tmp_path)
 
 
 def house(hint="canny", strength=1.0):
-    """Return a document with a red house at the left of a meadow, whose edges are kept, and a star that is free."""
+    """Return a document with a red house at the left of a meadow, whose edges are kept, and a star that is
+    free."""
     scene = random_scene(3, count=0, background="meadow")
     layers = list(scene.document().layers)
     for thing, box, control in (

@@ -1,5 +1,5 @@
-"""Regional prompts on diffusers UNets: the shipped model shows the effect on pictures, tiny random models stand for
-other families."""
+"""Regional prompts on diffusers UNets: the shipped model shows the effect on pictures, tiny random models
+stand for other families."""
 
 import pytest
 import torch

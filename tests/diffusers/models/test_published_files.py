@@ -1,11 +1,13 @@
-"""The published LayerDiffuse files in ``$LAYER_MODEL_DIR`` are complete, fit the weights that they name, and need the
-offset scale that we give them.
+"""The published LayerDiffuse files in ``$LAYER_MODEL_DIR`` are complete, fit the weights that they name, and
+need the offset scale that we give them.
 
 Without the variable the same checks run on the storybook's own small networks under published names, so that
-the checks themselves are tested. The factor of an encoder's file (1, or 300 if it is not folded into the weights)
-is found from two figures: the norm of the last convolution compared with the other publication of the same network,
-and the PSNR of alpha after the ordinary VAE and the decoder. The second needs the folders ``vae_sdxl`` and
-``vae_sd15`` in ``$LAYER_MODEL_DIR``, in the diffusers layout, or the models in Hugging Face's cache.
+the checks themselves are tested. The factor of an encoder's file (1, or 300 if it is not folded into the
+weights)
+is found from two figures: the norm of the last convolution compared with the other publication of the same
+network, and the PSNR of alpha after the ordinary VAE and the decoder. The second needs the folders
+``vae_sdxl`` and ``vae_sd15`` in ``$LAYER_MODEL_DIR``, in the diffusers layout, or the models in Hugging
+Face's cache.
 """
 
 import json
@@ -78,8 +80,8 @@ UNETS = {
 
 @pytest.fixture(scope="module")
 def storybook_folder(tmp_path_factory):
-    """Write the storybook's networks under published names. In one of the two encoder files the scale of 300 is not
-    folded in, as in the published one."""
+    """Write the storybook's networks under published names. In one of the two encoder files the scale of 300
+    is not folded in, as in the published one."""
     folder = tmp_path_factory.mktemp("published")
     shutil.copytree(STORYBOOK / "vae", folder / "vae_sdxl")
     encoder, decoder = (

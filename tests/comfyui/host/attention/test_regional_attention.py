@@ -1,5 +1,5 @@
-"""Regional Prompt Attention in the real host: its effect, with every implementation of attention and any prompt, and
-its errors."""
+"""Regional Prompt Attention in the real host: its effect, with every implementation of attention and any
+prompt, and its errors."""
 
 from pathlib import Path
 

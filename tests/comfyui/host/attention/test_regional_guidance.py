@@ -1,5 +1,5 @@
-"""Regional Prompt Attention's guidance in the real host: where and when it acts, and together with other packs'
-functions on the prediction."""
+"""Regional Prompt Attention's guidance in the real host: where and when it acts, and together with other
+packs' functions on the prediction."""
 
 import pytest
 import torch

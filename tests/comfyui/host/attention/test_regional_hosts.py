@@ -17,8 +17,8 @@ class Twin:
         self.alphas = DDPMScheduler.from_pretrained(Path(folder, "scheduler")).alphas_cumprod
 
     def predict(self, regions, x, sigma, contexts, attentions):
-        """Return the denoised uncond and cond predictions; ``attentions`` are those of both halves, or None for
-        the plain prompts."""
+        """Return the denoised uncond and cond predictions; ``attentions`` are those of both halves, or None
+        for the plain prompts."""
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         attention = regions.attention

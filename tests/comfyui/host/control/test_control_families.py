@@ -1,5 +1,5 @@
-"""Masked ControlNets of families other than the storybook's, and T2I-Adapters: tiny ones with random weights, in
-ComfyUI's own classes."""
+"""Masked ControlNets of families other than the storybook's, and T2I-Adapters: tiny ones with random weights,
+in ComfyUI's own classes."""
 
 import comfy.cldm.mmdit
 import comfy.controlnet

@@ -1,5 +1,5 @@
-"""Masked ControlNets compared with ComfyUI's own, on the storybook model and a ControlNet of its shape with random
-weights."""
+"""Masked ControlNets compared with ComfyUI's own, on the storybook model and a ControlNet of its shape with
+random weights."""
 
 import importlib
 import json
@@ -278,8 +278,8 @@ def test_a_missing_checkpoint_is_named_with_its_place(host, monkeypatch):
 
 @pytest.fixture(scope="module")
 def headless(pack, net, tmp_path_factory):
-    """Return a document and a latent, and the headless host's residuals for them with the same net. That host runs
-    in the repository's own environment."""
+    """Return a document and a latent, and the headless host's residuals for them with the same net. That host
+    runs in the repository's own environment."""
     document, files = pack("layered_core.document"), pack("layered_core.files")
     random = torch.Generator().manual_seed(4)
     layers = []

@@ -180,7 +180,8 @@ def entry(name, x, y, w, h, **other):
 
 
 def edited(host, layers, stack=STACK, top="3", **other):
-    """Return a prompt with a stack in Create Layered Image, arranged in its editor, and Arrange Layers after it."""
+    """Return a prompt with a stack in Create Layered Image, arranged in its editor, and Arrange Layers after
+    it."""
     prompt = {**stack, "i": node("ImageCompositor", layers=[top, 0], compositor={})}
     fingerprints = host.run(prompt)["i"]["compositor_inputs"]
     state = {"version": 1, "canvas": {"w": 64, "h": 48}, "inputs": fingerprints, "layers": layers, **other}

@@ -30,8 +30,8 @@ def core(pack):
 
 
 def edit(**changes):
-    """Return the node Edit Layer on :data:`STACK`; ``x=5`` sets a field to a value, ``x=("other",)`` chooses another
-    option for it."""
+    """Return the node Edit Layer on :data:`STACK`; ``x=5`` sets a field to a value, ``x=("other",)`` chooses
+    another option for it."""
     inputs = {"layers": ["s", 0], "layer": "star", **KEPT}
     for field, value in changes.items():
         choice = field in ("blend_mode", "visible", "flip_h", "flip_v", "control_hint")

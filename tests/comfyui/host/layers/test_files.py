@@ -1,4 +1,5 @@
-"""Load Layers and Save Layers: a saved stack is loaded again unchanged; allowed folders; texts for the user."""
+"""Load Layers and Save Layers: a saved stack is loaded again unchanged; allowed folders; texts for the
+user."""
 
 import json
 import shutil

@@ -12,8 +12,8 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def pictures(host):
-    """Put an opaque picture, one with soft alpha, a red square and a square of four colours into ComfyUI's input
-    folder."""
+    """Put an opaque picture, one with soft alpha, a red square and a square of four colours into ComfyUI's
+    input folder."""
     rng = np.random.default_rng(0)
     opaque = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
     soft = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
@@ -58,8 +58,8 @@ def full_document(core):
 
 
 def same_but_for_rounded_masks(core, a, b):
-    """Whether two documents are equal. Masks of pictures may differ in the last bit, because the socket holds them
-    inverted."""
+    """Whether two documents are equal. Masks of pictures may differ in the last bit, because the socket holds
+    them inverted."""
     for x, y in zip(a, b, strict=True):
         if x.image is not None and x.mask is not None:
             assert torch.allclose(x.mask, y.mask, atol=1e-7)

@@ -1,5 +1,5 @@
-"""Per-layer noise in the real host is exact where it must be, with every kind of sampler, and together with ComfyUI's
-own nodes."""
+"""Per-layer noise in the real host is exact where it must be, with every kind of sampler, and together with
+ComfyUI's own nodes."""
 
 import types
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Redoing layers and pasting them back keeps every outside pixel exactly, at any size and with any backend."""
+"""Redoing layers and pasting them back keeps every outside pixel exactly, at any size and with any
+backend."""
 
 import pytest
 import torch
@@ -112,8 +113,8 @@ def test_a_layer_still_to_be_made_is_a_box_to_fill(host):
 
 
 def test_an_inpainting_conditioning_of_core_takes_what_was_cut_out(host):
-    """That conditioning's latent has a mask of its own, on which the model's thresholds act; Paste Back keeps the
-    rest."""
+    """That conditioning's latent has a mask of its own, on which the model's thresholds act; Paste Back keeps
+    the rest."""
     prompt = graph()
     prompt["ipc"] = node(
         "InpaintModelConditioning", positive=["p", 0], negative=["n", 0], vae=["loader", 2], pixels=["it", 3],

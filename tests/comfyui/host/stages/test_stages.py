@@ -1,4 +1,5 @@
-"""Stages in the real host: the one node, the graph that does the same, and what stays when one stage is redone."""
+"""Stages in the real host: the one node, the graph that does the same, and what stays when one stage is
+redone."""
 
 import copy
 from dataclasses import replace
@@ -327,7 +328,8 @@ def test_an_inpainting_controlnet_sees_the_picture_with_a_hole(host, read):
 
 
 class InpaintModel:
-    """A node that gives a model five more input channels with weights of zero, as inpainting checkpoints have."""
+    """A node that gives a model five more input channels with weights of zero, as inpainting checkpoints
+    have."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "make"

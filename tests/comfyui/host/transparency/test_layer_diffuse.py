@@ -130,8 +130,8 @@ def test_outside_its_window_every_mode_is_the_base_model_to_the_bit_and_leaves_i
 
 
 class Dynamic(comfy.model_patcher.ModelPatcher):
-    """Refuses changes of weights during sampling, as ComfyUI's patcher that loads weights piece by piece does, which
-    needs a GPU."""
+    """Refuses changes of weights during sampling, as ComfyUI's patcher that loads weights piece by piece
+    does, which needs a GPU."""
 
     non_dynamic_delegate_model = None
 
@@ -284,8 +284,8 @@ def test_a_frames_own_words_reach_that_frame_and_no_other_scene(applied, words):
 
 
 def test_every_mode_computes_the_same_in_the_headless_host(applied, models, words, vae, tmp_path):
-    """Compares one pass of the UNet in this host with one in diffusers, in a process of the other host, for every case;
-    the relative error is below 1e-3."""
+    """Compares one pass of the UNet in this host with one in diffusers, in a process of the other host, for
+    every case; the relative error is below 1e-3."""
     jobs, expected = [], []
     for case in tiny.CASES:
         mode, family, name, _ = case
