@@ -153,8 +153,7 @@ class Generator:
     def find_region(
         self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]
     ) -> Tensor:
-        """Return where the model would put ``prompt`` in a picture ``[3, H, W]``: a mask ``[H, W]`` of 0 and
-        1.
+        """Find where the model would put ``prompt`` in a picture ``[3, H, W]``; a mask ``[H, W]`` of 0 or 1.
 
         It redraws the whole picture from ``prompt`` at strength 0.75 in half the steps and takes the region
         that differs most (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of the side.

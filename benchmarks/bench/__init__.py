@@ -7,5 +7,7 @@
 >>> from demo.world.places import MODEL
 >>> suite = read_suite("transparency")
 >>> settings = Settings(count=2, model=MODEL, out=Path("results/example"), steps=4, processes=1)
->>> print(Summary(suite, settings, run_suite(suite, settings)).table())
+>>> table = Summary(suite, settings, run_suite(suite, settings)).table()
+>>> table.splitlines()[0]
+'| | object_right ↑ | alpha_iou ↑ | background_alpha ↓ | material ↓ | native ↑ | time ↓ |'
 """
