@@ -1,11 +1,11 @@
-# make demo    layered pictures in output/demo, nothing needed but Python >= 3.10
-# make test    lint, types and tests
-# make help    everything else
+# make demo         make layered pictures in output/demo; needs only Python >= 3.10
+# make test         run linter, type checker and tests
+# make help         list all commands
 
 PYTHON ?= python3
 # A package index for torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU build on Linux.
 TORCH_INDEX ?=
-# Results of make bench-all; give the same folder again to go on after an interruption.
+# Folder for the results of make bench-all; give the same folder again to continue after an interruption.
 BENCH ?= results/$(shell date +%F)-$(shell git rev-parse --short HEAD)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -13,14 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 .PHONY: help demo demo-images test test-all fuzz lint bench bench-all bench-model train-demo clean
 help:
 	@sed -n 's/^# //p' Makefile
-	@echo "make lint         ruff and mypy only"
-	@echo "make test-all     the slow tests too"
-	@echo "make fuzz         2,000 broken files, none of which may do harm"
-	@echo "make demo-images  the demo, and its pictures into the README"
-	@echo "make bench        one suite of the bench: SUITE=layout N=32; make bench SUITE=all for all"
-	@echo "make bench-all    all suites, and write docs/evaluation.md from them; N=32"
-	@echo "make bench-model  the figures of the shipped model, docs/storybook.md"
-	@echo "make train-demo   train the shipped model again: hours on a CPU, minutes on a GPU; resumes"
+	@echo "make lint         run linter and type checker only"
+	@echo "make test-all     run the slow tests too"
+	@echo "make fuzz         open 2,000 broken files (FILES=2000), each of which must be read or refused"
+	@echo "make demo-images  make the demo and copy its pictures into the README"
+	@echo "make bench        run one suite of the bench (SUITE=layout N=32), or all of them (SUITE=all)"
+	@echo "make bench-all    run all suites (N=32) and write their results into docs/evaluation.md"
+	@echo "make bench-model  measure the shipped model, as in docs/storybook.md"
+	@echo "make train-demo   train the shipped model: hours on a CPU, minutes on a GPU; resumes when interrupted"
 	@echo "make clean        remove .venv and output"
 
 .venv/installed: pyproject.toml constraints.txt

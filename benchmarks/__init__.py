@@ -1,1 +1,1 @@
-"""Commands that print figures: ``python -m benchmarks.<name> [--json]``."""
+"""Commands that measure and print figures: ``python -m benchmarks.<name> [--json]``."""

@@ -1,13 +1,14 @@
-"""Compositing beside ComfyUI's own compositor: ``python -m benchmarks.composite [--json] [--rounds N]``.
+"""Compare compositing with ComfyUI's own compositor:
+``python -m benchmarks.composite [--json] [--rounds N]``.
 
-Eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over a ``normal``
-bottom, composited by turns in one process of ComfyUI's python; needs a ComfyUI at ``$COMFYUI_PATH`` or
+Both composite eight full-size layers with masks at 1920 x 1080, in mode ``normal`` and in ``soft-light`` over
+a ``normal`` bottom, by turns in one process of ComfyUI's python. This needs a ComfyUI at ``$COMFYUI_PATH`` or
 ``~/comfy/ComfyUI``. Figures:
 
-* ``ratio_normal``, ``ratio_soft_light``: our fastest round over ComfyUI's fastest, by the clock;
-  ``processor_…`` by processor time, which other programs disturb less.
-* ``peak_memory_ratio``: layers' tensors plus the process's greatest growth while it composites, over layers'
-  tensors; ``…_core`` of ComfyUI's.
+* ``ratio_normal``, ``ratio_soft_light``: our fastest round divided by ComfyUI's fastest, by the clock;
+  ``processor_…`` is the same in processor time, which other programs disturb less.
+* ``peak_memory_ratio``: the size of the layers' tensors plus the process's greatest growth while it
+  composites, divided by the size of the layers' tensors; ``…_core`` is ComfyUI's.
 * ``greatest_difference`` between the two pictures, 0..1.
 """
 
@@ -25,7 +26,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both, by turns; default 5")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of rounds of both (default: %(default)s)"
+    )
     options = parser.parse_args()
     figures = run_script("composite_host.py", options.rounds)
     print("| 8 layers, 1920 x 1080 | time, ours over ComfyUI's | processor time |\n| --- | --- | --- |")

@@ -1,7 +1,7 @@
-"""What importing the pack costs inside ComfyUI: ``python -m benchmarks.import_time [--json]``.
+"""Measure how long ComfyUI takes to import the pack: ``python -m benchmarks.import_time [--json]``.
 
-Boots ComfyUI without a server in its own python, then times the import of the pack, in a fresh process a
-round; the median counts. Needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``.
+Each round starts ComfyUI without a server in a new process of its own python and times the import of the
+pack; the figure is the median. This needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def main() -> None:
     """Print the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--rounds", type=int, default=3, help="processes to time; default 3")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of processes to time (default: %(default)s)"
+    )
     options = parser.parse_args()
     rounds = [run_script("import_time_host.py") for _ in range(options.rounds)]
     figures = {

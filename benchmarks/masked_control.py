@@ -1,15 +1,18 @@
-"""What control per layer costs: ``python -m benchmarks.masked_control [--json]``.
+"""Measure how much time control per layer takes: ``python -m benchmarks.masked_control [--json]``.
 
-One denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, random weights; the variants
-take turns.
+The figures are of one denoising step (cond and uncond) of an SD1.5-size UNet with a ControlNet, both with
+random weights; the variants take turns.
 
-* In diffusers: ``ratio_4``, four layers on one net over one plain ControlNet; ``chained_ratio_4``, four
-  masked ControlNets in a row. The ratio is of the least times, and ``ratio_4_median`` is the median of the
-  rounds' own. ``max_abs_diff`` between the two pictures: they must be equal.
-* In ComfyUI, where there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, over core's Apply ControlNet:
-  ``comfyui_ratio_4``, four layers on Masked ControlNet Apply; ``core_chained_ratio_4``, core's node four
-  times in a row; ``core_masked_ratio_4``, the same on four conditionings with ConditioningSetMask. Medians of
-  the rounds. ``core_max_abs_diff``: of a mask of ones, and of four layers of full strength, to core's node.
+* In diffusers, divided by the time of one plain ControlNet: ``ratio_4``, four layers on one net;
+  ``chained_ratio_4``, four masked ControlNets in a row. The ratio is that of the least times;
+  ``ratio_4_median`` is the median of the rounds' ratios. ``max_abs_diff`` is the greatest difference of the
+  two predictions, which must be equal.
+* In ComfyUI, if there is one at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``, divided by the time of its own
+  Apply
+  ControlNet: ``comfyui_ratio_4``, four layers on Masked ControlNet Apply; ``core_chained_ratio_4``, ComfyUI's
+  own node four times in a row; ``core_masked_ratio_4``, the same on four conditionings with
+  ConditioningSetMask. All are medians of the rounds' ratios. ``core_max_abs_diff`` is the greatest difference
+  to ComfyUI's own node, of a mask of ones and of four layers of full strength.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ GOALS = {"ratio_4": 1.05, "comfyui_ratio_4": 1.05}
 
 
 def run_of(unet: UNet2DConditionModel, side: int) -> Run:
-    """A run about to make one step."""
+    """Return a run that is ready for one step."""
     latents = torch.randn(1, 4, side // 8, side // 8)
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(2)
@@ -53,7 +56,7 @@ def run_of(unet: UNet2DConditionModel, side: int) -> Run:
 
 
 def step(run: Run, controls: list[MaskedControl]) -> Tensor:
-    """The UNet's prediction with those controls."""
+    """Return the UNet's prediction with those controls."""
     both = torch.cat([run.latents] * 2)
     more = add_residuals([c.model_inputs(run, both, 0) for c in controls])
     return run.unet(both, run.timesteps[0], run.context, **more).sample
@@ -61,11 +64,11 @@ def step(run: Run, controls: list[MaskedControl]) -> Tensor:
 
 @torch.inference_mode()
 def measure(side: int, rounds: int) -> dict[str, Any]:
-    """Seconds as ratios to one plain ControlNet."""
+    """Measure the figures of diffusers."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=64, **SD15).eval()
     net = ControlNetModel.from_unet(unet).eval()
-    # Untrained, its residuals are zeros: nothing would be compared.
+    # An untrained net's residuals are zeros, with which nothing would be compared.
     for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
         torch.nn.init.normal_(block.weight, std=0.03)
     run = run_of(unet, side)
@@ -103,10 +106,10 @@ def measure(side: int, rounds: int) -> dict[str, Any]:
 
 
 def measure_comfyui(side: int, rounds: int) -> dict[str, Any]:
-    """The figures of a ComfyUI in a process of its own; none where there is no ComfyUI.
+    """Measure the figures of ComfyUI in a process of its own; none if there is no ComfyUI.
 
     Raises:
-        SystemExit: it could not run them.
+        SystemExit: ComfyUI could not run the script.
     """
     host = find_host()
     if isinstance(host, str):
@@ -118,9 +121,13 @@ def measure_comfyui(side: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.masked_control", description=__doc__)
-    parser.add_argument("--side", type=int, default=512, help="picture side, pixels (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument(
+        "--side", type=int, default=512, help="side of the picture, pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of rounds of all variants (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args()
     figures: dict[str, Any] = {
         **measure(options.side, options.rounds),

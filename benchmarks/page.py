@@ -1,10 +1,10 @@
 """Put the reports of the bench into the documentation: ``python -m benchmarks.page results/<folder>``.
 
-In ``docs/evaluation.md`` every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``;
-blocks of suites in the folder are replaced, others stay, new ones go before ``<!-- more suites -->``, and
-what is between ``<!-- not measured -->`` and ``<!-- /not measured -->`` names the suites without one. Plots
-and grids are copied to ``images/evaluation`` beside the page. The block ``<!-- figures -->`` of the README
-shows the two most telling ones.
+In ``docs/evaluation.md`` every suite has a block between ``<!-- suite: name -->`` and ``<!-- /suite -->``.
+The blocks of suites in the folder are replaced, the others stay, and new ones go before ``<!-- more suites
+-->``. The text between ``<!-- not measured -->`` and ``<!-- /not measured -->`` names the suites without a
+block. Plots and grids are copied to ``images/evaluation`` beside the page. The block ``<!-- figures -->`` of
+the README shows the drawings of two suites.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TELLING = {
         "Harmony against fidelity over the noise sweep of a collage",
     ),
 }
-"""Suites of which the README shows a drawing: its file, and what it says."""
+"""Suites of which the README shows a drawing: the drawing's file and caption."""
 
 
 def block(folder: Path, suite: str, images: Path) -> str:
-    """The block of one suite; its pictures are copied to ``images``."""
+    """Return the block of one suite and copy its pictures to ``images``."""
     text = (folder / f"{suite}.md").read_text(encoding="utf-8").strip()
     title, _, body = text.partition("\n")
     pictures = []
@@ -42,7 +42,7 @@ def block(folder: Path, suite: str, images: Path) -> str:
         ("_curve", "the curve"),
         ("", "means and 95 % intervals"),
     ):
-        # SVG where it is a drawing.
+        # Drawings are SVG, grids of pictures are JPEG.
         source = folder / f"{suite}{kind}.{'jpg' if kind == '_grid' else 'svg'}"
         if source.is_file():
             images.mkdir(parents=True, exist_ok=True)
@@ -61,17 +61,19 @@ def block(folder: Path, suite: str, images: Path) -> str:
 
 
 def update(page: Path, folder: Path) -> list[str]:
-    """Replace the blocks of every suite reported in ``folder``; returns their names.
+    """Replace the blocks of every suite with a report in ``folder`` and return their names.
 
     Raises:
         LayeredError: there is no report, or the page lacks the mark for new suites.
     """
     suites = sorted(p.stem for p in folder.glob("*.md"))
     if not suites:
-        raise LayeredError(f"no report in {str(folder)!r}: run 'layered bench all --out {folder}' first")
+        raise LayeredError(
+            f"there is no report in {str(folder)!r}. Run 'layered bench all --out {folder}' first"
+        )
     text = page.read_text(encoding="utf-8")
     if _END not in text:
-        raise LayeredError(f"page {str(page)!r} has no line '{_END}': put one where new suites go")
+        raise LayeredError(f"page {str(page)!r} has no line '{_END}'. Add it where new suites should go")
     for suite in suites:
         new = block(folder, suite, page.parent / "images" / page.stem)
         old = re.search(rf"<!-- suite: {re.escape(suite)} -->.*?<!-- /suite -->", text, re.S)
@@ -85,8 +87,8 @@ def update(page: Path, folder: Path) -> list[str]:
 
 
 def update_readme(readme: Path, folder: Path, page: Path) -> list[str]:
-    """Show the drawings of the :data:`TELLING` suites with what made them, if ``folder`` has reports of all;
-    returns their names."""
+    """Show the drawings of the :data:`TELLING` suites with the commands that made them, if ``folder`` has
+    reports of all of them. Return their names, or nothing."""
     reports = {suite: folder / f"{suite}.json" for suite in TELLING}
     if not all(r.is_file() for r in reports.values()):
         return []
@@ -98,34 +100,35 @@ def update_readme(readme: Path, folder: Path, page: Path) -> list[str]:
         f"![{says}]({images}/{name})\n\n*{made[suite]}: means and 95 % intervals over scenes.*"
         for suite, (name, says) in TELLING.items()
     ]
-    shown.append(f"What the words mean and what is weak is in [{link}]({link}).")
+    shown.append(f"[{link}]({link}) explains the figures and names the weak points.")
     text = _between(readme.read_text(encoding="utf-8"), "figures", "\n\n".join(shown))
     write_whole(readme, lambda file: file.write(text.encode()))
     return list(TELLING)
 
 
 def _between(text: str, mark: str, new: str) -> str:
-    """``text`` with ``new`` between ``<!-- mark -->`` and ``<!-- /mark -->``; as it is where there are no
-    such marks."""
+    """Return ``text`` with ``new`` between ``<!-- mark -->`` and ``<!-- /mark -->``; unchanged without these
+    marks."""
     wanted = f"<!-- {mark} -->\n\n{new}\n\n<!-- /{mark} -->" if new else f"<!-- {mark} -->\n<!-- /{mark} -->"
     return re.sub(rf"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: wanted, text, flags=re.S)
 
 
 def main() -> None:
-    """Parse the command line, update."""
+    """Parse the command line and update both pages."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.page", description="Put the bench's reports into the documentation."
     )
-    parser.add_argument("folder", type=Path, help="results folder")
+    parser.add_argument("folder", type=Path, help="folder of the results")
     parser.add_argument(
-        "page", type=Path, nargs="?", default=Path("docs/evaluation.md"), help="default: %(default)s"
+        "page", type=Path, nargs="?", default=Path("docs/evaluation.md"), help="(default: %(default)s)"
     )
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="default: %(default)s")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="(default: %(default)s)")
     options = parser.parse_args()
     try:
         print(", ".join(update(options.page, options.folder)))
         shown = update_readme(options.readme, options.folder, options.page)
-        print("In the README:", ", ".join(shown) or f"as before, for want of {', '.join(TELLING)}")
+        unchanged = f"unchanged, because the folder lacks reports of {', '.join(TELLING)}"
+        print("README:", ", ".join(shown) or unchanged)
     except (LayeredError, OSError) as error:
         sys.exit(f"benchmarks.page: {error}")
 

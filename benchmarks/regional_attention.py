@@ -1,15 +1,15 @@
-"""What a step costs with words per layer:
+"""Measure how much time a step takes with words per layer:
 ``python -m benchmarks.regional_attention [--json] [--rounds N] [--attention NAME]``.
 
-An SD1.5-size UNet with random weights at 512 x 512, positive and negative, in one process of ComfyUI's
-python; needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. Every variant samples the same few steps
-by turns; each ratio is the median over the rounds of its time over the plain prompt's in that round, by the
-clock. Planning and projecting the layers' words, once a run, are counted in.
+An SD1.5-size UNet with random weights samples at 512 x 512, positive and negative, in one process of
+ComfyUI's python. This needs a ComfyUI at ``$COMFYUI_PATH`` or ``~/comfy/ComfyUI``. The variants sample the
+same few steps by turns; each ratio is the median over the rounds of a variant's time divided by the plain
+prompt's in that round, by the clock. It includes planning and projecting the layers' words, once a run.
 
-* ``ratio_4``, ``ratio_16``: Regional Prompt Attention, non-overlapping layers that fill the canvas;
-  ``collage_ratio_4`` its mode ``collage``.
-* ``core_ratio_4``: as many conditionings with ConditioningSetMask, combined.
-* ``coupling_ratio_4``: every region's attention computed everywhere and then masked (Attention Couple).
+* ``ratio_4``, ``ratio_16``: Regional Prompt Attention with layers that fill the canvas without overlap;
+  ``collage_ratio_4`` is its mode ``collage``.
+* ``core_ratio_4``: four conditionings with ConditioningSetMask, combined.
+* ``coupling_ratio_4``: every region's attention is computed everywhere and then masked (Attention Couple).
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="rounds of all variants, by turns; default %(default)s"
+        "--rounds", type=int, default=5, help="number of rounds of all variants (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=2, help="steps of a run; default %(default)s")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="number of steps of a run (default: %(default)s)"
+    )
     parser.add_argument(
         "--attention",
         choices=ATTENTION,
         default="pytorch",
-        help="ComfyUI's way of computing attention; default %(default)s",
+        help="ComfyUI's implementation of attention (default: %(default)s)",
     )
-    parser.add_argument("--side", type=int, default=512, help="picture side, pixels; default %(default)s")
+    parser.add_argument(
+        "--side", type=int, default=512, help="side of the picture, pixels (default: %(default)s)"
+    )
     options = parser.parse_args()
     figures = run_script(
         "regional_attention_host.py", options.rounds, options.steps, options.attention, options.side

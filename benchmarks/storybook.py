@@ -1,8 +1,8 @@
-"""How good the shipped model is, by the judge: ``python -m benchmarks.storybook [--json]``.
+"""Measure the shipped model with the judge: ``python -m benchmarks.storybook [--json]``.
 
-Prompts are worded as no training caption is (:func:`demo.world.scenes.is_held_out`); scenes for the VAE and
-the judge have seeds that training never drew. The judge was trained on drawn scenes only and took no part in
-training the model.
+No training caption has the wording of these prompts (:func:`demo.world.scenes.is_held_out`), and training
+never used the seeds of the scenes for the VAE and the judge. The judge was trained on drawn scenes only and
+took no part in training the model.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ GOALS = {
 
 
 SAMPLERS = ("euler_ancestral", "ddim")
-"""Fresh noise at each step repairs wrong beginnings: the first draws fewer objects that nobody asked for than
-the model's own, the second."""
+"""The first adds fresh noise at each step, which corrects early mistakes: it draws fewer objects that the
+prompt does not name than the second, the model's own."""
 
 
 class Prompt(NamedTuple):
-    """What a picture is asked to show."""
+    """A prompt with the background and the objects that it names."""
 
     background: str
     things: list[Thing]
@@ -53,8 +53,8 @@ class Prompt(NamedTuple):
 
 
 def held_out_prompts(count: int, objects: int, seed: int = 0) -> list[Prompt]:
-    """``count`` prompts with ``objects`` different objects each, all of held-out wording; backgrounds in
-    turn."""
+    """Return ``count`` prompts of held-out wording with ``objects`` different objects each; the backgrounds
+    take turns."""
     rng = np.random.default_rng([seed, objects])
     names = list(BACKGROUNDS)
     prompts: list[Prompt] = []
@@ -67,7 +67,7 @@ def held_out_prompts(count: int, objects: int, seed: int = 0) -> list[Prompt]:
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927)."""
+    """Return the 95 % score interval of a proportion (Wilson 1927)."""
     z, p = 1.96, right / count
     middle = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
@@ -75,7 +75,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 class Tally:
-    """Counts of right answers under their names."""
+    """Counts right answers, by the names of the figures."""
 
     def __init__(self) -> None:
         self.counts: dict[str, list[bool]] = {}
@@ -89,8 +89,8 @@ class Tally:
         background = verdict.background == prompt.background
         kinds, colours = [f.kind for f in verdict.objects], [f.colour for f in verdict.objects]
         self.add("background", background)
-        # One object: it is there, right in kind and colour, and nothing else is. Two objects: the same of
-        # both, and the background too.
+        # Exact means: all objects are there with the right kind and colour, there are no others, and with two
+        # objects the background is right too.
         right = verdict.shows(prompt.things)
         self.add(f"{condition}_exact", right and (background or len(prompt.things) == 1))
         self.add(f"{condition}_each", not verdict.missing(prompt.things[:1]))
@@ -108,7 +108,7 @@ def sample(
     batch: int,
     title: str,
 ) -> Tensor:
-    """A picture for every prompt, seed i for the i-th; ``[n, 3, 128, 128]``."""
+    """Sample a picture for every prompt, with seed i for the i-th; ``[n, 3, 128, 128]``."""
     pictures = []
     for start in tqdm(range(0, len(prompts), batch), desc=title, unit="batch", file=sys.stderr):
         part = prompts[start : start + batch]
@@ -120,7 +120,7 @@ def sample(
 
 
 def sheet(pictures: Tensor, columns: int = 12, rows: int = 6) -> Tensor:
-    """The first pictures as one, ``[H, W, 3]``."""
+    """Join the first pictures into a grid, ``[H, W, 3]``."""
     shown = pictures[: columns * rows]
     columns = min(columns, len(shown))
     shown = shown[: len(shown) // columns * columns]
@@ -138,7 +138,7 @@ def measure(
     scenes: int,
     pictures_out: Path | None,
 ) -> dict[str, object]:
-    """Everything the command prints."""
+    """Measure everything that the command prints."""
     pipeline = LayeredDiffusionPipeline.from_pretrained(model, sampler=sampler)
     judge = Judge.load(model / "judge" / "judge.safetensors")
     tally = Tally()
@@ -173,27 +173,29 @@ def measure(
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.storybook", description="Judge the storybook model on held-out prompts."
+        prog="python -m benchmarks.storybook", description="Measure the storybook model on held-out prompts."
     )
-    parser.add_argument("-n", type=int, default=240, help="prompts a condition (default: %(default)s)")
+    parser.add_argument(
+        "-n", type=int, default=240, help="number of prompts of each condition (default: %(default)s)"
+    )
     parser.add_argument(
         "--scenes",
         type=int,
         default=200,
-        help="drawn scenes for the VAE, and half as many as for the judge (default: %(default)s)",
+        help="number of drawn scenes for the VAE; the judge gets twice as many (default: %(default)s)",
     )
     parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument(
         "--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=24, help="pictures at once (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=24, help="pictures in a batch (default: %(default)s)")
     parser.add_argument(
-        "--model", type=Path, default=MODEL, help="the model's folder (default: the shipped one)"
+        "--model", type=Path, default=MODEL, help="folder of the model (default: the shipped one)"
     )
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write sheets of the pictures")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write the pictures, as grids")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     if options.n < 1 or options.scenes < 1:

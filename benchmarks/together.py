@@ -1,19 +1,19 @@
-"""How well the storybook makes foreground, background and blend at once:
+"""Measure how well the storybook makes foreground, background and blend at once:
 ``python -m benchmarks.together [--json] [-n N] [--pictures FOLDER]``.
 
-Objects of all 144 kinds in turn on the six landscapes, from new noise; the judge reads the foreground on a
-landscape of another picture, and the background and the blend as they are.
+All 144 objects are made in turn on the six landscapes from new noise. The judge examines the foreground on a
+drawn landscape, and the background and the blend as they are.
 
-* ``foreground_right``, ``alpha_iou``, ``background_alpha``: as ``object_right`` and so on of
-  ``benchmarks.transparency``.
-* ``background_right``: the landscape asked for, and no object in it.
-* ``blend_right``: the landscape, the object, and nothing else.
+* ``foreground_right``, ``alpha_iou``, ``background_alpha``: as ``object_right``, ``alpha_iou`` and
+  ``background_alpha`` of ``benchmarks.transparency``.
+* ``background_right``: the judge finds the wanted landscape and no object.
+* ``blend_right``: the judge finds the wanted landscape and exactly the wanted object.
 * ``same_object``: IoU of the foreground's alpha (at least 0.4) with the judge's mask of the right object in
-  the blend, 0 where it is not there.
-* ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from whatever object
-  the judge sees in the blend.
+  the blend, 0 where the object is missing.
+* ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from any object that
+  the judge finds in the blend.
 
-``apart_...`` is the same of three pictures made each alone, from the same words: a transparent layer, the
+``apart_...`` is the same for three pictures made separately from the same words: a transparent layer, the
 landscape's words, the whole prompt.
 """
 
@@ -47,7 +47,7 @@ def generate(
     steps: int,
     guidance: float,
 ) -> Together:
-    """All three of each case at once."""
+    """Make the three pictures of each case at once."""
     return pipeline.generate_together([c.words for c in cases], seeds=seeds, steps=steps, guidance=guidance)
 
 
@@ -58,7 +58,7 @@ def generate_apart(
     steps: int,
     guidance: float,
 ) -> Together:
-    """Each of the three alone."""
+    """Make the three pictures of each case separately."""
     return Together(
         pipeline.generate_transparent(
             [c.things[0].words for c in cases], seeds=seeds, steps=steps, guidance=guidance
@@ -69,7 +69,7 @@ def generate_apart(
 
 
 def figures(examiner: Examiner, cases: Sequence[Case], made: Together) -> dict[str, list[float]]:
-    """Each figure, one value a case that has it."""
+    """Return each figure, with one value for each case that has it."""
     look = examiner.judge.look
     on_others = look(
         torch.stack(
@@ -97,13 +97,13 @@ def figures(examiner: Examiner, cases: Sequence[Case], made: Together) -> dict[s
 
 
 def same_object(case: Case, alpha: Tensor, blend: Verdict) -> float:
-    """How far the foreground lies where its object is in the blend, 0..1."""
+    """Return the IoU of the foreground's alpha and the judge's mask of its object in the blend, 0..1."""
     seen = seen_mask(blend, case.things[0], alpha)
     return 0.0 if seen is None else float(mask_iou(alpha >= PRESENT, seen))
 
 
 def same_background(background: Tensor, blend: Tensor, verdict: Verdict) -> float:
-    """PSNR away from objects, dB; nan where they leave nothing."""
+    """Return the PSNR of background and blend away from objects, dB; NaN if objects leave no background."""
     near = torch.zeros_like(blend[0], dtype=torch.bool)
     for found in verdict.objects:
         near |= around(full_size(found.mask, near))
@@ -111,8 +111,8 @@ def same_background(background: Tensor, blend: Tensor, verdict: Verdict) -> floa
 
 
 def sheet(made: Together) -> Tensor:
-    """A column a case: foreground over a checkerboard, background, foreground over background, blend;
-    ``[H, W, 3]``."""
+    """Join pictures into a grid ``[H, W, 3]`` with a column for each case: foreground over a checkerboard,
+    background, foreground over background, blend."""
     columns = [
         torch.cat([laid_on(front, checkerboard()), behind, laid_on(front, behind), both], 1)
         for front, behind, both in zip(*made, strict=True)
@@ -121,7 +121,7 @@ def sheet(made: Together) -> Tensor:
 
 
 def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path | None) -> dict[str, object]:
-    """Everything the command prints."""
+    """Measure everything that the command prints."""
     pipeline, examiner, cases = (
         LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER),
         Examiner(MODEL),

@@ -1,20 +1,20 @@
-"""How good the storybook's transparent layers are:
+"""Measure the storybook's transparent layers:
 ``python -m benchmarks.transparency [--json] [-n N] [--pictures FOLDER]``.
 
-Reconstruction: objects that the autoencoder never saw in training (15 of 144 kinds, colours and materials),
-at new places, and smoke; through encoder, VAE and decoder. Generation: all 144 objects in turn from new
-noise, with the shipped LoRA; the judge reads each layer on a landscape.
+Reconstruction: objects that the autoencoder was not trained on (15 of 144), at new places, and smoke pass
+through encoder, VAE and decoder. Generation: all 144 objects are made in turn from new noise with the shipped
+LoRA, and the judge examines each layer on a landscape.
 
-* ``alpha_psnr`` (one pass), ``alpha_psnr_8`` (the median of eight), ``smoke_alpha_psnr``: of alpha over the
-  whole 128 x 128 canvas, dB.
-* ``object_right``: the judge sees the kind and colour asked for, and no other object.
-* ``alpha_iou``: alpha of at least 0.4 against the judge's mask of the right object (0 where it is not there).
+* ``alpha_psnr`` (one pass), ``alpha_psnr_8`` (the median of eight), ``smoke_alpha_psnr``: PSNR of alpha over
+  the whole 128 x 128 canvas, dB.
+* ``object_right``: the judge finds exactly the wanted object, in kind and colour.
+* ``alpha_iou``: IoU of alpha (at least 0.4) with the judge's mask of the right object, 0 where it is missing.
 * ``background_alpha``: mean alpha more than 8 pixels away from the judge's mask.
-* ``material``: how far mean alpha inside that mask is from that of the same thing as drawn.
+* ``material``: difference of the mean alpha inside that mask from that of the same object as drawn.
 
-``..._drawn`` is the same of drawn things, the most that can be hoped for. Beside other ways to make such
-layers, on the same cases and seeds: ``layered bench transparency -n 144 --steps 30``. Foreground, background
-and blend at once: ``python -m benchmarks.together``.
+``..._drawn`` is the same for drawn objects, which no method can surpass. ``layered bench transparency -n 144
+--steps 30`` compares with other ways to make such layers, on the same cases and seeds; ``python -m
+benchmarks.together`` measures foreground, background and blend made at once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ GOALS = {
 
 @torch.no_grad()
 def reconstruction(model: Autoencoder, vae: AutoencoderTiny, rounds: int) -> dict[str, list[float]]:
-    """``alpha_psnr`` and more, one value a sprite."""
+    """Return the figures of the reconstruction, with one value for each sprite."""
     rng = np.random.default_rng(HELD_OUT)
     figures: dict[str, list[float]] = {
         k: [] for k in ("alpha_psnr", "alpha_psnr_8", "colour_psnr", "smoke_alpha_psnr")
@@ -87,8 +87,8 @@ def reconstruction(model: Autoencoder, vae: AutoencoderTiny, rounds: int) -> dic
 
 
 def judged(examiner: Examiner, cases: Sequence[Case], layers: Tensor) -> dict[str, list[float]]:
-    """Each figure of layers ``[n, 4, 128, 128]`` that the suite ``transparency`` has too, one value a
-    layer."""
+    """Return the figures of layers ``[n, 4, 128, 128]`` that the suite ``transparency`` has too, with one
+    value for each layer that has the figure."""
     flat = torch.stack([laid_on(layer, case.backdrop) for layer, case in zip(layers, cases, strict=True)])
     verdicts = examiner.judge.look(flat)
     each = [
@@ -99,7 +99,7 @@ def judged(examiner: Examiner, cases: Sequence[Case], layers: Tensor) -> dict[st
 
 
 def generate(cases: Sequence[Case], steps: int, guidance: float, batch: int) -> Tensor:
-    """A layer ``[4, 128, 128]`` of each case, as the suite's method makes it; seed i for the i-th."""
+    """Make a layer ``[4, 128, 128]`` of each case as the suite's method does, with seed i for the i-th."""
     pipeline = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
     layers = []
     for start in tqdm(range(0, len(cases), batch), desc="layers", file=sys.stderr):
@@ -110,7 +110,7 @@ def generate(cases: Sequence[Case], steps: int, guidance: float, batch: int) -> 
 
 
 def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path | None) -> dict[str, object]:
-    """Everything the command prints."""
+    """Measure everything that the command prints."""
     model = Autoencoder()
     model.load(FOLDER)
     model.eval().requires_grad_(False)
@@ -129,7 +129,7 @@ def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path 
 
 
 def summary(figures: Mapping[str, Sequence[float]], steps: int, guidance: float) -> dict[str, object]:
-    """Means of ``figures`` with their intervals, and how they were made."""
+    """Return the means of ``figures`` with their intervals, numbers and settings."""
     result: dict[str, object] = {k: round(mean_interval(v).mean, 4) for k, v in figures.items()}
     result["intervals"] = {
         k: [round(mean_interval(v).low, 4), round(mean_interval(v).high, 4)] for k, v in figures.items()
@@ -140,14 +140,14 @@ def summary(figures: Mapping[str, Sequence[float]], steps: int, guidance: float)
 
 
 def checkerboard() -> Tensor:
-    """What transparent layers are shown on, ``[3, H, W]``."""
+    """Return the checkerboard on which transparent layers are shown, ``[3, H, W]``."""
     cells = torch.arange(CANVAS) // 16
     return (0.5 + 0.1 * ((cells[:, None] + cells) % 2 - 0.5)).expand(3, -1, -1)
 
 
 def sheet(layers: Tensor, columns: int = 8) -> Tensor:
-    """The first layers, up to 16: each over a checkerboard and, below, on two landscapes it was not painted
-    on; ``[H, W, 3]``."""
+    """Join the first layers, up to 16, into a grid ``[H, W, 3]``: each over a checkerboard and, below it, on
+    two landscapes."""
     layers = layers[: min(16, len(layers) // columns * columns)]
     rng = np.random.default_rng(0)
     drawn = [
@@ -162,22 +162,22 @@ def sheet(layers: Tensor, columns: int = 8) -> Tensor:
 
 
 Measure = Callable[[int, int, float, int, Path | None], dict[str, object]]
-"""A module's ``measure``."""
+"""The function ``measure`` of this module or of ``benchmarks.together``."""
 
 
 def command(description: str | None, measure: Measure, goals: Mapping[str, str]) -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-n", type=int, default=144, help="layers to make (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=144, help="number of layers to make (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument(
         "--guidance", type=float, default=2.0, help="classifier-free guidance (default: %(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=24, help="layers at once (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=24, help="layers in a batch (default: %(default)s)")
     parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="also write a sheet of the first ones"
+        "--pictures", type=Path, metavar="FOLDER", help="also write the first layers, as a grid"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()

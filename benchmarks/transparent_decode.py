@@ -1,19 +1,19 @@
-"""The transparent decoder beside the network built from diffusers' blocks:
+"""Compare the transparent decoder with the same network built from diffusers' blocks:
 ``python -m benchmarks.transparent_decode [--json] [--side N]``.
 
-The same random weights in the published widths, single precision, a picture and a latent of noise, at 512 and
-1024 pixels a side (or at ``--side``), with 1 and with 8 augmentations. Each variant runs in a process of its
-own, the two by turns. Figures, for each side S:
+Both have the same random weights in the published widths, in single precision, and decode a picture and a
+latent of noise at 512 and 1024 pixels a side (or at ``--side``), with 1 and with 8 augmentations. Each runs
+in a process of its own; the two take turns. Figures, for each side S:
 
-* ``time_ratio_S_1``, ``time_ratio_S_8``: the least time of ours over the reference's, by the clock;
-  ``time_ratio_S`` is the greater one.
+* ``time_ratio_S_1``, ``time_ratio_S_8``: our least time divided by the reference's, by the clock;
+  ``time_ratio_S`` is the greater of the two.
 * ``processor_ratio_S_1``, ...: the same in processor time, which other programs disturb less.
-* ``memory_ratio_S_1``, ...: by how much the process's resident memory grows at most in the first timed run,
-  over the same of the reference. Weights, libraries and the input are there before; what a process has put
-  aside after its small first run too. Linux alone.
-* ``memory_of_estimate_S_1``, ...: the same of ours over what ``bytes_needed`` of the core counts, by which
-  nodes choose how many pictures go through at once.
-* ``max_abs_diff``: the greatest difference of the two results anywhere, 0..1.
+* ``memory_ratio_S_1``, ...: the greatest growth of the process's resident memory in the first timed run,
+  divided by the reference's. Weights, libraries, the input and the memory kept from a small first run are not
+  part of the growth. Linux only.
+* ``memory_of_estimate_S_1``, ...: our growth divided by the estimate of the core's ``bytes_needed``, from
+  which nodes choose how many pictures they decode at once.
+* ``max_abs_diff``: the greatest difference of the two results, 0..1.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ VARIANTS = ("ours", "reference")
 
 
 class Answer(NamedTuple):
-    """What a process says of one decode."""
+    """A process's measurements of one decode."""
 
     seconds: float
-    """By the clock."""
+    """Time by the clock, seconds."""
     processor: float
     """Processor time, seconds."""
     grown: int
-    """Bytes; 0 where nobody can tell."""
+    """Growth of the resident memory, bytes; 0 where it cannot be measured."""
     rgba: np.ndarray | None
-    """Of the first decode alone."""
+    """The result of the first decode; None for the others."""
 
 
 def resident(what: str) -> int:
-    """This process's resident memory, bytes: ``VmRSS`` now, ``VmHWM`` the most since :func:`forget_peak`; 0
-    where it is not Linux's."""
+    """Return this process's resident memory in bytes: ``VmRSS`` is the present one, ``VmHWM`` the greatest
+    since :func:`forget_peak`. 0 on other systems than Linux."""
     try:
         found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -71,13 +71,13 @@ def resident(what: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let ``VmHWM`` begin anew."""
+    """Reset ``VmHWM`` to the present memory."""
     if resident("VmHWM"):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def decoding(variant: str, widths: Sequence[int], augmentations: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of pixels and latent that gives RGBA."""
+    """Return a function that decodes pixels and a latent to RGBA."""
     ours, reference = random_pair(widths)
     if variant == "ours":
         return partial(decode, ours, augmentations=augmentations)
@@ -89,7 +89,7 @@ def decoding(variant: str, widths: Sequence[int], augmentations: int) -> Callabl
 def serve(
     variant: str, widths: Sequence[int], side: int, augmentations: int, threads: int, asked: Connection
 ) -> None:
-    """One process: decode whenever it is asked to."""
+    """Decode in this process whenever the connection asks for it, and send the measurements."""
     torch.set_num_threads(threads)
     run = decoding(variant, widths, augmentations)
     torch.manual_seed(1)
@@ -109,7 +109,7 @@ def serve(
 def measure(
     sides: Sequence[int], rounds: int, widths: Sequence[int] = DECODER_WIDTHS, threads: int | None = None
 ) -> dict[str, float]:
-    """The figures of the module's description."""
+    """Measure the figures that the module's docstring describes."""
     figures: dict[str, float] = {"max_abs_diff": 0.0}
     for side in sides:
         for augmentations in (1, 8):
@@ -145,7 +145,7 @@ def measure(
 def compared(
     side: int, augmentations: int, rounds: int, widths: Sequence[int], threads: int
 ) -> list[list[Answer]]:
-    """The answers of ours and of the reference, one a round."""
+    """Return the measurements of ours and of the reference, one for each round."""
     context = multiprocessing.get_context("spawn")
     lines, processes = [], []
     for variant in VARIANTS:
@@ -174,10 +174,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--side", type=int, metavar="N", help="one side in pixels, a multiple of 64 (default: 512 and 1024)"
+        "--side", type=int, metavar="N", help="side in pixels, a multiple of 64 (default: 512 and 1024)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="decodes of each variant (default: %(default)s)"
+        "--rounds", type=int, default=3, help="number of decodes of each variant (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()

@@ -1,5 +1,5 @@
-"""The transparent decoder built from diffusers' blocks, after the published architecture: what ours must
-equal and is measured beside."""
+"""The transparent decoder built from diffusers' blocks after the published architecture: the reference that
+ours must equal and is compared with."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SHARED = {
 
 
 class ReferenceDecoder(nn.Module):
-    """As :class:`layered_core.transparency.transparent_networks.TransparentDecoder`: the same parameters,
-    arguments and result."""
+    """The reference of :class:`layered_core.transparency.transparent_networks.TransparentDecoder`, with the
+    same parameters, arguments and result."""
 
     def __init__(self, widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ReferenceDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 4, 3, padding=1)
 
     def forward(self, pixels: Tensor, latent: Tensor) -> Tensor:
-        """``[B, 4, H, W]``."""
+        """Return ``[B, 4, H, W]``, alpha and colours in the file's order, not clipped."""
         x = self.conv_in(pixels)
         skips: tuple[Tensor, ...] = (x,)
         for i, block in enumerate(self.down_blocks):
@@ -87,12 +87,12 @@ class ReferenceDecoder(nn.Module):
 
 
 def one_pass(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tensor:
-    """One clipped pass, ``[B, 4, H, W]``."""
+    """Decode in one pass and clip, ``[B, 4, H, W]``."""
     return decoder(pixels, latent).clip(0, 1)
 
 
 def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tensor:
-    """Eight passes over flips and quarter turns, clipped, turned back, and their lower median:
+    """Decode in eight passes over flips and quarter turns, clip and turn back, and return the lower median,
     ``[B, 4, H, W]``."""
     results = []
     for flip in (False, True):
@@ -107,8 +107,8 @@ def median_of_eight(decoder: nn.Module, pixels: Tensor, latent: Tensor) -> Tenso
 def random_pair(
     widths: Sequence[int] = DECODER_WIDTHS, latent_channels: int = 4, seed: int = 0
 ) -> tuple[TransparentDecoder, ReferenceDecoder]:
-    """Ours and the reference with the same random weights, every one of which matters, and most of whose
-    answers lie in 0..1."""
+    """Return our decoder and the reference with the same random weights, all of which affect the result, and
+    with most results in 0..1."""
     torch.manual_seed(seed)
     ours = TransparentDecoder(widths, latent_channels).eval().requires_grad_(False)
     for parameter in ours.parameters():

@@ -1,1 +1,1 @@
-"""Storybook: a procedural world and the tiny diffusion model that was trained on it."""
+"""The storybook: a procedural world of pictures and the tiny diffusion model that was trained on it."""

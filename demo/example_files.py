@@ -1,4 +1,4 @@
-"""Make the layered file that the PSD workflow opens: ``python -m demo.example_files``."""
+"""Write the layered file that the PSD workflow opens: ``python -m demo.example_files``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.files import write_layers
 
 FOLDER = EXAMPLES
-"""What Load Layers offers as examples."""
+"""Folder of the examples that the node Load Layers offers."""
 
 
 def storybook() -> LayerDocument:
-    """A house and a tree in a meadow, with a shadow that multiplies and a hidden ball."""
+    """Return a document with a house and a tree in a meadow, a shadow in mode multiply and a hidden ball."""
     layers = (
         Layer(
             "meadow",
@@ -65,7 +65,7 @@ def _opaque(pixels: np.ndarray) -> Tensor:
 
 
 def _shadow(width: int, height: int) -> Tensor:
-    """A soft dark ellipse."""
+    """Draw a soft dark ellipse, straight RGBA ``[height, width, 4]``."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     alpha = (1 - (x**2 + y**2)).clamp(0, 1).mul(255).round() / 255
     return torch.cat([torch.tensor([51, 51, 102]).expand(height, width, 3) / 255, alpha[..., None]], -1)

@@ -1,4 +1,4 @@
-"""The demo: what the project does, made with the shipped model and shown on one page."""
+"""The demo: makes pictures with every method on the shipped model and shows them on one page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPTS = (
 )
 STRENGTHS = (0.2, 0.4, 0.6, 0.8)
 FREEDOM = 0.4
-"""How far the layers of the collage that are not kept may change, one of them kept in turn."""
+"""How far the layers of the collage may change while one of them is kept, 0..1."""
 
 STAGES = (
     Layer("sunset", prompt="sunset over the mountains", width=CANVAS, height=CANVAS),
@@ -47,8 +47,8 @@ Progress = Callable[[int, int], None]
 
 
 def collage_document(seed: int = 0) -> LayerDocument:
-    """A hand-made collage as a user would bring it: cut-outs that overlap, one of them glass, one glowing,
-    over a landscape."""
+    """Return a collage as a user might make it: overlapping cut-outs, one of them glowing, over a
+    landscape."""
     rng = np.random.default_rng(seed)
     backdrop = torch.from_numpy(draw_background("meadow", rng).astype(np.float32) / 255)
     layers = [
@@ -63,41 +63,41 @@ def collage_document(seed: int = 0) -> LayerDocument:
 
 
 def make_gallery(folder: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Make the demo's pictures in ``folder`` (made if missing) and a page that shows them; returns the page's
-    path."""
+    """Make the demo's pictures in ``folder``, which is created if missing, and a page that shows them. Return
+    the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
     redrawn = sum(_steps(s) for s in STRENGTHS) + 2 * _steps(FREEDOM)
-    tell = _Counter(progress, total=STEPS + redrawn + 4 * STEPS)
+    counter = _Counter(progress, total=STEPS + redrawn + 4 * STEPS)
     page = _Page(folder)
-    _from_words(pipeline, page, seed, tell)
-    _from_layers(pipeline, page, seed, tell)
-    _layer_by_layer(pipeline, page, seed, tell)
-    _redo_one(pipeline, page, _in_stages(pipeline, page, seed, tell), seed, tell)
+    _from_words(pipeline, page, seed, counter)
+    _from_layers(pipeline, page, seed, counter)
+    _layer_by_layer(pipeline, page, seed, counter)
+    _redo_one(pipeline, page, _in_stages(pipeline, page, seed, counter), seed, counter)
     return page.write()
 
 
 def _steps(strength: float) -> int:
-    """How many of the steps a run from a picture takes."""
+    """Return the number of steps that a run from a picture takes at ``strength``."""
     return int(STEPS * strength + 0.5)
 
 
-def _from_words(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+def _from_words(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, counter: _Counter) -> None:
     page.heading("From words", "Each picture is sampled from one sentence and its own seed.")
     seeds = [seed + i for i in range(len(PROMPTS))]
-    pictures = pipeline.generate(PROMPTS, seeds=seeds, steps=STEPS, progress=tell.run())
+    pictures = pipeline.generate(PROMPTS, seeds=seeds, steps=STEPS, progress=counter.run())
     for index, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
         page.picture(f"words_{index + 1}.png", to_image(picture.permute(1, 2, 0)), prompt)
     page.end_row()
 
 
-def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, counter: _Counter) -> None:
     document = collage_document(seed)
     write_document(document, page.folder / "collage")
     page.heading(
         "From layers",
-        f"What went in: {len(document)} layers, back to front, and under each the part of it that is seen once "
-        f"those above are on top. "
+        f"The input: {len(document)} layers, back to front, and under each its visible mask, the part that the "
+        f"layers above leave visible. "
         "The document is in <code>collage/</code>; <code>layered render collage/document.json -o "
         "out.png</code> makes such a picture again.",
     )
@@ -115,21 +115,21 @@ def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tel
         page.picture(f"mask_{index + 1}_{layer.name}.png", to_image(mask), f"visible mask of {layer.name}")
     page.end_row()
     page.note(
-        f"What came out: “{document.words}”, redrawn as a whole from its composite. Little noise keeps the "
-        f"collage, much of it lets the model decide."
+        f"The result: “{document.words}”, redrawn as a whole from the composite. At low strength the collage is "
+        f"kept, at high strength the model decides."
     )
     page.picture("composite.png", to_image(composite(document)), "composite, no model")
     for strength in STRENGTHS:
-        picture = pipeline.render(document, seed=seed, strength=strength, steps=STEPS, progress=tell.run())
+        picture = pipeline.render(document, seed=seed, strength=strength, steps=STEPS, progress=counter.run())
         page.picture(f"render_{round(100 * strength):03d}.png", picture, f"strength {strength:g}")
     page.end_row()
 
 
-def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> None:
+def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, counter: _Counter) -> None:
     page.heading(
         "Harmonise or preserve",
-        "Each layer changes as far as its own noise says. Black in the noise map stays equal to the bit; white "
-        "is free.",
+        "Each layer changes as far as its own noise says. Where the noise map is black no pixel changes; where "
+        "it is white the model is free.",
     )
     document = collage_document(seed)
     page.picture("preserve_before.png", to_image(composite(document)), "composite, no model")
@@ -141,19 +141,21 @@ def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, 
         page.picture(
             f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}"
         )
-        picture = pipeline.harmonize(free, seed=seed, steps=STEPS, progress=tell.run())
+        picture = pipeline.harmonize(free, seed=seed, steps=STEPS, progress=counter.run())
         page.picture(f"preserve_{kept}.png", picture, f"the {kept} kept, the rest redrawn")
     page.end_row("preserve.jpg")
 
 
-def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell: _Counter) -> LayerDocument:
+def _in_stages(
+    pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, counter: _Counter
+) -> LayerDocument:
     page.heading(
         "In stages",
-        "A background from words, then one thing after another in its box. Each becomes a layer with alpha, "
-        "and changes nothing outside.",
+        "A background from words, then one object after another in its box. Each becomes a layer with alpha "
+        "and changes no pixel outside its box.",
     )
     document = LayerDocument(CANVAS, CANVAS, STAGES)
-    made = pipeline.generate_layers(document, seed=seed + 3, steps=STEPS, progress=tell.run())
+    made = pipeline.generate_layers(document, seed=seed + 3, steps=STEPS, progress=counter.run())
     for count, layer in enumerate(made, 1):
         so_far = replace(made, layers=made.layers[:count])
         page.picture(
@@ -168,14 +170,16 @@ def _in_stages(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, tell:
 
 
 def _redo_one(
-    pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocument, seed: int, tell: _Counter
+    pipeline: LayeredDiffusionPipeline, page: _Page, made: LayerDocument, seed: int, counter: _Counter
 ) -> None:
     name, words = "tree", "a purple mushroom"
     page.heading(
         "Redo one layer and nothing else",
-        f"The {name} of the picture above becomes {words}; what lies in front is laid on again.",
+        f"The {name} of the picture above becomes {words}. The layer in front of it stays as it is.",
     )
-    after = pipeline.replace_layer(made, name, prompt=words, seed=seed + 3, steps=STEPS, progress=tell.run())
+    after = pipeline.replace_layer(
+        made, name, prompt=words, seed=seed + 3, steps=STEPS, progress=counter.run()
+    )
     old, new = (composite(d)[..., :3].permute(2, 0, 1) for d in (made, after))
     box = STAGES[1]
     place = torch.zeros(CANVAS, CANVAS)
@@ -199,13 +203,13 @@ def _cut_out(name: str, thing: Thing, box: tuple[float, float, float, float]) ->
 
 
 class _Counter:
-    """Joins the progress of several runs into one."""
+    """Join the progress of several runs into one."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
 
     def run(self) -> Progress:
-        """The callback of the next run."""
+        """Return the callback for the next run."""
         begun = self.done
 
         def step(done: int, _: int) -> None:
@@ -217,7 +221,7 @@ class _Counter:
 
 
 class _Page:
-    """An HTML page of pictures with captions, and one sheet of them all."""
+    """An HTML page of pictures with captions, and one picture of them all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -231,11 +235,11 @@ class _Page:
         self.parts.append(f"<h2>{html.escape(title)}</h2><p>{text}</p>")
 
     def note(self, text: str) -> None:
-        """A paragraph of plain text."""
+        """Add a paragraph of plain text."""
         self.parts.append(f"<p>{html.escape(text)}</p>")
 
     def picture(self, name: str, image: Image.Image, text: str, checkered: bool = False) -> None:
-        """Save a picture and put it into the current row."""
+        """Save a picture and add it to the current row."""
         write_whole(self.folder / name, lambda file: image.save(file, "PNG"))
         kind = ' class="checkered"' if checkered else ""
         alt = html.escape(text, quote=True)
@@ -252,7 +256,7 @@ class _Page:
         self.captions.append(text)
 
     def end_row(self, strip: str | None = None) -> None:
-        """Close the row of pictures; ``strip`` is the name of a JPEG that shows it alone."""
+        """Close the row of pictures; ``strip`` is the name of a JPEG to write of this row alone."""
         if strip is not None:
             sheet = _strip(self.sheet[-1], self.captions)
             write_whole(self.folder / strip, lambda file: sheet.save(file, "JPEG", quality=92))
@@ -261,7 +265,7 @@ class _Page:
         self.sheet.append([])
 
     def write(self) -> Path:
-        """Write ``overview.png`` and ``index.html``; returns the page."""
+        """Write ``overview.png`` and ``index.html``, and return the path of the page."""
         rows = [r for r in self.sheet if r]
         gap = 8
         side = CANVAS + gap
@@ -281,7 +285,7 @@ class _Page:
 def _strip(
     pictures: list[Image.Image], captions: list[str], side: int = 192, gap: int = 6, head: int = 20
 ) -> Image.Image:
-    """Pictures side by side, each under its caption."""
+    """Return the pictures side by side, each under its caption."""
     sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, head + side), (255, 255, 255))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for column, (picture, text) in enumerate(zip(pictures, captions, strict=True)):

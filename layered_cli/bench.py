@@ -1,4 +1,4 @@
-"""``layered bench``: the methods measured on the storybook."""
+"""``layered bench``: measures the methods on the storybook."""
 
 from __future__ import annotations
 
@@ -9,28 +9,40 @@ from layered_cli.shared import Commands, number
 
 
 def add(commands: Commands) -> None:
-    """Its arguments."""
+    """Add this sub-command to ``commands``."""
     parser = commands.add_parser(
         "bench",
         help="measure the methods on the storybook, with baselines in the same run",
-        description="Make and judge the scenes of suites; an interrupted run goes on where it was. Writes "
-        "tables, plots and JSON.",
+        description="Make the pictures of suites of scenes, judge them, and write tables, plots and JSON. An "
+        "interrupted run continues where it stopped.",
     )
     parser.add_argument(
-        "suites", nargs="+", metavar="SUITE", help="a file name in benchmarks/suites, e.g. layout; or all"
+        "suites",
+        nargs="+",
+        metavar="SUITE",
+        help="name of a file in benchmarks/suites without its ending, e.g. layout; or all",
     )
-    parser.add_argument("-n", type=int, default=32, metavar="N", help="scenes (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/<date>-<commit>")
     parser.add_argument(
-        "--json", action="store_true", help="print a last line with all figures as one JSON object"
+        "-n", type=int, default=32, metavar="N", help="number of scenes (default: %(default)s)"
     )
-    parser.add_argument("--fresh", action="store_true", help="put old results aside and measure all anew")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the results (default: results/<date>-<commit>)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print all figures as one JSON object on a last line"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="rename the old results and measure everything again"
+    )
     parser.add_argument(
         "--processes",
         type=number(1, 64, whole=True),
         default=2,
         metavar="N",
-        help="of one thread each (default: %(default)s)",
+        help="number of processes, of one thread each (default: %(default)s)",
     )
     parser.add_argument(
         "--model", metavar="FOLDER", help="a model of the storybook world (default: the shipped one)"
@@ -53,10 +65,10 @@ def add(commands: Commands) -> None:
         "--clip",
         type=Path,
         metavar="FOLDER",
-        help="any CLIP in the transformers layout, for CLIP scores besides",
+        help="any CLIP model in the transformers layout, to measure CLIP scores too",
     )
     parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)"
+        "--device", metavar="NAME", help="cpu, cuda or mps (default: the GPU if there is one)"
     )
     parser.set_defaults(run=run)
 

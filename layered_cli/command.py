@@ -1,6 +1,6 @@
-"""The ``layered`` command: pictures and layered files from words and documents, without ComfyUI.
+"""The ``layered`` command: makes pictures and layered files from prompts and documents, without ComfyUI.
 
-Exit codes: 0 done, 1 stopped by the user, 2 bad input or a missing piece, said in one line.
+Exit codes: 0 done; 1 stopped by the user; 2 bad input or a missing file or package, reported in one line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments, and those of its sub-commands."""
+    """Return the parser of the command with all its sub-commands."""
     whole = argparse.ArgumentParser(
         prog="layered", description="Make and edit pictures layer by layer with a diffusion model."
     )

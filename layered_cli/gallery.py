@@ -1,4 +1,4 @@
-"""``layered demo``: the gallery of the shipped model."""
+"""``layered demo``: makes the gallery of the shipped model."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from layered_cli.shared import Bar, Commands, number
 
 
 def add(commands: Commands) -> None:
-    """Its arguments."""
+    """Add this sub-command to ``commands``."""
     parser = commands.add_parser(
         "demo",
         help="make a gallery of layered pictures with the shipped model",
-        description="Make a gallery with the shipped storybook model; open index.html in it.",
+        description="Make a gallery of layered pictures with the shipped storybook model. Open its index.html.",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("output/demo"), metavar="FOLDER", help="default: %(default)s"
+        "--out", type=Path, default=Path("output/demo"), metavar="FOLDER", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--seed",
         type=number(0, 2**31, whole=True),
         default=0,
         metavar="N",
-        help="another seed makes other scenes (default: %(default)s)",
+        help="seed of the scenes and the noise (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 

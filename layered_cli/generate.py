@@ -1,4 +1,4 @@
-"""``layered generate``: a picture, a transparent layer or a scene in layers, from words."""
+"""``layered generate``: makes a picture, a transparent layer or a scene in layers from a prompt."""
 
 from __future__ import annotations
 
@@ -9,73 +9,75 @@ from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, n
 
 
 def add(commands: Commands) -> None:
-    """Its arguments."""
+    """Add this sub-command to ``commands``."""
     parser = commands.add_parser(
         "generate",
-        help="make a picture, or a transparent layer, from words",
-        description="Make a picture or a transparent layer from words alone.",
+        help="make a picture, or a transparent layer, from a prompt",
+        description="Make a picture, a transparent layer or a scene in layers from a prompt alone.",
     )
-    parser.add_argument("prompt", help="what it shows, e.g. 'a red ball by the sea'")
+    parser.add_argument("prompt", help="describes the picture, e.g. 'a red ball by the sea'")
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="where the picture goes, .png; with --layers .psd, .psb, .ora or a new folder",
+        help="file to write: .png; with --layers .psd, .psb, .ora or a new folder",
     )
     parser.add_argument(
-        "--width", type=number(1, 16384, whole=True), metavar="PX", help="default: the model's own"
+        "--width", type=number(1, 16384, whole=True), metavar="PX", help="(default: the model's own)"
     )
     parser.add_argument(
-        "--height", type=number(1, 16384, whole=True), metavar="PX", help="default: the model's own"
+        "--height", type=number(1, 16384, whole=True), metavar="PX", help="(default: the model's own)"
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--transparent",
         action="store_true",
-        help="paint the thing alone, with real alpha (LayerDiffuse); the storybook model wants the bare "
-        "thing, e.g. 'a glass blue ball'",
+        help="make one object alone, with real alpha (LayerDiffuse); the storybook model expects the object "
+        "alone in the prompt, e.g. 'a glass blue ball'",
     )
     kind.add_argument(
         "--layers",
         action="store_true",
-        help="paint a scene's background, its foreground with real alpha, and both as one picture (a hidden "
-        "layer) at once; SD1.5 and the storybook",
+        help="make a scene's background, its foreground with real alpha, and both as one picture (a hidden "
+        "layer) at once; for SD1.5 and the storybook",
     )
     parser.add_argument(
         "--file",
         type=Path,
         metavar="FILE",
-        help="for transparency with --model: what changes the model, e.g. "
+        help="for --transparent or --layers with --model: LayerDiffuse's weights, e.g. "
         "layer_xl_transparent_attn.safetensors",
     )
     parser.add_argument(
         "--decoder",
         type=Path,
         metavar="FILE",
-        help="for transparency with --model: what reads the alpha, e.g. vae_transparent_decoder.safetensors",
+        help="for --transparent or --layers with --model: LayerDiffuse's decoder of the alpha, e.g. "
+        "vae_transparent_decoder.safetensors",
     )
     parser.add_argument(
         "--augmentations",
         type=int,
         choices=(1, 2, 4, 8),
         default=8,
-        help="for transparency: passes that read the alpha (default: %(default)s)",
+        help="for --transparent or --layers: passes of the decoder (default: %(default)s)",
     )
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    from layered_core.errors import invalid
+    from layered_core.errors import LayeredError, invalid
     from layered_core.files import write_layers
     from layered_core.formats.pictures import write_whole
 
     check_out(options.out, ("", ".psd", ".psb", ".ora") if options.layers else (".png",))
     if not (options.transparent or options.layers) and (options.file or options.decoder):
-        raise invalid(
-            "--transparent", None, "to be given, or --layers", "--file and --decoder are what they paint with"
+        raise LayeredError(
+            "--file and --decoder are used with --transparent or --layers only. Give one of these too, or leave "
+            "the files out"
         )
     if options.layers and not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")

@@ -1,4 +1,4 @@
-"""``layered render``: a layer document to one coherent picture."""
+"""``layered render``: turns a layer document into one coherent picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Its arguments."""
+    """Add this sub-command to ``commands``."""
     parser = commands.add_parser(
         "render",
         help="turn a layer document into one coherent picture",
@@ -40,33 +40,33 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="picture (.png), or the document with the picture on top (.psd, .psb, .ora)",
+        help="file to write: the picture (.png), or the document with the picture on top (.psd, .psb, .ora)",
     )
     parser.add_argument(
         "--strength",
         type=number(0, 1),
         default=0.6,
         metavar="0..1",
-        help="0 keeps the composite, 1 keeps only the words (default: %(default)s)",
+        help="0 keeps the composite, 1 keeps nothing of it (default: %(default)s)",
     )
     parser.add_argument(
         "--per-layer",
         action="store_true",
-        help="every layer changes as far as its recipe's noise says, one at 0 not at all; --strength is not "
-        "used",
+        help="let every layer change as far as its recipe's noise says, with 0 not at all; --strength then has "
+        "no effect",
     )
     parser.add_argument(
         "--control",
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="let a ControlNet act where recipes ask for it: the storybook's (canny), or a ControlNet or "
-        "T2I-Adapter in the diffusers layout",
+        help="let a ControlNet act where the layers' recipes ask for it: the storybook's (canny), or a "
+        "ControlNet or T2I-Adapter in the diffusers layout",
     )
     parser.add_argument(
         "--composite-only",
         action="store_true",
-        help="write the plain composite, or the document as it is; no model is loaded",
+        help="write the plain composite, or the document unchanged; no model is loaded",
     )
     add_sampling_options(parser)
     parser.set_defaults(run=run)

@@ -1,4 +1,5 @@
-"""What the sub-commands share: how the model, the sampling and the output are said, and how they report."""
+"""Parts that the sub-commands share: options of the model and the sampling, checks of the output, progress
+and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What a sub-command adds itself to."""
+"""The collection of argparse to which every sub-command adds itself."""
 
 INSTALL = (
     "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
@@ -32,41 +33,43 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="FOLDER",
-        help="any Stable Diffusion 1.x, 2.x or XL folder in the diffusers layout (default: the shipped "
+        help="any Stable Diffusion 1.x, 2.x or XL model in the diffusers layout (default: the shipped "
         "storybook)",
     )
     parser.add_argument(
-        "--sampler", choices=("ddim", "euler", "euler_ancestral", "dpmpp_2m"), help="default: the model's own"
+        "--sampler",
+        choices=("ddim", "euler", "euler_ancestral", "dpmpp_2m"),
+        help="(default: the model's own)",
     )
     parser.add_argument(
         "--steps",
         type=number(1, 1000, whole=True),
         default=25,
         metavar="N",
-        help="sampling steps (default: %(default)s)",
+        help="number of sampling steps (default: %(default)s)",
     )
     parser.add_argument(
         "--guidance",
         type=number(0, 50),
         default=3.0,
         metavar="G",
-        help="classifier-free guidance, 1 is none (default: %(default)s)",
+        help="scale of classifier-free guidance; 1 turns it off (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=number(0, 2**63 - 1, whole=True),
         default=0,
         metavar="N",
-        help="of the noise (default: %(default)s)",
+        help="seed of the noise (default: %(default)s)",
     )
-    parser.add_argument("--negative", default="", metavar="WORDS", help="what the picture must not show")
+    parser.add_argument("--negative", default="", metavar="WORDS", help="negative prompt")
     parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, mps (default: the GPU when there is one)"
+        "--device", metavar="NAME", help="cpu, cuda or mps (default: the GPU if there is one)"
     )
 
 
 def number(low: float, high: float, whole: bool = False) -> Callable[[str], float]:
-    """An argparse type: a number within bounds."""
+    """Return an argparse type that accepts numbers of ``low``..``high``."""
 
     def parse(text: str) -> float:
         try:
@@ -106,10 +109,9 @@ def check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
     from layered_core.errors import invalid
 
     if path.suffix.lower() not in ends:
+        folder = ", or a folder's name, which has no ending" if "" in ends else ""
         raise invalid(
-            "output file",
-            str(path),
-            "a name that ends in " + " or ".join(e or "nothing, for a folder" for e in ends),
+            "output file", str(path), "a name that ends in " + " or ".join(e for e in ends if e) + folder
         )
     if not path.parent.is_dir():
         raise invalid("output folder", str(path.parent), "an existing folder")

@@ -1,4 +1,4 @@
-"""``layered stage``: a picture built layer by layer."""
+"""``layered stage``: builds a picture layer by layer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, c
 
 
 def add(commands: Commands) -> None:
-    """Its arguments."""
+    """Add this sub-command to ``commands``."""
     parser = commands.add_parser(
         "stage",
-        help="build a picture layer by layer from the words of a document's layers",
-        description="Make every layer that has words and a place but no picture, back to front, each on what "
-        "lies behind it. "
-        "A layer as large as the canvas finds its own place. Outside its box a layer changes no pixel.",
+        help="build a picture layer by layer from the prompts of a document's layers",
+        description="Make every layer that has a prompt and a place but no picture, back to front, each on the "
+        "layers behind it. The model chooses the place of a layer as large as the canvas. Outside its box a "
+        "layer changes no pixel.",
     )
     parser.add_argument("document", type=Path, help="layered file: .json, .psd, .psb, .ora")
     parser.add_argument(
@@ -24,58 +24,60 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="the layers: .psd, .psb, .ora, or the name of a new folder",
+        help="file to write, with all layers: .psd, .psb, .ora, or the name of a new folder",
     )
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="the flat picture besides")
-    parser.add_argument("--replace", metavar="NAME", help="make this layer anew, though it has a picture")
-    parser.add_argument("--prompt", metavar="WORDS", help="with --replace: new words for it")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also write the flat picture")
+    parser.add_argument(
+        "--replace", metavar="NAME", help="generate this layer again, although it has a picture"
+    )
+    parser.add_argument("--prompt", metavar="WORDS", help="with --replace: new prompt of that layer")
     parser.add_argument(
         "--later",
         action="store_true",
-        help="with --replace: make the layers in front of it anew too, not only lay them on again",
+        help="with --replace: generate the layers in front of it again too; otherwise they keep their pictures",
     )
     parser.add_argument(
         "--alpha",
         choices=("difference", "mask", "transparent"),
         default="difference",
-        help="what is opaque: what changed, or the whole box; transparent: it is painted alone, with alpha "
-        "of its own (LayerDiffuse)",
+        help="where a new layer is opaque: where the picture changed, or in the whole box; transparent: the "
+        "layer is made alone, with alpha of its own (LayerDiffuse) (default: %(default)s)",
     )
     parser.add_argument(
         "--file",
         type=Path,
         metavar="FILE",
-        help="with --alpha transparent and --model: what changes the model, as for layered generate",
+        help="with --alpha transparent and --model: LayerDiffuse's weights, as for layered generate",
     )
     parser.add_argument(
         "--decoder",
         type=Path,
         metavar="FILE",
-        help="with --alpha transparent and --model: what reads the alpha",
+        help="with --alpha transparent and --model: LayerDiffuse's decoder of the alpha",
     )
     parser.add_argument(
         "--feather",
         type=number(0, 1024, whole=True),
         default=8,
         metavar="PX",
-        help="soft border inside a box (default: %(default)s)",
+        help="width of the soft border inside a box (default: %(default)s)",
     )
     parser.add_argument(
         "--size",
         type=number(0, 16384, whole=True),
         default=0,
         metavar="PX",
-        help="side at which a box is sampled; 0: with the whole picture, or transparent at the model's own "
-        "size (default)",
+        help="side at which a box is cut out and sampled; 0: the whole picture is sampled, or a transparent "
+        "layer at the model's own size (default: %(default)s)",
     )
     parser.add_argument(
         "--inpaint-control",
         metavar="FOLDER",
-        help="a ControlNet for inpainting in the diffusers layout, which sees the picture round each new "
+        help="a ControlNet for inpainting in the diffusers layout, which gets the picture around each new "
         "layer",
     )
     parser.add_argument(
-        "--adapters", type=Path, metavar="FOLDER", help="where the LoRAs and embeddings lie that recipes name"
+        "--adapters", type=Path, metavar="FOLDER", help="folder of the LoRAs and embeddings that recipes name"
     )
     add_sampling_options(parser)
     parser.set_defaults(run=run)
@@ -83,7 +85,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from layered_core.canvas.compositing import composite
-    from layered_core.errors import invalid
+    from layered_core.errors import LayeredError, invalid
     from layered_core.files import read_layers, write_layers
     from layered_core.formats.pictures import write_picture
 
@@ -91,11 +93,13 @@ def run(options: argparse.Namespace) -> None:
     if options.picture is not None:
         check_out(options.picture)
     if not options.replace and (options.prompt or options.later):
-        raise invalid(
-            "--replace", None, "the name of a layer", "--prompt and --later say how that layer is made anew"
+        raise LayeredError(
+            "--prompt and --later are used with --replace only. Name the layer that is to be generated again "
+            "with --replace"
         )
     if options.alpha != "transparent" and (options.file or options.decoder):
-        raise invalid("--alpha", options.alpha, "transparent", "--file and --decoder are what it paints with")
+        fix = "--file and --decoder are used with '--alpha transparent' only"
+        raise invalid("--alpha", options.alpha, "transparent", fix)
     if not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
     read = read_layers(options.document)

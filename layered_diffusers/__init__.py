@@ -1,4 +1,13 @@
-"""Layered pictures without ComfyUI: the core's methods on a diffusers model, and the ``layered`` command."""
+"""Layered pictures without ComfyUI: the core's methods on a diffusers pipeline.
+
+>>> from layered_core.document import Layer, LayerDocument
+>>> from layered_diffusers import LayeredDiffusionPipeline
+>>> pipeline = LayeredDiffusionPipeline.from_pretrained(sampler="euler_ancestral")  # the storybook model
+>>> meadow = Layer("meadow", prompt="in a meadow", width=128, height=128)
+>>> ball = Layer("ball", prompt="a red ball", x=40, y=60, width=48, height=48)
+>>> document = pipeline.generate_layers(LayerDocument(128, 128, (meadow, ball)), seed=1)
+>>> pipeline.render(document, strength=0.3).save("picture.png")
+"""
 
 from __future__ import annotations
 

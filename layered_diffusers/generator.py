@@ -1,4 +1,4 @@
-"""The engine: latents, pictures and repainted parts from words, on one Stable Diffusion model."""
+"""The generator: makes latents, pictures and repainted parts from prompts with one Stable Diffusion model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class Generator:
-    """Makes latents and pictures from words with one model; what the pipeline, stages and transparent layers
-    are built on."""
+    """Make latents and pictures from prompts with one model. The pipeline, the stages and the transparent
+    layers are built on it."""
 
     def __init__(self, model: StableDiffusion, side: int | None = None) -> None:
-        """``model``: a loaded diffusers pipeline. ``side``: default picture side in pixels; None for the
-        model's own."""
+        """Take ``model``, a loaded diffusers pipeline, and ``side``, the default side of a picture in pixels;
+        None takes the model's own."""
         self.model = model
         self.scale = 8 if not hasattr(model, "vae_scale_factor") else int(model.vae_scale_factor)
         self.side = side or int(model.unet.config.sample_size) * self.scale
@@ -58,18 +58,18 @@ class Generator:
         """Sample a batch of latents.
 
         Args:
-            prompts: one a picture.
-            negative: what no picture must show.
-            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size:
-                padded inside, cropped after.
+            prompts: one for each picture.
+            negative: the negative prompt of all pictures.
+            width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size is
+                allowed: the latents are padded and the picture is cropped.
             steps: sampling steps, 1..1000.
             guidance: classifier-free guidance, 0..50; 1 turns it off.
-            seeds: one a picture, each with its own noise whatever the batch; None for 0, 1, 2, ...
-            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to begin from (SDEdit, arXiv 2108.01073), or None
-                for noise alone.
-            strength: how far ``start`` is noised, 0 (returned as it is, through the VAE) to 1 (nothing left
-                of it).
-            methods: what acts on the run.
+            seeds: one for each picture; its noise does not depend on the batch. None for 0, 1, 2, ...
+            start: pictures ``[B or 1, 3, H, W]`` in 0..1 to start from (SDEdit, arXiv 2108.01073), or None
+                to start from noise alone.
+            strength: how much noise ``start`` gets, from 0 (it only passes through the VAE) to 1 (nothing of
+                it is left).
+            methods: act on the run, in this order.
             progress: called after each step.
 
         Returns:
@@ -127,10 +127,10 @@ class Generator:
         return sample(run, methods, progress), height, width
 
     def generate(self, prompts: Sequence[str], **options: Unpack[Drawing]) -> Tensor:
-        """Sample a batch of pictures; everything else is made of this.
+        """Sample a batch of pictures; all other methods call this one.
 
         Args:
-            prompts: one a picture.
+            prompts: one for each picture.
             options: as :meth:`sample_latents`.
 
         Returns:
@@ -145,11 +145,10 @@ class Generator:
     def find_region(
         self, before: Tensor, prompt: str, *, seed: int = 0, **options: Unpack[Sampling]
     ) -> Tensor:
-        """Where the model would put something: ``[H, W]``, 0 or 1, for a picture ``[3, H, W]``.
+        """Find where the model would put ``prompt`` in a picture ``[3, H, W]``; a mask ``[H, W]`` of 0 or 1.
 
-        A draft of the whole picture is made from ``prompt`` at strength 0.75 in half the steps; where it
-        differs most is the place (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of
-        the side.
+        It redraws the whole picture from ``prompt`` at strength 0.75 in half the steps and takes the region
+        that differs most (:func:`layered_core.painting.stages.changed_region`), widened by 1/16 of the side.
         """
         options["steps"] = draft_steps(options.get("steps", 25))
         draft = self.generate([prompt], seeds=[seed], start=before[None], strength=DRAFT_STRENGTH, **options)
@@ -166,8 +165,8 @@ class Generator:
         control: ControlNetModel | None = None,
         **options: Unpack[Sampling],
     ) -> Tensor:
-        """Sample what a plan cuts out, each place as free as its change map says, and paste it back;
-        ``[3, H, W]``. Options as :meth:`add_layer`."""
+        """Sample the part that ``plan`` cuts out, where each place may change as far as the plan's change map
+        says, and paste it back; ``[3, H, W]``. The options are those of :meth:`add_layer`."""
         start = plan.cut()[None]
         inpainting: list[Method] = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
         if control is not None:
@@ -182,8 +181,8 @@ class Generator:
         return flat(document)[None]
 
     def latent_mask(self, mask: Tensor) -> Tensor:
-        """Mask ``[H, W]`` of pixels to cells ``[h, w]`` of the padded latents, by area; the padding repeats
-        the edge."""
+        """Reduce a mask ``[H, W]`` of pixels to the cells ``[h, w]`` of the padded latents, by area; the
+        padding repeats the edge."""
         height, width = self._padded(mask.shape[-2]), self._padded(mask.shape[-1])
         padded = functional.pad(
             mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate"
@@ -201,8 +200,8 @@ class Generator:
         side: int = 0,
         context: float = 0.5,
     ) -> Repaint:
-        """How a stage repaints a region ``[H, W]`` of a picture ``[3, H, W]``: its soft border lies inside
-        the region."""
+        """Plan how a stage repaints a region ``[H, W]`` of a picture ``[3, H, W]``. The soft border lies
+        inside the region."""
         check_whole("feather", feather, 0, 1024)
         widen, soften = tighten(region, feather)
         return plan_repaint(
@@ -218,7 +217,7 @@ class Generator:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the model is an inpainting one, whose UNet takes a mask and the masked picture beside the
+        """Whether the model is made for inpainting: its UNet takes a mask and the masked picture beside the
         latents."""
         return int(self.model.unet.config.in_channels) > int(self.model.vae.config.latent_channels)
 
@@ -231,7 +230,8 @@ class Generator:
         dilation: float = 0.0,
         softness: float = 0.0,
     ) -> ChangeMap:
-        """A plan's change map for what it cuts out, ``[1, 3, H, W]``."""
+        """Return the method that applies the plan's change map; ``start`` ``[1, 3, H, W]`` is the part that
+        the plan cuts out."""
         cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(
             self.model.device, self.model.unet.dtype
         )
@@ -240,15 +240,15 @@ class Generator:
         )
 
     def _inpaint_input(self, pictures: Tensor, mask: Tensor) -> InpaintInput:
-        """What an inpainting UNet is told of pictures ``[B, 3, H, W]`` to be repainted where ``mask``
-        ``[H, W]`` is at least 0.5."""
+        """Return the method that gives an inpainting UNet its further inputs: the pictures ``[B, 3, H, W]``
+        are to be repainted where ``mask`` ``[H, W]`` is at least 0.5."""
         hole = (mask >= 0.5).to(pictures.dtype)
         masked = self.encode(pictures * (1 - hole) + 0.5 * hole)
         return InpaintInput(masked, (self.latent_mask(hole) > 0).to(masked.dtype))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures ``[B, 3, H, W]`` in 0..1 to model latents ``[B, C, h, w]`` (the VAE's mean), padded by
-        repeating the edge."""
+        """Encode pictures ``[B, 3, H, W]`` in 0..1, padded by repeating the edge, to latents ``[B, C, h, w]``
+        in the UNet's scale (the mean of the VAE's distribution)."""
         height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
         padded = functional.pad(
             pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate"
@@ -256,25 +256,27 @@ class Generator:
         return vae.encode(self.model, padded)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Model latents ``[B, C, h, w]`` to pictures ``[B, 3, H, W]`` float32 in 0..1 on the CPU."""
+        """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1
+        on the CPU."""
         return vae.decode(self.model, latents)
 
     @property
     def unit(self) -> int:
-        """What a side in pixels must be a multiple of for the VAE and the UNet."""
+        """The number of pixels of which a side must be a multiple for the VAE and the UNet."""
         return self.scale * 2 ** (len(self.model.unet.config.block_out_channels) - 1)
 
     def _padded(self, side: int) -> int:
-        """The next side that the model takes."""
+        """Return the smallest side that the model takes and that is not smaller than ``side``, pixels."""
         return -(-side // self.unit) * self.unit
 
     @torch.no_grad()
     def _words(
         self, prompts: list[str], negative: str, width: int, height: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode the words, of any length: context, uncond then cond, and what SDXL wants beside it."""
+        """Encode prompts of any length: return the context, uncond rows before cond rows, and SDXL's further
+        inputs (pooled text and sizes; empty for other models)."""
         contexts, pooled = encode(self.model, [negative, *prompts])
-        # The negative words are the same for all pictures.
+        # All pictures have the same negative prompt.
         rows = [0] * len(prompts) + list(range(1, len(contexts)))
         context = stack(contexts)[rows]
         if pooled is None:

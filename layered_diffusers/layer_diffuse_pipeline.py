@@ -1,5 +1,5 @@
-"""diffusers' own pipelines, painting transparent pictures: the classes of the diffusers port of LayerDiffuse,
-with its arguments."""
+"""Diffusers' own pipelines that make transparent pictures: the classes of LayerDiffuse's diffusers port, with
+the same arguments."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.transparent import read_transparency
 
 FOLDER_VARIABLE = "LAYER_MODEL_DIR"
-"""Environment variable that names the folder of the files."""
+"""Environment variable with the folder of LayerDiffuse's files."""
 
 
 class _Transparent:
-    """What both classes add to diffusers' pipelines."""
+    """Adds transparency to a diffusers pipeline; base of both classes below."""
 
     FILE = ""
     DECODER = ""
@@ -37,18 +37,18 @@ class _Transparent:
         decoder: str | None = None,
         **options: Any,
     ) -> Any:
-        """As diffusers' own ``from_pretrained``, from disk alone, with the file and the decoder of
-        transparent layers.
+        """Load a model as diffusers' ``from_pretrained`` does, but only from disk, and LayerDiffuse's weights
+        and transparent decoder with it.
 
         Args:
-            path_or_id: a model of the family.
-            layer_models: folder of the files; None: that of $LAYER_MODEL_DIR.
-            file, decoder: their names; None: the published ones.
-            options: as diffusers has them (``dtype``, which was ``torch_dtype`` before 0.40, ``variant``, ...).
+            path_or_id: a model of the class's family.
+            layer_models: folder of LayerDiffuse's files; None takes $LAYER_MODEL_DIR.
+            file, decoder: names of the files in it; None takes the published names.
+            options: those of diffusers (``dtype``, which was ``torch_dtype`` before 0.40, ``variant``, ...).
 
         Raises:
-            LayeredError: a file is missing (named with its source, size and folder), broken or for another
-                model.
+            LayeredError: a file is missing (the text says where to get it, its size and its folder), broken
+                or for another model.
         """
         folder = layer_models or os.environ.get(FOLDER_VARIABLE)
         if not folder:
@@ -64,13 +64,14 @@ class _Transparent:
     def __call__(
         self, *arguments: Any, output_type: str = "pil", return_dict: bool = True, **options: Any
     ) -> Any:
-        """As diffusers' own, but ``images`` are RGBA: Pillow images, or with ``output_type`` "pt" a tensor
-        ``[B, 4, H, W]``, with "np" an array ``[B, H, W, 4]``, in 0..1. From the first call on the UNet stays
-        changed; ``layer_diffuse.switch(False)`` takes it back.
+        """Sample as the diffusers pipeline does, but return RGBA ``images``: Pillow images, or in 0..1 a
+        tensor ``[B, 4, H, W]`` (``output_type`` "pt") or an array ``[B, H, W, 4]`` ("np").
+
+        From the first call on the UNet stays changed; ``layer_diffuse.switch(False)`` restores it.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise LayeredError(f"output_type is {output_type!r}; allowed: pil, np, pt, latent")
-        # By now the pipeline is where it will run.
+        # Only now is the pipeline sure to be on the device where it runs.
         self.layer_diffuse.switch(True)  # type: ignore[attr-defined]
         out = super().__call__(*arguments, output_type="latent", **options)  # type: ignore[misc]
         if output_type == "latent":
@@ -86,14 +87,14 @@ class _Transparent:
 
 
 class StableDiffusionXLLayerDiffusePipeline(_Transparent, StableDiffusionXLPipeline):
-    """SDXL that paints transparent pictures."""
+    """SDXL that makes transparent pictures."""
 
     FILE = "layer_xl_transparent_attn.safetensors"
     DECODER = "vae_transparent_decoder.safetensors"
 
 
 class StableDiffusionLayerDiffusePipeline(_Transparent, StableDiffusionPipeline):
-    """SD1.5 that paints transparent pictures."""
+    """SD1.5 that makes transparent pictures."""
 
     FILE = "layer_sd15_transparent_attn.safetensors"
     DECODER = "layer_sd15_vae_transparent_decoder.safetensors"

@@ -1,5 +1,5 @@
-"""The pipeline: pictures from words and from layer documents, on the storybook model or any Stable Diffusion
-folder."""
+"""The pipeline: makes pictures from prompts and from layer documents, with the storybook model or any Stable
+Diffusion model on disk."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class LayeredDiffusionPipeline(Generator):
     """Layer-wise generation with one Stable Diffusion model.
 
-    ``pipeline = LayeredDiffusionPipeline.from_pretrained()`` then :meth:`generate_layer`, :meth:`add_layer`,
-    :meth:`render`. All pictures are Pillow images; all masks mean 1 (white) = may change.
+    Load it with :meth:`from_pretrained`, then call :meth:`generate_layer`, :meth:`add_layer` or
+    :meth:`render`. Pictures are Pillow images. Masks are 1 (white) where the picture may change.
     """
 
     @classmethod
@@ -59,13 +59,13 @@ class LayeredDiffusionPipeline(Generator):
         Args:
             path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face
                 cache, or None for the storybook.
-            device: None for the GPU when there is one.
-            dtype: None for float16 on a GPU, float32 elsewhere.
+            device: None for the GPU if there is one.
+            dtype: None for float16 on a GPU (the storybook: float32), float32 elsewhere.
             sampler: one of :data:`layered_diffusers.models.loading.SAMPLERS`; None for the model's own. Any
-                other scheduler of diffusers' can be set as ``pipeline.model.scheduler``.
+                other scheduler of diffusers can be set as ``pipeline.model.scheduler``.
 
         Raises:
-            LayeredError: the model is missing, broken, or of another family, or there is no such sampler.
+            LayeredError: the model is missing, broken or of another family, or there is no such sampler.
                 Nothing is downloaded.
         """
         device = (
@@ -86,10 +86,10 @@ class LayeredDiffusionPipeline(Generator):
     def generate_transparent_layer(
         self, prompt: str, *, seed: int = 0, **options: Unpack[Painting]
     ) -> Image.Image:
-        """One layer with its own transparency from words (the storybook model wants the bare object:
-        ``a glass blue ball``), mode RGBA.
+        """Make one layer with its own transparency from a prompt, mode RGBA. The storybook model expects the
+        object alone: ``a glass blue ball``.
 
-        ``options`` as :func:`layered_diffusers.transparent.generate_transparent`.
+        ``options`` are those of :func:`layered_diffusers.transparent.generate_transparent`.
         """
         options["seeds"] = [seed]
         return to_image(self.generate_transparent([prompt], **options)[0].permute(1, 2, 0))
@@ -110,14 +110,14 @@ class LayeredDiffusionPipeline(Generator):
         seed: int = 0,
         **options: Unpack[Painting],
     ) -> LayerDocument:
-        """A scene as layers made at once: ``background``, ``foreground`` with alpha, and ``blend``, the
-        model's picture of both, hidden.
+        """Make the layers of a scene at once: ``background``, ``foreground`` with alpha, and ``blend``, the
+        model's picture of both, which is hidden.
 
         Args:
-            prompt: of all that the scene shows.
-            foreground, background: words of that layer alone, in place of ``prompt``. Neutral: empty.
-            seed: of the noise.
-            options: as :func:`layered_diffusers.transparent.generate_together`.
+            prompt: describes the whole scene.
+            foreground, background: prompt of that layer alone, in place of ``prompt``. Neutral: empty.
+            seed: seed of the noise.
+            options: those of :func:`layered_diffusers.transparent.generate_together`.
         """
         words = {
             name: text for name, text in (("foreground", foreground), ("background", background)) if text
@@ -134,8 +134,8 @@ class LayeredDiffusionPipeline(Generator):
         height: int | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
-        """A picture from words alone, e.g. the background of a scene. Sizes and ``options`` as
-        :meth:`generate`."""
+        """Make a picture from a prompt alone, e.g. the background of a scene. Sizes and ``options`` are those
+        of :meth:`generate`."""
         return to_image(
             self.generate([prompt], seeds=[seed], width=width, height=height, **options)[0].permute(1, 2, 0)
         )
@@ -158,37 +158,37 @@ class LayeredDiffusionPipeline(Generator):
         control: ControlNetModel | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
-        """Add something to a picture; outside its mask every pixel stays equal to the bit.
+        """Add something to a picture. Outside the mask every pixel stays exactly as it is.
 
         Args:
             image: the picture so far.
-            prompt: what is added (the storybook model wants the bare object: ``a red ball``).
-            mask: where; white may change. A Pillow image or ``[H, W]`` in 0..1 of the picture's size. None:
-                found by :meth:`find_region`.
-            seed: of the noise.
-            strength: how far the masked part may depart from what is there, 0..1.
+            prompt: describes what is added. The storybook model expects the object alone: ``a red ball``.
+            mask: white where the picture may change; a Pillow image or ``[H, W]`` in 0..1 of the picture's
+                size. None lets :meth:`find_region` choose the place.
+            seed: seed of the noise.
+            strength: how far the masked part may depart from the picture, 0..1.
             feather: width of the soft border inside the mask, pixels.
             size: side at which the masked part is sampled, pixels: a small part is cut out with its
-                surroundings and scaled up. 0: the whole picture is sampled.
+                surroundings and scaled up. 0 samples the whole picture.
             context: how much of the surroundings is cut out on every side, as a share of the part's longer
                 side.
             blend: how the part joins its surroundings, one of :data:`layered_core.painting.pasting.BLENDS`.
-            transparent: paint it alone, with alpha of its own, and lay it on instead of painting into the
-                picture. See :func:`layered_diffusers.transparent.generate_in_place`; ``strength``,
-                ``feather``, ``context`` and ``blend`` do nothing then.
-            file, decoder: with ``transparent``, as
+            transparent: make the new thing alone, with alpha of its own, and composite it over the picture
+                instead of painting into it (:func:`layered_diffusers.transparent.generate_in_place`);
+                ``strength``, ``feather``, ``context`` and ``blend`` then have no effect.
+            file, decoder: with ``transparent``, as in
                 :func:`layered_diffusers.transparent.generate_transparent`.
             control: an inpainting ControlNet
-                (:class:`~layered_diffusers.methods.masked_control.InpaintControl`) that sees what is painted
-                into; without effect with ``transparent``.
-            options: as :meth:`generate`.
+                (:class:`~layered_diffusers.methods.masked_control.InpaintControl`) that gets the picture with
+                a hole at the mask; it has no effect with ``transparent``.
+            options: those of :meth:`generate`.
 
         Raises:
-            LayeredError: the mask has another size than the picture, no pixel, or values that are not 0..1.
+            LayeredError: the mask has another size than the picture, is empty, or has values outside 0..1.
         """
         before = _pixels(image)[0]
         if transparent:
-            read_files(self.model, file, decoder)  # for its errors, before anything is sampled
+            read_files(self.model, file, decoder)  # raises its errors before anything is sampled
         if mask is None:
             mask = self.find_region(before, prompt, seed=seed, **options)
         elif isinstance(mask, Image.Image):
@@ -208,7 +208,7 @@ class LayeredDiffusionPipeline(Generator):
         )
 
     def generate_layers(self, document: LayerDocument, **options: Unpack[Staging]) -> LayerDocument:
-        """Make every layer that has no picture yet, back to front. See
+        """Generate every layer that has no picture yet, back to front. See
         :func:`layered_diffusers.stages.generate_layers`."""
         return stages.generate_layers(self, document, **options)
 
@@ -221,7 +221,8 @@ class LayeredDiffusionPipeline(Generator):
         later: bool = False,
         **options: Unpack[Staging],
     ) -> LayerDocument:
-        """Make one layer anew, the others stay. See :func:`layered_diffusers.stages.replace_layer`."""
+        """Generate one layer again and keep the others. See
+        :func:`layered_diffusers.stages.replace_layer`."""
         return stages.replace_layer(self, document, name, prompt=prompt, later=later, **options)
 
     def harmonize(
@@ -239,14 +240,15 @@ class LayeredDiffusionPipeline(Generator):
     ) -> Image.Image:
         """Turn a document into one picture in which each layer changes as far as its ``recipe.noise`` says.
 
-        All at 1: a picture from ``document.words`` alone. A layer at 0 keeps its pixels to the bit.
+        With 1 for every layer the result is a picture from ``document.words`` alone. A layer with 0 keeps its
+        pixels exactly.
 
         Args:
-            document: its composite is where sampling starts; its words are the prompt.
-            seed: of the noise.
-            background: how far what no layer covers may change, 0..1.
+            document: sampling starts from its composite; ``document.words`` is the prompt.
+            seed: seed of the noise.
+            background: how far the places that no layer covers may change, 0..1.
             blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise.change_map`.
-            options: as :meth:`generate`.
+            options: those of :meth:`generate`.
         """
         plan = plan_document(
             self.flat(document)[0], document, background=background, blur=blur, unit=self.unit
@@ -269,14 +271,15 @@ class LayeredDiffusionPipeline(Generator):
         attention: Settings | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
-        """Turn a document into one picture: composite, then SDEdit on the whole with the layers' words.
+        """Turn a document into one picture: SDEdit on its whole composite, with the layers' words as prompt.
 
         Args:
-            document: its composite is where sampling starts; its words (``document.words``) are the prompt.
-            seed: of the noise.
-            strength: 0 keeps the composite (through the VAE), 1 keeps only the words.
-            attention: how each layer's words act where the layer is; None: they act anywhere.
-            options: as :meth:`generate`.
+            document: sampling starts from its composite; ``document.words`` is the prompt.
+            seed: seed of the noise.
+            strength: 0 keeps the composite (through the VAE), 1 keeps nothing of it.
+            attention: settings that bind each layer's words to the place of the layer; None: the words act
+                anywhere.
+            options: those of :meth:`generate`.
         """
         options.setdefault("negative", document.negative)
         words = document.words
@@ -294,6 +297,6 @@ def _array(image: Image.Image) -> np.ndarray:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """A Pillow image as ``[1, 3, H, W]`` in 0..1; transparent parts over grey."""
+    """Return a Pillow image as ``[1, 3, H, W]`` in 0..1, its transparent parts over grey."""
     rgba = torch.from_numpy(_array(image.convert("RGBA")))
     return over_colour(rgba, GREY).permute(2, 0, 1)[None]

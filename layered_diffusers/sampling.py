@@ -1,4 +1,4 @@
-"""The sampling loop, and the place where methods act on it."""
+"""The sampling loop, and the base class of the methods that act on it."""
 
 from __future__ import annotations
 
@@ -17,57 +17,59 @@ from layered_core.errors import check_whole, invalid
 from layered_core.noise.guidance import classifier_free
 
 Progress = Callable[[int, int], None]
-"""Called after every step with the steps done and the steps in all. May raise to stop."""
+"""Called after every step with the number of steps done and the number of all steps. May raise to stop."""
 
 
 @dataclass
 class Run:
-    """One sampling run: what a method may read and change."""
+    """The state of one sampling run. Methods may read and change it."""
 
     unet: UNet2DConditionModel
     scheduler: SchedulerMixin
     timesteps: Tensor
-    """Timesteps still to run, ``[T]``, falling."""
+    """Timesteps of the run, ``[T]``, falling."""
     latents: Tensor
     """Noisy latents ``[B, C, h, w]``."""
     noise: Tensor
-    """The unit noise the run began with, ``[B, C, h, w]``."""
+    """The noise of unit variance that the run began with, ``[B, C, h, w]``."""
     context: Tensor
-    """Words, uncond then cond, ``[2 B, N, C]``."""
+    """Encoded prompts, uncond rows before cond rows, ``[2 B, N, C]``."""
     guidance: float | Tensor
-    """Classifier-free guidance scale, 1 is the conditional prediction alone; or one for every pixel,
-    ``[B, 1, h, w]``."""
+    """Classifier-free guidance scale, or one for every cell, ``[B, 1, h, w]``. 1 is the conditional
+    prediction alone."""
     added: dict[str, Tensor] = field(default_factory=dict)
-    """SDXL's pooled words and sizes, uncond then cond."""
+    """SDXL's pooled text and sizes, uncond rows before cond rows; empty for other models."""
     generators: list[torch.Generator] = field(default_factory=list)
-    """Sources of fresh noise, one a picture, so that none depends on what else is in the batch."""
+    """Sources of fresh noise, one for each picture, so that no picture depends on the rest of the batch."""
     concat: Tensor | None = None
-    """Further channels of the UNet's input, ``[2 B, C', h, w]``, joined to the scaled latents: what
-    inpainting models take."""
+    """Further input channels of an inpainting UNet, ``[2 B, C', h, w]``, joined to the scaled latents; None
+    for other models."""
 
 
 class Method:
-    """What a way of control does to a run. Subclasses override what they need; every default does nothing."""
+    """Base class of the methods that act on a run. Subclasses override what they need; the defaults do
+    nothing."""
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Before the first step. What must be undone goes on ``stack``, which is closed also after an
-        error."""
+        """Prepare, before the first step. Put on ``stack`` what must be undone: it is closed after an error
+        too."""
 
     def before_step(self, run: Run, index: int) -> None:
-        """Before the model sees ``run.latents`` at ``run.timesteps[index]``."""
+        """Act before the model gets ``run.latents`` at ``run.timesteps[index]``."""
 
     def model_inputs(self, run: Run, model_input: Tensor, index: int) -> dict[str, Any]:
-        """Further keyword arguments of the UNet; ``model_input`` is ``[2 B, C, h, w]``, uncond then cond."""
+        """Return further keyword arguments for the UNet; ``model_input`` is ``[2 B, C, h, w]``, uncond rows
+        before cond rows."""
         return {}
 
     def after_step(self, run: Run, index: int) -> None:
-        """After the scheduler's step; ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after the
-        last."""
+        """Act after the scheduler's step: ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after
+        the last step."""
 
 
 @torch.no_grad()
 def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None = None) -> Tensor:
-    """Denoise ``run.latents`` over ``run.timesteps``; returns clean latents ``[B, C, h, w]``."""
+    """Denoise ``run.latents`` over ``run.timesteps`` and return the clean latents ``[B, C, h, w]``."""
     with ExitStack() as stack:
         for method in methods:
             method.start(run, stack)
@@ -92,8 +94,8 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
 
 
 def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The UNet's keyword arguments of several methods as one; residuals of ControlNets and adapters add up,
-    anything else may be given once."""
+    """Merge the UNet's keyword arguments of several methods: the residuals of ControlNets and adapters add
+    up; of any other argument the last one counts."""
     merged: dict[str, Any] = {}
     for more in inputs:
         for key, value in more.items():
@@ -110,28 +112,28 @@ def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _step_arguments(run: Run) -> dict[str, Any]:
-    """The generators, for schedulers whose step takes some."""
+    """Return the run's generators as an argument, if the scheduler's step takes them."""
     names = run.scheduler.step.__code__.co_varnames[: run.scheduler.step.__code__.co_argcount]
     return {"generator": run.generators} if "generator" in names and run.generators else {}
 
 
 def check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
-    """A seed for each of ``count`` pictures: 0, 1, 2, ... for None.
+    """Return a seed for each of ``count`` pictures: 0, 1, 2, ... for None.
 
     Raises:
-        LayeredError: there are more or fewer, or one is out of range.
+        LayeredError: the number of seeds is not ``count``, or a seed is out of range.
     """
     found = list(range(count)) if seeds is None else list(seeds)
     if len(found) != count:
-        raise invalid("seeds", found, f"one a prompt, that is {count}")
+        raise invalid("seeds", found, f"one for each prompt, that is {count}")
     for seed in found:
         check_whole("seed", seed, 0, 2**63 - 1)
     return found
 
 
 def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:
-    """``clean`` latents at the noise level of ``run.timesteps[index]``, with ``noise`` or the run's own;
-    clean past the last step."""
+    """Add ``noise`` (None: the run's own) to ``clean`` latents up to the level of ``run.timesteps[index]``.
+    Past the last step they stay clean."""
     if index >= len(run.timesteps):
         return clean
     t = run.timesteps[index].expand(len(clean))
@@ -139,21 +141,22 @@ def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> 
 
 
 class KeepOutside(Method):
-    """Hold everything outside a mask to a given picture, after each step at that step's noise: blended latent
-    diffusion."""
+    """Blended latent diffusion: after each step everything outside a mask is replaced by a given picture at
+    that step's noise level."""
 
     def __init__(self, clean: Tensor, mask: Tensor) -> None:
-        """``clean`` latents ``[1 or B, C, h, w]``; ``mask`` ``[h, w]``, 1 where the picture may change."""
+        """Take the picture's latents ``clean`` ``[1 or B, C, h, w]`` and ``mask`` ``[h, w]``, 1 where it may
+        change."""
         self.clean, self.mask = clean, mask
 
     def after_step(self, run: Run, index: int) -> None:
-        """See the class."""
+        """Replace what lies outside the mask."""
         kept = noised(run, self.clean.expand_as(run.latents), index + 1)
         run.latents = keep_outside(run.latents, kept, self.mask)
 
 
 class Sampling(TypedDict, total=False):
-    """Options of :meth:`LayeredDiffusionPipeline.generate` that every way of making a picture passes on."""
+    """Options of :meth:`LayeredDiffusionPipeline.generate` that all methods which make pictures pass on."""
 
     negative: str
     steps: int

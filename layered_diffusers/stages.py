@@ -1,5 +1,5 @@
-"""Build a document layer by layer: each layer without a picture is a stage, painted onto what lies behind
-it."""
+"""Build a document layer by layer: each layer without a picture is a stage, painted onto the composite of the
+layers behind it."""
 
 from __future__ import annotations
 
@@ -39,52 +39,53 @@ class Staging(TypedDict, total=False):
     """Options of :func:`generate_layers`."""
 
     seed: int
-    """Base seed, 0..2**63-1; each layer's own is derived from it and the layer's name, unless its recipe has
-    one. So to make one layer anew, or to add one, leaves the noise of the others alone."""
+    """Base seed, 0..2**63-1. Each layer's seed is derived from it and the layer's name, unless its recipe has
+    one, so that redoing or adding a layer does not change the noise of the others."""
     alpha: str
-    """``difference`` (what changed), ``mask`` (where it was allowed to), or ``transparent``: painted alone by
-    LayerDiffuse, with alpha of its own, and brought to its place. What lies at the very back is opaque all
-    the same."""
+    """Where a new layer is opaque: ``difference`` (where the picture changed), ``mask`` (where it was allowed
+    to change), or ``transparent`` (LayerDiffuse makes it alone, with alpha of its own, and it is moved to its
+    place). The layer at the very back is always opaque."""
     file: str | Path | None
-    """With ``transparent``: as :func:`layered_diffusers.transparent.generate_transparent`; so is
+    """With ``transparent``: as in :func:`layered_diffusers.transparent.generate_transparent`; the same for
     ``decoder``."""
     decoder: str | Path | None
     feather: int
-    """As :meth:`LayeredDiffusionPipeline.add_layer`; so are ``size``, ``context`` and ``blend``."""
+    """As in :meth:`LayeredDiffusionPipeline.add_layer`; the same for ``size``, ``context`` and ``blend``."""
     size: int
     context: float
     blend: str
     control: ControlNetModel | None
-    """An inpainting ControlNet, as :meth:`LayeredDiffusionPipeline.add_layer`."""
+    """An inpainting ControlNet, as in :meth:`LayeredDiffusionPipeline.add_layer`."""
     adapters: Path | None
-    """Folder of the LoRAs and embeddings that recipes name. They act on their layer's pixels only."""
+    """Folder of the LoRAs and embeddings that recipes name. They act only while their own layer is made."""
     negative: str
-    """For layers that have none of their own; this and the rest as
+    """Negative prompt of layers without their own. It and the rest are as in
     :meth:`LayeredDiffusionPipeline.generate`."""
     steps: int
     guidance: float
     methods: Sequence[Method]
     progress: Progress | None
-    """Told of the steps of all stages together."""
+    """Called with the steps of all stages counted together."""
 
 
 def generate_layers(
     pipeline: Generator, document: LayerDocument, **options: Unpack[Staging]
 ) -> LayerDocument:
-    """Make every layer that has no picture yet, back to front, each on the composite of those behind it.
+    """Generate every layer that has no picture yet, back to front, each on the composite of those behind it.
 
-    What lies at the very back is made from words alone. A layer whose box is the whole canvas, with something
-    behind it, finds its own place. Where a layer's box or mask is not, the picture stays equal to the bit.
+    The layer at the very back is made from its prompt alone. For a layer whose box is the whole canvas and
+    that has something behind it, :meth:`Generator.find_region` chooses the place. Outside a layer's box or
+    mask the picture stays exactly as it is.
 
     Args:
-        pipeline: the model.
-        document: layers with a box or mask and a prompt are made; those with a picture, and hidden ones,
+        pipeline: samples with the model.
+        document: its layers with a box or mask and a prompt are made; those with a picture, and hidden ones,
             stay.
         options: see :class:`Staging`.
 
     Raises:
-        LayeredError: a layer to be made has no prompt, lies off the canvas, or a value is out of range; the
-            layer is named.
+        LayeredError: a layer to be made has no prompt or lies off the canvas, or a value is out of range; the
+            text names the layer.
     """
     alpha, progress = options.get("alpha", ALPHAS[0]), options.pop("progress", None)
     if alpha not in ALPHAS:
@@ -92,15 +93,15 @@ def generate_layers(
     if alpha == "transparent":
         read_files(
             pipeline.model, options.get("file"), options.get("decoder")
-        )  # for its errors, before anything is sampled
+        )  # raises its errors before anything is sampled
     names = [x.name for x in document if x.image is None and x.visible]
     for name in names:
         if not document.layer(name).prompt:
             raise invalid(
                 f"layer {name!r}: prompt",
                 "",
-                "what it shows",
-                "It has no picture and is to be generated: give it words",
+                "words that say what the layer shows",
+                "The layer has no picture, so it is to be generated: give it a prompt",
             )
     seed, steps = options.get("seed", 0), options.get("steps", 25)
     costs = {name: _cost(plan_stage(document, document.layer(name), seed), steps) for name in names}
@@ -125,24 +126,24 @@ def replace_layer(
     later: bool = False,
     **options: Unpack[Staging],
 ) -> LayerDocument:
-    """Make one layer anew in its box, on what lies behind it.
+    """Generate one layer again in its box, on the composite of the layers behind it.
 
     Args:
-        pipeline: the model.
-        document: with its layers made.
-        name: of the layer.
-        prompt: new words, or None for its own.
-        later: make the layers in front of it, that have words and are not hidden, anew as well. Otherwise
+        pipeline: samples with the model.
+        document: its layers have pictures.
+        name: name of the layer.
+        prompt: new prompt, or None for the layer's own.
+        later: also generate the layers in front of it again, if they have a prompt and are visible. Otherwise
             they stay as they are.
-        options: see :class:`Staging`. To get something else for the same words, give the layer a
-            ``recipe.seed``.
+        options: see :class:`Staging`. Give the layer another ``recipe.seed`` to get another picture from the
+            same prompt.
 
     Raises:
-        LayeredError: there is no such layer (the names there are, are said), or it is hidden.
+        LayeredError: there is no such layer (the text lists the names), or it is hidden.
     """
     layer = document.layer(name)
     if not layer.visible:
-        raise invalid(f"layer {name!r}: visible", False, "True", "Show it: what is hidden is not painted")
+        raise invalid(f"layer {name!r}: visible", False, "True", "Show it: hidden layers are not generated")
     index = document.layers.index(layer)
     layers = [
         *document.layers[:index],
@@ -156,7 +157,7 @@ def replace_layer(
 
 
 def _stage(pipeline: Generator, plan: StagePlan, options: Staging) -> Layer:
-    """Make one layer's picture."""
+    """Generate one layer and return it with its picture."""
     layer, seed = plan.layer, plan.seed
     sampling: Sampling = {
         "negative": layer.negative or options.get("negative", ""),
@@ -202,13 +203,13 @@ def _cost(plan: StagePlan, steps: int) -> int:
 
 
 class _Joined:
-    """Progress of several runs after one another as one."""
+    """Joins the progress of several runs, one after the other, into one."""
 
     def __init__(self, progress: Progress | None, begun: int, total: int) -> None:
         self.progress, self.done, self.total = progress, begun, total
 
     def __call__(self, done: int, of: int) -> None:
-        """One more step of the present run is done."""
+        """Count one more step of the present run."""
         self.done += 1
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total)

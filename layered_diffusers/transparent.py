@@ -1,5 +1,5 @@
-"""Layers with transparency of their own, from words: LayerDiffuse's change of the model, and its decoder. One
-alone, or with its background."""
+"""Layers with their own transparency from prompts, alone or with their background: LayerDiffuse's change of
+the model, and its decoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from demo.world.places import TRANSPARENT
 from layered_core.document import Layer, LayerDocument
-from layered_core.errors import invalid
+from layered_core.errors import LayeredError
 from layered_core.painting.stages import into_place
 from layered_core.transparency.layer_diffuse_files import read_layer_model_file
 from layered_core.transparency.transparent_decode import check_augmentations, decode
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from layered_diffusers.generator import Generator
 
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
-"""The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that need words alone."""
+"""The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that take no
+picture."""
 
 _SEED_STEP = 2**61
-"""Between the seeds of the pictures of one scene: far from those of its neighbours."""
+"""Distance between the seeds of a scene's pictures, so large that they do not meet those of other scenes."""
 
 _OWN = {ALONE: "lora.safetensors", TOGETHER: "joint.safetensors"}
 
@@ -40,16 +41,16 @@ class Painting(TypedDict, total=False):
     """Options of :func:`generate_transparent`."""
 
     file: str | Path | None
-    """What changes the UNet to paint transparent layers, safetensors; None: the storybook's. See
-    :class:`LayerDiffuse`."""
+    """LayerDiffuse's weights, which make the UNet paint transparent layers, safetensors; None takes the
+    storybook's. See :class:`LayerDiffuse`."""
     decoder: str | Path | None
-    """What reads the transparency, safetensors, of the model's family; None: the storybook's."""
+    """The transparent decoder of the model's family, safetensors; None takes the storybook's."""
     weight: float
     """How far ``file`` changes the model, 0..2. Neutral: 0; usual: 1."""
     augmentations: int
-    """Passes of the decoder over mirrored and turned pictures: 1, 2, 4 or 8."""
+    """Passes of the decoder over mirrored and turned copies of a picture: 1, 2, 4 or 8."""
     seeds: Sequence[int] | None
-    """This and the rest as :meth:`LayeredDiffusionPipeline.generate`."""
+    """This and the rest are as in :meth:`LayeredDiffusionPipeline.generate`."""
     negative: str
     width: int | None
     height: int | None
@@ -60,17 +61,17 @@ class Painting(TypedDict, total=False):
 
 
 def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
-    """Sample a batch of layers: straight RGBA ``[B, 4, H, W]`` float32 in 0..1 on the CPU; colours go on
-    under alpha 0.
+    """Sample a batch of layers: straight RGBA ``[B, 4, H, W]``, float32 in 0..1 on the CPU. Colours are
+    continued where alpha is 0.
 
     Args:
-        pipeline: the model.
-        prompts: one a layer, each of the layer alone.
+        pipeline: samples with the model.
+        prompts: one for each layer; it describes the layer alone.
         options: see :class:`Painting`.
 
     Raises:
-        LayeredError: a file is missing or for another model, or a value is out of range; before anything is
-            sampled.
+        LayeredError: a file is missing or for another model, or a value is out of range; raised before
+            anything is sampled.
     """
     change, decoder = read_files(
         pipeline.model, options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
@@ -85,12 +86,12 @@ class Together(NamedTuple):
     """Pictures of scenes, each float32 in 0..1 on the CPU."""
 
     foreground: Tensor
-    """What is in front, straight RGBA ``[B, 4, H, W]``."""
+    """The front layer, straight RGBA ``[B, 4, H, W]``."""
     background: Tensor
-    """What is behind it, ``[B, 3, H, W]``."""
+    """The picture behind it, ``[B, 3, H, W]``."""
     blend: Tensor
-    """Both as one picture, ``[B, 3, H, W]``: the model's own, with what one does to the other (shadows,
-    light)."""
+    """The model's own picture of both, ``[B, 3, H, W]``, with the shadows and light that one throws on the
+    other."""
 
 
 def generate_together(
@@ -100,18 +101,18 @@ def generate_together(
     words: Mapping[str, str] | None = None,
     **options: Unpack[Painting],
 ) -> Together:
-    """Sample foreground, background and blend of scenes at once, each seeing the others (LayerDiffuse, arXiv
-    2402.17113 section 3.3).
+    """Sample foreground, background and blend of scenes at once; each attends to the others (LayerDiffuse,
+    arXiv 2402.17113 section 3.3).
 
     Args:
-        pipeline: the model, SD1.5 or the storybook.
-        prompts: one a scene, of all that it shows.
-        words: for ``foreground``, ``background`` or ``blend`` in place of the prompts, in every scene.
-        options: as :func:`generate_transparent`, ``seeds`` one a scene.
+        pipeline: samples with the model, SD1.5 or the storybook.
+        prompts: one for each scene; it describes the whole scene.
+        words: prompts of ``foreground``, ``background`` or ``blend`` in place of the scene's, in every scene.
+        options: as in :func:`generate_transparent`, with one of ``seeds`` for each scene.
 
     Raises:
-        LayeredError: a file is missing or for another model, or a value is out of range; before anything is
-            sampled.
+        LayeredError: a file is missing or for another model, or a value is out of range; raised before
+            anything is sampled.
     """
     files = options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
     change, decoder = read_files(pipeline.model, *files, TOGETHER, words)
@@ -129,8 +130,8 @@ def generate_together(
 
 
 def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> LayerDocument:
-    """The first scene of ``made`` as layers: ``background``, ``foreground``, and ``blend``, hidden; with
-    their words."""
+    """Return the first scene of ``made`` as a document of the layers ``background``, ``foreground`` and
+    ``blend`` (hidden), with their prompts."""
     pictures = {
         "background": functional.pad(made.background[0].permute(1, 2, 0), (0, 1), value=1.0),
         "foreground": made.foreground[0].permute(1, 2, 0),
@@ -153,16 +154,15 @@ def generate_in_place(
     size: int = 0,
     **options: Unpack[Painting],
 ) -> Tensor:
-    """One layer painted alone and brought to where it may be. See
-    :func:`layered_core.painting.stages.into_place`.
+    """Make one layer alone and move it to its region. See :func:`layered_core.painting.stages.into_place`.
 
     Args:
-        pipeline: the model.
-        prompt: of the layer alone.
-        region: ``[H, W]`` in 0..1, 1 where it may be.
-        seed: of the noise.
+        pipeline: samples with the model.
+        prompt: describes the layer alone.
+        region: ``[H, W]`` in 0..1, 1 where the layer may be.
+        seed: seed of the noise.
         size: side of the square that is sampled, pixels; 0 for the model's own.
-        options: as :func:`generate_transparent`.
+        options: as in :func:`generate_transparent`.
 
     Returns:
         Straight RGBA ``[H, W, 4]`` in 0..1 on the CPU.
@@ -184,16 +184,16 @@ def read_files(
     mode: str = ALONE,
     words: Mapping[str, str] | None = None,
 ) -> tuple[LayerDiffuse, TransparentDecoder]:
-    """What paints transparent layers and what reads them; ``mode`` and ``words`` as :class:`LayerDiffuse` has
-    them, the rest as :class:`Painting`.
+    """Read LayerDiffuse's weights and the transparent decoder; ``mode`` and ``words`` are those of
+    :class:`LayerDiffuse`, the rest those of :class:`Painting`.
 
     Raises:
-        LayeredError: only one is given, or one is missing, broken or for another model.
+        LayeredError: only one of the two files is given, or one is missing, broken or for another model.
     """
     if (file is None) != (decoder is None):
-        fix = "The file and the decoder belong together: give both, or neither for the storybook's"
-        raise invalid(
-            "file and decoder", [str(x) for x in (file, decoder) if x is not None], "two files", fix
+        raise LayeredError(
+            f"The file and the decoder belong together, but only {str(file or decoder)!r} is given. Give both, or "
+            f"neither of them to use the storybook's"
         )
     path = Path(decoder or TRANSPARENT / "decoder.safetensors")
     network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
@@ -203,7 +203,7 @@ def read_files(
 def read_transparency(
     model: StableDiffusion, decoder: TransparentDecoder, latents: Tensor, augmentations: int = 8
 ) -> Tensor:
-    """Latents ``[B, C, h, w]`` in the UNet's scale to straight RGBA ``[B, 4, 8 h, 8 w]`` float32 in 0..1 on
-    the CPU."""
+    """Decode latents ``[B, C, h, w]`` in the UNet's scale to straight RGBA ``[B, 4, 8 h, 8 w]``, float32 in
+    0..1 on the CPU."""
     inside = vae.in_vae_space(model, latents).float()
     return decode(decoder.to(latents.device), vae.decode(model, latents), inside, augmentations=augmentations)

@@ -1,15 +1,15 @@
-"""Suites that need a ComfyUI or a browser are skipped without one; the last lines of the run say so,
-loudly."""
+"""Skip the suites that need a ComfyUI or a browser if there is none, and list them in the last lines of the
+run."""
 
 import sys
 
 import pytest
 
 SKIPPED: list[str] = []
-"""What could not run, and why."""
+"""The skipped suites, each with its reason."""
 
 COULD_NOT_START: dict[str, str] = {}
-"""What is installed and did not start, with the end of its log. The run fails, once for each."""
+"""Installed programs that did not start, each with the end of its log. Each makes the run fail once."""
 
 TRIED_ON: set[str] = set()
 """The installs of ComfyUI that tests ran on, for the closing lines."""
@@ -17,7 +17,7 @@ TRIED_ON: set[str] = set()
 
 @pytest.fixture(scope="session")
 def skip_suite():
-    """``skip_suite(suite, why)``: skip the test, and tell of the suite at the end."""
+    """Return ``skip_suite(suite, why)``, which skips the test and lists the suite at the end of the run."""
 
     def skip(suite, why):
         line = f"{suite} ({why})"
@@ -30,8 +30,8 @@ def skip_suite():
 
 @pytest.fixture(scope="session")
 def could_not_start():
-    """``could_not_start(what, log)``: skip the test, and let the whole run fail and show the log once, at its
-    end."""
+    """Return ``could_not_start(what, log)``, which skips the test, and at the end of the run shows the log
+    once and makes the run fail."""
 
     def stop(what, log):
         COULD_NOT_START.setdefault(what, log[-4000:])
@@ -42,7 +42,7 @@ def could_not_start():
 
 @pytest.fixture(scope="session")
 def tried_on():
-    """``tried_on(line)``: name, at the end of the run, the install that tests ran on."""
+    """Return ``tried_on(line)``, which names, at the end of the run, the install on which tests ran."""
     return TRIED_ON.add
 
 

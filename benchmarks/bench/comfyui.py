@@ -1,5 +1,5 @@
-"""The bench through a real ComfyUI: the same scenes, weights, steps, sampler and seeds, by core's nodes and
-the pack's in one process."""
+"""Run suites in a real ComfyUI: ComfyUI's own nodes and the pack's make the same scenes in one process, with
+the same weights, steps, sampler and seeds."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 
 def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> Iterator[dict[str, Any]]:
-    """Make the pictures of all batches in one ComfyUI, judge them here."""
+    """Make the pictures of all batches in one ComfyUI process and yield their records, judged in this one."""
     if find_model(worker.settings.model) != STORYBOOK:
         raise invalid(
             "--model",
             str(worker.settings.model),
-            "the shipped one, which is what Load Demo Model loads in ComfyUI",
+            "the shipped model",
+            "Suites in ComfyUI use the node Load Demo Model: leave --model out",
         )
     folder, python = require_host()
     with tempfile.TemporaryDirectory(prefix="layered_bench_") as scratch:
@@ -59,7 +60,7 @@ def measured(worker: Worker, batches: Sequence[tuple[Row, Sequence[int]]]) -> It
 def _ask(
     host: subprocess.Popen[str], worker: Worker, row: Row, scenes: Sequence[int], scratch: Path, log: Path
 ) -> tuple[Tensor, float]:
-    """Send one job, wait for its answer."""
+    """Send one job to ComfyUI and return its pictures and the seconds a picture took."""
     cases = [worker.cases[i] for i in scenes]
     job = {
         "method": row.method, "parameters": row.parameters, "seeds": list(scenes),
@@ -86,11 +87,11 @@ def _ask(
         line = ""
     if not line:
         time.sleep(0.2)
-        raise LayeredError(f"ComfyUI stopped: {log.read_text()[-600:]}")
-    said = json.loads(line)
-    if "error" in said:
-        raise LayeredError(f"ComfyUI: {said['error']}")
-    return load_file(job["out"])["pictures"], float(said["seconds"])
+        raise LayeredError(f"ComfyUI stopped. The end of its log: {log.read_text()[-600:]}")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise LayeredError(f"ComfyUI: {answer['error']}")
+    return load_file(job["out"])["pictures"], float(answer["seconds"])
 
 
 def _entry(case: Case) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``layered bench``: run suites, write their reports, print tables or JSON."""
+"""Run suites for ``layered bench``, write their reports, and print tables and JSON."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from benchmarks.hosts.find import find_host, require_host
 
 
 def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
-    """Run the suites called ``names``, or all for ``["all"]``.
+    """Run the suites called ``names``, or all for ``["all"]``, and print each table.
 
-    Prints each table; with ``as_json`` a last line ``{method: {metric: {mean, low, high, n}}}``, by suite
-    where there are several.
+    With ``as_json`` a last line follows: ``{method: {metric: {mean, low, high, n}}}``, and around it the
+    names of the suites if there are several.
 
     Raises:
-        LayeredError: what is wrong with a suite, a results file or the model; before anything is sampled
-            where it can be known.
+        LayeredError: a suite, a results file or the model is missing or broken; raised before anything is
+            sampled where that can be known.
     """
     suites = [read_suite(name) for name in (suite_names() if list(names) == ["all"] else names)]
     if any(s.host == "comfyui" for s in suites):
         if list(names) == ["all"] and isinstance(missing := find_host(), str):
-            sys.stderr.write(f"layered: {missing}: its suites are left out\n")
+            sys.stderr.write(f"layered: {missing}. The suites that need ComfyUI are left out\n")
             suites = [s for s in suites if s.host != "comfyui"]
         else:
             require_host()

@@ -1,4 +1,4 @@
-"""The methods of the bench that run in ComfyUI, by name: read from their script without importing it."""
+"""Check the methods of the bench that run in ComfyUI. Their script is parsed, not imported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ HOST = Path(__file__).parents[1] / "hosts" / "comfyui_host.py"
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
-    """As ``methods.check_method``, for the methods of ``comfyui_host.py``, which only ComfyUI's python can
-    import: read without importing."""
+    """Raise :class:`LayeredError` unless ``comfyui_host.py`` has a method of that name that takes those
+    parameters. Only ComfyUI's python can import that script, so it is parsed."""
     functions = {
         f.name: [a.arg for a in f.args.args][1:]
         for f in ast.parse(HOST.read_text(encoding="utf-8")).body

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals (Efron 1979, percentile method), and differences of paired answers."""
+"""Means with bootstrap intervals (Efron 1979, percentile method), and paired differences."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A figure and what chance alone could have made of it."""
+    """A figure with its 95 % interval."""
 
     mean: float
     low: float
-    """2.5 % point."""
+    """2.5 % point of the resamples."""
     high: float
-    """97.5 % point."""
+    """97.5 % point of the resamples."""
     n: int
-    """Scenes it is counted from."""
+    """Number of scenes that it is computed from."""
 
 
 def resamples(count: int, draws: int, seed: int = 0) -> np.ndarray:
-    """Indices of ``draws`` samples of ``count`` with replacement, ``[draws, count]``; the same for every
-    figure, so that differences are paired."""
+    """Draw ``draws`` samples of ``count`` indices with replacement, ``[draws, count]``. All figures use the
+    same ones, so that differences are paired."""
     return np.random.default_rng(seed).integers(count, size=(draws, count))
 
 
 def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
-    """Mean of the values that are numbers, with its 95 % interval."""
+    """Return the mean of the values that are not NaN, with its 95 % interval."""
     kept = np.array([v for v in values if v == v], dtype=float)
     if not len(kept):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
@@ -37,25 +37,26 @@ def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
 
 
 def paired_interval(values: Sequence[float], baseline: Sequence[float], draws: int = 2000) -> Interval:
-    """Mean of ``values - baseline`` over the scenes where both are numbers, with its 95 % interval."""
+    """Return the mean of ``values - baseline`` over the scenes where neither is NaN, with its 95 %
+    interval."""
     return mean_interval([v - b for v, b in zip(values, baseline, strict=True)], draws)
 
 
 def set_interval(
     figure: Callable[[Sequence[int]], float], count: int, draws: int = 200, most: float = float("inf")
 ) -> tuple[Interval, np.ndarray]:
-    """A figure of a whole set of scenes, with its 95 % interval.
+    """Compute a figure of a whole set of scenes, with its 95 % interval.
 
-    Resamples repeat scenes, which moves some figures (a Fréchet distance grows): the interval is moved back
-    so that its median is the figure.
+    Resamples contain scenes more than once, which shifts some figures (a Fréchet distance grows). The
+    interval is shifted back, so that its median is the figure.
 
     Args:
-        figure: from the indices of scenes (which may repeat) to a number.
+        figure: maps the indices of scenes (which may repeat) to a number.
         count: number of scenes.
-        most: the figure lies in 0..``most``.
+        most: greatest possible value; the figure lies in 0..``most``.
 
     Returns:
-        the interval, and the figure of every resample, moved likewise, for differences.
+        the interval, and the figure of every resample, shifted in the same way, for differences.
     """
     mean = figure(range(count))
     drawn = np.array([figure(list(map(int, indices))) for indices in resamples(count, draws)])

@@ -1,4 +1,4 @@
-"""From a picture to figures: the judge looks, ``layered_core.metrics.picture_metrics`` counts."""
+"""Compute the figures of pictures: the judge finds the objects, ``layered_core.metrics`` compares them."""
 
 from __future__ import annotations
 
@@ -71,28 +71,28 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "frechet": ("Fréchet distance to drawn scenes in the judge's features", False),
     "time": ("seconds a picture over the baseline's", False),
 }
-"""Every figure: what it is, and whether more is better (None: neither)."""
+"""Every figure: its meaning, and whether more is better (None: neither)."""
 
 
 PRESENT = 0.4
-"""Least alpha that counts as the object: glass has 0.5 inside, a halo less than 0.4."""
+"""Least alpha that counts as part of the object: glass has 0.5 inside, a halo less than 0.4."""
 
 AWAY = 8
-"""Pixels around the object that do not count as background."""
+"""Width of the margin around the object that does not count as background, pixels."""
 
 
 class Sight(NamedTuple):
-    """What the judge sees in one picture."""
+    """The judge's results for one picture."""
 
     verdict: Verdict
     scores: Tensor
     """Confidence in each object of the verdict: the mean probability of its class over its mask, ``[D]``."""
     features: Tensor
-    """Features of the judge's last stage, means of 16 cells, ``[16, C]``."""
+    """Features of the judge's last stage, averaged over each of 16 cells, ``[16, C]``."""
 
 
 class Examiner:
-    """The judge, the harmony classifier, and a CLIP if one is given."""
+    """Examines pictures with the judge, the harmony classifier, and a CLIP model if one is given."""
 
     def __init__(self, model: Path, clip: Path | None = None) -> None:
         self.judge = Judge.load(_weights(model, "judge"))
@@ -121,10 +121,10 @@ class Examiner:
         return sights
 
     def examine(self, cases: Sequence[Case], pictures: Tensor) -> list[dict[str, Any]]:
-        """Everything that is kept of each picture: ``figures``, and what the figures of a whole set are
-        counted from.
+        """Return a record of each picture: its ``figures``, and the ``matches`` and ``features`` from which
+        the figures of a whole set are computed.
 
-        Layers, ``[B, 4, H, W]``, are looked at on their cases' landscapes.
+        Layers, ``[B, 4, H, W]``, are judged on their cases' landscapes.
         """
         records = []
         layers = pictures if pictures.shape[1] == 4 else None
@@ -160,7 +160,7 @@ class Examiner:
 
 
 def reference_features(examiner: Examiner, count: int = 192) -> Tensor:
-    """Features of drawn scenes that no method is asked for, ``[16 count, C]``."""
+    """Return the features of drawn scenes that no method has to make, ``[16 count, C]``."""
     features = []
     cases = layout_cases(count, first=REFERENCE)
     for start in range(0, count, 32):
@@ -170,7 +170,7 @@ def reference_features(examiner: Examiner, count: int = 192) -> Tensor:
 
 
 def layout_figures(case: Case, sight: Sight) -> dict[str, float]:
-    """Which objects are where, in which colours; means over the layers."""
+    """Compute how well the objects' places, kinds and colours agree with the scene; means over the layers."""
     verdict = sight.verdict
     masks = nn.functional.avg_pool2d(case.masks[None], 2)[0]
     hard = masks > 0.5
@@ -206,7 +206,7 @@ def layout_figures(case: Case, sight: Sight) -> dict[str, float]:
 
 
 def fidelity_figures(case: Case, picture: Tensor) -> dict[str, float]:
-    """How much of the objects is left, against the scene drawn as one."""
+    """Compute how much of the objects' look is kept, compared with the scene drawn as one."""
     inside = case.masks.sum(0)
     around = nn.functional.max_pool2d(inside[None, None], 7, 1, 3)[0, 0] > 0
     edges = [(gradient(p) > 0.1) & around for p in (picture, case.picture)]
@@ -217,14 +217,15 @@ def fidelity_figures(case: Case, picture: Tensor) -> dict[str, float]:
 
 
 def control_figures(case: Case, picture: Tensor) -> dict[str, float]:
-    """Whether a ControlNet's hint is kept: where a layer is under control, and where it is not."""
+    """Compute how well a picture follows a ControlNet's hint: where a layer is under control, and
+    elsewhere."""
     found, inside = canny(picture), case.around_first
     wholes = {"canny": torch.ones_like(inside), "canny_inside": inside, "canny_outside": ~inside}
     return {name: edge_f1(found & part, case.edges & part, 2) for name, part in wholes.items()}
 
 
 def redo_figures(case: Case, picture: Tensor, sight: Sight) -> dict[str, float]:
-    """What changed and what did not; nothing for a scene without a picture before."""
+    """Compute what changed and what stayed in a picture that was to be changed; empty for other scenes."""
     if case.changed is None:
         return {}
     mask = case.change_mask
@@ -246,15 +247,16 @@ def redo_figures(case: Case, picture: Tensor, sight: Sight) -> dict[str, float]:
 
 
 def laid_on(layer: Tensor, backdrop: Tensor) -> Tensor:
-    """A straight RGBA layer ``[4, H, W]`` over a picture ``[3, H, W]``."""
+    """Composite a straight RGBA layer ``[4, H, W]`` over a picture ``[3, H, W]``."""
     return layer[:3] * layer[3:] + backdrop * (1 - layer[3:])
 
 
 def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, float]:
-    """How good a transparent layer ``[4, H, W]`` is, of which the judge saw ``verdict`` on a landscape.
+    """Compute the figures of a transparent layer ``[4, H, W]``; ``verdict`` is the judge's on a landscape.
 
-    The object is where the judge sees it, alpha where it is at least :data:`PRESENT`, and away is more than
-    :data:`AWAY` pixels off. Without the right object only the first two say something.
+    The object is taken to be where the judge finds it, and alpha to cover where it is at least
+    :data:`PRESENT`; the background begins more than :data:`AWAY` pixels from the object. Without the right
+    object the last two figures are NaN.
     """
     (thing,), alpha = case.things, layer[3]
     seen = seen_mask(verdict, thing, alpha)
@@ -275,23 +277,24 @@ def layer_figures(case: Case, layer: Tensor, verdict: Verdict) -> dict[str, floa
 
 
 def seen_mask(verdict: Verdict, thing: Thing, like: Tensor) -> Tensor | None:
-    """Where the judge sees a thing, bool of the size of ``like`` ``[H, W]``; None where it does not."""
+    """Return the judge's mask of ``thing``, bool of the size of ``like`` ``[H, W]``; None if it was not
+    found."""
     mask = next((f.mask for f in verdict.objects if f.thing == (thing.colour, thing.kind)), None)
     return None if mask is None else full_size(mask, like)
 
 
 def full_size(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask of the judge's, bool of the size of ``like`` ``[H, W]``."""
+    """Enlarge a mask of the judge's to the size of ``like`` ``[H, W]``, bool."""
     return nn.functional.interpolate(mask[None, None].float(), like.shape)[0, 0] > 0
 
 
 def around(mask: Tensor) -> Tensor:
-    """A bool mask ``[H, W]`` and what is up to :data:`AWAY` pixels off."""
+    """Return a bool mask ``[H, W]`` widened by :data:`AWAY` pixels."""
     return nn.functional.max_pool2d(mask[None, None].float(), 2 * AWAY + 1, 1, AWAY)[0, 0] > 0
 
 
 def detections(case: Case, sight: Sight) -> Matches:
-    """The judge's objects against the scene's, for average precision by masks."""
+    """Match the judge's objects with the scene's, for average precision by masks."""
     hard = nn.functional.avg_pool2d(case.masks[None], 2)[0] > 0.5
     found = sight.verdict.objects
     ious = (
@@ -306,7 +309,8 @@ def detections(case: Case, sight: Sight) -> Matches:
 
 
 def label_maps(verdict: Verdict) -> tuple[Tensor, Tensor]:
-    """What is seen per pixel, int ``[64, 64]`` each: kinds and colours, from 1; 0 for no object."""
+    """Return the kinds and the colours that the judge found per pixel, int ``[64, 64]`` each, counted from 1;
+    0 for no object."""
     kinds, colours = torch.zeros(2, 64, 64, dtype=torch.int64)
     for found in verdict.objects:
         kinds[found.mask], colours[found.mask] = (
@@ -317,7 +321,7 @@ def label_maps(verdict: Verdict) -> tuple[Tensor, Tensor]:
 
 
 def words_vector(words: str) -> Tensor:
-    """How often a caption names each coloured object and each landscape, ``[42]``."""
+    """Count how often a caption names each coloured object and each landscape, ``[42]``."""
     vector = torch.zeros(len(_COLOURS) * len(_KINDS) + len(_PLACES))
     colour = ""
     for word in words.replace(",", " ").split():
@@ -331,7 +335,7 @@ def words_vector(words: str) -> Tensor:
 
 
 def seen_vector(verdict: Verdict) -> Tensor:
-    """How often each coloured object and each landscape is seen, ``[42]``."""
+    """Count how often the judge found each coloured object and each landscape, ``[42]``."""
     vector = torch.zeros(len(_COLOURS) * len(_KINDS) + len(_PLACES))
     for found in verdict.objects:
         vector[_label(found.colour, found.kind)] += 1
@@ -340,13 +344,13 @@ def seen_vector(verdict: Verdict) -> Tensor:
 
 
 class _Clip:
-    """Any CLIP in the transformers layout."""
+    """Any CLIP model in the transformers layout."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
         if not folder.is_dir():
-            raise invalid("--clip", str(folder), "a folder with a CLIPModel in the transformers layout")
+            raise invalid("--clip", str(folder), "the folder of a CLIPModel in the transformers layout")
         try:
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
@@ -367,14 +371,14 @@ class _Clip:
 
 
 def _weights(model: Path, name: str) -> Path:
-    """The file of a judging network: the model's own, else the shipped one's."""
+    """Return the weights of a judging network: the model's own if it has them, else the shipped ones."""
     from demo.world.places import MODEL
 
     for folder in (model, MODEL):
         if (folder / "judge" / f"{name}.safetensors").is_file():
             return folder / "judge" / f"{name}.safetensors"
     raise LayeredError(
-        f"weights of the judge '{MODEL}/judge/{name}.safetensors' are missing. Restore them with 'git "
+        f"the judge's weights '{MODEL}/judge/{name}.safetensors' are missing. Restore them with 'git "
         f"checkout -- demo/model'"
     )
 
@@ -384,10 +388,10 @@ def _label(colour: str, kind: str) -> int:
 
 
 def _best(ious: Tensor) -> float:
-    """Mean over the wanted ones of the best IoU."""
+    """Return the mean over the wanted objects of their best IoU."""
     return float(ious.amax(0).mean()) if len(ious) else 0.0
 
 
 def _leak(masks: Tensor, found: Tensor, wanted: Tensor) -> float:
-    """Mean leakage of the layers of which something is found; NaN with none."""
+    """Return the mean leakage of the layers of which something was found; NaN if there are none."""
     return float(leakage(found == wanted[:, None, None], masks, wanted[:, None] == wanted).nanmean())

@@ -1,9 +1,9 @@
-"""The methods that a suite can name. Each makes one picture a scene, ``[B, 3, H, W]`` in 0..1 (a layer
-``[B, 4, H, W]``), all of a batch at once.
+"""The methods that a suite can name. Each makes one picture for each scene of a batch, ``[B, 3, H, W]`` in
+0..1, or one layer, ``[B, 4, H, W]``.
 
-A method takes the pipeline, the scenes, and by keyword ``seeds`` (one a scene), ``steps`` and ``guidance``;
-what else it takes by keyword are its parameters in a suite. To add one, write a function here and put
-``@method`` over it.
+A method takes the pipeline, the scenes, and as keywords ``seeds`` (one for each scene), ``steps`` and
+``guidance``; its other keywords are the parameters that a suite can set. To add a method, write a function
+here and put ``@method`` over it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def check_method(where: str, name: object, parameters: Mapping[str, object]) -> 
             )
 
 
-# --- what there is without a method ---
+# --- pictures without a model ---
 
 
 @method
@@ -70,7 +70,7 @@ def native(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The scene as drawn: the judge's own ceiling."""
+    """Return the scene as drawn: no method can get better figures from the judge."""
     return torch.stack([s.picture for s in scenes])
 
 
@@ -83,7 +83,7 @@ def native_through_vae(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The scene as drawn, encoded and decoded: the ceiling of anything the model makes."""
+    """Return the scene as drawn, encoded and decoded: the best that the model could make."""
     return pipeline.decode(pipeline.encode(torch.stack([s.picture for s in scenes])))
 
 
@@ -96,7 +96,7 @@ def pasted_composite(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The composite of the collage, no model: layout right, harmony wrong."""
+    """Return the composite of the collage, without a model: its layout is right, its harmony wrong."""
     return torch.stack([s.start for s in scenes])
 
 
@@ -109,7 +109,7 @@ def picture_before(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The picture that is to be changed, unchanged."""
+    """Return the picture that is to be changed, unchanged."""
     return torch.stack([s.picture_before for s in scenes])
 
 
@@ -125,7 +125,7 @@ def plain_prompt(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The caption alone."""
+    """Generate from the caption alone."""
     return pipeline.generate([s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance)
 
 
@@ -139,7 +139,7 @@ def global_sdedit(
     guidance: float,
     strength: float,
 ) -> Tensor:
-    """The collage's composite noised to ``strength`` and redrawn with the caption (SDEdit, arXiv
+    """Add noise to the collage's composite up to ``strength`` and redraw it with the caption (SDEdit, arXiv
     2108.01073)."""
     start = torch.stack([s.start for s in scenes])
     return pipeline.generate(
@@ -147,7 +147,7 @@ def global_sdedit(
     )
 
 
-# --- regions with words, from elsewhere ---
+# --- regions with words, by methods of others ---
 
 
 @method
@@ -160,11 +160,11 @@ def multidiffusion(
     guidance: float,
     bootstrapping: float = 0.4,
 ) -> Tensor:
-    """One denoising a region, averaged by hard masks at every step (Bar-Tal et al., arXiv 2302.08113,
-    region-based).
+    """Denoise every region by itself and average by hard masks at every step (Bar-Tal et al., arXiv
+    2302.08113, region-based).
 
-    ``bootstrapping``: share of the steps in which a foreground region sees a plain colour around itself; the
-    authors' 20 of 50.
+    ``bootstrapping``: share of the steps in which a foreground region has a plain colour around itself; the
+    authors use 20 of 50 steps.
     """
     rows = region_rows(scenes, seeds, base=False)
     fusion = RegionFusion(rows, pipeline, hard=True, bootstrapping=round(bootstrapping * steps))
@@ -181,8 +181,8 @@ def prediction_blending(
     guidance: float,
     strength: float = 1.0,
 ) -> Tensor:
-    """What ComfyUI's ConditioningSetMask and Combine do: the caption everywhere and each region's words on
-    top, predictions averaged.
+    """Average predictions as ComfyUI's ConditioningSetMask and Combine do: of the caption everywhere and of
+    each region's words inside the region.
 
     ``strength``: weight of a region against the caption.
     """
@@ -204,7 +204,7 @@ def redo_sdedit(
     guidance: float,
     strength: float,
 ) -> Tensor:
-    """The whole picture noised to ``strength`` and redrawn with the new caption."""
+    """Add noise to the whole picture up to ``strength`` and redraw it with the new caption."""
     start = torch.stack([s.picture_before for s in scenes])
     return pipeline.generate(
         [s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength
@@ -221,8 +221,8 @@ def redo_latents(
     guidance: float,
     strength: float = 1.0,
 ) -> Tensor:
-    """Blended latent diffusion inside the mask and nothing more (arXiv 2206.02779): all pixels went through
-    the VAE."""
+    """Blended latent diffusion inside the mask without pasting back (arXiv 2206.02779): all pixels pass
+    through the VAE."""
     before = torch.stack([s.picture_before for s in scenes])
     cells = torch.stack([pipeline.latent_mask(s.change_mask) for s in scenes])[:, None]
     words = [s.things[s.changed].words for s in scenes if s.changed is not None]
@@ -245,8 +245,8 @@ def redo_repaint(
     size: int = 0,
     blend: str = "gradient",
 ) -> Tensor:
-    """``LayeredDiffusionPipeline.add_layer`` inside the mask; ``strength``, ``feather``, ``size`` and
-    ``blend`` are its own."""
+    """Repaint the mask as ``LayeredDiffusionPipeline.add_layer`` does; ``strength``, ``feather``, ``size``
+    and ``blend`` are that method's."""
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
         assert scene.changed is not None
@@ -277,10 +277,10 @@ def layer_noise(
     threshold: str = "absolute",
     attention: str | None = None,
 ) -> Tensor:
-    """The collage through ``LayeredDiffusionPipeline.harmonize``: how far ``objects`` and ``landscape`` may
-    change, 0 to 1.
+    """Harmonise the collage by ``LayeredDiffusionPipeline.harmonize``; ``objects`` and ``landscape`` say how
+    far each may change, 0 to 1.
 
-    ``attention``: a mode of :func:`regional_prompts` besides.
+    ``attention``: a mode of :func:`regional_prompts` to use as well.
     """
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
@@ -315,11 +315,12 @@ def regional_prompts(
     strength: float = 1.0,
     settings: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Each layer's words act where the layer is seen, in one pass of the model: ``RegionalPrompts``.
+    """Make each layer's words act where the layer is visible, in one pass of the model: ``RegionalPrompts``.
 
-    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: every
-    layer's strengths. ``strength`` below 1: from the collage's composite, as :func:`global_sdedit`.
-    ``settings``: other fields of ``layered_core.attention.regional_attention.Settings``.
+    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: the
+    strengths of every layer. ``strength`` below 1: start from the collage's composite, as
+    :func:`global_sdedit`.
+    ``settings``: other fields of ``layered_core.attention.regional_plan.Settings``.
     """
     documents = []
     for scene in scenes:
@@ -348,10 +349,11 @@ def masked_control(
     where: str = "everywhere",
     mode: str = "balanced",
 ) -> Tensor:
-    """The edges of the scene drawn as one through the storybook's ControlNet: ``MaskedControl``.
+    """Control the picture by the edges of the scene drawn as one, with the storybook's ControlNet:
+    ``MaskedControl``.
 
-    ``where`` it acts: ``everywhere``, or in the ``first`` object alone (the hint shows the whole scene), or
-    ``drawn``: there too, the hint drawn from that layer as a user's would be.
+    ``where``: the control acts ``everywhere``, or in the ``first`` object alone. With ``drawn`` it acts in
+    the first object too, but the hint is drawn from that layer alone, as a user's would be.
     """
     if where not in ("everywhere", "first", "drawn"):
         raise invalid("where", where, "everywhere, first, drawn")
@@ -387,11 +389,11 @@ def stages(
     feather: int = 8,
     size: int = 0,
 ) -> Tensor:
-    """The background from its words, then one object after another, by
+    """Make the background from its words, then one object after another, by
     ``LayeredDiffusionPipeline.generate_layers``.
 
     ``masks``: ``boxes`` around the objects as a user would draw them, or their exact ``outlines``.
-    ``feather`` and ``size`` as there.
+    ``feather`` and ``size`` are those of ``generate_layers``.
     """
     if masks not in ("boxes", "outlines"):
         raise invalid("masks", masks, "boxes, outlines")
@@ -423,7 +425,7 @@ def drawn_layer(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The object as drawn, RGBA: the judge's own ceiling."""
+    """Return the object as drawn, RGBA: no method can get better figures from the judge."""
     return torch.stack([s.sprite for s in scenes])
 
 
@@ -438,7 +440,7 @@ def transparent_layer(
     weight: float = 1.0,
     augmentations: int = 8,
 ) -> Tensor:
-    """The object alone from its words, RGBA, by ``LayeredDiffusionPipeline.generate_transparent``."""
+    """Make the object alone from its words, RGBA, by ``LayeredDiffusionPipeline.generate_transparent``."""
     words = [s.things[0].words for s in scenes]
     return pipeline.generate_transparent(
         words, seeds=seeds, steps=steps, guidance=guidance, weight=weight, augmentations=augmentations
@@ -454,8 +456,8 @@ def cut_out(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The whole picture from its caption, cut out along the mask of a segmenter, RGBA. The segmenter is the
-    judge itself, which flatters."""
+    """Make the whole picture from its caption and cut the object out along a segmenter's mask, RGBA. The
+    segmenter is the judge itself, so the figures are too good."""
     pictures = plain_prompt(pipeline, scenes, seeds=seeds, steps=steps, guidance=guidance)
     layers = []
     for scene, picture, verdict in zip(scenes, pictures, Judge.load().look(pictures), strict=True):
@@ -478,8 +480,8 @@ def difference_matte(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """The landscape from its words, then the object painted into its box, and what changed there as RGBA: the
-    second layer of :func:`stages`."""
+    """Make the landscape from its words, paint the object into its box, and return as RGBA what changed
+    there: the second layer of :func:`stages`."""
     layers = []
     for scene, seed in zip(scenes, seeds, strict=True):
         size = scene.scene.size

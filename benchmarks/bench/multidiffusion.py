@@ -1,5 +1,5 @@
-"""Regions by blending whole predictions: the ways that every region costs a pass of the model. Baselines, not
-part of the package."""
+"""Regions by blending whole predictions: baselines in which every region needs a pass of the model. They are
+not part of the package."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from layered_diffusers.sampling import Method, Run
 
 
 class Rows(NamedTuple):
-    """The passes that a batch of pictures takes: for every picture one for the whole or its background, then
-    one an object."""
+    """The rows of a batch: for every picture one row for the whole or the background, then one row for each
+    object."""
 
     prompts: list[str]
     seeds: list[int]
-    """A picture's own, in all of its rows: they begin as one."""
+    """Seeds of the rows; all rows of a picture have the picture's seed, so that they start from one noise."""
     picture: list[int]
-    """Which picture the row belongs to, rising."""
+    """Index of the row's picture, ascending."""
     masks: Tensor
-    """Where the row counts, ``[R, H, W]``; for the first row of a picture everywhere."""
+    """Mask of the row's region, ``[R, H, W]``; all ones for the first row of a picture."""
     first: list[bool]
-    """Whether it is the first row of its picture."""
+    """Whether the row is the first one of its picture."""
 
 
 def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Rows:
-    """Rows of ``scenes``: the whole caption (``base``) or the background's words, then the bare objects."""
+    """Return the rows of ``scenes``: the whole caption (``base``) or the background's words, then the
+    objects."""
     rows = Rows([], [], [], torch.empty(0), [])
     masks = []
     for index, (scene, seed) in enumerate(zip(scenes, seeds, strict=True)):
@@ -45,17 +46,17 @@ def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Row
 
 
 class RegionFusion(Method):
-    """After each step, the rows of a picture become their average, weighted by masks.
+    """Replace the rows of a picture after each step by their average, weighted by masks.
 
-    As a step is linear, and the rows of a picture draw the same fresh noise, this is the same as averaging
-    the predictions. Two known methods:
+    Because a step is linear, and the rows of a picture draw the same fresh noise, this equals averaging the
+    predictions. It covers two known methods:
 
     * ``hard``: MultiDiffusion (Bar-Tal et al., arXiv 2302.08113; github omerbt/MultiDiffusion
-      ``region_based.py``): masks cut at one half, the first row has what no other covers; for the first
-      ``bootstrapping`` steps the objects' rows see, outside their masks, a plain random colour at the step's
-      noise.
-    * soft: the first row counts 1 everywhere, the others ``strength`` times their mask, as ComfyUI averages
-      conditionings with masks.
+      ``region_based.py``): masks are cut at one half and the first row fills the places that no other covers.
+      For the first ``bootstrapping`` steps the objects' rows get a plain random colour, at the step's noise
+      level, outside their masks.
+    * soft: the first row has weight 1 everywhere, the others ``strength`` times their mask, as ComfyUI
+      averages conditionings with masks.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class RegionFusion(Method):
         self.generator = torch.Generator().manual_seed(rows.seeds[0])
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """See the class."""
+        """Encode the plain colours, if any step needs them."""
         if self.bootstrapping:
             colours = torch.rand(16, 3, 1, 1, generator=self.generator)
             side = run.latents.shape[-1] * self.pipeline.scale, run.latents.shape[-2] * self.pipeline.scale
             self.plain = self.pipeline.encode(colours.expand(-1, -1, side[1], side[0]))
 
     def before_step(self, run: Run, index: int) -> None:
-        """Put plain colours around the objects while bootstrapping."""
+        """Put plain colours around the objects in the first ``bootstrapping`` steps."""
         if index < self.bootstrapping:
             chosen = torch.randint(len(self.plain), (len(run.latents),), generator=self.generator)
             noisy = run.scheduler.add_noise(
@@ -98,11 +99,11 @@ class RegionFusion(Method):
             run.latents = torch.where(outside, noisy, run.latents)
 
     def after_step(self, run: Run, index: int) -> None:
-        """Average; after the last step one row a picture is left."""
+        """Average the rows; after the last step keep one row for each picture."""
         fused = self._sum(self.weights * run.latents) / self._sum(self.weights)
         run.latents = fused if index == len(run.timesteps) - 1 else fused[self.picture]
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Sum the rows of each picture."""
+        """Return the sum over the rows of each picture."""
         out = values.new_zeros(int(self.picture[-1]) + 1, *values.shape[1:])
         return out.index_add_(0, self.picture, values)

@@ -1,5 +1,5 @@
-"""What a run of the bench has measured so far, a line of JSON a picture, so that an interrupted run goes
-on."""
+"""The results file of a run of the bench: a line of JSON for each picture, from which an interrupted run
+continues."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from layered_core.errors import LayeredError
 from layered_diffusers.models.loading import find_model
 
 SHOWN = 6
-"""Scenes of which the pictures are kept for the grid."""
+"""Number of scenes whose pictures are kept for the grid."""
 
 
 class Records:
-    """The results file of a suite: a header, then a line a scene and method."""
+    """The results file of a suite: a header, then a line for each scene and method."""
 
     def __init__(self, suite: Suite, settings: Settings) -> None:
         self.path = settings.out / f"{suite.name}.jsonl"
@@ -52,20 +52,20 @@ class Records:
         except OSError as error:
             what = error.strerror or str(error)
             raise LayeredError(
-                f"results folder {str(settings.out)!r} cannot be written: {what}. Give another with --out"
+                f"results folder {str(settings.out)!r} cannot be written: {what}. Give another folder with --out"
             ) from None
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record, on disk at once."""
+        """Keep a record and write it to disk at once."""
         self.lines[record["key"], record["scene"]] = record
         self._write(record)
 
     def has(self, row: Row, scene: int) -> bool:
-        """Whether that is measured."""
+        """Whether that scene is measured by that method."""
         return (row.key, scene) in self.lines
 
     def of(self, scenes: Sequence[int]) -> list[dict[str, Any]]:
-        """The records of the suite's rows, under their present names."""
+        """Return the records of the suite's rows for some scenes, under the rows' present names."""
         return [{**self.lines[row.key, i], "name": row.name} for row in self.suite.rows for i in scenes]
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Records:
                     self.lines[entry["key"], int(entry["scene"])] = entry
                     entry["figures"], entry["matches"], entry["features"], entry["seconds"]
             except (ValueError, KeyError, TypeError):
-                fix = "Delete that line (its scene is measured again), or start anew with --fresh"
+                fix = "Delete that line (its scene is measured again), or start again with --fresh"
                 raise LayeredError(
                     f"results file {str(self.path)!r}, line {number}, is broken. {fix}"
                 ) from None
@@ -94,10 +94,10 @@ class Records:
                 other = ", ".join(
                     f"{k} {entry.get(k)!r} (now {v!r})" for k, v in header.items() if entry.get(k) != v
                 )
-                fix = "Give another folder with --out, or --fresh to measure anew"
+                fix = "Give another folder with --out, or measure everything again with --fresh"
                 raise LayeredError(f"results file {str(self.path)!r} was made with {other}. {fix}")
         if lines[-1]:
-            # Cut short while it was written: that scene is measured again, all others stay.
+            # The run was interrupted while it wrote this line: only its scene is measured again.
             sys.stderr.write(
                 f"layered: {self.path}: the last line is cut short; that scene is measured again\n"
             )
@@ -107,17 +107,17 @@ class Records:
 
 
 def picture_path(out: Path, suite: Suite, row: Row, scene: int) -> Path:
-    """Where the picture of a row and scene is kept."""
+    """Return the path of the picture of a row and scene."""
     return out / "pictures" / suite.name / slug(row.name) / f"{scene:03d}.png"
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's."""
+    """Return a name in a form that file names may contain."""
     return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
 def weights_checksum(model: Path) -> str:
-    """Of the model's and the judge's weights, 12 digits."""
+    """Return a checksum of the model's and the judge's weights, 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(find_model(model).rglob("*.safetensors")):
         digest.update(path.read_bytes())
@@ -125,7 +125,8 @@ def weights_checksum(model: Path) -> str:
 
 
 def commit() -> str:
-    """The commit of the repository, with a + where files differ from it; ``unknown`` outside of one."""
+    """Return the commit of the repository, with a + if files differ from it; ``unknown`` outside a
+    repository."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -150,11 +151,11 @@ def commit() -> str:
 
 
 def measured_at(suite: Suite, settings: Settings) -> str:
-    """The commit that the results of a suite were measured at."""
+    """Return the commit at which the results of a suite were measured."""
     with (settings.out / f"{suite.name}.jsonl").open(encoding="utf-8") as file:
         return str(json.loads(file.readline())["commit"])
 
 
 def default_out() -> Path:
-    """``results/<date>-<commit>``."""
+    """Return the folder ``results/<date>-<commit>``."""
     return Path("results") / f"{datetime.date.today().isoformat()}-{commit().rstrip('+')}"

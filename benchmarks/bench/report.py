@@ -1,4 +1,4 @@
-"""Figures of a suite as JSON, Markdown table, plots and a grid of pictures."""
+"""Report the figures of a suite: as JSON, a Markdown table, plots and a grid of pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHARES = {
     "background", "exact", "native", "edges",
     "changed_right", "kept_right", "object_right", "alpha_iou",
 }  # fmt: skip
-"""Figures of 0 to 1, shown with two digits."""
+"""Figures in 0..1, which are shown with two digits."""
 
 
 class Summary:
@@ -48,15 +48,15 @@ class Summary:
         }
 
     def as_json(self) -> dict[str, dict[str, dict[str, float | int | None]]]:
-        """``{method: {metric: {mean, low, high, n}}}``; null where nothing could be counted."""
+        """Return ``{method: {metric: {mean, low, high, n}}}``; null where there is no value."""
         return {
             name: {figure: _plain(x) for figure, x in figures.items()}
             for name, figures in self.figures.items()
         }
 
     def table(self) -> str:
-        """A Markdown table, 95 % intervals in small type; bold where a paired difference to the baseline is
-        certain."""
+        """Return a Markdown table of the figures with their 95 % intervals; bold where the interval of the
+        paired difference to the baseline excludes zero."""
         names = [f for f in self.suite.show if any(f in figures for figures in self.figures.values())]
         lines = [
             "| | " + " | ".join(f"{n} {_arrow(n)}".strip() for n in names) + " |",
@@ -82,7 +82,8 @@ class Summary:
         return "\n".join(lines)
 
     def difference_table(self) -> str:
-        """A Markdown table of paired differences to each row's baseline; empty where nothing is compared."""
+        """Return a Markdown table of the paired differences to each row's baseline; empty without
+        baselines."""
         if not self.differences:
             return ""
         names = [f for f in self.suite.show if any(f in d for d in self.differences.values())]
@@ -94,7 +95,7 @@ class Summary:
         return "\n".join(lines)
 
     def provenance(self) -> str:
-        """The command, commit and settings that made the figures."""
+        """Return the command, commit and settings that made the figures."""
         s = self.settings
         sampler = self.suite.sampler or "the model's own sampler"
         where = "" if self.suite.host == "diffusers" else f", host {self.suite.host}"
@@ -105,7 +106,7 @@ class Summary:
         )
 
     def markdown(self) -> str:
-        """Everything about the suite that is words and numbers."""
+        """Return the whole report in Markdown, without title and pictures."""
         shown = [f for f in self.suite.show if any(f in figures for figures in self.figures.values())]
         legend = "; ".join(f"*{f}* {FIGURES[f][0]}" for f in shown)
         parts = [self.suite.about, self.table(), legend + "."]
@@ -144,7 +145,7 @@ class Summary:
         return differences
 
     def _of_sets(self, records: Sequence[dict[str, Any]]) -> dict[str, Callable[[Sequence[int]], float]]:
-        """Figures that are counted from all scenes together."""
+        """Return functions that compute the figures of a set of scenes as a whole."""
         matches = [_matches(r["matches"]) for r in records]
         features = [torch.tensor(r["features"]) for r in records]
         out: dict[str, Callable[[Sequence[int]], float]] = {}
@@ -160,7 +161,7 @@ class Summary:
 
 
 def write_report(summary: Summary) -> list[Path]:
-    """Write JSON, Markdown, plots and grid into the results folder; returns the files."""
+    """Write JSON, Markdown, plots and grid into the results folder and return the files."""
     suite, out = summary.suite, summary.settings.out
     files = [out / f"{suite.name}.json", out / f"{suite.name}.md"]
     details = {
@@ -173,7 +174,8 @@ def write_report(summary: Summary) -> list[Path]:
 
 
 def _plots(summary: Summary) -> list[Path]:
-    """Intervals of the plotted figures by method, and the curve; PNG and SVG. None without matplotlib."""
+    """Draw the intervals of the plotted figures by method, and the curve, as PNG and SVG. Return the files;
+    none without matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -197,7 +199,7 @@ def _plots(summary: Summary) -> list[Path]:
 
 
 def _dots(summary: Summary) -> list[Path]:
-    """A panel a figure, a line a method."""
+    """Draw a panel for each figure with a line for each method."""
     from matplotlib import pyplot
 
     suite = summary.suite
@@ -230,7 +232,7 @@ def _dots(summary: Summary) -> list[Path]:
 
 
 def _curve(summary: Summary, x: str, y: str) -> list[Path]:
-    """One figure against another, a line a family."""
+    """Draw one figure against another with a line for each family."""
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(5.6, 4.2))
@@ -239,7 +241,7 @@ def _curve(summary: Summary, x: str, y: str) -> list[Path]:
         families.setdefault(row.family or row.name, []).append(row)
     for family, rows in families.items():
         points = [(r, summary.figures[r.name][x], summary.figures[r.name][y]) for r in rows]
-        # What equals the right answer has no finite distance from it.
+        # A picture equal to the wanted one has an infinite PSNR, which cannot be drawn.
         points = [p for p in points if p[1].n and p[2].n and p[1].mean < 60]
         if not points:
             continue
@@ -265,7 +267,7 @@ def _curve(summary: Summary, x: str, y: str) -> list[Path]:
 
 
 def _lengths(values: Sequence[Interval]) -> list[list[float]]:
-    """How far the intervals reach below and above the means."""
+    """Return how far the intervals reach below and above the means."""
     return [[max(v.mean - v.low, 0.0) for v in values], [max(v.high - v.mean, 0.0) for v in values]]
 
 
@@ -294,7 +296,7 @@ def _write(data: bytes, file: BinaryIO) -> None:
 
 
 def _grid(summary: Summary, side: int = 128) -> Path:
-    """Rows are scenes, columns methods; the scenes are the first ones, not chosen."""
+    """Draw a grid of pictures with a row for each of the first scenes and a column for each method."""
     suite, out = summary.suite, summary.settings.out
     rows = [next(r for r in suite.rows if r.name == name) for name in suite.grid]
     count = min(SHOWN, summary.settings.count)
@@ -310,7 +312,7 @@ def _grid(summary: Summary, side: int = 128) -> Path:
                     sheet.paste(_flat(picture).resize((side, side)), (x * (side + 4), head + y * (side + 4)))
             except OSError as error:
                 raise LayeredError(
-                    f"picture {str(path)!r} of the results cannot be read: {error}. Measure anew with --fresh"
+                    f"picture {str(path)!r} of the results cannot be read: {error}. Measure again with --fresh"
                 ) from None
     path = out / f"{suite.name}_grid.jpg"
     write_whole(path, lambda file: sheet.save(file, "JPEG", quality=90))
@@ -318,7 +320,7 @@ def _grid(summary: Summary, side: int = 128) -> Path:
 
 
 def _flat(picture: Image.Image) -> Image.Image:
-    """A picture without alpha; one with it over a checkerboard."""
+    """Return a picture without alpha; transparent ones are composited over a checkerboard."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
     rows, columns = np.indices(picture.size[::-1]) // 16
@@ -344,7 +346,7 @@ def _matches(entry: list[Any]) -> Matches:
 def _ratios(
     records: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]
 ) -> Callable[[Sequence[int]], float]:
-    """Seconds over the baseline's for the same scenes."""
+    """Return a function that divides the seconds of some scenes by the baseline's."""
     mine, theirs = np.array([r["seconds"] for r in records]), np.array([r["seconds"] for r in baseline])
 
     def ratio(scenes: Sequence[int]) -> float:

@@ -1,8 +1,8 @@
-"""The storybook bench: run a suite, keep every scene as soon as it is measured, count figures with intervals.
+"""Run a suite of the bench, and keep the record of every picture as soon as it is measured.
 
 ``layered bench layout -n 32`` reads ``suites/layout.yaml`` and writes ``results/<date>-<commit>/``:
-``layout.jsonl`` (a line a scene and method, written at once, so that an interrupted run goes on where it
-was), ``layout.json``, ``layout.md`` and plots. Run again, it measures only what is missing.
+``layout.jsonl`` (a line for each scene and method, written at once, so that an interrupted run continues
+where it stopped), ``layout.json``, ``layout.md`` and plots. A second run measures only what is missing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from layered_diffusers.models.loading import find_model
 
 
 def run_suite(suite: Suite, settings: Settings) -> list[dict[str, Any]]:
-    """Measure what is missing; returns a record for every method and scene: ``name``, ``scene``, ``seconds``,
-    and what the examiner keeps.
+    """Measure what is missing, and return a record for every method and scene: ``name``, ``scene``,
+    ``seconds`` and the entries of :meth:`Examiner.examine`.
 
     Raises:
-        LayeredError: a results file that does not fit, a folder that cannot be written, a missing model.
+        LayeredError: a results file is of other settings, a folder cannot be written, or the model is
+            missing.
     """
     check_whole("n", settings.count, 1, 100_000)
     find_model(settings.model)
@@ -48,8 +49,8 @@ def run_suite(suite: Suite, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _missing(suite: Suite, settings: Settings, records: Records) -> list[tuple[Row, list[int]]]:
-    """What is still to measure: all methods on some scenes, then all on the next, so that their times are
-    comparable."""
+    """Return the batches still to measure: all methods on some scenes, then all on the next ones, so that the
+    methods' times are comparable."""
     batches = []
     for start in range(0, settings.count, suite.batch):
         for row in suite.rows:
@@ -64,7 +65,7 @@ def _missing(suite: Suite, settings: Settings, records: Records) -> list[tuple[R
 def _measured(
     suite: Suite, settings: Settings, batches: list[tuple[Row, list[int]]]
 ) -> Iterator[dict[str, Any]]:
-    """Measure in this process or in several."""
+    """Measure batches in this process or in several, and yield their records."""
     if not batches:
         return
     if suite.host == "comfyui":
@@ -100,8 +101,8 @@ def _measured(
             except queue.Empty:
                 if not any(w.is_alive() for w in workers):
                     raise LayeredError(
-                        "a measuring process died (out of memory?). Run the command again: finished scenes "
-                        "are kept"
+                        "a measuring process ended without an error, perhaps for lack of memory. Run the command "
+                        "again: finished scenes are kept"
                     ) from None
                 continue
             if record is None:
@@ -116,7 +117,7 @@ def _measured(
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however it went."""
+    """End this process when the one that started it ends, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -124,7 +125,7 @@ def _end_with_parent() -> None:
 
 
 def _work(suite: Suite, settings: Settings, todo: Any, done: Any) -> None:
-    """One process: one thread, batches until there are none."""
+    """Measure in one process with one thread until there are no more batches."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -1,5 +1,5 @@
-"""The scenes that the bench judges by: fixed seeds that no training drew, wordings that no training used,
-everything about them known."""
+"""The scenes of the bench. Training used neither their seeds nor their wordings, and everything about them is
+known."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from layered_core.control.hints import canny
 from layered_core.document import LayerDocument
 
 FIRST = HELD_OUT + 1_000_000
-"""Least seed of a scene of the bench."""
+"""First seed of the bench's scenes."""
 
 REFERENCE = HELD_OUT + 2_000_000
-"""Least seed of the drawn scenes that harmony is compared with; none is judged."""
+"""First seed of the drawn scenes that serve as reference of the Fréchet distance; no method has to make
+them."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question to a method: make this picture."""
+    """A picture that a method has to make."""
 
     scene: Scene
-    """What is wanted, drawn as one: the right answer."""
+    """The wanted scene, drawn as one."""
     before: Scene | None = None
-    """The picture there is already, of which one object is to become another; None where there is none."""
+    """The scene of the existing picture, in which one object is to become another; None if there is no such
+    picture."""
     changed: int | None = None
-    """Which object of ``scene`` differs from ``before``."""
+    """Index of the object in which ``scene`` differs from ``before``."""
 
     @property
     def words(self) -> str:
-        """The caption."""
+        """The scene's caption."""
         return self.scene.caption
 
     @property
@@ -55,7 +57,7 @@ class Case:
 
     @functools.cached_property
     def collage(self) -> LayerDocument:
-        """The layers as a user might bring them: cut-outs from elsewhere that do not belong together."""
+        """The scene as a collage that a user might make, of cut-outs that do not fit each other."""
         return pasted(self.scene, self.scene.seed)
 
     @functools.cached_property
@@ -65,7 +67,7 @@ class Case:
 
     @functools.cached_property
     def sprite(self) -> Tensor:
-        """The objects without the landscape, straight RGBA ``[4, H, W]`` in 0..1."""
+        """The composite of the objects without the landscape, straight RGBA ``[4, H, W]`` in 0..1."""
         drawn = self.scene.document()
         return composite(replace(drawn, layers=drawn.layers[1:])).permute(2, 0, 1)
 
@@ -76,18 +78,18 @@ class Case:
 
     @functools.cached_property
     def picture(self) -> Tensor:
-        """:attr:`scene`, ``[3, H, W]`` in 0..1."""
+        """The picture of :attr:`scene`, ``[3, H, W]`` in 0..1."""
         return _pixels(self.scene)
 
     @functools.cached_property
     def picture_before(self) -> Tensor:
-        """:attr:`before`, ``[3, H, W]`` in 0..1."""
+        """The picture of :attr:`before`, ``[3, H, W]`` in 0..1."""
         assert self.before is not None
         return _pixels(self.before)
 
     @functools.cached_property
     def masks(self) -> Tensor:
-        """Where each object is seen, hard, float ``[L, H, W]``."""
+        """The visible mask of each object, 0 or 1, float ``[L, H, W]``."""
         owner = torch.from_numpy(self.scene.object_map().astype(np.int64))
         return (owner == torch.arange(1, len(self.scene.objects) + 1)[:, None, None]).float()
 
@@ -98,12 +100,12 @@ class Case:
 
     @functools.cached_property
     def around_first(self) -> Tensor:
-        """Where the first object is seen, and three pixels around it, bool ``[H, W]``."""
+        """The visible mask of the first object, widened by three pixels, bool ``[H, W]``."""
         return functional.max_pool2d(self.masks[:1], 7, 1, 3)[0] > 0
 
     @functools.cached_property
     def box_masks(self) -> Tensor:
-        """The boxes around the objects, four pixels wider, float ``[L, H, W]``: what a user would draw."""
+        """The boxes around the objects, four pixels wider, as a user would draw them, float ``[L, H, W]``."""
         out = torch.zeros_like(self.masks)
         for mask, item in zip(out, self.scene.objects, strict=True):
             left, top, right, bottom = _box(item.silhouette, item.x, item.y)
@@ -112,8 +114,8 @@ class Case:
 
     @functools.cached_property
     def change_mask(self) -> Tensor:
-        """Where the picture may change to become :attr:`scene`, ``[H, W]``: the object's box without what is
-        seen of the others."""
+        """The mask where the picture may change to become :attr:`scene`, ``[H, W]``: the boxes of the old and
+        the new object without the visible parts of the others."""
         assert self.changed is not None
         assert self.before is not None
         old, new = (s.objects[self.changed] for s in (self.before, self.scene))
@@ -128,9 +130,10 @@ class Case:
 
 
 def layout_cases(count: int, objects: Sequence[int] = (2, 3, 4), first: int = FIRST) -> list[Case]:
-    """``count`` scenes with ``objects`` different solid objects in turn, all of held-out wording.
+    """Return ``count`` scenes of held-out wording with different solid objects, whose number is taken from
+    ``objects`` in turn.
 
-    No object is covered by more than three tenths of the smaller of two boxes.
+    Two objects' boxes overlap by less than three tenths of the smaller box.
     """
     cases: list[Case] = []
     seed = first
@@ -145,7 +148,7 @@ def layout_cases(count: int, objects: Sequence[int] = (2, 3, 4), first: int = FI
 
 
 def redo_cases(count: int, objects: Sequence[int] = (2, 3)) -> list[Case]:
-    """Scenes of which one object, in its place, is to become one of another kind and colour."""
+    """Return scenes in which one object is to become another of a new kind and colour, in the same place."""
     cases = []
     for case in layout_cases(count, objects):
         scene = case.scene
@@ -167,13 +170,13 @@ def redo_cases(count: int, objects: Sequence[int] = (2, 3)) -> list[Case]:
 
 
 def layer_cases(count: int) -> list[Case]:
-    """Single things of every kind, colour and material, near the middle of the canvas, each with a landscape
-    that it is to be laid on."""
+    """Return scenes with a single object near the middle of the canvas, of all kinds, colours and materials
+    in turn, each with a landscape to composite it on."""
     cases = []
     places = list(BACKGROUNDS)
     for number in range(count):
-        # 25 shares no factor with the 144 things: the first ones are spread over kinds, colours and
-        # materials.
+        # 25 and the number of things, 144, share no factor, so few scenes already spread over kinds, colours
+        # and materials.
         thing = THINGS[number * 25 % len(THINGS)]
         rng = np.random.default_rng(FIRST + number)
         place = places[number % len(places)]
@@ -187,7 +190,7 @@ def layer_cases(count: int) -> list[Case]:
 
 
 CASES = {"layout": layout_cases, "redo": redo_cases, "layer": layer_cases}
-"""What a suite may name as its scenes."""
+"""The functions that make scenes, by the names that suites use."""
 
 
 def _pixels(scene: Scene) -> Tensor:
@@ -195,6 +198,6 @@ def _pixels(scene: Scene) -> Tensor:
 
 
 def _box(silhouette: np.ndarray, x: int, y: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what is over one half, canvas pixels."""
+    """Return left, top, right and bottom of the pixels above one half, in pixels of the canvas."""
     rows, columns = np.nonzero(silhouette > 127)
     return int(columns.min()) + x, int(rows.min()) + y, int(columns.max()) + 1 + x, int(rows.max()) + 1 + y

@@ -1,4 +1,4 @@
-"""Suites of the bench: which methods make which scenes, read from YAML and checked before anything is
+"""Suites of the bench: the methods and scenes to measure, read from YAML and checked before anything is
 sampled."""
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ class Row:
     method: str
     parameters: dict[str, Any] = field(default_factory=dict)
     baseline: str | None = None
-    """Name of the row it is compared with; None for no comparison."""
+    """Name of the row that it is compared with; None for no comparison."""
     family: str | None = None
-    """Rows of one family are joined in the curve."""
+    """Name of the line that joins this row with others in the curve; None for a line of its own."""
 
     @property
     def key(self) -> str:
-        """What its results are known by: other parameters are other results."""
+        """The key of the row's records. It contains the parameters, so that other parameters are measured
+        again."""
         return json.dumps([self.method, self.parameters], sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured together."""
+    """Methods that are measured together on the same scenes."""
 
     name: str
     title: str
@@ -67,24 +68,24 @@ class Suite:
     """Figures of the table, see ``judging.FIGURES``."""
     plots: tuple[str, ...] = ()
     curve: dict[str, str] | None = None
-    """``x`` and ``y``: two figures drawn against each other, by family."""
+    """``x`` and ``y``: two figures that are plotted against each other, a line for each family."""
     grid: tuple[str, ...] = ()
-    """Rows whose pictures are shown."""
+    """Names of the rows whose pictures are shown."""
     batch: int = 8
     processes: int | None = None
     host: str = "diffusers"
     """``diffusers`` or ``comfyui``."""
     sampler: str | None = None
-    """One of ``layered_diffusers.models.loading.SAMPLERS`` for every method, the same name in ComfyUI; None
-    for the model's own, there Euler."""
+    """Sampler of every method, one of ``layered_diffusers.models.loading.SAMPLERS``, with the same name in
+    ComfyUI; None for the model's own (Euler in ComfyUI)."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a suite is run."""
+    """Settings of a run of a suite."""
 
     count: int
-    """Scenes."""
+    """Number of scenes."""
     model: Path
     out: Path
     steps: int = 25
@@ -93,11 +94,11 @@ class Settings:
     clip: Path | None = None
     processes: int = 2
     fresh: bool = False
-    """Put old results of the suite aside and measure all anew."""
+    """Rename the old results of the suite and measure everything again."""
 
 
 def suite_names() -> list[str]:
-    """Suites there are."""
+    """Return the names of all suites."""
     return sorted(p.stem for p in SUITES.glob("*.yaml"))
 
 
@@ -105,7 +106,7 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
     """Read and check ``<folder>/<name>.yaml``.
 
     Raises:
-        LayeredError: there is no such suite, or it names what is not there.
+        LayeredError: there is no such suite, or it names a method, figure, row or key that does not exist.
     """
     import yaml
 

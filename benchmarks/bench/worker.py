@@ -19,7 +19,7 @@ from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 
 class Worker:
-    """What one process needs to measure."""
+    """Makes and judges pictures in one process, with the model, the judges and the scenes that this needs."""
 
     def __init__(self, suite: Suite, settings: Settings) -> None:
         self.suite, self.settings = suite, settings
@@ -30,7 +30,8 @@ class Worker:
         self.cases: list[Case] = CASES[suite.scenes](settings.count)
 
     def measure(self, row: Row, scenes: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Make and judge the pictures of some scenes; seeds are the scenes' numbers."""
+        """Make and judge the pictures of some scenes and yield their records. The seeds are the scenes'
+        numbers."""
         cases = [self.cases[i] for i in scenes]
         began = time.perf_counter()
         pictures = METHODS[row.method](
@@ -47,7 +48,8 @@ class Worker:
     def judged(
         self, row: Row, scenes: Sequence[int], pictures: torch.Tensor, seconds: float
     ) -> Iterator[dict[str, Any]]:
-        """The records of finished pictures; those of the first scenes are kept on disk."""
+        """Judge finished pictures, yield their records, and write the pictures of the first scenes to
+        disk."""
         for scene, picture, kept in zip(
             scenes, pictures, self.examiner.examine([self.cases[i] for i in scenes], pictures), strict=True
         ):

@@ -1,1 +1,1 @@
-"""ComfyUI in the benchmarks: how it is found and started, and the scripts that run inside it."""
+"""ComfyUI in the benchmarks: finding and starting it, and the scripts that run inside it."""

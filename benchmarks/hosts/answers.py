@@ -1,12 +1,12 @@
-"""Standard output kept for a script's answer. Import this first: what ComfyUI prints afterwards goes to
-standard error."""
+"""Reserve standard output for a script's answers. Import this module first: everything that ComfyUI prints
+afterwards goes to standard error."""
 
 import os
 import sys
 
 ANSWERS = os.fdopen(os.dup(1), "w")
-"""Where a script under ComfyUI's python writes its lines of JSON."""
+"""The file to which a script under ComfyUI's python writes its lines of JSON."""
 ARGUMENTS = sys.argv[1:]
-"""The script's arguments; ComfyUI reads the command line too."""
+"""The script's arguments, kept here because ComfyUI parses the command line too."""
 
 os.dup2(2, 1)

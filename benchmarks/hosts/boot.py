@@ -1,7 +1,7 @@
-"""Make ComfyUI at $COMFYUI_PATH importable in this process, on a throw-away base folder. Import this before
-anything of ComfyUI's.
+"""Make the ComfyUI at $COMFYUI_PATH importable in this process, with a temporary base folder. Import this
+module before any module of ComfyUI.
 
-Runs under ComfyUI's own python. Everything of the project's reaches such a process through the pack: the
+It runs under ComfyUI's own python. Such a process reaches the project's code only through the pack: the
 repository must not be on its path.
 """
 
@@ -32,7 +32,7 @@ args.database_url = "sqlite:///:memory:"
 args.base_directory = str(BASE)
 args.disable_api_nodes = True
 
-# Before nodes, which puts comfy/ on the path, where utils.py shadows utils/.
+# This must come before nodes, which puts comfy/ on the path, where utils.py hides the package utils.
 importlib.import_module("utils.extra_config")
 
 import server  # noqa: E402
@@ -50,17 +50,17 @@ NAME = str(PACK).replace(".", "_x_")
 
 
 def load_extras() -> None:
-    """Load ComfyUI's own extra nodes; needed once, before the pack."""
+    """Load ComfyUI's own extra nodes. Call it once, before :func:`load_pack`."""
     server.PromptServer(LOOP)
     LOOP.run_until_complete(nodes.init_builtin_extra_nodes())
 
 
 def load_pack() -> bool:
-    """Load the pack as ComfyUI does at its start; returns False where it could not."""
+    """Load the pack as ComfyUI does when it starts, and return whether that worked."""
     return bool(LOOP.run_until_complete(nodes.load_custom_node(str(PACK), module_parent="custom_nodes")))
 
 
 def pack_module(path: str) -> Any:
-    """A module of the loaded pack by its path, e.g. ``nodes.layers.socket``: the very objects that the nodes
-    use."""
+    """Return the module of the loaded pack at ``path``, e.g. ``nodes.layers.socket``, with the same objects
+    that the nodes use."""
     return importlib.import_module(f"{NAME}.{path}")

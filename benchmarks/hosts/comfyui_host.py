@@ -1,16 +1,15 @@
-"""Makes pictures with ComfyUI's own nodes and with the pack's for the bench: started by ``comfyui.py`` under
-ComfyUI's python, never imported.
+"""Make pictures for the bench with ComfyUI's own nodes and with the pack's. ``comfyui.py`` starts this script
+under ComfyUI's python; it is never imported.
 
-Reads a job a line on standard input,
+It reads one job from each line of standard input,
 ``{method, parameters, scenes: [...], seeds, steps, guidance, sampler, tensors, out}``, and answers each with
-a line ``{seconds}`` or ``{error}`` once the pictures are in ``out``. Tensors travel in safetensors files.
-Everything of the project's reaches this process as data or through the pack: the repository must not be on
-its path.
+a line ``{seconds}`` or ``{error}`` once the pictures are in ``out``. Tensors are passed in safetensors files.
+The process reaches the project only as data or through the pack: the repository must not be on its path.
 """
 
 from __future__ import annotations
 
-from answers import ANSWERS  # isort: skip  # first: standard output is kept for answers
+from answers import ANSWERS  # isort: skip  # first: reserves standard output for answers
 import boot  # isort: skip  # second: it makes ComfyUI importable
 
 import functools
@@ -26,8 +25,8 @@ from safetensors.torch import load_file, save_file
 import nodes
 
 METHODS = {}
-"""Every method by the name that suites use: from a :class:`Scene` and its parameters to an IMAGE of one
-picture."""
+"""Every method by the name that suites use. A method takes a :class:`Scene` and its parameters and returns an
+IMAGE of one picture."""
 
 
 def method(function):
@@ -37,7 +36,7 @@ def method(function):
 
 
 def call(class_type, **inputs):
-    """Run one node; returns its outputs. What is not given of a new-style node's widgets has its default."""
+    """Run one node and return its outputs. Widgets of a V3 node that are not given get their defaults."""
     kind = nodes.NODE_CLASS_MAPPINGS[class_type]
     if hasattr(kind, "define_schema"):
         widgets = [i for i in kind.define_schema().inputs if not i.optional and hasattr(i, "default")]
@@ -47,12 +46,12 @@ def call(class_type, **inputs):
 
 @functools.cache
 def control_net():
-    """The storybook's ControlNet."""
+    """Load the storybook's ControlNet, once."""
     return call("LD_LoadDemoControlNet")[0]
 
 
 class Scene:
-    """One scene with its own words, masks and pictures, on the demo model."""
+    """One scene with its words, masks and pictures, and the demo model."""
 
     def __init__(self, models, entry, tensors, number, job):
         self.model, self.clip, self.vae = models
@@ -68,17 +67,18 @@ class Scene:
         self.steps, self.guidance, self.sampler = job["steps"], job["guidance"], job["sampler"]
 
     def encode(self, words):
-        """Words to a conditioning."""
+        """Encode words to a conditioning."""
         return call("CLIPTextEncode", text=words, clip=self.clip)[0]
 
     def latent(self, picture=None):
-        """A picture ``[3, H, W]`` as a latent, or an empty one."""
+        """Encode a picture ``[3, H, W]`` to a latent; None gives an empty latent."""
         if picture is None:
             return {"samples": torch.zeros(1, 4, 16, 16)}
         return call("VAEEncode", pixels=image(picture), vae=self.vae)[0]
 
     def sample(self, positive, latent=None, strength=1.0, model=None, negative=None):
-        """The picture of a run over the model's own evenly spaced timesteps; ``strength`` starts later."""
+        """Sample over the model's own evenly spaced timesteps and return the picture; a ``strength`` below 1
+        leaves out the first steps."""
         sampled = nodes.common_ksampler(
             model or self.model, self.seed, self.steps, self.guidance, self.sampler, "simple", positive,
             negative or self.encode(""),
@@ -88,8 +88,8 @@ class Scene:
         return call("VAEDecode", samples=sampled, vae=self.vae)[0]
 
     def layers(self, picture, noises=(1.0, 1.0)):
-        """LAYERS of a picture: the landscape, on it each object where it is seen; ``noises`` of the landscape
-        and of the objects."""
+        """Return LAYERS cut out of a picture: the landscape, and on it the visible part of each object.
+        ``noises`` are the noise of the landscape and of the objects."""
         masks = [torch.ones_like(self.masks[0]), *self.masks]
         stack = None
         for number, (words, mask) in enumerate(zip([self.background, *self.objects], masks, strict=True)):
@@ -102,26 +102,26 @@ class Scene:
 
 
 def image(picture):
-    """``[3, H, W]`` as an IMAGE."""
+    """Convert a picture ``[3, H, W]`` to an IMAGE."""
     return picture.permute(1, 2, 0)[None]
 
 
 @method
 def plain_prompt(scene):
-    """The caption alone."""
+    """Generate from the caption alone."""
     return scene.sample(scene.encode(scene.words))
 
 
 @method
 def global_sdedit(scene, strength):
-    """The collage's composite, noised and redrawn."""
+    """Add noise to the collage's composite up to ``strength`` and redraw it."""
     return scene.sample(scene.encode(scene.words), scene.latent(scene.start), strength)
 
 
 @method
 def set_mask_combine(scene, strength=1.0, base="caption"):
-    """ConditioningSetMask an object, joined by ConditioningCombine with the ``caption`` or the
-    ``background``'s words everywhere."""
+    """ConditioningSetMask for each object, joined by ConditioningCombine with the ``caption``, or the
+    ``background``'s words, everywhere."""
     positive = scene.encode(scene.words if base == "caption" else scene.background)
     for words, mask in zip(scene.objects, scene.masks, strict=True):
         region = call(
@@ -137,7 +137,7 @@ def set_mask_combine(scene, strength=1.0, base="caption"):
 
 @method
 def plain_inpainting(scene):
-    """VAEEncodeForInpaint: a grey hole, and latents of it that are free."""
+    """VAEEncodeForInpaint: the picture with a grey hole, in which the latents may change."""
     latent = call(
         "VAEEncodeForInpaint",
         pixels=image(scene.before),
@@ -150,14 +150,14 @@ def plain_inpainting(scene):
 
 @method
 def latent_noise_mask(scene, strength=1.0):
-    """SetLatentNoiseMask around the object that is to change, with its bare words."""
+    """SetLatentNoiseMask around the object that is to change, with that object's words."""
     latent = call("SetLatentNoiseMask", samples=scene.latent(scene.before), mask=scene.mask[None])[0]
     return scene.sample(scene.encode(scene.objects[scene.changed]), latent, strength)
 
 
 @method
 def differential_diffusion(scene, outside=0.0, inside=1.0):
-    """DifferentialDiffusion with a change map: ``inside`` the mask of the object that is to change,
+    """DifferentialDiffusion with a change map of ``inside`` in the mask of the object that is to change and
     ``outside`` elsewhere."""
     model = call("DifferentialDiffusion", model=scene.model)[0]
     change = outside + (inside - outside) * scene.mask
@@ -167,8 +167,8 @@ def differential_diffusion(scene, outside=0.0, inside=1.0):
 
 @method
 def differential_collage(scene, objects=0.5, background=0.3):
-    """DifferentialDiffusion on the whole collage at denoise 1: how far objects and background may change, 0
-    to 1."""
+    """DifferentialDiffusion on the whole collage at denoise 1; ``objects`` and ``background`` say how far
+    each may change, 0 to 1."""
     inside = scene.masks.sum(0).clamp(0, 1)
     change = background + (objects - background) * inside
     model = call("DifferentialDiffusion", model=scene.model)[0]
@@ -181,8 +181,8 @@ def differential_collage(scene, objects=0.5, background=0.3):
 
 @method
 def regional_prompts(scene, mode="regions", guidance=1.0, growth=0.0):
-    """Regional Prompt Attention: each object's words where it is seen, as ``set_mask_combine``'s; the node's
-    own ``guidance`` and ``growth``."""
+    """Regional Prompt Attention with each object's words where it is visible, as in ``set_mask_combine``;
+    ``guidance`` and ``growth`` are the node's."""
     model, positive, negative = call(
         "LD_RegionalPromptAttention", model=scene.model, clip=scene.clip, layers=scene.layers(scene.start),
         prompt=scene.words, mode=mode,
@@ -193,8 +193,8 @@ def regional_prompts(scene, mode="regions", guidance=1.0, growth=0.0):
 
 @method
 def per_layer_sdedit(scene, objects=0.5, background=0.3):
-    """Per-Layer SDEdit and Paste Back on the collage: how far objects and background may change, 0 to 1, as
-    ``differential_collage``'s."""
+    """Per-Layer SDEdit and Paste Back on the collage; ``objects`` and ``background`` say how far each may
+    change, 0 to 1, as in ``differential_collage``."""
     layers = scene.layers(scene.start, (background, objects))
     model, latent, _, paste = call("LD_PerLayerSDEdit", model=scene.model, vae=scene.vae, layers=layers)
     sampled = scene.sample(scene.encode(scene.words), latent, model=model)
@@ -203,8 +203,8 @@ def per_layer_sdedit(scene, objects=0.5, background=0.3):
 
 @method
 def regenerate_layers(scene, feather=8, size=0, blend="gradient"):
-    """Regenerate Layers and Paste Back around the object that is to change; the node's own ``feather``,
-    ``size`` and ``blend``."""
+    """Regenerate Layers and Paste Back around the object that is to change; ``feather``, ``size`` and
+    ``blend`` are the nodes'."""
     model, latent, paste, *_ = call(
         "LD_RegenerateLayers", model=scene.model, vae=scene.vae, image=image(scene.before),
         mask=scene.mask[None], grow=0, feather=feather,
@@ -216,8 +216,8 @@ def regenerate_layers(scene, feather=8, size=0, blend="gradient"):
 
 @method
 def per_layer_redo(scene):
-    """Per-Layer SDEdit and Paste Back: the picture a layer of noise 0, on it a mask without a picture, which
-    is free."""
+    """Per-Layer SDEdit and Paste Back: the picture is a layer of noise 0, and on it a layer with a mask and
+    no picture may change freely."""
     layers = call("LD_LayerFromImage", image=image(scene.before), noise=0.0)[0]
     layers = call(
         "LD_LayerFromImage",
@@ -240,13 +240,13 @@ def per_layer_redo(scene):
 def control(scene, strength=1.0, where="everywhere"):
     """ControlNetApplyAdvanced with the edges of the scene drawn as one.
 
-    ``where``: ``everywhere``; or in the first object alone, by its ``hint`` (edges elsewhere erased), or by
-    its ``conditioning`` (ConditioningSetMask on the words with control there and on those without elsewhere,
-    joined by ConditioningCombine).
+    ``where``: ``everywhere``; or in the first object alone, either by the ``hint`` (edges elsewhere are
+    erased) or by the ``conditioning`` (ConditioningSetMask puts the words with control there and those
+    without control elsewhere, and ConditioningCombine joins both).
     """
     plain, first = (scene.encode(scene.words), scene.encode("")), scene.masks[:1]
     hint = scene.edges * first[0] if where == "hint" else scene.edges
-    led = call(
+    controlled = call(
         "ControlNetApplyAdvanced", positive=plain[0], negative=plain[1], control_net=control_net(),
         image=image(hint.expand(3, -1, -1)),
         strength=strength, start_percent=0.0, end_percent=1.0,
@@ -254,10 +254,10 @@ def control(scene, strength=1.0, where="everywhere"):
     if where == "conditioning":
         parts = [
             [_within(words, mask) for words, mask in ((a, first), (b, 1 - first))]
-            for a, b in zip(led, plain, strict=True)
+            for a, b in zip(controlled, plain, strict=True)
         ]
-        led = [call("ConditioningCombine", conditioning_1=a, conditioning_2=b)[0] for a, b in parts]
-    return scene.sample(led[0], negative=led[1])
+        controlled = [call("ConditioningCombine", conditioning_1=a, conditioning_2=b)[0] for a, b in parts]
+    return scene.sample(controlled[0], negative=controlled[1])
 
 
 @method
@@ -280,7 +280,7 @@ def _within(conditioning, mask):
 
 @torch.inference_mode()
 def answer(models, job):
-    """Make the pictures of a job."""
+    """Make the pictures of a job and return the seconds that a picture took."""
     tensors = load_file(job["tensors"])
     began = time.perf_counter()
     pictures = []
@@ -293,24 +293,24 @@ def answer(models, job):
 
 
 def check(job):
-    """What is wrong with a job's method or parameters, or None."""
+    """Return a text about a job's unknown method or parameter, or None if both are known."""
     if job["method"] not in METHODS:
-        return f"method {job['method']!r}; allowed: {', '.join(METHODS)}"
+        return f"method is {job['method']!r}; allowed: {', '.join(METHODS)}"
     taken = list(inspect.signature(METHODS[job["method"]]).parameters)[1:]
     unknown = [p for p in job["parameters"] if p not in taken]
     return (
-        f"parameter {unknown[0]!r} of {job['method']}; allowed: {', '.join(taken) or 'none'}"
+        f"parameter of {job['method']} is {unknown[0]!r}; allowed: {', '.join(taken) or 'none'}"
         if unknown
         else None
     )
 
 
 def main():
-    """Boot, then answer until the input ends."""
+    """Start ComfyUI, then answer jobs until the input ends."""
     torch.set_num_threads(1)
     boot.load_extras()
     if not boot.load_pack():
-        raise SystemExit("ComfyUI could not load the pack: see the log above")
+        raise SystemExit("ComfyUI could not load the pack. The log above says why")
     models = None
     for line in sys.stdin:
         job = json.loads(line)
@@ -318,11 +318,11 @@ def main():
             problem = check(job)
             if problem is None and "out" in job:
                 models = models or call("LD_LoadDemoModel")
-            said = {"error": problem} if problem else answer(models, job) if "out" in job else {}
+            reply = {"error": problem} if problem else answer(models, job) if "out" in job else {}
         except Exception as error:
             traceback.print_exc()
-            said = {"error": f"{job['method']}: {type(error).__name__}: {error}"}
-        ANSWERS.write(json.dumps(said) + "\n")
+            reply = {"error": f"{job['method']}: {type(error).__name__}: {error}"}
+        ANSWERS.write(json.dumps(reply) + "\n")
         ANSWERS.flush()
 
 

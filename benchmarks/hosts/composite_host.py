@@ -1,13 +1,13 @@
-"""Composites stacks with ComfyUI's compositor and with ours: started by ``composite.py`` under ComfyUI's
-python, never imported.
+"""Composite stacks with ComfyUI's compositor and with ours. ``composite.py`` starts this script under
+ComfyUI's python; it is never imported.
 
-Prints one line of JSON. Everything of the project's reaches this process through the pack: the repository
-must not be on its path.
+It prints one line of JSON. The process reaches the project's code only through the pack: the repository must
+not be on its path.
 """
 
 from __future__ import annotations
 
-from answers import ANSWERS, ARGUMENTS  # isort: skip  # first: standard output is kept for answers
+from answers import ANSWERS, ARGUMENTS  # isort: skip  # first: reserves standard output for answers
 import boot  # isort: skip  # second: it makes ComfyUI importable
 
 import gc
@@ -25,8 +25,8 @@ WIDTH, HEIGHT, LAYERS = 1920, 1080, 8
 
 
 def draw(mode: str) -> dict[str, Any]:
-    """LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one of
-    ``mode``."""
+    """Return LAYERS of full-size opaque pictures with soft masks in 8-bit levels; all but the bottom one have
+    blend mode ``mode``."""
     random = torch.Generator().manual_seed(0)
     rows, columns = torch.linspace(0, 1, HEIGHT)[:, None], torch.linspace(0, 1, WIDTH)
     items = []
@@ -47,7 +47,7 @@ def draw(mode: str) -> dict[str, Any]:
 
 
 def cores(stack: dict[str, Any]) -> torch.Tensor:
-    """What *Create Layered Image* does between reading its input and saving previews."""
+    """Composite a stack as *Create Layered Image* does between reading its input and saving previews."""
     from comfy_extras import nodes_compositor as core
 
     frames = core.expand_item_frames(core.document_items(stack))
@@ -57,8 +57,8 @@ def cores(stack: dict[str, Any]) -> torch.Tensor:
 
 
 def peak(work: Callable[[], object], size: int) -> float:
-    """By how much the process grows at most while ``work`` runs on tensors of ``size`` bytes, with them, over
-    ``size``."""
+    """Return the process's greatest growth while ``work`` runs on tensors of ``size`` bytes, plus ``size``,
+    divided by ``size``."""
     process, most, done = psutil.Process(), 0, threading.Event()
 
     def watch() -> None:
@@ -79,7 +79,7 @@ def peak(work: Callable[[], object], size: int) -> float:
 
 
 def clocks(work: Callable[[], object]) -> tuple[float, float]:
-    """How long ``work`` takes, and for how long it keeps processors busy; seconds."""
+    """Return how long ``work`` takes by the clock and in processor time, seconds."""
     start = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start[0], time.process_time() - start[1]
@@ -87,10 +87,10 @@ def clocks(work: Callable[[], object]) -> tuple[float, float]:
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure memory first, then both by turns."""
+    """Measure memory first, then the times of both compositors by turns."""
     boot.load_extras()
     if not boot.load_pack():
-        raise SystemExit("ComfyUI could not load the pack: see the log above")
+        raise SystemExit("ComfyUI could not load the pack. The log above says why")
     composite = boot.pack_module("layered_core.canvas.compositing").composite
     read_stack = boot.pack_module("nodes.layers.socket").read_stack
     figures = {"threads": torch.get_num_threads(), "rounds": ROUNDS, "greatest_difference": 0.0}

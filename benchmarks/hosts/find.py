@@ -1,4 +1,4 @@
-"""Where ComfyUI is on this machine, and how a script of this folder is run under its python."""
+"""Find ComfyUI on this machine, and run scripts of this folder under its python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def find_host() -> tuple[Path, Path] | str:
-    """(folder, python) of a ComfyUI on this machine, or a line that says why there is none.
+    """Return (folder, python) of a ComfyUI on this machine, or a line that says why none was found.
 
     The folder is ``$COMFYUI_PATH`` or comfy-cli's default, ``~/comfy/ComfyUI``; the python is
     ``$COMFYUI_PYTHON`` or that of a ``.venv`` or ``venv`` inside the folder.
@@ -36,10 +36,10 @@ def find_host() -> tuple[Path, Path] | str:
 
 
 def require_host() -> tuple[Path, Path]:
-    """As :func:`find_host`.
+    """Return (folder, python) of a ComfyUI on this machine.
 
     Raises:
-        LayeredError: there is no ComfyUI; the text says where it was looked for.
+        LayeredError: there is no ComfyUI; the text says where :func:`find_host` looked for it.
     """
     found = find_host()
     if isinstance(found, str):
@@ -48,8 +48,8 @@ def require_host() -> tuple[Path, Path]:
 
 
 def host_environment(folder: Path) -> dict[str, str]:
-    """Environment of a process that imports the ComfyUI in ``folder``: nothing is downloaded, and this
-    project is not on its path."""
+    """Return the environment of a process that imports the ComfyUI in ``folder``: nothing is downloaded, and
+    this project is not on its path."""
     environment = {**os.environ, "COMFYUI_PATH": str(folder), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     return environment
@@ -67,6 +67,6 @@ def run_script(name: str, *arguments: object) -> dict[str, Any]:
     command = [str(python), str(HERE / name), *map(str, arguments)]
     done = subprocess.run(command, env=host_environment(folder), stdout=subprocess.PIPE, text=True)
     if done.returncode or not done.stdout.strip():
-        raise SystemExit(f"ComfyUI could not run {name}: see above")
+        raise SystemExit(f"ComfyUI could not run {name}. The text above says why")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures

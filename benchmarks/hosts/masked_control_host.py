@@ -1,8 +1,5 @@
-"""Times steps of a UNet with a ControlNet in ComfyUI, core's nodes beside ours: started by
-``masked_control.py`` under ComfyUI's python.
-
-Prints one line of JSON.
-"""
+"""Time steps of a UNet with a ControlNet in ComfyUI, with ComfyUI's own nodes and with ours, and print one
+line of JSON. ``masked_control.py`` starts this script under ComfyUI's python."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ Words = tuple[Conditioning, Conditioning]
 
 
 def control_net() -> comfy.controlnet.ControlNet:
-    """SD1.5's ControlNet with random weights."""
+    """Return SD1.5's ControlNet with random weights."""
     shape = {k: v for k, v in SHAPE.items() if k != "out_channels"}
     dtype = comfy.model_management.unet_dtype(model_params=360_000_000)
     net = comfy.cldm.cldm.ControlNet(
@@ -37,7 +34,7 @@ def control_net() -> comfy.controlnet.ControlNet:
 
 
 def quarters() -> torch.Tensor:
-    """Four masks that fill the canvas, ``[4, SIDE, SIDE]``."""
+    """Return four masks that fill the canvas, ``[4, SIDE, SIDE]``."""
     masks = torch.zeros(LAYERS, SIDE, SIDE)
     for i, mask in enumerate(masks):
         mask[:, i * SIDE // LAYERS : (i + 1) * SIDE // LAYERS] = 1
@@ -45,12 +42,12 @@ def quarters() -> torch.Tensor:
 
 
 def core(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strength: float = 1.0) -> Words:
-    """ComfyUI's own Apply ControlNet."""
+    """Apply the net with ComfyUI's own Apply ControlNet."""
     return nodes.ControlNetApplyAdvanced().apply_controlnet(*words, net, hint, strength, 0.0, 1.0)
 
 
 def ours(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, **values: object) -> Words:
-    """Masked ControlNet Apply."""
+    """Apply the net with Masked ControlNet Apply."""
     kind = nodes.NODE_CLASS_MAPPINGS["LD_MaskedControlNetApply"]
     settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}
     return kind.execute(*words, net, image=hint, **settings).result
@@ -59,7 +56,7 @@ def ours(words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, **v
 def layered(
     words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
 ) -> Words:
-    """The same with a layer on every quarter."""
+    """Apply the net with Masked ControlNet Apply and a layer on every quarter."""
     document, layers = boot.pack_module("layered_core.document"), boot.pack_module("nodes.layers.socket")
     made = []
     for i, strength in enumerate(strengths):
@@ -75,7 +72,7 @@ def layered(
 def chained(
     words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
 ) -> Words:
-    """Core's node once a layer, in a row: nothing keeps a layer's control in its place."""
+    """Apply ComfyUI's own node once for each layer, in a row; the controls are not limited to the layers."""
     for strength in strengths:
         words = core(words, net, hint, strength)
     return words
@@ -84,7 +81,8 @@ def chained(
 def masked(
     words: Words, net: comfy.controlnet.ControlNet, hint: torch.Tensor, strengths: list[float]
 ) -> Words:
-    """Core's node once a layer, each on a conditioning of its own with ConditioningSetMask, combined."""
+    """Apply ComfyUI's own node once for each layer, on a conditioning of its own with ConditioningSetMask,
+    and combine these."""
     positive: Conditioning = []
     for mask, strength in zip(quarters(), strengths, strict=True):
         one = core(words, net, hint, strength)[0]
@@ -111,13 +109,13 @@ def main() -> None:
         }
         pictures = {
             name: work() for name, work in variants.items()
-        }  # the first run of a kind pays for its memory
+        }  # a first run is slower: it allocates memory
         pictures["none"] = run(model, *words, SIDE, STEPS)
         for name, picture in pictures.items():
             if not bool(picture.isfinite().all()) or (
                 name != "plain" and torch.equal(picture, pictures["plain"])
             ):
-                raise SystemExit(f"{name} does nothing, or breaks")
+                raise SystemExit(f"{name} changes nothing, or its picture is not finite")
         ones = run(model, *ours(words, net, hint, mask=torch.ones(1, SIDE, SIDE)), SIDE, STEPS)
         parts = run(model, *layered(words, net, hint, [1.0] * LAYERS), SIDE, STEPS)
         figures = sd15.time_by_turns(variants, ROUNDS)

@@ -1,8 +1,5 @@
-"""Times steps of a UNet in ComfyUI with and without words per layer: started by ``regional_attention.py``
-under ComfyUI's python.
-
-Prints one line of JSON.
-"""
+"""Time steps of a UNet in ComfyUI with and without words per layer, and print one line of JSON.
+``regional_attention.py`` starts this script under ComfyUI's python."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ WORDS = "a picture of many things"
 
 
 def grid(rows: int, columns: int) -> list[tuple[int, int, int, int]]:
-    """Boxes that fill the canvas: x, y, width, height."""
+    """Return boxes (x, y, width, height) that fill the canvas."""
     width, height = SIDE // columns, SIDE // rows
     return [(c * width, r * height, width, height) for r in range(rows) for c in range(columns)]
 
@@ -40,7 +37,7 @@ def regional(
     model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]],
     mode: str = "regions"
 ) -> tuple[Any, ...]:  # fmt: skip
-    """Regional Prompt Attention on boxes with words of their own."""
+    """Apply Regional Prompt Attention to boxes with words of their own."""
     document, layers = boot.pack_module("layered_core.document"), boot.pack_module("nodes.layers.socket")
     made = [
         document.Layer(f"layer {i}", x=x, y=y, width=w, height=h, prompt=f"thing {i}")
@@ -57,7 +54,7 @@ def regional(
 def core(
     model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]
 ) -> tuple[Any, ...]:
-    """ConditioningSetMask for every box, combined."""
+    """Apply ConditioningSetMask for every box and combine the conditionings."""
     positive: Conditioning = []
     for i, (x, y, width, height) in enumerate(boxes):
         mask = torch.zeros(1, SIDE, SIDE)
@@ -69,8 +66,8 @@ def core(
 def coupling(
     model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, boxes: list[tuple[int, int, int, int]]
 ) -> tuple[Any, ...]:
-    """Attention Couple: the conditional rows are repeated once a region at every cross-attention, and their
-    outputs masked and added."""
+    """Apply Attention Couple: at every cross-attention the cond rows are repeated for each region, and the
+    outputs are masked and added."""
     contexts = torch.cat([encode(clip, f"thing {i}")[0][0] for i in range(len(boxes))])
     masks = torch.zeros(len(boxes), 1, SIDE // 8, SIDE // 8)
     for mask, (x, y, width, height) in zip(masks, boxes, strict=True):
@@ -126,12 +123,12 @@ def main() -> None:
         }
         pictures = {
             name: work() for name, work in variants.items()
-        }  # the first run of a kind pays for its memory
+        }  # a first run is slower: it allocates memory
         for name, picture in pictures.items():
             if not bool(picture.isfinite().all()) or (
                 name != "plain" and torch.equal(picture, pictures["plain"])
             ):
-                raise SystemExit(f"{name} does nothing, or breaks")
+                raise SystemExit(f"{name} changes nothing, or its picture is not finite")
         figures = sd15.time_by_turns(variants, ROUNDS)
     sd15.answer(figures | {"attention": ATTENTION, "steps": STEPS, "side": SIDE})
 

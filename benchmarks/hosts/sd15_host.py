@@ -1,12 +1,13 @@
-"""SD1.5-size models with random weights in ComfyUI, and how ways of sampling are timed against each other.
+"""SD1.5-size models with random weights in ComfyUI, and a comparison of the times of several ways to sample.
 
-For the scripts that run under ComfyUI's python: import this first. Everything of the project's reaches such a
-process through the pack: the repository must not be on its path.
+Scripts that run under ComfyUI's python import this module first. Such a process reaches the project's code
+only
+through the pack: the repository must not be on its path.
 """
 
 from __future__ import annotations
 
-from answers import ANSWERS  # isort: skip  # first: standard output is kept for answers
+from answers import ANSWERS  # isort: skip  # first: reserves standard output for answers
 import boot  # isort: skip  # second: it makes ComfyUI importable
 
 import json
@@ -38,7 +39,7 @@ SHAPE = {
     "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None,
     "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
-"""SD1.5's UNet."""
+"""Configuration of SD1.5's UNet."""
 
 
 def load_pack() -> None:
@@ -49,11 +50,11 @@ def load_pack() -> None:
     """
     boot.load_extras()
     if not boot.load_pack():
-        raise SystemExit("ComfyUI could not load the pack")
+        raise SystemExit("ComfyUI could not load the pack. The log above says why")
 
 
 def unet() -> comfy.model_patcher.ModelPatcher:
-    """SD1.5's UNet with random weights."""
+    """Return SD1.5's UNet with random weights."""
     device = comfy.model_management.get_torch_device()
     config = comfy.supported_models.SD15(dict(SHAPE))
     config.set_inference_dtype(comfy.model_management.unet_dtype(model_params=860_000_000), None)
@@ -63,7 +64,7 @@ def unet() -> comfy.model_patcher.ModelPatcher:
 
 
 def text_encoder() -> comfy.sd.CLIP:
-    """SD1.5's text encoder with random weights."""
+    """Return SD1.5's text encoder with random weights."""
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
         parameters=123_000_000,
@@ -73,18 +74,19 @@ def text_encoder() -> comfy.sd.CLIP:
 
 
 def fill(module: torch.nn.Module) -> None:
-    """Weights as small as trained ones, so that values stay in range through all layers."""
+    """Fill a module with random weights as small as trained ones, so that values stay in range in all
+    layers."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             else:
-                parameter.fill_(float(name.endswith("weight")))  # of a norm
+                parameter.fill_(float(name.endswith("weight")))  # weights of norms are 1, biases 0
 
 
 def encode(clip: comfy.sd.CLIP, words: str) -> Conditioning:
-    """As ComfyUI's own node."""
+    """Encode words as ComfyUI's own node does."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(words))
 
 
@@ -95,7 +97,7 @@ def run(
     side: int,
     steps: int,
 ) -> torch.Tensor:
-    """Sample Euler steps of one picture of ``side`` pixels."""
+    """Sample one picture of ``side`` pixels with Euler steps."""
     noise = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
@@ -112,11 +114,11 @@ def run(
 
 
 def time_by_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-    """What every variant costs over ``plain``: the median over the rounds of its time over plain's in that
-    round, and ``<name>_range``.
+    """Time all variants by turns and return each one's cost relative to ``plain``: in every round its time is
+    divided by plain's; ``<name>`` is the median over the rounds, ``<name>_range`` the least and greatest.
 
-    ``<name>_processor`` is the same in processor time, which other programs on the machine lengthen less; it
-    says nothing of a GPU.
+    ``<name>_processor`` is the same in processor time, which other programs on the machine disturb less; it
+    does not include a GPU's work.
     """
     taken = [
         {name: _seconds(work) for name, work in variants.items()}
@@ -145,7 +147,8 @@ def answer(figures: Mapping[str, Any]) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """By the clock and of the processor; the result lies on the CPU, so a GPU has finished."""
+    """Return the seconds of ``work`` by the clock and in processor time. Its result is on the CPU, so a GPU
+    has finished by then."""
     start = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start[0], time.process_time() - start[1]

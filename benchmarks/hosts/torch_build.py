@@ -1,5 +1,5 @@
-"""Make torchvision importable where torch is a CPU build; whatever starts ComfyUI calls this before anything
-imports torchvision."""
+"""Make torchvision importable if torch is a CPU build. Everything that starts ComfyUI calls this before
+torchvision is imported."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 _KEPT: list[torch.library.Library] = []
-"""A library's declarations vanish when it is collected."""
+"""Keeps the library alive: its declarations vanish when it is garbage-collected."""
 
 
 def name_torchvision_operators() -> bool:
-    """Declare torchvision's operators where torchvision itself cannot, and return whether that was needed.
+    """Declare torchvision's operators if torchvision itself cannot, and return whether that was needed.
 
     A torchvision built for CUDA cannot load its library on a CPU build of torch, and ``import torchvision``
     fails because it looks for the names of two operators. On any other pair of builds, with a graphics card

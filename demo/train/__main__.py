@@ -28,27 +28,27 @@ def main() -> None:
         "--minutes",
         type=float,
         default=20,
-        help="length of the whole run, earlier tries counted in (default: %(default)s)",
+        help="length of the whole run, including the time before interruptions (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
         type=int,
         default=1 if torch.cuda.is_available() else 2,
-        help="processes of one thread each (default: 2, with a GPU 1)",
+        help="number of processes, of one thread each (default: 2, with a GPU 1)",
     )
     parser.add_argument(
         "--scale",
         type=int,
         default=8 if torch.cuda.is_available() else 1,
-        help="multiplies the batch size (default: 1, with a GPU 8)",
+        help="factor of the batch size (default: 1, with a GPU 8)",
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="start from random weights (default: from the last checkpoint, else from the shipped weights)",
+        help="start from random weights where there is no checkpoint (default: from the shipped weights)",
     )
     parser.add_argument("--rate", type=float, help="greatest learning rate (default: the part's own)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
     launch(importlib.import_module(f"demo.train.{options.part}").train, options.processes, options)
 

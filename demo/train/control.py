@@ -1,13 +1,14 @@
 """Train the storybook ControlNet: Canny edges to pictures, the UNet frozen.
 
-Diffusers' ControlNet (Zhang et al. 2023, arXiv 2302.05543) of the UNet's own blocks. Two hints in three show
-all edges of the scene, the others those of some objects only, so that it learns to leave free what no edge
-shows.
+This is diffusers' ControlNet (Zhang et al. 2023, arXiv 2302.05543) with the UNet's own blocks. Two hints in
+three show all edges of the scene, the others only those of some objects, so that the net learns to leave free
+what no edge shows.
 
-Two things save time. Reading a hint of 128 x 128 takes a third of a step on CPUs, so each hint is read once
-for ``LEVELS`` noise levels. And the hint's last layer starts at random like any other instead of at zero:
-that the untrained net changes nothing is already in its zero convolutions, and two zero layers in a row learn
-nothing from each other at first.
+Two things save time. Encoding a hint of 128 x 128 takes a third of a step on CPUs, so each hint is encoded
+once for ``LEVELS`` noise levels. And the last layer of the hint's encoder starts with random weights instead
+of
+zeros: the zero convolutions already make the untrained net change nothing, and of two zero layers in a row
+neither gets a gradient at first.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from demo.world.vocabulary import CANVAS
 from layered_core.control.hints import canny
 
 LEVELS = 2
-"""Noise levels at which each scene of a batch is seen."""
+"""Number of noise levels at which each scene of a batch is used."""
 
 
 class SharedHint(ControlNetConditioningEmbedding):
-    """The reader of hints, whose answer serves ``LEVELS`` noise levels in a row."""
+    """The encoder of hints; its output is repeated for ``LEVELS`` noise levels."""
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """``[B, 3, 128, 128]`` to ``[LEVELS B, C, 16, 16]``, as the batch repeated."""
+        """Encode hints ``[B, 3, 128, 128]`` to ``[LEVELS B, C, 16, 16]``: the batch, repeated."""
         return super().forward(conditioning).repeat(LEVELS, 1, 1, 1)
 
 
 class EdgeReplay(Replay):
-    """Scenes with their edges, and which object each edge pixel belongs to."""
+    """A store of scenes with their edges and the object of each edge pixel."""
 
     def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, capacity: int = 20_000) -> None:
         super().__init__(vae, rng, capacity)
@@ -51,7 +52,7 @@ class EdgeReplay(Replay):
         """0: no edge; 1: the background's; from 2: on an object; from 2 + MOST: just outside of it."""
 
     def store(self, slot: int, scene: Scene, picture: Tensor, latent: Tensor) -> None:
-        """As the parent's."""
+        """Store a scene as the parent does, and its edges."""
         super().store(slot, scene, picture, latent)
         inside = torch.from_numpy(scene.object_map().astype(np.float32))
         around = nn.functional.max_pool2d(inside[None, None], 5, 1, 2)[0, 0]
@@ -59,10 +60,10 @@ class EdgeReplay(Replay):
         self.edges[slot] = (canny(picture.cpu() / 2 + 0.5) * (owner + 1)).to(torch.uint8)
 
     def hints(self) -> Tensor:
-        """Hints ``[B, 3, 128, 128]`` in 0..1 of the last batch.
+        """Return the hints ``[B, 3, 128, 128]`` in 0..1 of the last batch.
 
-        One in three shows each object, and the background, with probability one half; half of those without
-        the outer edge of outlines, as layers without an outline are drawn.
+        One in three shows each object, and the background, with probability one half; half of these objects
+        lack the outer edge of the outline, as layers drawn without an outline do.
         """
         edges = self.edges[torch.from_numpy(self.chosen)]
         count = len(edges)
@@ -78,7 +79,7 @@ class EdgeReplay(Replay):
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the ControlNet's training."""
+    """Train the ControlNet in one process."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")

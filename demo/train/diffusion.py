@@ -1,9 +1,8 @@
-"""What training anything that predicts noise shares: the frozen models beside it, the schedule, the
-objective.
+"""Parts that the training of all noise predictors shares: the frozen models, the schedule, the objective.
 
-v-prediction on Stable Diffusion's schedule; the loss per timestep is weighted by min(snr, 5) / snr (Hang et
-al. 2023, arXiv 2303.09556, on the v-error), so that the steps that decide what is where are not drowned by
-the last ones.
+The models predict v on Stable Diffusion's schedule. The loss per timestep is weighted by min(snr, 5) / snr
+(Hang et al. 2023, arXiv 2303.09556, on the v-error), so that the last steps do not outweigh those which
+decide the layout.
 """
 
 from __future__ import annotations
@@ -27,18 +26,19 @@ SCHEDULE: dict[str, Any] = {
 
 
 class FloatGroupNorm(nn.GroupNorm):
-    """Group norm in single precision: in half precision its channels-last kernel is ten times slower on
+    """Group norm in single precision; in half precision its channels-last kernel is ten times slower on
     CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As :class:`torch.nn.GroupNorm`."""
+        """Compute the norm in single precision and return it in the dtype of ``x``."""
         return nn.functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(
             x.dtype
         )
 
 
 def prepare(model: nn.Module) -> None:
-    """Put ``model`` where it is trained, in the layout and with the norms that are fast there."""
+    """Move ``model`` to the device of the training, in the memory layout and with the norms that are fast
+    there."""
     for module in model.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = FloatGroupNorm
@@ -46,7 +46,7 @@ def prepare(model: nn.Module) -> None:
 
 
 def frozen_vae(export: Path) -> AutoencoderTiny:
-    """The trained VAE, not to be trained further."""
+    """Load the trained VAE, frozen."""
     return (
         AutoencoderTiny.from_pretrained(export / "vae")
         .float()
@@ -56,12 +56,12 @@ def frozen_vae(export: Path) -> AutoencoderTiny:
 
 
 def frozen_text_encoder(export: Path) -> CLIPTextModel:
-    """The trained text encoder, not to be trained further."""
+    """Load the trained text encoder, frozen."""
     return CLIPTextModel.from_pretrained(export / "text_encoder").float().to(device()).requires_grad_(False)
 
 
 class RecordingAttention:
-    """Plain attention that keeps the probabilities of cross-attention, averaged over heads,
+    """Plain attention that records the probabilities of cross-attention, averaged over heads,
     ``[B, N, 77]``."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class RecordingAttention:
     def __call__(
         self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
-        """As diffusers' ``AttnProcessor`` on three-dimensional input."""
+        """Attend as diffusers' ``AttnProcessor`` does on three-dimensional input."""
         context = hidden if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attention.to_q(hidden), attention.to_k(context), attention.to_v(context)
         heads = attention.heads
@@ -84,8 +84,8 @@ class RecordingAttention:
 
 
 def timesteps(count: int) -> Tensor:
-    """Half of them anywhere in 0..999, half in 400..999, where it is decided how many objects there are and
-    where."""
+    """Draw ``count`` timesteps: half of them from 0..999, half from 400..999, where the number and the places
+    of the objects are decided."""
     first = 400 * torch.randint(0, 2, (count,), device=device())
     return first + (torch.rand(count, device=device()) * (1000 - first)).long()
 
@@ -96,23 +96,23 @@ class Noised(NamedTuple):
     t: Tensor
     """Timesteps [B]."""
     noisy: Tensor
-    """What the model sees."""
+    """The model's input."""
     target: Tensor
-    """The v that it should say."""
+    """The v that the model should predict."""
     clear: Tensor
-    """Share of the latents' deviation in ``noisy``, 0..1, [B]."""
+    """Factor of the clean latents in ``noisy``, 0..1, [B]."""
 
 
 class Objective:
-    """The schedule as training uses it."""
+    """The noise schedule and the weighted loss of the training."""
 
     def __init__(self) -> None:
         self.alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device())
         self.weights = (self.alphas / (1 - self.alphas)).pow(-1).mul(5).clamp(max=1)
 
     def noised(self, latents: Tensor, frames: int = 1) -> Noised:
-        """``latents`` [B, C, h, w], each with noise of a level of its own; ``frames`` that follow each other
-        share theirs."""
+        """Add noise to ``latents`` [B, C, h, w], at a random level for each group of ``frames`` successive
+        ones."""
         t = timesteps(len(latents) // frames).repeat_interleave(frames)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
@@ -122,9 +122,9 @@ class Objective:
         return Noised(t, noisy, alpha.sqrt() * noise - (1 - alpha).sqrt() * latents, self.alphas[t].sqrt())
 
     def errors(self, v: Tensor, batch: Noised) -> Tensor:
-        """The weighted mean square errors [B] of a predicted ``v``."""
+        """Return the weighted mean square errors [B] of a predicted ``v``."""
         return self.weights[batch.t] * (v.float() - batch.target).square().mean((1, 2, 3))
 
     def error(self, v: Tensor, batch: Noised) -> Tensor:
-        """Their mean."""
+        """Return the mean of :meth:`errors`."""
         return self.errors(v, batch).mean()

@@ -20,15 +20,15 @@ from demo.world.scenes import HELD_OUT, random_scene
 from layered_core.canvas.compositing import composite
 
 KEPT = 3072
-"""Crops kept to learn from again."""
+"""Number of crops kept to train on again."""
 
 
 def pairs(seeds: list[int]) -> tuple[Tensor, Tensor]:
-    """Every scene drawn as one, then every scene pasted.
+    """Make every scene drawn as one, then every scene pasted.
 
     Returns:
-        ``[2 B, 3, 128, 128]`` in 0..1, and which share of each cell an object covers, ``[2 B, 32, 32]`` in
-        0..1.
+        pictures ``[2 B, 3, 128, 128]`` in 0..1, and the share of each cell that objects cover,
+        ``[2 B, 32, 32]`` in 0..1.
     """
     scenes = [random_scene(seed, count=1 + seed % 4) for seed in seeds]
     native = [torch.from_numpy(s.picture().astype(np.float32) / 255) for s in scenes]
@@ -40,8 +40,8 @@ def pairs(seeds: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def crops(rng: np.random.Generator, pictures: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Half as wide, two a picture, about a random point of an object: ``[2 B, 3, 64, 64]`` and
-    ``[2 B, 16, 16]``."""
+    """Cut two crops of half the width out of each picture, each around a random point of an object: pictures
+    ``[2 B, 3, 64, 64]`` and shares ``[2 B, 16, 16]``."""
     cut, covered = [], []
     for picture, share in zip(pictures, shares, strict=True):
         for row, column in rng.permutation((share > 0.5).nonzero().numpy())[:2]:
@@ -52,7 +52,7 @@ def crops(rng: np.random.Generator, pictures: Tensor, shares: Tensor) -> tuple[T
 
 
 def calibrate(harmony: Harmony, vae: AutoencoderTiny, seeds: list[int]) -> None:
-    """Fit what turns the worst cells of a picture into its probability."""
+    """Fit the layer that turns the logit of a picture's worst cells into its probability."""
     harmony.eval()
     drawn, _ = pairs(seeds)
     truth = torch.cat([torch.ones(len(seeds)), torch.zeros(len(seeds))]).repeat(2)
@@ -71,7 +71,7 @@ def calibrate(harmony: Harmony, vae: AutoencoderTiny, seeds: list[int]) -> None:
 
 @torch.no_grad()
 def through(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
-    """Encoded and decoded, so that the decoder's own traces tell nothing."""
+    """Encode and decode the pictures, so that both classes have the decoder's traces."""
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae.encode(pictures.contiguous(memory_format=torch.channels_last) * 2 - 1).latents
         return (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
@@ -85,18 +85,18 @@ def _vae() -> AutoencoderTiny:
 def accuracy(
     harmony: Harmony, scenes: int, vae: AutoencoderTiny | None = None, seed: int = HELD_OUT
 ) -> float:
-    """Share of held-out pictures, half of them pasted, that are told right."""
+    """Return the share of held-out pictures, half of them pasted, that are classified right."""
     right = 0
     for start in range(0, scenes, 32):
         seeds = list(range(seed + start, seed + min(start + 32, scenes)))
         pictures, _ = pairs(seeds)
-        said = harmony.native(pictures if vae is None else through(vae, pictures)) > 0.5
-        right += int(said[: len(seeds)].sum()) + int((~said[len(seeds) :]).sum())
+        native = harmony.native(pictures if vae is None else through(vae, pictures)) > 0.5
+        right += int(native[: len(seeds)].sum()) + int((~native[len(seeds) :]).sum())
     return right / (2 * scenes)
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the training."""
+    """Train the classifier in one process."""
     torch.manual_seed(options.seed)
     model = Harmony()
     start_from(model, WEIGHTS, options.fresh)
@@ -115,7 +115,7 @@ def train(rank: int, processes: int, options: Any) -> None:
     seen, shares, truth = torch.empty(0, 3, 64, 64), torch.empty(0, 16, 16), torch.empty(0)
     going = True
     while going:
-        # Drawing costs more than learning: every crop is learnt from several times.
+        # Drawing takes longer than a step, so every crop is used several times.
         for _ in range(1 if len(seen) else 12):
             drawn, share = pairs([int(s) for s in rng.integers(HELD_OUT, size=2)])
             new, covered = crops(rng, torch.cat([drawn, through(vae, drawn)]), share.repeat(2, 1, 1))
@@ -125,7 +125,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             chosen = torch.from_numpy(rng.integers(len(seen), size=32))
             share = shares[chosen].to(device())
             wrong = truth[chosen].to(device())[:, None, None].expand_as(share)
-            # Both classes alike: what generated pictures differ by in general must not count.
+            # The same for both classes, so that differences which all generated pictures have do not count.
             gain, shift = torch.empty(2, len(chosen), 3, 1, 1)
             pictures = (seen[chosen] * gain.uniform_(0.97, 1.03) + shift.uniform_(-0.02, 0.02)).clamp(0, 1)
             cells = model(pictures.to(device()))[0]
@@ -153,7 +153,8 @@ def train(rank: int, processes: int, options: Any) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
-        prog="python -m demo.train.harmony", description="Train the pasted-or-native classifier. Resumes."
+        prog="python -m demo.train.harmony",
+        description="Train the pasted-or-native classifier. Resumes when interrupted.",
     )
     parser.add_argument(
         "--folder",
@@ -164,19 +165,22 @@ def main() -> None:
         "--minutes", type=float, default=10, help="length of the whole run (default: %(default)s)"
     )
     parser.add_argument(
-        "--processes", type=int, default=1, help="processes of one thread each (default: %(default)s)"
+        "--processes",
+        type=int,
+        default=1,
+        help="number of processes, of one thread each (default: %(default)s)",
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="start from random weights (default: from the last checkpoint, else the shipped)",
+        help="start from random weights where there is no checkpoint (default: from the shipped weights)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
         "--measure",
         type=int,
         metavar="N",
-        help="train nothing: how often the shipped weights are right on N fresh scenes",
+        help="train nothing, but measure how often the shipped weights are right on N new scenes",
     )
     options = parser.parse_args()
     if options.measure:

@@ -2,9 +2,9 @@
 batch.
 
 LayerDiffuse's attention sharing
-(:mod:`layered_core.transparency.layer_diffuse_frames`) on the frozen UNet, by the UNet's own objective. It
-starts from what the layer generator knows: the foreground's low-rank changes are that LoRA's, cut to the rank
-here; everything else starts at no change.
+(:mod:`layered_core.transparency.layer_diffuse_frames`) is trained on the frozen UNet with the UNet's own
+objective. The foreground's low-rank changes start as the layer generator's LoRA, reduced to the rank used
+here; all others start at no change.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from layered_diffusers.methods.layer_diffuse import attentions
 RANK = 16
 
 FRAMES = 3
-"""Foreground, background, blend."""
+"""Pictures of a scene: foreground, background, blend."""
 
 
 def new_network(unet: UNet2DConditionModel) -> AttentionSharing:
-    """Units that change nothing yet."""
+    """Return a network whose units change nothing yet."""
     units = [
         SharingUnit(a.to_q.in_features, a.to_k.in_features, RANK, FRAMES) for a in attentions(unet).values()
     ]
@@ -55,7 +55,7 @@ def new_network(unet: UNet2DConditionModel) -> AttentionSharing:
 
 
 def start_from_lora(network: AttentionSharing, unet: UNet2DConditionModel, file: Path) -> None:
-    """Give the foreground's frame the layer generator's changes, as far as the rank allows."""
+    """Copy the layer generator's changes into the foreground's frame, approximated at this rank."""
     tensors = load_file(file)
     layers = int(unet.config.layers_per_block)
     for name, unit in zip(attentions(unet), network.units, strict=True):
@@ -71,7 +71,7 @@ def start_from_lora(network: AttentionSharing, unet: UNet2DConditionModel, file:
 
 
 class SharedAttention:
-    """A unit in place of diffusers' own attention."""
+    """An attention processor that calls a unit in place of diffusers' attention."""
 
     def __init__(self, unit: SharingUnit) -> None:
         self.unit = unit
@@ -79,7 +79,7 @@ class SharedAttention:
     def __call__(
         self, attention: Attention, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
-        """As diffusers' ``AttnProcessor`` on three-dimensional input."""
+        """Attend as diffusers' ``AttnProcessor`` does on three-dimensional input, but through the unit."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (t.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -96,7 +96,7 @@ class SharedAttention:
 
 
 class Scenes(ReplayStore):
-    """A growing store of scenes of one object: latents of its foreground with alpha, its background and its
+    """A growing store of scenes with one object: the latents of foreground with alpha, background and
     blend."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Scenes(ReplayStore):
 
     @torch.no_grad()
     def add(self, count: int) -> None:
-        """Draw, encode and store ``count`` fresh scenes."""
+        """Draw, encode and store ``count`` new scenes."""
         for _ in range(count):
             thing, place = THINGS[self.rng.integers(len(THINGS))], str(self.rng.choice(list(BACKGROUNDS)))
             sprite, background = (
@@ -125,10 +125,11 @@ class Scenes(ReplayStore):
             self.latents[slot], self.words[slot] = latents, (place, thing)
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Latents ``[3 B, 4, 16, 16]`` and token ids ``[3 B, 77]``, the frames of a scene after each other.
+        """Return latents ``[3 B, 4, 16, 16]`` and token ids ``[3 B, 77]``; the frames of a scene follow each
+        other.
 
-        Mostly all frames of a scene have its words; in one scene of four the foreground has the object's
-        alone and the background the landscape's; in one of ten no frame has any.
+        Usually all frames of a scene have its caption. In one scene of four the foreground has only the
+        object's words and the background only the landscape's; in one of ten all captions are empty.
         """
         chosen = self.draw(count)
         rows = []
@@ -150,13 +151,13 @@ class Scenes(ReplayStore):
 
 
 def opaque(picture: Image.Image) -> Tensor:
-    """``[4, H, W]`` in 0..1."""
+    """Return a picture with alpha 1, ``[4, H, W]`` in 0..1."""
     rgb = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
     return torch.cat([rgb, torch.ones_like(rgb[:1])])
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the joint generator's training."""
+    """Train the joint generator in one process."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")

@@ -1,4 +1,4 @@
-"""Train the judge on drawn scenes: labels per pixel from the exact masks, background per picture."""
+"""Train the judge on drawn scenes, whose labels per pixel and background are known exactly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS
 
 
 def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """At half size ``[64, 64]``: the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind), and,
-    bool, where two objects meet."""
+    """Return at half size ``[64, 64]`` the class per pixel, int64 (0 no object, else 1 + 6 * colour + kind),
+    and where two objects meet, bool."""
     colours, kinds = list(COLOURS), list(KINDS)
     table = np.array(
         [0, *(1 + len(kinds) * colours.index(o.colour) + kinds.index(o.kind) for o in scene.objects)]
@@ -31,8 +31,8 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def likes(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with every object of one colour and kind, pushed together: where likes meet is hard to learn
-    and rare."""
+    """Return the scene with all its objects of one colour and kind and moved together. Objects of one class
+    that touch are rare in random scenes, and hard to learn."""
     first, size = scene.objects[0].thing, scene.size
     middle = np.array([[o.x + o.image.shape[1] / 2, o.y + o.image.shape[0] / 2] for o in scene.objects])
     target, objects = middle.mean(0), []
@@ -52,14 +52,14 @@ def likes(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def drawn(rng: np.random.Generator) -> Scene:
-    """A scene to learn from; one of two or more objects in three shows likes."""
+    """Draw a scene to train on; a third of those with several objects are changed by :func:`likes`."""
     scene = random_scene(int(rng.integers(HELD_OUT)))
     return likes(scene, rng) if len(scene.objects) > 1 and rng.random() < 0.33 else scene
 
 
 def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
-    """Blur, noise and changes of colour, so that pictures that are a little soft or off in colour are still
-    read."""
+    """Blur pictures and change their noise and colours, so that the judge still works where generated
+    pictures are a little soft or off in colour."""
     if rng.random() < 0.6:
         side = int(rng.integers(40, 128))
         pictures = nn.functional.interpolate(
@@ -73,7 +73,8 @@ def augmented(rng: np.random.Generator, pictures: Tensor) -> Tensor:
 
 
 def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
-    """Share of held-out drawn scenes of which the judge names every object and the background right."""
+    """Return the share of held-out drawn scenes in which the judge finds exactly the objects and the
+    background."""
     right = 0
     for start in range(0, scenes, 32):
         batch = [random_scene(seed + i) for i in range(start, min(start + 32, scenes))]
@@ -87,7 +88,7 @@ def exact(judge: Judge, scenes: int, seed: int = HELD_OUT) -> float:
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the judge's training."""
+    """Train the judge in one process."""
     torch.manual_seed(options.seed)
     model = Judge()
     start_from(model, WEIGHTS, options.fresh)
@@ -121,7 +122,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             logits, place, meeting = model(
                 augmented(rng, pictures).contiguous(memory_format=torch.channels_last)
             )
-        # Most pixels are background: weighed down, or small objects come last.
+        # Most pixels are background; without the lower weight small objects are learnt last.
         loss = nn.functional.cross_entropy(
             logits.float(), truth, weights
         ) + 0.3 * nn.functional.cross_entropy(place.float(), where)

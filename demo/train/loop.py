@@ -1,4 +1,4 @@
-"""What every training script shares: processes, gradients, schedule, checkpoints, log."""
+"""The training loop that all scripts share: processes, gradients, schedule, checkpoints, log."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-# glibc must be told before the process starts: returning memory at every step stalls CPU training.
+# Returning memory to the system at every step stalls CPU training. glibc reads these when a process starts.
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296", "OMP_NUM_THREADS": "1"}
 
 
 def launch(worker: Callable[[int, int, Any], None], processes: int, options: Any) -> None:
     """Run ``worker(rank, processes, options)`` in ``processes`` processes of one thread each, joined by gloo.
 
-    Two processes of one thread beat one process of two on a small CPU: oneDNN's barriers stall when a
-    neighbour is busy.
+    On a small CPU two processes of one thread are faster than one process of two threads: oneDNN's barriers
+    wait for a thread that another program delays.
     """
     os.environ.update(_MEMORY)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(29500 + os.getpid() % 2000))
-    # The workers are daemons, and a termination is an ordinary exit, so that none outlives this process.
+    # SIGTERM becomes an ordinary exit, which ends the workers too, because they are daemons.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     start_processes(_entry, (processes, worker, options), processes, daemon=True, start_method="spawn")
 
@@ -50,8 +50,8 @@ def _entry(rank: int, processes: int, worker: Callable[[int, int, Any], None], o
 
 
 def start_from(model: nn.Module, file: Path, fresh: bool) -> None:
-    """Begin with the weights of ``file`` that fit ``model``, unless there is no such file or ``fresh`` is
-    asked for."""
+    """Load those weights of ``file`` that fit ``model``; do nothing if there is no such file or with
+    ``fresh``."""
     if fresh or not file.exists():
         return
     own = model.state_dict()
@@ -62,19 +62,19 @@ def start_from(model: nn.Module, file: Path, fresh: bool) -> None:
 
 
 def device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Trainer:
-    """Steps one model: AdamW, gradient averaging over processes, cosine schedule over wall-clock time, EMA,
-    checkpoints.
+    """Train one model with AdamW, gradients averaged over processes, a cosine schedule over wall-clock time,
+    EMA and checkpoints.
 
     Args:
-        model: what is trained; its parameters that require gradients.
-        folder: where ``state.safetensors`` (weights, EMA, optimiser) and ``log.jsonl`` go; resumed from when
-            present.
-        minutes: length of the run. The learning rate goes from ``rate`` to ``rate / 20`` over it.
+        model: its parameters that require gradients are trained.
+        folder: for ``state.safetensors`` (weights, EMA, optimiser) and ``log.jsonl``; training resumes from
+            the state in it.
+        minutes: length of the run, over which the learning rate falls from ``rate`` to ``rate / 20``.
         rate: greatest learning rate, reached after ``warmup`` steps.
         average: EMA decay per step.
     """
@@ -110,11 +110,12 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is over, 0..1; equal in all processes only up to the last :meth:`update`."""
+        """Share of the run that is over, 0..1. Processes may read slightly different values."""
         return min((self.spent + time.monotonic() - self.begun) / self.seconds, 1.0)
 
     def update(self, loss: Tensor, samples: int, **figures: float | Tensor) -> bool:
-        """Backward and step. Returns False once the time is over (in all processes at the same step)."""
+        """Do the backward pass and a step. Return False once the time is over, in all processes at the same
+        step."""
         loss.backward()
         progress = self._reduce(self.progress)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -134,7 +135,7 @@ class Trainer:
         return progress < 1.0
 
     def averaged(self) -> dict[str, Tensor]:
-        """The model's state dict with the EMA weights."""
+        """Return the model's state dict with the EMA weights."""
         state = dict(self.model.state_dict())
         names = [n for n, p in self.model.named_parameters() if p.requires_grad]
         state.update(zip(names, self.ema, strict=True))
@@ -153,7 +154,7 @@ class Trainer:
                 )
 
     def due(self, minutes: float) -> bool:
-        """True every ``minutes`` (in all processes at once): time to judge and save."""
+        """Whether it is time to measure and save: True every ``minutes``, in all processes at once."""
         late = time.monotonic() - self.saved > minutes * 60
         late = bool(self._reduce(float(late)) > 0)
         if late:
@@ -161,7 +162,7 @@ class Trainer:
         return late
 
     def save(self) -> None:
-        """Write everything needed to resume, through a temporary file."""
+        """Write everything that resuming needs, through a temporary file."""
         if self.rank:
             return
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -196,7 +197,7 @@ class Trainer:
             self.ema = [p.detach().clone() for p in self.parameters] if self.step == 0 else self.ema
 
     def _reduce(self, number: float) -> float:
-        """Average gradients (when there are any) and one number over the processes."""
+        """Average the gradients, if there are any, and one number over the processes; return the number."""
         if self.processes == 1:
             return number
         gradients = [p.grad for p in self.parameters if p.grad is not None]

@@ -24,7 +24,7 @@ INDEX = {
 
 
 def ship(export: Path) -> int:
-    """Copy every part that ``export`` has; returns the bytes of all shipped weights."""
+    """Copy every part in ``export``; return the size of all shipped weights in bytes."""
     for part in sorted(p for p in export.iterdir() if p.is_dir()):
         shutil.copytree(part, MODEL / part.name, dirs_exist_ok=True, copy_function=shutil.copyfile)
     (MODEL / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")

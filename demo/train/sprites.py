@@ -1,5 +1,5 @@
-"""Single transparent objects, drawn from a seed: what the transparent autoencoder and the layer generator
-learn from."""
+"""Single transparent objects, drawn from a seed, on which the transparent autoencoder and the layer generator
+are trained."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from demo.world.vocabulary import CANVAS, THINGS, Thing
 from layered_core.transparency.transparent_encode import pad_colours
 
 KNOWN = [t for t in THINGS if not is_held_out(t.words)]
-"""What the autoencoder trains on; it is judged on the others and on smoke of other seeds."""
+"""The objects that the autoencoder is trained on; it is measured on the others and on smoke of other
+seeds."""
 
 SMOKE_SHARE = 0.15
-"""Of the autoencoder's training pictures."""
+"""Share of smoke in the autoencoder's training pictures."""
 
 
 def draw_sprite(thing: Thing, rng: np.random.Generator) -> np.ndarray:
-    """One object near the middle of an empty canvas, RGBA uint8 ``[128, 128, 4]``, straight alpha."""
+    """Draw one object near the middle of an empty canvas, RGBA uint8 ``[128, 128, 4]``, straight alpha."""
     width, height = rng.uniform(56, 86) * rng.uniform(0.9, 1.0, 2)
     x, y = CANVAS / 2 + rng.normal(0, 5, 2).clip(-14, 14) - np.array([width, height]) / 2
     item = place_object(
@@ -35,7 +36,7 @@ def draw_sprite(thing: Thing, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_smoke(rng: np.random.Generator) -> np.ndarray:
-    """A cloud of one tint with alpha of every value, as :func:`draw_sprite`."""
+    """Draw a cloud of one tint whose alpha takes all values, in the format of :func:`draw_sprite`."""
     field = 0.5 * _noise(rng, 4) + 0.3 * _noise(rng, 8) + 0.2 * _noise(rng, 16)
     ys, xs = np.mgrid[:CANVAS, :CANVAS] / CANVAS
     cx, cy = rng.uniform(0.35, 0.65, 2)
@@ -47,12 +48,13 @@ def draw_smoke(rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Smooth noise in 0..1, ``[128, 128]``."""
+    """Return smooth noise in 0..1, ``[128, 128]``."""
     grid = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)).clip(0, 1)
 
 
 def padded(sprite: np.ndarray) -> Tensor:
-    """A drawn sprite as floats ``[4, 128, 128]``, 0..1, its colours padded under alpha 0."""
+    """Return a drawn sprite as floats ``[4, 128, 128]`` in 0..1, with its colours continued where alpha is
+    0."""
     rgba = torch.from_numpy(sprite.copy()).permute(2, 0, 1)[None].float() / 255
     return torch.cat([pad_colours(rgba), rgba[:, 3:]], 1)[0]

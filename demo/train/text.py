@@ -1,8 +1,8 @@
-"""Prepare the text encoder before the UNet starts: every noun must know its colour and material, the end the
-whole scene.
+"""Pretrain the text encoder: the hidden state of every noun must contain its colour and material, that of the
+end token the whole scene.
 
-Seconds of training here save the UNet from learning, through its own loss, that colours belong to the noun
-behind them.
+These seconds of training save the UNet from learning through its own loss that a colour belongs to the noun
+after it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS, MATERIALS
 
 
 class Probe(nn.Module):
-    """Linear read-outs of a text encoder's last hidden states."""
+    """Linear classifiers on a text encoder's last hidden states."""
 
     def __init__(self, text: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Probe(nn.Module):
     def forward(
         self, ids: Tensor, nouns: Tensor, things: Tensor, places: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy and the share of nouns read fully right.
+        """Return the mean cross-entropy and the share of nouns whose material, colour and kind are all right.
 
         ``nouns`` [K, 2] (caption, position), ``things`` [K, 3] (material, colour, kind), ``places`` [B],
         ``counts`` [B, 36].
@@ -55,7 +55,7 @@ class Probe(nn.Module):
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the preparation."""
+    """Pretrain the text encoder in one process."""
     torch.manual_seed(options.seed)
     export_folder = Path(options.folder) / "export"
     ids = word_ids(export_folder / "tokenizer")
@@ -97,7 +97,7 @@ def train(rank: int, processes: int, options: Any) -> None:
 
 
 def place_words(place: str, ids: dict[str, int]) -> list[str]:
-    """The words that name a background and no other."""
+    """Return the words that name this background and no other."""
     return [
         w
         for phrase in BACKGROUNDS[place]

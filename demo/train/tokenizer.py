@@ -14,7 +14,7 @@ START, END = 49406, 49407
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable symbols that stand for bytes in CLIP's vocabulary, printable bytes first."""
+    """Return the 256 printable symbols that stand for bytes in CLIP's vocabulary, printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
@@ -24,7 +24,9 @@ def write(folder: Path) -> None:
     """Write ``vocab.json``, ``merges.txt`` and the configuration that ``CLIPTokenizer`` reads."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
-        raise SystemExit("open-clip-torch is not installed: pip install --no-deps open-clip-torch")
+        raise SystemExit(
+            "open-clip-torch is not installed. Install it: pip install --no-deps open-clip-torch"
+        )
     with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
         text = file.read()
     merges = text.split("\n")[1 : 49152 - 256 - 2 + 1]

@@ -38,20 +38,20 @@ DECODER_WIDTHS = (16, 24, 32, 48, 64, 64, 64)
 
 
 NOISE = 0.05
-"""Greatest deviation of the noise on training latents: those that a sampler makes are not exact, those of an
+"""Greatest deviation of the noise on training latents. A sampler's latents are not exact as those of an
 encoded picture are."""
 
 ALPHA_SQUARE = 40
-"""Weight of alpha's square error beside its absolute one, which alone would leave soft edges at their
-median."""
+"""Weight of alpha's squared error beside the absolute error. The absolute error alone would leave soft edges
+at their median."""
 
 IDENTITY = 20
-"""Weight of what the offset does to the VAE's picture. The less, the larger the offset may be beside
+"""Weight of the offset's change of the VAE's picture. A smaller weight allows a larger offset beside
 :data:`NOISE`."""
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder, trained as one."""
+    """The transparent encoder and decoder, trained together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Autoencoder(nn.Module):
         self.decoder = TransparentDecoder(DECODER_WIDTHS)
 
     def load(self, folder: Path, fresh: bool = False) -> None:
-        """The weights in ``folder``, where there are any."""
+        """Load the weights in ``folder``, if there are any."""
         for part in ("encoder", "decoder"):
             start_from(getattr(self, part), folder / f"{part}.safetensors", fresh)
 
@@ -75,23 +75,23 @@ class Autoencoder(nn.Module):
             save_file(own, folder / f"{part}.safetensors")
 
     def offset(self, rgba: Tensor) -> Tensor:
-        """What ``rgba`` ``[B, 4, H, W]`` (padded, 0..1) adds to the latents."""
+        """Return the offset of the latents for ``rgba`` ``[B, 4, H, W]`` (colours continued, 0..1)."""
         return self.encoder(to_file_order(rgba, 4))
 
     def decode(self, pixels: Tensor, latents: Tensor) -> Tensor:
-        """RGBA from a decoded picture in 0..1 and its latents."""
+        """Return RGBA for a decoded picture in 0..1 and its latents."""
         return from_file_order(self.decoder(pixels, latents), 4)
 
 
 def frozen_autoencoder(export: Path) -> Autoencoder:
-    """The trained autoencoder, not to be trained further."""
+    """Load the trained autoencoder, frozen."""
     model = Autoencoder()
     model.load(export / "transparent")
     return model.to(device()).requires_grad_(False)
 
 
 class Sprites(ReplayStore):
-    """A growing store of padded sprites with their latents; a share of every batch is fresh."""
+    """A growing store of sprites with their latents; a share of every batch is new."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Sprites(ReplayStore):
         self.latents = torch.zeros(capacity, 4, CANVAS // CELL, CANVAS // CELL)
 
     def add(self, count: int) -> None:
-        """Draw, turn at random, encode and store ``count`` sprites."""
+        """Draw ``count`` sprites, turn half of them, and store them with their latents."""
         for _ in range(count):
             rng = self.rng
             sprite = (
@@ -123,7 +123,7 @@ class Sprites(ReplayStore):
             self.latents[slot] = encode(self.vae, rgba)[0].cpu()
 
     def batch(self, count: int, side: int) -> tuple[Tensor, Tensor]:
-        """Crops of ``side`` pixels ``[B, 4, side, side]`` in 0..1 and their latents."""
+        """Return random crops ``[B, 4, side, side]`` in 0..1 and their latents."""
         cells, last = side // CELL, (CANVAS - side) // CELL
         pictures, latents = [], []
         for index in self.draw(count):
@@ -136,22 +136,22 @@ class Sprites(ReplayStore):
 
 @torch.no_grad()
 def encode(vae: AutoencoderTiny, rgba: Tensor) -> Tensor:
-    """Latents of padded RGBA in 0..1 on grey, without offset."""
+    """Return the latents, without offset, of RGBA in 0..1 on grey."""
     grey = over_mid_grey(rgba).to(device(), memory_format=torch.channels_last)
     with torch.autocast(device().type, torch.bfloat16):
         return vae.encoder(grey * 2 - 1).float()
 
 
 def decode_pixels(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
-    """The VAE's picture in 0..1."""
+    """Decode latents to pictures in 0..1 with the VAE."""
     return ((vae.decoder(latents).float() + 1) / 2).clamp(0, 1)
 
 
 @torch.no_grad()
 def judge(model: Autoencoder, vae: AutoencoderTiny, seed: int = HELD_OUT) -> dict[str, float]:
-    """Figures of sprites that were never trained on, through encoder, VAE and decoder in one pass: alpha's
-    PSNR, that of the colours where alpha is over a tenth, and that of the VAE's picture beside the one on
-    grey, dB.
+    """Measure encoder, VAE and decoder (one pass) on sprites that were never trained on. The figures are
+    PSNRs in
+    dB: of alpha; of the colours where alpha is above 0.1; of the VAE's picture to the one on grey.
     """
     rng = np.random.default_rng(seed)
     sprites = [draw_sprite(t, rng) for t in THINGS if t not in KNOWN]
@@ -175,12 +175,12 @@ def judge(model: Autoencoder, vae: AutoencoderTiny, seed: int = HELD_OUT) -> dic
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio of values in 0..1, dB."""
+    """Return the peak signal-to-noise ratio of values in 0..1, dB."""
     return float(-10 * torch.log10((a - b).square().mean().clamp_min(1e-10)))
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the transparent autoencoder's training."""
+    """Train the transparent autoencoder in one process."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     vae = frozen_vae(export)
@@ -201,7 +201,7 @@ def train(rank: int, processes: int, options: Any) -> None:
     sprites.add(64)
     going = True
     while going:
-        # Norms see the whole picture: the run ends on whole pictures.
+        # Norms depend on the whole picture, so the end of the run trains on whole pictures.
         side, count = (64, 8 * options.scale) if trainer.progress < 0.6 else (CANVAS, 3 * options.scale)
         sprites.add(max(count // 8, 1))
         rgba, latents = sprites.batch(count, side)
@@ -214,7 +214,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         error = result - rgba
         colours, alpha = error[:, :3], error[:, 3]
         shown = 0.1 + 0.9 * rgba[:, 3:]
-        # PSNR is of alpha's square error.
+        # The squared error of alpha is what its PSNR measures.
         recon = (shown * (colours.abs() + 10 * colours.square())).mean() + (
             alpha.abs() + ALPHA_SQUARE * alpha.square()
         ).mean()

@@ -1,9 +1,9 @@
-"""Train the storybook's layer generator: a LoRA on the UNet's attention, as LayerDiffuse's, that makes one
-object with its transparency.
+"""Train the storybook's layer generator: a LoRA on the UNet's attention, like LayerDiffuse's, with which it
+makes one object with its transparency.
 
-The UNet is frozen; the LoRA learns the latents of single objects on grey with the transparent encoder's
-offset, by the UNet's own objective. The file has the names of the published ``layer_xl_transparent_attn``:
-``diffusion_model.<path>.weight::lora::0`` (up) and ``::lora::1`` (down).
+The UNet is frozen. The LoRA learns the latents of single objects on grey with the transparent encoder's
+offset, with the UNet's own objective. The tensors are named as in the published
+``layer_xl_transparent_attn``: ``diffusion_model.<path>.weight::lora::0`` (up) and ``::lora::1`` (down).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from demo.world.vocabulary import BACKGROUNDS, THINGS, Thing
 RANK = 32
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The linears of an attention that are changed."""
+"""The linear layers of an attention that the LoRA changes."""
 
 
 class Lora(nn.Module):
-    """A frozen linear and a learned product of two thin ones beside it (Hu et al. 2021, arXiv 2106.09685), at
-    weight 1."""
+    """A frozen linear layer plus a trained low-rank product (Hu et al. 2021, arXiv 2106.09685), at weight
+    1."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -48,12 +48,13 @@ class Lora(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``W x + U D x``."""
+        """Return ``W x + U D x``."""
         return self.base(x) + self.up(self.down(x))
 
 
 def add_loras(unet: UNet2DConditionModel) -> dict[str, Lora]:
-    """Put a :class:`Lora` around every attention projection of ``unet``; by the projection's name there."""
+    """Put a :class:`Lora` around every attention projection of ``unet`` and return them by the names of the
+    projections."""
     names = [n for n, m in unet.named_modules() if n.split(".")[-1] in ("attn1", "attn2")]
     loras = {}
     for name in (f"{n}.{p}" for n in names for p in PROJECTIONS):
@@ -65,7 +66,8 @@ def add_loras(unet: UNet2DConditionModel) -> dict[str, Lora]:
 
 
 def file_name(module: str, layers: int) -> str:
-    """The file's name of a module that diffusers calls ``module``, in a UNet with ``layers`` resnets a block.
+    """Return the name in the file of the module that diffusers calls ``module``, for ``layers`` resnets a
+    block.
 
     ``down_blocks.1.attentions.0.proj_in`` is ``diffusion_model.input_blocks.3.1.proj_in`` where ``layers`` is
     1.
@@ -79,7 +81,7 @@ def file_name(module: str, layers: int) -> str:
 
 
 def weights_of(state: dict[str, Tensor], loras: dict[str, Lora], layers: int) -> dict[str, Tensor]:
-    """The file's tensors in half precision, from a state of the UNet that holds ``loras``."""
+    """Return the file's tensors in half precision, from the state dict of a UNet that holds ``loras``."""
     tensors = {}
     for name in loras:
         for index, part in enumerate(("up", "down")):
@@ -90,7 +92,7 @@ def weights_of(state: dict[str, Tensor], loras: dict[str, Lora], layers: int) ->
 
 
 def start_from_file(loras: dict[str, Lora], layers: int, file: Path, fresh: bool) -> None:
-    """Begin with the weights of ``file``, unless there is none or ``fresh`` is asked for."""
+    """Load the weights of ``file``; do nothing if there is no such file or with ``fresh``."""
     if fresh or not file.exists():
         return
     tensors = load_file(file)
@@ -101,7 +103,7 @@ def start_from_file(loras: dict[str, Lora], layers: int, file: Path, fresh: bool
 
 
 class LayerReplay(ReplayStore):
-    """A growing store of the transparent latents of single objects, all kinds of them in turn."""
+    """A growing store of the transparent latents of random single objects."""
 
     def __init__(
         self, vae: AutoencoderTiny, autoencoder: Autoencoder, rng: np.random.Generator, capacity: int = 12_000
@@ -114,7 +116,7 @@ class LayerReplay(ReplayStore):
 
     @torch.no_grad()
     def add(self, count: int) -> None:
-        """Draw, encode and store ``count`` fresh objects."""
+        """Draw, encode and store ``count`` new objects."""
         things = [THINGS[i] for i in self.rng.integers(len(THINGS), size=count)]
         rgba = torch.stack([padded(draw_sprite(t, self.rng)) for t in things]).to(device())
         with torch.autocast(device().type, torch.bfloat16):
@@ -126,8 +128,8 @@ class LayerReplay(ReplayStore):
             self.latents[slot], self.masks[slot], self.things[slot] = latent, mask, thing
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 1, 16, 16] and noun positions [B, 1] (0: no
-        words)."""
+        """Return latents [B, 4, 16, 16], token ids [B, 77], masks [B, 1, 16, 16] and positions of the noun
+        [B, 1] (0: empty caption)."""
         chosen = self.draw(count)
         captions = [layer_caption(self.rng, self.things[i], ids) for i in chosen]
         pick = torch.from_numpy(chosen)
@@ -142,8 +144,9 @@ class LayerReplay(ReplayStore):
 
 
 def layer_caption(rng: np.random.Generator, thing: Thing, ids: dict[str, int]) -> tuple[list[int], int]:
-    """A caption's 77 ids and the position of its noun: mostly the object alone; one in six names a place too,
-    which is not to be painted; one in eight has words that the storybook does not know; one in ten is empty.
+    """Return a caption's 77 token ids and the position of its noun. Usually it names the object alone; one in
+    six also names a place, which is not to be painted; one in eight has words outside the vocabulary; one in
+    ten is empty.
     """
     chance = rng.random()
     if chance < 0.1:
@@ -158,7 +161,7 @@ def layer_caption(rng: np.random.Generator, thing: Thing, ids: dict[str, int]) -
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the layer generator's training."""
+    """Train the layer generator in one process."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")

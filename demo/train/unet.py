@@ -1,8 +1,8 @@
-"""Train the storybook UNet: v-prediction, captions through the frozen text encoder.
+"""Train the storybook UNet to predict v, with captions encoded by the frozen text encoder.
 
-Two things make it learn in CPU-hours: the weights of the objective (see ``diffusion.py``), and, because every
-mask is known, an auxiliary loss (1 - share)^2 that asks that the cross-attention of a noun lies inside its
-object, weight 0.3.
+Two things let it learn within CPU-hours: the weights of the objective (see ``diffusion.py``), and an
+auxiliary loss (1 - share)^2 of weight 0.3, where share is the part of a noun's cross-attention that lies
+inside the object's known mask.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ MOST = 4
 
 
 def new_unet() -> UNet2DConditionModel:
-    """The UNet's architecture: SD1.5's blocks at small width, attention at the two upper resolutions."""
+    """Return an untrained UNet: SD1.5's blocks at small width, with attention at the two upper
+    resolutions."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -50,8 +51,8 @@ def new_unet() -> UNet2DConditionModel:
 
 
 class Replay(ReplayStore):
-    """A growing store of encoded scenes: a share of every batch is fresh, the rest is drawn from what was
-    seen."""
+    """A growing store of encoded scenes, from which batches are drawn at random while new scenes are
+    added."""
 
     def __init__(self, vae: AutoencoderTiny, rng: np.random.Generator, capacity: int = 60_000) -> None:
         super().__init__(rng, capacity)
@@ -63,7 +64,7 @@ class Replay(ReplayStore):
 
     @torch.no_grad()
     def add(self, count: int) -> None:
-        """Draw, encode and store ``count`` fresh scenes."""
+        """Draw, encode and store ``count`` new scenes."""
         scenes = [random_scene(int(self.rng.integers(HELD_OUT))) for _ in range(count)]
         pictures = (
             torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float()
@@ -76,7 +77,7 @@ class Replay(ReplayStore):
             self.store(self.take_slot(), scene, picture, latent)
 
     def store(self, slot: int, scene: Scene, picture: Tensor, latent: Tensor) -> None:
-        """Keep one scene; ``picture`` is ``[3, H, W]`` in -1..1."""
+        """Store one scene; ``picture`` is ``[3, H, W]`` in -1..1."""
         owner = scene.object_map().reshape(16, 8, 16, 8)
         self.latents[slot] = latent.half()
         for i in range(MOST):
@@ -84,8 +85,8 @@ class Replay(ReplayStore):
         self.words[slot] = (scene.background, [o.thing for o in scene.objects])
 
     def batch(self, count: int, ids: dict[str, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents [B, 4, 16, 16], token ids [B, 77], masks [B, 4, 16, 16] and noun positions [B, 4] (0: no
-        such object)."""
+        """Return latents [B, 4, 16, 16], token ids [B, 77], masks [B, 4, 16, 16] and positions of the nouns
+        [B, 4] (0: no such object)."""
         self.chosen = self.draw(count)
         rows, nouns = [], []
         for index in self.chosen:
@@ -107,8 +108,8 @@ class Replay(ReplayStore):
 
 
 def attention_loss(maps: list[Tensor], masks: Tensor, nouns: Tensor, weight: Tensor) -> Tensor:
-    """Mean over objects of ``weight * (1 - share of the noun's attention inside its mask)^2``; ``weight``
-    [B]."""
+    """Return the mean over objects of ``weight * (1 - share of the noun's attention inside its mask)^2``;
+    ``weight`` [B]."""
     valid = (nouns > 0).float()
     total = masks.new_zeros(())
     for probabilities in maps:
@@ -121,7 +122,7 @@ def attention_loss(maps: list[Tensor], masks: Tensor, nouns: Tensor, weight: Ten
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the UNet's training."""
+    """Train the UNet in one process."""
     torch.manual_seed(options.seed + rank)
     export = Path(options.folder) / "export"
     ids = word_ids(export / "tokenizer")

@@ -1,7 +1,7 @@
-"""Train the storybook VAE: AutoencoderTiny (the TAESD layout), eight-fold, four latent channels.
+"""Train the storybook VAE: AutoencoderTiny (the TAESD layout), which reduces eight-fold, with four latent
+channels.
 
-The encoder is held to latents of zero mean and unit deviation per channel by a penalty, so that
-``scaling_factor`` is 1.
+A penalty keeps the latents at zero mean and unit deviation per channel, so that ``scaling_factor`` is 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from demo.world.vocabulary import CANVAS
 
 
 def crops(rng: np.random.Generator, side: int, count: int) -> Tensor:
-    """Random crops of fresh scenes, 70 % around an object, ``[count, 3, side, side]`` in -1..1; four crops a
-    scene."""
+    """Return random crops of new scenes, four of each, 70 % around an object, ``[count, 3, side, side]`` in
+    -1..1."""
     batch: list[np.ndarray] = []
     while len(batch) < count:
         scene = random_scene(int(rng.integers(HELD_OUT)))
@@ -40,7 +40,8 @@ def crops(rng: np.random.Generator, side: int, count: int) -> Tensor:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderTiny, scenes: int, seed: int = HELD_OUT) -> float:
-    """Mean peak signal-to-noise ratio of ``scenes`` held-out scenes through the VAE, dB, on 8-bit pixels."""
+    """Return the mean peak signal-to-noise ratio of ``scenes`` held-out scenes after the VAE, dB, on 8-bit
+    pixels."""
     total = 0.0
     for index in range(scenes):
         picture = random_scene(seed + index).picture()
@@ -56,9 +57,9 @@ def psnr(vae: AutoencoderTiny, scenes: int, seed: int = HELD_OUT) -> float:
 def start_from_low_pass(model: AutoencoderTiny) -> None:
     """Initialise the VAE as an eight-fold average of the colours and a nearest upsampling.
 
-    Three channels carry brightness and two colour differences from end to end, all of unit deviation as
-    latents; the rest start random with small residuals. Training then adds detail to a blurred picture, which
-    takes minutes less than from noise.
+    Three channels carry brightness and two colour differences through all layers, with unit deviation in the
+    latents; the other weights start at random with small residuals. Training then adds detail to a blurred
+    picture, which takes minutes less than starting from noise.
     """
     axes = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.0, -0.5], [-0.5, 1.0, -0.5]]) / torch.tensor(
         [[0.24], [0.18], [0.15]]
@@ -90,7 +91,7 @@ def start_from_low_pass(model: AutoencoderTiny) -> None:
 
 
 def train(rank: int, processes: int, options: Any) -> None:
-    """One process of the VAE's training."""
+    """Train the VAE in one process."""
     torch.manual_seed(options.seed)
     model = AutoencoderTiny(in_channels=3, out_channels=3, latent_channels=4, scaling_factor=1.0)
     start_from_low_pass(model)
@@ -113,7 +114,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         with torch.autocast(device().type, torch.bfloat16):
             z = model.encoder(x).float()
             y = model.decoder(z + 0.05 * torch.randn_like(z)).float()
-        # L1 keeps edges, the square brings PSNR; both on 0..1 pixels.
+        # The absolute error keeps edges sharp, the squared error raises PSNR; both on pixels in 0..1.
         difference = (y - x) / 2
         error = difference.square().mean()
         deviation, mean = torch.std_mean(z, (0, 2, 3))

@@ -1,4 +1,4 @@
-"""Captions as token ids, and the text encoder with only the rows that occur."""
+"""Captions as token ids, and a text encoder whose embedding has only the rows of the words that occur."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORDS = sorted(
 
 @functools.cache
 def word_ids(folder: Path) -> dict[str, int]:
-    """CLIP's id of every word a caption uses; each is a single token."""
+    """Return CLIP's token id of every word in captions; each word is a single token."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -36,20 +36,20 @@ def word_ids(folder: Path) -> dict[str, int]:
 
 
 def encode(caption: str, ids: dict[str, int]) -> list[int]:
-    """Token ids without start, end and padding."""
+    """Return a caption's token ids without start, end and padding."""
     return [ids[w] for w in caption.replace(",", " ,").split()]
 
 
 def training_caption(
     rng: np.random.Generator, background: str, things: Sequence[Thing], ids: dict[str, int]
 ) -> tuple[list[int], list[int]]:
-    """A caption's 77 ids and, for each thing, the position of its noun.
+    """Return a caption's 77 token ids and, for each thing, the position of its noun.
 
-    One in eight has words around it that the storybook does not know (``high quality``, ``photo of``): they
-    must do nothing.
+    One caption in eight is surrounded by words outside the vocabulary (``high quality``, ``photo of``), which
+    the model must learn to ignore.
     """
     caption, order = random_caption(rng, background, things)
-    for _ in range(20):  # every scene has wordings that are not held out
+    for _ in range(20):  # some wording of every scene is not held out
         if not is_held_out(caption):
             break
         caption, order = random_caption(rng, background, things)
@@ -68,12 +68,12 @@ def training_caption(
 
 
 def pad(tokens: Sequence[int]) -> list[int]:
-    """Start, tokens, end, and end again up to 77, as Stable Diffusion 1.5 does."""
+    """Add the start token, and end tokens up to 77, as Stable Diffusion 1.5 does."""
     return [START, *tokens, *[END] * (LENGTH - 1 - len(tokens))]
 
 
 def new_text_encoder() -> CLIPTextModel:
-    """CLIP's text transformer at width 64 with three layers."""
+    """Return an untrained CLIP text transformer of width 64 with three layers."""
     config = CLIPTextConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3,
         num_attention_heads=2,
@@ -84,7 +84,7 @@ def new_text_encoder() -> CLIPTextModel:
 
 
 class FewWords(nn.Module):
-    """A token embedding with one row for each word of the storybook and one shared by all other words."""
+    """A token embedding with one row for each word of the vocabulary and one shared by all other words."""
 
     rows: Tensor
 
@@ -96,16 +96,16 @@ class FewWords(nn.Module):
         self.weight = nn.Parameter(torch.cat([full[:1], full[list(known)]]).clone())
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[...]`` ids to ``[..., width]``."""
+        """Embed ids ``[...]`` to ``[..., width]``."""
         return nn.functional.embedding(self.rows[ids], self.weight)
 
     def expand(self) -> Tensor:
-        """The full table ``[49408, width]``."""
+        """Return the full table ``[49408, width]``."""
         return self.weight.detach()[self.rows]
 
 
 def shrink(model: CLIPTextModel, ids: dict[str, int]) -> CLIPTextModel:
-    """Replace the model's token embedding by :class:`FewWords`."""
+    """Replace the model's token embedding by :class:`FewWords` and return the model."""
     inner = getattr(model, "text_model", model)
     full = inner.embeddings.token_embedding.weight.data
     inner.embeddings.token_embedding = FewWords(full, [START, END, *ids.values()])
@@ -113,7 +113,7 @@ def shrink(model: CLIPTextModel, ids: dict[str, int]) -> CLIPTextModel:
 
 
 def export(model: CLIPTextModel, state: dict[str, Tensor], folder: Path) -> None:
-    """Save ``state`` of a shrunk model as an ordinary one in half precision."""
+    """Save ``state`` of a model with :class:`FewWords` as an ordinary model in half precision."""
     plain = new_text_encoder()
     inner = getattr(model, "text_model", model)
     few: FewWords = inner.embeddings.token_embedding

@@ -1,5 +1,5 @@
-"""How the storybook's objects and landscapes are drawn: Pillow and numpy only, the same pixels on every
-machine."""
+"""Draw the storybook's objects and landscapes, with Pillow and numpy only, so that every machine gives the
+same pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from .vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, MATERIALS, Thing
 
 _HALO = 0.22
-"""Border around an object's silhouette in its sprite, as a share of the silhouette's side: room for halo and
+"""Border around an object's silhouette in its sprite, as a share of the silhouette's side, for halo and
 blur."""
 
 _SPRITE = 160
@@ -27,7 +27,7 @@ _MIPS = (48, 64, 88, 120, 160)
 
 
 def sprite(thing: Thing, size: int = _SPRITE) -> tuple[np.ndarray, np.ndarray]:
-    """An upright object with its halo border.
+    """Draw an upright object with its halo border.
 
     Returns:
         RGBA uint8 ``[size, size, 4]`` (straight alpha, colour padded under alpha 0) and silhouette uint8
@@ -40,8 +40,8 @@ def sprite(thing: Thing, size: int = _SPRITE) -> tuple[np.ndarray, np.ndarray]:
 def draw_in_box(
     thing: Thing, box: tuple[float, float, float, float], angle: float, flip: bool
 ) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """An object whose silhouette fills ``box`` = (x, y, width, height) in pixels, then turned by ``angle``
-    degrees.
+    """Draw an object whose silhouette fills ``box`` = (x, y, width, height) in pixels and is then turned by
+    ``angle`` degrees.
 
     Returns:
         Left and top edge of the sprite, pixels; RGBA uint8 ``[h, w, 4]``, straight alpha; silhouette uint8
@@ -73,12 +73,13 @@ def draw_in_box(
 
 @functools.lru_cache(maxsize=1024)
 def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
-    """Premultiplied ("RGBa") sprite and silhouette of ``size`` pixels, drawn three times larger."""
+    """Return the premultiplied ("RGBa") sprite and the silhouette of ``size`` pixels, drawn three times
+    larger and reduced."""
     material, colour, kind = thing
     if kind not in KINDS or colour not in COLOURS or material not in MATERIALS:
         raise ValueError(
-            f"no {material} {colour} {kind} in the storybook: kinds {KINDS}, colours {tuple(COLOURS)}, "
-            f"materials {MATERIALS}"
+            f"there is no {material} {colour} {kind} in the storybook; allowed: kinds {KINDS}, colours "
+            f"{tuple(COLOURS)}, materials {MATERIALS}"
         )
     if size < _SPRITE:
         image, silhouette = _sprite_at(thing, _SPRITE)
@@ -126,7 +127,7 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
 
 
 def _mix(a: tuple[int, int, int], b: tuple[int, int, int], share: float) -> tuple[int, int, int]:
-    """``a`` moved by ``share`` towards ``b``."""
+    """Return colour ``a`` moved by ``share`` (0..1) towards ``b``."""
     return (
         round(a[0] + (b[0] - a[0]) * share),
         round(a[1] + (b[1] - a[1]) * share),
@@ -242,9 +243,11 @@ _DETAILS: dict[str, Callable[[ImageDraw.ImageDraw, _At, tuple[int, int, int]], N
 
 
 def draw_background(name: str, rng: np.random.Generator, size: int = CANVAS) -> np.ndarray:
-    """A landscape, uint8 ``[size, size, 3]``; hills, horizon and sun vary with ``rng``."""
+    """Draw a landscape, uint8 ``[size, size, 3]``; hills, horizon and sun vary with ``rng``."""
     if name not in _LANDSCAPES:
-        raise ValueError(f"no background {name!r} in the storybook: {tuple(BACKGROUNDS)}")
+        raise ValueError(
+            f"there is no background {name!r} in the storybook; allowed: {', '.join(BACKGROUNDS)}"
+        )
     return np.asarray(
         _LANDSCAPES[name](rng).resize(
             (size, size), Image.Resampling.BOX if size <= 2 * CANVAS else Image.Resampling.LANCZOS
@@ -275,7 +278,7 @@ def _hills(
     waves: float,
     colour: tuple[int, int, int],
 ) -> None:
-    """Rolling hills whose mean height is ``level`` (0 top, 1 bottom)."""
+    """Draw rolling hills whose mean height is ``level`` (0 top, 1 bottom)."""
     xs = np.linspace(0, 1, 65)
     ys = level + height * np.sin(2 * math.pi * (waves * rng.uniform(0.8, 1.2) * xs + rng.random()))
     _ground(picture, xs, ys, colour)
@@ -284,7 +287,7 @@ def _hills(
 def _peaks(
     picture: Image.Image, rng: np.random.Generator, level: float, height: float, colour: tuple[int, int, int]
 ) -> None:
-    """A ridge of three to four peaks."""
+    """Draw a ridge of three to four peaks."""
     xs = np.linspace(-0.1, 1.1, int(rng.integers(7, 10)))
     ys = level - height * np.where(
         np.arange(len(xs)) % 2 == 0, rng.uniform(0.0, 0.25, len(xs)), rng.uniform(0.65, 1.0, len(xs))

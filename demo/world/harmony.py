@@ -1,5 +1,5 @@
-"""Harmony: collages whose layers do not belong together, and a small network that tells them from scenes
-drawn as one.
+"""Harmony: make collages whose layers do not fit each other, and detect them with a small network that
+separates them from scenes drawn as one.
 
 The network is trained on drawn pictures only (``python -m demo.train.harmony``) and never used to train a
 generator.
@@ -32,11 +32,11 @@ WEIGHTS = JUDGE / "harmony.safetensors"
 
 
 def pasted(scene: Scene, seed: int) -> LayerDocument:
-    """The scene's document as if every object were a cut-out from elsewhere.
+    """Return the scene's document with every object changed as if it were cut out of another picture.
 
-    Each object gets one or two of: low resolution, other light (exposure and warmth), texture, a margin of
-    the paper it was cut from; half of them hard edges too. All are coarse enough to survive the VAE. Place,
-    shape, colour name and landscape stay.
+    Each object gets one or two of these flaws: low resolution, other light (exposure and warmth), texture, a
+    margin of the paper it was cut from. Half of the objects get hard edges too. All flaws are coarse enough
+    to survive the VAE. Place, shape, colour name and landscape stay.
     """
     rng = np.random.default_rng([seed, 1])
     document = scene.document()
@@ -54,7 +54,7 @@ def pasted(scene: Scene, seed: int) -> LayerDocument:
 
 
 def _low_resolution(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Reduced three to five times and enlarged again; ``[h, w, 4]`` as all of these."""
+    """Reduce an image ``[h, w, 4]`` three to five times and enlarge it again."""
     alpha = image[..., 3:]
     nchw = torch.cat([image[..., :3] * alpha, alpha], -1).permute(2, 0, 1)[None]
     factor = float(rng.uniform(3, 5))
@@ -68,14 +68,14 @@ def _low_resolution(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _other_light(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Brighter or darker, warmer or colder."""
+    """Make an image ``[h, w, 4]`` brighter or darker, and warmer or colder."""
     warm = float(rng.choice([-1, 1]) * rng.uniform(0.12, 0.25))
     gain = torch.tensor([warm, 0.0, -warm]).add(float(rng.choice([-1, 1]) * rng.uniform(0.2, 0.45))).exp()
     return torch.cat([(image[..., :3] * gain).clamp(0, 1), image[..., 3:]], -1)
 
 
 def _texture(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blotches of four pixels, as of coarse paper or strong compression."""
+    """Add blotches of four pixels to an image ``[h, w, 4]``, like coarse paper or strong compression."""
     height, width = image.shape[:2]
     noise = torch.from_numpy(rng.normal(0, rng.uniform(0.1, 0.18), (-(-height // 4), -(-width // 4)))).float()
     blotches = noise.repeat_interleave(4, 0).repeat_interleave(4, 1)[:height, :width]
@@ -83,7 +83,7 @@ def _texture(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _margin(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Three or four pixels of the paper that it was cut from."""
+    """Surround an image ``[h, w, 4]`` by three or four pixels of the paper that it was cut from."""
     paper = torch.tensor([0.97, 0.96, 0.93]) * float(rng.choice([0.1, 0.55, 1.0]))
     alpha = image[..., 3]
     reach = int(rng.integers(3, 5))
@@ -102,14 +102,14 @@ _FLAWS: tuple[Callable[[Tensor, np.random.Generator], Tensor], ...] = (
     _texture,
     _margin,
 )
-"""In the order in which they are applied."""
+"""The flaws, in the order in which they are applied."""
 
 
 class Harmony(nn.Module):
-    """Detector of pasted parts: picture ``[B, 3, 128, 128]`` in 0..1 to logits.
+    """Detector of pasted parts in pictures ``[B, 3, 128, 128]`` in 0..1.
 
-    Gives for each cell of four pixels the logit of its being pasted, ``[B, 32, 32]``, and for the picture
-    that of its being drawn as one, ``[B]``, from the cells that look most pasted.
+    It gives two logits: for each cell of 4 x 4 pixels that the cell is pasted, ``[B, 32, 32]``; and for the
+    picture that it is drawn as one, ``[B]``, computed from the cells with the greatest first logit.
     """
 
     def __init__(self) -> None:
@@ -122,17 +122,17 @@ class Harmony(nn.Module):
         self.head = nn.Linear(1, 1)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Return both logits, see the class."""
         cells = self.cells(self.stages(picture * 2 - 1))[:, 0]
         return cells, self.head(_worst(cells))[:, 0]
 
     def worst(self, picture: Tensor) -> Tensor:
-        """Mean logit ``[B, 1]`` of the cells that look most pasted."""
+        """Return the mean logit ``[B, 1]`` of the 24 cells that look most pasted."""
         return _worst(self.cells(self.stages(picture * 2 - 1))[:, 0])
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Harmony:
-        """The shipped classifier, in evaluation mode."""
+        """Load the classifier (by default the shipped one), in evaluation mode."""
         harmony = cls()
         harmony.load_state_dict(
             {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
@@ -141,8 +141,8 @@ class Harmony(nn.Module):
 
     @torch.no_grad()
     def native(self, pictures: Tensor) -> Tensor:
-        """Probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1 is no collage; any square
-        size."""
+        """Return the probability ``[B]`` that each of ``pictures`` [B, 3, H, W] in 0..1, of any square size,
+        is no collage."""
         pictures = resized(pictures, 128, 128)
         return self(pictures.float())[1].sigmoid()
 

@@ -1,4 +1,4 @@
-"""The judge: reads a picture of the storybook world back into objects and background.
+"""The judge: finds the objects and the background in a picture of the storybook world.
 
 A small segmentation network, trained on drawn scenes only (``python -m demo.train judge``) and never used to
 train a generator.
@@ -26,19 +26,19 @@ from .vocabulary import BACKGROUNDS, COLOURS, KINDS, Thing
 WEIGHTS = JUDGE / "judge.safetensors"
 
 LEAST_AREA = 24
-"""Smallest object in pixels of the 64 x 64 label map; smaller patches are not objects."""
+"""Least area of an object in pixels of the 64 x 64 label map; smaller patches are ignored."""
 
 _CLASSES = [(c, k) for c in COLOURS for k in KINDS]
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object that the judge sees."""
+    """An object that the judge found."""
 
     colour: str
     kind: str
     mask: Tensor
-    """Where it is, bool ``[64, 64]`` over the whole picture."""
+    """The object's pixels, bool ``[64, 64]`` over the whole picture."""
 
     @property
     def thing(self) -> tuple[str, str]:
@@ -48,19 +48,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one picture."""
+    """The objects and the background that the judge found in one picture."""
 
     background: str
     objects: tuple[Found, ...]
     """Largest first."""
 
     def shows(self, things: list[Thing]) -> bool:
-        """Whether the objects are exactly ``things``: each there once, in kind and colour, and nothing
-        else."""
+        """Whether the objects are exactly ``things``: each once, with the right kind and colour, and no
+        others."""
         return sorted(f.thing for f in self.objects) == sorted((t.colour, t.kind) for t in things)
 
     def missing(self, things: list[Thing]) -> list[Thing]:
-        """Those of ``things`` that are not there in kind and colour, each found object counted once."""
+        """Return those of ``things`` that were not found in kind and colour; each found object counts
+        once."""
         left = [f.thing for f in self.objects]
         absent = []
         for thing in things:
@@ -72,10 +73,10 @@ class Verdict:
 
 
 class Judge(nn.Module):
-    """Segmenter of pictures ``[B, 3, 128, 128]`` in 0..1.
+    """Segmentation network for pictures ``[B, 3, 128, 128]`` in 0..1.
 
-    Gives class logits ``[B, 37, 64, 64]`` (0: no object), background logits ``[B, 6]``, and logits
-    ``[B, 64, 64]`` of where two objects meet, which tells a pair of touching likes from one object.
+    It gives class logits ``[B, 37, 64, 64]`` (0: no object), background logits ``[B, 6]``, and logits
+    ``[B, 64, 64]`` that two objects meet at a pixel, which separate two touching objects of the same class.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -88,8 +89,8 @@ class Judge(nn.Module):
         self.up = nn.ModuleList([_stage(7 * w, 3 * w), _stage(5 * w, 2 * w), _stage(3 * w, w)])
         self.classes = nn.Conv2d(w, 1 + len(_CLASSES), 1)
         self.meeting = nn.Conv2d(w, 1, 3, padding=1)
-        # Landscapes are told by their broad colours alone: fine detail of a generated picture must not
-        # mislead.
+        # The background is classified by broad colours alone, so that fine detail of a generated picture does
+        # not mislead.
         self.place = nn.Sequential(
             nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 2, 1),
             nn.ReLU(),
@@ -97,7 +98,7 @@ class Judge(nn.Module):
         )  # fmt: skip
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See the class."""
+        """Return the three kinds of logits, see the class."""
         x = self.stem(picture * 2 - 1)
         skips = []
         for stage in self.down:
@@ -109,7 +110,7 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
-        """The shipped judge, in evaluation mode."""
+        """Load the judge (by default the shipped one), in evaluation mode."""
         judge = cls()
         judge.load_state_dict(
             {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
@@ -131,11 +132,11 @@ class Judge(nn.Module):
 
 
 def _objects(labels: Tensor, meeting: Tensor) -> list[Found]:
-    """Connected patches of one class, at least ``LEAST_AREA`` large, largest first; ``meeting`` [H, W] is
-    where patches are cut apart.
+    """Return the connected patches of one class of at least ``LEAST_AREA`` pixels, largest first. Patches are
+    cut apart at ``meeting`` [H, W].
 
-    A patch that touches one of the same colour and more than twice its size is a misread part of it, and goes
-    to it.
+    A patch that touches another of the same colour and more than twice its size is a misread part of it, and
+    is joined to it.
     """
     inner = torch.where(meeting, 0, labels)
     patches = connected_components(inner)
@@ -164,7 +165,7 @@ def _objects(labels: Tensor, meeting: Tensor) -> list[Found]:
 
 
 def _regrown(found: list[Found], labels: Tensor, meeting: Tensor) -> list[Found]:
-    """Give the pixels where objects meet back to the neighbours of their class."""
+    """Return the objects with the pixels where objects meet given back to neighbours of their class."""
     free = meeting & (labels > 0)
     masks = [f.mask for f in found]
     for _ in range(4):
@@ -175,12 +176,13 @@ def _regrown(found: list[Found], labels: Tensor, meeting: Tensor) -> list[Found]
 
 
 def _grown(mask: Tensor) -> Tensor:
-    """``mask`` [H, W] and its eight-connected neighbours."""
+    """Return ``mask`` [H, W] with its eight-connected neighbours."""
     return nn.functional.max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0] > 0
 
 
 def connected_components(labels: Tensor) -> Tensor:
-    """Number the eight-connected patches of equal label of ``labels`` [H, W]; equal numbers are one patch."""
+    """Number the eight-connected patches of equal label in ``labels`` [H, W]: pixels of one patch get the
+    same number."""
     height, width = labels.shape
     patches = torch.arange(1, height * width + 1, dtype=torch.float32).view(height, width)
     present = [labels == v for v in labels.unique()]

@@ -1,4 +1,4 @@
-"""Where the shipped model, its parts and the example files lie."""
+"""Paths of the shipped model, its parts and the example files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MODEL = _DEMO / "model"
 """The storybook model, in the diffusers layout."""
 
 CONTROL = MODEL / "controlnet"
-"""Its ControlNet for edges."""
+"""The model's ControlNet for Canny edges."""
 
 TRANSPARENT = MODEL / "transparent"
-"""What makes and reads its transparent layers: decoder, encoder, LoRA, joint generator."""
+"""Weights for transparent layers: decoder, encoder, LoRA, joint generator."""
 
 JUDGE = MODEL / "judge"
-"""The networks that read pictures back and that see what is pasted."""
+"""The networks that judge pictures: the judge and the harmony classifier."""
 
 EXAMPLES = _DEMO / "files"
-"""Layered files to open."""
+"""Layered files that serve as examples."""

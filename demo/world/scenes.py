@@ -4,8 +4,8 @@ A scene is a background and zero to four objects. An object is one of six kinds 
 one of four materials (hard, translucent, haloed or soft edges), at any place. Everything is drawn from a
 seed, with Pillow and numpy only, so the same seed gives the same pixels on every machine.
 
-The model in ``demo/model`` was trained on these scenes; the judge in ``demo/world/judge.py`` reads pictures
-back into them.
+The model in ``demo/model`` was trained on these scenes; the judge in ``demo/world/judge.py`` finds their
+objects and background in a picture.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ else:
     from ...layered_core.document import Layer, LayerDocument
 
 _SIZES = {1: (50, 76), 2: (40, 62), 3: (34, 50), 4: (30, 44)}
-"""Number of objects -> least and greatest silhouette side in pixels on a 128-pixel canvas."""
+"""By number of objects: least and greatest side of a silhouette in pixels on a 128-pixel canvas."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class StoryObject:
     image: np.ndarray
     """RGBA sprite as placed, uint8 ``[h, w, 4]``, straight alpha."""
     silhouette: np.ndarray
-    """What the object covers regardless of translucency, uint8 ``[h, w]``, 255 inside."""
+    """The area that the object covers, whatever its translucency, uint8 ``[h, w]``, 255 inside."""
 
     @property
     def thing(self) -> Thing:
-        """What it is, without where it is."""
+        """The object's material, colour and kind, without its place."""
         return Thing(self.material, self.colour, self.kind)
 
 
@@ -70,7 +70,7 @@ class Scene:
         return int(self.background_image.shape[0])
 
     def picture(self) -> np.ndarray:
-        """The finished picture, uint8 ``[H, W, 3]``: every object over what is behind it."""
+        """Composite the objects over the background, uint8 ``[H, W, 3]``."""
         canvas = Image.fromarray(self.background_image)
         for item in self.objects:
             sprite = Image.fromarray(item.image)
@@ -78,7 +78,8 @@ class Scene:
         return np.asarray(canvas)
 
     def object_map(self) -> np.ndarray:
-        """Which object is on top at each pixel, uint8 ``[H, W]``: 0 background, i + 1 for ``objects[i]``."""
+        """Return the topmost object at each pixel, uint8 ``[H, W]``: 0 background, i + 1 for
+        ``objects[i]``."""
         owner = Image.new("L", (self.size, self.size), 0)
         for index, item in enumerate(self.objects):
             hard = Image.fromarray(item.silhouette).point(lambda v: 255 if v > 127 else 0)
@@ -87,11 +88,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Objects back to front, then the background."""
+        """The caption: the objects back to front, then the background."""
         return caption([o.thing.words for o in self.objects], BACKGROUNDS[self.background][0])
 
     def document(self) -> LayerDocument:
-        """The scene as a layer document whose composite is :meth:`picture`."""
+        """Return the scene as a layer document whose composite is :meth:`picture`."""
         back = Layer(
             name=self.background,
             image=_rgba_floats(
@@ -120,7 +121,7 @@ class Scene:
 
 
 def caption(objects: Sequence[str], place: str, place_first: bool = False) -> str:
-    """Join object phrases and a place: ``a red ball, a blue star and a green tree by the sea``."""
+    """Join phrases of objects and a place: ``a red ball, a blue star and a green tree by the sea``."""
     things = ", ".join(objects[:-1]) + (" and " if len(objects) > 1 else "") + objects[-1] if objects else ""
     if not things or not place:
         return things or place
@@ -137,10 +138,11 @@ _PREPOSITIONS = frozenset({"in", "by", "at"})
 
 
 def is_held_out(words: str) -> bool:
-    """Whether this caption is kept from training, to be judged by: one in eight, by the checksum of its text.
+    """Whether this caption is held out from training to measure with: one in eight is, by the checksum of its
+    text.
 
-    Wordings are held out, not combinations: a model that never sees a green mushroom by the sea learns that
-    there is none.
+    Wordings are held out, not combinations: a model that is never shown a green mushroom by the sea learns
+    that there is none.
     """
     return zlib.crc32(words.encode()) % 8 == 0
 
@@ -151,7 +153,7 @@ def random_things(
     background: str | None = None,
     materials: Sequence[str] = MATERIALS,
 ) -> tuple[str, list[Thing]]:
-    """Draw what a scene shows: its background and its objects, back to front. Arguments as
+    """Choose a scene's background and its objects, back to front. The arguments are those of
     :func:`random_scene`."""
     number = int(rng.choice(5, p=[0.10, 0.40, 0.30, 0.12, 0.08]))
     place = str(rng.choice(list(BACKGROUNDS)))
@@ -168,7 +170,7 @@ def random_things(
 def random_caption(
     rng: np.random.Generator, background: str, things: Sequence[Thing]
 ) -> tuple[str, list[int]]:
-    """Words for a scene in shuffled order and varied phrases; 15 % of the time without the background.
+    """Return a caption of a scene in shuffled order and varied phrases; 15 % leave out the background.
 
     Returns:
         the caption, and the indices of ``things`` in the order in which it names them.
@@ -192,8 +194,8 @@ def random_scene(
     Args:
         seed: any non-negative integer; the same seed and arguments give the same pixels.
         count: number of objects 0..4, or None for a random one (0: 10 %, 1: 40 %, 2: 30 %, 3: 12 %, 4: 8 %).
-        background: a name of ``BACKGROUNDS``, or None for a random one.
-        materials: the materials to choose from; ``solid`` is taken 70 % of the time when it is among several.
+        background: a key of ``BACKGROUNDS``, or None for a random one.
+        materials: the materials to choose from; ``solid`` is chosen 70 % of the time if there are others too.
         size: side of the canvas in pixels.
     """
     rng = np.random.default_rng(seed)
@@ -209,14 +211,14 @@ def random_scene(
 def place_object(
     thing: Thing, box: tuple[float, float, float, float], *, angle: float = 0.0, flip: bool = False
 ) -> StoryObject:
-    """Draw an object so that its silhouette fills ``box`` = (x, y, width, height) in pixels, then turn it by
+    """Draw an object whose silhouette fills ``box`` = (x, y, width, height) in pixels and is then turned by
     ``angle`` degrees."""
     left, top, image, silhouette = draw_in_box(thing, box, angle, flip)
     return StoryObject(thing.kind, thing.colour, thing.material, left, top, image, silhouette)
 
 
 def _boxes(number: int, rng: np.random.Generator, size: int) -> list[tuple[float, float, float, float]]:
-    """Silhouette boxes with at most a third of any box behind those in front of it."""
+    """Return random boxes of silhouettes of which no two overlap by 0.3 of the smaller one or more."""
     if number == 0:
         return []
     low, high = (s * size / CANVAS for s in _SIZES[number])
@@ -232,7 +234,7 @@ def _boxes(number: int, rng: np.random.Generator, size: int) -> list[tuple[float
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """Intersection area over the smaller area."""
+    """Return the area of the intersection over the smaller area."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(width, 0.0) * max(height, 0.0) / min(a[2] * a[3], b[2] * b[3])
@@ -243,4 +245,4 @@ def _rgba_floats(image: np.ndarray) -> torch.Tensor:
 
 
 HELD_OUT = 10_000_000
-"""Seeds from here on are never trained on."""
+"""Training never uses seeds of this number or above."""

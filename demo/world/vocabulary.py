@@ -1,4 +1,5 @@
-"""What the storybook world knows: kinds of objects, colours, materials, landscapes, and their words."""
+"""The vocabulary of the storybook world: kinds of objects, colours, materials, landscapes, and their
+words."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 MATERIALS = ("solid", "glass", "glowing", "soft")
-"""Hard edges, translucent inside, a halo outside, blurred edges. ``solid`` is never named in a caption."""
+"""In this order: hard edges, translucent inside, a halo outside, blurred edges. No caption names
+``solid``."""
 
 BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "meadow": ("in a meadow", "a meadow with hills"),
@@ -29,11 +31,11 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "snow": ("in the snow", "snowy mountains"),
     "sunset": ("at sunset", "sunset over the mountains"),
 }
-"""Background name -> the phrases a caption uses for it."""
+"""Names of the backgrounds, each with the phrases that captions use for it."""
 
 
 class Thing(NamedTuple):
-    """What an object is."""
+    """An object's material, colour and kind."""
 
     material: str
     colour: str
@@ -41,9 +43,9 @@ class Thing(NamedTuple):
 
     @property
     def words(self) -> str:
-        """As a caption names it, e.g. ``a glass blue star``."""
+        """The object's name in captions, e.g. ``a glass blue star``."""
         return " ".join(["a", *([] if self.material == "solid" else [self.material]), self.colour, self.kind])
 
 
 THINGS = [Thing(m, c, k) for m in MATERIALS for c in COLOURS for k in KINDS]
-"""All 144."""
+"""All 144 objects."""

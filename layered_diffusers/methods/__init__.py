@@ -1,1 +1,1 @@
-"""What acts on a sampling run: regions, control, change maps, LayerDiffuse."""
+"""The methods that act on a sampling run: regions, control, change maps, LayerDiffuse."""

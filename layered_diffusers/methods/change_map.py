@@ -1,4 +1,4 @@
-"""Per-pixel noise on a diffusers run."""
+"""Change maps and inpainting models' further inputs on a diffusers run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from layered_diffusers.sampling import Method, Run, noised
 
 
 class ChangeMap(Method):
-    """Pin every place to a given picture, at the run's noise level, until that level has come down to the
-    place's own number.
+    """Replace every place by a given picture, at the run's noise level, until that level has fallen to the
+    place's value in a change map.
 
-    See :mod:`layered_core.noise.change_map`. A change map of 0 and 1 alone is blended latent diffusion. A
-    place that is never free comes out equal to the bit.
+    See :mod:`layered_core.noise.change_map`. With a change map of only 0 and 1 this is blended latent
+    diffusion. A place with 0 comes out exactly as it was.
     """
 
     def __init__(
@@ -30,20 +30,20 @@ class ChangeMap(Method):
         dilation: float = 0.0,
         softness: float = 0.0,
     ) -> None:
-        """``clean`` latents ``[1 or B, C, h, w]``; ``change`` ``[h, w]`` or ``[B, 1, h, w]`` in 0..1; the
-        rest as in the core."""
+        """Take the picture's latents ``clean`` ``[1 or B, C, h, w]`` and the change map ``change``, ``[h,
+        w]`` or ``[B, 1, h, w]`` in 0..1; the rest is as in :mod:`layered_core.noise.change_map`."""
         self.clean, self.change = clean, change
         self.threshold, self.noise, self.dilation, self.softness = threshold, noise, dilation, softness
         self.ends = (1.0, 0.0)
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Learn between which timesteps the level falls from 1 to 0."""
+        """Find the timesteps between which the noise level falls from 1 to 0."""
         last = int(run.scheduler.config.num_train_timesteps) - 1
         normalised = self.threshold == "normalised" and len(run.timesteps) > 0
         self.ends = (float(run.timesteps[0]), 0.0) if normalised else (float(last), 0.0)
 
     def before_step(self, run: Run, index: int) -> None:
-        """Noise what is pinned."""
+        """Replace the places that may not change yet by the picture at this step's noise level."""
         level = noise_level(float(run.timesteps[index]), *self.ends)
         free = free_places(self.change, level, self.dilation, self.softness)
         if bool((free == 1).all()):
@@ -53,7 +53,7 @@ class ChangeMap(Method):
         run.latents = keep_outside(run.latents, kept, free)
 
     def after_step(self, run: Run, index: int) -> None:
-        """At the end, give back what was never free."""
+        """After the last step, put back the places that may not change at all."""
         if index + 1 == len(run.timesteps):
             run.latents = keep_outside(
                 run.latents, self.clean.expand_as(run.latents), (self.change > 0).to(run.latents.dtype)
@@ -61,15 +61,16 @@ class ChangeMap(Method):
 
 
 class InpaintInput(Method):
-    """What a UNet made for inpainting sees beside the latents: where it may paint, and the picture with a
-    grey hole there."""
+    """Give an inpainting UNet its further inputs: the mask where it may paint, and the picture with a grey
+    hole there."""
 
     def __init__(self, masked: Tensor, mask: Tensor) -> None:
-        """``masked`` latents ``[1 or B, C, h, w]``; ``mask`` ``[h, w]``, 1 where to paint."""
+        """Take ``masked``, the latents ``[1 or B, C, h, w]`` of the picture with its hole, and ``mask``
+        ``[h, w]``, 1 where to paint."""
         self.masked, self.mask = masked, mask
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Hand them over, for both halves of the batch."""
+        """Set the inputs on the run, for both halves of the batch."""
         batch, _, height, width = run.latents.shape
         mask = self.mask.expand(batch, 1, height, width).to(run.latents)
         run.concat = torch.cat([torch.cat([mask, self.masked.expand(batch, -1, -1, -1)], 1)] * 2)

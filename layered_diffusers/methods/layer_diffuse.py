@@ -1,5 +1,5 @@
-"""LayerDiffuse on a diffusers model: transparent layers, and layers made for given ones, from the published
-files."""
+"""LayerDiffuse on a diffusers model: transparent layers, and layers made to fit given ones, with the
+published files."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from layered_diffusers.sampling import Method, Run
 
 
 class LayerDiffuse(Method):
-    """A file's change of a UNet, while a run lasts. See
+    """Change a UNet by a LayerDiffuse file for the length of a run. See
     :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES`.
 
-    Files may have Forge's names (layerdiffusion-v1) or diffusers' (LayerDiffuse_Diffusers,
-    diffuser_layerdiffuse).
+    The file's tensors may be named as in Forge (layerdiffusion-v1) or as in diffusers
+    (LayerDiffuse_Diffusers, diffuser_layerdiffuse).
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class LayerDiffuse(Method):
 
         Args:
             model: the pipeline that samples.
-            file: safetensors.
+            file: a LayerDiffuse file, safetensors.
             mode: the name of a mode.
-            pictures: those that the mode takes, by name, RGB or RGBA ``[B, 3 or 4, H, W]`` in 0..1, of the
-                size that is sampled.
-            words: for modes that make several pictures: words for one of them alone, by its name, in place of
-                the prompt.
+            pictures: the pictures that the mode takes, by name, RGB or RGBA ``[B, 3 or 4, H, W]`` in 0..1, of
+                the size that is sampled.
+            words: for modes that make several pictures: prompts of single pictures, by their names, in place
+                of the common prompt.
             weight: how far the file changes the model, 0..2. Neutral: 0.
-            start, end: shares of the sampling between which it acts, 0..1.
+            start, end: shares of the sampling between which the change acts, 0..1.
 
         Raises:
             LayeredError: the file is missing, broken, for another model or another mode; a picture is
@@ -119,7 +119,7 @@ class LayerDiffuse(Method):
             self.acting = _Weights(model.unet, {**patches.diff, **patches.lora}, term, weight)
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Check what only now is known."""
+        """Check the sizes and the batch, which are known only now."""
         for name, size in self.sizes.items():
             check_picture(name, size, (run.latents.shape[-2], run.latents.shape[-1]))
         self.acting.check(len(run.latents))
@@ -127,30 +127,31 @@ class LayerDiffuse(Method):
         stack.callback(self.acting.switch, False)
 
     def before_step(self, run: Run, index: int) -> None:
-        """On inside the window, off outside."""
+        """Switch the change on inside its window and off outside."""
         sigma = sigma_at(run.scheduler.alphas_cumprod, float(run.timesteps[index]))
         self.acting.switch(self._window.acts(sigma) and self.weight > 0)
 
     def switch(self, on: bool, guided: bool = True) -> None:
-        """Put the change on the UNet or take it off, to the bit, outside any run: for diffusers' own
-        pipelines.
+        """Put the change on the UNet, or take it off so that the weights are exactly as before. For
+        diffusers' own pipelines, outside a :class:`Run`.
 
         Args:
-            on: put it on. Again after the pipeline was moved.
-            guided: rows are unconditional, then conditional, as with guidance above 1; else all are
-                conditional.
+            on: put the change on. Call it again after the pipeline was moved to another device.
+            guided: the batch holds uncond rows, then cond rows, as with guidance above 1; otherwise all rows
+                are cond.
         """
         self.acting.switch(on and self.weight > 0, guided)
 
 
 def _own_names(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The UNet's weights by their own names, also while LoRAs are on it (peft moves what they act on to
-    ``base_layer``)."""
+    """Return the UNet's weights by their original names, also while LoRAs are loaded (peft then moves the
+    original weights to ``base_layer``)."""
     return {k.replace(".base_layer.", "."): p for k, p in unet.named_parameters()}
 
 
 class _Weights:
-    """Changed weights, and what given pictures add to the first convolution."""
+    """The change of files that hold weights: they are added to the UNet's, and given pictures to the output
+    of its first convolution."""
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class _Weights:
         weights = _own_names(self.unet)
         if on:
             for key, change in self.changes.items():
-                # On the CPU: a whole difference is as large as the UNet itself.
+                # Kept on the CPU: a file may change every weight, and the copies are then as large as the UNet.
                 self.before[key] = weights[key].detach().to("cpu", copy=True)
                 weights[key].copy_(patched_weight(weights[key], change, self.weight))
             if self.term is not None:
@@ -192,7 +193,7 @@ class _Weights:
 
 
 class _Sharing:
-    """Units in place of every attention."""
+    """The change of files for attention sharing: their units replace every attention of the UNet."""
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class _Sharing:
 
 
 class _Processor:
-    """What diffusers calls in place of an attention's own work."""
+    """An attention processor that calls a function in place of the attention."""
 
     def __init__(self, attend: Callable[[Attention, Tensor, Tensor | None], Tensor]) -> None:
         self.attend = attend
@@ -264,7 +265,7 @@ class _Processor:
 
 
 def attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
-    """Every attention of a UNet by its name, in the order of the published files."""
+    """Return every attention of a UNet by its name, in the order of the published files."""
     names = [
         f"{block}.{part}"
         for block in transformer_blocks(name for name, _ in unet.named_parameters())
@@ -274,13 +275,13 @@ def attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
 
 
 def _blocks(unet: UNet2DConditionModel) -> int:
-    """Residual blocks of each level."""
+    """Return the number of residual blocks of each level."""
     count = unet.config.layers_per_block
     return int(count if isinstance(count, int) else count[0])
 
 
 def _given(mode: LayerDiffuseMode, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The pictures that a mode takes, over mid-grey."""
+    """Return the pictures that a mode takes, over mid-grey, after checking their names and numbers."""
     if set(pictures) != set(mode.takes):
         raise invalid(
             "pictures", sorted(pictures), f"{', '.join(mode.takes) or 'none'} in the mode {mode.name!r}"
@@ -289,13 +290,13 @@ def _given(mode: LayerDiffuseMode, pictures: Mapping[str, Tensor]) -> dict[str, 
         raise invalid(
             "pictures: batch sizes",
             sorted(len(p) for p in pictures.values()),
-            "one picture, or as many of each",
+            "one picture, or the same number of each",
         )
     return {name: over_mid_grey(pictures[name].float()) for name in mode.takes}
 
 
 def _encoded(model: StableDiffusion, pictures: Mapping[str, Tensor]) -> Tensor:
-    """Latents beside each other, in the model's scale."""
+    """Encode the pictures and join their latents, in the UNet's scale, along the channels."""
     for name, picture in pictures.items():
         if picture.shape[-2] % CELL or picture.shape[-1] % CELL:
             raise invalid(

@@ -23,17 +23,17 @@ from layered_diffusers.sampling import Method, Run
 
 @dataclass
 class MaskedControl(Method):
-    """One ControlNet or T2I-Adapter whose residuals act where and as strongly as a map says; several of them
-    add up."""
+    """One ControlNet or T2I-Adapter whose residuals are weighted per pixel by a control map. Several of these
+    methods add up."""
 
     net: ControlNetModel | T2IAdapter
     hint: Tensor
-    """``[3, H, W]`` in 0..1, of the picture's aspect ratio."""
+    """The control picture, ``[3, H, W]`` in 0..1, of the sampled picture's aspect ratio."""
     map: ControlMap
-    """Of any size of that aspect ratio."""
+    """The weights, of any size with that aspect ratio."""
 
     def start(self, run: Run, stack: Any) -> None:
-        """See :class:`Method`."""
+        """Check the net and fit the hint and the map to the size of the run."""
         check_fits(self.net, run)
         unit = 8 * 2 ** (len(run.unet.config.block_out_channels) - 1)
         height, width = (8 * s for s in run.latents.shape[-2:])
@@ -44,7 +44,7 @@ class MaskedControl(Method):
         self.features: list[Tensor] = self.net(self.picture) if isinstance(self.net, T2IAdapter) else []
 
     def model_inputs(self, run: Run, model_input: Tensor, index: int) -> dict[str, Any]:
-        """The net's weighted residuals; nothing where no layer's control is active."""
+        """Return the net's weighted residuals; nothing if no layer's control is active at this step."""
         sigma = sigma_at(self._alphas, float(run.timesteps[index]))
         weight = self.fitted.at([window.acts(sigma) for window in self._windows])
         if not isinstance(weight, Tensor) and weight == 0:
@@ -68,7 +68,7 @@ class MaskedControl(Method):
         }
 
     def _residuals(self, run: Run, seen: Tensor, part: slice, index: int) -> list[Tensor]:
-        """From the outermost to the deepest, for the rows ``part`` of the batch."""
+        """Return the residuals for the rows ``part`` of the batch, from the outermost to the deepest."""
         if isinstance(self.net, T2IAdapter):
             return [f.expand(len(seen), -1, -1, -1) for f in self.features]
         added = {"added_cond_kwargs": {k: v[part] for k, v in run.added.items()}} if run.added else {}
@@ -80,11 +80,11 @@ class MaskedControl(Method):
 
 
 class InpaintControl(MaskedControl):
-    """An inpainting ControlNet, e.g. lllyasviel/control_v11p_sd15_inpaint: it sees the picture with a hole
-    where something new is wanted."""
+    """An inpainting ControlNet, e.g. lllyasviel/control_v11p_sd15_inpaint, which gets the picture with a hole
+    where something new is to be painted."""
 
     def __init__(self, net: ControlNetModel, picture: Tensor, mask: Tensor) -> None:
-        """``picture`` ``[3, H, W]`` in 0..1; ``mask`` ``[H, W]``, 1 where to paint. See
+        """Take ``picture`` ``[3, H, W]`` in 0..1 and ``mask`` ``[H, W]``, 1 where to paint. See
         :func:`layered_core.control.control_map.inpaint_hint`."""
         if not isinstance(net, ControlNetModel):
             raise invalid(
@@ -97,7 +97,7 @@ class InpaintControl(MaskedControl):
         self.mask = mask
 
     def start(self, run: Run, stack: Any) -> None:
-        """See :class:`Method`."""
+        """Prepare as :class:`MaskedControl`, then cut the hole into the hint."""
         super().start(run, stack)
         unit = 8 * 2 ** (len(run.unet.config.block_out_channels) - 1)
         height, width = self.picture.shape[-2:]
@@ -112,10 +112,10 @@ def document_control(
     mode: str = "balanced",
     outline: bool = False,
 ) -> MaskedControl:
-    """The control that a document's recipes ask for, all of it by one net (None: the storybook's, which reads
-    canny edges).
+    """Return the control that a document's recipes ask for, all of it by one net (None: the storybook's, for
+    Canny edges).
 
-    ``strength`` and ``mode`` as :class:`ControlMap`, ``outline`` as :func:`document_hint`.
+    ``strength`` and ``mode`` are those of :class:`ControlMap`, ``outline`` is that of :func:`document_hint`.
     """
     control_map = ControlMap.of(document, strength=strength, mode=mode)
     return MaskedControl(
@@ -142,7 +142,7 @@ def check_fits(net: ControlNetModel | T2IAdapter, run: Run) -> None:
                 f"ControlNet's {key}",
                 got,
                 str(wanted),
-                "It was made for another model family: load one for this model",
+                "The net was made for another model family: load one for this model",
             )
 
 
@@ -153,7 +153,7 @@ def _plain(value: Any) -> Any:
 def load_controlnet(
     folder: str | Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ControlNetModel | T2IAdapter:
-    """A ControlNet or T2I-Adapter from a folder in the diffusers layout; None for the storybook's.
+    """Load a ControlNet or T2I-Adapter from a folder in the diffusers layout; None loads the storybook's.
 
     Raises:
         LayeredError: the folder is missing or broken. Nothing is downloaded.

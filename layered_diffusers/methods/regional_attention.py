@@ -25,8 +25,8 @@ from layered_diffusers.sampling import Method, Run
 
 
 class RegionalPrompts(Method):
-    """Each layer's words act where its layer is seen. Sample with :attr:`prompts` and the other arguments as
-    without it."""
+    """Make each layer's words act where the layer is visible. Sample with :attr:`prompts` in place of the
+    prompts, and otherwise as without this method."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class RegionalPrompts(Method):
 
         Args:
             model: encodes the words.
-            documents: one a picture, or one for all of them; the canvas is stretched over the picture.
-            settings: see the class.
-            prompts: one a document, for the whole picture; empty or None: the document's own words.
-            negative: for the whole picture; empty: the document's own.
-            maps: records what the layers' words attend to; for one document.
+            documents: one for each picture, or one for all of them; the canvas is stretched over the picture.
+            settings: see :class:`~layered_core.attention.regional_plan.Settings`.
+            prompts: prompt of the whole picture for each document; empty or None takes the document's words.
+            negative: negative prompt of the whole picture; empty takes the document's own.
+            maps: records the attention to the layers' words; works with one document only.
 
         Raises:
-            LayeredError: see :func:`~layered_core.attention.regional_attention.plan_regions`.
+            LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions`.
         """
         self.model, self.settings, self.maps = model, settings or Settings(), maps
         words = prompts or [""] * len(documents)
@@ -66,21 +66,22 @@ class RegionalPrompts(Method):
 
     @property
     def prompts(self) -> list[str]:
-        """The main prompt of every document; words may have been appended to it."""
+        """The prompt of the whole picture for every document; layers' words may have been appended to it."""
         return [p.prompt for p in self.plans]
 
     @property
     def negative(self) -> str:
-        """The main negative prompt of the first document."""
+        """The negative prompt of the whole picture, of the first document."""
         return self.plans[0].negative
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Install the processors."""
+        """Put attention processors on the UNet's cross-attentions, if any layer's words act."""
         if len(self.plans) not in (1, len(run.latents)):
-            raise invalid("documents", len(self.plans), f"one, or one a picture, that is {len(run.latents)}")
+            allowed = f"one, or one for each picture, that is {len(run.latents)}"
+            raise invalid("documents", len(self.plans), allowed)
         self._alphas, self._guidance = run.scheduler.alphas_cumprod, run.guidance
         height, width = run.latents.shape[-2:]
-        # The latents' sides are multiples of what the UNet divides them by.
+        # The latents' sides are padded to multiples, so that these divisions leave no remainder.
         self._sizes = {
             (height >> i) * (width >> i): (height >> i, width >> i)
             for i in range(len(run.unet.config.block_out_channels))
@@ -94,7 +95,7 @@ class RegionalPrompts(Method):
             )
 
     def before_step(self, run: Run, index: int) -> None:
-        """Note the noise level."""
+        """Note the step's sigma, and set the guidance per cell if the settings ask for more in the layers."""
         self._sigma = sigma_at(self._alphas, float(run.timesteps[index]))
         if self.settings.guidance != 1 and self._guidance != 1:
             size = (int(run.latents.shape[-2]), int(run.latents.shape[-1]))
@@ -105,8 +106,8 @@ class RegionalPrompts(Method):
             run.guidance = self._guidance * torch.stack(factors)[:, None].to(run.latents)
 
     def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
-        """What the pixels of both halves attend to, ``[2 B, N, C]``, uncond then cond. Arguments as
-        :class:`RegionalAttention`'s."""
+        """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before
+        cond rows. The arguments are those of :class:`RegionalAttention`."""
         out = base.clone()
         for rows, half in zip(torch.arange(len(q)).chunk(2), self._halves, strict=True):
             for own, attention in zip([rows] if len(half) == 1 else rows.split(1), half, strict=True):
@@ -134,7 +135,8 @@ class RegionalPrompts(Method):
 
 
 class _Processor:
-    """A cross-attention that asks the core. What was installed before it keeps its own effect."""
+    """An attention processor whose regional part is computed by the core. The processor that was installed
+    before it keeps its effect."""
 
     def __init__(self, method: RegionalPrompts, name: str, before: Any) -> None:
         self.method, self.name, self.before = method, name, before
@@ -143,7 +145,7 @@ class _Processor:
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None, **more: Any
     ) -> Tensor:  # fmt: skip
-        # With an image adapter the words are the first of several contexts.
+        # With an image adapter, the encoded prompt is the first of several contexts.
         words = (
             encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
         )

@@ -1,1 +1,1 @@
-"""Models on disk and their parts: loading, words, the VAE, LoRAs and embeddings."""
+"""Models on disk and their parts: loading, text encoders, the VAE, LoRAs and embeddings."""

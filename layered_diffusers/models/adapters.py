@@ -1,4 +1,4 @@
-"""LoRAs and textual-inversion embeddings that act while one layer is made, and are gone afterwards."""
+"""LoRAs and textual-inversion embeddings that act only while one layer is made."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from layered_core.errors import LayeredError, invalid
 
 @contextmanager
 def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> Iterator[str]:
-    """Put a recipe's LoRAs and embedding on a model; gives the words that call the embedding (empty without
-    one), ending in a space.
+    """Load a recipe's LoRAs and embedding into a model for the length of a ``with`` block, which gets the
+    token of the embedding and a space, to put before the prompt (empty without an embedding).
 
-    Outside the block the model is as before, also after an error.
+    After the block the model is as before, also after an error.
 
     Args:
         model: any diffusers pipeline.
         recipe: its ``loras`` and ``embedding`` are used.
-        folder: where their files lie, safetensors; the names may leave the ending out.
+        folder: folder of their files, safetensors; recipes may name them without the ending.
 
     Raises:
         LayeredError: a file is missing, broken or made for another model; or peft, which diffusers needs for
@@ -56,17 +56,15 @@ def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> It
 
 def _file(name: str, folder: Path | None) -> Path:
     if folder is None:
-        raise invalid(
-            "adapters",
-            None,
-            "the folder that holds the LoRAs and embeddings which layers name",
-            f"{name!r} is wanted",
+        raise LayeredError(
+            f"LoRA or embedding {name!r} was not found, because no folder of LoRAs and embeddings is given. "
+            f"Name the folder that holds it as 'adapters'"
         )
     for file in (folder / name, folder / f"{name}.safetensors"):
         if file.is_file() and file.suffix == ".safetensors":
             return file
     there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "none"
-    raise invalid("LoRA or embedding", name, f"a safetensors file in {str(folder)!r}; there are: {there}")
+    raise invalid("LoRA or embedding", name, f"a safetensors file in {str(folder)!r}, which has: {there}")
 
 
 def _load(file: Path, load: object) -> None:

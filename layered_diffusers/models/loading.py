@@ -1,4 +1,4 @@
-"""Find a model on disk and say plainly what is wrong with it. Nothing is ever downloaded."""
+"""Find a model on disk, check its files and load it. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-# Read by huggingface_hub when it is imported: a model that is not on disk is an error at once, not a retried
-# connection.
+# huggingface_hub reads this when it is imported: a missing model then raises at once, without trying to connect.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import diffusers
@@ -41,10 +40,10 @@ StableDiffusion: TypeAlias = (
     | StableDiffusionInpaintPipeline
     | StableDiffusionXLInpaintPipeline
 )
-"""The families that are known: 1.x, 2.x and XL, each also made for inpainting."""
+"""The supported families: Stable Diffusion 1.x, 2.x and XL, and their inpainting models."""
 
 STORYBOOK = MODEL
-"""The shipped model."""
+"""Folder of the shipped model."""
 
 SAMPLERS = {
     "ddim": DDIMScheduler,
@@ -52,7 +51,7 @@ SAMPLERS = {
     "euler_ancestral": EulerAncestralDiscreteScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
 }
-"""Samplers by ComfyUI's names; each keeps the model's own spacing of steps."""
+"""Schedulers by ComfyUI's names of the samplers; each keeps the model's own spacing of timesteps."""
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 """What diffusers' ``from_pretrained`` calls the type of a model's numbers: it was renamed in 0.40."""
@@ -61,8 +60,8 @@ _WEIGHTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
 
 
 def find_model(path_or_id: str | Path | None) -> Path:
-    """The folder of a model in the diffusers layout: a folder, an id in the local Hugging Face cache, or None
-    for the storybook.
+    """Return the folder of a model in the diffusers layout. ``path_or_id`` is the folder itself, an id in the
+    local Hugging Face cache, or None for the storybook.
 
     Raises:
         LayeredError: there is no such model on this machine.
@@ -84,10 +83,10 @@ def find_model(path_or_id: str | Path | None) -> Path:
 
 
 def check_model(folder: Path) -> None:
-    """Read the header of every weight file, so that a missing or cut file is named before anything is loaded.
+    """Read the header of every weight file, to find a missing or truncated one before anything is loaded.
 
     Raises:
-        LayeredError: which file is missing or broken and how to restore it.
+        LayeredError: a file is missing or broken; the text names it and how to restore it.
     """
     restore = (
         "Restore it with 'git checkout -- demo/model', or install the package again"
@@ -99,7 +98,7 @@ def check_model(folder: Path) -> None:
         parts = json.loads(index.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LayeredError(
-            f"model file {str(index)!r} is missing: not a model in the diffusers layout. {restore}"
+            f"model file {str(index)!r} is missing, so this is no model in the diffusers layout. {restore}"
         ) from None
     except (OSError, ValueError) as error:
         raise LayeredError(f"model file {str(index)!r} is broken: {error}. {restore}") from None
@@ -127,7 +126,7 @@ def load_model(
     """Load a Stable Diffusion 1.x, 2.x or XL model, with one of :data:`SAMPLERS` or its own.
 
     Raises:
-        LayeredError: it is not on disk, broken, or of another family, or there is no such sampler.
+        LayeredError: the model is not on disk, broken or of another family, or there is no such sampler.
     """
     if sampler is not None and sampler not in SAMPLERS:
         raise invalid("sampler", sampler, ", ".join(SAMPLERS))
@@ -144,7 +143,7 @@ def load_model(
         raise invalid(
             "model family",
             type(model).__name__,
-            "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting kin",
+            "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting pipelines",
         )
     if sampler is not None:
         model.scheduler = SAMPLERS[sampler].from_config(model.scheduler.config)
@@ -154,8 +153,8 @@ def load_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers' and transformers' loading bars and remarks off the screen: an AutoencoderTiny is meant
-    to be there."""
+    """Hide the progress bars of loading, and diffusers' warnings: they complain about the storybook's
+    AutoencoderTiny, which is intended."""
     bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()

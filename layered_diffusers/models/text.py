@@ -1,4 +1,4 @@
-"""Encode words of any length with a Stable Diffusion pipeline's own text encoders."""
+"""Encode prompts of any length with a Stable Diffusion pipeline's own text encoders."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from layered_diffusers.models.loading import StableDiffusion
 
 
 def is_sdxl(model: StableDiffusion) -> bool:
-    """Whether the model is of the XL family, with two text encoders."""
+    """Whether the model is of the XL family, which has two text encoders."""
     return isinstance(model, (StableDiffusionXLPipeline, StableDiffusionXLInpaintPipeline))
 
 
 def tokenise(model: StableDiffusion, text: str) -> list[Token]:
-    """The tokens of a text and their places among the keys of cross-attention."""
+    """Return the tokens of a text, each with the index of its key in cross-attention."""
     room = model.tokenizer.model_max_length - 2
     return [
         Token(t, i // room * (room + 2) + 1 + i % room)
@@ -30,11 +30,11 @@ def tokenise(model: StableDiffusion, text: str) -> list[Token]:
 
 @torch.no_grad()
 def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], Tensor | None]:
-    """Encode texts, those that are longer than the encoder's 77 tokens in several chunks, as ComfyUI does.
+    """Encode texts as ComfyUI does: a text longer than the encoder's 77 tokens is encoded in several chunks.
 
     Returns:
-        one ``[T_i, C]`` a text, T_i a multiple of 77; and for SDXL the pooled words ``[n, C']`` of the first
-        chunks.
+        one ``[T_i, C]`` for each text, where T_i is a multiple of 77; and for SDXL the pooled text ``[n,
+        C']`` of the first chunks, else None.
     """
     if not is_sdxl(model):
         chunks = [_chunks(model, model.tokenizer, t) for t in texts]
@@ -54,13 +54,13 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
 
 
 def context_length(model: StableDiffusion, text: str) -> int:
-    """T of an encoded text."""
+    """Return the number of keys of an encoded text, a multiple of 77."""
     return len(_chunks(model, model.tokenizer, text)) * int(model.tokenizer.model_max_length)
 
 
 def stack(contexts: Sequence[Tensor]) -> Tensor:
-    """Contexts ``[T_i, C]`` as one ``[n, T, C]``: shorter ones are repeated whole, which attention cannot
-    tell from once."""
+    """Stack contexts ``[T_i, C]`` into one ``[n, T, C]``. Shorter ones are repeated as a whole, which does
+    not change the result of attention."""
     length = math.lcm(*(len(c) for c in contexts))
     return torch.stack([c.repeat(length // len(c), 1) for c in contexts])
 
@@ -71,7 +71,7 @@ def _ids(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[in
 
 
 def _chunks(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[list[int]]:
-    """Token ids with start, end and padding, 77 a chunk; at least one chunk."""
+    """Return the token ids with start, end and padding in chunks of 77; at least one chunk."""
     ids, room = _ids(model, tokenizer, text), tokenizer.model_max_length - 2
     parts = [ids[i : i + room] for i in range(0, max(len(ids), 1), room)]
     return [
@@ -83,8 +83,8 @@ def _chunks(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list
 def _run(
     encoder: CLIPTextModel, chunks: Sequence[Sequence[Sequence[int]]], hidden: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states ``[chunks in all, 77, C]`` of a layer (None: the last, normed) and the first output:
-    pooled in SDXL's second encoder."""
+    """Return the hidden states ``[number of all chunks, 77, C]`` of a layer (None: the last one, normalised)
+    and the encoder's first output, which in SDXL's second encoder is the pooled text."""
     ids = torch.tensor([c for text in chunks for c in text], device=encoder.device)
     outputs = encoder(ids, output_hidden_states=hidden is not None)
     return (outputs[0] if hidden is None else outputs.hidden_states[hidden]), outputs[0]

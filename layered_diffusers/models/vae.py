@@ -1,4 +1,4 @@
-"""A model's autoencoder: pictures to latents and back."""
+"""A model's VAE: encodes pictures to latents and decodes them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from layered_diffusers.models.loading import StableDiffusion
 
 @torch.no_grad()
 def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
-    """Pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and dtype (the
-    mean of what the VAE gives)."""
+    """Encode pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and
+    dtype (the mean of the VAE's distribution)."""
     with _fitting(model) as vae:
         encoded = vae.encode(VaeImageProcessor.normalize(pictures.to(vae.device, vae.dtype)))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
@@ -25,22 +25,21 @@ def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(model: StableDiffusion, latents: Tensor) -> Tensor:
-    """Latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]`` float32 in 0..1 on the
-    CPU."""
+    """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1 on
+    the CPU."""
     with _fitting(model) as vae:
         pictures = vae.decode(in_vae_space(model, latents).to(vae.dtype)).sample
         return VaeImageProcessor.denormalize(pictures.float().cpu())
 
 
 def in_vae_space(model: StableDiffusion, latents: Tensor) -> Tensor:
-    """Latents in the UNet's scale as the VAE has them."""
+    """Convert latents from the UNet's scale to the VAE's."""
     return latents / model.vae.config.scaling_factor
 
 
 @contextmanager
 def _fitting(model: StableDiffusion) -> Iterator[Any]:
-    """The VAE; SDXL's own, which overflows in half precision, in single precision for as long as it is
-    used."""
+    """Yield the VAE; SDXL's own overflows in half precision and is in single precision inside the block."""
     vae, dtype = model.vae, model.vae.dtype
     upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     if upcast:

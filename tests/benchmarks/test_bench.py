@@ -1,5 +1,5 @@
-"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost, intervals
-are right."""
+"""The bench: suites are checked before anything is sampled, finished scenes are never lost, and intervals are
+right."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def settings(out, **changes):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """The tiny suite, its settings and its records."""
+    """Measure the tiny suite; return it with its settings and records."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "tiny.yaml").write_text(TINY)
     suite = read_suite("tiny", folder)
@@ -157,7 +157,7 @@ def test_missing_weights_are_named(tmp_path, capsys):
 def test_a_results_folder_that_cannot_be_written_is_named(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        LayeredError, match=r"results folder '.*file/out' cannot be written: .*Give another with --out"
+        LayeredError, match=r"results folder '.*file/out' cannot be written: .*Give another folder with --out"
     ):
         run_suite(tiny, settings(tmp_path / "file" / "out"))
 
@@ -207,7 +207,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny, tmp_path, monkeypatch, ca
         run_suite(tiny, settings(tmp_path / "out"))
     path = tmp_path / "out" / "tiny.jsonl"
     whole = path.read_text()
-    path.write_text(whole + whole.splitlines()[1][:70])  # and the power failed while a line was written
+    path.write_text(
+        whole + whole.splitlines()[1][:70]
+    )  # as if the power had failed while the last line was written
     records = run_suite(tiny, settings(tmp_path / "out"))
     assert "cut short; that scene is measured again" in capsys.readouterr().err
     assert asked == [[0, 1], [2], [2]]
@@ -480,7 +482,7 @@ def test_multidiffusion_of_a_scene_without_objects_is_its_words_alone(pipeline):
 
 
 def test_a_region_that_counts_far_more_has_its_own_way(pipeline):
-    """With all the weight on one region that covers the canvas, only its words count."""
+    """If one region covers the canvas and has almost all the weight, only its words act."""
     case = layout_cases(1, objects=(1,))[0]
     rows = region_rows([case], [5], base=True)._replace(masks=torch.ones(2, 128, 128))
     fusion = RegionFusion(rows, pipeline, hard=False, strength=1e6)

@@ -1,5 +1,4 @@
-"""Failures planted in drawn scenes move each figure the way it should, and no other way that it should
-not."""
+"""Failures that are planted in drawn scenes move the figures which they should move, and no others."""
 
 from dataclasses import replace
 
@@ -29,7 +28,7 @@ def right(examiner):
 
 
 def figures(examiner, cases, pictures):
-    """Means over the scenes, and the figures of the whole set."""
+    """Return the means over the scenes, and the figures of the whole set."""
     records = examiner.examine(cases, torch.stack(pictures))
     names = records[0]["figures"]
     out = {n: sum(r["figures"][n] or 0 for r in records) / len(records) for n in names}
@@ -39,7 +38,7 @@ def figures(examiner, cases, pictures):
 
 
 def redrawn(case, things):
-    """The scene with other things in its objects' places."""
+    """Draw the scene with other things in the places of its objects."""
     objects = []
     for item, thing in zip(case.scene.objects, things, strict=True):
         rows, columns = (item.silhouette > 127).nonzero()
@@ -75,8 +74,8 @@ def test_swapped_layers_lose_their_places_but_not_the_picture(examiner, right):
     for name in ("iou", "box_iou", "both", "ap50"):
         assert swapped[name] < right[name] - 0.5, name
     assert swapped["leak_object"] > 0.8
-    assert swapped["any_iou"] > 0.6  # something is there, of another shape
-    assert swapped["exact"] > 0.8  # all that was asked for, elsewhere
+    assert swapped["any_iou"] > 0.6  # an object is there, but of another shape
+    assert swapped["exact"] > 0.8  # all objects are there, but in other places
     assert swapped["t2i_sim"] > 95
 
 

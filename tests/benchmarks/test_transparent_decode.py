@@ -1,5 +1,5 @@
-"""The decoder's benchmark: its keys, that both variants give the same, and that it sees memory where it
-can."""
+"""The decoder's benchmark has its keys, finds both variants equal, and measures memory where the system
+allows it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The transparent decoder against the same network built from diffusers' blocks."""
+"""The transparent decoder equals the same network built from diffusers' blocks."""
 
 import pytest
 import torch

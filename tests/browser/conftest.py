@@ -1,4 +1,4 @@
-"""One ComfyUI server for all tests in a browser, and a page for each file of them."""
+"""One ComfyUI server for all browser tests, and a page for each test file."""
 
 import page as pages
 import pytest
@@ -23,14 +23,14 @@ def server(skip_suite, could_not_start, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(server):
-    # Not longer: an open page keeps a core busy where there is no graphics card.
+    # The page is closed after each file, because without a graphics card an open page keeps a core busy.
     with pages.browser() as new:
         yield new(server)
 
 
 @pytest.fixture(autouse=True)
 def no_complaint_of_ours(page):
-    """Whatever a test does, the console must hold no error that names us."""
+    """Fail a test after which the browser's console has an error that names us."""
     page.complaints.clear()
     yield
     assert page.complaints == []

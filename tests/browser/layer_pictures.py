@@ -1,5 +1,5 @@
-"""The help pages' pictures of the nodes that change stacks: ``python tests/browser/layer_pictures.py``, or
-with all others by pictures.py."""
+"""Take the help pages' pictures of the nodes that change stacks: ``python tests/browser/layer_pictures.py``.
+pictures.py takes them with all others."""
 
 import sys
 import tempfile
@@ -60,7 +60,7 @@ SCENES = {
         "8": node("LD_LayerPreview", layers=["7", 0], size=768),
     },
 }  # fmt: skip
-"""What each node's picture shows, on top of :data:`STACK`."""
+"""The nodes in each picture, besides those of :data:`STACK`."""
 
 PLACES = {
     "LD_ArrangeLayers": {"5": (0, 0), "6": (600, 0)},

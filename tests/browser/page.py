@@ -13,7 +13,7 @@ READY = (
 
 
 def find_browser():
-    """(path of a Chromium, None), or (None, a line that says what is missing)."""
+    """Return (path of a Chromium, None), or (None, a line that says what is missing)."""
     if importlib.util.find_spec("playwright") is None:
         return None, "playwright is not installed: pip install playwright"
     names = (
@@ -29,7 +29,7 @@ def find_browser():
 
 
 class Page:
-    """An open page. ``complaints`` holds what the browser's console had to say that is not ComfyUI's own."""
+    """An open page. ``complaints`` holds the errors in the browser's console that are not ComfyUI's own."""
 
     def __init__(self, page, server):
         self.page, self.server = page, server
@@ -41,8 +41,8 @@ class Page:
         page.wait_for_function(READY, timeout=120_000, polling=200)
 
     def _note(self, kind, text, url):
-        """Keep errors that name us: our files, our nodes, or pictures of ours that are not there. Input
-        pictures are the user's."""
+        """Keep errors that name our files, our nodes, or missing pictures of ours. Missing input pictures are
+        the user's own."""
         ours = ("layered-diffusion", "layered_diffusion", "LD_", "/view?", "/docs/")
         if kind == "error" and any(o in text or o in url for o in ours) and "/view?type=input" not in url:
             self.complaints.append(f"{text} {url}")
@@ -51,7 +51,7 @@ class Page:
         self.page.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
 
     def open(self, file):
-        """Open a graph-format workflow as a user does."""
+        """Open a workflow in graph format as a user does."""
         self.page.evaluate(
             "async (graph) => { await app.loadGraphData(graph); }",
             json.loads(file.read_text(encoding="utf-8")),
@@ -65,20 +65,20 @@ class Page:
         self.page.wait_for_timeout(800)
 
     def nodes(self):
-        """(id, type, whether the frontend knows the type) of every node."""
+        """Return (id, type, whether the frontend knows the type) of every node."""
         return self.page.evaluate(
             "() => app.graph.nodes.map(n => [String(n.id), n.type, n.type in LiteGraph.registered_node_types])"
         )
 
     def prompt(self):
-        """What the page would send to the server."""
+        """Return the prompt that the page would send to the server."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def queue(self, wait_for, timeout_ms=300_000):
-        """Press Run; wait until every node of ``wait_for`` shows something, and its picture has come.
+        """Press Run and wait until every node of ``wait_for`` shows a picture that is loaded.
 
-        It looks now and then: asking at every frame keeps the browser drawing, which without a graphics card
-        takes a whole core.
+        It asks at intervals: asking at every frame keeps the browser drawing, which takes a whole core
+        without a graphics card.
         """
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function(
@@ -87,7 +87,7 @@ class Page:
             timeout=timeout_ms,
             polling=200,
         )
-        # A node gets its picture when it is drawn, and only nodes in sight are drawn.
+        # A node loads its picture when it is drawn, and only visible nodes are drawn.
         loaded = """(id) => {
             const node = app.graph.getNodeById(id);
             app.canvas.centerOnNode(node);
@@ -107,14 +107,14 @@ class Page:
         self.page.wait_for_timeout(500)
 
     def shoot(self, path, box=None):
-        """Save what is seen, or ``box`` = (x, y, width, height) of it, as JPEG."""
+        """Save the visible page, or its part ``box`` = (x, y, width, height), as JPEG."""
         clip = dict(zip(("x", "y", "width", "height"), box, strict=True)) if box else None
         self.page.screenshot(path=str(path), type="jpeg", quality=88, clip=clip)
 
 
 @contextlib.contextmanager
 def browser(size=(1900, 1000)):
-    """A function that opens ComfyUI's page."""
+    """Start a browser and yield a function that opens ComfyUI's page."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

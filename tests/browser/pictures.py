@@ -1,5 +1,5 @@
-"""Take the pictures of the workflows and help pages from a real browser:
-``python tests/browser/pictures.py``. Run it when nodes or model change."""
+"""Take the pictures of the workflows and help pages in a real browser: ``python tests/browser/pictures.py``.
+Run it when nodes or the model change."""
 
 import io
 import json
@@ -41,7 +41,7 @@ NODES = {
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
     "LD_SplitFrames": ("15_foreground_and_background", ["8", "14", "16", "13"]),
 }
-"""Whose help page shows which nodes of which workflow."""
+"""By help page: the workflow and the nodes of it that the page shows."""
 
 RESULTS = {
     "01_storybook_collage": ("10", "18"),
@@ -74,8 +74,8 @@ def crop(page, ids, path, margin=30):
 
 
 def run_scene(page, prompt, places, sizes):
-    """Open a prompt with its nodes at ``places`` (the others out of sight) and those of the kinds in
-    ``sizes`` so large, and run these."""
+    """Open a prompt with its nodes at ``places`` (the others outside the page), give the kinds of nodes in
+    ``sizes`` these sizes, and run it."""
     ours = {i: sizes[n["class_type"]] for i, n in prompt.items() if n["class_type"] in sizes}
     page.open_api(prompt)
     page.page.evaluate(
@@ -89,7 +89,7 @@ def run_scene(page, prompt, places, sizes):
 
 
 def thumbnail(server, entry, ids, path):
-    """The last pictures of nodes side by side, 512 pixels high."""
+    """Join the last pictures of nodes side by side, 512 pixels high."""
     pictures = [
         Image.open(io.BytesIO(server.picture(entry["outputs"][i]["images"][-1]))).convert("RGB") for i in ids
     ]
@@ -108,7 +108,7 @@ def thumbnail(server, entry, ids, path):
 
 
 def measure(page, prompt):
-    """Layout Metrics at the end of the collage workflow, its table beside it."""
+    """Take the picture of Layout Metrics at the end of the collage workflow, with its table."""
     layers = next(n["inputs"]["layers"] for n in prompt.values() if n["class_type"] == "LD_LayerPreview")
     image = next([i, 0] for i, n in prompt.items() if n["class_type"] == "VAEDecode")
     prompt["90"] = {
@@ -129,7 +129,7 @@ def measure(page, prompt):
 
 
 def find_place(page, prompt):
-    """Find Place between the picture of workflow 09's first stage and a draft of it."""
+    """Take the picture of Find Place between the picture of workflow 09's first stage and a draft of it."""
     cut = prompt["8"]["inputs"] | {"names": "", "layers": ["2", 0], "image": ["2", 1], "mask": ["50", 0]}
     sampler = prompt["9"]["inputs"] | {
         "seed": 3,
@@ -163,8 +163,8 @@ def find_place(page, prompt):
 
 
 def masks_from_words(page, prompt):
-    """Layer Mask from Attention: the masks it finds for the words of workflow 05's layers, and what the same
-    noise becomes."""
+    """Take the picture of Layer Mask from Attention: its masks for the words of workflow 05's layers, and the
+    picture that the same noise becomes."""
     layers = {k: prompt[k] for k in ("1", "3", "4")}
     for node in ("3", "4"):
         layers[node]["inputs"] |= {

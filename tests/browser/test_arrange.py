@@ -1,4 +1,4 @@
-"""Arrange Layers as a user has it: the layer editor in the node, in both of ComfyUI's ways to draw nodes."""
+"""Arrange Layers as users see it: the layer editor in the node, in both of ComfyUI's ways to draw nodes."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def load(image, **inputs):
 
 @pytest.fixture(scope="module")
 def stack(server):
-    """A grey sky, a red and a green layer on it, as a prompt without an end."""
+    """Return a prompt without an output node: a grey sky with a red and a green layer on it."""
     for name, size, colour in (
         ("sky", (WIDTH, HEIGHT), (90, 100, 110)),
         ("red", (40, 30), RED),
@@ -79,7 +79,7 @@ class Arranger:
         self.page.wait_for_timeout(400)
 
     def run(self):
-        """Run; the composite's pixels, RGB."""
+        """Run the prompt and return the composite's pixels, RGB."""
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
         self.page.wait_for_function(
             "([a, c]) => app.nodeOutputs?.[a]?.arrange_layers && app.nodeOutputs?.[c]?.images?.length",
@@ -101,14 +101,14 @@ class Arranger:
 
     @property
     def state(self):
-        """What would be sent to the server."""
+        """Return the node's state that the page would send to the server."""
         return self.it.prompt()[ARRANGE]["inputs"]["arrangement"]
 
     def changes(self, name):
         return self.state.get("layers", {}).get(name, {})
 
     def at(self, x, y):
-        """A canvas point in the page."""
+        """Return the page's coordinates of a point on the canvas."""
         return self.ask(
             """(() => {
                 const box = editor.stage.element.getBoundingClientRect();
@@ -121,8 +121,8 @@ class Arranger:
         )
 
     def drag(self, start, end, *keys, release=True):
-        """Press at one canvas point, release at another, with keys held; snapping only where no key says
-        otherwise."""
+        """Press the mouse at one point of the canvas and release it at another while holding keys; layers
+        snap only if no key prevents it."""
         self.page.mouse.move(*self.at(*start))
         self.page.mouse.down()
         for key in keys:
@@ -155,14 +155,14 @@ def arranger(request, page, server, stack):
 
 @pytest.fixture
 def plain(page, server, stack):
-    """In the classic way only, for what does not depend on it."""
+    """Arrange Layers in the classic way to draw nodes only, for tests that do not depend on it."""
     made = Arranger(page, server, stack, False)
     made.run()
     return made
 
 
 def box_of(pixels, colour):
-    """Left, top, right, bottom of what has a colour."""
+    """Return left, top, right and bottom of the pixels of a colour."""
     rows, columns = np.nonzero((np.abs(pixels.astype(int) - colour) < 8).all(-1))
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
@@ -276,7 +276,7 @@ def test_undo_and_redo_are_of_the_editor_not_of_the_graph(arranger):
     green = arranger.state["layers"]["green"]
     arranger.press("Control+z")
     assert arranger.state["layers"] == {"red": {"x": x + 3}}
-    arranger.press("Control+z")  # presses of an arrow key are one step
+    arranger.press("Control+z")  # all presses of an arrow key count as one step
     assert arranger.changes("red") == {"x": x}
     arranger.press("Control+z")
     assert arranger.state == {}
@@ -465,7 +465,7 @@ def test_the_blend_modes_offered_are_those_of_the_core(plain):
 
 
 def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page, server, stack):
-    """Nodes 2.0: core's editor needs it, and WebGL."""
+    """ComfyUI's editor needs Nodes 2.0 and WebGL."""
     arranger = Arranger(page, server, stack, True)
     core = {CORE: node("ImageCompositor", layers=[TOP, 0], compositor={})}
     arranger.open(stack, {}, **core)

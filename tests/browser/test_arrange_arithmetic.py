@@ -1,4 +1,4 @@
-"""The arithmetic of the layer editor in the page is that of the server."""
+"""The layer editor in the page computes what the server computes."""
 
 import random
 
@@ -10,7 +10,7 @@ from layered_core.editing.arrangement import arrange, read_arrangement
 
 
 def module(page, name, code, *arguments):
-    """Evaluate ``code`` with a module of the editor as ``it`` and the arguments as ``a``."""
+    """Evaluate ``code``, in which ``it`` is a module of the editor and ``a`` are the arguments."""
     script = (
         f"async (a) => {{ const it = await import('/extensions/layered-diffusion/js/arrange/{name}.js');"
         f" return {code}; }}"
@@ -19,7 +19,7 @@ def module(page, name, code, *arguments):
 
 
 def test_the_page_arranges_as_the_server_does(page):
-    """Random stacks and states: the same order, the same fields, the same names missing."""
+    """Random stacks and states give the same order, fields and missing names."""
     rng = random.Random(0)
     cases = []
     for _ in range(300):
@@ -101,7 +101,7 @@ def test_the_page_sees_corners_where_the_server_does(page):
 
 
 def test_a_pulled_handle_leaves_the_opposite_one_where_it_was(page):
-    """To a pixel: places and sizes are whole."""
+    """To within a pixel, because places and sizes are whole numbers."""
     rng = random.Random(3)
     cases = []
     for _ in range(500):

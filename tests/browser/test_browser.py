@@ -1,4 +1,4 @@
-"""A user's view: headless Chromium opens every workflow on a real server, runs it, and sees the pictures in
+"""Headless Chromium opens every workflow on a real server as a user does, runs it, and finds the pictures in
 the nodes."""
 
 import io
@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 FOR_OWN_FILES = ("13_layerdiffuse_sdxl", "14_foreground_on_background")
-"""Workflows that want models and pictures of the user's own, which are not there."""
+"""Workflows for the user's own models and pictures, which are missing here."""
 
 
 @pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
@@ -26,7 +26,7 @@ def test_a_workflow_opens_with_no_missing_node(page, file):
 
 @pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
 def test_the_graph_and_the_api_form_of_a_workflow_say_the_same(page, file):
-    """Titles aside, and inputs at their defaults that only the page writes."""
+    """Except for titles, and for inputs at their defaults that only the page writes."""
     page.open(file)
     from_page = page.prompt()
     from_file = json.loads((PACK / "workflows" / "api" / file.name).read_text())
@@ -52,13 +52,13 @@ def test_a_workflow_runs_from_the_page_and_the_composite_is_seen_in_the_node(pag
 
 
 def test_the_preview_picture_fills_the_node_with_what_the_layers_look_like(page):
-    """Pixels of the page itself, not of the file: the red house is on the screen."""
+    """Checks the pixels of the page, not of the file: the red house is on the screen."""
     page.setting("Comfy.VueNodes.Enabled", False)
     page.open(PACK / "workflows/01_storybook_collage.json")
     page.queue(["10"])
     x, y = page.page.evaluate("() => app.graph.getNodeById('10').pos")
     page.look(1.0, (300 - x, 200 - y))
-    # The house fills about a seventh of the drawing, which is about 350 pixels wide. A busy machine draws it
+    # The house fills about a seventh of the drawing, which is about 350 pixels wide. On a busy machine it appears
     # late.
     for _ in range(20):
         screen = np.asarray(Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")).astype(int)
@@ -126,7 +126,7 @@ def test_a_bad_file_is_told_at_the_node(page):
             "2": {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}},
         }
     )
-    page.complaints.clear()  # the frontend asks for the missing file's thumbnail: that is its 404
+    page.complaints.clear()  # the frontend asks for the missing file's thumbnail and gets a 404
     page.page.evaluate("() => app.queuePrompt(0, 1)")
     page.page.wait_for_function("() => Object.keys(app.lastNodeErrors ?? {}).includes('1')", timeout=30_000)
     errors = page.page.evaluate("() => JSON.stringify(app.lastNodeErrors)")

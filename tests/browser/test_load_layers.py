@@ -1,4 +1,4 @@
-"""Load Layers in the page: a layered file comes in by the button and by dropping it on the node."""
+"""Load Layers in the page takes a layered file by its button and when it is dropped on the node."""
 
 import json
 

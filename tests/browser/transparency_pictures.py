@@ -1,5 +1,5 @@
-"""The help page's picture of Transparent Encode: ``python tests/browser/transparency_pictures.py``, or by
-pictures.py."""
+"""Take the help page's picture of Transparent Encode: ``python tests/browser/transparency_pictures.py``.
+pictures.py takes it with all others."""
 
 import sys
 import tempfile
@@ -36,7 +36,7 @@ SCENES = {
         "6": node("LD_LayerPreview", layers=["5", 2], size=512),
     },
 }
-"""What each node's picture shows."""
+"""The nodes in each picture."""
 
 PLACES = {
     "LD_TransparentEncode": {"1": (0, 0), "2": (330, 0), "4": (700, 0), "6": (1010, 0)},

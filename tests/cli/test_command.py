@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, nothing written when something is wrong."""
+"""The command line has exit codes and one-line errors, and writes nothing after an error."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def test_every_sampler_that_there_is_can_be_asked_for(tmp_path):
             == 0
         )
         written.add(out.read_bytes())
-    assert len(written) > 2  # ddim and euler may agree
+    assert len(written) > 2  # ddim and euler may give the same picture
 
 
 def test_without_torch_a_command_says_what_to_install():

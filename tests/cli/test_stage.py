@@ -90,7 +90,7 @@ def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
     ("arguments", "says"),
     [
         (["--replace", "dog"], "layer name is 'dog'; allowed: 'sky', 'tree'"),
-        (["--later"], "--replace is None; allowed: the name of a layer"),
+        (["--later"], "--prompt and --later are used with --replace only"),
         (["--decoder", "a.safetensors"], "--alpha is 'difference'; allowed: transparent"),
         (
             [
@@ -103,7 +103,10 @@ def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
             ],
             "208 MB",
         ),
-        (["-o", "out.gif"], "a name that ends in nothing, for a folder or .psd"),
+        (
+            ["-o", "out.gif"],
+            "a name that ends in .psd or .psb or .ora, or a folder's name, which has no ending",
+        ),
         (["-o", "gone/out"], "an existing folder"),
         (["--picture", "flat.jpg"], "a name that ends in .png"),
     ],

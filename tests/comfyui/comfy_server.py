@@ -17,7 +17,7 @@ PACK = Path(__file__).resolve().parents[2]
 
 
 class NotStartedError(RuntimeError):
-    """The text is the server's log."""
+    """ComfyUI's server did not start; the text is its log."""
 
 
 class Server:
@@ -45,7 +45,7 @@ class Server:
             "--disable-api-nodes",
         ]
         command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(base)]
-        # One thread: several stall each other where a browser without a graphics card takes a core.
+        # With several threads, these would wait for each other while a browser without a graphics card takes a core.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -87,14 +87,14 @@ class Server:
             return json.loads(body) if body else None
 
     def queue(self, prompt):
-        """Queue an API prompt; (status code, answer)."""
+        """Queue an API prompt and return (status code, answer)."""
         try:
             return 200, self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
     def run(self, prompt, timeout_s=600):
-        """Run an API prompt to its end; the history entry."""
+        """Run an API prompt to its end and return its history entry."""
         code, answer = self.queue(prompt)
         assert code == 200, answer
         end = time.monotonic() + timeout_s
@@ -108,6 +108,6 @@ class Server:
         raise AssertionError("the prompt did not end")
 
     def picture(self, image):
-        """The bytes of a picture that a node showed or saved."""
+        """Return the bytes of a picture that a node showed or saved."""
         with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(image)}", timeout=60) as answer:
             return answer.read()

@@ -1,4 +1,4 @@
-"""The suites under host/ run under ComfyUI's own python, from test_host.py; this python cannot import
-them."""
+"""Leave out the suites under host/: test_host.py runs them under ComfyUI's own python, and this python cannot
+import them."""
 
 collect_ignore = ["host"]

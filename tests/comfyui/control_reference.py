@@ -1,5 +1,5 @@
-"""Weighted residuals of the headless host: ``python control_reference.py MODEL NET DOCUMENT OUT``. Runs in
-the repository's environment."""
+"""Compute the weighted residuals of the headless host: ``python control_reference.py MODEL NET DOCUMENT
+OUT``. It runs in the repository's environment."""
 
 import sys
 from pathlib import Path

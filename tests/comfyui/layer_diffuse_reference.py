@@ -1,8 +1,7 @@
-"""What layered_diffusers makes of UNet passes with LayerDiffuse files:
-``python layer_diffuse_reference.py FOLDER``.
+"""Run UNet passes with LayerDiffuse files in layered_diffusers: ``python layer_diffuse_reference.py FOLDER``.
 
-Runs in the repository's environment; see host/test_layer_diffuse.py, which writes ``jobs.json`` and reads
-``out.safetensors``.
+This script runs in the repository's environment; host/transparency/test_layer_diffuse.py writes ``jobs.json``
+for it and reads ``out.safetensors``.
 """
 
 import json
@@ -40,8 +39,8 @@ def main(folder):
         )  # fmt: skip
         more = {}
         if "y" in data:
-            # The rest of y embeds six numbers: ComfyUI's default of the size that is sampled, from its
-            # corner.
+            # The rest of y embeds six numbers: by ComfyUI's default the sampled size, cropped at
+            # its corner.
             numbers = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(data["y"]), 6)
             more["added_cond_kwargs"] = {"text_embeds": data["y"][:, :1280], "time_ids": numbers}
         change.switch(True)

@@ -1,5 +1,5 @@
-"""What diffusers and transformers make of the demo model: ``python reference.py MODEL OUT PROMPTS``. Runs in
-the repository's environment."""
+"""Run the demo model in diffusers and transformers: ``python reference.py MODEL OUT PROMPTS``. This script
+runs in the repository's environment."""
 
 import json
 import sys

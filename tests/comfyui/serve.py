@@ -1,5 +1,5 @@
-"""Start ComfyUI's server: ``python serve.py COMFYUI ARGUMENTS...``. As ComfyUI's own main.py, but it also
-starts where torch is a CPU build."""
+"""Start ComfyUI's server as its own main.py does, but also if torch is a CPU build:
+``python serve.py COMFYUI ARGUMENTS...``."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Run the suites of host/ on a real ComfyUI, in one process of its own python, and report each of their tests
+"""Run the suites of host/ in a real ComfyUI, in one process of its own python, and report each of their tests
 here."""
 
 import ast
@@ -17,7 +17,8 @@ HOST = Path(__file__).resolve().parent / "host"
 
 
 def names():
-    """(file, test) of every test under host/, read without importing; the file as a dotted path."""
+    """Return (file, test) of every test under host/, with the file as a dotted path; the files are parsed,
+    not imported."""
     for file in sorted(HOST.rglob("test_*.py")):
         for item in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(item, ast.FunctionDef) and item.name.startswith("test_"):
@@ -26,10 +27,10 @@ def names():
 
 @functools.cache
 def results():
-    """What every test under host/ came to: ``{(file, test): [failure text or None a case]}``, the log, and
-    the install it ran on.
+    """Run all tests under host/ and return their results ``{(file, test): [failure text or None for each
+    case]}``, the log, and the install on which they ran.
 
-    The first is empty where the host's python, or ComfyUI in it, did not start.
+    The results are empty if the host's python, or ComfyUI in it, did not start.
     """
     folder, python = find_host()
     report = Path(os.environ.get("TMPDIR", "/tmp")) / f"comfyui-host-{os.getpid()}.xml"

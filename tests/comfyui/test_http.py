@@ -1,5 +1,5 @@
-"""The pack over HTTP, as a user's ComfyUI has it: every node is offered, every shipped workflow runs, and its
-pictures show what they should."""
+"""The pack in a ComfyUI server over HTTP: every node is offered, every shipped workflow runs, and its
+pictures show the right objects."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def server(skip_suite, could_not_start, tmp_path_factory):
 
 
 def pictures(server, entry, node):
-    """What ``node`` showed, as float ``[H, W, C]`` arrays in 0..1."""
+    """Return the pictures that ``node`` showed, as float ``[H, W, C]`` arrays in 0..1."""
     shown = entry["outputs"][node]["images"]
     return [
         np.asarray(Image.open(io.BytesIO(server.picture(image))), dtype=np.float32) / 255 for image in shown
@@ -103,16 +103,16 @@ SHOWN = {
     "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
     "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
 }
-"""What the saved picture of each workflow shows, in its first 128 x 128 pixels: its node, the landscape and
-the objects."""
+"""For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128
+x 128 pixels."""
 
 
 FOR_OWN_FILES = {
     "13_layerdiffuse_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
     "14_foreground_on_background": {("CheckpointLoaderSimple", "ckpt_name"), ("LoadImage", "image")},
 }
-"""Workflows for models and pictures of the user's own, which cannot run here, and the inputs that name what
-is missing."""
+"""Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the
+missing files."""
 
 
 def test_every_workflow_says_here_what_it_shows():
@@ -184,7 +184,7 @@ def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
     (before,), (mask,), (after,) = (pictures(server, entry, n) for n in ("10", "19", "18"))
     outside = mask[..., 0] == 0
     assert 0.3 < outside.mean() < 0.9
-    # A mask below 1/510 is drawn black: there a pixel may differ by one grey level.
+    # A mask below 1/510 is drawn black, so a pixel there may differ by one grey level.
     assert np.abs(before[..., :3] - after)[outside].max() <= 1.01 / 255
     assert (np.abs(before[..., :3] - after)[outside].max(-1) > 0).mean() < 0.01
 
@@ -204,7 +204,9 @@ def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server):
     assert ours.shape == photoshops.shape == (536, 944, 3)
     differing = (np.abs(ours - cores) > 2.01 / 255).any(-1)
     hard_mix = np.zeros_like(differing)
-    hard_mix[272:400, 408:536] = True  # black or white where backdrop and layer sum to 1, by the last bit
+    hard_mix[272:400, 408:536] = (
+        True  # where backdrop and layer sum to 1, the last bit decides between black and white
+    )
     assert not differing[~hard_mix].any()
     assert differing.sum() < 50
     for sheet in (ours, photoshops):

@@ -1,4 +1,4 @@
-"""The document checks itself: every bad value is named with what was got and what is allowed."""
+"""The document checks itself: errors name the bad value, what was got and what is allowed."""
 
 import math
 

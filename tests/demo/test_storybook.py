@@ -1,4 +1,5 @@
-"""The storybook world: same seed, same pixels; exact layers; words that fit."""
+"""The storybook world: one seed always gives the same pixels, layers are exact, and captions fit the
+scenes."""
 
 import hashlib
 
@@ -105,7 +106,7 @@ def test_wordings_are_held_out_but_no_combination_is():
         background, things = random_things(rng)
         tokens, where = words.training_caption(rng, background, things, ids)
         if any(t not in names for t in tokens[1 : tokens.index(words.END)]):
-            continue  # with strange words around it
+            continue  # this caption has words from outside the vocabulary
         text = " ".join(names[t] for t in tokens[1 : tokens.index(words.END)]).replace(" ,", ",")
         assert not is_held_out(text), text
         assert [names[tokens[i]] for i in where] == [t.kind for t in things]
@@ -121,13 +122,13 @@ def test_wordings_are_held_out_but_no_combination_is():
 
 
 def test_an_unknown_thing_is_refused():
-    with pytest.raises(ValueError, match="no solid red dragon"):
+    with pytest.raises(ValueError, match="there is no solid red dragon in the storybook"):
         sprite(Thing("solid", "red", "dragon"))
 
 
 def test_the_world_has_not_changed():
-    # The shipped weights were trained on these pixels. Compared coarsely: Pillow versions may differ in the
-    # last bit.
+    # The shipped weights were trained on these pixels. The comparison is coarse, because Pillow versions may
+    # differ in the last bit.
     coarse = [
         np.round(random_scene(s, count=2).picture().reshape(8, 16, 8, 16, 3).mean((1, 3)) / 16)
         .astype(np.uint8)

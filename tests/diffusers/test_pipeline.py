@@ -196,7 +196,7 @@ def test_sampling_leaves_the_model_as_it_was(pipeline):
         ({"strength": 1.5}, "strength is 1.5; allowed: a number 0..1"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"seeds": [-1]}, "seed is -1"),
-        ({"seeds": [1, 2]}, "one a prompt, that is 1"),
+        ({"seeds": [1, 2]}, "one for each prompt, that is 1"),
         ({"width": 0}, "width is 0"),
         ({"height": 100_000}, "height is 100000"),
     ],

@@ -84,7 +84,7 @@ def test_replacing_a_stage_leaves_the_others_to_the_bit(pipeline, made):
 
 
 def test_replacing_a_stage_by_itself_gives_it_back_even_with_the_later_ones_run_again(pipeline, made):
-    """The others' noise is their own: it depends on base seed and name alone."""
+    """The noise of a layer depends on the base seed and the layer's name alone."""
     for later in (False, True):
         again = pipeline.replace_layer(made, "tree", seed=5, steps=STEPS, later=later)
         assert all(torch.equal(a.image, b.image) for a, b in zip(made, again, strict=True)), later
@@ -204,7 +204,11 @@ def test_replacing_leaves_hidden_layers_their_pictures(pipeline, made):
 @pytest.mark.parametrize(
     ("layer", "options", "says"),
     [
-        (Layer("ball", width=16, height=16), {}, "layer 'ball': prompt is ''; allowed: what it shows"),
+        (
+            Layer("ball", width=16, height=16),
+            {},
+            "layer 'ball': prompt is ''; allowed: words that say what the layer shows",
+        ),
         (
             Layer("ball", x=500, width=16, height=16, prompt="a red ball"),
             {},
@@ -226,7 +230,7 @@ def test_replacing_leaves_hidden_layers_their_pictures(pipeline, made):
         (
             Layer("ball", width=16, height=16, prompt="a red ball", recipe=Recipe(embedding="krk")),
             {},
-            "layer 'ball': adapters is None",
+            "layer 'ball': LoRA or embedding 'krk' was not found, because no folder of LoRAs and embeddings is given",
         ),
     ],
 )

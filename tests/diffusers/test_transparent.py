@@ -1,4 +1,4 @@
-"""Transparent layers from words: the pipeline's methods, ``layered generate --transparent`` and
+"""Transparent layers from prompts: the pipeline's methods, ``layered generate --transparent`` and
 ``--layers``."""
 
 import shutil
@@ -108,7 +108,7 @@ def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
     ("options", "says"),
     [
         ({"words": {"middle": "a ball"}}, "foreground, background, blend"),
-        ({"seeds": [1, 2]}, "one a prompt, that is 1"),
+        ({"seeds": [1, 2]}, "one for each prompt, that is 1"),
         ({"seeds": [-1]}, "seed is -1"),
         (
             {"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"},
@@ -200,9 +200,9 @@ def test_the_command_takes_other_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--decoder", "a.safetensors"], "--transparent is None; allowed: to be given"),
+        (["--decoder", "a.safetensors"], "--file and --decoder are used with --transparent or --layers only"),
         (["--layers"], "output file is"),
-        (["--transparent", "--file", "a.safetensors"], "file and decoder"),
+        (["--transparent", "--file", "a.safetensors"], "The file and the decoder belong together"),
         (
             ["--transparent", "--file", "no.safetensors", "--decoder", "vae_transparent_decoder.safetensors"],
             "208 MB",

@@ -1,4 +1,4 @@
-"""Which room of the project may import which, and what every file imports."""
+"""The order of the project's rooms, and functions that find the imports which break it."""
 
 import ast
 from pathlib import Path
@@ -41,8 +41,8 @@ ROOMS = (
     "benchmarks",
     "layered_cli",
 )
-"""From the ground up: a room imports itself and rooms before it, never one after it. A file belongs to the
-longest name that fits."""
+"""The rooms from the lowest to the highest: a room may import itself and rooms before it in this list. A file
+belongs to the room with the longest name that fits."""
 
 OPEN = {"layered_core"}
 """Modules that any room may import: the core's own holds the version and imports nothing."""
@@ -51,7 +51,7 @@ PARTS = tuple(sorted({room.split(".")[0] for room in ROOMS}))
 
 
 def files(root=ROOT):
-    """{module: path} of every file of ours, sub-folders and all."""
+    """Return {module: path} of every file of ours, in all sub-folders."""
     found = {}
     for part in PARTS:
         for path in sorted((root / part).rglob("*.py")):
@@ -61,20 +61,20 @@ def files(root=ROOT):
 
 
 def room_of(module):
-    """The room of a module, or None where it is in none."""
+    """Return the room of a module, or None if it is in no room."""
     fitting = [room for room in ROOMS if module == room or module.startswith(room + ".")]
     return max(fitting, key=len, default=None)
 
 
 def imports(module, path, known):
-    """The modules of ours that a file imports anywhere in it: at its top, in functions, for types alone."""
+    """Return the modules of ours that a file imports: at the top, inside functions, and for types only."""
     found = set()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(item, ast.Import):
             found |= {alias.name for alias in item.names if alias.name in known and alias.name != "nodes"}
         elif isinstance(item, ast.ImportFrom):
-            # The pack's folder is above "nodes" when ComfyUI imports it, so that ...layered_core is ours too.
+            # ComfyUI imports the pack's folder as the package above "nodes", so ...layered_core is ours too.
             above = package.split(".")[: len(package.split(".")) - item.level + 1] if item.level else []
             base = ".".join([*above, *([item.module] if item.module else [])])
             if not item.level and base.split(".")[0] == "nodes":
@@ -86,13 +86,13 @@ def imports(module, path, known):
 
 
 def graph(root=ROOT):
-    """{module: modules of ours that it imports}."""
+    """Return {module: modules of ours that it imports}."""
     known = files(root)
     return {module: imports(module, path, known) for module, path in known.items()}
 
 
 def backward(arrows):
-    """Lines that say which imports lead to a higher room."""
+    """Return a line for every import of a higher room."""
     order = {room: index for index, room in enumerate(ROOMS)}
     wrong = []
     for module, targets in sorted(arrows.items()):
@@ -108,7 +108,8 @@ def backward(arrows):
 
 
 def circles(arrows):
-    """Groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
+    """Return the groups of modules that import each other in a circle (Tarjan's strongly connected
+    components)."""
     index, low, stack, found = {}, {}, [], []
 
     def visit(module):
@@ -142,12 +143,13 @@ FOREIGN = {
     "demo/world": (*COMFYUI, *DIFFUSERS),
     "layered_cli": COMFYUI,
 }
-"""What a room must not import by its full name. The core and the nodes reach the project relatively: ComfyUI
-loads the pack under a name that it chooses, beside a module of its own that is called nodes."""
+"""Modules that a room must not import by their full names. The core and the nodes import the project
+relatively, because ComfyUI loads the pack under a name that it chooses and has a module of its own called
+nodes."""
 
 
 def foreign(root=ROOT):
-    """Lines that say which files import what their room must not know."""
+    """Return a line for every import in :data:`FOREIGN`."""
     wrong = []
     for part, names in FOREIGN.items():
         for path in sorted((root / part).rglob("*.py")):

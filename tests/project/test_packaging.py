@@ -1,4 +1,4 @@
-"""What the registry and pip read agrees with itself."""
+"""The files that the registry and pip read agree with each other."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Imports lead down: no room imports one above it, no files import each other in a circle, and a wrong import
-anywhere is found."""
+"""No room imports a higher one, no files import each other in a circle, and these tests find a wrong import
+anywhere."""
 
 import shutil
 
@@ -52,7 +52,8 @@ def test_no_file_of_ours_is_longer_than_500_lines():
 
 @pytest.fixture
 def planted(tmp_path):
-    """``planted(file, line)``: what is wrong in a copy of the project in which ``file`` has one more line."""
+    """Return ``planted(file, line)``, which adds a line to ``file`` in a copy of the project and returns the
+    faults found."""
 
     def plant(file, line):
         for part in rooms.PARTS:

@@ -1,4 +1,4 @@
-"""A real ComfyUI without a server, with the pack of this repository. Runs under the host's own python, see
+"""A real ComfyUI without a server, with this repository's pack. It runs under the host's own python, see
 ../test_host.py."""
 
 import json
@@ -20,7 +20,7 @@ import nodes
 
 
 class NoServer:
-    """What the executor wants of a server."""
+    """The part of a server that the executor uses."""
 
     client_id = last_node_id = last_prompt_id = None
     sockets_metadata: dict = {}
@@ -44,7 +44,7 @@ class Host:
         self.fresh()
 
     def fresh(self):
-        """An executor that remembers nothing."""
+        """Return an executor with empty caches."""
         self.server = NoServer()
         self.executor = execution.PromptExecutor(
             self.server,
@@ -53,15 +53,15 @@ class Host:
         )
 
     def validate(self, prompt):
-        """(valid, error, outputs, node errors), as the server's /prompt checks."""
+        """Check a prompt as the server's /prompt does; return (valid, error, outputs, node errors)."""
         for item in prompt.values():
             item.pop(
                 "is_changed", None
-            )  # the executor writes it into the prompt, and believes it when it sees it again
+            )  # the executor writes it into the prompt, and trusts it when it reads the prompt again
         return LOOP.run_until_complete(execution.validate_prompt("id", prompt, None))
 
     def run(self, prompt):
-        """Run an API prompt; returns ``{node id: ui output}``."""
+        """Run an API prompt and return ``{node id: ui output}``."""
         valid, error, outputs, node_errors = self.validate(prompt)
         assert valid, (error, node_errors)
         LOOP.run_until_complete(self.executor.execute_async(prompt, f"id{random.random()}", {}, outputs))
@@ -69,7 +69,7 @@ class Host:
         return self.executor.history_result["outputs"]
 
     def error_of(self, prompt):
-        """Run a prompt that must fail; returns what the user is told."""
+        """Run a prompt that must fail and return the text of the error that the user gets."""
         valid, error, outputs, node_errors = self.validate(prompt)
         if not valid:
             return str(error) + str(node_errors)
@@ -79,8 +79,8 @@ class Host:
         return details["exception_message"] if event == "execution_error" else event
 
     def value(self, prompt, node, slot=0):
-        """Run ``prompt`` and return what ``node`` gives at ``slot``; other nodes that end in nothing are left
-        out."""
+        """Run ``prompt`` and return the output of ``node`` at ``slot``; other nodes without a following node
+        are left out."""
         caught = []
         Catch.caught = caught
         prompt = {
@@ -95,7 +95,7 @@ class Host:
 
 
 class Catch:
-    """A node that keeps what it is given."""
+    """A node that keeps its inputs."""
 
     caught: list = []
     RETURN_TYPES = ()
@@ -120,7 +120,7 @@ class Catch:
 
 
 def random_controlnet(shape):
-    """Diffusers' ControlNet of the UNet of that config, with random weights that act."""
+    """Return diffusers' ControlNet for a UNet of that config, with random weights that change the result."""
     torch.manual_seed(0)
     model = ControlNetModel(
         in_channels=shape["in_channels"], down_block_types=tuple(shape["down_block_types"]),
@@ -135,7 +135,7 @@ def random_controlnet(shape):
 
 
 class ControlNet:
-    """A node that gives a ControlNet of the storybook model's shape with random weights."""
+    """A node that outputs a ControlNet of the storybook model's shape with random weights."""
 
     RETURN_TYPES = ("CONTROL_NET",)
     FUNCTION = "load"
@@ -156,7 +156,7 @@ class ControlNet:
 def host(record_testsuite_property):
     load_extras()
     assert load_pack(), "ComfyUI could not load the pack: see the log above"
-    # test_host.py takes the whole run as not started without this line.
+    # Without this line test_host.py reports that the whole run did not start.
     installed = [f"{name} {metadata.version(name)}" for name in ("torchvision", "transformers", "diffusers")]
     record_testsuite_property(
         "started",
@@ -171,14 +171,14 @@ def host(record_testsuite_property):
 
 @pytest.fixture(scope="session")
 def pack(host):
-    """A module of the pack by its path, e.g. ``pack("nodes.layers.socket")``: the very objects that the nodes
-    use."""
+    """Return a module of the pack by its path, e.g. ``pack("nodes.layers.socket")``, with the same objects
+    that the nodes use."""
     return pack_module
 
 
 @pytest.fixture(scope="session")
 def regions(pack):
-    """The modules that regional attention is made of."""
+    """Return the modules of regional attention."""
 
     class Regions:
         document = pack("layered_core.document")
@@ -203,7 +203,7 @@ def loaded(host):
 
 @pytest.fixture
 def apply(pack):
-    """Masked ControlNet Apply, its widgets at their defaults: positive, negative."""
+    """Run Masked ControlNet Apply with its widgets at their defaults; return positive and negative."""
 
     def run(net, positive, negative, **values):
         values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "mode": "balanced", **values}

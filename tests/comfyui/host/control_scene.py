@@ -1,4 +1,4 @@
-"""A picture for a ControlNet to look at, and core's node that applies one."""
+"""A picture for a ControlNet, and ComfyUI's own node that applies one."""
 
 import torch
 

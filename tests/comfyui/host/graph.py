@@ -1,4 +1,4 @@
-"""Nodes of an API prompt, with every widget of ours at its default."""
+"""Functions that build API prompts, with every widget of our nodes at its default."""
 
 DEFAULTS = {
     "prompt": "", "negative": "", "name": "", "x": 0, "y": 0, "width": 0, "height": 0, "rotation": 0.0,
@@ -17,7 +17,7 @@ KEPT = {
     "control_end": "keep",
     "embedding": "keep", "seed": "keep",
 }  # fmt: skip
-"""Every field of Edit Layer."""
+"""Every field of Edit Layer, set so that it changes nothing."""
 
 
 def node(kind, **inputs):

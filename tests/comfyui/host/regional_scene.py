@@ -1,5 +1,5 @@
-"""Two layers with words of their own side by side, Regional Prompt Attention on them, and what a model then
-takes for the picture."""
+"""Two layers side by side with words of their own, Regional Prompt Attention on them, and the model's
+prediction of the picture."""
 
 import comfy.samplers
 import torch
@@ -27,10 +27,10 @@ def encode(clip, text):
 
 
 def once(model, positive, negative, sigma=5.0, batch=1, cfg=3.0, seed=0, size=(16, 16)):
-    """One look at noise of ``sigma``: the ``input``, what the model takes for the picture (``cond``,
-    ``uncond``), and what the sampler is given after guidance (``guided``)."""
+    """Run the model once on noise of ``sigma``. Return its ``input``, its predictions of the picture
+    (``cond``, ``uncond``), and the sampler's input after guidance (``guided``)."""
     caught = {}
-    # In front of all others: what they make of the prediction is in what the sampler is given.
+    # This function comes before all others, so that the sampler's input includes their changes of the prediction.
     options = model.clone()
     before = options.model_options.get("sampler_post_cfg_function", [])
     options.model_options["sampler_post_cfg_function"] = [
@@ -59,11 +59,12 @@ def once(model, positive, negative, sigma=5.0, batch=1, cfg=3.0, seed=0, size=(1
 
 
 def predicted(*model_and_words, **how):
-    """Noisy input at ``sigma``, and what the model takes for the picture: conditional and unconditional."""
+    """Return the noisy input at ``sigma`` and the model's cond and uncond predictions of the picture."""
     seen = once(*model_and_words, **how)
     return seen["input"], seen["cond"], seen["uncond"]
 
 
 def left_and_right(change):
-    """Mean change of both halves of a latent, clear of their border."""
+    """Return the mean change of the left and the right half of a latent, without the columns at their
+    border."""
     return float(change[..., :6].abs().mean()), float(change[..., 10:].abs().mean())

@@ -9,8 +9,8 @@ LOADER = {"loader": node("LD_LoadDemoModel")}
 
 
 def models(host):
-    """MODEL, positive and negative words; the very objects that every prompt with "loader" gets while the
-    executor remembers it."""
+    """Return MODEL, positive and negative conditioning: the same objects that every prompt with "loader" gets
+    while the executor caches it."""
     words = {
         "p": node("CLIPTextEncode", text="a red ball in a meadow", clip=["loader", 1]),
         "n": node("CLIPTextEncode", text="", clip=["loader", 1]),

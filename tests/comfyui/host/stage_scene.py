@@ -1,4 +1,4 @@
-"""Stages as nodes of a graph: a sky, a tree, and what a test adds."""
+"""Stages as nodes of a graph: a sky, a tree, and the nodes that a test adds."""
 
 from graph import add_layer
 from sampling import LOADER

@@ -1,5 +1,5 @@
-"""Bad input to the layer nodes: a named error in the node that says what was got, what is allowed and how to
-fix it; nothing half-written."""
+"""Bad input to the layer nodes gives an error that names the node's input and says what was got, what is
+allowed and how to fix it; no partial file is left."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,4 @@
-"""Neutral values change no bit: neither of a picture that passes through, nor of what a patched model
-samples."""
+"""Neutral values change no bit, neither of a picture that passes through nor of a patched model's samples."""
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ NEUTRAL: dict[str, dict] = {
         "it": regional("a", strength=0.0),
     },
 }
-"""For every node of ours that takes a MODEL and gives one out: a prompt in which it is called "it" and has
-its neutral values."""
+"""For every node of ours with a MODEL as input and output: a prompt in which it is called "it" and has its
+neutral values."""
 
 
 def method_nodes():

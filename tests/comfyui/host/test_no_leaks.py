@@ -1,5 +1,5 @@
-"""No node changes the MODEL, CLIP or VAE that it is given: sampling with the original afterwards gives the
-same bits."""
+"""No node changes the MODEL, CLIP or VAE that it gets: sampling with the original afterwards gives the same
+bits."""
 
 import comfy.model_management
 import pytest
@@ -169,8 +169,8 @@ EXAMPLES = {
         "it": transparent_encode(["a", 0]),
     },
 }
-"""For every node of ours a prompt in which it is called "it"; models come from the node "loader". A new node
-needs an entry here."""
+"""For every node of ours: a prompt in which it is called "it" and gets its models from the node "loader". A
+new node needs an entry here."""
 
 
 def interrupt(arguments):

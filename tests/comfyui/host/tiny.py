@@ -1,5 +1,5 @@
-"""Tiny random models of SD1.5's and SDXL's own structure, and LayerDiffuse files for them under the published
-names of keys."""
+"""Tiny random models with the structure of SD1.5 and SDXL, and LayerDiffuse files for them with the published
+keys."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ KEYS = json.loads(
     (Path(__file__).resolve().parents[2] / "data" / "sd15_attention_sharing_keys.json").read_text()
 )
 FOLDER = BASE / "models" / "layer_model"
-"""Where the nodes look for files."""
+"""The folder in which the nodes look for files."""
 CONTEXT = 64
-"""Width of the words: the storybook's text encoder fits."""
+"""Width of the encoded words, which is that of the storybook's text encoder."""
 RANK = 4
 
 _SHAPES = {
@@ -41,7 +41,7 @@ _SHAPES = {
 
 
 def config(family, depths, mults, channels, context=CONTEXT):
-    """ComfyUI's description of the UNet, as it reads it from a checkpoint."""
+    """Return ComfyUI's configuration of the UNet, as it detects it from a checkpoint."""
     shape = {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels,
         "channel_mult": mults,
@@ -75,7 +75,8 @@ CONFIGS = {
 
 
 def build(family, folder):
-    """MODEL of the family with random weights, which also go to ``folder`` in the diffusers layout."""
+    """Return a MODEL of the family with random weights, which are also written to ``folder`` in the diffusers
+    layout."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         **_SHAPES[family],
@@ -90,7 +91,7 @@ def build(family, folder):
 
 
 def load(family, folder, disable_dynamic=False):
-    """MODEL from such a folder."""
+    """Load a MODEL from a folder of :func:`build`."""
     settings = CONFIGS[family]()
     names = comfy.utils.unet_to_diffusers(settings.unet_config)
     weights = {names[k]: v for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
@@ -106,7 +107,7 @@ def load(family, folder, disable_dynamic=False):
 
 
 def shapes_of(model):
-    """Names and shapes of the UNet's weights."""
+    """Return the names and shapes of the UNet's weights."""
     return {name: tuple(p.shape) for name, p in model.model.diffusion_model.named_parameters()}
 
 
@@ -123,7 +124,8 @@ def is_time(name):
 
 
 def chosen(task, shapes):
-    """Names of the weights that the published SDXL file for a task changes, as its size says."""
+    """Return the names of the weights that the published SDXL file for a task changes, according to its
+    size."""
     if task in ("fg2ble", "bg2ble", "fgble2bg"):
         inside = ("in_layers", "emb_layers", "out_layers", "skip_connection", ".op.", ".conv.")
         return [
@@ -141,7 +143,7 @@ def random_like(shape, seed, std=0.03):
 
 
 def forge_lora(shapes):
-    """A file as layer_xl_transparent_attn, half of it with an alpha."""
+    """Return tensors named as in layer_xl_transparent_attn, half of them with an alpha."""
     file = {}
     for i, (name, shape) in enumerate((n, s) for n, s in shapes.items() if is_attention(n)):
         file[f"diffusion_model.{name}::lora::0"] = random_like((shape[0], RANK), 2 * i, 0.1)
@@ -152,7 +154,7 @@ def forge_lora(shapes):
 
 
 def forge_diff(shapes, task):
-    """A file as layer_xl_transparent_conv, layer_xl_fg2ble and so on."""
+    """Return tensors named as in layer_xl_transparent_conv, layer_xl_fg2ble and so on."""
     further = {"fg2ble": 4, "bg2ble": 4, "fgble2bg": 8, "bgble2fg": 8}.get(task, 0)
     file = {}
     for i, name in enumerate(chosen(task, shapes)):
@@ -164,7 +166,7 @@ def forge_diff(shapes, task):
 
 
 def sharing(task, heads=8):
-    """A file as layer_sd15_joint and so on, every key of it, in the tiny model's widths."""
+    """Return tensors with every key of layer_sd15_joint and so on, in the tiny model's widths."""
     published = {"transparent": "layer_sd15_transparent_attn", "joint": "layer_sd15_joint"}.get(
         task, "layer_sd15_fg2bg / bg2fg"
     )
@@ -178,7 +180,7 @@ def sharing(task, heads=8):
 
 
 def write(folder, name, file):
-    """Save a file under a published name; returns the name."""
+    """Save a file under a published name and return the name."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in file.items()}, folder / f"{name}.safetensors")
     return f"{name}.safetensors"
@@ -194,12 +196,12 @@ FILES = {
     "foreground to background and blend": ("sd15", "layer_sd15_fg2bg", lambda s: sharing("fg2bg")),
     "background to foreground and blend": ("sd15", "layer_sd15_bg2fg", lambda s: sharing("bg2fg")),
 }
-"""For every mode a base model, a published name and its contents."""
+"""For every mode: a base model, a published name and the file's contents."""
 
 MORE = [
     ("transparent layer", "sdxl", "layer_xl_transparent_conv", lambda s: forge_diff(s, "transparent")),
     ("transparent layer", "sd15", "layer_sd15_transparent_attn", lambda s: sharing("transparent")),
 ]
-"""Further files of a mode."""
+"""Further files for these modes."""
 
 CASES = [(mode, *rest) for mode, rest in FILES.items()] + MORE

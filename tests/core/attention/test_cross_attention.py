@@ -1,5 +1,5 @@
-"""Attention with places: gathered equals dense, masks mean what they say, and the authors' faults stay
-theirs."""
+"""Attention limited to regions: the gathered result equals the dense one, masks have their meaning, and
+faults of the authors' code are not repeated."""
 
 import math
 
@@ -31,7 +31,7 @@ def some(*shape, seed=0):
 
 
 def stack(layers, seed, size=(9, 7), canvas=(40, 24)):
-    """Visible masks of overlapping soft layers, one of them empty, at the size of a feature map:
+    """Return the visible masks of overlapping soft layers, one of them empty, at the size of a feature map,
     ``[L, N]``."""
     generator = torch.Generator().manual_seed(seed)
     alphas = torch.rand(layers, 5, 4, generator=generator)
@@ -44,7 +44,7 @@ def stack(layers, seed, size=(9, 7), canvas=(40, 24)):
 
 
 def dense(q, base, weights, keys, values, share=1.0, push=None, amount=0.0):
-    """The formula, with every region computed everywhere."""
+    """Compute the formula with every region evaluated everywhere."""
     out = base * (1 - share * weights.sum(0))[:, None]
     for i in range(len(weights)):
         k, v = (x[i].expand(len(q), *x[i].shape) for x in (keys, values))
@@ -247,7 +247,7 @@ def test_weights_too_small_to_matter_cost_no_query():
 
 
 def test_collage_pushes_by_the_greatest_score_of_the_token():
-    # One head, one pixel inside and one outside, two tokens; worked by hand.
+    # One head, one pixel inside and one outside, two tokens; computed by hand.
     s = torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])
     push = word_push(torch.tensor([[1.0, 0.0]]), [[1]], 2, [0.5], [0.25])
     assert push.tolist() == [[0.0, 0.5], [0.0, -0.25]]

@@ -1,4 +1,4 @@
-"""The plan of a document and what a run makes of it."""
+"""The plan of a document, and its effect on a run."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Words in prompts: whole sequences, in order, told apart or said to be unclear."""
+"""Layers' words are found in prompts as whole sequences, in order; ambiguous ones are reported."""
 
 import re
 
@@ -9,7 +9,7 @@ from layered_core.document import Layer, Recipe
 
 
 def tokenise(text, chunk=75):
-    """Words as tokens, in chunks with a start and an end each, as CLIP has them."""
+    """Return words as tokens in chunks with a start and an end token each, as in CLIP."""
     return [
         Token(w, i // chunk * (chunk + 2) + 1 + i % chunk)
         for i, w in enumerate(re.findall(r"\w+|[^\w\s]", text))

@@ -1,4 +1,4 @@
-"""Both rule sets against values from elsewhere: golden ones, psd-tools' functions and psd-tools'
+"""Both sets of rules compared with independent values: golden ones, psd-tools' functions and psd-tools'
 compositor."""
 
 import json
@@ -26,11 +26,12 @@ PSD_MODES = {
     for mode in BLEND_MODES
     if not mode.startswith("grain")
 }
-"""Photoshop has no grain modes."""
+"""psd-tools' name of every mode; Photoshop has no grain modes."""
 
 
 def document(mode):
-    """The golden pixels as a row: backdrop, and on it a layer with alpha, mask and opacity."""
+    """Return a document of the golden pixels in a row: a backdrop, and on it a layer with alpha, mask and
+    opacity."""
     back, front = (torch.tensor(GOLDEN[k], dtype=torch.float32)[None] / 255 for k in ("backdrop", "layer"))
     mask = torch.tensor(GOLDEN["mask"], dtype=torch.float32)[None] / 255
     layer = Layer("front", front, mask, opacity=GOLDEN["opacity"] / 255, blend_mode=mode)
@@ -49,8 +50,8 @@ def test_golden_values(mode, rules):
 
 
 def levels(seed):
-    """Every pair of 18 levels, 0 and 1 and their neighbours among them, dealt to three channels: backdrop and
-    source ``[3, 18, 18]``."""
+    """Return every pair of 18 levels, among them 0 and 1 and their neighbours, distributed over three
+    channels: backdrop and source ``[3, 18, 18]``."""
     steps = np.unique(np.concatenate([np.linspace(0, 1, 14), [1 / 255, 254 / 255, 0.5, 0.25]])).astype(
         np.float32
     )
@@ -73,8 +74,8 @@ def test_photoshop_blends_equal_psd_tools(mode):
 
 @pytest.mark.parametrize("mode", PSD_MODES)
 def test_photoshop_documents_equal_psd_tools_compositor(mode):
-    """Random documents with alpha, masks, opacity, offsets on and off the canvas, hidden layers, over opaque
-    and over soft backdrops."""
+    """Compares random documents with alpha, masks, opacity, offsets on and off the canvas and hidden layers,
+    over opaque and over soft backdrops."""
     rng = np.random.default_rng(list(PSD_MODES).index(mode))
     width, height = 20, 16
     for _ in range(6):
@@ -111,7 +112,7 @@ def test_photoshop_documents_equal_psd_tools_compositor(mode):
         colour, _, alpha = psd_composite(psd)
         mine = composite(LayerDocument(width, height, tuple(layers)), "photoshop").numpy()
         assert np.abs(mine[..., 3:] - alpha).max() < 1e-5
-        # Colour counts as far as it can be seen.
+        # Colours are compared in proportion to alpha.
         assert (np.abs(mine[..., :3] - colour) * alpha).max() <= TOLERANCE
 
 
@@ -135,7 +136,7 @@ def test_every_mode_has_its_blend_and_none_gives_other_than_numbers(rules):
     b, s = levels(1)
     assert {"normal", *RULES[rules].blends} == set(BLEND_MODES)
     for mode, blend in RULES[rules].blends.items():
-        # What earlier layers leave may lie outside 0..1 by the rules comfyui.
+        # With the rules comfyui the result of earlier layers may lie outside 0..1.
         for backdrop in (b, 3 * b - 1) if not RULES[rules].bounded else (b,):
             assert bool(blend(backdrop, s).isfinite().all()), mode
 

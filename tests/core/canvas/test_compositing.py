@@ -1,5 +1,5 @@
-"""Compositing: placement, resampling, alpha and what each rule set lays where. The blend modes are in
-test_blend_modes.py."""
+"""Compositing: placement, resampling, alpha, and the order of operations of each set of rules.
+test_blend_modes.py tests the blend modes."""
 
 import math
 import threading
@@ -290,7 +290,7 @@ def test_compositing_changes_no_layer():
 
 @pytest.mark.parametrize("rotation", [0.0, 30.0])
 def test_an_enlarged_layer_has_sharp_edges(rotation):
-    """Its edge is one canvas pixel wide, however coarse its own pixels are."""
+    """The layer's edge is one canvas pixel wide, however coarse its own pixels are."""
     alpha = composite(
         LayerDocument(
             80, 80, (Layer("a", torch.ones(2, 2, 4), x=20, y=20, width=40, height=40, rotation=rotation),)

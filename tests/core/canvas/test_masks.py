@@ -1,4 +1,4 @@
-"""Visible masks: non-negative, summing to one, independent of the order of layers that do not touch."""
+"""Visible masks are not negative, sum to one, and do not depend on the order of layers that do not touch."""
 
 import torch
 from hypothesis import given, settings
@@ -50,7 +50,7 @@ def test_visible_masks_are_not_negative_and_sum_to_one(stack):
 @settings(deadline=None, max_examples=40)
 @given(layers(4), st.randoms(use_true_random=False))
 def test_permuting_layers_that_do_not_overlap_changes_nothing(stack, random):
-    # One row of the canvas for each, so that no two touch.
+    # Each layer is in a row of its own, so that no two touch.
     apart = [
         Layer(x.name, mask=x.mask, width=30, height=4, x=i, y=5 * i, opacity=x.opacity, visible=x.visible)
         for i, x in enumerate(stack)
@@ -123,9 +123,9 @@ def test_grown_masks_are_not_negative_and_sum_to_at_most_one_whatever_the_order(
 
 def test_small_layers_grow_into_larger_ones_and_into_holes_but_not_into_their_equals():
     masks = torch.zeros(4, 8, 12)
-    masks[0, :, :6] = 1  # a half; what lies right of it is a hole
-    masks[1, 3:5, 3:5] = 1  # in it
-    masks[2, 3:5, 8:9] = 1  # two of one size beside each other, in the hole
+    masks[0, :, :6] = 1  # one half; the other half is a hole
+    masks[1, 3:5, 3:5] = 1  # inside the first
+    masks[2, 3:5, 8:9] = 1  # two of the same size beside each other, in the hole
     masks[3, 3:5, 9:10] = 1
     masks[0, 3:5, 3:5] = 0
     grown = grown_masks(masks, 1)

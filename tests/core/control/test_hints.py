@@ -15,7 +15,7 @@ def layer(name, image, hint, **values):
 
 
 def square(size=24, inner=(8, 16)):
-    """White square on black, opaque, RGBA."""
+    """Draw a white square on black, opaque, RGBA."""
     image = torch.zeros(size, size, 4)
     image[..., 3] = 1
     image[inner[0] : inner[1], inner[0] : inner[1], :3] = 1

@@ -1,4 +1,5 @@
-"""Arrangements by hand: what they change, what they leave, and what is told when the stack is another one."""
+"""Arrangements by hand: the fields that they change and keep, and the warnings if the stack is another
+one."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""A layer's picture out and in again: the same bits."""
+"""A layer's picture that is taken out and put back has the same bits."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from layered_core.errors import LayeredError
 
 def a_layer(mask=None, height=7, width=9):
     image = torch.rand(height, width, 4, generator=torch.Generator().manual_seed(0))
-    image[0, 0, 3] = 0  # colour under no alpha is kept, too
+    image[0, 0, 3] = 0  # colours where alpha is 0 are kept too
     return Layer(
         "a",
         image,
@@ -95,7 +95,7 @@ def test_alpha_of_another_size_is_refused():
 def test_a_thumbnail_is_small_keeps_its_shape_and_has_no_fringe():
     image = torch.zeros(100, 40, 4)
     image[:, :20] = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    image[:, 20:, 1] = 1  # green that is transparent
+    image[:, 20:, 1] = 1  # transparent green
     small = thumbnail(Layer("a", image), 50)
     assert small.shape == (50, 20, 4)
     assert float(small[..., 1].max()) == 0

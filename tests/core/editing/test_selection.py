@@ -26,7 +26,7 @@ def stack(names=NAMES):
         ("-7", ["sky"]),
         ("2-3", ["cloud 1", "cloud 2"]),
         ("6 - 99", ["x[1]", "star"]),
-        ("4", ["4"]),  # the layer that is called so, not the fourth
+        ("4", ["4"]),  # the layer with this name, not the fourth one
         ("5", ["4"]),
         ("cloud*", ["cloud 1", "cloud 2"]),
         ("c?oud 1", ["cloud 1"]),

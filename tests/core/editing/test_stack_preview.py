@@ -1,4 +1,4 @@
-"""Where layers lie, and the drawing that shows it."""
+"""The outlines of layers on the canvas, and the drawing that shows them."""
 
 import math
 
@@ -88,7 +88,7 @@ def named(name):
 
 
 def test_letters_that_no_font_has_are_left_out(monkeypatch):
-    """Else they are boxes, all alike."""
+    """Otherwise all of them would be drawn as the same box."""
     monkeypatch.setattr(outline, "_system_fonts", list)
     assert torch.equal(named("球"), named("红色的球"))
     assert torch.equal(named("球 ball"), named("ball"))

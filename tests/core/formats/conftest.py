@@ -1,4 +1,4 @@
-"""A file of every format to break."""
+"""Intact files of every format, which tests then break."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def document(top=255):
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """(end of the name, bytes) of whole files of every kind."""
+    """Return (ending of the name, bytes) of intact files of every format."""
     folder = tmp_path_factory.mktemp("seeds")
     files = []
     for name, top in (("8.psd", 255), ("16.psd", 65535), ("8.psb", 255), ("a.ora", 255)):

@@ -1,4 +1,4 @@
-"""Documents on disk: they come back whole, and a bad one is named in one line."""
+"""Documents on disk are read back complete, and errors in them are named in one line."""
 
 import json
 
@@ -198,7 +198,7 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     image = Image.new("RGB", (4, 2))
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise to show
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     image.save(tmp_path / "a.png", exif=exif)
     pixels = read_picture(tmp_path / "a.png")
     assert pixels.shape == (4, 2, 4)

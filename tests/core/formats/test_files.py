@@ -1,4 +1,4 @@
-"""Layered files come back whole: write, read, equal document."""
+"""A document that is written to a layered file and read again is equal."""
 
 import json
 import os
@@ -27,7 +27,7 @@ WORKFLOW = {
 
 
 def noise(*shape, seed=0, top=255):
-    """Random values that ``top`` steps hold exactly."""
+    """Return random values that ``top`` levels represent exactly."""
     return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * top).round() / top
 
 
@@ -37,7 +37,8 @@ sides = st.integers(1, 12)
 
 @st.composite
 def layers(draw, exact):
-    """Any layer; ``exact`` is the number of steps between 0 and 1 that pixels have, None for any float."""
+    """Generate any layer; ``exact`` is the number of levels between 0 and 1 of its pixels, None for any
+    float."""
     seed = draw(st.integers(0, 2**31))
 
     def pixels(*shape):
@@ -74,7 +75,7 @@ def layers(draw, exact):
 
 @st.composite
 def documents(draw, exact):
-    """Any document."""
+    """Generate any document."""
     stack = draw(st.lists(layers(exact), max_size=4, unique_by=lambda layer: layer.name))
     background = draw(st.none() | st.tuples(shares, shares, shares))
     return LayerDocument(
@@ -207,7 +208,7 @@ def test_a_layer_of_more_pixels_a_side_than_a_file_can_hold_comes_back_whole(tmp
 
 @pytest.mark.parametrize("end", [".psd", ".ora"])
 def test_an_enlarged_layer_costs_no_more_than_the_canvas_and_comes_back_whole(tmp_path, end):
-    """In a file it would have more pixels than reading allows."""
+    """Written as it looks, it would have more pixels than reading allows."""
     layers = (
         Layer("huge", noise(3, 3, 4), x=-6000, y=-6000, width=12_000, height=12_000),
         Layer("away", noise(3, 3, 4), x=100, width=12_000, height=12_000),
@@ -342,8 +343,8 @@ def test_more_memory_allows_larger_pictures_and_less_none_smaller():
 
 
 def test_the_composite_of_what_comes_back_is_the_same(tmp_path):
-    """Also of what other programs see, read without what is ours: see test_psd, test_psd_of_others and
-    test_openraster."""
+    """test_psd, test_psd_of_others and test_openraster also compare the composite that other programs get,
+    from the file without our own data."""
     document = LayerDocument(
         16,
         16,

@@ -1,7 +1,7 @@
-"""Files that are not to be trusted: whatever their bytes, reading gives a valid document or one named error,
-in bounded memory and time.
+"""Untrusted files: whatever their bytes are, reading gives a valid document or one error that names the
+fault, with limited memory and time.
 
-``make test`` tries 200 mutated files, ``make fuzz`` 2,000 (LAYERED_FUZZ says how many).
+``make test`` tries 200 mutated files, ``make fuzz`` 2,000 (LAYERED_FUZZ sets the number).
 """
 
 import io
@@ -38,7 +38,7 @@ EXTREMES = [
 
 @st.composite
 def mutations(draw):
-    """Changes to bytes: (place as a share of the length, kind, what)."""
+    """Generate changes to bytes: (place as a share of the length, kind, value)."""
     kind = st.sampled_from(["flip", "set", "cut", "drop", "repeat", "insert", "end"])
     return draw(
         st.lists(
@@ -71,7 +71,7 @@ def mutated(data, changes):
 
 
 def inside(data, pick, changes):
-    """Mutate one entry of a zip archive and pack it anew."""
+    """Mutate one entry of a zip archive and pack it again."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         names = old.namelist()
@@ -82,8 +82,8 @@ def inside(data, pick, changes):
 
 
 def attempt(path):
-    """Read; True where it gave a document. Anything but a one-line LayeredError fails the test, and so does
-    taking long."""
+    """Read a file and return whether that gave a document. Any error but a one-line LayeredError fails the
+    test, and so does a long time."""
     start = time.process_time()
     complaint = None
     try:
@@ -122,7 +122,7 @@ def test_mutated_files_give_a_document_or_a_named_error(seeds, tmp_path):
 
     check()
     assert sum(tried.values()) >= COUNT
-    assert tried[False] >= COUNT // 10  # the mutations do bite
+    assert tried[False] >= COUNT // 10  # enough of the mutations make a file unreadable
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4 * whole
 
 
@@ -132,7 +132,7 @@ def test_a_file_cut_anywhere_is_named(seeds, tmp_path, index):
     path = tmp_path / f"cut{end}"
     for length in range(0, len(data) - 1, max(1, len(data) // 40)):
         path.write_bytes(data[:length])
-        # The composite at the very end of a PSD is not read, so there a cut may go unnoticed.
+        # The composite at the end of a PSD is not read, so a cut there may go unnoticed.
         if attempt(path):
             assert end in (".psd", ".psb")
             assert length > len(data) * 0.6

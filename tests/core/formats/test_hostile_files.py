@@ -1,4 +1,5 @@
-"""Files made to do harm: bombs, sizes that are lies, names that lead out of the folder. Each ends in a named error."""
+"""Hostile files (bombs, false sizes, names that lead out of the folder): each gives an error that names the
+fault."""
 
 import io
 import json
@@ -251,7 +252,7 @@ def test_a_zip_bomb_is_refused_without_unpacking_it(tmp_path, what):
     start = time.process_time()
     attempt_limits = Limits(max_alloc_bytes=2**20)
     if what == "layered-diffusion/1-image":
-        read_layers(path, attempt_limits)  # nothing refers to it: it is never unpacked
+        read_layers(path, attempt_limits)  # nothing refers to it, so it is never unpacked
     else:
         with pytest.raises(LayeredError, match=r"size of entry|stack.xml"):
             read_layers(path, attempt_limits)
@@ -260,7 +261,7 @@ def test_a_zip_bomb_is_refused_without_unpacking_it(tmp_path, what):
 
 
 def test_a_png_bomb_is_refused_before_it_is_decoded(tmp_path):
-    """A few kilobytes that state 12000 x 12000 pixels."""
+    """The file has a few kilobytes and claims 12000 x 12000 pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

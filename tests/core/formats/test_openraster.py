@@ -1,5 +1,5 @@
-"""OpenRaster files: their form, what other programs see, what we make of theirs, and what is left after
-another program's edit."""
+"""OpenRaster files: their structure, their look in other programs, files that other programs made, and our
+files after another program edited them."""
 
 import io
 import zipfile
@@ -24,7 +24,7 @@ def noise(*shape, seed=0):
 
 
 def scene():
-    """A layer of every kind."""
+    """Return a document with a layer of every kind."""
     layers = (
         Layer(
             "sky",
@@ -82,7 +82,7 @@ def archive(path, stack, size=(20, 10), **entries):
 
 
 def repack(path, change):
-    """Change the entries of an archive: ``change`` gets a dict of names and bytes."""
+    """Change the entries of an archive by ``change``, which gets a dict of names and bytes."""
     with zipfile.ZipFile(path) as file:
         entries = {name: file.read(name) for name in file.namelist()}
     change(entries)
@@ -137,7 +137,7 @@ def test_the_thumbnail_of_a_large_picture_has_at_most_256_pixels_a_side(tmp_path
 
 
 def test_other_programs_see_masks_in_the_alpha_and_turned_layers_in_place(tmp_path):
-    """The files' layers laid over each other without what is ours are our own composite to a step or two of
+    """The file's layers, composited without our own data, equal our own composite within two levels of
     255."""
     document = replace(scene(), background=None)
     path = write_layers(document, tmp_path / "a.ora")
@@ -311,7 +311,7 @@ def test_the_names_of_other_programs_for_blend_modes_are_known(tmp_path):
 
 
 def test_blend_modes_that_are_not_known_are_read_as_normal_and_told_of(tmp_path):
-    """``mypaint:spectral-wgm`` is what MyPaint 2 gives every layer."""
+    """MyPaint 2 gives every layer the mode ``mypaint:spectral-wgm``."""
     stack = "".join(layer(f'composite-op="{o}"', name=o) for o in ("svg:src-atop", "mypaint:spectral-wgm"))
     file = read_layers(archive(tmp_path / "a.ora", stack))
     assert [(x.blend_mode, x.visible) for x in file.document] == [("normal", True)] * 2

@@ -1,5 +1,5 @@
-"""PSD files of ours: what psd-tools, and so other programs, make of them, and what is left after another
-program's edit."""
+"""Our PSD files: how psd-tools, and so other programs, read them, and what remains after another program
+edited them."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def noise(*shape, seed=0, top=255):
 
 
 def scene(top=255):
-    """A layer of every kind."""
+    """Return a document with a layer of every kind."""
     layers = (
         Layer(
             "sky",
@@ -63,7 +63,7 @@ def write(tmp_path, document, **options):
 
 
 def stack_of(psd, tmp_path, name="theirs.psd"):
-    """Save what psd-tools made and read it."""
+    """Save a file of psd-tools and read it."""
     psd.save(tmp_path / name)
     return read_layers(tmp_path / name)
 
@@ -72,7 +72,7 @@ def pixel(document, name, y=0, x=0):
     return [round(v * 255) for v in document.layer(name).image[y, x].tolist()]
 
 
-# Ours, as others see them
+# Our files in other programs
 
 
 @pytest.mark.parametrize("top", [255, 65535])
@@ -102,7 +102,7 @@ def test_psd_tools_sees_every_layer_with_equal_pixels(tmp_path, top):
 
 
 def test_turned_and_scaled_layers_look_right_elsewhere(tmp_path):
-    """What psd-tools reads, laid over each other by us, is our own composite to a step or two of 255."""
+    """The layers that psd-tools reads, composited by us, equal our own composite within two levels of 255."""
     document = replace(scene(), background=None)
     psd = PSDImage.open(write(tmp_path, document))
     plain = [

@@ -1,4 +1,4 @@
-"""PSD files that other programs made: what is read of them, and what is told of."""
+"""PSD files that other programs made: the documents that they become, and the warnings."""
 
 import numpy as np
 import pytest
@@ -108,8 +108,8 @@ def test_density_counts_and_a_switched_off_mask_is_told_of(tmp_path):
 
 
 def with_vector_mask(psd, pixel, product, alpha=255, **parameters):
-    """A layer of 4 x 4 with a vector mask, and, unless None, a pixel mask, as Photoshop stores them: the
-    product of both is rendered."""
+    """Add a layer of 4 x 4 with a vector mask and, unless None, a pixel mask, as Photoshop stores them, with
+    the product of both rendered."""
     layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), (*RED[:3], alpha)), name="a")
     layer.create_mask(Image.fromarray(np.array(product, dtype=np.uint8)))
     record = layer._record
@@ -167,7 +167,7 @@ def test_beside_a_pixel_mask_that_is_switched_off_the_vector_mask_counts(tmp_pat
 
 
 def test_the_soft_edge_of_a_shape_is_not_cut_twice(tmp_path):
-    """Photoshop stores a shape's pixels as they look."""
+    """Photoshop stores a shape's pixels with the shape's edge applied."""
     psd = new()
     layer = with_vector_mask(psd, None, np.full((4, 4), 128), alpha=128)
     layer.tagged_blocks[Tag.SOLID_COLOR_SHEET_SETTING] = TaggedBlock(
@@ -179,7 +179,7 @@ def test_the_soft_edge_of_a_shape_is_not_cut_twice(tmp_path):
 
 
 def masked_group(psd, members, value=255, **options):
-    """A group with a mask of ``value`` over 3 x 4 pixels and nothing elsewhere."""
+    """Add a group with a mask that is ``value`` over 3 x 4 pixels and 0 elsewhere."""
     group = psd.create_group(members, **options)
     donor = psd.create_pixel_layer(Image.new("RGBA", (3, 4), RED), name="donor")
     donor.create_mask(Image.new("L", (3, 4), value))
@@ -188,7 +188,7 @@ def masked_group(psd, members, value=255, **options):
     group._record.channel_info.append(donor._record.channel_info[at])
     group._channels = type(group._channels)(
         [*group._channels, donor._channels[at]]
-    )  # psd-tools shares the list with the group's other end
+    )  # psd-tools shares this list with the record of the group's other end
     donor.delete_layer()
     return group
 
@@ -275,7 +275,7 @@ def test_a_base_that_shines_through_what_is_clipped_to_it_is_told_of(tmp_path, a
     psd = new()
     ball = Image.new("RGBA", (8, 8), (*RED[:3], alpha))
     ball.paste((0, 0, 0, 0), (0, 0, 8, 2))
-    ball.paste((*RED[:3], alpha // 2), (0, 2, 8, 3))  # an edge is no matter
+    ball.paste((*RED[:3], alpha // 2), (0, 2, 8, 3))  # the edge does not matter here
     psd.create_pixel_layer(ball, name="base", opacity=opacity)
     psd.create_pixel_layer(Image.new("RGBA", (9, 9), GREEN), name="top")._record.clipping = Clipping.NON_BASE
     warning = "layer 'top' is clipped to 'base', which shines through it where it is translucent"

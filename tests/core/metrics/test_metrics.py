@@ -1,4 +1,4 @@
-"""Metrics against cases worked out by hand, and against the libraries that define them."""
+"""Metrics compared with cases computed by hand, and with the libraries that define them."""
 
 import contextlib
 import io
@@ -75,7 +75,7 @@ def test_box_iou_by_hand():
 
 def test_found_and_wanted_are_paired_one_to_one_the_best_first():
     ious = torch.tensor([[0.9, 0.8], [0.7, 0.0], [0.0, 0.0]])
-    assert best_matches(ious).tolist() == [0, -1]  # the second would need the first's
+    assert best_matches(ious).tolist() == [0, -1]  # the only match of the second is taken by the first
     assert best_matches(torch.tensor([[0.5, 0.8], [0.7, 0.1]])).tolist() == [1, 0]
     assert best_matches(torch.zeros(0, 2)).tolist() == [-1, -1]
 
@@ -131,8 +131,8 @@ def test_overlaps_of_another_shape_are_refused():
 
 
 def random_pictures(seed, count=12, classes=3):
-    """Boxes that are partly near the wanted ones, with classes that are mostly right and scores that
-    repeat."""
+    """Return boxes of which some are near the wanted ones, with classes that are mostly right and scores that
+    occur more than once."""
     random = torch.Generator().manual_seed(seed)
 
     def real(*shape):
@@ -156,7 +156,7 @@ def random_pictures(seed, count=12, classes=3):
 
 
 def coco_precision(pictures):
-    """AP .5:.95 and AP .5 of COCO's own code, which torchmetrics runs too."""
+    """Return AP .5:.95 and AP .5 from COCO's own code, which torchmetrics uses too."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -257,7 +257,7 @@ def test_outside_error_counts_only_what_the_mask_forbids():
     mask = box(0, 0, 16, 8)
     assert outside_mse(after, before, mask) == pytest.approx(0.25 / 128)
     assert differing_pixels(after, before, mask) == 1
-    assert differing_pixels(before + 1 / 1024, before, mask) == 0  # below what 8 bits show
+    assert differing_pixels(before + 1 / 1024, before, mask) == 0  # less than one level of 8 bits
     assert math.isnan(outside_mse(after, before, torch.ones(16, 16)))
 
 

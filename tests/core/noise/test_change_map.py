@@ -1,4 +1,4 @@
-"""Change maps: what is pinned, when it is freed, and the map of a document."""
+"""Change maps: the places that are kept, the step at which they are freed, and the map of a document."""
 
 from dataclasses import replace
 

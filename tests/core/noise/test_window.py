@@ -1,4 +1,4 @@
-"""Windows of the sampling by noise levels."""
+"""Windows of the sampling, given as noise levels."""
 
 import math
 

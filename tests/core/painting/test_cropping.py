@@ -1,4 +1,4 @@
-"""Crops: where they lie, at what size they are sampled, and that putting back is exact where nothing is
+"""Crops: their place, the size at which they are sampled, and that pasting back is exact if nothing is
 scaled."""
 
 import pytest

@@ -1,4 +1,4 @@
-"""A part changes, the rest stays equal to the bit."""
+"""Pasting changes its part and leaves all other pixels exactly as they are."""
 
 import pytest
 import torch
@@ -92,8 +92,8 @@ def test_pasting_a_picture_onto_itself_changes_nothing(blend):
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("shift", [-0.1, 0.1])
 def test_a_shift_of_colour_leaves_no_seam(blend, shift):
-    """Mean gradient on the border at most 1.2 times that beside it, where the plain paste has several times
-    that."""
+    """The mean gradient on the border is at most 1.2 times that beside it; with a plain paste it is several
+    times as large."""
     kept, mask = scene()
     kept = 0.2 + 0.6 * kept
     inner = feather(grow(mask, -8), 8)
@@ -103,7 +103,7 @@ def test_a_shift_of_colour_leaves_no_seam(blend, shift):
 
 
 def test_meeting_the_border_without_screening_is_the_harmonic_membrane():
-    """On a strip between two borders Laplace's equation has the straight line as its solution."""
+    """On a strip between two borders the solution of Laplace's equation is a straight line."""
     kept = torch.zeros(1, 3, 11)
     kept[..., 10] = 1.0
     inside = torch.zeros(3, 11, dtype=torch.bool)
@@ -153,7 +153,7 @@ def test_bands_of_equal_pictures_add_up_again():
 
 def test_small_regions_are_guided_more_while_the_picture_forms():
     masks = torch.zeros(2, 8, 8)
-    masks[0], masks[0, :2, :4], masks[1, :2, :4] = 1, 0, 1  # a background, and something on an eighth of it
+    masks[0], masks[0, :2, :4], masks[1, :2, :4] = 1, 0, 1  # a background, and an object on an eighth of it
     factor = region_factor(masks, [1, 1], 5.0, FORMING + 0.1)
     assert factor[0, 0] == pytest.approx(1 + 4 * 7 / 8)
     assert factor[7, 7] == pytest.approx(1 + 4 / 8)

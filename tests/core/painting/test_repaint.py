@@ -1,4 +1,4 @@
-"""Repainting a region: its plan, its change map in cells, and the paste that leaves the rest alone."""
+"""Repainting a region: its plan, its change map in cells, and the paste that keeps the rest."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Stages: their seeds, the layer a stage adds, and the place it finds."""
+"""Stages: their seeds, the layer that a stage adds, and the place that it finds."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from layered_core.painting.stages import changed_region, into_place, stage_regio
 
 
 def ball(size=64, colour=(0.9, 0.1, 0.1)):
-    """A picture, the same with a soft-edged disc on it, and the disc's alpha."""
+    """Return a picture, the same picture with a soft-edged disc on it, and the disc's alpha."""
     rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     before = torch.stack([columns / size, 0.5 + 0.3 * (rows / 7).sin(), 1 - rows / size])
     alpha = (16.5 - ((rows - 30) ** 2 + (columns - 34) ** 2).sqrt()).clamp(0, 1)
@@ -30,7 +30,7 @@ def test_a_stages_seed_depends_on_base_and_name_alone_and_fits(base, name):
 
 
 def test_seeds_stay_the_same_over_versions():
-    """From Python's hashlib by hand: int(sha256(b"7 tree").hexdigest()[:16], 16) >> 1."""
+    """Computed separately with Python's hashlib: int(sha256(b"7 tree").hexdigest()[:16], 16) >> 1."""
     assert stage_seed(7, "tree") == int("97db6ac22ec27f55", 16) >> 1
 
 
@@ -92,7 +92,7 @@ def test_the_mask_itself_can_be_the_alpha_and_other_words_are_refused():
 
 
 def disc(height, width, x, y, radius, alpha=1.0):
-    """A red disc with a faint haze over the whole picture."""
+    """Draw a red disc with a faint haze over the whole picture."""
     rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     inside = (radius + 0.5 - ((rows - y) ** 2 + (columns - x) ** 2).sqrt()).clamp(0, 1)
     colour = torch.tensor([0.9, 0.1, 0.1]).expand(height, width, 3) * (inside > 0)[..., None]

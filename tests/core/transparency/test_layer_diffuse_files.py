@@ -1,4 +1,4 @@
-"""The published LayerDiffuse files: their table, and what is said of a missing, cut or pickled one."""
+"""The published LayerDiffuse files: their table, and the errors for missing, truncated and pickled ones."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_every_file_is_named_once_with_its_source_size_base_model_and_task():
 
 
 def test_the_size_of_a_file_is_that_of_its_tensors_in_half_precision():
-    # 560 attention linears of rank 256; UNet1024; nine convolutions.
+    # 560 linear layers of attention with rank 256; UNet1024; nine convolutions.
     parameters = {
         "layer_xl_transparent_attn": 371.6e6,
         "vae_transparent_decoder": 104_104_804,

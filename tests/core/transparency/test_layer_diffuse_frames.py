@@ -1,5 +1,5 @@
-"""The units of the SD1.5 files: the published keys, and the equations of their paper's code, written out once
-more and slowly."""
+"""The units of the SD1.5 files have the published keys, and compute the equations of the authors' code, which
+are written out here a second time in a slow form."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def random_unit(width=8, context=6, rank=4, frames=2, signal=0, seed=0):
 
 
 def slowly(unit, h, contexts, base, signal=None):
-    """Section 2.7 row by row, the low-rank changes merged into the weights."""
+    """Compute section 2.7 row by row, with the low-rank changes merged into the weights."""
     frames = unit.frames
     x = h.clone()
     for r in range(len(x)):
@@ -152,9 +152,7 @@ def test_frames_of_a_scene_see_each_other():
 
 
 def test_a_frames_own_words_reach_its_conditional_rows_alone():
-    context = torch.arange(8.0)[:, None, None].expand(
-        8, 4, 3
-    )  # two scenes of two frames, unconditional then conditional
+    context = torch.arange(8.0)[:, None, None].expand(8, 4, 3)  # two scenes of two frames, uncond before cond
     own = torch.full((1, 4, 3), 99.0)
     first, second = frame_contexts(context, 2, [None, own], [False] * 4 + [True] * 4)
     assert first[:, 0, 0].tolist() == [0, 2, 4, 6]

@@ -1,4 +1,5 @@
-"""Files that change weights: three namings read into one, and what does not fit refused by name."""
+"""Files that change weights: all three ways to name tensors give the same result, and errors name what does
+not fit."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Decoding at any size: turned passes and their inverses, padding, tiles, latents, memory, bad input."""
+"""Decoding at any size: passes over turned copies and their inverses, padding, tiles, latents, memory, bad
+input."""
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from tests.core.transparency.test_transparent_networks import random_decoder
 
 
 class Echo(TransparentDecoder):
-    """Gives back pixels and the latent's first channel, in the file's order: what laying and laying back does
-    is all that is left."""
+    """A decoder that returns the pixels and the latent's first channel in the file's order, so that only the
+    effect of turning and turning back is left."""
 
     def __init__(self):
         super().__init__((8, 8, 8, 8, 8, 8, 8))
@@ -33,7 +34,7 @@ class Echo(TransparentDecoder):
 
 
 def asymmetric(height=64, width=128, batch=1):
-    """A picture and a latent in which no two places are alike, the latent in 0..1."""
+    """Return a picture and a latent in which no two places are equal, the latent in 0..1."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(batch, 3, height, width, generator=generator), torch.rand(
         batch, 4, height // 8, width // 8, generator=generator
@@ -130,7 +131,7 @@ def test_tiles_leave_no_seam():
         hard = decode(decoder, pixels, latent, augmentations=1, tile=256, overlap=0)
 
     def step(picture, x):
-        """Mean absolute jump between the columns x - 1 and x."""
+        """Return the mean absolute difference of the columns x - 1 and x."""
         return float((picture[..., x] - picture[..., x - 1]).abs().mean())
 
     assert tiled.shape == whole.shape
@@ -241,7 +242,7 @@ def test_memory_is_counted_from_the_tile_and_an_error_says_how_much_is_needed():
 
 
 def peak_bytes(work) -> int:
-    """The most that torch has allocated at once while ``work`` runs."""
+    """Return the greatest number of bytes that torch has allocated at once while ``work`` runs."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:

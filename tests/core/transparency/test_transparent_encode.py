@@ -43,7 +43,8 @@ def test_padding_spreads_the_nearest_colour_outwards():
 
 
 def test_padding_one_level_is_the_formula():
-    """``f <- c + (1 - a) f`` from the mean at the top, on sides that the ratio takes to 1 in one step."""
+    """``f <- c + (1 - a) f``, starting from the mean at the top level, with sides that the ratio reduces to 1
+    in one step."""
     rgba = picture(2, 2)
     alpha = rgba[:, 3:]
     colour = rgba[:, :3] * alpha
@@ -98,7 +99,8 @@ def test_bad_sizes_and_vaes_of_another_family_are_refused():
 
 
 def test_the_encoder_is_the_published_ladder_of_convolutions():
-    """Nine convolutions with SiLU between, written out: the strides, the order, what the last one gives."""
+    """Writes out nine convolutions with SiLU between them, and compares the strides, the order and the
+    result."""
     torch.manual_seed(0)
     encoder, x = TransparentEncoder((4, 8, 12, 16)).requires_grad_(False), torch.rand(1, 4, 48, 40)
     torch.nn.init.normal_(encoder.blocks[-1].weight)

@@ -1,4 +1,4 @@
-"""The networks: names and shapes of the published files, files that are not theirs, memory used again."""
+"""The networks: names and shapes of the published files, files of other networks, reused memory."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ SMALL = (8, 8, 8, 8, 16, 16, 16)
 
 
 def meta(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Tensors of the published names and shapes that take no memory."""
+    """Return tensors of the published names and shapes that take no memory."""
     return {k: torch.empty(shape, dtype=torch.float16, device="meta") for k, shape in keys.items()}
 
 
 def random_decoder(widths=SMALL, latent_channels=4, seed=0) -> TransparentDecoder:
-    """A decoder whose every parameter matters and whose output lies mostly in 0..1."""
+    """Return a decoder all of whose parameters affect the output, most of which lies in 0..1."""
     torch.manual_seed(seed)
     decoder = TransparentDecoder(widths, latent_channels).eval().requires_grad_(False)
     for parameter in decoder.parameters():

@@ -1,4 +1,4 @@
-"""Per-pixel noise on diffusers runs: exact where it must be, on every scheduler, latent shape and kind of
+"""Per-pixel noise on diffusers runs is exact where it must be, with every scheduler, latent shape and kind of
 UNet."""
 
 from dataclasses import replace
@@ -72,7 +72,7 @@ def test_all_noise_zero_is_the_composite_to_the_bit(pipeline):
 
 
 def test_one_noise_for_all_is_a_redraw_at_that_strength(pipeline):
-    """What the composite's letterbox hides, a plain SDEdit run shows: the same picture to the bit."""
+    """The result equals that of a plain SDEdit run exactly."""
     document = with_noise(collage_document(), 0.5)
     assert np.array_equal(
         pixels(pipeline.harmonize(document, background=0.5, seed=1, steps=8)),
@@ -104,7 +104,7 @@ def test_less_noise_keeps_a_layer_closer_to_what_it_was(pipeline):
 
 
 def latents_of(pipeline, change, name, *, steps=6, strength=1.0, **options):
-    """Latents before and after a run with a change map."""
+    """Return the latents before and after a run with a change map."""
     start = torch.from_numpy(random_scene(2, count=2).picture().copy()).permute(2, 0, 1)[None] / 255
     clean = pipeline.encode(start)
     kind, settings = SCHEDULERS[name]
@@ -157,8 +157,8 @@ def test_no_strength_runs_no_step_and_gives_back_the_picture(pipeline):
 
 
 def test_absolute_numbers_mean_the_same_however_long_the_run_and_normalised_ones_follow_it(pipeline):
-    """At strength 0.5 the level begins at 0.5: what is above is free from the start. Relative to the run it
-    begins at 1."""
+    """At strength 0.5 the absolute level begins at 0.5, so places above that are free from the start. The
+    level relative to the run begins at 1."""
     change = torch.full((16, 16), 0.6)
     clean, free = latents_of(pipeline, change, "ddim", strength=0.5)
     _, all_free = latents_of(pipeline, torch.ones(16, 16), "ddim", strength=0.5)
@@ -182,7 +182,8 @@ def test_zeros_and_ones_are_blended_latent_diffusion(pipeline):
 
 
 def tiny(channels=4, halvings=3, inpaint=False):
-    """A random model with that many latent channels and a VAE that divides sides by ``2 ** halvings``."""
+    """Return a random model with ``channels`` latent channels and a VAE that divides sides by
+    ``2 ** halvings``."""
     torch.manual_seed(0)
     text = CLIPTextConfig(
         hidden_size=16,

@@ -1,5 +1,5 @@
-"""LayerDiffuse without ComfyUI: files of either naming, both families, and the pipeline classes of the
-diffusers port."""
+"""LayerDiffuse without ComfyUI: files with either kind of names, both families, and the pipeline classes of
+the diffusers port."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def random(shape, seed, std=0.1):
 
 
 def lora_of(unet):
-    """A LoRA of every attention under diffusers' names."""
+    """Return a LoRA of every attention, with diffusers' names."""
     file = {}
     for i, (name, weight) in enumerate(unet.named_parameters()):
         if name.endswith(ATTENTIONS):
@@ -200,7 +200,7 @@ def test_a_model_saved_as_a_variant_is_loaded_as_diffusers_does(sdxl):
 
 
 class Sd15:
-    """A tiny SD1.5 with its attention-sharing file, every published key of it in the tiny widths, and a
+    """A tiny SD1.5 with an attention-sharing file, which has every published key in the tiny widths, and a
     decoder."""
 
     WIDTHS = {320: 32, 640: 64, 1280: 64, 768: 64, 256: 8}

@@ -1,4 +1,4 @@
-"""Masked ControlNets on the storybook UNet, with random weights that act."""
+"""Masked ControlNets on the storybook UNet, with random weights that change the picture."""
 
 from dataclasses import replace
 
@@ -87,7 +87,7 @@ def test_layers_share_one_evaluation_and_none_is_made_out_of_range(pipeline, net
 def test_a_range_is_a_share_of_the_models_whole_schedule_however_late_a_run_begins(
     pipeline, net, skipped, end, acts
 ):
-    """As in ComfyUI, where a start and an end are noise levels."""
+    """As in ComfyUI, where start and end are noise levels."""
     timesteps = torch.arange(950, 0, -100)[skipped:]
     latents = torch.randn(1, 4, 16, 16)
     run = Run(
@@ -204,7 +204,8 @@ def test_a_net_of_another_family_and_a_missing_one_are_named(pipeline, tmp_path)
 
 
 def house(hint="canny", strength=1.0):
-    """A red house at the left of a meadow, which keeps its edges, and a star that is free."""
+    """Return a document with a red house at the left of a meadow, whose edges are kept, and a star that is
+    free."""
     scene = random_scene(3, count=0, background="meadow")
     layers = list(scene.document().layers)
     for thing, box, control in (
@@ -217,7 +218,7 @@ def house(hint="canny", strength=1.0):
 
 
 def agreement(picture, document):
-    """F1 of edges with the hint, in the half of the house."""
+    """Return the F1 of the picture's edges with the hint, in the half with the house."""
     wanted = document_hint(document, outline=True)[0, :, :70] > 0.5
     return edge_f1(canny(picture)[:, :70], wanted, 2)
 
@@ -261,7 +262,7 @@ def test_the_command_renders_a_document_under_control(tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter_run():
-    """A run of one step on a UNet with SD1.5's blocks at small width, and an adapter of its shape."""
+    """Return a run of one step on a UNet with SD1.5's blocks at small width, and an adapter that fits it."""
     torch.manual_seed(0)
     widths = [32, 64, 128, 128]
     unet = UNet2DConditionModel(

@@ -1,5 +1,5 @@
-"""Regional prompts on diffusers UNets: the shipped model for what it draws, tiny random ones for other
-families."""
+"""Regional prompts on diffusers UNets: the shipped model shows the effect on pictures, tiny random models
+stand for other families."""
 
 import pytest
 import torch
@@ -93,7 +93,9 @@ def test_a_batch_of_one_document_is_its_pictures(pipeline):
 
 def test_documents_must_be_one_or_one_a_picture(pipeline):
     method = RegionalPrompts(pipeline.model, [halves()] * 2)
-    with pytest.raises(LayeredError, match="documents is 2; allowed: one, or one a picture, that is 3"):
+    with pytest.raises(
+        LayeredError, match="documents is 2; allowed: one, or one for each picture, that is 3"
+    ):
         pipeline.generate(["a red ball"] * 3, steps=1, methods=[method])
 
 
@@ -158,7 +160,7 @@ def test_a_processor_installed_before_keeps_its_effect(pipeline):
         unet.set_attn_processor({name: Louder() if ".attn2." in name else p for name, p in before.items()})
         louder = pipeline.generate([halves().prompt], seeds=[0], steps=2)
         assert torch.equal(sampled(pipeline, halves(), Settings(strength=0), steps=2), louder)
-        # Regions so weak that they hardly act: what is left is the effect of the other.
+        # These regions hardly act, so what is left is the effect of the other method.
         weak = sampled(pipeline, halves(), Settings(strength=1e-4), steps=2)
         torch.testing.assert_close(weak, louder, atol=0.02, rtol=0)
     finally:
@@ -209,8 +211,7 @@ def test_the_gathered_result_equals_every_region_computed_everywhere_in_the_whol
         ]
 
     monkeypatch.setattr(regional_attention, "tile", one_tile_a_layer)
-    # The maximum that emphasis is measured by is over the layer's pixels, so it is left out of this
-    # comparison.
+    # Emphasis is relative to a maximum over the layer's pixels, so this comparison leaves it out.
     dense = sampled(pipeline, halves(), Settings(emphasis=0), steps=3)
     monkeypatch.undo()
     assert calls

@@ -1,4 +1,4 @@
-"""Other families than the storybook's: tiny random models of SD1.5 with AutoencoderKL, and of SDXL."""
+"""Families other than the storybook's: tiny random models of SD1.5 with AutoencoderKL, and of SDXL."""
 
 import numpy as np
 import pytest

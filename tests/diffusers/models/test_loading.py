@@ -1,4 +1,4 @@
-"""Models on disk: what is missing or broken is named before anything is loaded."""
+"""Models on disk: errors name missing and broken files before anything is loaded."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_the_shipped_model_is_an_ordinary_diffusers_model():
         320,
         2368,
         49407,
-    ]  # Stable Diffusion 1.5's ids
+    ]  # the token ids of Stable Diffusion 1.5
     assert model.text_encoder.config.vocab_size == 49408
     assert model.scheduler.config.beta_start == 0.00085
     assert model.scheduler.config.beta_schedule == "scaled_linear"

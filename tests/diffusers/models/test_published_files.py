@@ -1,12 +1,13 @@
-"""The published LayerDiffuse files in ``$LAYER_MODEL_DIR``: whole, for the weights they name, and with the
-offset scale that we give them.
+"""The published LayerDiffuse files in ``$LAYER_MODEL_DIR`` are complete, fit the weights that they name, and
+need the offset scale that we give them.
 
 Without the variable the same checks run on the storybook's own small networks under published names, so that
-the checks themselves are tested. What an encoder's file must be multiplied by (1, or 300 where that is not
-folded in) is told by two figures: the norm of its last convolution beside that of the other publication of
-the same network, and how well alpha comes back through the ordinary VAE and the decoder. For the second,
-``$LAYER_MODEL_DIR`` needs folders ``vae_sdxl`` and ``vae_sd15`` in the diffusers layout, or the models in
-Hugging Face's cache.
+the checks themselves are tested. The factor of an encoder's file (1, or 300 if it is not folded into the
+weights)
+is found from two figures: the norm of the last convolution compared with the other publication of the same
+network, and the PSNR of alpha after the ordinary VAE and the decoder. The second needs the folders
+``vae_sdxl`` and ``vae_sd15`` in ``$LAYER_MODEL_DIR``, in the diffusers layout, or the models in Hugging
+Face's cache.
 """
 
 import json
@@ -50,7 +51,7 @@ AUTOENCODERS = {
     "ld_diffusers_sdxl_vae_transparent_encoder": "ld_diffusers_sdxl_vae_transparent_decoder",
     "layer_sd15_vae_transparent_encoder": "layer_sd15_vae_transparent_decoder",
 }
-"""Encoders and the decoder that belongs to each."""
+"""The encoders, each with its decoder."""
 
 TWINS = ("vae_transparent_encoder", "ld_diffusers_sdxl_vae_transparent_encoder")
 """Two publications of one network."""
@@ -79,8 +80,8 @@ UNETS = {
 
 @pytest.fixture(scope="module")
 def storybook_folder(tmp_path_factory):
-    """The storybook's networks under published names; in one file of the two the scale of 300 is not folded
-    in, as is said of it."""
+    """Write the storybook's networks under published names. In one of the two encoder files the scale of 300
+    is not folded in, as in the published one."""
     folder = tmp_path_factory.mktemp("published")
     shutil.copytree(STORYBOOK / "vae", folder / "vae_sdxl")
     encoder, decoder = (
@@ -104,7 +105,7 @@ def folder(request, storybook_folder, skip_suite):
 
 
 def needed(folder, *names):
-    """The paths of files; skips where one is not there."""
+    """Return the paths of files; skip the test if one is missing."""
     paths = [folder / f"{name}.safetensors" for name in names]
     for path in paths:
         if not path.is_file():
@@ -113,7 +114,7 @@ def needed(folder, *names):
 
 
 def ordinary_vae(folder, family):
-    """The family's VAE; skips where there is none."""
+    """Load the family's VAE; skip the test if there is none."""
     for place, part in [(str(folder / f"vae_{family}"), ""), *VAES[family]]:
         for kind in (AutoencoderTiny, AutoencoderKL):
             try:
@@ -124,7 +125,7 @@ def ordinary_vae(folder, family):
 
 
 def glass(side=512):
-    """A see-through disc with a soft edge before an opaque bar, RGBA ``[1, 4, side, side]``."""
+    """Draw a translucent disc with a soft edge in front of an opaque bar, RGBA ``[1, 4, side, side]``."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
     disc = ((0.55 - (x**2 + y**2).sqrt()) * 12).clamp(0, 1) * (0.45 + 0.25 * y)
     bar = ((0.12 - (y - 0.3).abs()) * 40).clamp(0, 1) * ((0.75 - x.abs()) * 40).clamp(0, 1)
@@ -132,13 +133,13 @@ def glass(side=512):
 
 
 def storybook_glass():
-    """The same for networks that know storybook things alone."""
+    """Draw a glass object for networks that were trained on the storybook only."""
     return padded(draw_sprite(Thing("glass", "blue", "ball"), np.random.default_rng(0)))[None]
 
 
 @torch.no_grad()
 def alpha_through(rgba, encoder, decoder, vae, scale):
-    """PSNR of alpha after encoder, VAE and decoder, dB."""
+    """Return the PSNR of alpha after encoder, VAE and decoder, dB."""
 
     def posterior(picture):
         found = vae.encode(picture * 2 - 1)
@@ -201,7 +202,7 @@ def test_a_file_of_the_published_keys_and_shapes_passes_that_check_and_another_d
 
 
 def check_fits(weights, file):
-    """The file's tensors are for the networks, or the UNet of its family, in the mode of its task."""
+    """Check that a file's tensors fit the networks, or the UNet of its family in the mode of its task."""
     if file.task in ("encoder", "decoder"):
         network = {"encoder": TransparentEncoder, "decoder": TransparentDecoder}[file.task].from_weights(
             weights, file.name

@@ -1,4 +1,4 @@
-"""Pictures to latents and back, with VAEs of either kind, and SDXL's, which overflows in half precision."""
+"""Encoding and decoding with both kinds of VAE, and with SDXL's, which overflows in half precision."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Maps of what words attend to, and masks made of them, in the real host."""
+"""Maps of the attention to words, and masks made from them, in the real host."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def recorded(batch=1, **values):
 
 
 def heat(picture):
-    """How bright the left and the right half are beyond the dimmed picture's grey."""
+    """Return how much brighter than the dimmed picture's grey the left and the right half are."""
     colour = picture.amax(-1) - picture.amin(-1)
     return float(colour[24:, :64].mean()), float(colour[24:, 64:].mean())
 
@@ -130,7 +130,7 @@ def test_layers_with_pictures_or_masks_or_no_words_stay(host, pack):
 
 
 def test_a_mask_found_by_words_lies_on_the_thing_that_the_same_noise_makes(host, pack):
-    """The model alone decides where; the box is the whole canvas."""
+    """The layer's box is the whole canvas, so the model alone chooses the place."""
     whole = from_image(
         width=128, height=128, prompt="a red ball", name="ball", canvas_width=128, canvas_height=128
     )

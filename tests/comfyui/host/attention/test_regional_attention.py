@@ -1,5 +1,5 @@
-"""Regional Prompt Attention in the real host: what it does, on every attention there is, with any prompt, and
-what it refuses."""
+"""Regional Prompt Attention in the real host: its effect, with every implementation of attention and any
+prompt, and its errors."""
 
 from pathlib import Path
 
@@ -180,7 +180,7 @@ def test_prompts_of_different_lengths_act_together(regions, loaded, main, layer,
     assert out[1][0][0].shape[1] == 77 * main
     assert bool(predicted(*out)[1].isfinite().all())
     same = apply(regions, model, clip, prompt=words)
-    # Repeating the tokens of one half to the length of the other leaves the other half's result alone.
+    # Repeating the tokens of one half up to the length of the other does not change the other half's result.
     torch.testing.assert_close(
         predicted(*same)[1],
         predicted(same[0], same[1], encode(clip, " ".join([filler] * negative)))[1],

@@ -1,5 +1,5 @@
-"""Regional Prompt Attention's guidance in the real host: where and when it acts, and beside other packs'
-functions on the prediction."""
+"""Regional Prompt Attention's guidance in the real host: where and when it acts, and together with other
+packs' functions on the prediction."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import nodes as comfy_nodes
 
 
 def plainly(seen, cfg=3.0):
-    """What ComfyUI makes of both halves."""
+    """Apply ComfyUI's own guidance to both halves."""
     return seen["uncond"] + (seen["cond"] - seen["uncond"]) * cfg
 
 

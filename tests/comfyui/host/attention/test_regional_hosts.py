@@ -17,7 +17,8 @@ class Twin:
         self.alphas = DDPMScheduler.from_pretrained(Path(folder, "scheduler")).alphas_cumprod
 
     def predict(self, regions, x, sigma, contexts, attentions):
-        """Denoised, uncond then cond; ``attentions`` of both halves, or None for the plain prompts."""
+        """Return the denoised uncond and cond predictions; ``attentions`` are those of both halves, or None
+        for the plain prompts."""
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         attention = regions.attention

@@ -1,4 +1,5 @@
-"""Regional Prompt Attention beside other packs' patches, other conditionings, LoRAs and other guiders."""
+"""Regional Prompt Attention together with other packs' patches, other conditionings, LoRAs and other
+guiders."""
 
 import logging
 from dataclasses import replace
@@ -119,7 +120,7 @@ def test_an_area_beside_it_gets_the_prompt_of_the_whole_picture(regions, loaded)
 @pytest.mark.parametrize("half", ["positive", "negative"])
 @pytest.mark.parametrize("how", ["area", "mask bounds"])
 def test_an_area_of_the_whole_picture_leaves_the_regions_to_their_half(regions, loaded, half, how):
-    """ComfyUI gives the other half a copy of the conditioning with its area, its mark and its private
+    """When a conditioning has an area, ComfyUI copies it for the other half, with the same uuid and private
     keys."""
     model, clip = loaded
     out, *words = apply(regions, model, clip, negative="dark", auto_negative=True)

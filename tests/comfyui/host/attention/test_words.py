@@ -1,4 +1,4 @@
-"""The words in locales/ and web/docs follow the nodes."""
+"""The texts in locales/ and web/docs agree with the nodes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Masked ControlNets of other families than the storybook's, and T2I-Adapters: tiny ones with random weights,
+"""Masked ControlNets of families other than the storybook's, and T2I-Adapters: tiny ones with random weights,
 in ComfyUI's own classes."""
 
 import comfy.cldm.mmdit
@@ -42,7 +42,7 @@ QWEN = {
 
 
 def randomised(module, std=0.05):
-    """The module with weights, which ComfyUI's classes leave uninitialised."""
+    """Fill a module with random weights, which ComfyUI's classes leave uninitialised, and return it."""
     generator = torch.Generator().manual_seed(0)
     for parameter in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
         parameter.data = torch.randn(parameter.shape, generator=generator) * std
@@ -50,7 +50,7 @@ def randomised(module, std=0.05):
 
 
 def loaded(kind, config, shape, words=40):
-    """MODEL, positive, negative, empty latents: a tiny model in ComfyUI's own class."""
+    """Return MODEL, positive, negative and empty latents of a tiny model in ComfyUI's own class."""
     config = kind({**config})
     config.set_inference_dtype(torch.float32, None)
     with torch.inference_mode(False):
@@ -65,7 +65,7 @@ def loaded(kind, config, shape, words=40):
 
 
 def control_of(net, **options):
-    """CONTROL_NET around a network."""
+    """Return a CONTROL_NET with this network."""
     return comfy.controlnet.ControlNet(randomised(net), load_device=torch.device("cpu"), **options)
 
 
@@ -79,7 +79,7 @@ def plain(config):
 
 
 def flux():
-    """Flux with a ControlNet that reads pictures, as XLabs' do."""
+    """Return Flux with a ControlNet that takes pictures, as XLabs' do."""
     net = comfy.ldm.flux.controlnet.ControlNetFlux(**plain(FLUX))
     return (
         loaded(comfy.supported_models.Flux, FLUX, (1, 16, 8, 12)),
@@ -89,7 +89,7 @@ def flux():
 
 
 def flux_latents():
-    """Flux with a ControlNet that reads latents, as InstantX' do."""
+    """Return Flux with a ControlNet that takes latents, as InstantX' do."""
     net = comfy.ldm.flux.controlnet.ControlNetFlux(
         latent_input=True, control_latent_channels=16, **plain(FLUX)
     )
@@ -117,7 +117,7 @@ def qwen():
 
 
 def tiny_vae():
-    """A VAE of 16 channels with random weights."""
+    """Return a VAE of 16 channels with random weights."""
     return comfy.sd.VAE(sd=randomised(comfy.taesd.taesd.TAESD(latent_channels=16)).state_dict())
 
 
@@ -155,7 +155,7 @@ def plainly(net, positive, negative, strength, vae):
 
 
 def residuals(model, conditioning, negative, latents):
-    """What the masked net gave at the last step, before and after its weights."""
+    """Return the masked net's residuals at the last step, before and after they are weighted."""
     given = {}
     masked = type(conditioning[0][1]["control"])
     weigh = masked._weighted
@@ -239,7 +239,7 @@ def test_a_control_net_of_another_family_is_refused_before_sampling(host, apply,
 
 @pytest.fixture(scope="module")
 def sd15(host, pack, tmp_path_factory):
-    """A UNet with SD1.5's blocks, an eighth as wide or less, and its words."""
+    """Return a UNet with SD1.5's blocks of an eighth of their width or less, and conditionings for it."""
     torch.manual_seed(0)
     net = UNet2DConditionModel(
         sample_size=16,

@@ -1,5 +1,5 @@
-"""Masked ControlNets against ComfyUI's own, on the storybook model and a ControlNet of its shape with random
-weights."""
+"""Masked ControlNets compared with ComfyUI's own, on the storybook model and a ControlNet of its shape with
+random weights."""
 
 import importlib
 import json
@@ -23,12 +23,12 @@ from sampling import models, sample
 
 PACK = Path(__file__).resolve().parents[4]
 REFERENCE = Path(__file__).resolve().parents[2] / "control_reference.py"
-"""The headless host's residuals."""
+"""The script that computes the headless host's residuals."""
 
 
 @pytest.fixture(scope="module")
 def net(host, pack):
-    """CONTROL_NET and the same net in diffusers."""
+    """Return a CONTROL_NET, and the same net in diffusers."""
     demo = pack("demo.world.places").MODEL
     model = random_controlnet(json.loads((demo / "unet" / "config.json").read_text())).eval()
     return host.value({"net": node("TestControlNet")}, "net"), model
@@ -140,7 +140,7 @@ def test_a_control_that_leads_acts_on_the_positive_alone_however_a_guider_counts
         assert pack("nodes.control.masked_control_apply").IS_POSITIVE_KEY not in asked["c"]
         seen.append(
             (asked["cond_or_uncond"], asked["c"]["control"]["middle"][0].clone())
-        )  # the model takes it out
+        )  # the model removes it
         return apply_model(asked["input"], asked["timestep"], **asked["c"])
 
     model = model.clone()
@@ -298,8 +298,8 @@ def test_a_missing_checkpoint_is_named_with_its_place(host, monkeypatch):
 
 @pytest.fixture(scope="module")
 def headless(pack, net, tmp_path_factory):
-    """A document and a latent, and what the headless host makes of them with the same net; it lives in the
-    repository's own environment."""
+    """Return a document and a latent, and the headless host's residuals for them with the same net. That host
+    runs in the repository's own environment."""
     document, files = pack("layered_core.document"), pack("layered_core.files")
     random = torch.Generator().manual_seed(4)
     layers = []
@@ -346,7 +346,7 @@ def test_both_hosts_weigh_the_residuals_of_a_document_alike(net, words, apply, p
     control.pre_run(model.model, sampling.percent_to_sigma)
     led = {
         pack("nodes.control.masked_control_apply").IS_POSITIVE_KEY: torch.tensor([0.0, 1.0])
-    }  # as the sampler hands it on, with the negative first
+    }  # as the sampler passes it on, with the negative first
     with torch.inference_mode():
         ours = control.get_control(both, sigma.expand(2), {"c_crossattn": inputs["context"], **led}, 2, {})
     control.cleanup()

@@ -20,7 +20,7 @@ PROMPTS = ["a glowing red ball and a blue star in a meadow", "", "high quality p
 
 @pytest.fixture(scope="module")
 def folder(pack):
-    """The shipped model, or the one that LAYERED_DEMO_MODEL names."""
+    """Return the folder of the shipped model, or of the one that LAYERED_DEMO_MODEL names."""
     return Path(os.environ.get("LAYERED_DEMO_MODEL", pack("demo.world.places").MODEL))
 
 
@@ -32,7 +32,7 @@ def loaded(host, pack, folder):
 
 @pytest.fixture(scope="module")
 def reference(folder, tmp_path_factory):
-    """What diffusers and transformers make of the same files; they live in the repository's own
+    """Return the results of diffusers and transformers for the same files, computed in the repository's own
     environment."""
     out = tmp_path_factory.mktemp("reference") / "reference.safetensors"
     python = os.environ["LAYERED_PYTHON"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture(autouse=True, scope="module")
 def pictures(host):
-    """In ComfyUI's input folder: an opaque picture, a red and a green square of hard edges."""
+    """Put an opaque picture and a red and a green square with hard edges into ComfyUI's input folder."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(host.input / "opaque.png")
     Image.new("RGBA", (16, 16), (255, 0, 0, 255)).save(host.input / "red.png")
@@ -166,7 +166,7 @@ def test_a_bad_state_is_refused_before_anything_runs(host, state, told):
 
 
 def entry(name, x, y, w, h, **other):
-    """One layer as ComfyUI's editor saves it."""
+    """Return one layer as ComfyUI's editor saves it."""
     transform = {"x": x, "y": y, "w": w, "h": h, "rotation": other.pop("rotation", 0)}
     return {
         "name": name,
@@ -180,7 +180,8 @@ def entry(name, x, y, w, h, **other):
 
 
 def edited(host, layers, stack=STACK, top="3", **other):
-    """A stack with Create Layered Image, arranged in its editor, and Arrange Layers behind it."""
+    """Return a prompt with a stack in Create Layered Image, arranged in its editor, and Arrange Layers after
+    it."""
     prompt = {**stack, "i": node("ImageCompositor", layers=[top, 0], compositor={})}
     fingerprints = host.run(prompt)["i"]["compositor_inputs"]
     state = {"version": 1, "canvas": {"w": 64, "h": 48}, "inputs": fingerprints, "layers": layers, **other}
@@ -195,7 +196,7 @@ MOVED = [
     entry("red", 20, 9, 16, 16),
     entry("green", 22, 11, 8, 12, visible=True),
 ]
-"""The red square moved, the green one onto it."""
+"""The red square is moved, and the green one is moved onto it."""
 
 
 def test_what_was_arranged_in_cores_editor_is_done_to_the_stack(host, door):
@@ -288,7 +289,7 @@ def test_a_new_state_of_cores_editor_is_noticed(host, door):
 
 
 def test_layers_of_a_batch_and_a_background_are_found(host, pack, door, core):
-    """Core counts a batch as several layers and our background colour as one."""
+    """ComfyUI counts a batch as several layers and our background colour as one layer."""
     from comfy_extras import nodes_compositor as compositor
 
     random = torch.Generator().manual_seed(0)

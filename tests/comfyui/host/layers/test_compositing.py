@@ -1,4 +1,4 @@
-"""The contract of the rules ``comfyui``: what ComfyUI's own compositor makes of a stack, ours does too."""
+"""With the rules ``comfyui`` our compositor gives the same picture of a stack as ComfyUI's own."""
 
 import json
 import math
@@ -23,7 +23,7 @@ TOLERANCE = 2 / 255
 
 @pytest.fixture
 def ours(pack):
-    """The core as the nodes have it."""
+    """Return our core, as the nodes import it."""
     names = ("canvas.blend_modes", "canvas.compositing", "document", "canvas.placement")
     return {name.split(".")[-1]: pack(f"layered_core.{name}") for name in names}
 
@@ -39,7 +39,8 @@ def test_the_modes_are_cores(host, ours):
 
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_blended_colours_equal_cores_at_the_edges_and_between(host, ours, mode):
-    """Every pair of 17 levels, 0 and 1 and their neighbours among them, dealt to three channels."""
+    """Compares every pair of 17 levels, among them 0 and 1 and their neighbours, distributed over three
+    channels."""
     levels = np.unique(np.concatenate([np.linspace(0, 1, 14), [1 / 255, 254 / 255, 0.5]])).astype(np.float32)
     rng = np.random.default_rng(0)
     b, s = (np.stack([rng.permutation(x.ravel()) for _ in range(3)], -1) for x in np.meshgrid(levels, levels))
@@ -50,10 +51,10 @@ def test_blended_colours_equal_cores_at_the_edges_and_between(host, ours, mode):
 
 
 def draw(rng, index, mode, size, soft):
-    """A random layer as an item of LAYERS, in 8-bit levels. Either its alpha or its mask is soft: core rounds
-    their product to 8 bits."""
+    """Return a random layer as an item of LAYERS, in 8-bit levels. Only its alpha or its mask is soft,
+    because ComfyUI rounds their product to 8 bits."""
     height, width = (int(rng.integers(1, 2 * side)) for side in size)
-    # Smallest and greatest levels are common in pictures, and where the formulas are most unlike each other.
+    # The least and greatest levels are common in pictures, and the formulas differ most at them.
     colour = rng.choice([0, 255, *rng.integers(0, 256, 6)], (1, height, width, 3))
     parts = [
         rng.choice([0, 255, *rng.integers(0, 256, 4)], (1, height, width)),
@@ -90,7 +91,7 @@ def bottom(rng, size, opaque):
 
 
 class Stack:
-    """A node that gives the LAYERS document put into it."""
+    """A node that outputs the LAYERS document put into it."""
 
     stack: dict = {}
     RETURN_TYPES = ("LAYERS",)
@@ -110,7 +111,7 @@ class Stack:
 
 @pytest.fixture
 def both(host):
-    """Composite items by core's node and by ours, in the real host: two pictures ``[H, W, 4]``."""
+    """Composite items by ComfyUI's node and by ours, in the real host; return two pictures ``[H, W, 4]``."""
     nodes.NODE_CLASS_MAPPINGS["TestStack"] = Stack
 
     def run(items, size):
@@ -127,7 +128,8 @@ def both(host):
 
 
 def by_cores_functions(items, size, nudge):
-    """The stack by core's ``blend_composite``, every colour that goes into it moved by ``nudge``."""
+    """Composite the stack by ComfyUI's ``blend_composite``, with ``nudge`` added to every colour that it
+    gets."""
     canvas = np.zeros((*size, 4), np.float32)
     moved = np.array([nudge, nudge, nudge, 0], np.float32)
     for item in items:
@@ -148,8 +150,8 @@ def by_cores_functions(items, size, nudge):
 
 
 def jumps(items, size):
-    """Where core's own result hangs on the last bits: hard mix at ``b + s = 1``, or burning white with
-    black."""
+    """Return the pixels where ComfyUI's own result depends on the last bits: hard mix at ``b + s = 1``, or
+    colour burn of white with black."""
     low, high = (by_cores_functions(items, size, nudge) for nudge in (-1e-6, 1e-6))
     return ((low - high).abs() > TOLERANCE / 2).any(-1)
 
@@ -185,8 +187,8 @@ def test_stacks_of_mixed_modes_are_cores(both):
 
 
 def smooth(rng, height, width, alpha):
-    """A picture of a few long waves, as far as resampling by any filter leaves it what it is;
-    ``[1, H, W, 4]``."""
+    """Return a picture of a few long waves, which resampling with any filter hardly changes, ``[1, H, W,
+    4]``."""
     rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
     waves = [
         0.5 + 0.45 * np.sin(2.5 * (a * rows + b * columns) + c)
@@ -237,8 +239,8 @@ def test_resampled_layers_are_cores_away_from_their_edges(both, ours, turned):
 
 
 def test_resampling_never_shows_the_colours_of_transparent_pixels(both):
-    """A red square on green that is transparent, halved and turned: no green at its edges, neither core's nor
-    ours."""
+    """A red square on transparent green is halved and turned; neither ComfyUI nor we get green at its
+    edges."""
     image = torch.zeros(1, 40, 40, 4)
     image[..., 1] = 1
     image[:, 10:30, 10:30] = torch.tensor([1.0, 0, 0, 1])

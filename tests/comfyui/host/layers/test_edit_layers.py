@@ -1,4 +1,4 @@
-"""Nodes that change, part and join stacks."""
+"""Nodes that change, split and join stacks."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ import nodes as comfy_nodes
 
 @pytest.fixture(autouse=True, scope="module")
 def pictures(host):
-    """In ComfyUI's input folder: an opaque picture and one of soft alpha."""
+    """Put an opaque picture and one with soft alpha into ComfyUI's input folder."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(host.input / "opaque.png")
     Image.fromarray(rng.integers(0, 256, (20, 24, 4), dtype=np.uint8)).save(host.input / "soft.png")
@@ -30,7 +30,8 @@ def core(pack):
 
 
 def edit(**changes):
-    """Edit Layer on the stack of :data:`STACK`; ``x=5`` sets, ``x=("other",)`` chooses."""
+    """Return the node Edit Layer on :data:`STACK`; ``x=5`` sets a field to a value, ``x=("other",)`` chooses
+    another option for it."""
     inputs = {"layers": ["s", 0], "layer": "star", **KEPT}
     for field, value in changes.items():
         choice = field in ("blend_mode", "visible", "flip_h", "flip_v", "control_hint")
@@ -52,7 +53,7 @@ STACK = {
     ),
     "s": load("soft.png", name="tree", prompt="a tree", x=30, layers=["star", 0]),
 }  # fmt: skip
-"""Sky, star and tree."""
+"""A stack of sky, star and tree."""
 
 
 def test_all_kept_is_the_very_stack(host):
@@ -69,7 +70,7 @@ NEW = {
 
 
 def expected(layer, field, value):
-    """``layer`` with one field of the node changed."""
+    """Return ``layer`` with one field of the node changed."""
     value = {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
     if field.startswith("control_"):
         return replace(

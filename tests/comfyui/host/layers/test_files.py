@@ -1,5 +1,5 @@
-"""Load Layers and Save Layers: what is saved is loaded again, whole; where files may lie; what the user is
-told."""
+"""Load Layers and Save Layers: a saved stack is loaded again unchanged; allowed folders; texts for the
+user."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def picture(host):
 
 
 def stack():
-    """Three layers: a plain one, a turned one and a place to be generated."""
+    """Return three layers: a plain one, a turned one and a place to be generated."""
     return {
         "a": load("noise.png", prompt="grain", name="Körner", canvas_width=40, canvas_height=30, noise=0.25),
         "b": load(

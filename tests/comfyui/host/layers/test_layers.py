@@ -1,4 +1,4 @@
-"""The LAYERS socket: nothing is lost at the door, and core's nodes and ours take each other's stacks."""
+"""The LAYERS socket loses nothing, and ComfyUI's nodes and ours take each other's stacks."""
 
 import math
 from dataclasses import replace
@@ -12,8 +12,8 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def pictures(host):
-    """In ComfyUI's input folder: an opaque picture, one of soft alpha, a red square and one of four
-    colours."""
+    """Put an opaque picture, one with soft alpha, a red square and a square of four colours into ComfyUI's
+    input folder."""
     rng = np.random.default_rng(0)
     opaque = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
     soft = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
@@ -38,7 +38,7 @@ def core(pack):
 
 
 def full_document(core):
-    """A document that uses every field of every class with a value that is not its default."""
+    """Return a document in which every field of every class has a value other than its default."""
     control = core.Control(hint="canny", strength=0.7, start=0.1, end=0.9)
     loras = (core.Lora("a.safetensors", 0.5), core.Lora("b.safetensors", -1.0))
     recipe = core.Recipe(
@@ -58,7 +58,8 @@ def full_document(core):
 
 
 def same_but_for_rounded_masks(core, a, b):
-    """Equal in everything; masks of pictures, which the socket holds inverted, to the last bit but one."""
+    """Whether two documents are equal. Masks of pictures may differ in the last bit, because the socket holds
+    them inverted."""
     for x, y in zip(a, b, strict=True):
         if x.image is not None and x.mask is not None:
             assert torch.allclose(x.mask, y.mask, atol=1e-7)
@@ -158,7 +159,7 @@ def test_a_stack_of_cores_nodes_only_works_with_neutral_recipes(host, pictures, 
 
 
 def test_cores_create_layered_image_shows_our_stack_as_we_do(host, pictures):
-    """Made by our nodes; stacks of every kind are compared in test_compositing.py."""
+    """The stack is made by our nodes; test_compositing.py compares stacks of every kind."""
     prompt = {
         "1": load("opaque.png", canvas_width=128, canvas_height=96),
         "2": load("quarters.png", x=100, y=-4, rotation=90.0, flip_h=True, layers=["1", 0]),
@@ -169,8 +170,8 @@ def test_cores_create_layered_image_shows_our_stack_as_we_do(host, pictures):
     }
     theirs, ours = host.value(prompt, "5"), host.value(prompt, "6")
     assert theirs.shape == ours.shape == (1, 96, 128, 3)
-    # Core's right-angle turn lands one pixel higher: its four quarters differ at their lower edges, and
-    # nothing else does.
+    # ComfyUI's turn by 90 degrees ends one pixel higher: its four quarters differ at their lower edges, and nowhere
+    # else.
     differing = ((theirs - ours).abs() > 2 / 255).any(-1)[0]
     rows, columns = (set(axis.tolist()) for axis in differing.nonzero(as_tuple=True))
     assert rows <= {3, 11}

@@ -1,4 +1,4 @@
-"""Layout Metrics on a real ComfyUI: with masks of any segmenter, and with the storybook's judge."""
+"""Layout Metrics in a real ComfyUI, with masks of any segmenter and with the storybook's judge."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from PIL import Image
 
 
 def boxes_on_canvas():
-    """Two boxes on a canvas of 64 x 64."""
+    """Return a stack with two boxes on a canvas of 64 x 64."""
     left = from_image(width=16, height=32, x=0, y=0, name="left", canvas_width=64, canvas_height=64)
     return {"1": left, "2": from_image(width=16, height=32, x=32, y=0, name="right", layers=["1", 0])}
 
 
 def masks(host, *boxes):
-    """A batch of masks from files, each with one white box."""
+    """Return nodes that load a batch of masks from files, each with one white box."""
     prompt, last = {}, None
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         pixels = np.zeros((64, 64, 3), np.uint8)

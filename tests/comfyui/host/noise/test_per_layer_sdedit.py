@@ -1,5 +1,5 @@
-"""Per-layer noise on the real host: exact where it must be, with every kind of sampler, and chained with
-core's own nodes."""
+"""Per-layer noise in the real host is exact where it must be, with every kind of sampler, and together with
+ComfyUI's own nodes."""
 
 import types
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_all_noise_zero_pasted_back_is_the_composite_to_the_bit(host):
 
 
 def test_one_noise_for_all_is_denoise_at_that_value(host):
-    """Absolute numbers: what is above the start is free from the start."""
+    """Noise values are absolute: a place with more noise than the start is free from the start."""
     ordinary = {
         **LOADER, **words(), **stack(),
         "c": node("LD_LayerComposite", layers=["front", 0], backdrop="grey", rules="photoshop"),
@@ -107,7 +107,7 @@ def test_one_noise_for_all_is_denoise_at_that_value(host):
     got = host.value(graph(0.6, 0.6, {"background": 0.6}, steps=4, denoise=0.5), "k")["samples"]
     torch.testing.assert_close(
         got, wanted, atol=1e-4, rtol=0
-    )  # a convolution rounds by how its input lies in memory
+    )  # a convolution's rounding depends on its input's memory layout
 
 
 # --- in between ---
@@ -119,7 +119,7 @@ def test_with_every_sampler_a_frozen_layer_stays_and_the_other_moves(host, sampl
     prompt = graph(0.8, 0.0, {"noise": noise}, sampler_name=sampler)
     before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
     assert bool(torch.isfinite(after).all())
-    # The front layer is 40 x 40 at (48, 24): these cells are wholly its.
+    # The front layer is 40 x 40 at (48, 24) and covers these cells completely.
     assert torch.equal(after[..., 3:8, 6:11], before[..., 3:8, 6:11])
     assert float((after - before)[..., 10:, :].abs().mean()) > 0.05
 
@@ -158,7 +158,7 @@ def test_normalised_equals_cores_differential_diffusion_above_zero(host):
 
 
 def test_a_mask_function_that_is_there_already_is_not_lost(host):
-    """Core's node before ours: a place is free when both say so, so the later of the two decides."""
+    """With ComfyUI's node before ours, a place is free once both nodes free it."""
     before = {"dd": node("DifferentialDiffusion", model=["loader", 0], strength=1.0)}
     prompt = graph(0.9, 0.3, steps=6, denoise=0.6)
     chained = {
@@ -199,7 +199,7 @@ def test_it_works_with_custom_samplers_and_split_runs(host):
 
 
 def test_a_run_that_leaves_noise_leaves_it_on_frozen_places_too(host):
-    """The first half of a split run must not hand over a clean spot in a noisy picture."""
+    """The first half of a split run must not pass on clean places in a noisy picture."""
     prompt = graph(0.8, 0.0)
     prompt["k"] = node(
         "KSamplerAdvanced", model=["it", 0], add_noise="enable", noise_seed=3, steps=6, cfg=3.0,
@@ -212,7 +212,7 @@ def test_a_run_that_leaves_noise_leaves_it_on_frozen_places_too(host):
 
 
 def test_latents_that_hold_their_noise_already_are_not_forgotten(host, pack):
-    """Add Noise before a sampler without noise of its own."""
+    """Uses Add Noise before a sampler that adds no noise."""
     model, positive, negative = models(host)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     noisy = model.model.process_latent_out(noise * float(model.get_model_object("model_sampling").sigma_max))
@@ -257,7 +257,7 @@ def test_denoise_zero_gives_back_what_went_in(host):
     "scheduler", ["normal", "karras", "simple", "sgm_uniform", "beta", "ddim_uniform", "exponential"]
 )
 def test_any_spacing_of_steps_frees_by_noise_not_by_step(host, scheduler):
-    """At noise 0.5 the layer begins where denoise 0.5 does, wherever the steps lie."""
+    """At noise 0.5 a layer becomes free where denoise 0.5 starts, whatever the spacing of the steps."""
     seen = []
     prompt = graph(0.5, 0.5, {"background": 0.5}, steps=8, scheduler=scheduler)
     model, (positive, negative) = host.value(prompt, "it", 0), models(host)[1:]
@@ -331,7 +331,7 @@ def test_a_lora_by_cores_hooks_acts_where_its_words_are_and_a_frozen_layer_stays
 
 
 def tiny_flux(channels=16):
-    """A random flow model with 16 latent channels, built by core from its own configuration."""
+    """Return a random flow model with 16 latent channels, built by ComfyUI from its own configuration."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models

@@ -1,4 +1,5 @@
-"""Redo layers and paste them back: what is outside stays to the bit, at any size, through any backend."""
+"""Redoing layers and pasting them back keeps every outside pixel exactly, at any size and with any
+backend."""
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_pixels_outside_the_soft_mask_are_the_picture_before_to_the_bit(host, pi
     assert after.shape == before.shape
     assert torch.equal(after[:, mask == 0], before[:, mask == 0])
     assert float((after - before)[:, mask == 1].abs().mean()) > 0.01
-    # The layer grown by 2 and feathered by 6, and nothing beyond.
+    # The layer is grown by 2 and feathered by 6, and nothing beyond that changes.
     wanted = torch.zeros_like(mask, dtype=torch.bool)
     wanted[24 - 8 : 64 + 8, 60 - 8 : 100 + 8] = True
     assert torch.equal(mask > 0, wanted)
@@ -128,7 +129,8 @@ def test_a_layer_still_to_be_made_is_a_box_to_fill(host):
 
 
 def test_an_inpainting_conditioning_of_core_takes_what_was_cut_out(host):
-    """Its latent carries its own mask; the model's thresholds act on it, and Paste Back keeps the rest."""
+    """That conditioning's latent has a mask of its own, on which the model's thresholds act; Paste Back keeps
+    the rest."""
     prompt = graph()
     prompt["ipc"] = node(
         "InpaintModelConditioning", positive=["p", 0], negative=["n", 0], vae=["loader", 2], pixels=["it", 3],
@@ -204,7 +206,7 @@ def test_a_batch_before_and_a_decoded_picture_of_another_size_are_refused(host):
 )
 def test_values_out_of_range_are_refused_before_running(host, field, value):
     prompt = graph(**{field: value})
-    del prompt["c"]  # an output of its own, which would be valid
+    del prompt["c"]  # without this the prompt would have another, valid output
     valid, _, _, errors = host.validate({**prompt, "end": node("PreviewImage", images=["out", 0])})
     assert not valid
     assert str(value) in str(errors)

@@ -1,4 +1,4 @@
-"""Pictures for stages, and what a stack of them holds."""
+"""Pictures for stages, and a function that reads a stack of them."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Stages on the real host: one node, the graph it stands for, and what stays when one stage is made anew."""
+"""Stages in the real host: the one node, the graph that does the same, and what stays when one stage is
+redone."""
 
 import copy
 from dataclasses import replace
@@ -74,7 +75,7 @@ def test_a_name_that_is_there_is_made_anew_in_its_place_and_the_later_ones_are_l
 
 
 def test_the_backmost_layer_is_made_anew_in_its_place_too(host, read):
-    """From words alone, and its place is what of that picture is opaque."""
+    """It is made from words alone, and its place is the opaque part of the old picture."""
     prompt = stages(
         smaller=add(
             "at night", name="sky", x=10, y=20, width=48, height=40, alpha="difference", layers=["sky", 0]
@@ -128,7 +129,7 @@ def test_a_mask_says_where(host):
 
 
 def test_the_layer_alone_over_the_picture_before_gives_the_picture_after(host):
-    """In linear light, as core's compositor mixes."""
+    """Composited in linear light, as ComfyUI's compositor does."""
     prompt = stages()
     layer, before, after = (
         host.value(prompt, "tree", 2)[0],
@@ -327,7 +328,8 @@ def test_an_inpainting_controlnet_sees_the_picture_with_a_hole(host, read):
 
 
 class InpaintModel:
-    """A node that gives a model five more input channels, as inpainting checkpoints have, without weight."""
+    """A node that gives a model five more input channels with weights of zero, as inpainting checkpoints
+    have."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "make"

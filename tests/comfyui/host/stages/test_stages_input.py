@@ -1,4 +1,4 @@
-"""Add Layer by Prompt and the nodes of a stage refuse bad input by name."""
+"""Add Layer by Prompt and the nodes of a stage refuse bad input and name it."""
 
 import pytest
 from graph import node, regenerate

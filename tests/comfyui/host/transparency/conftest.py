@@ -43,7 +43,7 @@ def words(host):
 
 @pytest.fixture
 def applied(node_module, models, vae, words):
-    """The node's MODEL for a case."""
+    """Return a function that gives the node's MODEL for a case."""
 
     def apply(case, *, model=None, pictures=PICTURES, weight=1.0, start=0.0, end=1.0, own=True, file=None):
         mode, family, name, contents = case

@@ -1,4 +1,4 @@
-"""LayerDiffuse Apply on tiny random models of SD1.5's and SDXL's structure, in every mode."""
+"""LayerDiffuse Apply on tiny random models with the structure of SD1.5 and SDXL, in every mode."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ IDS = [f"{name} on {family}" for _, family, name, _ in tiny.CASES]
 
 
 def weights_of(model):
-    """The base model's own weights: what is loaded may be a patched clone's."""
+    """Return the base model's own weights; the loaded ones may be those of a patched clone."""
     comfy.model_management.unload_all_models()
     return weights_now(model)
 
@@ -32,7 +32,7 @@ def weights_now(model):
 
 
 def loaded_weights(model, words):
-    """The UNet's weights while it samples."""
+    """Return the UNet's weights while it samples."""
     seen = {}
 
     def watch(executor, *arguments, **named):
@@ -81,7 +81,7 @@ def test_at_weight_0_or_over_no_steps_every_mode_is_the_base_model_to_the_bit(ap
 
 @pytest.mark.parametrize("case", tiny.CASES, ids=IDS)
 def test_a_window_acts_on_the_steps_inside_it_alone(applied, models, words, case):
-    """At every step the UNet computes what the wholly patched or the base model computes."""
+    """At every step the UNet's result equals that of the fully patched model or of the base model."""
     seen, alone = [], {"base": [], "patched": []}
 
     def record(executor, x, t, *arguments, **named):
@@ -130,8 +130,8 @@ def test_outside_its_window_every_mode_is_the_base_model_to_the_bit_and_leaves_i
 
 
 class Dynamic(comfy.model_patcher.ModelPatcher):
-    """As ComfyUI's patcher that loads weights piece by piece refuses changes of weights on the way; it itself
-    needs a GPU."""
+    """Refuses changes of weights during sampling, as ComfyUI's patcher that loads weights piece by piece
+    does, which needs a GPU."""
 
     non_dynamic_delegate_model = None
 
@@ -284,8 +284,8 @@ def test_a_frames_own_words_reach_that_frame_and_no_other_scene(applied, words):
 
 
 def test_every_mode_computes_the_same_in_the_headless_host(applied, models, words, vae, tmp_path):
-    """One pass of the UNet of every case in this host and, by a process of the other's, with diffusers;
-    relative error below 1e-3."""
+    """Compares one pass of the UNet in this host with one in diffusers, in a process of the other host, for
+    every case; the relative error is below 1e-3."""
     jobs, expected = [], []
     for case in tiny.CASES:
         mode, family, name, _ = case

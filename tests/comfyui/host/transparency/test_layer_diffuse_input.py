@@ -1,4 +1,4 @@
-"""LayerDiffuse Apply and Split Frames: which files are offered, and what is refused before sampling."""
+"""LayerDiffuse Apply and Split Frames: the files that they offer, and the errors before sampling."""
 
 import pytest
 import tiny
@@ -78,7 +78,7 @@ def test_a_batch_of_half_scenes_and_a_picture_of_another_size_are_refused_before
             sample(applied(by_name[name]), words, batch=2, side=128)
     with pytest.raises(ValueError, match="nothing is connected"):
         applied(by_name["layer_xl_fg2ble"], pictures={})
-    # A second pass at a higher resolution, the pictures of the first one still connected.
+    # In a second pass at a higher resolution the pictures of the first pass are still connected.
     for case in [c for c in tiny.CASES if " to " in c[0]]:
         with pytest.raises(
             ValueError,

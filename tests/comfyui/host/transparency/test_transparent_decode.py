@@ -1,4 +1,4 @@
-"""Transparent Decode and Encode in the real host: alpha's meaning at every door, bad input, sizes."""
+"""Transparent Decode and Encode in the real host: the meaning of alpha at every socket, bad input, sizes."""
 
 import comfy.model_management
 import numpy as np
@@ -13,8 +13,8 @@ import nodes as comfy_nodes
 
 @pytest.fixture(scope="module")
 def glass(host):
-    """An input file with alpha, and the prompt that encodes it, decodes it and reads its transparency
-    back."""
+    """Return a prompt that encodes a file with alpha, decodes it and decodes its transparency, and the file's
+    alpha."""
     host.fresh()
     picture = host.value(
         {"p": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=128, seed=0)},
@@ -206,7 +206,7 @@ def test_too_large_a_picture_says_how_much_memory_it_needs(host, monkeypatch):
 
 
 def test_where_there_is_one_memory_the_result_takes_its_part_of_it(host, monkeypatch):
-    """Room for the network or for the result, and not for both."""
+    """The memory suffices for the network or for the result, but not for both."""
     picture = node("EmptyImage", width=64, height=4096, batch_size=40, color=255)
     prompt = {
         "a": picture,
