@@ -12,7 +12,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint() -> LayeredDiffusionExtension:
-    """What ComfyUI calls to learn the pack's nodes."""
+    """Return the pack's nodes; ComfyUI calls this when it starts."""
     from .nodes import LayeredDiffusionExtension
 
     return LayeredDiffusionExtension()

@@ -39,7 +39,7 @@ def draft_reach(width: int, height: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class StagePlan:
-    """What making one layer of a document takes, whatever the host."""
+    """All that a host needs to make one layer of a document."""
 
     layer: Layer
     """The layer to be made, with its words; without a picture."""

@@ -54,7 +54,7 @@ SAMPLERS = {
 """Schedulers by ComfyUI's names of the samplers; each keeps the model's own spacing of timesteps."""
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-"""What diffusers' ``from_pretrained`` calls the type of a model's numbers: it was renamed in 0.40."""
+"""Name of the argument of diffusers' ``from_pretrained`` for a model's dtype; 0.40 renamed it."""
 
 _WEIGHTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
 

@@ -1,4 +1,4 @@
-"""What a command prints: its progress and our own warnings, and no remark of the libraries below it."""
+"""A command prints its progress and our own warnings, and no remark of the libraries below it."""
 
 import logging
 import os

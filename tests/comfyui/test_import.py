@@ -1,4 +1,4 @@
-"""What importing the pack brings into ComfyUI besides the pack itself."""
+"""Importing the pack brings next to nothing else into ComfyUI."""
 
 import subprocess
 import sys

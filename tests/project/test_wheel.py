@@ -1,4 +1,4 @@
-"""What ``pip install layered-diffusion`` installs, tried in an environment of its own."""
+"""The wheel that ``pip install layered-diffusion`` installs, tried in an environment of its own."""
 
 import os
 import subprocess
