@@ -146,6 +146,15 @@ def test_colours_are_matched_where_both_show_the_same_and_only_by_what_a_vae_doe
     assert torch.equal(match_colours(changed, kept, mask * 0.1), changed)
 
 
+@pytest.mark.parametrize(("contrast", "spread", "gain"), [(0.5, 0.25, 1.25), (1.6, 0.2, 0.8)])
+def test_contrast_is_matched_by_a_quarter_more_or_a_fifth_less_at_most(contrast, spread, gain):
+    """What differs more than that is another picture, not the doing of a VAE."""
+    kept = (0.5 + torch.linspace(-spread, spread, 64)).expand(3, 64, 64)
+    changed = (kept - 0.5) * contrast + 0.48
+    out = match_colours(changed, kept, torch.ones(64, 64))
+    torch.testing.assert_close(out, (changed - 0.48) * gain + 0.5, atol=1e-4, rtol=0)
+
+
 def test_bands_of_equal_pictures_add_up_again():
     kept, mask = scene(61)
     torch.testing.assert_close(multi_band(kept, kept, mask), kept, atol=1e-5, rtol=0)
