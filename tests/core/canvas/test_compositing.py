@@ -257,6 +257,14 @@ def test_what_an_opaque_layer_covers_is_not_worked_on(monkeypatch):
         assert set(looked) == {"back", "cover", "front"}
 
 
+def test_a_hole_in_a_layer_as_large_as_the_canvas_shows_what_lies_behind():
+    back, front = picture(4, 6, 0), torch.ones(4, 6, 4)
+    back[..., 3], front[1, 2:4, 3] = 1, 0
+    out = composite(LayerDocument(6, 4, (Layer("back", back), Layer("front", front))))
+    assert torch.equal(out[1, 2:4], back[1, 2:4])
+    assert bool((out[front[..., 3] == 1] == 1).all())
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_threads_make_the_same_picture_and_leave_no_trace(inference, monkeypatch):
     layers = [

@@ -42,6 +42,14 @@ def test_a_difference_matte_finds_the_disc():
     assert bool((matte[alpha == 1] == 1).all())
 
 
+def test_differences_up_to_the_low_one_are_none_and_from_the_high_one_on_whole():
+    before = torch.full((3, 1, 5), 0.5)
+    after = before + torch.tensor([0.05, 0.0599, 0.12, 0.18, 0.4])
+    # On mid-grey a colour of any alpha from twice the difference on can do it.
+    wanted = torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]])
+    torch.testing.assert_close(difference_matte(before, after, close=0), wanted, atol=1e-4, rtol=0)
+
+
 def test_the_layer_over_the_picture_before_it_is_the_picture_after_it():
     before, after, _ = ball()
     rgba = uncovered(before, after, difference_matte(before, after))
@@ -140,6 +148,15 @@ def test_the_place_is_one_connected_part():
     region = changed_region(before, draft)
     assert bool((region[10:22, 10:22] == 1).all())
     assert bool((region[38:50, 38:50] == 0).all())
+
+
+def test_a_single_pixel_that_differs_is_no_place_for_a_thing():
+    before = torch.zeros(3, 128, 128)
+    draft = before.clone()
+    draft[:, 80:110, 80:110], draft[:, 20, 20] = 0.5, 1.0
+    region = changed_region(before, draft)
+    assert bool((region[85:105, 85:105] == 1).all())
+    assert not region[:60].any()
 
 
 def test_every_share_finds_a_place_and_a_larger_one_a_smaller():
