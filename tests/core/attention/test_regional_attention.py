@@ -332,6 +332,24 @@ def test_words_follow_the_noise_by_log_log_in_collage_and_by_log_elsewhere(mode,
     assert torch.equal(*runs)
 
 
+@pytest.mark.parametrize(
+    ("mode", "share", "inside", "outside"),
+    [
+        ("regions", 0.8 * 0.5 * (1 - 0.2), 0.3 * 0.8 * 0.5, 0.8 * 0.25),
+        ("joint", 0.8 * 0.5 * (1 - 0.2), 0.0, 0.0),
+        ("collage", 0.0, 0.8 * 0.5, 0.8 * 0.25),
+        ("paint with words", 0.0, 0.1 * 0.8 * 0.5, 0.0),
+    ],
+)
+def test_strengths_of_a_region_are_those_of_its_recipe_times_the_settings(mode, share, inside, outside):
+    ball = box("ball", 0, "a red ball", recipe=Recipe(inside=0.5, outside=0.25))
+    settings = Settings(mode=mode, strength=0.8, global_weight=0.2, emphasis=0.3)
+    (region,) = plan_regions(LayerDocument(32, 32, (ball,)), settings, "a red ball", "", tokenise).cond
+    assert (region.strength, region.inside, region.outside, region.guided) == pytest.approx(
+        (share, inside, outside, 0.8 * 0.5)
+    )
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.2, 0.7])
 def test_the_global_prompt_keeps_its_share_of_the_attention_where_a_layer_is(weight):
     made = {}
