@@ -243,8 +243,10 @@ def test_a_picture_does_not_depend_on_its_batch():
 
 
 def test_weights_too_small_to_matter_cost_no_query():
-    weights = region_weights(torch.full((1, 5), LEAST_WEIGHT * 0.9), [1.0])
-    assert not tile(weights, [77])
+    assert not tile(region_weights(torch.full((1, 5), LEAST_WEIGHT * 0.9), [1.0]), [77])
+    # The least that an 8-bit mask can hold does matter.
+    weights = region_weights(torch.tensor([[1 / 255, 0.9 / 255, 0.5]]), [1.0])
+    assert weights.tolist() == [[pytest.approx(1 / 255), 0, 0.5]]
 
 
 def test_collage_pushes_by_the_greatest_score_of_the_token():
