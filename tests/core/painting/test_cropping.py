@@ -38,7 +38,7 @@ def test_a_crop_holds_its_region_lies_in_the_picture_and_pads_to_the_unit(data):
     assert part.shape == (3, crop.padded_height, crop.padded_width)
     back = crop.put_back(part, picture)
     assert back.shape == picture.shape
-    if crop.width == crop.right - crop.left:
+    if (crop.width, crop.height) == (crop.right - crop.left, crop.bottom - crop.top):
         assert torch.equal(back, picture)
 
 
