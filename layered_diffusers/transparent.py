@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
 """The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that need words alone."""
 
-_SEED_STEP = 2**61
-"""Between the seeds of the pictures of one scene: far from those of its neighbours."""
+_SEED_STEP = 2**30
+"""Between the seeds of the pictures of one scene: far from those of its neighbours, and within the 32 bits
+that PyTorch's generator on the CPU reads of a seed."""
 
 _OWN = {ALONE: "lora.safetensors", TOGETHER: "joint.safetensors"}
 
