@@ -128,6 +128,13 @@ def test_bounds_hold_every_pixel_of_the_placed_layer(rotation, x, y):
     assert right - left <= math.hypot(6, 14) + 4
 
 
+def test_bounds_hold_the_soft_corner_of_a_layer_that_ends_at_a_pixels_edge():
+    layer = Layer("a", torch.ones(8, 8, 4), x=16 - 32**0.5, y=11.5, rotation=45)
+    seen = layer_window(torch.ones(1, 8, 8), layer, (0, 0, 40, 40))[0]
+    assert 0.01 < float(seen[15, 20]) < 0.05
+    assert bounds(layer)[2] == 21
+
+
 def test_an_area_is_kept_under_rotation():
     seen = place(torch.ones(20, 30, 1), Layer("a", torch.ones(20, 30, 4), x=30, y=30, rotation=37), 100, 100)
     assert abs(float(seen.sum()) - 600) < 6
