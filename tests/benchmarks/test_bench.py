@@ -1,5 +1,4 @@
-"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost, intervals
-are right."""
+"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost."""
 
 import json
 import shutil
