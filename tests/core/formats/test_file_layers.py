@@ -48,3 +48,15 @@ def test_a_background_is_what_it_was_only_where_the_files_colour_is_its_rounding
             file.writestr(name, content)
     wanted = document.background if kept else (level / 255, 0.2, 0.4)
     assert read_layers(path).document.background == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(("written", "opacity"), [("0.3325", 1 / 3), ("0.34", 0.34)])
+def test_an_opacity_is_what_it_was_only_where_the_files_is_its_rounding(tmp_path, written, opacity):
+    path = write_layers(LayerDocument(2, 2, (Layer("a", EIGHT, opacity=1 / 3),)), tmp_path / "a.ora")
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    entries["stack.xml"] = entries["stack.xml"].replace(repr(1 / 3).encode(), written.encode(), 1)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    assert read_layers(path).document.layer("a").opacity == opacity

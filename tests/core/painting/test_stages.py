@@ -126,6 +126,14 @@ def test_a_thing_painted_alone_comes_to_its_place_whole_as_large_as_fits_and_in_
     )
 
 
+@pytest.mark.parametrize(("size", "box"), [((40, 20), (0, 10, 40, 30)), ((20, 40), (10, 0, 30, 40))])
+def test_what_is_narrower_than_its_place_lies_in_the_middle_of_it_either_way(size, box):
+    out = into_place(torch.ones(*reversed(size), 4), torch.ones(40, 40))
+    wanted = torch.zeros(40, 40)
+    wanted[box[1] : box[3], box[0] : box[2]] = 1
+    torch.testing.assert_close(out[..., 3], wanted)
+
+
 def test_a_soft_place_cuts_what_comes_to_it_and_an_empty_layer_stays_empty():
     region = torch.full((30, 30), 0.5)
     whole = into_place(torch.ones(16, 16, 4), region)
