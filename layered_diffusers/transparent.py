@@ -31,8 +31,9 @@ ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
 """The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that take no
 picture."""
 
-_SEED_STEP = 2**61
-"""Distance between the seeds of a scene's pictures, so large that they do not meet those of other scenes."""
+_SEED_STEP = 2**30
+"""Distance between the seeds of a scene's pictures: far from those of other scenes, and within the 32 bits
+that PyTorch's generator on the CPU reads of a seed."""
 
 _OWN = {ALONE: "lora.safetensors", TOGETHER: "joint.safetensors"}
 

@@ -1,5 +1,4 @@
-"""The bench: suites are checked before anything is sampled, finished scenes are never lost, and intervals are
-right."""
+"""The bench itself: suites are checked before anything is sampled, finished scenes are never lost."""
 
 import json
 import shutil
@@ -9,12 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import page
-from benchmarks.bench import intervals
 from benchmarks.bench import running as bench
 from benchmarks.bench.host_methods import HOST
 from benchmarks.bench.host_methods import check_method as check_host_method
@@ -414,40 +411,6 @@ def test_the_readme_shows_the_telling_figures_with_what_made_them(tmp_path):
     for name, (file, _) in page.TELLING.items():
         assert f"(docs/images/evaluation/{file})" in text
         assert f"*the command of {name}:" in text
-
-
-# --- statistics
-
-
-def test_an_interval_holds_the_mean_it_was_drawn_around_19_times_in_20():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(300):
-        x = intervals.mean_interval(list(rng.normal(3, 1, 40)), draws=400)
-        hits += x.low <= 3 <= x.high
-    assert 0.9 <= hits / 300 <= 0.98
-
-
-def test_pairing_sees_what_scatter_would_hide():
-    rng = np.random.default_rng(1)
-    base = list(rng.normal(0, 10, 50))
-    better = [b + 0.5 + e for b, e in zip(base, rng.normal(0, 0.2, 50), strict=True)]
-    assert intervals.paired_interval(better, base).low > 0
-    assert intervals.mean_interval(better).low < intervals.mean_interval(base).high
-
-
-def test_scenes_without_a_number_are_left_out():
-    x = intervals.mean_interval([1.0, float("nan"), 3.0])
-    assert (x.mean, x.n) == (2, 2)
-    assert intervals.mean_interval([float("nan")]).n == 0
-    assert intervals.paired_interval([1.0, 2.0], [float("nan"), 1.0]).n == 1
-
-
-def test_an_interval_of_a_set_lies_around_its_figure():
-    values = np.random.default_rng(2).random(30)
-    x, drawn = intervals.set_interval(lambda scenes: float(values[scenes].max() + 1), 30)
-    assert x.low <= x.mean <= x.high
-    assert np.median(drawn) == pytest.approx(x.mean)
 
 
 # --- methods

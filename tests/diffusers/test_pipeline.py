@@ -213,5 +213,21 @@ def test_no_prompt_is_refused(pipeline):
 
 
 @pytest.mark.parametrize("prompt", ["", "word " * 2000, "((unbalanced [", "日本語 🎈"])
-def test_odd_prompts_sample(pipeline, prompt):
-    assert bool(torch.isfinite(pipeline.generate([prompt], steps=1)).all())
+def test_odd_prompts_are_read_whole_75_tokens_at_a_time(pipeline, prompt):
+    class Look(Method):
+        def start(self, run, stack):
+            seen.append(run.context)
+
+    seen, tokenizer = [], pipeline.model.tokenizer
+    made = pipeline.generate([prompt], steps=1, methods=[Look()])
+    ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    chunks = [ids[i : i + 75] for i in range(0, len(ids), 75)] or [[]]
+    with torch.no_grad():
+        wanted = [
+            pipeline.model.text_encoder(
+                torch.tensor([[tokenizer.bos_token_id, *x, *[tokenizer.eos_token_id] * (76 - len(x))]])
+            )[0][0]
+            for x in chunks
+        ]
+    torch.testing.assert_close(seen[0][1], torch.cat(wanted))
+    assert 0 <= float(made.min()) < float(made.max()) <= 1

@@ -102,9 +102,41 @@ def test_a_new_stage_does_not_change_the_noise_of_the_others(pipeline, made):
 
 
 def test_a_recipes_own_seed_wins(pipeline, made):
-    layers = [replace(x, recipe=Recipe(seed=77)) if x.name == "tree" else x for x in scene()]
-    other = pipeline.generate_layers(replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS)
-    assert not torch.equal(pixels(other, "tree"), pixels(made, "tree"))
+    for seed, same in ((stage_seed(5, "tree"), True), (77, False)):
+        tree = replace(scene().layer("tree"), recipe=Recipe(seed=seed))
+        document = replace(scene(), layers=(made.layer("sky"), tree))
+        other = pipeline.generate_layers(document, seed=6, steps=STEPS)
+        assert torch.equal(pixels(other, "tree"), pixels(made, "tree")) == same
+
+
+def test_a_layers_own_negative_words_come_before_those_for_all(pipeline, monkeypatch):
+    asked, generate = [], pipeline.generate
+
+    def note(prompts, **how):
+        asked.append((*prompts, how["negative"]))
+        return generate(prompts, **how)
+
+    monkeypatch.setattr(pipeline, "generate", note)
+    sky, tree, _ = scene()
+    document = replace(scene(), layers=(replace(sky, negative="rust"), tree))
+    pipeline.generate_layers(document, negative="dark", steps=1)
+    assert asked == [("at night", "rust"), ("a green tree", "dark")]
+
+
+@pytest.mark.parametrize("background", [(1.0, 0.5, 0.0), None])
+def test_a_stage_is_painted_onto_the_background_or_grey_and_what_lies_on_it(
+    pipeline, monkeypatch, background
+):
+    seen = []
+    monkeypatch.setattr(
+        pipeline, "repaint", lambda plan, prompt, **how: seen.append(plan.picture) or plan.picture
+    )
+    half = torch.ones(32, 16, 4)
+    tree = Layer("tree", x=8, y=8, width=8, height=8, prompt="a green tree")
+    pipeline.generate_layers(LayerDocument(32, 32, (Layer("wall", half), tree), background))
+    wanted = torch.tensor(background or (150 / 255,) * 3)[:, None, None].expand(3, 32, 16)
+    torch.testing.assert_close(seen[0][..., 16:], wanted)
+    assert bool((seen[0][..., :16] == 1).all())
 
 
 def test_the_mask_as_alpha_gives_back_the_painted_picture(pipeline):

@@ -18,6 +18,7 @@ from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.sampling import Method
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 
@@ -74,6 +75,21 @@ def test_foreground_background_and_blend_of_a_scene_are_made_at_once_whatever_th
     assert not torch.allclose(made.background, made.blend, atol=0.05)
 
 
+def test_every_picture_of_every_scene_begins_from_noise_of_its_own(pipeline):
+    class Look(Method):
+        def start(self, run, stack):
+            seen.append(run.noise)
+
+    seen = []
+    look = {"steps": 1, "methods": [Look()]}
+    pipeline.generate_together(["a red ball", "a blue star"], seeds=[5, 6], augmentations=1, **look)
+    pipeline.generate(["a red ball", "a blue star"], seeds=[5, 6], **look)
+    scenes, alone = seen
+    alike = torch.corrcoef(scenes.flatten(1)) - torch.eye(6)
+    assert float(alike.abs().max()) < 0.15
+    assert torch.equal(scenes[::3], alone), "the first has that of the scene's seed"
+
+
 def test_words_of_one_picture_are_seen_by_the_others_of_its_scene(pipeline):
     plain = pipeline.generate_together(["a red ball"], steps=2, augmentations=1)
     other = pipeline.generate_together(
@@ -81,7 +97,7 @@ def test_words_of_one_picture_are_seen_by_the_others_of_its_scene(pipeline):
     )
     assert all(float((a - b).abs().mean()) > 1e-3 for a, b in zip(plain, other, strict=True))
     unchanged = pipeline.generate_together(["a red ball"], weight=0.0, steps=2, augmentations=1)
-    seeds = [(2**61 * frame) for frame in range(3)]
+    seeds = [2**30 * frame for frame in range(3)]
     base = pipeline.generate(["a red ball"] * 3, steps=2, seeds=seeds)
     assert torch.allclose(torch.cat([unchanged.background, unchanged.blend]), base[1:], atol=1e-4)
 

@@ -182,10 +182,11 @@ def test_all_open_masks_are_the_concatenated_prompts_exactly():
     torch.testing.assert_close(out, plain(HEADS)(q, k, v, None))
 
 
-def test_a_fully_hidden_pixel_is_finite():
-    q, main = some(1, 63, CHANNELS), some(1, 6, CHANNELS, seed=1)
-    out = joint(q, main, main, torch.zeros(2, 63), prompts([6]), prompts([6]), HEADS)
-    assert bool(out.isfinite().all())
+def test_a_pixel_that_may_see_no_prompt_sees_all_of_them_alike():
+    q, main, (own,) = some(1, 63, CHANNELS), some(1, 6, CHANNELS, seed=1), prompts([6])
+    out = joint(q, main, main, torch.zeros(2, 63), [own], [own], HEADS)
+    both = torch.cat([main, own[None]], 1)
+    torch.testing.assert_close(out, plain(HEADS)(q, both, both, None), atol=5e-3, rtol=0)
     assert math.isfinite(CLOSED)
 
 
@@ -242,8 +243,10 @@ def test_a_picture_does_not_depend_on_its_batch():
 
 
 def test_weights_too_small_to_matter_cost_no_query():
-    weights = region_weights(torch.full((1, 5), LEAST_WEIGHT * 0.9), [1.0])
-    assert not tile(weights, [77])
+    assert not tile(region_weights(torch.full((1, 5), LEAST_WEIGHT * 0.9), [1.0]), [77])
+    # The least that an 8-bit mask can hold does matter.
+    weights = region_weights(torch.tensor([[1 / 255, 0.9 / 255, 0.5]]), [1.0])
+    assert weights.tolist() == [[pytest.approx(1 / 255), 0, 0.5]]
 
 
 def test_collage_pushes_by_the_greatest_score_of_the_token():
@@ -285,3 +288,20 @@ def test_shares_of_words_sum_to_one_over_all_words():
     s = scores(some(2, 63, CHANNELS), some(2, 6, CHANNELS, seed=1), HEADS)
     parts = [word_shares(s, torch.eye(6)[i]) for i in range(6)]
     torch.testing.assert_close(sum(parts), torch.ones(2, 63))
+
+
+@pytest.mark.parametrize("push_words", [collage, paint_with_words])
+def test_the_greatest_score_is_that_of_the_picture_and_not_of_the_batch(push_words):
+    s, push = some(2, HEADS, 63, 6), some(63, 6, seed=1).abs()
+    s[1] *= 3
+    together = push_words(s, push, 0.7)
+    for i in range(2):
+        torch.testing.assert_close(together[i : i + 1], push_words(s[i : i + 1], push, 0.7))
+
+
+def test_words_of_several_layers_are_pushed_out_of_the_rest_by_the_strongest_of_them():
+    masks = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    push = word_push(masks, [(1, 2), (1, 2)], 4, [0.5, 1.0], [0.2, 0.7])
+    assert push[:, 1].tolist() == pytest.approx([0.5, 1.0, -0.7])
+    assert torch.equal(push[:, 1], push[:, 2])
+    assert not push[:, [0, 3]].any()

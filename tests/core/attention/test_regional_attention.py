@@ -7,14 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layered_core.attention.attention_maps import (
-    AttentionMaps,
-    heat_map,
-    heat_pictures,
-    largest_patch,
-    mask_from_attention,
-    masks_from_attention,
-)
+from layered_core.attention import tiles
+from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.cross_attention import plain
 from layered_core.attention.regional_attention import RegionalAttention
 from layered_core.attention.regional_plan import REGION_MODES, Settings, plan_regions, plan_watching
@@ -52,13 +46,13 @@ class Block:
         self.projections += 1
         return x @ self.to_k, x @ self.to_v
 
-    def run(self, attention, sigma=5.0, block="b", main=None):
+    def run(self, attention, sigma=5.0, block="b", main=None, attend=None):
         main = self.main if main is None else main
         k, v = main @ self.to_k, main @ self.to_v
         base = plain(HEADS)(self.q, k, v, None)
         out = attention(
             self.q, k, v, base, size=(8, 8), sigma=sigma, heads=HEADS, block=block, project=self.project,
-            attend=plain(HEADS)
+            attend=attend or plain(HEADS)
         )  # fmt: skip
         return out, base
 
@@ -316,15 +310,116 @@ def test_one_run_may_be_divided_among_devices():
     torch.testing.assert_close(block.run(attention)[0].cpu(), here, atol=1e-4, rtol=1e-3)
 
 
-def test_fifty_layers_cost_no_more_rows_than_the_canvas_has():
-    layers = tuple(
-        Layer(f"l{i}", x=i % 10 * 4, y=i // 10 * 8, width=4, height=8, prompt=f"thing {i}") for i in range(50)
+LOG, LOG_LOG = math.log(5.01 + 1), math.log(math.log(5.01 + 1) + 1)
+"""The two schedules at sigma 5."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "amount"),
+    [
+        ("regions", "log", LOG),
+        ("joint", "log", LOG),
+        ("collage", "log log", LOG_LOG),
+        ("paint with words", "log", LOG),
+    ],
+)
+def test_words_follow_the_noise_by_log_log_in_collage_and_by_log_elsewhere(mode, name, amount):
+    assert Settings(mode=mode).amount(5.0) == pytest.approx(amount)
+    assert Settings(mode=mode, schedule="constant").amount(5.0) == 1
+    runs = []
+    for schedule in ("auto", name):
+        settings = Settings(mode=mode, schedule=schedule)
+        plan = plan_regions(pair(prompt="a red ball and a blue star"), settings, "", "", tokenise)
+        runs.append(Block().run(prepared(plan, settings))[0])
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "share", "inside", "outside"),
+    [
+        ("regions", 0.8 * 0.5 * (1 - 0.2), 0.3 * 0.8 * 0.5, 0.8 * 0.25),
+        ("joint", 0.8 * 0.5 * (1 - 0.2), 0.0, 0.0),
+        ("collage", 0.0, 0.8 * 0.5, 0.8 * 0.25),
+        ("paint with words", 0.0, 0.1 * 0.8 * 0.5, 0.0),
+    ],
+)
+def test_strengths_of_a_region_are_those_of_its_recipe_times_the_settings(mode, share, inside, outside):
+    ball = box("ball", 0, "a red ball", recipe=Recipe(inside=0.5, outside=0.25))
+    settings = Settings(mode=mode, strength=0.8, global_weight=0.2, emphasis=0.3)
+    (region,) = plan_regions(LayerDocument(32, 32, (ball,)), settings, "a red ball", "", tokenise).cond
+    assert (region.strength, region.inside, region.outside, region.guided) == pytest.approx(
+        (share, inside, outside, 0.8 * 0.5)
     )
-    settings = Settings()
-    attention = prepared(plan_regions(LayerDocument(40, 40, layers), settings, "x", "", tokenise), settings)
-    out, base = Block().run(attention)
-    assert bool(out.isfinite().all())
-    assert not torch.equal(out, base)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2, 0.7])
+def test_the_global_prompt_keeps_its_share_of_the_attention_where_a_layer_is(weight):
+    made = {}
+    for share in (0.0, weight):
+        settings = Settings(global_weight=share, emphasis=0)
+        plan = plan_regions(pair(), settings, "a meadow", "", tokenise)
+        assert [r.strength for r in plan.cond] == pytest.approx([1 - share] * 2)
+        made[share], base = Block().run(prepared(plan, settings))
+    torch.testing.assert_close(made[weight], weight * base + (1 - weight) * made[0.0])
+
+
+def test_in_joint_attention_the_global_prompt_has_its_share_and_the_layer_the_rest():
+    biases = []
+
+    def attend(q, k, v, bias):
+        biases.append(bias)
+        return plain(HEADS)(q, k, v, bias)
+
+    settings = Settings(mode="joint", global_weight=0.2, strength=0.5)
+    Block().run(prepared(plan_regions(pair(), settings, "a meadow", "", tokenise), settings), attend=attend)
+    main, ball, star = biases[0].exp().view(8, 8, -1).split(TOKENS, -1)
+    torch.testing.assert_close(main, torch.full_like(main, 0.6))
+    for own, other in ((ball[:, :4], ball[:, 4:]), (star[:, 4:], star[:, :4])):
+        torch.testing.assert_close(own, torch.full_like(own, 0.4))
+        assert not other.any()
+
+
+@pytest.mark.parametrize("mode", ["regions", "joint"])
+def test_a_global_weight_of_one_is_the_plain_prompt_to_the_bit(mode):
+    settings = Settings(mode=mode, global_weight=1)
+    out, base = Block().run(prepared(plan_regions(pair(), settings, "a meadow", "", tokenise), settings))
+    assert torch.equal(out, base)
+
+
+@pytest.mark.parametrize("emphasis", [0.0, 0.5])
+@pytest.mark.parametrize(("even", "most"), [(True, 1), (False, 2)])
+def test_fifty_layers_cost_no_more_rows_than_the_canvas_has_or_twice_as_many_if_sizes_differ(
+    monkeypatch, emphasis, even, most
+):
+    """A layer computed on the whole canvas would cost fifty times as many."""
+    rows = []
+
+    def counted(work):
+        def count(q, *more):
+            rows.append(q.shape[0] * q.shape[1])
+            return work(q, *more)
+
+        return count
+
+    monkeypatch.setattr(tiles, "scores", counted(tiles.scores))
+    places = [divmod(i, 8) for i in range(50)]
+    layers = [
+        Layer(f"{i:02}", x=x, y=y, width=1, height=1, prompt="thing") for i, (y, x) in enumerate(places)
+    ]
+    if not even:
+        layers[0] = replace(layers[0], width=8, height=8)
+    settings = Settings(emphasis=emphasis)
+    document = LayerDocument(8, 8, tuple(layers))
+    block, plan = Block(), plan_regions(document, settings, "a meadow", "", tokenise)
+    out, base = block.run(prepared(plan, settings), attend=counted(plain(HEADS)))
+    covered = 64 if not even else 50
+    assert 2 * covered <= sum(rows) <= 2 * covered * most, "of a batch of 2"
+    if not emphasis:
+        context = prepared(plan, settings).contexts[0][None]
+        keys, values = (x.expand(2, -1, -1) for x in block.project(context))
+        own = plain(HEADS)(block.q, keys, values, None)
+        torch.testing.assert_close(out[:, :covered], (0.2 * base + 0.8 * own)[:, :covered])
+        assert torch.equal(out[:, covered:], base[:, covered:])
 
 
 @pytest.mark.parametrize(
@@ -358,98 +453,9 @@ def test_maps_tell_where_the_words_act():
     assert not maps
 
 
-def test_maps_of_other_sizes_are_brought_together():
-    maps = AttentionMaps(["a"])
-    maps.add((2, 2), torch.full((1, 1, 4), 0.5))
-    maps.add((4, 4), torch.full((1, 1, 16), 0.25))
-    maps.add((4, 4), torch.full((1, 1, 16), 0.75))
-    torch.testing.assert_close(maps.mean((8, 8)), torch.full((1, 1, 8, 8), 0.5))
-
-
-def test_a_mask_of_a_map_keeps_its_largest_patch():
-    share = torch.zeros(6, 6)
-    share[0, 0] = 1.0
-    share[3:5, 3:5] = 0.8
-    share[5, 0] = 0.1
-    everywhere = torch.ones(6, 6, dtype=torch.bool)
-    assert mask_from_attention(share, everywhere, 0.5, largest=False).sum() == 5
-    mask = mask_from_attention(share, everywhere, 0.5, largest=True)
-    assert mask.sum() == 4
-    assert bool((mask[3:5, 3:5] == 1).all())
-
-
-def test_a_threshold_lies_between_the_least_and_the_greatest_in_the_box():
-    share = torch.arange(36.0).view(6, 6)
-    box = torch.zeros(6, 6, dtype=torch.bool)
-    box[3:5, 1:5] = True  # 19 to 22 and 25 to 28
-    for threshold, count in ((0.0, 8), (0.5, 4), (0.99, 1), (1.0, 1)):
-        mask = mask_from_attention(share, box, threshold, largest=False)
-        assert mask.sum() == count
-        assert not bool(mask[~box].any())
-    assert torch.equal(mask_from_attention(torch.full((6, 6), 0.2), box, 0.5, largest=True), box.float()), (
-        "no cell is better than another"
-    )
-    assert not bool(mask_from_attention(share, torch.zeros(6, 6, dtype=torch.bool), 0.0, largest=True).any())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"opacity": 0.1}, {"width": 8, "height": 8}, {"x": 4, "width": 8}, {"x": 12, "width": 3, "height": 3}],
-)
-def test_a_faint_or_small_layer_gets_a_mask_too(change):
-    maps = AttentionMaps(["ball"])
-    maps.add((4, 4), torch.rand(1, 1, 16, generator=torch.Generator().manual_seed(0)))
-    document = LayerDocument(32, 32, (replace(box("ball", 0, "a red ball"), **change),))
-    _, (mask,) = masks_from_attention(document, maps, (4, 4), 0.5, largest=True)
-    layer = document.layers[0]
-    touched = mask[:, int(layer.x) // 8 : int(layer.x + layer.width - 1) // 8 + 1]
-    assert float(mask.sum()) == float(touched.sum()) > 0
-
-
-def test_the_largest_patch_of_a_winding_shape_is_whole():
-    mask = torch.zeros(9, 9, dtype=torch.bool)
-    mask[::2] = True
-    mask[1::4, 8] = True
-    mask[3::4, 0] = True
-    assert torch.equal(largest_patch(mask), mask)
-
-
-def test_a_heat_map_is_brightest_where_the_words_are():
-    share = torch.zeros(4, 4)
-    share[1, 2] = 0.01
-    picture = heat_map(share, torch.full((4, 4, 3), 0.5))
-    assert picture.shape == (4, 4, 3)
-    assert bool((picture[1, 2] == 1).all())
-    torch.testing.assert_close(picture[0, 0], torch.full((3,), 0.3))
-
-
 def test_a_plan_that_watches_appends_what_the_prompt_lacks_and_does_nothing():
     document = pair()
     plan = plan_watching(document, list(document), "a red ball", "dark", tokenise)
     assert (plan.prompt, plan.negative, plan.uncond) == ("a red ball, a blue star", "dark", ())
     assert [r.words for r in plan.cond] == [(1, 2, 3), (5, 6, 7)]
     assert not any(r.acts for r in plan.cond)
-
-
-def test_masks_are_found_inside_boxes_for_layers_that_need_one():
-    maps = AttentionMaps(["ball", "star"])
-    shares = torch.zeros(1, 2, 8, 8)
-    shares[0, 0, 2:4, 1:3], shares[0, 0, 6, 6], shares[0, 1, 1, 6] = 0.5, 0.9, 0.3
-    maps.add((8, 8), shares.flatten(2))
-    document = LayerDocument(
-        32, 32, (*pair(), box("drawn", 0, "a tree", mask=torch.ones(2, 2)), box("mute", 0))
-    )
-    found, masks = masks_from_attention(document, maps, (8, 8), 0.5, largest=True)
-    assert masks.shape == (2, 8, 8)
-    assert masks[0].nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
-    assert masks[1].nonzero().tolist() == [[1, 6]]
-    assert [(x.x, x.width, x.height) for x in found][:2] == [(0, 32, 32)] * 2
-    assert list(found)[2:] == list(document)[2:]
-
-
-def test_heat_pictures_come_picture_by_picture_and_keep_the_aspect():
-    maps = AttentionMaps(["a", "b"])
-    maps.add((2, 4), torch.rand(3, 2, 8))
-    shown = heat_pictures(maps, torch.rand(3, 40, 80, 3), 120)
-    assert shown.shape == (6, 60, 120, 3)
-    assert bool(((shown >= 0) & (shown <= 1)).all())

@@ -60,6 +60,20 @@ def test_flips_move_pixels_exactly():
         assert torch.equal(out, pixels.flip(dims))
 
 
+@pytest.mark.parametrize(("x", "y"), [(-2, -1), (4, 2), (-3, 2)])
+@pytest.mark.parametrize(("flip_h", "flip_v"), [(True, False), (False, True), (True, True)])
+def test_a_flipped_layer_that_hangs_over_the_canvas_shows_the_flipped_pixels_that_lie_on_it(
+    x, y, flip_h, flip_v
+):
+    pixels = picture(4, 6, 1)
+    pixels[..., 3] = 1
+    flipped = pixels.flip([axis for axis, flip in ((0, flip_v), (1, flip_h)) if flip])
+    flips = composite(LayerDocument(6, 4, (Layer("a", pixels, x=x, y=y, flip_h=flip_h, flip_v=flip_v),)))
+    assert torch.equal(flips, composite(LayerDocument(6, 4, (Layer("a", flipped, x=x, y=y),))))
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + 6, 6), min(y + 4, 4)
+    assert torch.equal(flips[top:bottom, left:right], flipped[top - y : bottom - y, left - x : right - x])
+
+
 def test_rotation_is_clockwise_about_the_centre():
     pixels = torch.zeros(9, 9, 4)
     pixels[0, 4] = 1  # top middle
@@ -99,10 +113,12 @@ def test_a_layer_wholly_off_the_canvas_changes_nothing(x, y):
     assert torch.equal(composite(LayerDocument(8, 8, (back, front))), composite(LayerDocument(8, 8, (back,))))
 
 
-@pytest.mark.parametrize("rotation", [0, 45, 90, 200])
-def test_bounds_hold_every_pixel_of_the_placed_layer(rotation):
-    layer = Layer("a", torch.ones(6, 14, 4), x=20.5, y=17, rotation=rotation)
-    seen = place(torch.ones(6, 14, 1), layer, 60, 50)[..., 0] > 0
+@pytest.mark.parametrize("rotation", [0, 30, 45, 90, 135, 200])
+@pytest.mark.parametrize(("x", "y"), [(20.5, 17), (20, 17.25), (20.97, 17.5)])
+def test_bounds_hold_every_pixel_of_the_placed_layer(rotation, x, y):
+    layer = Layer("a", torch.ones(6, 14, 4), x=x, y=y, rotation=rotation)
+    # Looked for on the whole canvas: place() itself looks nowhere else than in the bounds.
+    seen = layer_window(torch.ones(1, 6, 14), layer, (0, 0, 60, 50))[0] > 0
     left, top, right, bottom = bounds(layer)
     rows, columns = torch.nonzero(seen, as_tuple=True)
     assert left <= int(columns.min())
@@ -110,6 +126,13 @@ def test_bounds_hold_every_pixel_of_the_placed_layer(rotation):
     assert top <= int(rows.min())
     assert int(rows.max()) < bottom
     assert right - left <= math.hypot(6, 14) + 4
+
+
+def test_bounds_hold_the_soft_corner_of_a_layer_that_ends_at_a_pixels_edge():
+    layer = Layer("a", torch.ones(8, 8, 4), x=16 - 32**0.5, y=11.5, rotation=45)
+    seen = layer_window(torch.ones(1, 8, 8), layer, (0, 0, 40, 40))[0]
+    assert 0.01 < float(seen[15, 20]) < 0.05
+    assert bounds(layer)[2] == 21
 
 
 def test_an_area_is_kept_under_rotation():
@@ -239,6 +262,14 @@ def test_what_an_opaque_layer_covers_is_not_worked_on(monkeypatch):
         looked.clear()
         composite(LayerDocument(4, 4, (Layer("back", picture(4, 4, 0)), replace(cover, **change), front)))
         assert set(looked) == {"back", "cover", "front"}
+
+
+def test_a_hole_in_a_layer_as_large_as_the_canvas_shows_what_lies_behind():
+    back, front = picture(4, 6, 0), torch.ones(4, 6, 4)
+    back[..., 3], front[1, 2:4, 3] = 1, 0
+    out = composite(LayerDocument(6, 4, (Layer("back", back), Layer("front", front))))
+    assert torch.equal(out[1, 2:4], back[1, 2:4])
+    assert bool((out[front[..., 3] == 1] == 1).all())
 
 
 @pytest.mark.parametrize("inference", [False, True])

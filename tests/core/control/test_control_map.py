@@ -9,6 +9,7 @@ from layered_core.control.control_map import (
     ControlMap,
     centre_crop,
     fitted,
+    inpaint_hint,
     on_grid,
     soft_weights,
     token_grid,
@@ -126,3 +127,17 @@ def test_the_middle_is_cropped_to_the_latents_aspect():
 def test_bad_input_is_named(make, words):
     with pytest.raises(LayeredError, match=words):
         make()
+
+
+def test_an_inpainting_control_sees_minus_one_where_something_new_is_wanted():
+    """As diffusers' ``make_inpaint_condition``."""
+    picture = torch.rand(1, 3, 2, 2)
+    hint = inpaint_hint(picture, torch.tensor([[0.0, 0.5], [0.51, 1.0]]))
+    assert torch.equal(hint[..., 0, :], picture[..., 0, :])
+    assert bool((hint[..., 1, :] == -1).all())
+
+
+def test_a_hint_may_differ_in_aspect_by_two_percent_and_no_more():
+    assert fitted(torch.rand(1, 300, 305), 64, 64, 8).shape == (1, 64, 64)
+    with pytest.raises(LayeredError, match="control hint's size is '310x300'"):
+        fitted(torch.rand(1, 300, 310), 64, 64, 8)

@@ -1,6 +1,7 @@
 """Hint pictures."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_colours_spread_into_holes_of_any_size():
     alpha = torch.zeros(13, 9)
     alpha[5, 4] = 1
     torch.testing.assert_close(spread(picture, alpha), picture[:, 5:6, 4:5].expand(3, 13, 9))
-    assert torch.isfinite(spread(picture, torch.zeros(13, 9))).all()
+    assert not spread(picture, torch.zeros(13, 9)).any(), "where nothing is there is nothing to spread"
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
@@ -92,3 +93,20 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "controlnet_aux", pytest)
     with pytest.raises(LayeredError, match=r"dpt_hybrid-midas-501f0c75\.pt of lllyasviel/Annotators"):
         load_preprocessor("depth", tmp_path)
+
+
+def test_brightness_is_red_green_and_blue_as_opencv_weighs_them():
+    """A step from black: 0.299, 0.587 and 0.114 of 255, four times that in the gradient; 200 makes an edge."""
+    for channel, edge in ((0, True), (1, True), (2, False)):
+        picture = torch.zeros(3, 12, 12)
+        picture[channel, :, 6:] = 1
+        assert bool(canny(picture).any()) == edge, channel
+
+
+def test_the_hint_of_a_faint_layer_is_that_of_the_full_one_as_faint():
+    full, faint = (
+        document_hint(LayerDocument(24, 24, (replace(layer("a", square(), "canny"), opacity=x),)))
+        for x in (1.0, 0.4)
+    )
+    assert bool(full.any())
+    torch.testing.assert_close(faint, 0.4 * full)

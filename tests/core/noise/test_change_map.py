@@ -88,6 +88,12 @@ def test_fresh_noise_is_white_repeatable_and_different_at_every_level():
     assert abs(float(a.std()) - 1) < 0.05
 
 
+def test_runs_of_other_noise_have_other_fresh_noise_at_one_level():
+    noises = [torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    a, b = (fresh_noise(noise, 0.7) for noise in noises)
+    assert abs(float((a * b).mean())) < 0.06
+
+
 def test_the_map_of_a_document_holds_each_layers_noise_where_it_is_seen():
     document = LayerDocument(16, 16, (opaque("back", 0, 12, 0.3), opaque("front", 8, 6, 0.9)))
     change = noise_map(document, background=0.1)

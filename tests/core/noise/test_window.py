@@ -37,3 +37,14 @@ def test_the_noise_level_is_noise_over_picture_and_between_timesteps_its_logarit
     assert sigma_at(ALPHAS, 500.5) == pytest.approx(math.sqrt(sigma_at(ALPHAS, 500) * sigma_at(ALPHAS, 501)))
     assert (sigma_at(ALPHAS, share=0.0), sigma_at(ALPHAS, share=1.0)) == (math.inf, 0.0)
     assert sigma_at(torch.tensor([0.9, 0.0]), 1) < 1e4
+
+
+def test_a_window_begins_with_its_first_noise_level_and_is_over_at_its_last():
+    window = Window(5.0, 2.0)
+    assert [window.acts(sigma) for sigma in (5.01, 5.0, 2.01, 2.0)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(("share", "timestep"), [(0.5, 499.5), (0.25, 749.25), (0.9, 99.9)])
+def test_a_share_is_counted_between_the_first_and_the_last_timestep(share, timestep):
+    """As ComfyUI's ``percent_to_sigma``: ``(1 - share) * 999``."""
+    assert sigma_at(ALPHAS, share=share) == pytest.approx(sigma_at(ALPHAS, timestep), rel=1e-9)

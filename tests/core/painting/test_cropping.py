@@ -38,7 +38,7 @@ def test_a_crop_holds_its_region_lies_in_the_picture_and_pads_to_the_unit(data):
     assert part.shape == (3, crop.padded_height, crop.padded_width)
     back = crop.put_back(part, picture)
     assert back.shape == picture.shape
-    if crop.width == crop.right - crop.left:
+    if (crop.width, crop.height) == (crop.right - crop.left, crop.bottom - crop.top):
         assert torch.equal(back, picture)
 
 
@@ -63,6 +63,25 @@ def test_a_small_region_is_scaled_up_to_the_models_area_and_a_large_one_keeps_it
 def test_a_thin_strip_gets_more_surroundings():
     crop = plan_crop(box_mask(400, 400, (0, 200, 400, 202)), context=0.0, side=512)
     assert crop.bottom - crop.top == 200
+
+
+def test_its_shorter_side_is_at_least_half_of_the_longer_one_with_its_surroundings():
+    crop = plan_crop(box_mask(400, 400, (150, 200, 250, 202)), context=0.25, side=1)
+    assert (crop.right - crop.left, crop.bottom - crop.top) == (150, 76)
+
+
+def test_an_oblong_region_is_scaled_to_the_models_area_and_keeps_its_aspect():
+    crop = plan_crop(box_mask(400, 400, (100, 100, 240, 180)), context=0.0, side=192)
+    assert crop.width * crop.height == pytest.approx(192 * 192, rel=0.01)
+    assert crop.width / crop.height == pytest.approx(140 / 80, rel=0.01)
+
+
+def test_a_part_put_back_smaller_stays_within_what_a_picture_may_hold():
+    crop = plan_crop(box_mask(64, 64, (20, 20, 40, 40)), context=0.0, side=128)
+    part = torch.zeros(3, crop.padded_height, crop.padded_width)
+    part[:, :, part.shape[2] // 2 :] = 1
+    back = crop.put_back(part, torch.zeros(3, 64, 64))
+    assert (float(back.min()), float(back.max())) == (0, 1)
 
 
 def test_at_the_edge_a_crop_moves_inwards_before_it_is_cut():

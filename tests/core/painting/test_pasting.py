@@ -146,6 +146,46 @@ def test_colours_are_matched_where_both_show_the_same_and_only_by_what_a_vae_doe
     assert torch.equal(match_colours(changed, kept, mask * 0.1), changed)
 
 
+@pytest.mark.parametrize(("contrast", "spread", "gain"), [(0.5, 0.25, 1.25), (1.6, 0.2, 0.8)])
+def test_contrast_is_matched_by_a_quarter_more_or_a_fifth_less_at_most(contrast, spread, gain):
+    """What differs more than that is another picture, not the doing of a VAE."""
+    kept = (0.5 + torch.linspace(-spread, spread, 64)).expand(3, 64, 64)
+    changed = (kept - 0.5) * contrast + 0.48
+    out = match_colours(changed, kept, torch.ones(64, 64))
+    torch.testing.assert_close(out, (changed - 0.48) * gain + 0.5, atol=1e-4, rtol=0)
+
+
+def test_what_shows_something_else_says_nothing_about_colours():
+    kept = 0.2 + 0.2 * torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    changed = kept + 0.05
+    changed[:, :24] += 0.4
+    out = match_colours(changed, kept, torch.ones(64, 64))
+    torch.testing.assert_close(out, changed - 0.05, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("rows", "enough"), [(15, False), (16, True)])
+def test_less_than_a_quarter_of_a_picture_says_nothing_about_the_rest(rows, enough):
+    kept = 0.2 + 0.2 * torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    weight = torch.zeros(64, 64)
+    weight[:rows] = 1
+    out = match_colours(kept + 0.05, kept, weight)
+    assert torch.equal(out, kept + 0.05) != enough
+    if enough:
+        torch.testing.assert_close(out, kept, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shift", "counts"), [(0.1, 1.0), (0.2, 2 / 3), (0.25, 1 / 3), (0.3, 0.0), (0.5, 0.0)]
+)
+def test_a_difference_at_the_border_counts_less_from_the_limit_on_and_not_at_all_from_twice_it(shift, counts):
+    inside = torch.zeros(20, 20, dtype=torch.bool)
+    inside[5:15, 5:15] = True
+    changed = torch.full((3, 20, 20), 0.3)
+    all_of_it = meet_border(changed, changed + shift, inside, limit=float("inf"), tolerance=1e-6)
+    out = meet_border(changed, changed + shift, inside, tolerance=1e-6)
+    torch.testing.assert_close(out - changed, counts * (all_of_it - changed), atol=1e-5, rtol=0)
+
+
 def test_bands_of_equal_pictures_add_up_again():
     kept, mask = scene(61)
     torch.testing.assert_close(multi_band(kept, kept, mask), kept, atol=1e-5, rtol=0)

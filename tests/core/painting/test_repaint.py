@@ -8,8 +8,9 @@ import torch
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 from layered_core.metrics.picture_metrics import seam_gradient_ratio
+from layered_core.painting.cropping import plan_crop
 from layered_core.painting.pasting import BLENDS
-from layered_core.painting.repaint import plan_document, plan_repaint, region_of, tighten
+from layered_core.painting.repaint import Repaint, plan_document, plan_repaint, region_of, tighten
 
 
 def picture(height=64, width=64, seed=0):
@@ -64,6 +65,16 @@ def test_with_no_noise_the_picture_stays_as_it_is():
     plan = plan_repaint(before, box(), noise=0.0)
     assert bool((plan.cells(8, 8) == 0).all())
     assert torch.equal(plan.paste(torch.rand(1, 3, 64, 64))[0], before)
+
+
+def test_colours_are_matched_by_what_may_not_change_alone_and_not_by_a_soft_border():
+    """The soft part, made brighter on purpose, is no reason to darken the whole."""
+    before = 0.3 + 0.4 * picture()
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 0.5
+    plan = Repaint(before, mask, 0.5 * mask, plan_crop(mask))
+    after = plan.paste((before + 0.1 * (mask > 0))[None], "feather")[0]
+    torch.testing.assert_close(after, before + 0.05 * (mask > 0), atol=1e-3, rtol=0)
 
 
 def test_a_mask_of_all_pixels_gives_what_was_sampled():

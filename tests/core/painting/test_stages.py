@@ -42,6 +42,14 @@ def test_a_difference_matte_finds_the_disc():
     assert bool((matte[alpha == 1] == 1).all())
 
 
+def test_differences_up_to_the_low_one_are_none_and_from_the_high_one_on_whole():
+    before = torch.full((3, 1, 5), 0.5)
+    after = before + torch.tensor([0.05, 0.0599, 0.12, 0.18, 0.4])
+    # On mid-grey a colour of any alpha from twice the difference on can do it.
+    wanted = torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]])
+    torch.testing.assert_close(difference_matte(before, after, close=0), wanted, atol=1e-4, rtol=0)
+
+
 def test_the_layer_over_the_picture_before_it_is_the_picture_after_it():
     before, after, _ = ball()
     rgba = uncovered(before, after, difference_matte(before, after))
@@ -118,6 +126,14 @@ def test_a_thing_painted_alone_comes_to_its_place_whole_as_large_as_fits_and_in_
     )
 
 
+@pytest.mark.parametrize(("size", "box"), [((40, 20), (0, 10, 40, 30)), ((20, 40), (10, 0, 30, 40))])
+def test_what_is_narrower_than_its_place_lies_in_the_middle_of_it_either_way(size, box):
+    out = into_place(torch.ones(*reversed(size), 4), torch.ones(40, 40))
+    wanted = torch.zeros(40, 40)
+    wanted[box[1] : box[3], box[0] : box[2]] = 1
+    torch.testing.assert_close(out[..., 3], wanted)
+
+
 def test_a_soft_place_cuts_what_comes_to_it_and_an_empty_layer_stays_empty():
     region = torch.full((30, 30), 0.5)
     whole = into_place(torch.ones(16, 16, 4), region)
@@ -140,6 +156,15 @@ def test_the_place_is_one_connected_part():
     region = changed_region(before, draft)
     assert bool((region[10:22, 10:22] == 1).all())
     assert bool((region[38:50, 38:50] == 0).all())
+
+
+def test_a_single_pixel_that_differs_is_no_place_for_a_thing():
+    before = torch.zeros(3, 128, 128)
+    draft = before.clone()
+    draft[:, 80:110, 80:110], draft[:, 20, 20] = 0.5, 1.0
+    region = changed_region(before, draft)
+    assert bool((region[85:105, 85:105] == 1).all())
+    assert not region[:60].any()
 
 
 def test_every_share_finds_a_place_and_a_larger_one_a_smaller():

@@ -131,8 +131,19 @@ def test_every_picture_of_a_batch_is_guided_by_its_own_document(pipeline):
 
 @pytest.mark.parametrize("words", [1, 30, 400])
 def test_prompts_of_any_length_act(pipeline, words):
-    long = halves(right=" ".join(["a blue star"] * words), negative=" ".join(["dark"] * words))
-    assert bool(sampled(pipeline, long, None, steps=1).isfinite().all())
+    """Both halves have the words, which get all of the attention: as with them for a prompt."""
+    long, dark = " ".join(["a blue star"] * words), " ".join(["dark"] * words)
+    layers = tuple(Layer(str(i), x=64 * i, y=0, width=64, height=128, prompt=long) for i in range(2))
+    method = RegionalPrompts(
+        pipeline.model,
+        [LayerDocument(128, 128, layers, negative=dark)],
+        Settings(global_weight=0, emphasis=0),
+        prompts=["in a meadow"],
+    )
+    out = pipeline.generate(method.prompts, negative=method.negative, seeds=[0], steps=1, methods=[method])
+    wanted = pipeline.generate([long], negative=dark, seeds=[0], steps=1)
+    torch.testing.assert_close(out, wanted, atol=1e-4, rtol=0)
+    assert float((wanted - pipeline.generate(method.prompts, seeds=[0], steps=1)).abs().max()) > 1e-3
 
 
 def test_a_prompt_of_two_thousand_words_is_read_to_its_end(pipeline):

@@ -11,7 +11,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 import pytest
 import torch
-from regional_scene import WIDGETS, apply, encode, predicted
+from regional_scene import WIDGETS, apply, encode, halves, predicted
 
 SMALL_TEXT = {
     "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -93,19 +93,23 @@ def test_stable_diffusion_1_and_2_and_their_inpainting_variants_work(regions, lo
         kind, context_dim=64, in_channels=channels, use_linear_in_transformer=family == "SD20", **heads
     )
     _, clip = loaded
-    out, *words = apply(regions, model, clip)
-    plain = encode(clip, WIDGETS["prompt"]), encode(clip, "")
+    same = halves(regions, "a red ball", "a red ball")
+    out, *words = apply(regions, model, clip, same, prompt="in a meadow", global_weight=0.0, emphasis=0.0)
     mask = (
         {"concat_latent_image": torch.zeros(1, 4, 16, 16), "concat_mask": torch.ones(1, 1, 128, 128)}
         if channels == 9
         else {}
     )
-    seen, other = (
+    seen, meadow, ball = (
         predicted(m, *([[x, {**rest, **mask}] for x, rest in c] for c in cs))[1]
-        for m, cs in ((out, words), (model, plain))
+        for m, cs in (
+            (out, words),
+            *((model, (encode(clip, x), encode(clip, ""))) for x in ("in a meadow", "a red ball")),
+        )
     )
-    assert bool(seen.isfinite().all())
-    assert not torch.equal(seen, other)
+    # Layers that cover the canvas and get all of the attention: as their words for a prompt.
+    torch.testing.assert_close(seen, ball, atol=1e-4, rtol=1e-3)
+    assert float((meadow - ball).abs().max()) > 1e-3
 
 
 def test_a_model_that_is_no_such_unet_is_refused_by_its_familys_name(regions, loaded):

@@ -241,21 +241,29 @@ def test_a_lora_on_model_and_clip_acts_through_the_regions(regions, loaded):
     torch.testing.assert_close(predicted(*apply(regions, model, clip))[1], before, atol=1e-5, rtol=1e-5)
 
 
-def test_other_guiders_work(regions, loaded):
+def test_a_guider_of_three_conditionings_mixes_the_regions_prediction_with_those_of_the_others(
+    regions, loaded
+):
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
     model, clip = loaded
-    out, positive, negative = apply(regions, model, clip)
+    out, positive, negative = apply(regions, model, clip, auto_negative=True)
+    other = encode(clip, "a white house")
     guider = Guider_DualCFG(out)
-    guider.set_conds(positive, encode(clip, "a white house"), negative)
+    guider.set_conds(positive, other, negative)
     guider.set_cfg(3.0, 2.0)
-    noise = torch.randn(1, 4, 16, 16)
+    seen = []
+
+    def look(m, x, sigmas, extra_args=None, **_):
+        seen.append(m(x, sigmas[:1].expand(len(x)), **extra_args))
+        return seen[0]
+
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        sampled = guider.sample(
-            noise,
-            torch.zeros_like(noise),
-            comfy.samplers.sampler_object("euler"),
-            torch.tensor([5.0, 1.0, 0.0]),
-            seed=0,
+        guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(look), torch.tensor([5.0, 0.0]), seed=0
         )
-    assert bool(sampled.isfinite().all())
+    _, cond, uncond = predicted(out, positive, negative)
+    _, middle, _ = predicted(model, other, negative)
+    wanted = uncond + 2.0 * (middle - uncond) + 3.0 * (cond - middle)
+    torch.testing.assert_close(seen[0], wanted, atol=1e-4, rtol=1e-3)

@@ -18,6 +18,7 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from conftest import random_controlnet
 from control_scene import core, hint
 from graph import from_image, node
+from regional_scene import predicted
 from safetensors.torch import load_file, save_file
 from sampling import models, sample
 
@@ -117,12 +118,16 @@ def test_a_mask_acts_where_it_is_most_of_all(net, words, apply):
 
 def test_a_control_that_leads_spares_the_negative(net, words, apply):
     model, positive, negative = words
-    results = [
-        sample(model, *apply(net[0], positive, negative, image=hint(), mode=m))
-        for m in ("balanced", "prompt", "control")
-    ]
-    assert not torch.equal(results[0], results[1])
-    assert not torch.equal(results[1], results[2])
+    _, _, without = predicted(model, positive, negative)
+    cond, uncond = {}, {}
+    for mode in ("balanced", "prompt", "control"):
+        held = apply(net[0], positive, negative, image=hint(), mode=mode)
+        _, cond[mode], uncond[mode] = predicted(model, *held)
+    assert torch.equal(uncond["control"], without)
+    for mode in ("balanced", "prompt"):
+        assert float((uncond[mode] - without).abs().max()) > 1e-3, mode
+    assert torch.equal(cond["control"], cond["prompt"]), "both soften the outer residuals alike"
+    assert float((cond["balanced"] - cond["prompt"]).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize(("guider", "positive_at"), [("CFG", 0), ("Dual CFG", 2)])

@@ -1,0 +1,88 @@
+"""What is said on the command line reaches the pipeline, word by word."""
+
+import pytest
+import torch
+from PIL import Image
+
+from layered_cli import generate, render, stage
+from layered_cli.command import main
+from layered_core.document import Layer, LayerDocument
+from layered_core.files import read_layers, write_layers
+
+SAID = ["--seed", "7", "--steps", "11", "--guidance", "4.5"]
+HEARD = {"seed": 7, "steps": 11, "guidance": 4.5}
+
+
+class Pipeline:
+    """Notes what it is asked for."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def _picture(self, *given, **how):
+        self.asked = how
+        return Image.new("RGB", (4, 4))
+
+    generate_layer = generate_transparent_layer = render = harmonize = _picture
+
+    def generate_layers(self, document, **how):
+        self.asked = how
+        return document
+
+    def replace_layer(self, document, name, **how):
+        self.asked = {"name": name, **how}
+        return document
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    made = Pipeline()
+    for command in (generate, render, stage):
+        monkeypatch.setattr(command, "pipeline_of", lambda options: made)
+    return made
+
+
+@pytest.fixture
+def scene(tmp_path):
+    layer = Layer("sky", torch.ones(4, 4, 4), prompt="a sky")
+    document = LayerDocument(4, 4, (layer,), negative="rust")
+    return str(write_layers(document, tmp_path / "scene.ora", {"prompt": {"1": "kept"}}))
+
+
+def heard(pipeline, **wanted):
+    assert {k: pipeline.asked[k] for k in wanted} == wanted
+
+
+def test_generate(pipeline, tmp_path):
+    out = ["-o", str(tmp_path / "a.png")]
+    assert (
+        main(["generate", "a ball", *out, *SAID, "--width", "24", "--height", "40", "--negative", "dark"])
+        == 0
+    )
+    heard(pipeline, **HEARD, width=24, height=40, negative="dark")
+    files = ["--file", "f.safetensors", "--decoder", "d.safetensors", "--augmentations", "2"]
+    assert main(["generate", "a ball", *out, "--transparent", *files]) == 0
+    heard(pipeline, seed=0, steps=25, guidance=3.0, augmentations=2, negative="", width=None, height=None)
+    assert [str(pipeline.asked[k]) for k in ("file", "decoder")] == ["f.safetensors", "d.safetensors"]
+
+
+def test_render(pipeline, scene, tmp_path):
+    out = ["-o", str(tmp_path / "a.png")]
+    assert main(["render", scene, *out, *SAID, "--strength", "0.3"]) == 0
+    heard(pipeline, **HEARD, strength=0.3, negative="rust")
+    assert main(["render", scene, *out, "--per-layer", "--negative", "dark"]) == 0
+    heard(pipeline, negative="dark")
+    assert "strength" not in pipeline.asked
+
+
+def test_stage(pipeline, scene, tmp_path):
+    out = tmp_path / "a.ora"
+    assert (
+        main(["stage", scene, "-o", str(out), *SAID, "--feather", "3", "--size", "96", "--alpha", "mask"])
+        == 0
+    )
+    heard(pipeline, **HEARD, feather=3, size=96, alpha="mask", negative="rust")
+    assert read_layers(out).workflow == {"prompt": {"1": "kept"}}
+    again = ["--replace", "sky", "--prompt", "a night", "--later", "--negative", "dark"]
+    assert main(["stage", scene, "-o", str(out), *again]) == 0
+    heard(pipeline, name="sky", prompt="a night", later=True, negative="dark", feather=8, size=0)
