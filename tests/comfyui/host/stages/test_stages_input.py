@@ -14,7 +14,7 @@ from stage_scene import add, stages
         (add("", width=64, height=64), "its prompt is empty. Write what is to be added"),
         (add("", name="dog", layers=["sky", 0]), "layer 'dog': its prompt is empty"),
         (add(x=500, width=10, height=10, layers=["sky", 0]), "layer 'a red ball': place is 'x 500, y 0'"),
-        (add(mask=["z", 0], layers=["sky", 0]), "mask is '0 everywhere'"),
+        (add(mask=["z", 0], layers=["sky", 0]), "mask is 0 everywhere"),
         (add(mask=["m", 0], layers=["sky", 0]), "mask size is '40x40'; allowed: the picture's, 128x96"),
         (
             add(
