@@ -3,7 +3,7 @@
 
 * ``psd_read``, ``psd_write``: Photoshop files; ``psd_records``, ``psd_masks`` and ``psd_names`` are parts of
   them.
-* ``openraster``: OpenRaster files.
+* ``openraster``: OpenRaster files; ``openraster_clipping`` is a part of it.
 * ``document_json``: JSON documents; ``plain_values`` converts recipes to and from plain values.
 * ``file_layers``: the layers of a file, as PSD and OpenRaster know them.
 * ``to_file``, ``from_file``: a document to these layers and back.
