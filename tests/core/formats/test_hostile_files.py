@@ -12,7 +12,6 @@ import zlib
 import pytest
 from PIL import Image
 from psd_tools import PSDImage
-from psd_tools.constants import SectionDivider, Tag
 
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
@@ -64,20 +63,6 @@ def with_layers(change):
     layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), (1, 2, 3, 4)), name="in")
     change(psd, layer)
     return psd
-
-
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [
-        (SectionDivider.OPEN_FOLDER, "a beginning without an end"),
-        (SectionDivider.BOUNDING_SECTION_DIVIDER, "an end without"),
-    ],
-)
-def test_groups_that_do_not_pair_up_are_named(tmp_path, kind, says):
-    psd = with_layers(lambda psd, layer: layer.tagged_blocks.set_data(Tag.SECTION_DIVIDER_SETTING, kind=kind))
-    psd.save(tmp_path / "a.psd")
-    with pytest.raises(LayeredError, match=f"a.psd: a group has {says}.*closed as often as opened"):
-        read_layers(tmp_path / "a.psd")
 
 
 def test_groups_nested_too_deep_are_named(tmp_path):
