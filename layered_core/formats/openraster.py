@@ -341,7 +341,7 @@ class _Reader:
             )
         # A PNG is never much larger than its pixels, and their number is checked when it is opened.
         data = self._bytes(source, 4 * self.limits.max_alloc_bytes)
-        pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",))
+        pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",), self.warnings)
         opacity = self._opacity(node, where)
         layer = FileLayer(
             title,
