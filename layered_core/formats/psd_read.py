@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,7 @@ from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
+from .psd_errors import in_words, listening
 from .psd_masks import PixelMask, Rectangle, is_translucent, product
 from .psd_names import BLOB, NAMES
 from .psd_records import (
@@ -76,17 +77,20 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = _Reader(path, limits).read()
+            noted: list[str] = []
+            with listening(noted):
+                result = _Reader(path, limits).read()
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
         except Exception as error:  # a broken file may make the parser fail with any exception
             raise LayeredError(
-                f"{path.name} cannot be read as PSD: {error or type(error).__name__}"
+                f"{path.name} cannot be read as PSD: {in_words(error)}. Save the file anew"
             ) from error
     for warning in caught:  # psd-tools warns and uses black if a channel cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
-            raise LayeredError(f"{path.name} is damaged: {warning.message}")
-    return result
+            said = str(warning.message).partition(" (")[0].partition(";")[0]
+            raise LayeredError(f"{path.name} is damaged: {said} for a channel of a layer. Save the file anew")
+    return replace(result, warnings=(*result.warnings, *noted))
 
 
 @dataclass
@@ -179,7 +183,7 @@ class _Reader:
         try:
             header = FileHeader.read(file)
         except Exception as error:
-            raise LayeredError(f"the file does not begin with a PSD header: {error}") from error
+            raise LayeredError(f"the file does not begin with a PSD header: {in_words(error)}") from error
         if header.color_mode not in (ColorMode.RGB, ColorMode.GRAYSCALE):
             raise invalid(
                 "colour mode",
