@@ -21,7 +21,7 @@ from typing import Any
 
 from .document import LayerDocument
 from .errors import LayeredError, invalid
-from .formats.document_json import pictures_of, read_document_and_workflow, write_document
+from .formats.document_json import pictures_of, read_document_file, write_document
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.openraster import read_openraster, write_openraster
@@ -48,7 +48,7 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
         case ".ora":
             return read_openraster(path, limits)
         case ".json":
-            return LayerFile(*read_document_and_workflow(path, limits))
+            return read_document_file(path, limits)
     raise invalid("layered file", str(path), f"a name that ends in {', '.join(EXTENSIONS)}")
 
 

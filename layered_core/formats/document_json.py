@@ -17,6 +17,7 @@ from typing import Any
 
 from ..document import Layer, LayerDocument, Recipe
 from ..errors import LayeredError, invalid
+from .file_layers import LayerFile
 from .limits import Budget, Limits, check_file
 from .pictures import read_mask, read_picture, write_picture, write_whole
 from .plain_values import entries_of, known_entries, read_recipe, recipe_entries
@@ -34,14 +35,12 @@ def read_document(path: str | Path, limits: Limits | None = None) -> LayerDocume
     Raises:
         LayeredError: the document is missing or wrong; the error names file, layer and field in one line.
     """
-    return read_document_and_workflow(path, limits)[0]
+    return read_document_file(path, limits).document
 
 
-def read_document_and_workflow(
-    path: str | Path, limits: Limits | None = None
-) -> tuple[LayerDocument, Mapping[str, Any]]:
-    """Read a document as :func:`read_document` does, and the ``workflow`` stored with it; empty if there is
-    none."""
+def read_document_file(path: str | Path, limits: Limits | None = None) -> LayerFile:
+    """Read a document as :func:`read_document` does, with the ``workflow`` stored with it, and warnings of its
+    pictures."""
     path, limits = Path(path), limits or Limits()
     check_file(path, "document", replace(limits, max_file_bytes=min(limits.max_file_bytes, MAX_JSON_BYTES)))
     try:
@@ -60,7 +59,8 @@ def read_document_and_workflow(
         workflow = entries.pop("workflow", {})
         if not isinstance(workflow, Mapping):
             raise invalid("workflow", workflow, "a JSON object")
-        return _document(entries, path.parent, Budget(limits)), workflow
+        warnings: list[str] = []
+        return LayerFile(_document(entries, path.parent, Budget(limits), warnings), workflow, tuple(warnings))
     except LayeredError as error:
         raise LayeredError(f"{path.name}: {error}") from error
 
@@ -115,7 +115,7 @@ def write_document(
     return path
 
 
-def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDocument:
+def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: list[str]) -> LayerDocument:
     version = entries.pop("version", None)
     if version != VERSION:
         raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
@@ -130,11 +130,11 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDoc
     if isinstance(entries.get("background"), list):
         entries["background"] = tuple(entries["background"])
     return LayerDocument(
-        layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)), **entries
+        layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in enumerate(layers)), **entries
     )
 
 
-def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
+def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: list[str]) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
     entries = known_entries(data, {f.name for f in fields(Layer)}, where)
@@ -145,7 +145,9 @@ def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
         for key, read in (("image", read_picture), ("mask", read_mask)):
             file = entries.pop(key, None)
             if file is not None:
-                pixels[key] = read(_inside(folder, file, key), budget)
+                told: list[str] = []
+                pixels[key] = read(_inside(folder, file, key), budget, told)
+                warnings += [f"{where}: {line}" for line in told]
         recipe = read_recipe(entries.pop("recipe", {}))
     except LayeredError as error:
         raise LayeredError(f"{where}: {error}") from error

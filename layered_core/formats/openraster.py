@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 from xml.etree.ElementTree import Element, SubElement, register_namespace, tostring
 
 from torch import Tensor
@@ -29,11 +29,14 @@ from ..errors import LayeredError, invalid
 from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
+from .openraster_clipping import Covering, Scope, clipping_mask
 from .pictures import decode_picture, to_image, write_whole
+from .psd_masks import PixelMask, is_translucent
 from .to_file import document_private, flatten
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
 MIMETYPE = b"image/openraster"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _FOLDER = "layered-diffusion/"
 _LAYER, _DOCUMENT = f"{{{NAMESPACE}}}layer", f"{{{NAMESPACE}}}document"
 
@@ -47,7 +50,7 @@ _MODES = {
     "saturation": "svg:saturation", "linear-dodge": "svg:plus", "exclusion": "krita:exclusion",
     "linear-burn": "krita:linear_burn",
     "vivid-light": "krita:vivid_light", "linear-light": "krita:linear light", "pin-light": "krita:pin_light",
-    "hard-mix": "krita:hard mix",
+    "hard-mix": "krita:hard_mix_photoshop",
     "subtract": "krita:subtract", "divide": "krita:divide", "grain-extract": "krita:grain_extract",
     "grain-merge": "krita:grain_merge",
 }  # fmt: skip
@@ -56,9 +59,16 @@ _NAMES = {
     **{operator: name for name, operator in _MODES.items()},
     "svg:exclusion": "exclusion", "svg:add": "linear-dodge", "krita:add": "linear-dodge",
     "krita:linear_dodge": "linear-dodge",
-    "krita:hard_mix_photoshop": "hard-mix", "krita:soft_light": "soft-light",
+    "krita:soft_light": "soft-light",
 }  # fmt: skip
 """The names that blend modes have in files, as written here and by other programs, to a document's names."""
+
+_HARD_MIX = "krita:hard mix"
+"""Krita's own hard mix, dodge on a light backdrop and burn on a dark one, which is another mode than Photoshop's.
+Earlier versions of this project wrote Photoshop's by this name."""
+
+_CLIP = "svg:src-atop"
+"""The operator of a layer that is clipped to those below it, Krita's inherit alpha."""
 
 _CUTS = ("svg:dst-in", "svg:dst-out", "svg:dst-atop")
 """Operators that cut the layers below by the layer's alpha and do not show the layer itself."""
@@ -202,13 +212,15 @@ def _check_directory(file: BinaryIO) -> None:
 
 @dataclass(frozen=True)
 class _Stack:
-    """The effects of all stacks around a layer: offset, opacity and visibility."""
+    """The effects of all stacks around a layer: offset, opacity, visibility and isolation."""
 
     x: int = 0
     y: int = 0
     opacity: float = 1.0
     visible: bool = True
     depth: int = 0
+    scopes: tuple[Scope, ...] = (Scope(0),)
+    """The isolated stacks, from the root inwards."""
 
 
 class _Reader:
@@ -218,13 +230,17 @@ class _Reader:
         self.budget = Budget(limits)
         self.warnings: list[str] = []
         self.entries: dict[str, zipfile.ZipInfo] = {}
+        self.spelled: dict[str, list[str]] = {}
+        self.below: list[Covering] = []
         for entry in archive.infolist():
             name = entry.filename
-            if name.startswith("/") or "\\" in name or ".." in name.split("/") or ":" in name:
+            # Nothing is unpacked to disk, so that a name with a drive or a leading slash, as pyora writes, is harmless.
+            if ".." in _plain(name).split("/"):
                 raise invalid("name of an entry", name, "a path inside the archive")
             if name in self.entries:
                 raise invalid("name of an entry", name, "names that occur once")
             self.entries[name] = entry
+            self.spelled.setdefault(_plain(name), []).append(name)
 
     def read(self) -> LayerFile:
         kind = self._bytes("mimetype", 100).strip()
@@ -236,13 +252,17 @@ class _Reader:
             raise invalid("stack.xml", root.tag, "an <image> with a <stack>")
         width, height = _whole_number(root, "w", "canvas"), _whole_number(root, "h", "canvas")
         self.budget.check("the canvas", width, height)
-        nodes = list(self._layers(stack))
+        nodes = [
+            (node, around, source)
+            for node, around in self._layers(stack)
+            if (source := self._source(node)) is not None
+        ]
         backdrop = bool(nodes) and "background" in parse_json(nodes[-1][0].get(_LAYER, "{}"), "layer data")
-        shown = [_visible(node) and around.visible for node, around in nodes]
+        shown = [_visible(node) and around.visible for node, around, _ in nodes]
         kept = layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings)
         layers = [self._layer(*node) for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
-        if private and _FOLDER + "workflow.json" in self.entries:
+        if private and self._entry(_FOLDER + "workflow.json"):
             private["workflow"] = parse_json(
                 self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow"
             )
@@ -251,6 +271,7 @@ class _Reader:
     def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:
         """Yield the layers front to back, each with the effects of the stacks around it."""
         pending: list[tuple[Element, _Stack]] = [(child, _Stack()) for child in reversed(root)]
+        count = 0
         while pending:
             node, around = pending.pop()
             if node.tag == "layer":
@@ -259,57 +280,136 @@ class _Reader:
                 if around.depth >= _MAX_DEPTH:
                     raise invalid("depth of stacks", around.depth + 1, f"at most {_MAX_DEPTH}")
                 name = node.get("name", "")
-                if node.get("composite-op", "svg:src-over") != "svg:src-over":
+                operator = node.get("composite-op") or "svg:src-over"
+                if operator not in ("svg:src-over", _CLIP):
                     self.warnings.append(
                         f"group {name!r}: a document has no groups; its blend mode is left out"
                     )
+                opacity, visible = self._opacity(node, f"group {name!r}"), _visible(node)
+                scopes = around.scopes
+                if (
+                    node.get("isolation") == "isolate"
+                    or opacity < 1
+                    or not visible
+                    or operator != "svg:src-over"
+                ):
+                    count += 1
+                    scopes = (*scopes, Scope(count, opacity, visible, operator == _CLIP))
                 inner = _Stack(
                     around.x + _whole_number(node, "x", name, 0),
                     around.y + _whole_number(node, "y", name, 0),
-                    around.opacity * _opacity(node, name),
-                    around.visible and _visible(node), around.depth + 1,
+                    around.opacity * opacity,
+                    around.visible and visible, around.depth + 1, scopes,
                 )  # fmt: skip
                 pending.extend((child, inner) for child in reversed(node))
             elif isinstance(node.tag, str):
                 self.warnings.append(f"a <{node.tag}> is left out")
 
-    def _layer(self, node: Element, around: _Stack) -> FileLayer:
+    def _source(self, node: Element) -> str | None:
+        """Return the name of the entry with the layer's PNG picture; None, with a warning, if it has no picture or
+        one of another format.
+
+        Raises:
+            LayeredError: the archive has no such entry.
+        """
+        where, source = f"layer {clean_text(node.get('name', ''))!r}", node.get("src")
+        if not source:
+            self.warnings.append(f"{where} has no picture, as its src is missing, and is left out")
+            return None
+        entry = self._entry(source)
+        if entry is None:
+            plain = source.replace("\\", "/")
+            outside = plain.startswith("/") or ".." in plain.split("/") or ":" in plain
+            allowed = "a path inside the archive" if outside else "the name of an entry of the archive"
+            raise invalid(f"{where}: src", source, allowed)
+        if not source.lower().endswith(".png") and self._begin(entry) != _PNG:
+            self.warnings.append(
+                f"{where}: its picture {source!r} is not a PNG file, and the layer is left out: rasterize it to keep it"
+            )
+            return None
+        return entry.filename
+
+    def _layer(self, node: Element, around: _Stack, source: str) -> FileLayer:
         title = clean_text(node.get("name", ""))
         where = f"layer {title!r}"
         operator = node.get("composite-op") or "svg:src-over"
-        visible = _visible(node) and around.visible and operator not in _CUTS
+        private = node.get(_LAYER)
+        shown = _visible(node) and operator not in _CUTS
         if operator in _CUTS:
             self.warnings.append(
                 f"{where}: {operator!r} cuts the layers below, which is left out; the layer is hidden"
             )
-        elif operator not in _NAMES:
-            self.warnings.append(f"{where}: blend mode {operator!r} is read as normal")
-        source = node.get("src")
-        if (
-            not source
-            or source.startswith(("/", "\\"))
-            or ".." in source.replace("\\", "/").split("/")
-            or ":" in source
-        ):
-            raise invalid(f"{where}: src", source, "a path inside the archive")
-        if source not in self.entries:
-            raise invalid(f"{where}: src", source, "the name of an entry of the archive")
-        if not source.lower().endswith(".png"):
-            raise invalid(f"{where}: src", source, "a PNG file", "Merge or rasterize the layer")
         # A PNG is never much larger than its pixels, and their number is checked when it is opened.
         data = self._bytes(source, 4 * self.limits.max_alloc_bytes)
-        pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",))
-        private = node.get(_LAYER)
-        return FileLayer(
+        pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",), self.warnings)
+        opacity = self._opacity(node, where)
+        layer = FileLayer(
             title,
             _whole_number(node, "x", where, 0) + around.x, _whole_number(node, "y", where, 0) + around.y,
             pixels, None,
-            _opacity(node, where) * around.opacity, _NAMES.get(operator, "normal"), visible,
+            opacity * around.opacity, self._blend_mode(operator, private is not None, where),
+            shown and around.visible,
             None if private is None else parse_json(private, f"{where}: layer data"),
         )  # fmt: skip
+        self._clip(layer, around.scopes, operator == _CLIP, opacity if shown else 0.0)
+        return layer
+
+    def _blend_mode(self, operator: str, ours: bool, where: str) -> str:
+        """Return a document's name of a layer's operator; ``ours`` is whether this project wrote the layer."""
+        if operator == _HARD_MIX:
+            if not ours:
+                self.warnings.append(
+                    f"{where}: blend mode {operator!r} is read as Photoshop's hard mix, which mixes colours otherwise"
+                )
+            return "hard-mix"
+        if operator not in (*_NAMES, *_CUTS, _CLIP):
+            self.warnings.append(f"{where}: blend mode {operator!r} is read as normal")
+        return _NAMES.get(operator, "normal")
+
+    def _clip(self, layer: FileLayer, scopes: tuple[Scope, ...], clipped: bool, opacity: float) -> None:
+        """Cut a layer to the alpha of those below it where it or a stack around it says so; layers come back to
+        front."""
+        where, box = (
+            f"layer {layer.title!r}",
+            (layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]),
+        )
+        if clipped or any(scope.clipped for scope in scopes):
+            self.budget.take(f"the clipping of {where}", box[2], box[3], 1)
+        layer.mask = clipping_mask(self.below, scopes, clipped, box)
+        if layer.mask is not None and is_translucent(layer.mask, layer.pixels[..., 3] > 0):
+            self.warnings.append(
+                f"{where} is clipped to the layers below it, which shine through it where they are translucent"
+            )
+        alpha = layer.pixels[..., 3] if layer.mask is None else layer.pixels[..., 3] * layer.mask
+        self.below.append(Covering(scopes, clipped, PixelMask(layer.left, layer.top, alpha, 0.0), opacity))
+
+    def _opacity(self, node: Element, where: str) -> float:
+        """Return the opacity of a layer or group; one beyond 0..1 is cut to it, with a warning."""
+        text = node.get("opacity", "1.0")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise invalid(f"{where}: opacity", text, "a number 0..1")
+        within = min(max(value, 0.0), 1.0)
+        if value != within:
+            self.warnings.append(f"{where}: opacity {text} is read as {within:g}; it lies in 0..1")
+        return within
+
+    def _entry(self, name: str) -> zipfile.ZipInfo | None:
+        """Return an entry by its name, or else the only one whose name differs from it in a leading slash, ``./`` or
+        the kind of slashes; None if there is none."""
+        spelled = self.spelled.get(_plain(name), ())
+        return self.entries.get(name) or (self.entries[spelled[0]] if len(spelled) == 1 else None)
+
+    def _begin(self, entry: zipfile.ZipInfo) -> bytes:
+        """Return the first bytes of an entry, as many as a PNG file has for its signature."""
+        with self._open(entry) as file:
+            return file.read(len(_PNG))
 
     def _blob(self, key: str, count: int) -> bytes | None:
-        entry = self.entries.get(_FOLDER + key)
+        entry = self._entry(_FOLDER + key)
         return self._bytes(_FOLDER + key, count) if entry is not None and entry.file_size == count else None
 
     def _bytes(self, name: str, most: int) -> bytes:
@@ -318,28 +418,36 @@ class _Reader:
         Raises:
             LayeredError: the entry is missing, encrypted, of an unusual compression, or too large.
         """
-        entry = self.entries.get(name)
+        entry = self._entry(name)
         if entry is None:
             found = ", ".join(sorted(self.entries)[:5]) or "nothing"
             raise LayeredError(
                 f"the archive has no entry {name!r}, only {found[:80]}. The file is not OpenRaster, or it is "
                 f"damaged"
             )
-        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise LayeredError(
-                f"entry {name!r} is encrypted or of an unusual compression; allowed: stored or deflated. "
-                f"Save the file anew"
-            )
         most = min(most, self.limits.max_file_bytes)
         if entry.file_size > most:
             raise invalid(f"size of entry {name}", f"{entry.file_size:,} bytes", f"at most {most:,}")
-        with self.archive.open(entry) as file:
+        with self._open(entry) as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise LayeredError(
                 f"entry {name!r} is larger than the archive says; allowed: at most {most:,} bytes"
             )
         return data
+
+    def _open(self, entry: zipfile.ZipInfo) -> IO[bytes]:
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise LayeredError(
+                f"entry {entry.filename!r} is encrypted or of an unusual compression; allowed: stored or deflated. "
+                f"Save the file anew"
+            )
+        return self.archive.open(entry)
+
+
+def _plain(name: str) -> str:
+    """Return the name of an entry without leading slashes and ``./``, with forward slashes."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 def _whole_number(node: Element, key: str, where: str, default: int | None = None) -> int:
@@ -352,17 +460,6 @@ def _whole_number(node: Element, key: str, where: str, default: int | None = Non
         raise invalid(f"{where}: {key}", text, "a whole number of pixels") from None
     if abs(value) > 2**31:
         raise invalid(f"{where}: {key}", text, "a whole number of pixels")
-    return value
-
-
-def _opacity(node: Element, where: str) -> float:
-    text = node.get("opacity", "1.0")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise invalid(f"{where}: opacity", text, "a number 0..1")
     return value
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -21,42 +21,67 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AV
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
 
 
-def read_picture(source: Path, budget: Budget | None = None) -> Tensor:
+_PHOTOMETRIC = 262
+"""The tag of a TIFF that says how its numbers are meant; 0: grey, and 0 is white."""
+
+SINGLE = ("MPO", "PSD")
+"""Formats in which the first picture is the whole one; the others are previews, views or layers of it."""
+
+
+def read_picture(source: Path, budget: Budget | None = None, warnings: list[str] | None = None) -> Tensor:
     """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, rotated as its EXIF data say. A
-    picture without alpha is opaque.
+    picture without alpha is opaque. Of an animation or a file of several pages the first picture is read, and a line
+    is added to ``warnings``.
 
     Raises:
-        LayeredError: the file is missing, no picture or cut short, or exceeds the limits of ``budget``.
+        LayeredError: the file is missing, no picture or cut short, has numbers whose white is not known, or exceeds
+            the limits of ``budget``.
     """
     if not source.is_file():
         raise LayeredError(
             f"picture {str(source)!r} was not found. Give the path of an existing file, relative to the "
             f"document's folder"
         )
-    return decode_picture(source, str(source), budget or Budget(Limits()))
+    return decode_picture(source, str(source), budget or Budget(Limits()), warnings=warnings)
 
 
 def decode_picture(
-    source: Path | BinaryIO, name: str, budget: Budget, formats: tuple[str, ...] = FORMATS
+    source: Path | BinaryIO,
+    name: str,
+    budget: Budget,
+    formats: tuple[str, ...] = FORMATS,
+    warnings: list[str] | None = None,
 ) -> Tensor:
     """Read a picture as :func:`read_picture` does, from a path or an open file, in one of ``formats``; errors
     call it ``name``."""
     Image.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if isinstance(source, Path):
+            # From a path, Pillow maps TIFF files into memory and garbles those that lie on a side.
+            with source.open("rb") as file:
+                return decode_picture(file, name, budget, formats, warnings)
+        with catch_warnings():
+            simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source, formats=[f for f in formats if f in Image.OPEN]) as picture:
                 budget.take(f"picture {Path(name).name}", *picture.size)
-                if picture.mode.startswith(
-                    "I"
-                ):  # 16 bits of grey, which Pillow's own conversion cuts off at 255
-                    grey = np.asarray(picture).astype(np.float32).clip(0, 65535) / 65535
-                    return torch.from_numpy(np.stack([grey, grey, grey, np.ones_like(grey)], -1))
+                if (
+                    warnings is not None
+                    and picture.format not in SINGLE
+                    and getattr(picture, "is_animated", False)
+                ):
+                    warnings.append(
+                        f"picture {Path(name).name!r} has several frames or pages; only the first is read"
+                    )
+                if picture.mode.startswith(("I", "F")):
+                    return _deep_grey(picture, name)
                 return from_image(ImageOps.exif_transpose(picture))
     except LayeredError:
         raise
+    except UnidentifiedImageError:
+        raise LayeredError(
+            f"picture {name!r} cannot be read: it is damaged, or none of {', '.join(formats)}. Save it again as PNG"
+        ) from None
     except (
-        UnidentifiedImageError,
         OSError,
         SyntaxError,
         ValueError,
@@ -67,10 +92,30 @@ def decode_picture(
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
 
 
-def read_mask(path: Path, budget: Budget | None = None) -> Tensor:
+def _deep_grey(picture: Image.Image, name: str) -> Tensor:
+    """Read grey of 16 bits or floating point, which Pillow's own conversion cuts off at whole numbers up to 255."""
+    values = np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32)
+    white, kind = (1.0, "floating point") if picture.mode == "F" else (65535.0, "more than 16 bits")
+    least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if picture.mode == "F" and not -1e-3 <= least <= most <= 1 + 1e-3 or most > white * (1 + 1e-3):
+        raise LayeredError(
+            f"picture {name!r} has grey values of {kind}, from {least:g} to {most:g}; allowed: 0..{white:g}, where "
+            f"{white:g} is white. Scale them, or save it as PNG with 8 or 16 bits"
+        )
+    clear = picture.info.get("transparency")
+    alpha = (
+        np.where(values == clear, 0, 1).astype(np.float32) if isinstance(clear, int) else np.ones_like(values)
+    )
+    grey = (values / white).clip(0, 1)
+    if picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]  # TIFF has it
+        grey = 1 - grey  # Pillow inverts such pictures with 8 bits itself
+    return torch.from_numpy(np.stack([grey, grey, grey, alpha], -1))
+
+
+def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | None = None) -> Tensor:
     """Read a mask as float32 ``[H, W]``, 1 where the layer is: the alpha if any pixel is transparent, else
     the brightness (the greatest channel)."""
-    pixels = read_picture(path, budget)
+    pixels = read_picture(path, budget, warnings)
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
     return pixels[..., :3].amax(-1)

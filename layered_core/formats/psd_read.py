@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,9 +32,19 @@ from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
+from .psd_errors import in_words, listening
 from .psd_masks import PixelMask, Rectangle, is_translucent, product
 from .psd_names import BLOB, NAMES
-from .psd_records import VECTOR_MASKS, inflate, is_rendered, is_shape, match_private, section_divider, title
+from .psd_records import (
+    VECTOR_MASKS,
+    inflate,
+    is_rendered,
+    is_shape,
+    match_private,
+    section_divider,
+    unpaired_dividers,
+)
+from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
 _SIMILAR = {
@@ -67,17 +77,20 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = _Reader(path, limits).read()
+            noted: list[str] = []
+            with listening(noted):
+                result = _Reader(path, limits).read()
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
         except Exception as error:  # a broken file may make the parser fail with any exception
             raise LayeredError(
-                f"{path.name} cannot be read as PSD: {error or type(error).__name__}"
+                f"{path.name} cannot be read as PSD: {in_words(error)}. Save the file anew"
             ) from error
     for warning in caught:  # psd-tools warns and uses black if a channel cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
-            raise LayeredError(f"{path.name} is damaged: {warning.message}")
-    return result
+            said = str(warning.message).partition(" (")[0].partition(";")[0]
+            raise LayeredError(f"{path.name} is damaged: {said} for a channel of a layer. Save the file anew")
+    return replace(result, warnings=(*result.warnings, *noted))
 
 
 @dataclass
@@ -139,6 +152,7 @@ class _Reader:
             )
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
+        self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
         self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
@@ -169,7 +183,7 @@ class _Reader:
         try:
             header = FileHeader.read(file)
         except Exception as error:
-            raise LayeredError(f"the file does not begin with a PSD header: {error}") from error
+            raise LayeredError(f"the file does not begin with a PSD header: {in_words(error)}") from error
         if header.color_mode not in (ColorMode.RGB, ColorMode.GRAYSCALE):
             raise invalid(
                 "colour mode",
@@ -207,7 +221,15 @@ class _Reader:
                 info = section.tagged_blocks.get_data(tag)
         if info is None:
             return []
-        return list(zip(info.layer_records, info.channel_image_data, strict=True))
+        pairs = list(zip(info.layer_records, info.channel_image_data, strict=True))
+        alone = unpaired_dividers([record for record, _ in pairs])
+        if alone:
+            self.warnings.append(
+                f"{len(alone)} beginnings or ends of groups have no counterpart and are left out (Krita writes such "
+                f"files if a group's name has 256 letters or more): layers are read without the opacity, visibility "
+                f"and masks of these groups"
+            )
+        return [pair for number, pair in enumerate(pairs) if number not in alone]
 
     def _decide_on_hidden(
         self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]], private: Mapping[str, Any]
@@ -223,7 +245,7 @@ class _Reader:
             if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
                 groups.append(groups[-1] and record.flags.visible)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
-                groups = groups[:-1] or [True]
+                groups.pop()
             elif record.width * record.height or record.mask_data is not None:
                 shown.append(groups[-1] and record.flags.visible)
         self.read_hidden = all(layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings))
@@ -243,23 +265,13 @@ class _Reader:
                     yield _Found(None, groups[-2].number, None)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
-                if not groups:
-                    raise LayeredError(
-                        "a group has an end without a beginning; groups must be closed as often as opened. "
-                        "Save the file anew"
-                    )
             elif self.read_hidden or (groups[-1].visible and record.flags.visible):
                 yield self._layer(record, channels, groups[-1])
             else:
                 yield _Found(None, groups[-1].number, None, _clipped_in(record, groups[-1]), left_out=True)
-        if len(groups) != 1:
-            raise LayeredError(
-                "a group has a beginning without an end; groups must be closed as often as opened. Save the "
-                "file anew"
-            )
 
     def _group(self, record: LayerRecord, channels: ChannelDataList, around: _Group, number: int) -> _Group:
-        name = title(record)
+        name = title(record, self.encoding)
         if record.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH):
             self.warnings.append(f"group {name!r}: a document has no groups; its blend mode is left out")
         if any(tag in record.tagged_blocks for tag in _ARTBOARDS):
@@ -275,7 +287,7 @@ class _Reader:
         )
 
     def _layer(self, record: LayerRecord, channels: ChannelDataList, group: _Group) -> _Found:
-        name = title(record)
+        name = title(record, self.encoding)
         where = f"layer {name!r}"
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
         own = self._masks(record, channels, where)

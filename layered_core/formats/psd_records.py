@@ -10,7 +10,7 @@ from psd_tools.constants import ChannelID, SectionDivider, Tag
 from psd_tools.psd.layer_and_mask import LayerRecord
 
 from ..errors import invalid
-from .file_layers import FileLayer, clean_text, look_of, split_title
+from .file_layers import FileLayer, look_of, split_title
 from .psd_names import NAMES, NEAREST
 
 _DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
@@ -36,6 +36,22 @@ def section_divider(record: LayerRecord) -> SectionDivider | None:
     return None
 
 
+def unpaired_dividers(records: Sequence[LayerRecord]) -> set[int]:
+    """Return the numbers of the records, back to front, that end a group without a beginning, or begin one without
+    an end: psd-tools' ``PSDImage._unmatched_dividers``, which ignores them."""
+    ends: list[int] = []
+    alone: set[int] = set()
+    for number, record in enumerate(records):
+        kind = section_divider(record)
+        if kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
+            ends.append(number)
+        elif kind is not None and ends:
+            ends.pop()
+        elif kind is not None:
+            alone.add(number)
+    return alone | set(ends)
+
+
 def is_shape(record: LayerRecord) -> bool:
     """Return whether the layer is a fill with a vector mask; its pixels are already cut by that mask."""
     return all(any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, VECTOR_MASKS))
@@ -49,11 +65,6 @@ def is_rendered(record: LayerRecord) -> bool:
         and ChannelID.USER_LAYER_MASK in present
         and (data.flags.user_mask_from_render or ChannelID.REAL_USER_LAYER_MASK in present)
     )
-
-
-def title(record: LayerRecord) -> str:
-    """Return the layer's name, in Unicode if the file has it."""
-    return clean_text(str(record.tagged_blocks.get_data(Tag.UNICODE_LAYER_NAME, record.name)).rstrip("\0"))
 
 
 def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: object) -> None:

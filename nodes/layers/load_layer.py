@@ -4,6 +4,7 @@ generated."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,11 +205,12 @@ class LoadLayer(io.ComfyNode):
         cls, image: str, name: str, layers: Mapping[str, Any] | None = None, **values: Any
     ) -> io.NodeOutput:
         """Read the file and append the layer."""
-        path = _picture_path(image)
+        path, warnings = _picture_path(image), list[str]()
+        picture = read_picture(path, warnings=warnings)
+        if warnings:
+            logging.warning("Load Layer: %s", "; ".join(warnings))
         return io.NodeOutput(
-            _with_layers(
-                layers, [_layer(name.strip() or path.stem, read_picture(path), None, values)], values
-            )
+            _with_layers(layers, [_layer(name.strip() or path.stem, picture, None, values)], values)
         )
 
 

@@ -36,7 +36,7 @@ OPENRASTER = {
 
 KRITA = {
     "exclusion": "krita:exclusion", "linear-burn": "krita:linear_burn", "vivid-light": "krita:vivid_light",
-    "linear-light": "krita:linear light", "pin-light": "krita:pin_light", "hard-mix": "krita:hard mix",
+    "linear-light": "krita:linear light", "pin-light": "krita:pin_light", "hard-mix": "krita:hard_mix_photoshop",
     "subtract": "krita:subtract", "divide": "krita:divide", "grain-extract": "krita:grain_extract",
     "grain-merge": "krita:grain_merge",
 }  # fmt: skip

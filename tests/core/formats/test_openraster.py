@@ -312,11 +312,11 @@ def test_the_names_of_other_programs_for_blend_modes_are_known(tmp_path):
 
 def test_blend_modes_that_are_not_known_are_read_as_normal_and_told_of(tmp_path):
     """MyPaint 2 gives every layer the mode ``mypaint:spectral-wgm``."""
-    stack = "".join(layer(f'composite-op="{o}"', name=o) for o in ("svg:src-atop", "mypaint:spectral-wgm"))
+    stack = "".join(layer(f'composite-op="{o}"', name=o) for o in ("svg:dst-over", "mypaint:spectral-wgm"))
     file = read_layers(archive(tmp_path / "a.ora", stack))
     assert [(x.blend_mode, x.visible) for x in file.document] == [("normal", True)] * 2
     assert file.warnings == tuple(
-        f"layer {o!r}: blend mode {o!r} is read as normal" for o in ("mypaint:spectral-wgm", "svg:src-atop")
+        f"layer {o!r}: blend mode {o!r} is read as normal" for o in ("mypaint:spectral-wgm", "svg:dst-over")
     )
 
 
@@ -332,3 +332,27 @@ def test_a_layer_that_only_cuts_those_below_covers_nothing(tmp_path, operator):
     assert file.warnings == (
         f"layer 'cut': {operator!r} cuts the layers below, which is left out; the layer is hidden",
     )
+
+
+def test_kritas_hard_mix_is_told_of_and_photoshops_is_not(tmp_path):
+    """Krita's is ``cfHardMix`` of its KoCompositeOpFunctions.h: dodge over a light backdrop, burn over a dark one."""
+    operators = ("krita:hard mix", "krita:hard_mix_photoshop")
+    stack = "".join(layer(f'composite-op="{o}"', name=o) for o in operators)
+    file = read_layers(archive(tmp_path / "a.ora", stack))
+    assert [x.blend_mode for x in file.document] == ["hard-mix"] * 2
+    assert file.warnings == (
+        "layer 'krita:hard mix': blend mode 'krita:hard mix' is read as Photoshop's hard mix, which mixes colours "
+        "otherwise",
+    )
+
+
+def test_photoshops_hard_mix_that_we_wrote_by_kritas_name_stays_itself(tmp_path):
+    document = LayerDocument(2, 2, (Layer("a", noise(2, 2, 4), blend_mode="hard-mix"),))
+    path = write_layers(document, tmp_path / "a.ora")
+
+    def change(entries):
+        entries["stack.xml"] = entries["stack.xml"].replace(b"krita:hard_mix_photoshop", b"krita:hard mix")
+
+    file = read_layers(repack(path, change))
+    assert file.warnings == ()
+    assert identical(file.document, document)
