@@ -64,9 +64,7 @@ class Lora:
     """Factor on the LoRA's weights, -4..4. Neutral: 0."""
 
     def __post_init__(self) -> None:
-        _text("lora.name", self.name)
-        if not self.name or "/" in self.name or "\\" in self.name or self.name.startswith("."):
-            raise invalid("lora.name", self.name, "a file name without folder")
+        _file_name("lora.name", self.name)
         check_number("lora.strength", self.strength, -4, 4)
 
 
@@ -83,7 +81,8 @@ class Recipe:
     control: Control = field(default_factory=Control)
     """How the layer steers a ControlNet. Neutral: hint ``none``."""
     embedding: str | None = None
-    """Name of a textual-inversion embedding that is put before the layer's prompt, or None. Neutral: None."""
+    """Name of a textual-inversion embedding that is put before the layer's prompt, a file name without a
+    folder, or None. Neutral: None."""
     loras: tuple[Lora, ...] = ()
     """LoRAs that act on this layer. Neutral: empty."""
     seed: int | None = None
@@ -95,8 +94,8 @@ class Recipe:
         check_number("noise", self.noise, 0, 1)
         if not isinstance(self.control, Control):
             raise invalid("control", self.control, "a control: hint, strength, start, end")
-        if self.embedding is not None:
-            _text("embedding", self.embedding)
+        if self.embedding not in (None, ""):
+            _file_name("embedding", self.embedding)
         if self.seed is not None:
             check_whole("seed", self.seed, 0, 2**63 - 1)
 
@@ -325,6 +324,19 @@ def _identical_layers(a: Layer, b: Layer) -> bool:
 def _text(where: str, value: object) -> None:
     if not isinstance(value, str):
         raise invalid(where, value, "a string")
+
+
+def _file_name(where: str, value: object) -> None:
+    _text(where, value)
+    assert isinstance(value, str)
+    if (
+        not value
+        or any(c in "/\\" or ord(c) < 32 or "\ud800" <= c <= "\udfff" for c in value)
+        or value.startswith(".")
+        or len(value.encode()) > 255
+    ):
+        fix = "Put the file into the host's own folder for such files, and give its name"
+        raise invalid(where, value, "a file name without folder", fix)
 
 
 def _one_of(where: str, value: object, allowed: tuple[str, ...]) -> None:

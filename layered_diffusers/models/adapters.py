@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 from layered_core.document import Recipe
 from layered_core.errors import LayeredError, invalid
+from layered_core.formats.untrusted import file_inside
 
 
 @contextmanager
@@ -60,8 +62,16 @@ def _file(name: str, folder: Path | None) -> Path:
             f"LoRA or embedding {name!r} was not found, because no folder of LoRAs and embeddings is given. "
             f"Name the folder that holds it as 'adapters'"
         )
-    for file in (folder / name, folder / f"{name}.safetensors"):
-        if file.is_file() and file.suffix == ".safetensors":
+    for ending in ("", ".safetensors"):
+        file = file_inside(folder, f"{name}{ending}")
+        if file is None or file.parent != folder:
+            raise invalid(
+                "LoRA or embedding",
+                name,
+                f"a file name in {str(folder)!r}",
+                "Folders and links that lead out of it are not followed: copy the file into it",
+            )
+        if file.suffix == ".safetensors" and os.path.isfile(file):
             return file
     there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "none"
     raise invalid("LoRA or embedding", name, f"a safetensors file in {str(folder)!r}, which has: {there}")
