@@ -129,9 +129,9 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDoc
             raise invalid(f"canvas {key}", None, "a whole number of pixels")
     if isinstance(entries.get("background"), list):
         entries["background"] = tuple(entries["background"])
-    return LayerDocument(
-        layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)), **entries
-    )
+    canvas = LayerDocument(**entries)
+    budget.check("the canvas", canvas.width, canvas.height)
+    return replace(canvas, layers=tuple(_layer(item, i, folder, budget) for i, item in enumerate(layers)))
 
 
 def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
@@ -149,7 +149,10 @@ def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
         recipe = read_recipe(entries.pop("recipe", {}))
     except LayeredError as error:
         raise LayeredError(f"{where}: {error}") from error
-    return Layer(recipe=recipe, **pixels, **entries)
+    layer = Layer(recipe=recipe, **pixels, **entries)
+    if not pixels:  # what is made of it is as large as its box
+        budget.fits(where, layer.width, layer.height, channels=1)
+    return layer
 
 
 def _inside(folder: Path, file: object, key: str) -> Path:

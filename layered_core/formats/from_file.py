@@ -153,7 +153,10 @@ def _layer(
     if original.get("checksum") == checksum and not ("image" in original and _masked(item)):
         own = _original(name, original, read_blob, budget)
         if own is not None:
-            return Layer(name, own["image"], own["mask"], **{**look, **_moved(original, item, corner)})
+            layer = Layer(name, own["image"], own["mask"], **{**look, **_moved(original, item, corner)})
+            if layer.image is None and layer.mask is None:  # what is made of it is as large as its box
+                budget.fits(f"layer {name!r}", layer.width, layer.height, channels=1)
+            return layer
         warnings.append(
             f"layer {name!r}: the program that saved the file last left out its original pixels; the placed "
             f"ones are used"

@@ -59,16 +59,26 @@ class Budget:
         Raises:
             LayeredError: a limit is exceeded.
         """
+        self._bytes = self.fits(where, width, height, channels)
+
+    def fits(self, where: str, width: int, height: int, channels: int = 4) -> int:
+        """Return the bytes used if a picture were counted as :meth:`take` does, without counting it: for what
+        is only in memory for a while.
+
+        Raises:
+            LayeredError: a limit is exceeded.
+        """
         self.check(where, width, height)
-        self._bytes += width * height * channels * 4
-        if self._bytes > self.limits.max_alloc_bytes:
+        used = self._bytes + width * height * channels * 4
+        if used > self.limits.max_alloc_bytes:
             allowed = f"at most {self.limits.max_alloc_bytes:,}"
             raise invalid(
                 f"memory for pixels up to {where}",
-                f"{self._bytes:,} bytes",
+                f"{used:,} bytes",
                 allowed,
                 "Raise the memory limit, max_alloc_bytes",
             )
+        return used
 
     def check(self, where: str, width: int, height: int) -> None:
         """Check a size without counting it as used.

@@ -73,7 +73,7 @@ def test_a_link_out_of_the_folder_is_not_followed(folders):
         pass
 
 
-def test_links_in_a_circle_and_long_names_are_named(folders):
+def test_links_in_a_circle_and_impossible_names_are_named(folders):
     own, _ = folders
     (own / "loop.safetensors").symlink_to(own / "loop.safetensors")
     for name in ("loop", "n" * 250):
@@ -85,9 +85,7 @@ def test_links_in_a_circle_and_long_names_are_named(folders):
 
 
 @pytest.mark.parametrize("field", ["embedding", "lora.name"])
-@pytest.mark.parametrize(
-    "name", ["../secret/evil", "/evil", "a/b", "a\\b", ".hidden", "..", "a\0b", "\ud800", "n" * 256, 5]
-)
+@pytest.mark.parametrize("name", ["../secret/evil", "/evil", "a/b", "a\\b", ".hidden", "..", 5])
 def test_a_recipe_names_files_without_a_folder(field, name):
     with pytest.raises(LayeredError, match=rf"^{field} is .*allowed: a "):
         Recipe(embedding=name) if field == "embedding" else Recipe(loras=(Lora(name),))
