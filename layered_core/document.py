@@ -29,6 +29,9 @@ BLEND_MODES = (
 )  # fmt: skip
 """Names of the blend modes, spelt as in ComfyUI's LAYERS type."""
 
+MAX_NAME = 1000
+"""Greatest length of a layer's name in letters: it is shown in lists, pictures and errors."""
+
 HINTS = ("none", "picture", "canny", "scribble", "lineart", "depth", "normal", "pose", "segmentation")
 """Kinds of ControlNet hint. ``picture``: the layer itself; ``none``: no control; the others name a
 preprocessor."""
@@ -105,7 +108,7 @@ class Layer:
     """One layer: a picture with a prompt, or only a place where one is to be generated."""
 
     name: str
-    """Name of the layer; unique in its document."""
+    """Name of the layer, at most 1000 letters; unique in its document."""
     image: Tensor | None = None
     """RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, of any size: it is scaled to ``width`` x ``height``.
     None: the picture is still to be generated."""
@@ -143,6 +146,11 @@ class Layer:
         _text("name", self.name)
         if not self.name.strip():
             raise invalid("a layer's name", self.name, "a non-empty string")
+        if len(self.name) > MAX_NAME:
+            got = f"{self.name[:40]!r}... of {len(self.name):,} letters"
+            raise LayeredError(
+                f"a layer's name is {got}; allowed: at most {MAX_NAME:,} letters. Give it a short one"
+            )
         try:
             self._check()
         except LayeredError as error:
@@ -293,7 +301,7 @@ def unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     for layer in layers:
         name, number = layer.name, 2
         while name in taken:
-            name, number = f"{layer.name} {number}", number + 1
+            name, number = f"{layer.name[: MAX_NAME - 10]} {number}", number + 1
         taken.add(name)
         unique.append(layer if name == layer.name else replace(layer, name=name))
     return tuple(unique)

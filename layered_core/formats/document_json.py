@@ -9,17 +9,19 @@ The keys are the fields of :class:`~layered_core.document.LayerDocument`,
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..document import Layer, LayerDocument, Recipe
+from ..document import MAX_NAME, Layer, LayerDocument, Recipe
 from ..errors import LayeredError, invalid
 from .limits import Budget, Limits, check_file
 from .pictures import read_mask, read_picture, write_picture, write_whole
-from .plain_values import entries_of, known_entries, read_recipe, recipe_entries
+from .plain_values import entries_of, is_version, known_entries, read_recipe, recipe_entries
+from .untrusted import file_inside
 
 VERSION = 1
 """Version of the format; a document of another version is refused."""
@@ -79,7 +81,7 @@ def pictures_of(path: Path) -> list[Path]:
         ]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []
-    return [file for file in files if file.is_file()]
+    return [file for file in files if os.path.isfile(file)]
 
 
 def write_document(
@@ -117,7 +119,7 @@ def write_document(
 
 def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDocument:
     version = entries.pop("version", None)
-    if version != VERSION:
+    if not is_version(version, VERSION):
         raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
     layers = entries.pop("layers", [])
     if not isinstance(layers, list):
@@ -136,7 +138,7 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget) -> LayerDoc
 
 def _layer(data: object, index: int, folder: Path, budget: Budget) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
-    where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
+    where = f"layer {name[:MAX_NAME]!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
     entries = known_entries(data, {f.name for f in fields(Layer)}, where)
     try:
         if "name" not in entries:
@@ -165,12 +167,12 @@ def _inside(folder: Path, file: object, key: str) -> Path:
         or "\0" in file
     ):
         raise invalid(key, file, "a file name relative to the document, without '..'")
-    path = folder / file
-    if not path.resolve().is_relative_to(folder.resolve()):
+    path = file_inside(folder, file)
+    if path is None:
         raise invalid(
             key,
             file,
             "a file in the document's folder",
-            "Links out of that folder are not followed: copy the file into it",
+            "Links out of that folder or in a circle are not followed: copy the file into it",
         )
     return path

@@ -13,7 +13,7 @@ from ..document import Layer, LayerDocument, unique_names
 from ..errors import LayeredError, invalid
 from .file_layers import PLACE, SCALE, TYPES, VERSION, FileLayer, LayerFile, ReadBlob, look_of, split_title
 from .limits import Budget
-from .plain_values import read_recipe
+from .plain_values import is_version, is_whole, read_recipe
 
 
 def restore(
@@ -39,7 +39,7 @@ def restore(
     Raises:
         LayeredError: the private data are of another version or wrong, or a layer is.
     """
-    if private and private.get("version") != VERSION:
+    if private and not is_version(private.get("version"), VERSION):
         raise invalid(
             "version of the layer data",
             private.get("version"),
@@ -188,7 +188,7 @@ def _original(
         ):
             raise invalid(f"original {what}", stored, "width, height, type and key")
         width, height = stored.get("width"), stored.get("height")
-        if not isinstance(width, int) or not isinstance(height, int):
+        if not is_whole(width) or not is_whole(height):
             raise invalid(f"size of original {what}", [width, height], "whole numbers")
         budget.take(f"original {what} of layer {name!r}", width, height, channels)
         kind = stored["type"]
@@ -209,7 +209,7 @@ def _moved(original: Mapping[str, Any], item: FileLayer, corner: tuple[int, int]
         if (
             not isinstance(values, (list, tuple))
             or len(values) != count
-            or not all(isinstance(v, int) for v in values)
+            or not all(is_whole(v) for v in values)
         ):
             raise invalid(what, values, f"{count} whole numbers")
     dx = dy = 0

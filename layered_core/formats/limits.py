@@ -3,6 +3,7 @@ allocated for it."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -103,7 +104,7 @@ class Budget:
 def check_file(path: Path, kind: str, limits: Limits) -> None:
     """Raise :class:`LayeredError` unless ``path`` is an existing file that is neither empty nor too large.
     ``kind`` is the kind of file in the error."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises an error for a name that is too long
         raise LayeredError(f"{kind} {str(path)!r} was not found. Give the path of an existing file")
     size = path.stat().st_size
     if not 0 < size <= limits.max_file_bytes:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
-from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
+from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .pictures import decode_picture, to_image, write_whole
@@ -274,7 +274,7 @@ class _Reader:
                 self.warnings.append(f"a <{node.tag}> is left out")
 
     def _layer(self, node: Element, around: _Stack) -> FileLayer:
-        title = clean_text(node.get("name", ""))
+        title = clean_text(node.get("name", "")[:MAX_TITLE])
         where = f"layer {title!r}"
         operator = node.get("composite-op") or "svg:src-over"
         visible = _visible(node) and around.visible and operator not in _CUTS

@@ -8,8 +8,10 @@ changes by other programs.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,7 +66,7 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "PSD", limits)
-    with warnings.catch_warnings(record=True) as caught:
+    with _quiet(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             result = _Reader(path, limits).read()
@@ -78,6 +80,19 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
         if warning.category.__module__.startswith("psd_tools"):
             raise LayeredError(f"{path.name} is damaged: {warning.message}")
     return result
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep psd-tools from logging: it has a line for every block that it does not know, of which a file may
+    have a million. What matters is told as a warning of the file."""
+    logger = logging.getLogger("psd_tools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass

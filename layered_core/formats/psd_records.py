@@ -10,7 +10,7 @@ from psd_tools.constants import ChannelID, SectionDivider, Tag
 from psd_tools.psd.layer_and_mask import LayerRecord
 
 from ..errors import invalid
-from .file_layers import FileLayer, clean_text, look_of, split_title
+from .file_layers import MAX_TITLE, FileLayer, clean_text, look_of, split_title
 from .psd_names import NAMES, NEAREST
 
 _DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
@@ -53,7 +53,8 @@ def is_rendered(record: LayerRecord) -> bool:
 
 def title(record: LayerRecord) -> str:
     """Return the layer's name, in Unicode if the file has it."""
-    return clean_text(str(record.tagged_blocks.get_data(Tag.UNICODE_LAYER_NAME, record.name)).rstrip("\0"))
+    name = str(record.tagged_blocks.get_data(Tag.UNICODE_LAYER_NAME, record.name))
+    return clean_text(name[:MAX_TITLE].rstrip("\0"))
 
 
 def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: object) -> None:

@@ -94,3 +94,13 @@ def test_a_recipe_names_files_without_a_folder(field, name):
 def test_names_that_hosts_list_are_allowed():
     for name in ("easynegative", "bad hands v4.pt", "Öl (1)", None, ""):
         assert replace(Recipe(), embedding=name).embedding == name
+
+
+def test_a_file_without_tensors_is_refused(folders):
+    own, _ = folders
+    save_file({}, own / "none.safetensors")
+    with (
+        pytest.raises(LayeredError, match=r"file 'none.safetensors' has no tensors"),
+        adapted(Model(), Recipe(embedding="none"), own),
+    ):
+        pass
