@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,14 +108,16 @@ def pipeline_of(options: argparse.Namespace) -> LayeredDiffusionPipeline:
 
 def check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
     from layered_core.errors import invalid
+    from layered_core.formats.pictures import check_output
 
     if path.suffix.lower() not in ends:
         folder = ", or a folder's name, which has no ending" if "" in ends else ""
         raise invalid(
             "output file", str(path), "a name that ends in " + " or ".join(e for e in ends if e) + folder
         )
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise invalid("output folder", str(path.parent), "an existing folder")
+    check_output(path, folder=not path.suffix)
 
 
 class Bar:

@@ -29,6 +29,9 @@ BLEND_MODES = (
 )  # fmt: skip
 """Names of the blend modes, spelt as in ComfyUI's LAYERS type."""
 
+MAX_NAME = 1000
+"""Greatest length of a layer's name in letters: it is shown in lists, pictures and errors."""
+
 HINTS = ("none", "picture", "canny", "scribble", "lineart", "depth", "normal", "pose", "segmentation")
 """Kinds of ControlNet hint. ``picture``: the layer itself; ``none``: no control; the others name a
 preprocessor."""
@@ -64,9 +67,7 @@ class Lora:
     """Factor on the LoRA's weights, -4..4. Neutral: 0."""
 
     def __post_init__(self) -> None:
-        _text("lora.name", self.name)
-        if not self.name or "/" in self.name or "\\" in self.name or self.name.startswith("."):
-            raise invalid("lora.name", self.name, "a file name without folder")
+        _file_name("lora.name", self.name)
         check_number("lora.strength", self.strength, -4, 4)
 
 
@@ -83,7 +84,8 @@ class Recipe:
     control: Control = field(default_factory=Control)
     """How the layer steers a ControlNet. Neutral: hint ``none``."""
     embedding: str | None = None
-    """Name of a textual-inversion embedding that is put before the layer's prompt, or None. Neutral: None."""
+    """Name of a textual-inversion embedding that is put before the layer's prompt, a file name without a
+    folder, or None. Neutral: None."""
     loras: tuple[Lora, ...] = ()
     """LoRAs that act on this layer. Neutral: empty."""
     seed: int | None = None
@@ -95,8 +97,8 @@ class Recipe:
         check_number("noise", self.noise, 0, 1)
         if not isinstance(self.control, Control):
             raise invalid("control", self.control, "a control: hint, strength, start, end")
-        if self.embedding is not None:
-            _text("embedding", self.embedding)
+        if self.embedding not in (None, ""):
+            _file_name("embedding", self.embedding)
         if self.seed is not None:
             check_whole("seed", self.seed, 0, 2**63 - 1)
 
@@ -106,7 +108,7 @@ class Layer:
     """One layer: a picture with a prompt, or only a place where one is to be generated."""
 
     name: str
-    """Name of the layer; unique in its document."""
+    """Name of the layer, at most 1000 letters; unique in its document."""
     image: Tensor | None = None
     """RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, of any size: it is scaled to ``width`` x ``height``.
     None: the picture is still to be generated."""
@@ -144,6 +146,11 @@ class Layer:
         _text("name", self.name)
         if not self.name.strip():
             raise invalid("a layer's name", self.name, "a non-empty string")
+        if len(self.name) > MAX_NAME:
+            got = f"{self.name[:40]!r}... of {len(self.name):,} letters"
+            raise LayeredError(
+                f"a layer's name is {got}; allowed: at most {MAX_NAME:,} letters. Give it a short one"
+            )
         try:
             self._check()
         except LayeredError as error:
@@ -201,13 +208,13 @@ class Layer:
     @property
     def coverage(self) -> Tensor:
         """Alpha times mask in the layer's own frame, float32 ``[H, W]``; all ones for a layer without image
-        and mask."""
-        mask = torch.ones(self.height, self.width) if self.mask is None else self.mask.float()
+        and mask, which take no memory. It may share memory: not to be written into."""
         if self.image is None:
-            return mask
+            return torch.ones(()).expand(self.height, self.width) if self.mask is None else self.mask.float()
         alpha = self.image[..., 3].float()
         if self.mask is None:
             return alpha
+        mask = self.mask.float()
         if mask.shape != alpha.shape:
             mask = torch.nn.functional.interpolate(
                 mask[None, None], alpha.shape, mode="bilinear", antialias=True
@@ -294,7 +301,7 @@ def unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     for layer in layers:
         name, number = layer.name, 2
         while name in taken:
-            name, number = f"{layer.name} {number}", number + 1
+            name, number = f"{layer.name[: MAX_NAME - 10]} {number}", number + 1
         taken.add(name)
         unique.append(layer if name == layer.name else replace(layer, name=name))
     return tuple(unique)
@@ -325,6 +332,14 @@ def _identical_layers(a: Layer, b: Layer) -> bool:
 def _text(where: str, value: object) -> None:
     if not isinstance(value, str):
         raise invalid(where, value, "a string")
+
+
+def _file_name(where: str, value: object) -> None:
+    _text(where, value)
+    assert isinstance(value, str)
+    if not value or "/" in value or "\\" in value or value.startswith("."):
+        fix = "Put the file into the host's own folder for such files, and give its name"
+        raise invalid(where, value, "a file name without folder", fix)
 
 
 def _one_of(where: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -33,3 +33,15 @@ def check_whole(where: str, value: object, low: int, high: int) -> None:
     """Raise :class:`LayeredError` unless ``value`` is an int in ``low``..``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise invalid(where, value, f"a whole number {low}..{high}")
+
+
+def check_letters(where: str, text: str) -> None:
+    """Raise :class:`LayeredError` if a text has half a surrogate pair, which JSON allows and no tokenizer
+    reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        letter = text[error.start]
+        raise invalid(
+            where, text, "whole letters", f"Letter {error.start + 1} is half of one, {letter!r}: remove it"
+        ) from None

@@ -25,6 +25,7 @@ from .formats.document_json import pictures_of, read_document_file, write_docume
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.openraster import read_openraster, write_openraster
+from .formats.pictures import check_output, unwritable
 from .formats.to_file import check_workflow, rounded
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
@@ -38,7 +39,7 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
         LayeredError: the file is missing, broken, of another format, or exceeds ``limits``.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "document.json"
     match path.suffix.lower():
         case ".psd" | ".psb":
@@ -86,8 +87,9 @@ def write_layers(
             unknown, or ``workflow`` or ``bits`` is not allowed.
     """
     path = Path(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise invalid("output folder", str(path.parent), "an existing folder")
+    check_output(path, folder=not path.suffix)
     check_workflow(workflow)
     document = rounded(document, bits)
     match path.suffix.lower():
@@ -115,9 +117,13 @@ def write_folder(
     the JSON file."""
     path = Path(path)
     check_workflow(workflow)
-    if path.exists():
+    check_output(path, folder=True)
+    if os.path.lexists(path):
         raise invalid("output folder", str(path), "a name that is not taken")
-    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part"))
+    except OSError as error:
+        raise unwritable("folder", path, error) from None
     try:
         write_document(document, made, workflow)
         umask = os.umask(0)
@@ -125,9 +131,9 @@ def write_folder(
         os.chmod(made, 0o777 & ~umask)
         os.rename(made, path)
     except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
-        raise LayeredError(f"folder {str(path)!r} cannot be written: {error}") from error
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+        raise unwritable("folder", path, error) from None
+    except LayeredError as error:  # of a picture in the temporary folder
+        raise LayeredError(str(error).replace(repr(str(made))[1:-1], repr(str(path))[1:-1])) from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)  # there is none after success
     return path / "document.json"

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..document import MAX_LAYERS, MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, check_whole, invalid
+from ..formats.plain_values import is_version
 
 VERSION = 1
 """Version of the JSON form."""
@@ -73,7 +74,7 @@ def read_arrangement(data: object) -> Arrangement:
             data = {}
         if not isinstance(data, Mapping):
             raise invalid("JSON", data, "an object")
-        if data and data.get("version") != VERSION:
+        if data and not is_version(data.get("version"), VERSION):
             raise invalid(
                 "version",
                 data.get("version"),

@@ -21,7 +21,7 @@ def take_picture(layer: Layer) -> tuple[Tensor, Tensor]:
     """
     alpha = layer.coverage
     if layer.image is None:
-        return torch.tensor(GREY).expand(*alpha.shape, 3).clone(), alpha
+        return torch.tensor(GREY).expand(*alpha.shape, 3).clone(), alpha.contiguous()
     return layer.image[..., :3], alpha
 
 

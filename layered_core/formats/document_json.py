@@ -9,18 +9,20 @@ The keys are the fields of :class:`~layered_core.document.LayerDocument`,
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..document import Layer, LayerDocument, Recipe
+from ..document import MAX_NAME, Layer, LayerDocument, Recipe
 from ..errors import LayeredError, invalid
 from .file_layers import LayerFile
 from .limits import Budget, Limits, check_file
 from .pictures import read_mask, read_picture, write_picture, write_whole
-from .plain_values import entries_of, known_entries, read_recipe, recipe_entries
+from .plain_values import entries_of, is_version, known_entries, read_recipe, recipe_entries
+from .untrusted import file_inside
 
 VERSION = 1
 """Version of the format; a document of another version is refused."""
@@ -79,7 +81,7 @@ def pictures_of(path: Path) -> list[Path]:
         ]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []
-    return [file for file in files if file.is_file()]
+    return [file for file in files if os.path.isfile(file)]
 
 
 def write_document(
@@ -117,7 +119,7 @@ def write_document(
 
 def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: list[str]) -> LayerDocument:
     version = entries.pop("version", None)
-    if version != VERSION:
+    if not is_version(version, VERSION):
         raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
     layers = entries.pop("layers", [])
     if not isinstance(layers, list):
@@ -129,14 +131,16 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
             raise invalid(f"canvas {key}", None, "a whole number of pixels")
     if isinstance(entries.get("background"), list):
         entries["background"] = tuple(entries["background"])
-    return LayerDocument(
-        layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in enumerate(layers)), **entries
+    canvas = LayerDocument(**entries)
+    budget.check("the canvas", canvas.width, canvas.height)
+    return replace(
+        canvas, layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in enumerate(layers))
     )
 
 
 def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: list[str]) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
-    where = f"layer {name!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
+    where = f"layer {name[:MAX_NAME]!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
     entries = known_entries(data, {f.name for f in fields(Layer)}, where)
     try:
         if "name" not in entries:
@@ -151,7 +155,10 @@ def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: lis
         recipe = read_recipe(entries.pop("recipe", {}))
     except LayeredError as error:
         raise LayeredError(f"{where}: {error}") from error
-    return Layer(recipe=recipe, **pixels, **entries)
+    layer = Layer(recipe=recipe, **pixels, **entries)
+    if not pixels:  # what is made of it is as large as its box
+        budget.fits(where, layer.width, layer.height, channels=1)
+    return layer
 
 
 def _inside(folder: Path, file: object, key: str) -> Path:
@@ -164,12 +171,12 @@ def _inside(folder: Path, file: object, key: str) -> Path:
         or "\0" in file
     ):
         raise invalid(key, file, "a file name relative to the document, without '..'")
-    path = folder / file
-    if not path.resolve().is_relative_to(folder.resolve()):
+    path = file_inside(folder, file)
+    if path is None:
         raise invalid(
             key,
             file,
             "a file in the document's folder",
-            "Links out of that folder are not followed: copy the file into it",
+            "Links out of that folder or in a circle are not followed: copy the file into it",
         )
     return path

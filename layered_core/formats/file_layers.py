@@ -26,13 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..document import LayerDocument
+from ..document import MAX_NAME, LayerDocument
 
 VERSION = 1
 """Version of the private data."""
 
 MAX_WORKFLOW_BYTES = 2**24
 """Greatest size of a workflow as JSON."""
+
+MAX_TITLE = 10_000
+"""Most letters that are read of a layer's title in a file."""
 
 BITS = (8, 16, 32)
 """Precisions of pixels in a file: 8 or 16 bits a channel, or 32-bit floating point."""
@@ -129,5 +132,5 @@ def split_title(title: str, number: int) -> tuple[str, str]:
     title is named by its ``number``."""
     match = _TITLE.fullmatch(title)
     if match:
-        return match[1], match[2].strip()
-    return title.strip() or f"layer {number}", ""
+        return match[1][:MAX_NAME], match[2].strip()
+    return title.strip()[:MAX_NAME] or f"layer {number}", ""

@@ -13,7 +13,7 @@ from ..document import Layer, LayerDocument, unique_names
 from ..errors import LayeredError, invalid
 from .file_layers import PLACE, SCALE, TYPES, VERSION, FileLayer, LayerFile, ReadBlob, look_of, split_title
 from .limits import Budget
-from .plain_values import read_recipe
+from .plain_values import is_version, is_whole, read_recipe
 
 
 def restore(
@@ -39,7 +39,7 @@ def restore(
     Raises:
         LayeredError: the private data are of another version or wrong, or a layer is.
     """
-    if private and private.get("version") != VERSION:
+    if private and not is_version(private.get("version"), VERSION):
         raise invalid(
             "version of the layer data",
             private.get("version"),
@@ -153,7 +153,10 @@ def _layer(
     if original.get("checksum") == checksum and not ("image" in original and _masked(item)):
         own = _original(name, original, read_blob, budget)
         if own is not None:
-            return Layer(name, own["image"], own["mask"], **{**look, **_moved(original, item, corner)})
+            layer = Layer(name, own["image"], own["mask"], **{**look, **_moved(original, item, corner)})
+            if layer.image is None and layer.mask is None:  # what is made of it is as large as its box
+                budget.fits(f"layer {name!r}", layer.width, layer.height, channels=1)
+            return layer
         warnings.append(
             f"layer {name!r}: the program that saved the file last left out its original pixels; the placed "
             f"ones are used"
@@ -185,7 +188,7 @@ def _original(
         ):
             raise invalid(f"original {what}", stored, "width, height, type and key")
         width, height = stored.get("width"), stored.get("height")
-        if not isinstance(width, int) or not isinstance(height, int):
+        if not is_whole(width) or not is_whole(height):
             raise invalid(f"size of original {what}", [width, height], "whole numbers")
         budget.take(f"original {what} of layer {name!r}", width, height, channels)
         kind = stored["type"]
@@ -206,7 +209,7 @@ def _moved(original: Mapping[str, Any], item: FileLayer, corner: tuple[int, int]
         if (
             not isinstance(values, (list, tuple))
             or len(values) != count
-            or not all(isinstance(v, int) for v in values)
+            or not all(is_whole(v) for v in values)
         ):
             raise invalid(what, values, f"{count} whole numbers")
     dx = dy = 0

@@ -3,6 +3,7 @@ allocated for it."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -59,16 +60,26 @@ class Budget:
         Raises:
             LayeredError: a limit is exceeded.
         """
+        self._bytes = self.fits(where, width, height, channels)
+
+    def fits(self, where: str, width: int, height: int, channels: int = 4) -> int:
+        """Return the bytes used if a picture were counted as :meth:`take` does, without counting it: for what
+        is only in memory for a while.
+
+        Raises:
+            LayeredError: a limit is exceeded.
+        """
         self.check(where, width, height)
-        self._bytes += width * height * channels * 4
-        if self._bytes > self.limits.max_alloc_bytes:
+        used = self._bytes + width * height * channels * 4
+        if used > self.limits.max_alloc_bytes:
             allowed = f"at most {self.limits.max_alloc_bytes:,}"
             raise invalid(
                 f"memory for pixels up to {where}",
-                f"{self._bytes:,} bytes",
+                f"{used:,} bytes",
                 allowed,
                 "Raise the memory limit, max_alloc_bytes",
             )
+        return used
 
     def check(self, where: str, width: int, height: int) -> None:
         """Check a size without counting it as used.
@@ -93,7 +104,7 @@ class Budget:
 def check_file(path: Path, kind: str, limits: Limits) -> None:
     """Raise :class:`LayeredError` unless ``path`` is an existing file that is neither empty nor too large.
     ``kind`` is the kind of file in the error."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises an error for a name that is too long
         raise LayeredError(f"{kind} {str(path)!r} was not found. Give the path of an existing file")
     size = path.stat().st_size
     if not 0 < size <= limits.max_file_bytes:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
-from .file_layers import MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
+from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .openraster_clipping import Covering, Scope, clipping_mask
@@ -312,7 +312,7 @@ class _Reader:
         Raises:
             LayeredError: the archive has no such entry.
         """
-        where, source = f"layer {clean_text(node.get('name', ''))!r}", node.get("src")
+        where, source = f"layer {clean_text(node.get('name', '')[:MAX_TITLE])!r}", node.get("src")
         if not source:
             self.warnings.append(f"{where} has no picture, as its src is missing, and is left out")
             return None
@@ -330,7 +330,7 @@ class _Reader:
         return entry.filename
 
     def _layer(self, node: Element, around: _Stack, source: str) -> FileLayer:
-        title = clean_text(node.get("name", ""))
+        title = clean_text(node.get("name", "")[:MAX_TITLE])
         where = f"layer {title!r}"
         operator = node.get("composite-op") or "svg:src-over"
         private = node.get(_LAYER)

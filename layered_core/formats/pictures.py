@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import LayeredError
+from ..errors import LayeredError, invalid
 from .limits import Budget, Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
@@ -37,7 +38,7 @@ def read_picture(source: Path, budget: Budget | None = None, warnings: list[str]
         LayeredError: the file is missing, no picture or cut short, has numbers whose white is not known, or exceeds
             the limits of ``budget``.
     """
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise LayeredError(
             f"picture {str(source)!r} was not found. Give the path of an existing file, relative to the "
             f"document's folder"
@@ -140,15 +141,52 @@ def write_picture(pixels: Tensor, path: Path) -> None:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call ``write`` with a temporary file beside ``path``, then rename that file, so that ``path`` is never
-    incomplete."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    incomplete.
+
+    Raises:
+        LayeredError: the path is a folder or cannot be a file's, or writing fails, as on a full disk.
+    """
+    check_output(path)
+    name = None
     try:
+        # The whole name could make this one too long.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             write(file)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    except OSError as error:  # its text may name the temporary file
+        raise unwritable("file", path, error) from None
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+
+
+def check_output(path: Path, folder: bool = False) -> None:
+    """Raise :class:`LayeredError` if a file cannot have this path, or, unless it is to be a ``folder``, a
+    folder has it."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            why = getattr(error, "strerror", None) or "it has characters that no file name has"
+            raise LayeredError(
+                f"output {path.name[:40]!r} cannot be a file's name: {why}. Give another"
+            ) from None
+    if not folder and os.path.isdir(path):
+        raise invalid(
+            "output file", str(path), "a name that no folder has", "Give a file name in that folder"
+        )
+
+
+def unwritable(what: str, path: Path, error: OSError) -> LayeredError:
+    """Return the error for a file or folder that the system refuses to write; it does not name temporary
+    files."""
+    fix = {
+        errno.ENOSPC: "Free some space, or write to another disk",
+        errno.EACCES: "Write to a folder in which you may write",
+    }
+    text = f"{what} {str(path)!r} cannot be written: {error.strerror or error}"
+    return LayeredError(text + (f". {fix[error.errno]}" if error.errno in fix else ""))

@@ -5,13 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 from ..document import Control, Lora, Recipe
 from ..errors import invalid
+
+
+def is_version(value: object, version: int) -> bool:
+    """Return whether a value states the version; ``true`` does not, although it equals 1 in Python."""
+    return not isinstance(value, bool) and value == version
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number; ``true`` and ``false`` are none, although Python says so."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def read_recipe(data: object) -> Recipe:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from psd_tools.constants import Tag
 from psd_tools.psd.layer_and_mask import LayerRecord
 
-from .file_layers import clean_text
+from .file_layers import MAX_TITLE, clean_text
 
 _MAC = "mac_roman"
 """The encoding in which psd-tools decodes names; every byte is a letter of it."""
@@ -76,5 +76,5 @@ def title(record: LayerRecord, encoding: str = _MAC) -> str:
     """Return the layer's name, in Unicode if the file has it, else decoded from ``encoding``."""
     name = record.tagged_blocks.get_data(Tag.UNICODE_LAYER_NAME)
     if not isinstance(name, bytes | type(None)):
-        return clean_text(str(name).rstrip("\0"))
+        return clean_text(str(name)[:MAX_TITLE].rstrip("\0"))
     return clean_text(record.name.encode(_MAC).decode(encoding, "replace").rstrip("\0"))

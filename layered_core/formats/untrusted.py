@@ -1,8 +1,9 @@
-"""Parse XML and JSON from untrusted files."""
+"""Parse XML and JSON from untrusted files, and follow the names of files in them."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
@@ -49,3 +50,16 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise invalid(where, data, "a JSON object")
     return data
+
+
+def file_inside(folder: Path, name: str) -> Path | None:
+    """Return the path of the file that an untrusted ``name`` means in ``folder``, whether or not it exists;
+    None if the name is no file name, or leads out of the folder, also by a link."""
+    if not name or "\0" in name or "\\" in name:
+        return None
+    try:
+        path = folder / name
+        out = Path(name).is_absolute() or ".." in path.parts[len(folder.parts) :]
+        return None if out or not path.resolve().is_relative_to(folder.resolve()) else path
+    except (OSError, ValueError, RuntimeError):  # too long a name, half a surrogate pair, links in a circle
+        return None

@@ -97,7 +97,7 @@ def plan_stage(document: LayerDocument, layer: Layer, seed: int, place: Tensor |
 def stage_seed(base: int, name: str) -> int:
     """Return the seed of one stage, 0..2**63-1. It depends on the base seed and the name alone (by SHA-256),
     not on the other stages."""
-    digest = hashlib.sha256(f"{base} {name}".encode()).digest()
+    digest = hashlib.sha256(f"{base} {name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

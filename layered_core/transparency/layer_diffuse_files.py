@@ -202,16 +202,20 @@ def read_layer_model_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "A pickle (.pth, .pt, .bin, .ckpt) may run code when it is opened. If you trust it, convert it: "
             "safetensors.torch.save_file(torch.load('x.pth', weights_only=True), 'x.safetensors')",
         )  # fmt: skip
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise missing_file(file.name, file.parent)
     try:
         with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, ValueError) as error:
-        known = published(file.name)
-        again = (
-            f"Download it again from https://huggingface.co/{known.repository}" if known else "Copy it again"
-        )
         raise LayeredError(
-            f"file {file.name!r} is cut short or no safetensors file ({error}). {again}"
+            f"file {file.name!r} is cut short or no safetensors file ({error}). {_again(file.name)}"
         ) from None
+    if not weights:
+        raise LayeredError(f"file {file.name!r} has no tensors. {_again(file.name)}")
+    return weights
+
+
+def _again(name: str) -> str:
+    known = published(name)
+    return f"Download it again from https://huggingface.co/{known.repository}" if known else "Copy it again"

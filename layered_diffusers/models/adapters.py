@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 
 from layered_core.document import Recipe
 from layered_core.errors import LayeredError, invalid
+from layered_core.formats.untrusted import file_inside
 
 
 @contextmanager
@@ -60,11 +63,31 @@ def _file(name: str, folder: Path | None) -> Path:
             f"LoRA or embedding {name!r} was not found, because no folder of LoRAs and embeddings is given. "
             f"Name the folder that holds it as 'adapters'"
         )
-    for file in (folder / name, folder / f"{name}.safetensors"):
-        if file.is_file() and file.suffix == ".safetensors":
+    for ending in ("", ".safetensors"):
+        file = file_inside(folder, f"{name}{ending}")
+        if file is None or file.parent != folder:
+            raise invalid(
+                "LoRA or embedding",
+                name,
+                f"a file name in {str(folder)!r}",
+                "Folders and links that lead out of it are not followed: copy the file into it",
+            )
+        if file.suffix == ".safetensors" and os.path.isfile(file):
+            _check_tensors(file)
             return file
     there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "none"
     raise invalid("LoRA or embedding", name, f"a safetensors file in {str(folder)!r}, which has: {there}")
+
+
+def _check_tensors(file: Path) -> None:
+    """Raise :class:`LayeredError` for a file without tensors, which diffusers would take in silence."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            count = len(tensors.keys())
+    except (SafetensorError, OSError):  # broken: the error on loading it says how
+        return
+    if not count:
+        raise LayeredError(f"file {file.name!r} has no tensors. Copy it again")
 
 
 def _load(file: Path, load: object) -> None:

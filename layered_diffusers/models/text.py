@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from layered_core.attention.words import Token
+from layered_core.errors import check_letters
 from layered_diffusers.models.loading import StableDiffusion
 
 
@@ -66,6 +67,7 @@ def stack(contexts: Sequence[Tensor]) -> Tensor:
 
 
 def _ids(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    check_letters("prompt", text)
     text = model.maybe_convert_prompt(text, tokenizer)  # an embedding of several vectors has several tokens
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
 

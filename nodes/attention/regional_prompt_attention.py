@@ -15,7 +15,7 @@ from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
 from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
 from ...layered_core.attention.words import Token
-from ...layered_core.errors import LayeredError
+from ...layered_core.errors import LayeredError, check_letters
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import Half, check_model, patched, with_regions
 
@@ -180,6 +180,7 @@ class RegionalPromptAttention(io.ComfyNode):
 def tokenise(clip: comfy.sd.CLIP, text: str) -> list[Token]:
     """Return the tokens of a text as ComfyUI cuts it, without weights, with their places among the keys of
     cross-attention."""
+    check_letters("prompt", text)
     # All text encoders of a UNet model cut a text into the same tokens.
     chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
     tokens: list[Token] = []
@@ -201,6 +202,9 @@ def conditioning(
 ) -> list[list[Any]]:  # fmt: skip
     """Return the main prompt, encoded as CLIP Text Encode does, with the encoded regions under the private
     key."""
+    check_letters("prompt", text)
+    for region in regions:
+        check_letters("a layer's words", region.text)
     main = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if maps is None and not any(r.acts for r in regions):
         regions = ()

@@ -339,6 +339,6 @@ def _picture_path(name: str) -> Path:
     folder, or, as ComfyUI writes it, in its ``[output]`` or ``[temp]`` folder."""
     allowed = "the name of a picture in ComfyUI's input folder"
     path = input_path("image", name, allowed)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise invalid("image", name, allowed, "There is no such file: upload it with the button on the node")
     return path

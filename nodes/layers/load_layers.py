@@ -94,9 +94,10 @@ def _files() -> list[str]:
     folder = folder_paths.get_input_directory()
     files = []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.is_file() and entry.name.lower().endswith(EXTENSIONS):
+        # The methods of entry raise an error for a link to itself.
+        if os.path.isfile(entry.path) and entry.name.lower().endswith(EXTENSIONS):
             files.append(entry.name)
-        elif entry.is_dir() and os.path.isfile(os.path.join(entry.path, "document.json")):
+        elif os.path.isfile(os.path.join(entry.path, "document.json")):
             files.append(f"{entry.name}/document.json")
     return files + [f.name + _EXAMPLE for f in sorted(EXAMPLES.iterdir())]
 
@@ -113,6 +114,6 @@ def _layered_path(name: str) -> Path:
     path = input_path("file", name, allowed)
     if path.suffix.lower() not in EXTENSIONS:
         raise invalid("file", name, allowed, "Save the picture as one of these in the program that made it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise invalid("file", name, allowed, "There is no such file: upload it with the button on the node")
     return path

@@ -11,9 +11,11 @@ from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from ...layered_core.canvas.compositing import composite
+from ...layered_core.document import LayerDocument
 from ...layered_core.errors import invalid
 from ...layered_core.files import write_folder, write_layers
 from ...layered_core.formats.file_layers import BITS
+from ...layered_core.formats.pictures import check_output
 from .socket import LAYERS, read_stack
 
 FORMATS = {"psd": ".psd", "psb": ".psb", "ora": ".ora", "png folder": ""}
@@ -70,11 +72,7 @@ class SaveLayers(io.ComfyNode):
             raise invalid(
                 "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
             )
-        place = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), document.width, document.height
-        )
-        folder, name, counter, subfolder, _ = place
-        path = Path(folder) / f"{name}_{counter:05}_{FORMATS[format]}"
+        path = _free_path(filename_prefix, FORMATS[format], document)
         workflow = (
             None
             if args.disable_metadata
@@ -95,3 +93,22 @@ class SaveLayers(io.ComfyNode):
         opaque = bool((pixels[..., 3] == 1).all())
         shown = ui.PreviewImage(pixels[None, ..., : 3 if opaque else 4], cls=cls)
         return io.NodeOutput(file.as_posix(), ui={**shown.as_dict(), "layered_files": [saved]})
+
+
+def _free_path(prefix: str, ending: str, document: LayerDocument) -> Path:
+    """Return the next free file name in ComfyUI's output folder, and make the folder for it.
+
+    Raises:
+        LayeredError: no file can have such a name.
+    """
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory(), document.width, document.height
+        )
+        path = Path(folder) / f"{name}_{counter:05}_{ending}"
+        check_output(path, folder=True)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        allowed = "the beginning of a file's name, which may have folders before it"
+        raise invalid("filename_prefix", prefix, allowed, why) from None
+    return path

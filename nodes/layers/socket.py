@@ -21,7 +21,7 @@ from torch import Tensor
 from ...layered_core.canvas.placement import canvas_extent
 from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe, unique_names
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.formats.plain_values import read_recipe
+from ...layered_core.formats.plain_values import is_version, read_recipe
 
 KEY = "layered_diffusion"
 """The key in an item for everything that LAYERS has no place for."""
@@ -152,7 +152,7 @@ def _items(stack: object) -> list[dict[str, Any]]:
             "Connect the output of Load Layer, Add Layer or another node that gives LAYERS",
         )
     version = stack.get("version")
-    if version not in (None, VERSION):
+    if version is not None and not is_version(version, VERSION):
         raise invalid(
             "layers: version",
             version,
@@ -282,7 +282,7 @@ def _own(item: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         return {"recipe": asdict(NEUTRAL)}
     if not isinstance(own, Mapping):
         raise invalid(f"layer {name!r}: {KEY}", own, "a mapping")
-    if own.get("version") != VERSION:
+    if not is_version(own.get("version"), VERSION):
         raise invalid(
             f"layer {name!r}: {KEY}: version",
             own.get("version"),

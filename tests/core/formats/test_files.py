@@ -35,6 +35,10 @@ shares = st.floats(0, 1)
 sides = st.integers(1, 12)
 
 
+def is_file_name(text):
+    return not text.startswith(".") and not set("/\\") & set(text)
+
+
 @st.composite
 def layers(draw, exact):
     """Generate any layer; ``exact`` is the number of levels between 0 and 1 of its pixels, None for any
@@ -60,7 +64,7 @@ def layers(draw, exact):
     positions = st.integers(-20, 20) | st.floats(-20, 20)
     control = Control(draw(st.sampled_from(HINTS)), draw(st.floats(0, 2)), 0.25, draw(st.floats(0.25, 1)))
     recipe = Recipe(
-        draw(shares), draw(shares), draw(shares), control, draw(st.none() | st.text(max_size=5)),
+        draw(shares), draw(shares), draw(shares), control, draw(st.none() | st.text(max_size=5).filter(is_file_name)),
         tuple(Lora(f"l{i}", draw(st.floats(-4, 4))) for i in range(draw(st.integers(0, 2)))),
         draw(st.none() | st.integers(0, 2**63 - 1)),
     )  # fmt: skip

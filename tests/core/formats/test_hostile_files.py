@@ -12,6 +12,7 @@ import zlib
 import pytest
 from PIL import Image
 from psd_tools import PSDImage
+from psd_tools.constants import Tag
 
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
@@ -337,3 +338,36 @@ def test_a_picture_of_a_format_that_starts_other_programs_is_not_opened(tmp_path
     )
     with pytest.raises(LayeredError, match=r"picture '.*a\.png' cannot be read"):
         read_layers(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("end", [".psd", ".ora"])
+def test_a_title_of_a_million_letters_that_another_program_wrote_is_cut(tmp_path, end):
+    if end == ".ora":
+        ora(tmp_path / "a.ora", stack=LAYER.replace("sky", "n" * 10**6))
+    else:
+        long = with_layers(
+            lambda psd, layer: layer.tagged_blocks.set_data(Tag.UNICODE_LAYER_NAME, "n" * 10**6)
+        )
+        long.save(tmp_path / "a.psd")
+    (layer,) = read_layers(tmp_path / f"a{end}").document
+    assert set(layer.name) == {"n"}
+    assert 250 < len(layer.name) <= 1000
+
+
+def test_unknown_blocks_of_a_psd_write_no_log_lines(tmp_path, caplog):
+    block = b"8BIM" + b"zZ9q" + struct.pack(">I", 4) + bytes(4)
+    psd = with_layers(lambda psd, layer: None)
+    psd.save(tmp_path / "a.psd")
+    data = (tmp_path / "a.psd").read_bytes()
+    header = 26 + 4  # no colour table
+    resources = struct.unpack(">I", data[header : header + 4])[0]
+    at = header + 4 + resources
+    size = struct.unpack(">I", data[at : at + 4])[0]
+    section = data[at + 4 : at + 4 + size] + block * 1000
+    changed = data[:at] + struct.pack(">I", len(section)) + section + data[at + 4 + size :]
+    (tmp_path / "b.psd").write_bytes(changed)
+    PSDImage.open(tmp_path / "b.psd")
+    assert len(caplog.records) >= 1000, "psd-tools no longer logs a line a block: nothing is tested"
+    caplog.clear()
+    assert len(read_layers(tmp_path / "b.psd").document) == 1
+    assert caplog.records == []

@@ -199,3 +199,8 @@ def test_a_stage_may_paint_where_its_box_or_mask_is_whatever_its_picture():
     assert stage_region(Layer("a", torch.zeros(4, 4, 4), mask, x=1), 6, 4)[0].tolist() == [0, 1, 1, 0, 0, 0]
     with pytest.raises(LayeredError, match="layer 'a': place is 'x 9, y 0'"):
         stage_region(Layer("a", width=2, height=2, x=9), 6, 4)
+
+
+def test_a_name_with_half_a_letter_has_a_seed_of_its_own():
+    assert stage_seed(5, "a\ud800") != stage_seed(5, "a\ud801")
+    assert 0 <= stage_seed(5, "a\ud800") < 2**63

@@ -100,3 +100,9 @@ def test_the_offset_scale_is_the_published_files_and_300_for_flux():
     assert offset_scale_of("ld_diffusers_sdxl_vae_transparent_encoder.safetensors", 4) == 300
     assert offset_scale_of("TransparentVAE.safetensors", 16) == 300
     assert offset_scale_of("mine.safetensors", 4) == 1
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(LayeredError, match=r"file 'none.safetensors' has no tensors\. Copy it again"):
+        read_layer_model_file(tmp_path / "none.safetensors")

@@ -246,6 +246,12 @@ def test_an_embedding_in_a_layers_prompt_is_read(regions, loaded):
 # --- bad input ---
 
 
+def test_half_a_letter_in_words_is_named(regions, loaded):
+    for words, prompt in (("a red \ud800", "in a meadow"), ("a red ball", "in a \ud800 meadow")):
+        with pytest.raises(ValueError, match=r"is .*allowed: whole letters\. Letter \d+ is half of one"):
+            apply(regions, *loaded, halves(regions, left=words), prompt=prompt)
+
+
 def test_defaults_of_these_tests_are_those_of_the_node(regions):
     schema = regions.node.GET_SCHEMA()
     assert {i.id: i.default for i in schema.inputs if i.id in WIDGETS} == {**WIDGETS, "prompt": ""}

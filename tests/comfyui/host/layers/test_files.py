@@ -250,3 +250,34 @@ def test_core_composites_what_was_loaded(host):
     image = host.value(prompt, "2")
     assert image.shape == (1, 128, 128, 3)
     assert float(image.std()) > 0.1
+
+
+def test_a_link_to_itself_in_the_input_folder_leaves_load_layers_usable(host, pack):
+    loops = [host.input / "loop.psd", host.input / "folder.loop"]
+    try:
+        for loop in loops:
+            loop.symlink_to(loop)
+        files = pack("nodes.layers.load_layers").LoadLayers.define_schema().inputs[0].options
+        assert not [f for f in files if "loop" in f]
+        valid, _, _, errors = host.validate({"1": load_layers("loop.psd"), "2": save(layers="1")})
+        assert not valid
+        assert "loop.psd" in str(errors)
+    finally:
+        for loop in loops:
+            loop.unlink()
+
+
+@pytest.mark.parametrize("name", ["n" * 300 + ".psd", "a\0b.psd", "\ud800.psd"])
+def test_a_file_that_cannot_exist_is_named_before_running(host, name):
+    valid, _, _, errors = host.validate({"1": load_layers(name), "2": save(layers="1")})
+    assert not valid
+    assert "input folder" in str(errors)
+
+
+@pytest.mark.parametrize("prefix", ["n" * 300, "a\0b", "\ud800", "n" * 300 + "/a"])
+@pytest.mark.parametrize("format", ["psd", "png folder"])
+def test_a_prefix_that_no_file_can_have_is_named(host, prefix, format):
+    error = host.error_of({**stack(), "it": save(format, prefix)})
+    assert "filename_prefix is" in error
+    assert "the beginning of a file's name" in error
+    assert [f for f in host.output.rglob("*") if f.is_file()] == []
