@@ -23,6 +23,7 @@ from ...layered_core.attention.attention_maps import (
 from ...layered_core.attention.regional_plan import Settings, plan_watching
 from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import LayeredError, invalid
+from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
 from .attention_patch import KEY, check_model, patched
 from .regional_prompt_attention import EMBEDDING, conditioning, tokenise
@@ -64,6 +65,7 @@ class AttentionPreview(io.ComfyNode):
     @classmethod
     def execute(cls, positive: Sequence[Sequence[Any]], image: Tensor, size: int) -> io.NodeOutput:
         """Draw the maps."""
+        sampled = pictures(image)[..., :3].cpu().float()
         maps = next((rest[KEY].maps for _, rest in positive if KEY in rest), None)
         if not maps:
             raise LayeredError(
@@ -71,9 +73,7 @@ class AttentionPreview(io.ComfyNode):
                 "Attention with 'record' on, and the picture that was sampled with it, so that this node "
                 "runs after the sampler"
             )
-        shown = heat_pictures(maps, image[..., :3].cpu().float(), size).to(
-            comfy.model_management.intermediate_device()
-        )
+        shown = heat_pictures(maps, sampled, size).to(comfy.model_management.intermediate_device())
         return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
