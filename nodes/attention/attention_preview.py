@@ -26,7 +26,8 @@ from ...layered_core.errors import LayeredError, invalid
 from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
 from .attention_patch import KEY, check_model, patched
-from .regional_prompt_attention import EMBEDDING, conditioning, tokenise
+from .embeddings import EMBEDDING, check_layer_words, check_words
+from .regional_prompt_attention import conditioning, tokenise
 
 CATEGORY = "layered diffusion/attention"
 
@@ -147,7 +148,10 @@ class LayerMaskFromAttention(io.ComfyNode):
         unmasked = [layer for layer in document if needs_mask(layer)]
         if not unmasked:
             return io.NodeOutput(layers, torch.zeros(1, *size))
+        check_layer_words(clip, unmasked)
         plan = plan_watching(document, unmasked, prompt, negative, partial(tokenise, clip), EMBEDDING)
+        check_words(clip, plan.prompt, "prompt: ")
+        check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([layer.name for layer in unmasked])
         settings = Settings(mode="collage", strength=0.0)
         words = (
