@@ -20,6 +20,7 @@ from layered_core.painting.repaint import plan_document
 from layered_diffusers import stages
 from layered_diffusers.generator import Generator
 from layered_diffusers.methods.regional_attention import RegionalPrompts
+from layered_diffusers.models.adapters import embedded
 from layered_diffusers.models.loading import STORYBOOK, find_model, load_model
 from layered_diffusers.sampling import Sampling
 from layered_diffusers.transparent import (
@@ -269,6 +270,7 @@ class LayeredDiffusionPipeline(Generator):
         seed: int = 0,
         strength: float = 0.6,
         attention: Settings | None = None,
+        adapters: Path | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
         """Turn a document into one picture: SDEdit on its whole composite, with the layers' words as prompt.
@@ -279,16 +281,20 @@ class LayeredDiffusionPipeline(Generator):
             strength: 0 keeps the composite (through the VAE), 1 keeps nothing of it.
             attention: settings that bind each layer's words to the place of the layer; None: the words act
                 anywhere.
+            adapters: with ``attention``, folder of the embeddings that the layers' recipes name. They act
+                only in this picture.
             options: those of :meth:`generate`.
         """
         options.setdefault("negative", document.negative)
         words = document.words
-        if attention is not None:
-            method = RegionalPrompts(self.model, [document], attention, negative=options["negative"])
-            words, options["methods"] = method.prompts[0], [method, *options.get("methods", ())]
-        pictures = self.generate(
-            [words], seeds=[seed], start=self.flat(document), strength=strength, **options
-        )
+        acts = attention is not None and attention.strength > 0
+        with embedded(self.model, [document] if acts else [], adapters):
+            if attention is not None:
+                method = RegionalPrompts(self.model, [document], attention, negative=options["negative"])
+                words, options["methods"] = method.prompts[0], [method, *options.get("methods", ())]
+            pictures = self.generate(
+                [words], seeds=[seed], start=self.flat(document), strength=strength, **options
+            )
         return to_image(pictures[0].permute(1, 2, 0))
 
 

@@ -19,6 +19,7 @@ from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.noise.window import Window, sigma_at
+from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
 from layered_diffusers.sampling import Method, Run
@@ -43,16 +44,25 @@ class RegionalPrompts(Method):
         Args:
             model: encodes the words.
             documents: one for each picture, or one for all of them; the canvas is stretched over the picture.
+                The embeddings of their recipes must be loaded until the run ends, see
+                :func:`~layered_diffusers.models.adapters.embedded`.
             settings: see :class:`~layered_core.attention.regional_plan.Settings`.
             prompts: prompt of the whole picture for each document; empty or None takes the document's words.
+                An embedding ``krk`` is written ``<krk>`` in them.
             negative: negative prompt of the whole picture; empty takes the document's own.
             maps: records the attention to the layers' words; works with one document only.
 
         Raises:
-            LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions`.
+            LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions` and
+                :func:`~layered_diffusers.models.adapters.with_tokens`.
         """
         self.model, self.settings, self.maps = model, settings or Settings(), maps
-        words = prompts or [""] * len(documents)
+        # The documents' own words are without embeddings, as in ComfyUI.
+        words = [
+            p.strip() or d.words for p, d in zip(prompts or [""] * len(documents), documents, strict=True)
+        ]
+        acts = self.settings.strength > 0 or maps is not None
+        documents = [with_tokens(model, d, needed=acts) for d in documents]
         plan = partial(
             plan_regions,
             settings=self.settings,

@@ -127,7 +127,7 @@ def _sample(
         own = {
             name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
         }
-        run = _Run(attentions, own, tuple(noise.shape[-2:]), steady)
+        run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady)
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
@@ -141,6 +141,10 @@ def _sample(
         if any(half.settings.guidance != 1 for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
+            if "middle" in guider.conds:
+                comfy.patcher_extension.add_wrapper_with_key(
+                    comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, run.predict, options
+                )
     return executor(noise, *more, **named)
 
 
@@ -155,6 +159,8 @@ def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
 class _Run:
     """The regional attention of one sampling run."""
 
+    guider: Any
+    """ComfyUI's guider of the run."""
     attentions: dict[UUID, RegionalAttention]
     """By the uuid that ComfyUI gives to every conditioning of a run."""
     own: Mapping[str, set[UUID]]
@@ -166,6 +172,8 @@ class _Run:
     """Whether the model's weights stay the same throughout the run."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
+    positive: Tensor | None = None
+    """The positive's prediction in this step, under Dual CFG Guider."""
 
     def sample(
         self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any
@@ -203,18 +211,41 @@ class _Run:
             options[KEY] = id(unet), float(options["sigmas"].flatten()[0])
         return executor(x, timesteps, context, y, control, options, **more)
 
+    def predict(
+        self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], *more: Any
+    ) -> Any:
+        """Wrap the predictions of a step: keep the positive's for :meth:`guide`."""
+        out = executor(model, conds, *more)
+        positive = self.guider.conds.get("positive")
+        self.positive = next((o for c, o in zip(conds, out, strict=True) if c and c is positive), None)
+        return out
+
     def guide(self, prediction: Mapping[str, Any]) -> Tensor:
         """Return the prediction with more classifier-free guidance where layers are; called after ComfyUI's
-        own."""
+        own.
+
+        In its style regular, Dual CFG Guider gives ``negative + s2 (middle - negative)`` and then adds
+        ``s1 (positive - middle)``, of which no function on the prediction is told: its share is added here.
+        """
         denoised, cond, uncond = (prediction[k] for k in ("denoised", "cond_denoised", "uncond_denoised"))
-        entries = [entry["uuid"] for entry in prediction["cond"] or () if entry["uuid"] in self.attentions]
-        # At cfg 1 the negative is not computed, so there is no guidance that could be raised.
-        if not prediction["uncond"] or not entries or tuple(denoised.shape[-2:]) != self.latent_size:
+        if tuple(denoised.shape[-2:]) != self.latent_size:
             return denoised
-        factor = self.attentions[entries[0]].guidance(
-            self.latent_size, float(prediction["sigma"].flatten()[0])
-        )
-        return guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))
+        sigma = float(prediction["sigma"].flatten()[0])
+        factor = self._factor(prediction["cond"], sigma)
+        # At cfg 1 the negative is not computed, so there is no guidance that could be raised.
+        if prediction["uncond"] and factor is not None:
+            denoised = guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))
+        positive, middle = self.positive, self.guider.conds.get("middle")
+        if positive is not None and middle and prediction["cond"] is middle:
+            factor = self._factor(self.guider.conds["positive"], sigma)
+            if factor is not None:
+                denoised = guided_more(denoised, cond, positive, self.guider.cfg1, factor.to(cond))
+        return denoised
+
+    def _factor(self, conditions: Sequence[Mapping[str, Any]] | None, sigma: float) -> Tensor | None:
+        """Return the factor on the guidance of every pixel, ``[h, w]``; None if no layer acts there."""
+        uuid = next((e["uuid"] for e in conditions or () if e["uuid"] in self.attentions), None)
+        return None if uuid is None else self.attentions[uuid].guidance(self.latent_size, sigma)
 
     def attend(
         self,

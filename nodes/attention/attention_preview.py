@@ -23,9 +23,11 @@ from ...layered_core.attention.attention_maps import (
 from ...layered_core.attention.regional_plan import Settings, plan_watching
 from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import LayeredError, invalid
+from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
 from .attention_patch import KEY, check_model, patched
-from .regional_prompt_attention import EMBEDDING, conditioning, tokenise
+from .embeddings import EMBEDDING, check_layer_words, check_words
+from .regional_prompt_attention import conditioning, tokenise
 
 CATEGORY = "layered diffusion/attention"
 
@@ -64,6 +66,7 @@ class AttentionPreview(io.ComfyNode):
     @classmethod
     def execute(cls, positive: Sequence[Sequence[Any]], image: Tensor, size: int) -> io.NodeOutput:
         """Draw the maps."""
+        sampled = pictures(image)[..., :3].cpu().float()
         maps = next((rest[KEY].maps for _, rest in positive if KEY in rest), None)
         if not maps:
             raise LayeredError(
@@ -71,9 +74,7 @@ class AttentionPreview(io.ComfyNode):
                 "Attention with 'record' on, and the picture that was sampled with it, so that this node "
                 "runs after the sampler"
             )
-        shown = heat_pictures(maps, image[..., :3].cpu().float(), size).to(
-            comfy.model_management.intermediate_device()
-        )
+        shown = heat_pictures(maps, sampled, size).to(comfy.model_management.intermediate_device())
         return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
 
 
@@ -147,7 +148,10 @@ class LayerMaskFromAttention(io.ComfyNode):
         unmasked = [layer for layer in document if needs_mask(layer)]
         if not unmasked:
             return io.NodeOutput(layers, torch.zeros(1, *size))
+        check_layer_words(clip, unmasked)
         plan = plan_watching(document, unmasked, prompt, negative, partial(tokenise, clip), EMBEDDING)
+        check_words(clip, plan.prompt, "prompt: ")
+        check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([layer.name for layer in unmasked])
         settings = Settings(mode="collage", strength=0.0)
         words = (

@@ -18,9 +18,7 @@ from ...layered_core.attention.words import Token
 from ...layered_core.errors import LayeredError, check_letters
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import Half, check_model, patched, with_regions
-
-EMBEDDING = "embedding:"
-"""The text that ComfyUI expects in front of an embedding's name."""
+from .embeddings import EMBEDDING, check_layer_words, check_words
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -167,9 +165,12 @@ class RegionalPromptAttention(io.ComfyNode):
         """Plan the regions, encode their words, and patch a clone of the model."""
         check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS})
-        plan = plan_regions(
-            read_stack(layers), settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record
-        )
+        document = read_stack(layers)
+        if settings.strength > 0 or record:
+            check_layer_words(clip, document)
+        plan = plan_regions(document, settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record)
+        check_words(clip, plan.prompt, "prompt: ")
+        check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([r.name for r in plan.cond]) if record else None
         positive = conditioning(clip, plan.prompt, plan.cond, settings, maps)
         return io.NodeOutput(

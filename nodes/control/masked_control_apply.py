@@ -17,6 +17,7 @@ from ...layered_core.control.control_map import CONTROL_MODES, ControlMap
 from ...layered_core.control.hints import document_hint
 from ...layered_core.document import Control
 from ...layered_core.errors import LayeredError, check_number, invalid
+from ..layers.pictures import one_mask, pictures
 from ..layers.socket import LAYERS, read_stack
 from .control_hint import preprocessor
 from .masked_control_net import IS_POSITIVE_KEY, MaskedControl
@@ -116,6 +117,7 @@ class MaskedControlNetApply(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Wrap the net and add it to both conditionings, on top of the ControlNets that they have already."""
         check_number("strength", strength, 0, 2)
+        image = None if image is None else pictures(image)
         if strength == 0:
             return io.NodeOutput(positive, negative)
         control = Control(strength=strength, start=start_percent, end=end_percent)
@@ -170,8 +172,9 @@ def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> C
     """Return the layers' map, limited to the node's own range and mask."""
     masks = control_map.masks
     if mask is not None:
-        _check_aspect("mask: size", *mask.shape[-2:], masks)
-        masks = masks * resized(_one_mask(mask), *masks.shape[-2:])
+        limit = _one_mask(mask)
+        _check_aspect("mask: size", *limit.shape[-2:], masks)
+        masks = masks * resized(limit, *masks.shape[-2:])
     ranges = [(max(c.start, control.start), min(c.end, control.end)) for c in control_map.controls]
     kept = [i for i, (start, end) in enumerate(ranges) if start <= end]
     controls = tuple(replace(control_map.controls[i], start=ranges[i][0], end=ranges[i][1]) for i in kept)
@@ -180,10 +183,7 @@ def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> C
 
 def _one_mask(mask: Tensor) -> Tensor:
     """Return a MASK as ``[1, H, W]`` in 0..1 on the CPU."""
-    mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
-    if len(mask) != 1:
-        raise invalid("mask: number of masks", len(mask), "1", "Use layers where several are needed")
-    return mask.clamp(0, 1)
+    return one_mask(mask, fix="Use layers where several are needed")[None].clamp(0, 1)
 
 
 def _check_aspect(what: str, height: int, width: int, canvas: Tensor) -> None:

@@ -19,6 +19,7 @@ from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Laye
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
+from .pictures import masks, pictures
 from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas
 
 CATEGORY = "layered diffusion/layers"
@@ -260,6 +261,8 @@ class LayerFromImage(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Append one layer for each picture of the batch; without a picture, one layer."""
         name = name.strip() or "layer"
+        image = None if image is None else pictures(image, f"layer {name!r}: image")
+        mask = None if mask is None else masks(mask, f"layer {name!r}: mask")
         count = 1 if image is None else len(image)
         if mask is not None and len(mask) not in (1, count):
             raise invalid(f"layer {name!r}: number of masks", len(mask), f"1 or {count}, as many as pictures")

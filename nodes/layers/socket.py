@@ -22,6 +22,7 @@ from ...layered_core.canvas.placement import canvas_extent
 from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe, unique_names
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.plain_values import is_version, read_recipe
+from .pictures import masks, pictures
 
 KEY = "layered_diffusion"
 """The key in an item for everything that LAYERS has no place for."""
@@ -96,7 +97,7 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
 
 def check_room(stack: object, more: int) -> None:
     """Raise :class:`LayeredError` unless a LAYERS document, or None, has room for ``more`` layers."""
-    count = sum(len(item["image"]) for item in ([] if stack is None else _items(stack))) + more
+    count = sum(_pictures_of(item) for item in ([] if stack is None else _items(stack))) + more
     if count > MAX_LAYERS:
         raise invalid(
             "layers: number of layers",
@@ -104,6 +105,12 @@ def check_room(stack: object, more: int) -> None:
             f"at most {MAX_LAYERS}",
             "Composite some of them first, and go on with that picture as one layer",
         )
+
+
+def _pictures_of(item: Mapping[str, Any]) -> int:
+    """Return the number of pictures of an item; one whose image has another shape is refused when it is
+    read."""
+    return len(item["image"]) if item["image"].ndim == 4 else 1
 
 
 def _extent(stack: dict[str, Any]) -> tuple[int, int]:
@@ -178,9 +185,7 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
     )
     if item.get("type", "raster") != "raster":
         raise invalid(f"layer {name!r}: type", item["type"], "raster")
-    image = item["image"]
-    if image.ndim != 4 or image.shape[-1] not in (3, 4):
-        raise invalid(f"layer {name!r}: image's shape", list(image.shape), "[batch, height, width, 3 or 4]")
+    image = pictures(item["image"], f"layer {name!r}: image")
     own = _own(item, name)
     rotation = _real(item.get("rotation"))
     degrees = own.get("rotation")
@@ -204,9 +209,11 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
     }
     if "region" in own:
         return [Layer(name, None, own["region"], **shared)]
+    frames = item.get("mask")
+    frames = masks(frames, f"layer {name!r}: mask") if isinstance(frames, Tensor) else None
     count = len(image)
     names = [name] if count == 1 else [f"{name} {i + 1}" for i in range(count)]
-    return [Layer(names[i], rgba(image[i]), _frame(item.get("mask"), i), **shared) for i in range(count)]
+    return [Layer(names[i], rgba(image[i]), _frame(frames, i), **shared) for i in range(count)]
 
 
 def rgba(image: Tensor) -> Tensor:
@@ -216,10 +223,10 @@ def rgba(image: Tensor) -> Tensor:
     return pixels if pixels.shape[-1] == 4 else torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
 
 
-def _frame(mask: object, index: int) -> Tensor | None:
+def _frame(mask: Tensor | None, index: int) -> Tensor | None:
     """Return the mask of picture ``index`` of a batch: a single mask serves all pictures; None if there is no
     mask for this one."""
-    if not isinstance(mask, Tensor) or (len(mask) > 1 and index >= len(mask)):
+    if mask is None or (len(mask) > 1 and index >= len(mask)):
         return None
     return mask_to_presence(mask[min(index, len(mask) - 1)].detach().cpu())
 

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...layered_core.editing.layer_picture import put_picture, take_picture
-from ...layered_core.errors import invalid
+from .pictures import one_mask, one_picture
 from .socket import LAYERS, read_stack, write_stack
 
 CATEGORY = "layered diffusion/layers"
@@ -99,9 +99,12 @@ class JoinLayer(io.ComfyNode):
         """Replace the picture."""
         document = read_stack(layers)
         before = document.layer(layer)
-        picture = _single_picture(image, before.name, "image")
+        where, fix = f"layer {before.name!r}:", "Take one out of the batch with Get Image from Batch"
+        count = f"{where} number of pictures in image"
+        picture = _clamped(one_picture(image, f"{where} image", fix, batch=count))
         if alpha is not None:
-            alpha = _single_picture(alpha, before.name, "alpha")
+            count = f"{where} number of pictures in alpha"
+            alpha = _clamped(one_mask(alpha, f"{where} alpha", batch=count))
         elif picture.shape[-1] == 4:
             alpha = picture[..., 3]
         after = put_picture(before, picture[..., :3], alpha)
@@ -110,13 +113,5 @@ class JoinLayer(io.ComfyNode):
         )
 
 
-def _single_picture(batch: Tensor, name: str, what: str) -> Tensor:
-    """Return the one picture of a batch, float32 on the CPU, clamped to 0..1."""
-    if len(batch) != 1:
-        raise invalid(
-            f"layer {name!r}: number of pictures in {what}",
-            len(batch),
-            "1",
-            "Take one out of the batch with Image From Batch",
-        )
-    return batch[0].detach().float().cpu().clamp(0, 1)
+def _clamped(pixels: Tensor) -> Tensor:
+    return pixels.detach().float().cpu().clamp(0, 1)

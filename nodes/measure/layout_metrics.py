@@ -11,8 +11,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...demo.world.judge import Judge
-from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.errors import LayeredError
 from ...layered_core.metrics.layout_report import compare_layout, layout_overlay, layout_table
+from ..layers.pictures import masks, pictures
 from ..layers.socket import LAYERS, read_stack
 
 
@@ -65,7 +66,7 @@ class LayoutMetrics(io.ComfyNode):
     ) -> io.NodeOutput:
         """Compare the picture with the layers."""
         document = read_stack(layers)
-        picture = image[0, ..., :3].detach().float().cpu()
+        picture = pictures(image)[0, ..., :3].detach().float().cpu()
         given_names = [line.strip() for line in names.splitlines() if line.strip()]
         if detections is None:
             if given_names:
@@ -74,11 +75,9 @@ class LayoutMetrics(io.ComfyNode):
                     "or empty names"
                 )
             detections, given_names = _judged(picture)
-        elif detections.ndim not in (2, 3):
-            raise invalid("detections: shape", list(detections.shape), "[number, height, width]")
-        layout = compare_layout(
-            document, detections.detach().float().cpu().reshape(-1, *detections.shape[-2:]), given_names
-        )
+        else:
+            detections = masks(detections, "detections", least=0)
+        layout = compare_layout(document, detections.detach().float().cpu(), given_names)
         if not layout.layers:
             raise LayeredError(
                 "layers: no layer has a place of its own to compare: all are hidden, covered, or cover the "

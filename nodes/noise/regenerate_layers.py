@@ -14,9 +14,10 @@ from ...layered_core.document import MAX_SIDE, LayerDocument
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.repaint import Repaint, region_of
+from ..layers.pictures import one_mask, pictures
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
-from .repaint_parts import PASTE, encode, one_mask, picture_so_far, plan_part, vae_unit
+from .repaint_parts import PASTE, encode, picture_so_far, plan_part, vae_unit
 
 BORDERS = ("outside", "inside")
 """Where the soft border of a region lies."""
@@ -171,7 +172,7 @@ class PasteBack(io.ComfyNode):
         """Paste the part into the picture."""
         if not isinstance(paste, Repaint):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
-        out = paste.paste(image[..., :3].movedim(-1, 1).float(), blend, match_colours)
+        out = paste.paste(pictures(image)[..., :3].movedim(-1, 1).float(), blend, match_colours)
         return io.NodeOutput(out.movedim(1, -1), paste.mask[None].to(out.device))
 
 

@@ -13,6 +13,7 @@ from ...layered_core.canvas.soft_masks import grow
 from ...layered_core.document import LayerDocument
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.repaint import Repaint, plan_repaint, tighten
+from ..layers.pictures import one_picture
 from ..layers.socket import rgba
 
 PASTE = io.Custom("LD_PASTE")
@@ -50,15 +51,10 @@ def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tens
         if document is None or not len(document):
             raise LayeredError("image: no picture is connected, and no layers to composite. Connect either")
         return flat(document)
-    if len(image) != 1:
-        raise invalid(
-            "image batch",
-            len(image),
-            "1",
-            "Take one picture with Get Image from Batch; repeat the latent for more results",
-        )
+    fix = "Take one picture with Get Image from Batch; repeat the latent for more results"
+    picture = one_picture(image, "image", fix, batch="image batch")
     size, canvas = (
-        (image.shape[2], image.shape[1]),
+        (picture.shape[1], picture.shape[0]),
         None if document is None else (document.width, document.height),
     )
     if canvas not in (None, size):
@@ -68,11 +64,4 @@ def picture_so_far(document: LayerDocument | None, image: Tensor | None) -> Tens
             f"the canvas's, {canvas[0]}x{canvas[1]}",
             "Scale the picture or set the canvas",
         )
-    return over_colour(rgba(image[0]), GREY).permute(2, 0, 1)
-
-
-def one_mask(mask: Tensor) -> Tensor:
-    """Return a MASK of one picture as ``[H, W]`` on the CPU."""
-    if mask.ndim == 3 and len(mask) != 1:
-        raise invalid("mask batch", len(mask), "1")
-    return mask.detach().float().cpu().reshape(mask.shape[-2:])
+    return over_colour(rgba(picture), GREY).permute(2, 0, 1)

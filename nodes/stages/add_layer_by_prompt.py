@@ -15,8 +15,9 @@ from ...layered_core.document import MAX_SIDE, Layer, LayerDocument, Recipe
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.stages import plan_stage
+from ..layers.pictures import one_mask
 from ..layers.socket import LAYERS, append_layers, read_stack, write_stack
-from ..noise.repaint_parts import one_mask, picture_so_far
+from ..noise.repaint_parts import picture_so_far
 from ..transparency.layer_model import STORYBOOK, layer_model_choices
 from .stage_graph import Sampler, StageGraph
 from .stage_inputs import ALPHA, CATEGORY, MAX_SEED

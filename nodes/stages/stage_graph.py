@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from ...layered_core.canvas.compositing import flat
 from ...layered_core.errors import invalid
 from ...layered_core.painting.stages import DRAFT_STRENGTH, StagePlan, draft_reach, draft_steps
-from ..attention.regional_prompt_attention import EMBEDDING
+from ..attention.embeddings import EMBEDDING, check_words
 
 
 class Sampler(NamedTuple):
@@ -36,12 +36,16 @@ class StageGraph:
         """Lay the nodes that load the layer's LoRAs and encode its words.
 
         Raises:
-            LayeredError: there is no file for a LoRA of the layer's recipe.
+            LayeredError: there is no file for a LoRA of the layer's recipe, or for an embedding.
         """
         self.graph = GraphBuilder()
         self.vae, self.plan, self.sampler, self.context, self.blend = vae, plan, sampler, context, blend
         self.sees_hole = "masked_image" in getattr(getattr(model, "model", None), "concat_keys", ())
-        layer = plan.layer
+        layer, embedding = plan.layer, plan.layer.recipe.embedding
+        prompt = layer.prompt if embedding is None else f"{EMBEDDING}{embedding} {layer.prompt}"
+        texts = prompt, layer.negative
+        for text in texts:
+            check_words(clip, text, f"layer {layer.name!r}: ")
         for lora in layer.recipe.loras:
             loaded = self.graph.node(
                 "LoraLoader", model=model, clip=clip, lora_name=_lora_file(layer.name, lora.name),
@@ -49,12 +53,7 @@ class StageGraph:
             )  # fmt: skip
             model, clip = loaded.out(0), loaded.out(1)
         self.model = model
-        embedding = layer.recipe.embedding
-        prompt = layer.prompt if embedding is None else f"{EMBEDDING}{embedding} {layer.prompt}"
-        self.words = [
-            self.graph.node("CLIPTextEncode", clip=clip, text=text).out(0)
-            for text in (prompt, layer.negative)
-        ]
+        self.words = [self.graph.node("CLIPTextEncode", clip=clip, text=text).out(0) for text in texts]
         before = flat(plan.behind).permute(1, 2, 0)[None]
         self.before = before.to(comfy.model_management.intermediate_device())
 

@@ -17,6 +17,7 @@ from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.mattes import stage_alpha, uncovered
 from ...layered_core.painting.repaint import Repaint
 from ...layered_core.painting.stages import changed_region, into_place, stage_seed, with_stage
+from ..layers.pictures import one_picture
 from ..layers.socket import LAYERS, append_layers, read_stack, rgba, write_stack
 from ..noise.repaint_parts import PASTE
 from .stage_inputs import ALPHA, CATEGORY, MAX_SEED
@@ -78,18 +79,21 @@ class StageLayer(io.ComfyNode):
         """Compute the layer's pixels, and lay it on the stack."""
         if not isinstance(paste, Repaint):
             raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+        name = name.strip() or "layer"
+        where, fix = f"layer {name!r}:", "Take one out of the batch with Get Image from Batch"
+        picture = one_picture(image, f"{where} image", fix, batch=f"{where} number of pictures in image")
         if alpha == "transparent":
-            if image.shape[-1] != 4:
+            if picture.shape[-1] != 4:
                 raise invalid(
                     "image: number of channels",
-                    image.shape[-1],
+                    picture.shape[-1],
                     "4, RGBA",
                     "Connect the image of Transparent Decode",
                 )
-            pixels = into_place(rgba(image[0]), paste.mask)
+            pixels = into_place(rgba(picture), paste.mask)
         else:
-            pixels = cls._taken_off(image, paste, alpha)
-        layer = with_stage(_box_layer(name.strip() or "layer", paste.mask), pixels)
+            pixels = cls._taken_off(picture, paste, alpha)
+        layer = with_stage(_box_layer(name, paste.mask), pixels)
         stack = _laid(layers, layer, prompt, negative)
         document = read_stack(stack)
         # As Layer Composite shows it with a grey backdrop.
@@ -98,8 +102,8 @@ class StageLayer(io.ComfyNode):
         return io.NodeOutput(stack, *(t.to(comfy.model_management.intermediate_device()) for t in out))
 
     @staticmethod
-    def _taken_off(image: Tensor, paste: Repaint, alpha: str) -> Tensor:
-        before, after = paste.picture, rgba(image[0])[..., :3].permute(2, 0, 1)
+    def _taken_off(picture: Tensor, paste: Repaint, alpha: str) -> Tensor:
+        before, after = paste.picture, rgba(picture)[..., :3].permute(2, 0, 1)
         if after.shape != before.shape:
             got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
             raise invalid(
@@ -176,15 +180,17 @@ class FindPlace(io.ComfyNode):
     @classmethod
     def execute(cls, before: Tensor, draft: Tensor, share: float, grow: int) -> io.NodeOutput:
         """Compare the draft with the picture."""
-        if before.shape[1:3] != draft.shape[1:3]:
-            got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (draft, before))
+        fix = "Take one out with Get Image from Batch: one mask is found at a time"
+        before, draft = (one_picture(p, where, fix) for p, where in ((before, "before"), (draft, "draft")))
+        if before.shape[:2] != draft.shape[:2]:
+            got, allowed = (f"{p.shape[1]}x{p.shape[0]}" for p in (draft, before))
             raise invalid(
                 "draft size",
                 got,
                 f"the picture's, {allowed}",
                 "Decode it through Paste Back, which gives the picture's size",
             )
-        a, b = (rgba(p[0])[..., :3].permute(2, 0, 1) for p in (before, draft))
+        a, b = (rgba(p)[..., :3].permute(2, 0, 1) for p in (before, draft))
         return io.NodeOutput(
             widened(changed_region(a, b, share), grow)[None].to(comfy.model_management.intermediate_device())
         )

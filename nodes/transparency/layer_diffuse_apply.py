@@ -31,6 +31,7 @@ from ...layered_core.transparency.layer_diffuse_frames import (
 )
 from ...layered_core.transparency.layer_diffuse_weights import Patches, fitting_patches
 from ...layered_core.transparency.transparent_networks import over_mid_grey
+from ..layers.pictures import pictures
 from .layer_diffuse_run import KEY, ModelChange, attentions_of, sample_with_change
 from .layer_model import layer_model_choices, read_layer_model
 
@@ -168,7 +169,7 @@ def _picture(name: str, mode: Mapping[str, Any]) -> Tensor:
         raise LayeredError(
             f"{name}: nothing is connected. Connect a picture: the mode {mode['mode']!r} needs it"
         )
-    return over_mid_grey(image.movedim(-1, 1).float())
+    return over_mid_grey(pictures(image, name).movedim(-1, 1).float())
 
 
 def _hookable(model: Any) -> comfy.model_patcher.ModelPatcher:

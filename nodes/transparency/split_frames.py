@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...layered_core.errors import LayeredError
 from ...layered_core.transparency.layer_diffuse_frames import check_rows
+from ..layers.pictures import pictures
 
 _MOST = 3
 
@@ -76,7 +77,7 @@ class SplitFrames(io.ComfyNode):
         images: list[Any] = [nothing] * _MOST
         latents: list[Any] = [nothing] * _MOST
         if image is not None:
-            check_rows(len(image), frames, "image", _FIX)
+            check_rows(len(pictures(image)), frames, "image", _FIX)
         if latent is not None:
             check_rows(len(latent["samples"]), frames, "latent", _FIX)
         for i in range(frames):

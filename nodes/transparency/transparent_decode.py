@@ -25,6 +25,7 @@ from ...layered_core.transparency.transparent_decode import (
     pictures_at_once,
 )
 from ...layered_core.transparency.transparent_networks import TransparentDecoder
+from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, append_layers, check_room
 from .layer_model import layer_model_choices, read_layer_model
 
@@ -109,6 +110,7 @@ class TransparentDecode(io.ComfyNode):
         augmentations: str = "8", combine: str = "median", tile_size: int = 2048, precision: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         """Load the decoder, decode the picture, and lay it on the stack."""
+        image = pictures(image)
         # A batch that is too large for any stack is decoded all the same if no stack is connected.
         stacked = layers is not None or len(image) <= MAX_LAYERS
         if stacked:

@@ -13,6 +13,7 @@ from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.transparency.layer_diffuse_files import offset_scale_of
 from ...layered_core.transparency.transparent_encode import crop_to_cells, encode, with_alpha
 from ...layered_core.transparency.transparent_networks import TransparentEncoder
+from ..layers.pictures import masks, pictures
 from ..layers.socket import mask_to_presence
 from .layer_model import layer_model_choices, read_layer_model
 from .transparent_decode import managed
@@ -71,7 +72,9 @@ class TransparentEncode(io.ComfyNode):
         network = TransparentEncoder.from_weights(read_layer_model(file, "encoder"), file)
         scale = offset_scale or offset_scale_of(file, network.latent_channels)
         rgba = crop_to_cells(
-            with_alpha(image.movedim(-1, 1), None if mask is None else mask_to_presence(mask))
+            with_alpha(
+                pictures(image).movedim(-1, 1), None if mask is None else mask_to_presence(masks(mask))
+            )
         )
         patcher, dtype = managed(network, None)
         comfy.model_management.load_models_gpu(

@@ -285,19 +285,21 @@ def weights(pipeline):
     return {k: v.clone() for part in (model.unet, model.text_encoder) for k, v in part.state_dict().items()}
 
 
-def test_an_embedding_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, tmp_path):
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_an_embedding_acts_on_its_layer_alone_and_is_gone_afterwards(pipeline, made, tmp_path, vectors):
     width = pipeline.model.text_encoder.config.hidden_size
     save_file(
-        {"emb_params": torch.randn(1, width, generator=torch.Generator().manual_seed(0))},
+        {"emb_params": torch.randn(vectors, width, generator=torch.Generator().manual_seed(0))},
         tmp_path / "krk.safetensors",
     )
-    before = weights(pipeline)
+    before, vocabulary = weights(pipeline), dict(pipeline.model.tokenizer.get_added_vocab())
     layers = [replace(x, recipe=Recipe(embedding="krk")) if x.name == "tree" else x for x in scene()]
     out = pipeline.generate_layers(
         replace(scene(), layers=tuple(layers)), seed=5, steps=STEPS, adapters=tmp_path
     )
     assert torch.equal(pixels(out, "sky"), pixels(made, "sky"))
     assert not torch.equal(pixels(out, "tree"), pixels(made, "tree"))
+    assert pipeline.model.tokenizer.get_added_vocab() == vocabulary
     after = weights(pipeline)
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())

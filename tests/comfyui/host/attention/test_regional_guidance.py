@@ -1,8 +1,11 @@
 """Regional Prompt Attention's guidance in the real host: where and when it acts, and together with other
 packs' functions on the prediction."""
 
+import comfy.patcher_extension
+import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from regional_scene import WIDGETS, apply, encode, halves, once
 
 
@@ -98,3 +101,58 @@ def test_any_latent_size_is_guided(regions, loaded, size):
     # Each half of the canvas is half of it: 1 + (3 - 1) (1 - 1/2), wherever the two meet.
     wanted = seen["uncond"] + 3.0 * 2.0 * (seen["cond"] - seen["uncond"])
     torch.testing.assert_close(seen["guided"], wanted, atol=1e-4, rtol=1e-3)
+
+
+def dual(regions, loaded, style, guidance, sigma=5.0, cfg1=3.0, cfg2=2.0):
+    """Run Dual CFG Guider once; return the sampler's input, and the three predictions, by name."""
+    model, clip = loaded
+    layer = regions.document.Layer("ball", x=0, y=0, width=64, height=128, prompt="a red ball")
+    stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
+    out, positive, negative = apply(regions, model, clip, stack, guidance=guidance)
+    seen = {}
+
+    def keep(executor, unwrapped, conds, *more):
+        predictions = executor(unwrapped, conds, *more)
+        seen.update(zip(("negative", "middle", "positive"), predictions, strict=True))
+        return predictions
+
+    out.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "test", keep)
+    guider = Guider_DualCFG(out)
+    guider.set_conds(positive, encode(clip, "a white house"), negative)
+    guider.set_cfg(cfg1, cfg2, nested=style == "nested")
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def look(m, x, sigmas, extra_args=None, **_):
+        seen["guided"] = m(x, sigmas[:1].expand(len(x)), **extra_args)
+        return seen["guided"]
+
+    sampler, sigmas = comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0])
+    with torch.inference_mode():
+        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0)
+    return seen
+
+
+def dually(seen, style, cfg1, cfg2):
+    """Dual CFG Guider's formula, with a scale of the positive's words for each cell."""
+    negative, middle, positive = (seen[k] for k in ("negative", "middle", "positive"))
+    if style == "nested":
+        return negative + cfg2 * (middle + cfg1 * (positive - middle) - negative)
+    return negative + cfg2 * (middle - negative) + cfg1 * (positive - middle)
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+@pytest.mark.parametrize("cfg2", [2.0, 1.0])
+def test_under_dual_cfg_guider_it_raises_the_scale_of_the_positives_words(regions, loaded, style, cfg2):
+    seen = dual(regions, loaded, style, guidance=4.0, cfg2=cfg2)
+    scale = torch.full((16, 16), 3.0)
+    scale[:, :8] *= 1 + 3 / 2  # half of the canvas
+    if cfg2 == 1 and style == "regular":  # the negative is not computed and counts nothing
+        seen["negative"] = seen["middle"]
+    torch.testing.assert_close(seen["guided"], dually(seen, style, scale, cfg2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+def test_under_dual_cfg_guider_its_neutral_value_and_late_steps_change_nothing(regions, loaded, style):
+    for guidance, sigma in ((1.0, 5.0), (4.0, 0.9)):
+        seen = dual(regions, loaded, style, guidance, sigma)
+        torch.testing.assert_close(seen["guided"], dually(seen, style, 3.0, 2.0), atol=1e-5, rtol=1e-5)
