@@ -17,12 +17,18 @@ class Model:
 
     def __init__(self):
         self.loaded = []
+        self.tokenizer, self.vocabulary = self, {}
+
+    def get_added_vocab(self):
+        return dict(self.vocabulary)
 
     def load_textual_inversion(self, folder, weight_name, token):
         self.loaded.append(os.path.realpath(folder / weight_name))
+        self.vocabulary[token] = len(self.vocabulary)
 
-    def unload_textual_inversion(self, token):
-        pass
+    def unload_textual_inversion(self, tokens):
+        for token in tokens:
+            del self.vocabulary[token]
 
 
 @pytest.fixture
@@ -47,6 +53,7 @@ def test_an_embedding_of_the_folder_is_loaded_with_and_without_its_ending(folder
         model = Model()
         with adapted(model, Recipe(embedding=name), own) as words:
             assert words == "<evil> "
+        assert model.vocabulary == {}
         assert model.loaded == [str((own / "evil.safetensors").resolve())]
 
 
