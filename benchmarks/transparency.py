@@ -46,8 +46,6 @@ from layered_core.formats.pictures import to_image
 from layered_core.transparency.transparent_decode import decode
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
-FOLDER = TRANSPARENT
-
 SAMPLER = "euler_ancestral"
 
 GOALS = {
@@ -112,7 +110,7 @@ def generate(cases: Sequence[Case], steps: int, guidance: float, batch: int) -> 
 def measure(count: int, steps: int, guidance: float, batch: int, pictures: Path | None) -> dict[str, object]:
     """Measure everything that the command prints."""
     model = Autoencoder()
-    model.load(FOLDER)
+    model.load(TRANSPARENT)
     model.eval().requires_grad_(False)
     vae = AutoencoderTiny.from_pretrained(MODEL / "vae").float().requires_grad_(False)
     examiner, cases = Examiner(MODEL), layer_cases(count)

@@ -12,9 +12,6 @@ from demo.world.vocabulary import Thing
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.files import write_layers
 
-FOLDER = EXAMPLES
-"""Folder of the examples that the node Load Layers offers."""
-
 
 def storybook() -> LayerDocument:
     """Return a document with a house and a tree in a meadow, a shadow in mode multiply and a hidden ball."""
@@ -72,5 +69,5 @@ def _shadow(width: int, height: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    write_layers(storybook(), FOLDER / "storybook.psd")
+    EXAMPLES.mkdir(exist_ok=True)
+    write_layers(storybook(), EXAMPLES / "storybook.psd")
