@@ -1,6 +1,7 @@
 """Files that cannot be written are named, and nothing is left of them."""
 
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,18 +18,24 @@ def document():
     return LayerDocument(96, 96, (Layer("a", pixels),))
 
 
-@pytest.fixture
-def full():
-    """Let no file grow beyond 4 KB; the system then fails a write as it does on a full disk."""
+@contextmanager
+def full_disk():
+    """Let no file grow beyond 4 KB; the system then fails a write as it does on a full disk.
+
+    The limit holds for the whole process, so no test may end under it: the run's own log could not grow either.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("end", [".psd", ".psb", ".ora", ""])
-def test_a_write_that_the_system_refuses_is_named_and_leaves_nothing(tmp_path, document, full, end):
-    with pytest.raises(LayeredError, match=rf"scene{end}.* cannot be written: File too large") as caught:
+def test_a_write_that_the_system_refuses_is_named_and_leaves_nothing(tmp_path, document, end):
+    told = rf"scene{end}.* cannot be written: File too large"
+    with full_disk(), pytest.raises(LayeredError, match=told) as caught:
         write_layers(document, tmp_path / f"scene{end}")
     assert ".part" not in str(caught.value)
     assert caught.value.__suppress_context__
