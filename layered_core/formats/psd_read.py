@@ -14,27 +14,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, SectionDivider, Tag
+from psd_tools.constants import BlendMode, Clipping, ColorMode, Resource, SectionDivider, Tag
 from psd_tools.psd import PSD
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
-    ChannelData,
     ChannelDataList,
     LayerRecord,
-    MaskParameters,
 )
-from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .psd_errors import in_words, listening
-from .psd_masks import PixelMask, Rectangle, is_translucent, product
+from .psd_masks import PixelMask, is_translucent, product
 from .psd_names import BLOB, NAMES
+from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
     inflate,
@@ -141,6 +138,7 @@ class _Reader:
             self._check_header(file)
             self.psd = PSD.read(file)
         self.header = self.psd.header
+        self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
         profile = resources.get_data(Resource.ICC_PROFILE)
         if isinstance(profile, bytes) and not any(
@@ -159,7 +157,8 @@ class _Reader:
         self._clip(found)
         entries = private.pop("layers", None)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
-            found = [_Found(self._merged(), 0, None)]
+            picture = self.channels.merged(self.psd.image_data)
+            found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
         stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
@@ -280,7 +279,7 @@ class _Reader:
                 f"edges"
             )
         self._warn(record, f"group {name!r}")
-        masks = (*around.masks, *self._masks(record, channels, f"group {name!r}"))
+        masks = (*around.masks, *self.channels.masks(record, channels, f"group {name!r}"))
         visible = around.visible and record.flags.visible
         return _Group(
             around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around)
@@ -290,7 +289,7 @@ class _Reader:
         name = title(record, self.encoding)
         where = f"layer {name!r}"
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
-        own = self._masks(record, channels, where)
+        own = self.channels.masks(record, channels, where)
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
         has_pixels = box[2] > 0 and box[3] > 0
         if not has_pixels:
@@ -305,7 +304,9 @@ class _Reader:
         self._warn(record, where)
         if box[2] and box[3]:
             self.budget.take(where, box[2], box[3])
-        pixels = self._pixels(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
+        pixels = (
+            self.channels.layer(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
+        )
         around, inner = product(group.masks, box), product(own, box)
         shape = PixelMask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
         combined = around if inner is None else inner if around is None else around * inner
@@ -342,98 +343,6 @@ class _Reader:
             )
         if any(tag in blocks for tag in VECTOR_MASKS) and not (is_shape(record) or is_rendered(record)):
             self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
-
-    def _pixels(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
-        """Return RGBA ``[H, W, 4]``; opaque if the layer has no transparency channel."""
-        planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
-        height, width = record.bottom - record.top, record.right - record.left
-        colours = [0, 0, 0] if self.header.color_mode == ColorMode.GRAYSCALE else [0, 1, 2]
-        out = torch.ones(height, width, 4)
-        for place, channel in [*enumerate(colours), (3, ChannelID.TRANSPARENCY_MASK)]:
-            if channel in planes:
-                out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
-            elif place < 3:
-                raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-        return out
-
-    def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
-        raw = data.get_data(width, height, self.header.depth, self.header.version)
-        return self._values(raw).reshape(height, width)
-
-    def _values(self, raw: bytes) -> Tensor:
-        kind, top = ("u1", 255) if self.header.depth == 8 else (">u2", 65535)
-        return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
-
-    def _masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
-        """Return the layer's pixel mask and vector mask, which are multiplied.
-
-        Photoshop stores the vector mask rendered to pixels: alone, or multiplied by the pixel mask, with the
-        pixel mask itself beside it. The pixels of a shape are already cut by its vector mask.
-        """
-        data, planes = (
-            record.mask_data,
-            {info.id: data for info, data in zip(record.channel_info, channels, strict=True)},
-        )
-        if data is None or ChannelID.USER_LAYER_MASK not in planes:
-            return ()
-        box = (data.left, data.top, data.right, data.bottom)
-        first = (
-            None
-            if data.flags.mask_disabled
-            else self._mask(planes[ChannelID.USER_LAYER_MASK], box, data.background_color, where)
-        )
-        pixel, vector, disabled = first, None, data.flags.mask_disabled
-        if is_rendered(record):
-            pixel, vector = None, first
-            if data.real_flags is not None and ChannelID.REAL_USER_LAYER_MASK in planes:
-                disabled = data.real_flags.mask_disabled  # if so, the vector mask is rendered alone
-                if not disabled:
-                    box = (
-                        data.real_left or 0,
-                        data.real_top or 0,
-                        data.real_right or 0,
-                        data.real_bottom or 0,
-                    )
-                    pixel = self._mask(
-                        planes[ChannelID.REAL_USER_LAYER_MASK], box, data.real_background_color or 0, where
-                    )
-                    vector = None if first is None else first.without(pixel)
-        if disabled:
-            self.warnings.append(f"{where}: the mask is switched off and left out")
-        found = []
-        parameters = data.parameters or MaskParameters()
-        if pixel is not None:
-            found.append(pixel.at(parameters.user_mask_density))
-        if vector is not None and not is_shape(record):
-            found.append(vector.at(parameters.vector_mask_density))
-        elif vector is not None and parameters.vector_mask_density not in (None, 255):
-            self.warnings.append(f"{where}: the density of the shape's mask is left out")
-        if (pixel and parameters.user_mask_feather) or (vector and parameters.vector_mask_feather):
-            self.warnings.append(f"{where}: the mask's feather is left out")
-        return tuple(mask for mask in found if mask.values.numel() or mask.outside < 1)
-
-    def _mask(self, data: ChannelData, box: Rectangle, outside: int, where: str) -> PixelMask:
-        """Return the mask in ``box``, here left, top, right, bottom; ``outside`` is its value elsewhere,
-        0..255."""
-        left, top, right, bottom = box
-        if right <= left or bottom <= top:
-            return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
-        self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
-
-    def _merged(self) -> FileLayer:
-        """Return the picture of a file without layers, as a layer."""
-        header = self.header
-        self.budget.take("the picture", header.width, header.height, header.channels + 4)
-        colours = 1 if header.color_mode == ColorMode.GRAYSCALE else 3
-        if header.channels < colours:
-            raise invalid("number of channels", header.channels, f"at least {colours}")
-        planes = [
-            self._values(plane).reshape(header.height, header.width)
-            for plane in self.psd.image_data.get_data(header)[:colours]
-        ]
-        pixels = torch.stack([*(planes * 3)[:3], torch.ones(header.height, header.width)], -1)
-        return FileLayer(clean_text(self.path.stem), 0, 0, pixels)
 
     def _clip(self, found: Sequence[_Found]) -> None:
         """Cut each layer that is clipped to the layer below it by that layer's alpha; ``found`` is back to
