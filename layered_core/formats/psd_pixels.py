@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from psd_tools.constants import ChannelID, ColorMode
+from psd_tools.constants import ChannelID
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.image_data import ImageData
 from psd_tools.psd.layer_and_mask import ChannelData, ChannelDataList, LayerRecord, MaskParameters
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .limits import Budget
+from .psd_colours import PsdColours
 from .psd_masks import PixelMask, Rectangle
 from .psd_records import is_rendered, is_shape
 
@@ -21,35 +22,43 @@ class Channels:
 
     Args:
         header: the file's header: colour mode, depth and version.
+        colours: converts the file's colours to sRGB.
         budget: the memory for what is decoded is taken from it.
         warnings: warnings are added to it.
     """
 
-    def __init__(self, header: FileHeader, budget: Budget, warnings: list[str]) -> None:
+    def __init__(self, header: FileHeader, colours: PsdColours, budget: Budget, warnings: list[str]) -> None:
         self.header = header
+        self.colours = colours
         self.budget = budget
         self.warnings = warnings
 
     def layer(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
-        """Return RGBA ``[H, W, 4]``; opaque if the layer has no transparency channel."""
+        """Return sRGB with alpha ``[H, W, 4]``; opaque if the layer has no transparency channel."""
         planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
         height, width = record.bottom - record.top, record.right - record.left
-        colours = [0, 0, 0] if self.header.color_mode == ColorMode.GRAYSCALE else [0, 1, 2]
-        out = torch.ones(height, width, 4)
-        for place, channel in [*enumerate(colours), (3, ChannelID.TRANSPARENCY_MASK)]:
+        colours = self.colours.channels
+        out = torch.ones(height, width, len(colours) + 1)
+        for place, channel in [*enumerate(colours), (len(colours), ChannelID.TRANSPARENCY_MASK)]:
             if channel in planes:
                 out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
-            elif place < 3:
+            elif place < len(colours):
                 raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-        return out
+        out[..., -1].clamp_(0, 1)
+        return self.colours.to_rgba(out)
 
     def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
         raw = data.get_data(width, height, self.header.depth, self.header.version)
-        return self._values(raw).reshape(height, width)
+        return self._values(raw, width, height)
 
-    def _values(self, raw: bytes) -> Tensor:
-        kind, top = ("u1", 255) if self.header.depth == 8 else (">u2", 65535)
-        return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
+    def _values(self, raw: bytes, width: int, height: int) -> Tensor:
+        """Return the numbers of a channel ``[H, W]``: 0..1, or of 32 bits any finite ones."""
+        if self.header.depth == 1:  # rows begin at whole bytes, and 1 is black
+            bits = np.unpackbits(np.frombuffer(raw, "u1").reshape(height, -1), axis=1)[:, :width]
+            return torch.from_numpy(1 - bits.astype(np.float32))
+        kind, top = {8: ("u1", 255), 16: (">u2", 65535), 32: (">f4", 1)}[self.header.depth]
+        values = torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)).reshape(height, width)
+        return values.nan_to_num_() if self.header.depth == 32 else values / top
 
     def masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
         """Return the layer's pixel mask and vector mask, which are multiplied.
@@ -106,17 +115,15 @@ class Channels:
         if right <= left or bottom <= top:
             return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
+        values = self._plane(data, right - left, bottom - top).clamp_(0, 1)
+        return PixelMask(left, top, values, outside / 255)
 
     def merged(self, image: ImageData) -> Tensor:
-        """Return the file's merged picture, RGBA ``[H, W, 4]``, opaque."""
-        header = self.header
+        """Return the file's merged picture, sRGB with alpha ``[H, W, 4]``, opaque."""
+        header, colours = self.header, self.colours.channels
         self.budget.take("the picture", header.width, header.height, header.channels + 4)
-        colours = 1 if header.color_mode == ColorMode.GRAYSCALE else 3
-        if header.channels < colours:
-            raise invalid("number of channels", header.channels, f"at least {colours}")
-        planes = [
-            self._values(plane).reshape(header.height, header.width)
-            for plane in image.get_data(header)[:colours]
-        ]
-        return torch.stack([*(planes * 3)[:3], torch.ones(header.height, header.width)], -1)
+        if header.channels <= max(colours):
+            raise invalid("number of channels", header.channels, f"at least {max(colours) + 1}")
+        found = image.get_data(header)
+        planes = [self._values(found[channel], header.width, header.height) for channel in colours]
+        return self.colours.to_rgba(torch.stack([*planes, torch.ones(header.height, header.width)], -1))

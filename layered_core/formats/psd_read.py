@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from psd_tools.constants import BlendMode, Clipping, ColorMode, Resource, SectionDivider, Tag
+from psd_tools.constants import BlendMode, Clipping, Resource, SectionDivider, Tag
 from psd_tools.psd import PSD
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
@@ -28,6 +28,7 @@ from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
+from .psd_colours import PsdColours, check_mode
 from .psd_errors import in_words, listening
 from .psd_masks import PixelMask, is_translucent, product
 from .psd_names import BLOB, NAMES
@@ -64,10 +65,10 @@ _MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
-    """Read a PSD or PSB with 8 or 16 bits a channel, in RGB or greyscale.
+    """Read a PSD or PSB of any colour mode and depth; its colours become sRGB.
 
     Raises:
-        LayeredError: the file is broken, exceeds the limits, or has another colour mode or depth.
+        LayeredError: the file is broken or exceeds the limits.
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "PSD", limits)
@@ -138,18 +139,13 @@ class _Reader:
             self._check_header(file)
             self.psd = PSD.read(file)
         self.header = self.psd.header
-        self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
-        profile = resources.get_data(Resource.ICC_PROFILE)
-        if isinstance(profile, bytes) and not any(
-            "sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")
-        ):
-            self.warnings.append(
-                "the colour profile is not sRGB; the numbers are taken as they are, so colours may look "
-                "different"
-            )
-        private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
+        colours = PsdColours(
+            self.header, self.psd.color_mode_data.value, resources, len(pairs) > 1, self.warnings
+        )
+        self.channels = Channels(self.header, colours, self.budget, self.warnings)
+        private = self._private(resources.get_data(Resource.XMP_METADATA))
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
         self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
@@ -183,17 +179,7 @@ class _Reader:
             header = FileHeader.read(file)
         except Exception as error:
             raise LayeredError(f"the file does not begin with a PSD header: {in_words(error)}") from error
-        if header.color_mode not in (ColorMode.RGB, ColorMode.GRAYSCALE):
-            raise invalid(
-                "colour mode",
-                header.color_mode.name,
-                "RGB, GRAYSCALE",
-                "In Photoshop: Image > Mode > RGB Color",
-            )
-        if header.depth not in (8, 16):
-            raise invalid(
-                "bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel"
-            )
+        check_mode(header)
         self.budget.check("the canvas", header.width, header.height)
         file.seek(0)
 
