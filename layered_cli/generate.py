@@ -71,7 +71,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     from layered_core.errors import LayeredError, invalid
     from layered_core.files import write_layers
-    from layered_core.formats.pictures import write_whole
+    from layered_core.formats.pictures import save_png, write_whole
 
     check_out(options.out, ("", ".psd", ".psb", ".ora") if options.layers else (".png",))
     if not (options.transparent or options.layers) and (options.file or options.decoder):
@@ -96,4 +96,4 @@ def run(options: argparse.Namespace) -> None:
             picture = pipeline.generate_transparent_layer(options.prompt, **how, **files)
         else:
             picture = pipeline.generate_layer(options.prompt, **how)
-    write_whole(options.out, lambda file: picture.save(file, "PNG"))
+    write_whole(options.out, lambda file: save_png(picture, file))

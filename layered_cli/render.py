@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.document import MAX_LAYERS, Layer, unique_names
     from layered_core.errors import invalid
     from layered_core.files import read_layers, write_layers
-    from layered_core.formats.pictures import from_image, write_picture, write_whole
+    from layered_core.formats.pictures import from_image, save_png, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
     read = read_layers(options.document)
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         layers = unique_names([*document.layers, Layer("render", from_image(picture))])
         write_layers(replace(document, layers=layers), options.out, read.workflow, bits=8)
     else:
-        write_whole(options.out, lambda file: picture.save(file, "PNG"))
+        write_whole(options.out, lambda file: save_png(picture, file))
 
 
 def _control(pipeline: LayeredDiffusionPipeline, document: LayerDocument, folder: str) -> MaskedControl:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from ..canvas.colour import linear_to_srgb
 from .file_layers import clean_text
 from .icc_profiles import SRGB_MATRIX, SRGB_PROFILE, Curve, read_profile
 
@@ -46,7 +47,7 @@ def to_srgb(pixels: Tensor, conversion: Conversion | None, bits: int, warnings: 
     unchanged.
 
     Args:
-        pixels: float32; may be changed.
+        pixels: float32, contiguous; may be changed.
         conversion: None: the colours are sRGB, and the pixels are returned as they are.
         bits: depth of the pixels, 8 or 16, or 32 for floating point. The result has that depth.
         warnings: a line is added to it for what is lost, unless it has that line already. None: no matter.
@@ -56,7 +57,9 @@ def to_srgb(pixels: Tensor, conversion: Conversion | None, bits: int, warnings: 
     height, width, channels = pixels.shape
     out = pixels if channels == 4 else pixels.new_empty(height, width, 4)
     top, clipped = 2**bits - 1, False
-    for source, target in zip(_parts(pixels), _parts(out), strict=True):
+    sources, targets = pixels.reshape(-1, channels), out.reshape(-1, 4)
+    for start in range(0, height * width, _AT_ONCE):
+        source, target = sources[start : start + _AT_ONCE], targets[start : start + _AT_ONCE]
         alpha, colours = source[:, -1], conversion.to_srgb(source[:, :-1].T.contiguous())
         outside = (colours - 0.5).abs_().amax(0) > 0.5 + 1 / 255
         clipped = clipped or bool((outside & (alpha > 0)).any())
@@ -69,10 +72,6 @@ def to_srgb(pixels: Tensor, conversion: Conversion | None, bits: int, warnings: 
         if clipped:
             tell(warnings, f"{conversion.told}: colours that sRGB cannot show are clipped")
     return out
-
-
-def _parts(pixels: Tensor) -> tuple[Tensor, ...]:
-    return pixels.reshape(-1, pixels.shape[-1]).split(_AT_ONCE)
 
 
 def tell(warnings: list[str], line: str) -> None:
@@ -139,7 +138,7 @@ def _by_curves(curves: tuple[Curve, ...], matrix: Tensor | None) -> Callable[[Te
             linear = curves[0](values)
         else:
             linear = torch.stack([curve(row) for curve, row in zip(curves, values, strict=True)])
-        return _encode(linear if matrix is None else change @ linear)
+        return linear_to_srgb(linear if matrix is None else change @ linear)
 
     return convert
 
@@ -183,18 +182,12 @@ def _is_linear(curves: tuple[Curve, ...]) -> bool:
     return all(bool(((curve(steps) - steps).abs() < 0.01).all()) for curve in curves)
 
 
-def _encode(linear: Tensor) -> Tensor:
-    """Return linear light as sRGB numbers (IEC 61966-2-1), without limits."""
-    power = linear.clamp_min(0.0031308).pow(1 / 2.4).mul(1.055).sub(0.055)
-    return torch.where(linear <= 0.0031308, linear * 12.92, power)
-
-
 def _lab_to_srgb(values: Tensor, neutral: float) -> Tensor:
     """Convert CIELAB under D50, ``[3, N]``: L 0..1 is 0..100, and a and b are 0 at ``neutral`` and -128 at 0."""
     luminance = (values[0] * 100 + 16) / 116
     a, b = (values[1:] / neutral - 1) * 128
     f = torch.stack([luminance + a / 500, luminance, luminance - b / 200])
-    return _encode(_WHITE_TO_SRGB @ torch.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)))
+    return linear_to_srgb(_WHITE_TO_SRGB @ torch.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)))
 
 
 _WHITE_TO_SRGB = torch.linalg.solve(SRGB_MATRIX, torch.diag(SRGB_MATRIX.sum(1))).float()

@@ -119,11 +119,6 @@ def sampled_curve(samples: list[float]) -> Curve:
     return curve
 
 
-SRGB_CURVE = parametric_curve(
-    {"g": 2.4, "a": 1 / 1.055, "b": 0.055 / 1.055, "c": 1 / 12.92, "d": 0.04045},
-)
-
-
 def primaries_matrix(white: Point, red: Point, green: Point, blue: Point) -> Tensor:
     """Return the matrix from linear RGB to XYZ relative to D50, ``[3, 3]`` float64, of chromaticities; the white is
     adapted by Bradford's method, as ICC does.
@@ -139,14 +134,16 @@ def primaries_matrix(white: Point, red: Point, green: Point, blue: Point) -> Ten
     if abs(float(torch.linalg.det(xyz[:, :3]))) < 1e-6:
         raise ValueError("the chromaticities lie on one line")
     matrix = xyz[:, :3] * torch.linalg.solve(xyz[:, :3], xyz[:, 3])
-    return _adaptation(white) @ matrix
+    adapted: Tensor = _adaptation(white) @ matrix
+    return adapted
 
 
 def _adaptation(white: Point) -> Tensor:
     """Return Bradford's matrix from XYZ under ``white`` to XYZ under D50."""
     x, y = white
     scale = (_BRADFORD @ _D50) / (_BRADFORD @ torch.tensor([x / y, 1, (1 - x - y) / y], dtype=torch.float64))
-    return torch.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
+    change: Tensor = torch.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
+    return change
 
 
 SRGB_MATRIX = primaries_matrix(D65, *SRGB)

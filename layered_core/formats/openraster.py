@@ -30,7 +30,7 @@ from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileLayer, LayerFile, cl
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .openraster_clipping import Covering, Scope, clipping_mask
-from .pictures import decode_picture, to_image, write_whole
+from .pictures import decode_picture, save_png, to_image, write_whole
 from .psd_masks import PixelMask, is_translucent
 from .to_file import document_private, flatten
 from .untrusted import NAMESPACE, parse_json, parse_xml
@@ -151,7 +151,7 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
     if side:
         image.thumbnail((side, side))
     data = BytesIO()
-    image.save(data, "PNG", compress_level=4)
+    save_png(image, data, compress_level=4)
     return data.getvalue()
 
 

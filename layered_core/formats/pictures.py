@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -16,23 +16,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from .colour_spaces import to_srgb
+from .icc_profiles import SRGB_PROFILE
 from .limits import Budget, Limits
+from .picture_colours import deep_numbers, stated_conversion
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
-
-
-_PHOTOMETRIC = 262
-"""The tag of a TIFF that says how its numbers are meant; 0: grey, and 0 is white."""
 
 SINGLE = ("MPO", "PSD")
 """Formats in which the first picture is the whole one; the others are previews, views or layers of it."""
 
 
-def read_picture(source: Path, budget: Budget | None = None, warnings: list[str] | None = None) -> Tensor:
-    """Read a picture as RGBA float32 ``[H, W, 4]``, straight alpha, 0..1, rotated as its EXIF data say. A
-    picture without alpha is opaque. Of an animation or a file of several pages the first picture is read, and a line
-    is added to ``warnings``.
+def read_picture(
+    source: Path, budget: Budget | None = None, warnings: list[str] | None = None, managed: bool = True
+) -> Tensor:
+    """Read a picture as sRGB with alpha, float32 ``[H, W, 4]``, straight alpha, 0..1, rotated as its EXIF data say.
+    Other colours are converted by the picture's profile. A picture without alpha is opaque. Of an animation or a file
+    of several pages the first picture is read. Lines about what is left out or converted are added to ``warnings``.
+
+    ``managed``: whether the profile counts; if not, the numbers are taken as they are.
 
     Raises:
         LayeredError: the file is missing, no picture or cut short, has numbers whose white is not known, or exceeds
@@ -43,7 +46,7 @@ def read_picture(source: Path, budget: Budget | None = None, warnings: list[str]
             f"picture {str(source)!r} was not found. Give the path of an existing file, relative to the "
             f"document's folder"
         )
-    return decode_picture(source, str(source), budget or Budget(Limits()), warnings=warnings)
+    return decode_picture(source, str(source), budget or Budget(Limits()), FORMATS, warnings, managed)
 
 
 def decode_picture(
@@ -52,6 +55,7 @@ def decode_picture(
     budget: Budget,
     formats: tuple[str, ...] = FORMATS,
     warnings: list[str] | None = None,
+    managed: bool = True,
 ) -> Tensor:
     """Read a picture as :func:`read_picture` does, from a path or an open file, in one of ``formats``; errors
     call it ``name``."""
@@ -60,7 +64,7 @@ def decode_picture(
         if isinstance(source, Path):
             # From a path, Pillow maps TIFF files into memory and garbles those that lie on a side.
             with source.open("rb") as file:
-                return decode_picture(file, name, budget, formats, warnings)
+                return decode_picture(file, name, budget, formats, warnings, managed)
         with catch_warnings():
             simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source, formats=[f for f in formats if f in Image.OPEN]) as picture:
@@ -73,9 +77,10 @@ def decode_picture(
                     warnings.append(
                         f"picture {Path(name).name!r} has several frames or pages; only the first is read"
                     )
-                if picture.mode.startswith(("I", "F")):
-                    return _deep_grey(picture, name)
-                return from_image(ImageOps.exif_transpose(picture))
+                deep = deep_numbers(picture, source, name, warnings)
+                numbers, bits = deep or (from_image(ImageOps.exif_transpose(picture)), 8)
+                conversion = stated_conversion(picture, source, warnings, managed)
+                return to_srgb(numbers, conversion, bits, warnings)
     except LayeredError:
         raise
     except UnidentifiedImageError:
@@ -93,30 +98,10 @@ def decode_picture(
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
 
 
-def _deep_grey(picture: Image.Image, name: str) -> Tensor:
-    """Read grey of 16 bits or floating point, which Pillow's own conversion cuts off at whole numbers up to 255."""
-    values = np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32)
-    white, kind = (1.0, "floating point") if picture.mode == "F" else (65535.0, "more than 16 bits")
-    least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if picture.mode == "F" and not -1e-3 <= least <= most <= 1 + 1e-3 or most > white * (1 + 1e-3):
-        raise LayeredError(
-            f"picture {name!r} has grey values of {kind}, from {least:g} to {most:g}; allowed: 0..{white:g}, where "
-            f"{white:g} is white. Scale them, or save it as PNG with 8 or 16 bits"
-        )
-    clear = picture.info.get("transparency")
-    alpha = (
-        np.where(values == clear, 0, 1).astype(np.float32) if isinstance(clear, int) else np.ones_like(values)
-    )
-    grey = (values / white).clip(0, 1)
-    if picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]  # TIFF has it
-        grey = 1 - grey  # Pillow inverts such pictures with 8 bits itself
-    return torch.from_numpy(np.stack([grey, grey, grey, alpha], -1))
-
-
 def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | None = None) -> Tensor:
     """Read a mask as float32 ``[H, W]``, 1 where the layer is: the alpha if any pixel is transparent, else
-    the brightness (the greatest channel)."""
-    pixels = read_picture(path, budget, warnings)
+    the brightness (the greatest channel), whatever profile the picture has."""
+    pixels = read_picture(path, budget, warnings, managed=False)
     if bool((pixels[..., 3] < 1).any()):
         return pixels[..., 3].clone()
     return pixels[..., :3].amax(-1)
@@ -132,11 +117,17 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
+def save_png(image: Image.Image, file: BinaryIO, **options: Any) -> None:
+    """Save a Pillow image as PNG, if it has colours with the profile of sRGB; ``options`` are Pillow's."""
+    profile = None if image.mode == "L" else SRGB_PROFILE
+    image.save(file, "PNG", icc_profile=profile, **options)
+
+
 def write_picture(pixels: Tensor, path: Path) -> None:
     """Write ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 as an 8-bit PNG; the file appears complete or
     not at all."""
     image = to_image(pixels)
-    write_whole(path, lambda file: image.save(file, "PNG"))
+    write_whole(path, lambda file: save_png(image, file))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

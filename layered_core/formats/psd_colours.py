@@ -101,8 +101,8 @@ class PsdColours:
         if mixed and layered:
             tell(
                 self.warnings,
-                f"the document's layers are mixed {mixed} by its program, and as sRGB here: translucent parts and blend "
-                f"modes may look different",
+                f"the document's program mixes its layers {mixed}, and here they are mixed as sRGB: translucent parts "
+                f"and blend modes may look different",
             )
 
     def _found(self, profile: object) -> Conversion | None:

@@ -44,6 +44,7 @@ from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
 from .file_layers import FileLayer, as_stored, look_of
+from .icc_profiles import SRGB_PROFILE
 from .pictures import to_image, write_whole
 from .psd_names import BLOB, NEAREST, PSD_MODES
 from .to_file import document_private, file_bits, flatten
@@ -178,6 +179,7 @@ def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: T
         resources[key] = ImageResource(key=key, data=data)
 
     add(Resource.XMP_METADATA, _xmp(private))
+    add(Resource.ICC_PROFILE, SRGB_PROFILE)
     small = to_image(merged[..., :3] * merged[..., 3:] + (1 - merged[..., 3:]))
     small.thumbnail((160, 160))
     jpeg = BytesIO()
