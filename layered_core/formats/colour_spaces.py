@@ -99,14 +99,14 @@ def of_profile(data: bytes, space: str) -> Conversion | None:
         name = cms.profile.profile_description or ""
         stated = cms.profile.xcolor_space.strip()
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"it is damaged: {error}") from None
+        raise ValueError("it is damaged") from error
     if stated not in _LITTLE_CMS or (space != stated and (space, stated) != ("GRAY", "RGB")):
         raise ValueError(f"it is for {stated} colours, and the picture has {space}")
     try:
         profile = read_profile(data)
         convert = _by_tables(cms, stated) if profile is None else _by_curves(profile.curves, profile.matrix)
     except (ValueError, ImageCms.PyCMSError) as error:
-        raise ValueError(f"it is damaged: {error}") from None
+        raise ValueError(f"it is damaged: {error}") from error
     told = f"the colours are converted from the profile {clean_text(name)[:60].strip()!r} to sRGB"
     found = Conversion(told, convert, profile is not None, profile is not None and _is_linear(profile.curves))
     return found if stated == "CMYK" else _unless_srgb(found, stated == "GRAY")
@@ -132,13 +132,19 @@ def _by_curves(curves: tuple[Curve, ...], matrix: Tensor | None) -> Callable[[Te
         if bool(((white - 1).abs() < 0.005).all()):  # rounded numbers of the profile; white stays white
             change = change / white
     change = change.float()
+    dark = torch.stack([curve(torch.zeros(1)) for curve in curves]).expand(3, 1)
+    # The darkest colour becomes black, as grey of its luminance: black point compensation.
+    black = float(dark[1] if matrix is None else matrix[1].float() @ dark)
+    if not 0 <= black < 0.5:
+        raise ValueError("its curves do not begin at black")
 
     def convert(values: Tensor) -> Tensor:
         if len(curves) == 1:
             linear = curves[0](values)
         else:
             linear = torch.stack([curve(row) for curve, row in zip(curves, values, strict=True)])
-        return linear_to_srgb(linear if matrix is None else change @ linear)
+        linear = linear if matrix is None else change @ linear
+        return linear_to_srgb((linear - black) / (1 - black) if black else linear)
 
     return convert
 

@@ -28,8 +28,9 @@ the same bytes."""
 
 _GREY_AND_ALPHA = "LA;16B"
 
-_PHOTOMETRIC, _BITS = 262, 258
-"""Tags of a TIFF: how its numbers are meant (0: grey, and 0 is white), and the bits of each channel."""
+_PHOTOMETRIC, _BITS, _PLANES = 262, 258, 284
+"""Tags of a TIFF: how its numbers are meant (0: grey, and 0 is white), the bits of each channel, and whether each
+channel lies apart (2)."""
 
 _INTEROPERABILITY = 0xA005
 """The part of the EXIF data in which cameras state Adobe RGB, as R03 (DCF 2.0)."""
@@ -75,15 +76,26 @@ def deep_numbers(
         values = _levels(picture, file, {_GREY_AND_ALPHA: "RGBA"})  # the bytes as they lie in the file
         grey, alpha = values[..., 0] * 256 + values[..., 1], values[..., 2] * 256 + values[..., 3]
         return torch.from_numpy(np.stack([grey, grey, grey, alpha], -1)) / 65535, 16
-    if kinds and kinds <= _LOWER.keys():
+    wide = picture.format == "TIFF" and max(_tags(picture).get(_BITS, (8,))) > 8
+    apart = wide and _tags(picture).get(_PLANES) == 2
+    if apart and kinds <= {"R", "G", "B", "A", "X", "C", "M", "Y", "K"}:
+        raise LayeredError(
+            f"picture {name!r} has 16 bits a channel and each channel apart, without compression, which Pillow reads "
+            f"wrongly. Save it as PNG"
+        )
+    if kinds and kinds <= _LOWER.keys() and not apart:
         values = _levels(picture, file, _LOWER)
         values += 256 * np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32)
         alpha = values[..., 3:] if values.shape[-1] == 4 else 65535 * _opaque(values, picture)
         return torch.from_numpy(np.concatenate([values[..., :3], alpha], -1)) / 65535, 16
-    if warnings is not None and picture.format == "TIFF" and max(_tags(picture).get(_BITS, (8,))) > 8:
+    if warnings is not None and wide:
         tell(warnings, f"picture {Path(name).name!r} has more than 8 bits a channel, of which 8 are read")
+    if picture.format == "PSD" and picture.mode == "1":  # 1 is black there, which Pillow does not heed
+        values = 1 - np.asarray(picture).astype(np.float32)
+        return torch.from_numpy(np.stack([values, values, values, np.ones_like(values)], -1)), 8
     if picture.mode in ("CMYK", "LAB"):
-        values = np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32)
+        # Of a whole Lab picture Pillow gives a and b as signed numbers.
+        values = np.stack([np.asarray(band) for band in ImageOps.exif_transpose(picture).split()], -1)
         return torch.from_numpy(np.concatenate([values, np.full_like(values[..., :1], 255)], -1)) / 255, 8
     return None
 

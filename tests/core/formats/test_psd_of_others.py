@@ -304,33 +304,6 @@ def test_8_and_16_bits_in_colour_and_grey_are_read(tmp_path, depth, mode):
     assert bool((image[..., 3] == 1).all())
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        ColorMode.CMYK,
-        ColorMode.LAB,
-        ColorMode.INDEXED,
-        ColorMode.BITMAP,
-        ColorMode.DUOTONE,
-        ColorMode.MULTICHANNEL,
-    ],
-)
-def test_other_colour_modes_are_refused_with_what_to_do(tmp_path, mode):
-    psd = new()
-    psd._record.header.color_mode = mode
-    with pytest.raises(
-        LayeredError,
-        match=f"colour mode is '{mode.name}'; allowed: RGB, GRAYSCALE. In Photoshop: Image > Mode > RGB "
-        f"Color",
-    ):
-        stack_of(psd, tmp_path)
-
-
-def test_32_bits_are_refused_with_what_to_do(tmp_path):
-    with pytest.raises(LayeredError, match=r"bits a channel is 32; allowed: 8, 16\. In Photoshop"):
-        stack_of(PSDImage.new("RGB", (4, 4), depth=32), tmp_path)
-
-
 def test_modes_that_a_document_lacks_are_read_as_similar_ones_and_told_of(tmp_path):
     psd = new()
     for mode in (BlendMode.DISSOLVE, BlendMode.DARKER_COLOR, BlendMode.LIGHTER_COLOR):
@@ -376,7 +349,7 @@ def test_what_a_document_cannot_hold_is_told_of(tmp_path):
     assert "layer 'a' has layer effects, which are left out" in warnings
     assert "layer 'a' has a vector mask, which is left out" in warnings
     assert "layer 'levels' is an adjustment or fill layer and is left out" in warnings
-    assert "the colour profile is not sRGB" in warnings
+    assert "the colour profile is left out: it is damaged" in warnings
 
 
 def test_layer_data_of_a_newer_version_is_refused(tmp_path):
