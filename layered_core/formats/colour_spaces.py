@@ -131,6 +131,8 @@ def _by_curves(curves: tuple[Curve, ...], matrix: Tensor | None) -> Callable[[Te
         white = change.sum(1, keepdim=True)
         if bool(((white - 1).abs() < 0.005).all()):  # rounded numbers of the profile; white stays white
             change = change / white
+        if bool(((change - torch.eye(3)).abs() < 1e-4).all()):
+            change = torch.eye(3, dtype=torch.float64)  # the primaries of sRGB, rounded
     change = change.float()
     dark = torch.stack([curve(torch.zeros(1)) for curve in curves]).expand(3, 1)
     # The darkest colour becomes black, as grey of its luminance: black point compensation.

@@ -108,7 +108,9 @@ def test_white_black_and_alpha_stay_and_lost_colours_are_told_of():
     assert torch.equal(made[..., 3], pixels[..., 3])
     assert made[0, 0, :3].tolist() == [1, 1, 1]
     assert made[0, 1, :3].tolist() == [0, 0, 0]
-    assert told == ["the colours are converted from the profile 'made for a test' to sRGB"]  # the green is not seen
+    assert told == [
+        "the colours are converted from the profile 'made for a test' to sRGB"
+    ]  # the green is not seen
     to_srgb(torch.tensor([[[0.0, 1, 0, 1]]]), found, 8, told)
     assert told[1:] == [f"{told[0]}: colours that sRGB cannot show are clipped"]
 
@@ -128,7 +130,9 @@ def test_grey_profiles_agree_with_their_curve(value, same):
 def test_a_grey_picture_may_have_an_rgb_profile():
     found = of_profile(rgb_profile(gamma(1.8)), "GRAY")
     made = converted(np.full((1, 1, 3), 0.5), found, 32)
-    torch.testing.assert_close(made, linear_to_srgb(torch.tensor(0.5**1.80078)).expand(1, 1, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        made, linear_to_srgb(torch.tensor(0.5**1.80078)).expand(1, 1, 3), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("space", "channels"), [("CMYK", 4), ("RGB", 3)])
@@ -150,7 +154,11 @@ def test_profiles_of_tables_are_converted_by_little_cms_with_8_bits(space, chann
         (grey_profile(LINEAR), "RGB", "it is for GRAY colours, and the picture has RGB"),
         (ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), "RGB", "it is for Lab colours"),
         (profile(b"RGB ", {}), "RGB", "it is damaged: a part is missing"),
-        (rgb_profile(b"curv" + bytes(4) + struct.pack(">I", 9)), "RGB", "it is damaged: a curve is cut short"),
+        (
+            rgb_profile(b"curv" + bytes(4) + struct.pack(">I", 9)),
+            "RGB",
+            "it is damaged: a curve is cut short",
+        ),
         (rgb_profile(b"what" + bytes(20)), "RGB", "it is damaged: a curve is of an unknown type"),
         (rgb_profile(parametric(0, -5)), "RGB", "its curves do not begin at black"),
         (rgb_profile(parametric(1, 100, 30000, 0)), "RGB", "its curves give no finite numbers"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from psd_tools import PSDImage
-from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, Tag
+from psd_tools.constants import BlendMode, ChannelID, Clipping, Resource, Tag
 from psd_tools.psd.layer_and_mask import ChannelInfo, MaskFlags, MaskParameters
 from psd_tools.psd.tagged_blocks import TaggedBlock
 
