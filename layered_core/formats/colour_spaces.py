@@ -22,7 +22,7 @@ from .icc_profiles import SRGB_MATRIX, SRGB_PROFILE, Curve, read_profile
 _LITTLE_CMS = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour spaces of profiles that are read, and Pillow's names of them."""
 
-_MAX_PROFILE_BYTES = 2**25
+_MAX_PROFILE_BYTES = 2**24
 _AT_ONCE = 2**15
 """Pixels that are converted at once: as many as stay in a processor's cache."""
 
@@ -80,7 +80,7 @@ def tell(warnings: list[str], line: str) -> None:
         warnings.append(line)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def of_profile(data: bytes, space: str) -> Conversion | None:
     """Return the conversion from an ICC profile; None if it equals sRGB within 1/255.
 
@@ -101,7 +101,7 @@ def of_profile(data: bytes, space: str) -> Conversion | None:
     except (OSError, TypeError, ValueError) as error:
         raise ValueError("it is damaged") from error
     if stated not in _LITTLE_CMS or (space != stated and (space, stated) != ("GRAY", "RGB")):
-        raise ValueError(f"it is for {stated} colours, and the picture has {space}")
+        raise ValueError(f"it is for {clean_text(stated)} colours, and the picture has {space}")
     try:
         profile = read_profile(data)
         convert = _by_tables(cms, stated) if profile is None else _by_curves(profile.curves, profile.matrix)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +62,8 @@ def read_profile(data: bytes) -> Profile | None:
             curves = [_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC")]
             return Profile(tuple(curves), torch.tensor(columns, dtype=torch.float64).T)
         return Profile((_curve(tags[b"kTRC"]),), None) if space == b"GRAY" else None
-    except (struct.error, KeyError, IndexError) as error:
-        raise ValueError(f"a part is missing ({error})") from None
+    except (struct.error, KeyError) as error:
+        raise ValueError("a part is missing") from error
 
 
 def _xyz(tag: bytes) -> tuple[float, ...]:
@@ -78,7 +80,7 @@ def _curve(tag: bytes) -> Curve:
             return gamma_curve(struct.unpack_from(">H", tag, 12)[0] / 256)
         if len(tag) < 12 + 2 * count:
             raise ValueError("a curve is cut short")
-        return sampled_curve([value / 65535 for value in struct.unpack_from(f">{count}H", tag, 12)])
+        return sampled_curve(np.frombuffer(tag, ">u2", count, 12).astype(np.float32) / 65535)
     kind = struct.unpack_from(">H", tag, 8)[0]
     if tag[:4] != b"para" or kind not in _PARAMETERS:
         raise ValueError("a curve is of an unknown type")
@@ -107,9 +109,10 @@ def parametric_curve(p: Mapping[str, float]) -> Curve:
     return curve
 
 
-def sampled_curve(samples: list[float]) -> Curve:
-    """Return the curve through equally spaced samples, linear between them and constant beyond 0..1."""
-    table = torch.tensor(samples, dtype=torch.float32)
+def sampled_curve(samples: np.ndarray[Any, Any]) -> Curve:
+    """Return the curve through equally spaced samples, float32 ``[N]``, linear between them and constant beyond
+    0..1."""
+    table = torch.from_numpy(samples)
 
     def curve(values: Tensor) -> Tensor:
         place = values.clamp(0, 1) * (len(table) - 1)

@@ -85,7 +85,7 @@ def deep_numbers(
         )
     if kinds and kinds <= _LOWER.keys() and not apart:
         values = _levels(picture, file, _LOWER)
-        values += 256 * np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32)
+        values += np.asarray(ImageOps.exif_transpose(picture)) * np.float32(256)
         alpha = values[..., 3:] if values.shape[-1] == 4 else 65535 * _opaque(values, picture)
         return torch.from_numpy(np.concatenate([values[..., :3], alpha], -1)) / 65535, 16
     if warnings is not None and wide:

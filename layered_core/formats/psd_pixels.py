@@ -38,13 +38,16 @@ class Channels:
         planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
         height, width = record.bottom - record.top, record.right - record.left
         colours = self.colours.channels
+        if len(colours) > 3:
+            self.budget.fits(where, width, height, len(colours) + 1)
         out = torch.ones(height, width, len(colours) + 1)
         for place, channel in [*enumerate(colours), (len(colours), ChannelID.TRANSPARENCY_MASK)]:
             if channel in planes:
                 out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
             elif place < len(colours):
                 raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-        out[..., -1].clamp_(0, 1)
+        if self.header.depth == 32:
+            out[..., -1].clamp_(0, 1)
         return self.colours.to_rgba(out)
 
     def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
@@ -115,8 +118,8 @@ class Channels:
         if right <= left or bottom <= top:
             return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        values = self._plane(data, right - left, bottom - top).clamp_(0, 1)
-        return PixelMask(left, top, values, outside / 255)
+        values = self._plane(data, right - left, bottom - top)
+        return PixelMask(left, top, values.clamp_(0, 1) if self.header.depth == 32 else values, outside / 255)
 
     def merged(self, image: ImageData) -> Tensor:
         """Return the file's merged picture, sRGB with alpha ``[H, W, 4]``, opaque."""
