@@ -79,10 +79,11 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.document import MAX_LAYERS, Layer, unique_names
     from layered_core.errors import invalid
     from layered_core.files import read_layers, write_layers
+    from layered_core.formats.merged_picture import checked
     from layered_core.formats.pictures import from_image, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
-    read = read_layers(options.document)
+    read = checked(read_layers(options.document))
     for warning in read.warnings:
         complain(f"{options.document.name}: {warning}")
     document, layered = read.document, options.out.suffix.lower() != ".png"

@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.canvas.compositing import composite
     from layered_core.errors import LayeredError, invalid
     from layered_core.files import read_layers, write_layers
+    from layered_core.formats.merged_picture import checked
     from layered_core.formats.pictures import write_picture
 
     check_out(options.out, ("", ".psd", ".psb", ".ora"))
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
         raise invalid("--alpha", options.alpha, "transparent", fix)
     if not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
-    read = read_layers(options.document)
+    read = checked(read_layers(options.document))
     if options.replace:
         read.document.layer(options.replace)
     with Bar("stage") as bar:

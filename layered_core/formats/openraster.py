@@ -14,8 +14,8 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -38,6 +38,7 @@ from .untrusted import NAMESPACE, parse_json, parse_xml
 MIMETYPE = b"image/openraster"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FOLDER = "layered-diffusion/"
+_MERGED = "mergedimage.png"
 _LAYER, _DOCUMENT = f"{{{NAMESPACE}}}layer", f"{{{NAMESPACE}}}document"
 
 _MODES = {
@@ -138,7 +139,7 @@ def _write(
         archive.writestr("stack.xml", tostring(root, "utf-8", xml_declaration=True))
         for source, layer in layers.items():
             archive.writestr(source, _png(layer.pixels), zipfile.ZIP_STORED)
-        archive.writestr("mergedimage.png", _png(merged), zipfile.ZIP_STORED)
+        archive.writestr(_MERGED, _png(merged), zipfile.ZIP_STORED)
         archive.writestr("Thumbnails/thumbnail.png", _png(merged, 256), zipfile.ZIP_STORED)
         if workflow:
             archive.writestr(_FOLDER + "workflow.json", json.dumps(workflow))
@@ -266,7 +267,15 @@ class _Reader:
             private["workflow"] = parse_json(
                 self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow"
             )
-        return restore((width, height), layers, private, self._blob, self.budget, self.warnings)
+        read = restore((width, height), layers, private, self._blob, self.budget, self.warnings)
+        return replace(read, merged=self._own_picture())
+
+    def _own_picture(self) -> Callable[[], Tensor] | None:
+        """Return a function that decodes the merged picture; None if the archive has none."""
+        if self._entry(_MERGED) is None:
+            return None
+        data, limits = self._bytes(_MERGED, 4 * self.limits.max_alloc_bytes), self.limits
+        return lambda: decode_picture(BytesIO(data), _MERGED, Budget(limits), ("PNG",), [])
 
     def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:
         """Yield the layers front to back, each with the effects of the stacks around it."""

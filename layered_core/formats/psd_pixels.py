@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .limits import Budget
+from .merged_picture import straight_merged
 from .psd_masks import PixelMask, Rectangle
 from .psd_records import is_rendered, is_shape
 
@@ -108,15 +109,19 @@ class Channels:
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
         return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
 
-    def merged(self, image: ImageData) -> Tensor:
-        """Return the file's merged picture, RGBA ``[H, W, 4]``, opaque."""
+    def merged(self, image: ImageData, transparent: bool) -> Tensor:
+        """Return the file's merged picture, RGBA ``[H, W, 4]``, straight alpha; opaque unless it is ``transparent``,
+        that is, unless its first extra channel is its alpha."""
         header = self.header
-        self.budget.take("the picture", header.width, header.height, header.channels + 4)
+        self.budget.fits("the picture", header.width, header.height, header.channels + 8)
         colours = 1 if header.color_mode == ColorMode.GRAYSCALE else 3
         if header.channels < colours:
             raise invalid("number of channels", header.channels, f"at least {colours}")
         planes = [
             self._values(plane).reshape(header.height, header.width)
-            for plane in image.get_data(header)[:colours]
+            for plane in image.get_data(header)[: colours + 1]
         ]
-        return torch.stack([*(planes * 3)[:3], torch.ones(header.height, header.width)], -1)
+        colour = torch.stack((planes[:colours] * 3)[:3], -1)
+        if transparent and len(planes) > colours:
+            return straight_merged(colour, planes[colours])
+        return torch.cat([colour, torch.ones(header.height, header.width, 1)], -1)

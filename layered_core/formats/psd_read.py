@@ -9,7 +9,8 @@ changes by other programs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from psd_tools.psd.layer_and_mask import (
     ChannelDataList,
     LayerRecord,
 )
+from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
@@ -71,12 +73,19 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "PSD", limits)
+    noted: list[str] = []
+    with _errors_named(path), listening(noted):
+        result = _Reader(path, limits).read()
+    return replace(result, warnings=(*result.warnings, *noted))
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn all errors, and the warnings of psd-tools, into a :class:`LayeredError` that names the file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            noted: list[str] = []
-            with listening(noted):
-                result = _Reader(path, limits).read()
+            yield
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
         except Exception as error:  # a broken file may make the parser fail with any exception
@@ -86,8 +95,7 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     for warning in caught:  # psd-tools warns and uses black if a channel cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
             said = str(warning.message).partition(" (")[0].partition(";")[0]
-            raise LayeredError(f"{path.name} is damaged: {said} for a channel of a layer. Save the file anew")
-    return replace(result, warnings=(*result.warnings, *noted))
+            raise LayeredError(f"{path.name} is damaged: {said} for a channel. Save the file anew")
 
 
 @dataclass
@@ -132,6 +140,7 @@ class _Reader:
         self.budget = Budget(limits)
         self.warnings: list[str] = []
         self.read_hidden = True
+        self.transparent = False
 
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
@@ -157,7 +166,7 @@ class _Reader:
         self._clip(found)
         entries = private.pop("layers", None)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
-            picture = self.channels.merged(self.psd.image_data)
+            picture = self.channels.merged(self.psd.image_data, False)
             found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
@@ -168,7 +177,7 @@ class _Reader:
         }
         layers = [layer for layer, _ in kept]
         size = self.header.width, self.header.height
-        return restore(
+        read = restore(
             size,
             layers,
             private,
@@ -176,6 +185,20 @@ class _Reader:
             self.budget,
             self.warnings,
         )
+        return replace(read, merged=self._own_picture() if pairs else None)
+
+    def _own_picture(self) -> Callable[[], Tensor] | None:
+        """Return a function that decodes the merged picture; None if the program says that it wrote none."""
+        version = self.psd.image_resources.get_data(Resource.VERSION_INFO)
+        if version is not None and not version.has_composite:
+            return None
+        channels, image, path, transparent = self.channels, self.psd.image_data, self.path, self.transparent
+
+        def decode() -> Tensor:
+            with _errors_named(path), listening([]):
+                return channels.merged(image, transparent)
+
+        return decode
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse files that cannot be read, before anything large is read."""
@@ -220,6 +243,7 @@ class _Reader:
                 info = section.tagged_blocks.get_data(tag)
         if info is None:
             return []
+        self.transparent = info.layer_count < 0
         pairs = list(zip(info.layer_records, info.channel_image_data, strict=True))
         alone = unpaired_dividers([record for record, _ in pairs])
         if alone:
