@@ -2,14 +2,15 @@
 
 The regions travel in the conditioning, under a private key that ComfyUI's own nodes pass on; the MODEL only
 gets a wrapper that looks for them. Everything else is made when a run begins, in that run's own copy of the
-model's options, and is dropped with it. Therefore patches that other packs put on the same blocks are called
-too, whichever node came first.
+model's options, and is dropped with it. The attention itself is patched when a forward pass begins, over
+whatever is there by then. Therefore patches that other packs or hooks put on the same blocks are called too,
+whichever node came first.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,33 +23,18 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ...layered_core.attention.attention_maps import AttentionMaps
-from ...layered_core.attention.regional_attention import RegionalAttention
-from ...layered_core.attention.regional_plan import Region, Settings
+from ...layered_core.attention.regional_attention import ProjectWords, RegionalAttention
 from ...layered_core.errors import invalid
 from ...layered_core.noise.guidance import guided_more
-
-KEY = "layered_diffusion_attention"
-"""The key of our entry in a conditioning, of our wrappers on a model, and of the UNet and sigma that a
-forward pass hands to our patches."""
+from .conditionings import KEY, Half, acting_halves
 
 Block = tuple[str, int, int]
 """Names a cross-attention as ComfyUI does: part of the UNet (input, middle or output), number of the block in
 that part, number of the transformer block in that block."""
 
-
-@dataclass(frozen=True)
-class Half:
-    """The value under :data:`KEY` in a conditioning: the encoded regions of one half of guidance."""
-
-    regions: tuple[Region, ...]
-    settings: Settings
-    contexts: tuple[Tensor | None, ...]
-    """The encoded text of each region, ``[T_i, C]``; None if the region has no text of its own."""
-    tokens: int
-    """T, the conditioning's own number of tokens, before other nodes append to it."""
-    maps: AttentionMaps | None = None
-    """Records attention during a run and then holds the last run's maps; None: nothing is recorded."""
+Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor, Tensor]]
+"""ComfyUI's attn2_patch. It changes what comes before the projections of a cross-attention: features of the
+picture ``[B, N, C]``, context of the keys and context of the values ``[B, T, C']``."""
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -80,9 +66,16 @@ def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
     return found
 
 
-def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+def patched(
+    model: comfy.model_patcher.ModelPatcher, expected: Collection[str] = ()
+) -> comfy.model_patcher.ModelPatcher:
     """Return a clone of the model that applies the regions in its conditionings. If the model does so
-    already, the clone still applies them only once."""
+    already, the clone still applies them only once.
+
+    Args:
+        model: a UNet model.
+        expected: names of the halves that have regions; the log says so if a run lacks them.
+    """
     clone = model.clone()
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if clone.get_wrappers(kind, KEY):
@@ -91,32 +84,28 @@ def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Mode
             "the layers of this node take the place of that one's"
         )
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(kind, KEY, _sample)
+    clone.add_wrapper_with_key(kind, KEY, partial(_sample, frozenset(expected)))
     return clone
 
 
-def with_regions(conditioning: Sequence[Sequence[Any]], half: Half) -> list[list[Any]]:
-    """Return a copy of the conditioning that carries the regions of ``half`` under :data:`KEY`."""
-    return [[words, {**rest, KEY: half}] for words, rest in conditioning]
-
-
 def _sample(
-    executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any
+    expected: Collection[str],
+    executor: comfy.patcher_extension.WrapperExecutor,
+    noise: Tensor,
+    *more: Any,
+    **named: Any,
 ) -> Tensor:
     """Wrap a whole sampling run: install the regions that its conditionings carry."""
     guider = executor.class_obj
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
-    halves = {entry["uuid"]: entry[KEY] for entry in entries if KEY in entry}
-    if not halves:
-        logging.warning(
-            "Regional Prompt Attention: no layer acts in this run. Connect the node's positive and "
-            "negative to the sampler as well"
-        )
-    for half in halves.values():
+    carried = [entry[KEY] for entry in entries if KEY in entry]
+    _warn_of_missing(expected, carried)
+    for half in carried:
         if half.maps is not None:
             half.maps.clear()
-    acting = {uuid: half for uuid, half in halves.items() if half.regions}
+    acting = acting_halves(guider.conds)
     if acting:
+        _check_context_patches(guider.model_options, acting.values())
         # A hook may change the weights from step to step.
         steady = not any(entry.get("hooks") for entry in entries)
         sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -127,7 +116,8 @@ def _sample(
         own = {
             name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
         }
-        run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady)
+        per_token = max(half.per_token for half in acting.values())
+        run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady, per_token)
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
@@ -135,9 +125,6 @@ def _sample(
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options
         )
-        replaced = options.setdefault("patches_replace", {}).setdefault("attn2", {})
-        for block in cross_attentions(guider.model_patcher.model.diffusion_model):
-            replaced[block] = partial(run.attend, block, replaced.get(block) or replaced.get(block[:2]))
         if any(half.settings.guidance != 1 for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
@@ -148,11 +135,114 @@ def _sample(
     return executor(noise, *more, **named)
 
 
+def _warn_of_missing(expected: Collection[str], carried: Sequence[Half]) -> None:
+    """Say in the log which halves have layers whose words are in none of the run's conditionings."""
+    missing = sorted(set(expected) - {half.name for half in carried if half.regions}, reverse=True)
+    if missing and not carried:
+        logging.warning(
+            "Regional Prompt Attention: no layer acts in this run. Connect the node's positive and "
+            "negative to the sampler as well"
+        )
+    elif missing:
+        logging.warning(
+            "Regional Prompt Attention: the layers' words in its %s do not act in this run. Connect its %s "
+            "to the sampler; a node that mixes two conditionings must get it as the first, which it keeps",
+            *[" and ".join(missing)] * 2,
+        )
+
+
+def _check_context_patches(model_options: Mapping[str, Any], halves: Collection[Half]) -> None:
+    """Raise :class:`LayeredError` if the text encoder gives several vectors for one token, and the model has
+    no patch that tells keys from values."""
+    patches = model_options.get("transformer_options", {}).get("patches", {}).get("attn2_patch")
+    for half in halves:
+        if half.per_token > 1 and not patches:
+            raise _not_halved(half.per_token)
+
+
+def _not_halved(per_token: int) -> Exception:
+    return invalid(
+        "clip: encoded vectors for one token",
+        per_token,
+        "1, as this model has no patch that makes one key of them",
+        "Connect the model of the node that has changed the clip, such as CLIP NegPip, as well",
+    )
+
+
 def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
     return RegionalAttention(
-        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length
+        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length // half.per_token
     )
+
+
+@dataclass
+class _Pass:
+    """A forward pass over the whole latent."""
+
+    unet: int
+    """``id`` of the copy of the UNet that runs."""
+    sigma: float
+    patches: Sequence[Patch]
+    """Other packs' patches of the context."""
+    features: Tensor | None = None
+    """What the patches of this block get: features of the picture, ``[B, N, C]``. None if there are none."""
+    tokens: int = 0
+    """Number of tokens that the patches of this block get."""
+
+    def note(
+        self, features: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Note what the other patches get, as the first of them. Changes nothing."""
+        self.features, self.tokens = features.clone(), context.shape[1]
+        return features, context, value
+
+    def projection(self, module: nn.Module, at: slice, extra: Mapping[str, Any]) -> ProjectWords:
+        """Return the key and value projections of a block, after the patches of the context.
+
+        Args:
+            module: the cross-attention.
+            at: rows of the batch that the texts are for.
+            extra: what a patch is told of these rows.
+        """
+        if self.features is None:
+            return lambda texts: (module.to_k(texts), module.to_v(texts))
+        features = self.features[at]
+
+        def project(texts: Tensor) -> tuple[Tensor, Tensor]:
+            found = [self._patched(text.repeat(len(features), 1, 1), features, extra) for text in texts]
+            return torch.stack([module.to_k(k) for k, _ in found]), torch.stack(
+                [module.to_v(v) for _, v in found]
+            )
+
+        return project
+
+    def _patched(self, text: Tensor, features: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the context of keys and of values that the patches make of a text ``[B, T, C']``."""
+        changed, context, value, told = features.clone(), text, text, dict(extra)
+        for patch in self.patches:
+            changed, context, value = patch(changed, context, value, told)
+        return context, value
+
+    def check(self, q: Tensor, k: Tensor, per_token: int) -> None:
+        """Raise :class:`LayeredError` if the patches of the context leave no place for the regions."""
+        if self.features is None:
+            return
+        if q.shape[:2] != self.features.shape[:2]:
+            names = ", ".join(sorted({_name(p) for p in self.patches}))
+            raise invalid(
+                f"model: pictures and pixels in a cross-attention after its patches ({names})",
+                tuple(q.shape[:2]),
+                f"{tuple(self.features.shape[:2])}, as before them",
+                "Words per layer cannot act beside a patch that divides the picture or the prompt itself: "
+                "take it off",
+            )
+        if per_token > 1 and k.shape[1] * per_token != self.tokens:
+            raise _not_halved(per_token)
+
+
+def _name(patch: Patch) -> str:
+    return getattr(patch, "__qualname__", type(patch).__qualname__)
 
 
 @dataclass
@@ -170,6 +260,8 @@ class _Run:
     tiles get the main prompt."""
     steady: bool
     """Whether the model's weights stay the same throughout the run."""
+    per_token: int
+    """Number of encoded vectors for one token, see :attr:`Half.per_token`."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
     positive: Tensor | None = None
@@ -202,14 +294,28 @@ class _Run:
         context: Any = None, y: Any = None,
         control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
-        """Wrap a forward pass: hand our attention patches the UNet that runs and its sigma."""
+        """Wrap a forward pass over the whole latent: patch the UNet's cross-attentions."""
         options = {} if transformer_options is None else transformer_options
         unet = executor.class_obj
         if id(unet) not in self.modules:
             self.modules[id(unet)] = cross_attentions(unet)
         if tuple(x.shape[-2:]) == self.latent_size and "sigmas" in options:
-            options[KEY] = id(unet), float(options["sigmas"].flatten()[0])
+            options = self._with_patches(id(unet), options)
         return executor(x, timesteps, context, y, control, options, **more)
+
+    def _with_patches(self, unet: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a forward pass's options with our patches around those of others."""
+        patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
+        others = patches.get("attn2_patch", [])
+        now = _Pass(unet, float(options["sigmas"].flatten()[0]), others)
+        if others:
+            patches = {**patches, "attn2_patch": [now.note, *others]}
+        before = replaced.get("attn2", {})
+        attn2 = {
+            block: partial(self.attend, now, module, before.get(block) or before.get(block[:2]), block)
+            for block, module in self.modules[unet].items()
+        }
+        return {**options, "patches": patches, "patches_replace": {**replaced, "attn2": {**before, **attn2}}}
 
     def predict(
         self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], *more: Any
@@ -249,31 +355,31 @@ class _Run:
 
     def attend(
         self,
-        block: Block,
+        now: _Pass,
+        module: nn.Module,
         before: Callable[..., Tensor] | None,
+        block: Block,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         extra: dict[str, Any],
     ) -> Tensor:
         """Return the output of one cross-attention with its regions mixed in. ``before`` is another pack's
-        patch of the same attention; it is called too."""
+        replacement of the same attention; it is called too."""
+        now.check(q, k, self.per_token)
         plain = _plain(extra)
-        out = plain(q, k, v) if before is None else before(q, k, v, extra)
-        if KEY not in extra:
-            return out
-        unet, sigma = extra[KEY]
-        module = self.modules[unet][block]
-        out = out.clone()
-        for rows, uuid in zip(torch.arange(len(q)).chunk(len(extra["uuids"])), extra["uuids"], strict=True):
+        out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
+        rows = torch.arange(len(q)).chunk(len(extra["uuids"]))
+        for own, uuid, which in zip(rows, extra["uuids"], extra["cond_or_uncond"], strict=True):
             if uuid in self.attentions:
-                at = slice(int(rows[0]), int(rows[-1]) + 1)
+                at = slice(int(own[0]), int(own[-1]) + 1)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
+                of_half = {**extra, "uuids": [uuid], "cond_or_uncond": [which]}
                 mixed = self.attentions[uuid](
-                    q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
+                    q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=now.sigma,
                     heads=extra["n_heads"],
-                    block=(unet, block) if self.steady else None,
-                    project=lambda x: (module.to_k(x), module.to_v(x)), attend=plain,
+                    block=(now.unet, block) if self.steady and not now.patches else None,
+                    project=now.projection(module, at, of_half), attend=plain,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out
