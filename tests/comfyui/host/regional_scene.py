@@ -6,6 +6,7 @@ import torch
 from graph import regional
 
 WIDGETS = {k: v for k, v in regional("a")["inputs"].items() if k not in ("model", "clip", "layers")}
+_PREDICTED = ("input", "cond_denoised", "uncond_denoised")
 MODES = ("regions", "joint", "collage", "paint with words")
 
 
@@ -34,7 +35,7 @@ def once(model, positive, negative, sigma=5.0, batch=1, cfg=3.0, seed=0, size=(1
     options = model.clone()
     before = options.model_options.get("sampler_post_cfg_function", [])
     options.model_options["sampler_post_cfg_function"] = [
-        lambda a: caught.update(a) or a["denoised"],
+        lambda a: caught.update({k: a[k] for k in _PREDICTED}) or a["denoised"],
         *before,
     ]
     noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
