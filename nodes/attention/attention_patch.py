@@ -287,7 +287,18 @@ class _Run:
                 original = uuid_of_text.get(id(entry["model_conds"].get("c_crossattn")))
                 if original in self.attentions:
                     self.attentions[entry["uuid"]] = self.attentions[original]
+            elif entry["uuid"] in self.attentions and not self._whole(entry.get("area")):
+                logging.warning(
+                    "Regional Prompt Attention: the words of layers %s do not act in this run's %s, which has "
+                    "an area smaller than the picture. A mask on the conditioning keeps them",
+                    entry[KEY].layers,
+                    name,
+                )
         return executor(guider, *more, **named)
+
+    def _whole(self, area: Sequence[int] | None) -> bool:
+        """Whether a conditioning's area (height, width, y, x), in cells of the latent, is all of it."""
+        return area is None or tuple(area[:2]) == self.latent_size
 
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,

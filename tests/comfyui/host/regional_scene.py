@@ -6,6 +6,7 @@ import torch
 from graph import regional
 
 WIDGETS = {k: v for k, v in regional("a")["inputs"].items() if k not in ("model", "clip", "layers")}
+WORDS = "a red ball in a meadow"
 _PREDICTED = ("input", "cond_denoised", "uncond_denoised")
 MODES = ("regions", "joint", "collage", "paint with words")
 
@@ -21,6 +22,18 @@ def halves(regions, left="a red ball", right="a blue star", **more):
 def apply(regions, model, clip, stack=None, **values):
     stack = halves(regions) if stack is None else stack
     return regions.node.execute(model, clip, stack, **{**WIDGETS, **values}).result
+
+
+def everywhere(regions, words=WORDS, **more):
+    """A stack of one layer over the whole canvas."""
+    layer = regions.document.Layer("all", width=128, height=128, prompt=words, **more)
+    return regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
+
+
+def as_layer(regions, model, clip, words=WORDS, **values):
+    """Return the model, positive and negative of a layer over the whole canvas that gets all attention."""
+    settings = {"prompt": "a white house", "global_weight": 0.0, "emphasis": 0.0, **values}
+    return apply(regions, model, clip, everywhere(regions, words), **settings)
 
 
 def encode(clip, text):
