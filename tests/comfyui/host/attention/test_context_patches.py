@@ -9,7 +9,15 @@ import pytest
 import torch
 from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 from regional_scene import (
-    MODES, WIDGETS, WORDS, apply, as_layer, encode, everywhere, halves, predicted,
+    MODES,
+    WIDGETS,
+    WORDS,
+    apply,
+    as_layer,
+    encode,
+    everywhere,
+    halves,
+    predicted,
 )  # fmt: skip
 
 
