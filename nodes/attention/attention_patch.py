@@ -10,7 +10,7 @@ whichever node came first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,18 +23,15 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ...layered_core.attention.regional_attention import ProjectWords, RegionalAttention
+from ...layered_core.attention.regional_attention import RegionalAttention
 from ...layered_core.errors import invalid
 from ...layered_core.noise.guidance import guided_more
 from .conditionings import KEY, Half, acting_halves
+from .context_patches import ContextPatches, check_has_patch
 
 Block = tuple[str, int, int]
 """Names a cross-attention as ComfyUI does: part of the UNet (input, middle or output), number of the block in
 that part, number of the transformer block in that block."""
-
-Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor, Tensor]]
-"""ComfyUI's attn2_patch. It changes what comes before the projections of a cross-attention: features of the
-picture ``[B, N, C]``, context of the keys and context of the values ``[B, T, C']``."""
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -105,7 +102,8 @@ def _sample(
             half.maps.clear()
     acting = acting_halves(guider.conds)
     if acting:
-        _check_context_patches(guider.model_options, acting.values())
+        per_token = max(half.per_token for half in acting.values())
+        check_has_patch(guider.model_options, per_token)
         # A hook may change the weights from step to step.
         steady = not any(entry.get("hooks") for entry in entries)
         sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -116,7 +114,6 @@ def _sample(
         own = {
             name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
         }
-        per_token = max(half.per_token for half in acting.values())
         run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady, per_token)
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(
@@ -151,98 +148,11 @@ def _warn_of_missing(expected: Collection[str], carried: Sequence[Half]) -> None
         )
 
 
-def _check_context_patches(model_options: Mapping[str, Any], halves: Collection[Half]) -> None:
-    """Raise :class:`LayeredError` if the text encoder gives several vectors for one token, and the model has
-    no patch that tells keys from values."""
-    patches = model_options.get("transformer_options", {}).get("patches", {}).get("attn2_patch")
-    for half in halves:
-        if half.per_token > 1 and not patches:
-            raise _not_halved(half.per_token)
-
-
-def _not_halved(per_token: int) -> Exception:
-    return invalid(
-        "clip: encoded vectors for one token",
-        per_token,
-        "1, as this model has no patch that makes one key of them",
-        "Connect the model of the node that has changed the clip, such as CLIP NegPip, as well",
-    )
-
-
 def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
     return RegionalAttention(
         half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length // half.per_token
     )
-
-
-@dataclass
-class _Pass:
-    """A forward pass over the whole latent."""
-
-    unet: int
-    """``id`` of the copy of the UNet that runs."""
-    sigma: float
-    patches: Sequence[Patch]
-    """Other packs' patches of the context."""
-    features: Tensor | None = None
-    """What the patches of this block get: features of the picture, ``[B, N, C]``. None if there are none."""
-    tokens: int = 0
-    """Number of tokens that the patches of this block get."""
-
-    def note(
-        self, features: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Note what the other patches get, as the first of them. Changes nothing."""
-        self.features, self.tokens = features.clone(), context.shape[1]
-        return features, context, value
-
-    def projection(self, module: nn.Module, at: slice, extra: Mapping[str, Any]) -> ProjectWords:
-        """Return the key and value projections of a block, after the patches of the context.
-
-        Args:
-            module: the cross-attention.
-            at: rows of the batch that the texts are for.
-            extra: what a patch is told of these rows.
-        """
-        if self.features is None:
-            return lambda texts: (module.to_k(texts), module.to_v(texts))
-        features = self.features[at]
-
-        def project(texts: Tensor) -> tuple[Tensor, Tensor]:
-            found = [self._patched(text.repeat(len(features), 1, 1), features, extra) for text in texts]
-            return torch.stack([module.to_k(k) for k, _ in found]), torch.stack(
-                [module.to_v(v) for _, v in found]
-            )
-
-        return project
-
-    def _patched(self, text: Tensor, features: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the context of keys and of values that the patches make of a text ``[B, T, C']``."""
-        changed, context, value, told = features.clone(), text, text, dict(extra)
-        for patch in self.patches:
-            changed, context, value = patch(changed, context, value, told)
-        return context, value
-
-    def check(self, q: Tensor, k: Tensor, per_token: int) -> None:
-        """Raise :class:`LayeredError` if the patches of the context leave no place for the regions."""
-        if self.features is None:
-            return
-        if q.shape[:2] != self.features.shape[:2]:
-            names = ", ".join(sorted({_name(p) for p in self.patches}))
-            raise invalid(
-                f"model: pictures and pixels in a cross-attention after its patches ({names})",
-                tuple(q.shape[:2]),
-                f"{tuple(self.features.shape[:2])}, as before them",
-                "Words per layer cannot act beside a patch that divides the picture or the prompt itself: "
-                "take it off",
-            )
-        if per_token > 1 and k.shape[1] * per_token != self.tokens:
-            raise _not_halved(per_token)
-
-
-def _name(patch: Patch) -> str:
-    return getattr(patch, "__qualname__", type(patch).__qualname__)
 
 
 @dataclass
@@ -287,18 +197,26 @@ class _Run:
                 original = uuid_of_text.get(id(entry["model_conds"].get("c_crossattn")))
                 if original in self.attentions:
                     self.attentions[entry["uuid"]] = self.attentions[original]
-            elif entry["uuid"] in self.attentions and not self._whole(entry.get("area")):
-                logging.warning(
-                    "Regional Prompt Attention: the words of layers %s do not act in this run's %s, which has "
-                    "an area smaller than the picture. A mask on the conditioning keeps them",
-                    entry[KEY].layers,
-                    name,
-                )
+        self._warn_of_areas(entries)
         return executor(guider, *more, **named)
 
-    def _whole(self, area: Sequence[int] | None) -> bool:
-        """Whether a conditioning's area (height, width, y, x), in cells of the latent, is all of it."""
-        return area is None or tuple(area[:2]) == self.latent_size
+    def _warn_of_areas(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Say in the log which layers do not act because their conditioning has an area, (height, width, y,
+        x) in cells of the latent, that is not all of it."""
+        small = [
+            (entry[KEY].layers, name)
+            for name, entry in entries
+            if entry["uuid"] in self.own[name]
+            and entry["uuid"] in self.attentions
+            and tuple((entry.get("area") or self.latent_size)[:2]) != self.latent_size
+        ]
+        for layers, name in dict.fromkeys(small):
+            logging.warning(
+                "Regional Prompt Attention: the words of layers %s do not act in this run's %s, which has an "
+                "area smaller than the picture. A mask on the conditioning keeps them",
+                layers,
+                name,
+            )
 
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,
@@ -317,13 +235,19 @@ class _Run:
     def _with_patches(self, unet: int, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return a forward pass's options with our patches around those of others."""
         patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
-        others = patches.get("attn2_patch", [])
-        now = _Pass(unet, float(options["sigmas"].flatten()[0]), others)
-        if others:
-            patches = {**patches, "attn2_patch": [now.note, *others]}
-        before = replaced.get("attn2", {})
+        context = ContextPatches(patches.get("attn2_patch", []), self.per_token)
+        if context.patches:
+            patches = {**patches, "attn2_patch": [context.note, *context.patches]}
+        before, sigma = replaced.get("attn2", {}), float(options["sigmas"].flatten()[0])
         attn2 = {
-            block: partial(self.attend, now, module, before.get(block) or before.get(block[:2]), block)
+            block: partial(
+                self.attend,
+                sigma,
+                context,
+                module,
+                (unet, block) if self.steady and not context.patches else None,
+                before.get(block) or before.get(block[:2]),
+            )
             for block, module in self.modules[unet].items()
         }
         return {**options, "patches": patches, "patches_replace": {**replaced, "attn2": {**before, **attn2}}}
@@ -366,18 +290,28 @@ class _Run:
 
     def attend(
         self,
-        now: _Pass,
+        sigma: float,
+        context: ContextPatches,
         module: nn.Module,
+        cached: Hashable,
         before: Callable[..., Tensor] | None,
-        block: Block,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         extra: dict[str, Any],
     ) -> Tensor:
-        """Return the output of one cross-attention with its regions mixed in. ``before`` is another pack's
-        replacement of the same attention; it is called too."""
-        now.check(q, k, self.per_token)
+        """Return the output of one cross-attention with its regions mixed in.
+
+        Args:
+            sigma: the noise level.
+            context: other packs' patches of the context.
+            module: the cross-attention.
+            cached: key under which the projected texts are kept; None if they may change at any step.
+            before: another pack's replacement of this attention; it is called too.
+            q, k, v: queries ``[B, N, C]``, and the main prompt's keys and values ``[B, K, C]``.
+            extra: what ComfyUI tells a patch.
+        """
+        context.check(q, k)
         plain = _plain(extra)
         out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
         rows = torch.arange(len(q)).chunk(len(extra["uuids"]))
@@ -387,10 +321,9 @@ class _Run:
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
                 of_half = {**extra, "uuids": [uuid], "cond_or_uncond": [which]}
                 mixed = self.attentions[uuid](
-                    q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=now.sigma,
-                    heads=extra["n_heads"],
-                    block=(now.unet, block) if self.steady and not now.patches else None,
-                    project=now.projection(module, at, of_half), attend=plain,
+                    q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
+                    heads=extra["n_heads"], block=cached,
+                    project=partial(context.project, module, at, of_half), attend=plain,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out

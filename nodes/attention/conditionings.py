@@ -55,22 +55,17 @@ def acting_halves(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
     Args:
         conditions: the conditionings of ComfyUI's guider, by the name of its input.
     """
-    acting = {}
-    for name, entries in conditions.items():
-        for entry in entries or ():
-            if KEY in entry and entry[KEY].regions:
-                half = followed(entry[KEY], entry["cross_attn"])
-                if half is None:
-                    logging.warning(
-                        "Regional Prompt Attention: the words of layers %s do not act in this run's %s, "
-                        "because another node has changed the encoded prompt behind it. Connect it without "
-                        "that node, or give the node the conditionings of plain prompts",
-                        entry[KEY].layers,
-                        name,
-                    )
-                else:
-                    acting[entry["uuid"]] = half
-    return acting
+    carried = [(name, e) for name, entries in conditions.items() for e in entries or () if KEY in e]
+    halves = [(name, e, followed(e[KEY], e["cross_attn"])) for name, e in carried if e[KEY].regions]
+    for layers, name in dict.fromkeys((e[KEY].layers, name) for name, e, half in halves if half is None):
+        logging.warning(
+            "Regional Prompt Attention: the words of layers %s do not act in this run's %s, because another "
+            "node has changed the encoded prompt behind it. Connect it without that node, or give the node "
+            "the conditionings of plain prompts",
+            layers,
+            name,
+        )
+    return {e["uuid"]: half for _, e, half in halves if half is not None}
 
 
 def followed(half: Half, words: Tensor) -> Half | None:
