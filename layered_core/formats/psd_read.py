@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import torch
 from psd_tools.constants import BlendMode, Clipping, ColorMode, Resource, SectionDivider, Tag
-from psd_tools.psd import PSD
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
@@ -32,7 +31,7 @@ from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .psd_errors import in_words, listening
 from .psd_masks import PixelMask, is_translucent, product
-from .psd_names import BLOB, NAMES
+from .psd_names import NAMES
 from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
@@ -43,6 +42,7 @@ from .psd_records import (
     section_divider,
     unpaired_dividers,
 )
+from .psd_sections import read_sections
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -145,7 +145,10 @@ class _Reader:
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd = PSD.read(file)
+            self.psd, self.blobs = read_sections(file)
+            return self._document()
+
+    def _document(self) -> LayerFile:
         self.header = self.psd.header
         self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
@@ -170,18 +173,13 @@ class _Reader:
             found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
-        stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
-        blobs = {
-            key[len(BLOB) :].decode("ascii", "replace"): data
-            for key, _, data in (item.partition(b"\n") for item in stored)
-        }
         layers = [layer for layer, _ in kept]
         size = self.header.width, self.header.height
         read = restore(
             size,
             layers,
             private,
-            lambda key, count: inflate(blobs.get(key), count),
+            self._blob,
             self.budget,
             self.warnings,
         )
@@ -199,6 +197,10 @@ class _Reader:
                 return channels.merged(image, transparent)
 
         return decode
+
+    def _blob(self, key: str, count: int) -> bytes | None:
+        span = self.blobs.get(key)
+        return None if span is None else inflate(span.read(), count)
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse files that cannot be read, before anything large is read."""

@@ -103,10 +103,8 @@ def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: objec
             layer.blend_mode = true
 
 
-def inflate(data: bytes | None, count: int) -> bytes | None:
+def inflate(data: bytes, count: int) -> bytes | None:
     """Decompress ``data``; return None unless that gives exactly ``count`` bytes."""
-    if data is None:
-        return None
     try:
         out = zlib.decompressobj().decompress(data, count + 1)
     except zlib.error:
