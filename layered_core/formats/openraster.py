@@ -36,6 +36,8 @@ from .to_file import document_private, flatten
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
 MIMETYPE = b"image/openraster"
+PNG_LEVEL = 4
+"""How hard PNG pictures are compressed, 0..9."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FOLDER = "layered-diffusion/"
 _MERGED = "mergedimage.png"
@@ -152,7 +154,7 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
     if side:
         image.thumbnail((side, side))
     data = BytesIO()
-    image.save(data, "PNG", compress_level=4)
+    image.save(data, "PNG", compress_level=PNG_LEVEL)
     return data.getvalue()
 
 

@@ -145,10 +145,7 @@ class _Reader:
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd, self.blobs = read_sections(file)
-            return self._document()
-
-    def _document(self) -> LayerFile:
+        self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
         self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
@@ -220,7 +217,6 @@ class _Reader:
                 "bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel"
             )
         self.budget.check("the canvas", header.width, header.height)
-        file.seek(0)
 
     def _private(self, xmp: object) -> dict[str, Any]:
         if not isinstance(xmp, bytes):

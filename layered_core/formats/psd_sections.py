@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from psd_tools.constants import Compression, Resource, Tag
@@ -53,9 +54,9 @@ _LARGE_BLOCKS = (
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a file."""
+    """A part of a file, which need not be open."""
 
-    file: BinaryIO
+    path: Path
     start: int
     """Offset of the first byte."""
     length: int
@@ -63,8 +64,9 @@ class Span:
 
     def read(self) -> bytes:
         """Return the bytes."""
-        self.file.seek(self.start)
-        data = self.file.read(self.length)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.length)
         if len(data) < self.length:
             raise LayeredError("the file is cut short. Save the file anew")
         return data
@@ -104,9 +106,8 @@ class StoredImage(ImageData):  # type: ignore[misc]  # psd-tools has no types
         """Ignore the empty data that the constructor of psd-tools sets."""
 
 
-def read_sections(file: BinaryIO) -> tuple[PSD, dict[str, Span]]:
-    """Return the sections of an open PSD, which must stay open while they are used, and this project's blobs
-    (original pixels, deflated) by their keys.
+def read_sections(path: Path) -> tuple[PSD, dict[str, Span]]:
+    """Return the sections of a PSD and this project's blobs (original pixels, deflated) by their keys.
 
     Linked files, stored results of filters, data of plug-ins and parts that are far larger than usual are left out.
 
@@ -114,8 +115,8 @@ def read_sections(file: BinaryIO) -> tuple[PSD, dict[str, Span]]:
         LayeredError: a part that is read whole is too large, or the file is cut short.
         Exception: whatever psd-tools raises on broken files.
     """
-    with parse_context():
-        reader = _Sections(file)
+    with path.open("rb") as file, parse_context():
+        reader = _Sections(path, file)
         psd = PSD(
             reader.header,
             reader.colour_table(),
@@ -129,7 +130,8 @@ def read_sections(file: BinaryIO) -> tuple[PSD, dict[str, Span]]:
 class _Sections:
     """Reads the sections one after the other; every method begins where the one before it has ended."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
         self.file = file
         self.size = file.seek(0, 2)
         file.seek(0)
@@ -183,7 +185,7 @@ class _Sections:
             if key in _NEEDED:
                 self._check(_NEEDED[key], length)
             if Resource.is_plugin_resource(key):
-                self._note_blob(Span(self.file, data, length))
+                self._note_blob(Span(self.path, data, length))
             elif key in _NEEDED or self._affordable(length):
                 self.file.seek(start)
                 resource = ImageResource.read(self.file)
@@ -198,7 +200,7 @@ class _Sections:
         if line and head.startswith(BLOB):
             begin = len(head) + 1
             key = head[len(BLOB) :].decode("ascii", "replace")
-            self.blobs[key] = Span(span.file, span.start + begin, span.length - begin)
+            self.blobs[key] = Span(span.path, span.start + begin, span.length - begin)
 
     def layers(self) -> LayerAndMaskInformation:
         form = "Q" if self.big else "I"
@@ -231,7 +233,7 @@ class _Sections:
                     raise LayeredError("the file is cut short: channels of a layer are missing. Save the file anew")
                 self.file.seek(start)
                 compression = self._numbers("H")[0] if info.length > 1 else Compression.RAW
-                span = Span(self.file, start + 2, max(info.length - 2, 0))
+                span = Span(self.path, start + 2, max(info.length - 2, 0))
                 channels.append(StoredChannel(compression, span))
                 start += info.length
             layers.append(ChannelDataList(channels))
@@ -270,4 +272,4 @@ class _Sections:
     def merged(self) -> StoredImage:
         (compression,) = self._numbers("H")
         start = self.file.tell()
-        return StoredImage(compression, Span(self.file, start, self.size - start))
+        return StoredImage(compression, Span(self.path, start, self.size - start))
