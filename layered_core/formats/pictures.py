@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .limits import Budget, Limits
+from .pixel_numbers import to_numbers, to_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
@@ -124,12 +125,12 @@ def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | No
 
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
+    return to_values(np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")))
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Convert ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
-    return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    return Image.fromarray(to_numbers(pixels, "u1"))
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:

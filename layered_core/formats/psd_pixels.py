@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import torch
 from psd_tools.constants import ChannelID, ColorMode
@@ -16,14 +13,9 @@ from torch import Tensor
 from ..errors import LayeredError, invalid
 from .limits import Budget
 from .merged_picture import straight_merged
+from .pixel_numbers import Numbers, interleaved
 from .psd_masks import PixelMask, Rectangle
 from .psd_records import is_rendered, is_shape
-
-Plane = np.ndarray[Any, Any]
-"""A channel's numbers as the file has them, ``[height, width]``."""
-
-_BAND_VALUES = 2**18
-"""Number of values that are converted at a time."""
 
 
 class Channels:
@@ -40,43 +32,30 @@ class Channels:
         self.budget = budget
         self.warnings = warnings
         self.kind = np.dtype("u1" if header.depth == 8 else ">u2")
-        self.white = 2**header.depth - 1
 
     def layer(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
         """Return RGBA ``[H, W, 4]``; opaque if the layer has no transparency channel."""
         planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
         height, width = record.bottom - record.top, record.right - record.left
         colours = [0, 0, 0] if self.header.color_mode == ColorMode.GRAYSCALE else [0, 1, 2]
-        found: list[Plane | None] = []
-        for channel in [*colours, ChannelID.TRANSPARENCY_MASK]:
-            if channel in planes:
-                found.append(self._plane(planes[ChannelID(channel)], width, height))
-            elif len(found) < 3:
-                raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-            else:
-                found.append(None)
-        return self._interleaved(found)
+        if any(channel not in planes for channel in colours):
+            raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
+        found = {
+            channel: self._plane(planes[ChannelID(channel)], width, height)
+            for channel in dict.fromkeys(colours)
+        }
+        alpha = planes.get(ChannelID.TRANSPARENCY_MASK)
+        return interleaved(
+            [
+                *(found[channel] for channel in colours),
+                None if alpha is None else self._plane(alpha, width, height),
+            ]
+        )
 
-    def _plane(self, data: ChannelData, width: int, height: int) -> Plane:
+    def _plane(self, data: ChannelData, width: int, height: int) -> Numbers:
         """Return a channel's numbers, ``[height, width]``."""
         raw = data.get_data(width, height, self.header.depth, self.header.version)
         return np.frombuffer(raw, self.kind).reshape(height, width)
-
-    def _interleaved(self, planes: Sequence[Plane | None]) -> Tensor:
-        """Return planes as one picture in 0..1, ``[H, W, len(planes)]``; None is a plane of ones.
-
-        Rows are converted a few at a time, so that the numbers in between stay in the processor's cache.
-        """
-        height, width = next(plane.shape for plane in planes if plane is not None)
-        out = np.empty((height, width, len(planes)), np.float32)
-        rows = max(1, _BAND_VALUES // (width * len(planes)))
-        band = np.empty((rows, width, len(planes)), self.kind.newbyteorder("="))
-        for top in range(0, height, rows):
-            part = band[: height - top]
-            for place, plane in enumerate(planes):
-                part[..., place] = self.white if plane is None else plane[top : top + rows]
-            np.divide(part, np.float32(self.white), out=out[top : top + rows], dtype=np.float32)
-        return torch.from_numpy(out)
 
     def masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
         """Return the layer's pixel mask and vector mask, which are multiplied.
@@ -134,7 +113,7 @@ class Channels:
             return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
         plane = self._plane(data, right - left, bottom - top)
-        return PixelMask(left, top, self._interleaved([plane])[..., 0], outside / 255)
+        return PixelMask(left, top, interleaved([plane])[..., 0], outside / 255)
 
     def merged(self, image: ImageData, transparent: bool) -> Tensor:
         """Return the file's merged picture, RGBA ``[H, W, 4]``, straight alpha; opaque unless it is ``transparent``,
@@ -149,5 +128,5 @@ class Channels:
             for raw in image.get_data(header)[: colours + 1]
         ]
         alpha = planes[colours] if transparent and len(planes) > colours else None
-        rgba = self._interleaved([*(planes[:colours] * 3)[:3], alpha])
+        rgba = interleaved([*(planes[:colours] * 3)[:3], alpha])
         return rgba if alpha is None else straight_merged(rgba[..., :3], rgba[..., 3])

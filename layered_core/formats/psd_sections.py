@@ -230,7 +230,9 @@ class _Sections:
             channels = []
             for info in record.channel_info:
                 if info.length > end - start:
-                    raise LayeredError("the file is cut short: channels of a layer are missing. Save the file anew")
+                    raise LayeredError(
+                        "the file is cut short: channels of a layer are missing. Save the file anew"
+                    )
                 self.file.seek(start)
                 compression = self._numbers("H")[0] if info.length > 1 else Compression.RAW
                 span = Span(self.path, start + 2, max(info.length - 2, 0))
