@@ -171,7 +171,7 @@ def _layer(
 
 def _is_visible(pixels: Tensor) -> bool:
     """Return whether a pixel is not transparent; most layers have one in the first rows that are looked at."""
-    return any(bool((rows[..., 3] > 0).any()) for rows in pixels.split(64))
+    return any(bool((pixels[top : top + 64, :, 3] > 0).any()) for top in range(0, len(pixels), 64))
 
 
 def _masked(item: FileLayer) -> bool:

@@ -29,7 +29,7 @@ class Look:
         if self.part is None:
             return ""
         digest = hashlib.sha256(f"{self.part.shape} {self.part.dtype.itemsize}".encode())
-        digest.update(self.part)
+        digest.update(self.part.data)
         return _SECOND + digest.hexdigest()
 
     def has(self, checksum: object) -> bool:

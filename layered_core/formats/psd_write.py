@@ -180,9 +180,10 @@ def _over_white(merged: Tensor, kind: str) -> Numbers:
     """Return the composite for the file, ``[H, W, 4]``: colours laid over white, as every program writes them, and
     alpha."""
     out = np.empty(merged.shape, kind)
-    for shown, rows in zip(np.array_split(out, range(64, len(out), 64)), merged.split(64), strict=True):
+    for top in range(0, len(out), 64):
+        rows = merged[top : top + 64]
         alpha = rows[..., 3:]
-        shown[:] = to_numbers(torch.cat([rows[..., :3] * alpha + (1 - alpha), alpha], -1), kind)
+        out[top : top + 64] = to_numbers(torch.cat([rows[..., :3] * alpha + (1 - alpha), alpha], -1), kind)
     return out
 
 
