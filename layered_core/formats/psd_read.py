@@ -43,6 +43,7 @@ from .psd_records import (
     unpaired_dividers,
 )
 from .psd_sections import read_sections
+from .psd_sizes import check_sizes
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -62,7 +63,6 @@ _EFFECTS = (
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
 _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
-_MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -160,6 +160,14 @@ class _Reader:
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
+        size = self.header.width, self.header.height
+        check_sizes(
+            [record for record, _ in pairs],
+            size,
+            self.budget,
+            lambda record: title(record, self.encoding),
+            self.warnings,
+        )
         self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
@@ -171,7 +179,6 @@ class _Reader:
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
         layers = [layer for layer, _ in kept]
-        size = self.header.width, self.header.height
         read = restore(
             size,
             layers,
@@ -221,8 +228,6 @@ class _Reader:
     def _private(self, xmp: object) -> dict[str, Any]:
         if not isinstance(xmp, bytes):
             return {}
-        if len(xmp) > _MAX_XMP_BYTES:
-            raise invalid("size of the XMP packet", f"{len(xmp):,} bytes", f"at most {_MAX_XMP_BYTES:,}")
         if NAMESPACE.encode() not in xmp:
             return {}
         tag = f"{{{NAMESPACE}}}document"
