@@ -23,6 +23,7 @@ from psd_tools.psd.layer_and_mask import (
     ChannelDataList,
     LayerRecord,
 )
+from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
@@ -30,8 +31,10 @@ from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .psd_errors import in_words, listening
+from .psd_fills import drawn_fill, is_fill
 from .psd_masks import PixelMask, is_translucent, product
 from .psd_names import NAMES
+from .psd_paths import vector_mask
 from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
@@ -61,6 +64,7 @@ _EFFECTS = (
     Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1,
 )
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
+_PATTERNS = (Tag.PATTERNS1, Tag.PATTERNS2, Tag.PATTERNS3)
 _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
 
@@ -147,6 +151,7 @@ class _Reader:
             self._check_header(file)
         self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
+        self.size = self.header.width, self.header.height
         self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
         profile = resources.get_data(Resource.ICC_PROFILE)
@@ -160,10 +165,9 @@ class _Reader:
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
-        size = self.header.width, self.header.height
         check_sizes(
             [record for record, _ in pairs],
-            size,
+            self.size,
             self.budget,
             lambda record: title(record, self.encoding),
             self.warnings,
@@ -180,7 +184,7 @@ class _Reader:
         match_private(kept, entries or [])
         layers = [layer for layer, _ in kept]
         read = restore(
-            size,
+            self.size,
             layers,
             private,
             self._blob,
@@ -272,7 +276,7 @@ class _Reader:
                 groups.append(groups[-1] and record.flags.visible)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
-            elif record.width * record.height or record.mask_data is not None:
+            elif record.width * record.height or record.mask_data is not None or is_fill(record):
                 shown.append(groups[-1] and record.flags.visible)
         self.read_hidden = all(layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings))
 
@@ -306,7 +310,9 @@ class _Reader:
                 f"edges"
             )
         self._warn(record, f"group {name!r}")
-        masks = (*around.masks, *self.channels.masks(record, channels, f"group {name!r}"))
+        masks = around.masks + self.channels.masks(record, channels, f"group {name!r}")
+        vector = self._vector(record, f"group {name!r}")
+        masks += () if vector is None else (vector,)
         visible = around.visible and record.flags.visible
         return _Group(
             around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around)
@@ -316,24 +322,27 @@ class _Reader:
         name = title(record, self.encoding)
         where = f"layer {name!r}"
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
-        own = self.channels.masks(record, channels, where)
+        vector = self._vector(record, where)
+        own = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
-        has_pixels = box[2] > 0 and box[3] > 0
-        if not has_pixels:
-            if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
-                self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
-                return _Found(None, group.number, identity, _clipped_in(record, group))
-            box = (
-                (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0])
-                if own
-                else (0, 0, 0, 0)
-            )
-        self._warn(record, where)
-        if box[2] and box[3]:
+        pixels = None
+        if box[2] > 0 and box[3] > 0:
             self.budget.take(where, box[2], box[3])
-        pixels = (
-            self.channels.layer(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
-        )
+            pixels = self.channels.layer(record, channels, where)
+        elif is_fill(record):
+            box = (0, 0, *self.size) if vector is None or vector.outside else vector.box
+            self.budget.take(where, max(1, box[2]), max(1, box[3]))
+            pixels = drawn_fill(record, box, self.size, self._patterns(), self.budget, self.warnings, where)
+        elif not any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
+            box = own[0].box if own else (0, 0, 0, 0)
+            if box[2] and box[3]:
+                self.budget.take(where, box[2], box[3])
+            pixels = torch.zeros(box[3], box[2], 4)
+        else:
+            self.warnings.append(f"{where} is an adjustment layer and is left out")
+        if pixels is None:
+            return _Found(None, group.number, identity, _clipped_in(record, group))
+        self._warn(record, where)
         around, inner = product(group.masks, box), product(own, box)
         shape = PixelMask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
         combined = around if inner is None else inner if around is None else around * inner
@@ -353,6 +362,27 @@ class _Reader:
         identity = identity if isinstance(identity, int) else None
         return _Found(layer, group.number, identity, _clipped_in(record, group), shape, opacity)
 
+    def _vector(self, record: LayerRecord, where: str) -> PixelMask | None:
+        """Return the vector mask of a layer or group, drawn; None unless it has one that the file does not hold as
+        pixels."""
+        if is_rendered(record) or is_shape(record):
+            return None
+        mask = vector_mask(record, self.size, self.budget, where)
+        if mask is None:
+            if any(tag in record.tagged_blocks for tag in VECTOR_MASKS):
+                self.warnings.append(f"{where}: the vector mask is switched off or damaged, and is left out")
+            return None
+        parameters = record.mask_data.parameters if record.mask_data is not None else None
+        if parameters is not None and parameters.vector_mask_feather:
+            self.warnings.append(f"{where}: the mask's feather is left out")
+        return mask.at(None if parameters is None else parameters.vector_mask_density)
+
+    def _patterns(self) -> list[Pattern]:
+        """Return the patterns of the file."""
+        blocks = self.psd.layer_and_mask_information.tagged_blocks
+        found = [] if blocks is None else [blocks.get_data(tag) for tag in _PATTERNS]
+        return [pattern for patterns in found if patterns is not None for pattern in patterns]
+
     def _blend_mode(self, record: LayerRecord, where: str) -> str:
         mode = record.blend_mode
         if mode in _SIMILAR:
@@ -368,8 +398,6 @@ class _Reader:
             self.warnings.append(
                 f"{where} has layer effects, which are left out: rasterize them to keep them"
             )
-        if any(tag in blocks for tag in VECTOR_MASKS) and not (is_shape(record) or is_rendered(record)):
-            self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
 
     def _clip(self, found: Sequence[_Found]) -> None:
         """Cut each layer that is clipped to the layer below it by that layer's alpha; ``found`` is back to

@@ -54,8 +54,10 @@ def unpaired_dividers(records: Sequence[LayerRecord]) -> set[int]:
 
 
 def is_shape(record: LayerRecord) -> bool:
-    """Return whether the layer is a fill with a vector mask; its pixels are already cut by that mask."""
-    return all(any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, VECTOR_MASKS))
+    """Return whether the layer is a fill with a vector mask by which the pixels in the file are already cut."""
+    return record.width * record.height > 0 and all(
+        any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, VECTOR_MASKS)
+    )
 
 
 def is_rendered(record: LayerRecord) -> bool:
