@@ -105,8 +105,10 @@ class LayerMaskFromAttention(io.ComfyNode):
                     tooltip="Words for the whole picture; words of layers that are missing in it are "
                         "appended. Empty: the stack's own prompt, or the layers' prompts joined.",
                 ),
-                io.String.Input("negative", multiline=True, default="", tooltip="What the picture must not "
-                "show. Neutral: empty."),
+                io.String.Input(
+                    "negative", multiline=True, default="", dynamic_prompts=True,
+                    tooltip="What the picture must not show. Neutral: empty.",
+                ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="Seed of the noise; the seed of the final run fits best. Neutral: any.",

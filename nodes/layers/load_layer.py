@@ -30,10 +30,18 @@ _FAR = 4 * MAX_SIDE
 def _words() -> list[io.Input]:
     return [
         io.String.Input(
-            "prompt", multiline=True, default="", tooltip="What the layer shows. Neutral: empty."
+            "prompt",
+            multiline=True,
+            default="",
+            dynamic_prompts=True,
+            tooltip="What the layer shows. Neutral: empty.",
         ),
         io.String.Input(
-            "negative", multiline=True, default="", tooltip="What the layer must not show. Neutral: empty."
+            "negative",
+            multiline=True,
+            default="",
+            dynamic_prompts=True,
+            tooltip="What the layer must not show. Neutral: empty.",
         ),
         io.String.Input(
             "name",

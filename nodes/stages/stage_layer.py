@@ -47,10 +47,10 @@ class StageLayer(io.ComfyNode):
                 PASTE.Input("paste", tooltip="The same paste of Regenerate Layers that Paste Back got; "
                     "it holds the picture before and the place."),
                 io.String.Input("name", default="layer", tooltip="The layer's name."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What the layer shows; "
-                    "kept with it. Neutral: empty."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What the layer must not "
-                    "show; kept with it. Neutral: empty."),
+                io.String.Input("prompt", default="", multiline=True, dynamic_prompts=True,
+                tooltip="What the layer shows; kept with it. Neutral: empty."),
+                io.String.Input("negative", default="", multiline=True, dynamic_prompts=True,
+                tooltip="What the layer must not show; kept with it. Neutral: empty."),
                 ALPHA,
                 LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new stack."),
             ],
