@@ -15,7 +15,7 @@ from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
 from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
 from ...layered_core.attention.words import Token
-from ...layered_core.errors import LayeredError, check_letters
+from ...layered_core.errors import check_letters
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import Half, check_model, patched, with_regions
 from .embeddings import EMBEDDING, check_layer_words, check_words
@@ -141,15 +141,6 @@ class RegionalPromptAttention(io.ComfyNode):
                     "layers' negatives. Works only with the model of this node."),
             ],
         )  # fmt: skip
-
-    @classmethod
-    def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
-        try:
-            Settings(start=0.0 if start is None else start, end=1.0 if end is None else end)
-        except LayeredError as error:
-            return str(error)
-        return True
 
     @classmethod
     def execute(

@@ -194,12 +194,14 @@ class LoadLayer(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, image: str | None = None, opacity: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
+    def validate_inputs(cls, image: str | None = None) -> bool | str:
+        """Return True, or the text of an error that is certain before running; linked inputs are None.
+
+        ComfyUI repeats the text at every input that is named here, so that it can be one only.
+        """
         try:
             if image is not None:
                 _picture_path(image)
-            _check_opacity(opacity)
         except LayeredError as error:
             return str(error)
         return True
@@ -252,15 +254,6 @@ class LayerFromImage(io.ComfyNode):
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip=_OUTPUT_TOOLTIP)],
         )  # fmt: skip
-
-    @classmethod
-    def validate_inputs(cls, opacity: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
-        try:
-            _check_opacity(opacity)
-        except LayeredError as error:
-            return str(error)
-        return True
 
     @classmethod
     def execute(
@@ -331,11 +324,6 @@ def _with_layers(
                 "Move it or enlarge the canvas",
             )
     return document
-
-
-def _check_opacity(opacity: float | None) -> None:
-    if opacity is not None:
-        Layer("to be added", width=1, height=1, opacity=opacity)
 
 
 def _input_pictures() -> list[str]:
