@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, controlnet, number, pipeline_of
+from layered_cli.shared import (
+    Bar,
+    Commands,
+    add_sampling_options,
+    check_out,
+    complain,
+    controlnet,
+    number,
+    pipeline_of,
+)
 
 
 def add(commands: Commands) -> None:
@@ -104,6 +113,8 @@ def run(options: argparse.Namespace) -> None:
     if not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
     read = checked(read_layers(options.document))
+    for warning in read.warnings:
+        complain(f"{options.document.name}: {warning}")
     if options.replace:
         read.document.layer(options.replace)
     with Bar("stage") as bar:

@@ -26,7 +26,7 @@ from ...layered_core.errors import LayeredError, invalid
 from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
 from .attention_patch import KEY, check_model, patched
-from .embeddings import EMBEDDING, check_layer_words, check_words
+from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 from .regional_prompt_attention import conditioning, tokenise
 
 CATEGORY = "layered diffusion/attention"
@@ -150,6 +150,7 @@ class LayerMaskFromAttention(io.ComfyNode):
         unmasked = [layer for layer in document if needs_mask(layer)]
         if not unmasked:
             return io.NodeOutput(layers, torch.zeros(1, *size))
+        tell_dynamic("Layer Mask from Attention", document, prompt, negative)
         check_layer_words(clip, unmasked)
         plan = plan_watching(document, unmasked, prompt, negative, partial(tokenise, clip), EMBEDDING)
         check_words(clip, plan.prompt, "prompt: ")

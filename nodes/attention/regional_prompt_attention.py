@@ -18,7 +18,7 @@ from ...layered_core.attention.words import Token
 from ...layered_core.errors import check_letters
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import Half, check_model, patched, with_regions
-from .embeddings import EMBEDDING, check_layer_words, check_words
+from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -157,6 +157,7 @@ class RegionalPromptAttention(io.ComfyNode):
         check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS})
         document = read_stack(layers)
+        tell_dynamic("Regional Prompt Attention", document, prompt, negative)
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
         plan = plan_regions(document, settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record)
