@@ -15,11 +15,11 @@ from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
 from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
 from ...layered_core.attention.words import Token
-from ...layered_core.errors import LayeredError, check_letters
+from ...layered_core.errors import check_letters
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import check_model, patched
 from .conditionings import KEY, Half
-from .embeddings import EMBEDDING, check_layer_words, check_words
+from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -144,15 +144,6 @@ class RegionalPromptAttention(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
-        try:
-            Settings(start=0.0 if start is None else start, end=1.0 if end is None else end)
-        except LayeredError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls,
         model: comfy.model_patcher.ModelPatcher,
@@ -167,6 +158,7 @@ class RegionalPromptAttention(io.ComfyNode):
         check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS})
         document = read_stack(layers)
+        tell_dynamic("Regional Prompt Attention", document, prompt, negative)
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
         plan = plan_regions(document, settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record)
