@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -20,9 +19,13 @@ from .colour_spaces import to_srgb
 from .icc_profiles import SRGB_PROFILE
 from .limits import Budget, Limits
 from .picture_colours import deep_numbers, stated_conversion
+from .pixel_numbers import to_numbers, to_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
+"""What Pillow raises on broken files."""
 
 SINGLE = ("MPO", "PSD")
 """Formats in which the first picture is the whole one; the others are previews, views or layers of it."""
@@ -77,8 +80,7 @@ def decode_picture(
                     warnings.append(
                         f"picture {Path(name).name!r} has several frames or pages; only the first is read"
                     )
-                deep = deep_numbers(picture, source, name, warnings)
-                numbers, bits = deep or (from_image(ImageOps.exif_transpose(picture)), 8)
+                numbers, bits = deep_numbers(picture, source, name, warnings) or (_numbers(picture), 8)
                 conversion = stated_conversion(picture, source, warnings, managed)
                 return to_srgb(numbers, conversion, bits, warnings)
     except LayeredError:
@@ -87,15 +89,24 @@ def decode_picture(
         raise LayeredError(
             f"picture {name!r} cannot be read: it is damaged, or none of {', '.join(formats)}. Save it again as PNG"
         ) from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        Image.DecompressionBombError,
-    ) as error:
+    except _BROKEN as error:
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Return the width and height that a picture file states; None if it cannot be read, of which
+    :func:`read_picture` tells."""
+    Image.init()
+    try:
+        with catch_warnings():
+            simplefilter("ignore", Image.DecompressionBombWarning)
+            with (
+                path.open("rb") as file,
+                Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as picture,
+            ):
+                return picture.size
+    except (*_BROKEN, UnidentifiedImageError):
+        return None
 
 
 def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | None = None) -> Tensor:
@@ -107,14 +118,19 @@ def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | No
     return pixels[..., :3].amax(-1)
 
 
+def _numbers(picture: Image.Image) -> Tensor:
+    ImageOps.exif_transpose(picture, in_place=True)
+    return from_image(picture)
+
+
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
+    return to_values(np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")))
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Convert ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
-    return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    return Image.fromarray(to_numbers(pixels, "u1"))
 
 
 def save_png(image: Image.Image, file: BinaryIO, **options: Any) -> None:

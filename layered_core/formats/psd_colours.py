@@ -122,6 +122,8 @@ class PsdColours:
     def to_rgba(self, values: Tensor) -> Tensor:
         """Convert ``[H, W, C + 1]``, the numbers of :attr:`channels` and alpha, to sRGB ``[H, W, 4]``; may change
         them."""
+        if self.depth == 32:
+            values[..., -1].clamp_(0, 1)
         if self.mode == ColorMode.INDEXED:
             values = self._indexed(values)
         elif self.mode == ColorMode.CMYK:

@@ -12,9 +12,14 @@ from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .limits import Budget
+from .merged_picture import straight_merged
+from .pixel_numbers import Numbers, interleaved
 from .psd_colours import PsdColours
 from .psd_masks import PixelMask, Rectangle
 from .psd_records import is_rendered, is_shape
+
+_FAR = 1e6
+"""Numbers of floating point beyond it are cut to it."""
 
 
 class Channels:
@@ -32,6 +37,7 @@ class Channels:
         self.colours = colours
         self.budget = budget
         self.warnings = warnings
+        self.kind = np.dtype({16: ">u2", 32: ">f4"}.get(header.depth, "u1"))
 
     def layer(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
         """Return sRGB with alpha ``[H, W, 4]``; opaque if the layer has no transparency channel."""
@@ -40,28 +46,31 @@ class Channels:
         colours = self.colours.channels
         if len(colours) > 3:
             self.budget.fits(where, width, height, len(colours) + 1)
-        out = torch.ones(height, width, len(colours) + 1)
-        for place, channel in [*enumerate(colours), (len(colours), ChannelID.TRANSPARENCY_MASK)]:
-            if channel in planes:
-                out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
-            elif place < len(colours):
-                raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-        if self.header.depth == 32:
-            out[..., -1].clamp_(0, 1)
-        return self.colours.to_rgba(out)
+        if any(channel not in planes for channel in colours):
+            raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
+        found = {
+            channel: self._plane(planes[ChannelID(channel)], width, height)
+            for channel in dict.fromkeys(colours)
+        }
+        alpha = planes.get(ChannelID.TRANSPARENCY_MASK)
+        values = interleaved(
+            [
+                *(found[channel] for channel in colours),
+                None if alpha is None else self._plane(alpha, width, height),
+            ]
+        )
+        return self.colours.to_rgba(values)
 
-    def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
+    def _plane(self, data: ChannelData, width: int, height: int) -> Numbers:
+        """Return a channel's numbers, ``[height, width]``."""
         raw = data.get_data(width, height, self.header.depth, self.header.version)
-        return self._values(raw, width, height)
+        return self._numbers(raw, width, height)
 
-    def _values(self, raw: bytes, width: int, height: int) -> Tensor:
-        """Return the numbers of a channel ``[H, W]``: 0..1, or of 32 bits any finite ones."""
+    def _numbers(self, raw: bytes, width: int, height: int) -> Numbers:
+        numbers = np.frombuffer(raw, self.kind).reshape(height, -1)
         if self.header.depth == 1:  # rows begin at whole bytes, and 1 is black
-            bits = np.unpackbits(np.frombuffer(raw, "u1").reshape(height, -1), axis=1)[:, :width]
-            return torch.from_numpy(1 - bits.astype(np.float32))
-        kind, top = {8: ("u1", 255), 16: (">u2", 65535), 32: (">f4", 1)}[self.header.depth]
-        values = torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)).reshape(height, width)
-        return values.nan_to_num_() if self.header.depth == 32 else values / top
+            return 255 * (1 - np.unpackbits(numbers, axis=1)[:, :width])
+        return np.nan_to_num(numbers).clip(-_FAR, _FAR) if self.header.depth == 32 else numbers
 
     def masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
         """Return the layer's pixel mask and vector mask, which are multiplied.
@@ -118,15 +127,22 @@ class Channels:
         if right <= left or bottom <= top:
             return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        values = self._plane(data, right - left, bottom - top)
+        values = interleaved([self._plane(data, right - left, bottom - top)])[..., 0]
         return PixelMask(left, top, values.clamp_(0, 1) if self.header.depth == 32 else values, outside / 255)
 
-    def merged(self, image: ImageData) -> Tensor:
-        """Return the file's merged picture, sRGB with alpha ``[H, W, 4]``, opaque."""
+    def merged(self, image: ImageData, transparent: bool) -> Tensor:
+        """Return the file's merged picture, sRGB with alpha ``[H, W, 4]``, straight alpha; opaque unless it is
+        ``transparent``, that is, unless its first extra channel is its alpha."""
         header, colours = self.header, self.colours.channels
-        self.budget.take("the picture", header.width, header.height, header.channels + 4)
-        if header.channels <= max(colours):
-            raise invalid("number of channels", header.channels, f"at least {max(colours) + 1}")
-        found = image.get_data(header)
-        planes = [self._values(found[channel], header.width, header.height) for channel in colours]
-        return self.colours.to_rgba(torch.stack([*planes, torch.ones(header.height, header.width)], -1))
+        count = max(colours) + 1
+        self.budget.fits("the picture", header.width, header.height, header.channels + 8)
+        if header.channels < count:
+            raise invalid("number of channels", header.channels, f"at least {count}")
+        planes = [
+            self._numbers(raw, header.width, header.height) for raw in image.get_data(header)[: count + 1]
+        ]
+        alpha = planes[count] if transparent and len(planes) > count else None
+        values = interleaved([*(planes[channel] for channel in colours), alpha])
+        return self.colours.to_rgba(
+            values if alpha is None else straight_merged(values[..., :-1], values[..., -1])
+        )

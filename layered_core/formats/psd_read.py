@@ -9,20 +9,22 @@ changes by other programs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from psd_tools.constants import BlendMode, Clipping, Resource, SectionDivider, Tag
-from psd_tools.psd import PSD
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
     ChannelDataList,
     LayerRecord,
 )
+from psd_tools.psd.patterns import Pattern
+from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .file_layers import FileLayer, LayerFile, clean_text
@@ -30,8 +32,11 @@ from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .psd_colours import PsdColours, check_mode
 from .psd_errors import in_words, listening
+from .psd_fills import drawn_fill, is_fill
 from .psd_masks import PixelMask, is_translucent, product
-from .psd_names import BLOB, NAMES
+from .psd_names import NAMES
+from .psd_parts import check_parts
+from .psd_paths import vector_mask
 from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
@@ -42,6 +47,8 @@ from .psd_records import (
     section_divider,
     unpaired_dividers,
 )
+from .psd_sections import read_sections
+from .psd_sizes import check_sizes
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -59,9 +66,9 @@ _EFFECTS = (
     Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1,
 )
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
+_PATTERNS = (Tag.PATTERNS1, Tag.PATTERNS2, Tag.PATTERNS3)
 _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
-_MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -72,12 +79,19 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "PSD", limits)
+    noted: list[str] = []
+    with _errors_named(path), listening(noted):
+        result = _Reader(path, limits).read()
+    return replace(result, warnings=(*result.warnings, *noted))
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn all errors, and the warnings of psd-tools, into a :class:`LayeredError` that names the file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            noted: list[str] = []
-            with listening(noted):
-                result = _Reader(path, limits).read()
+            yield
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
         except Exception as error:  # a broken file may make the parser fail with any exception
@@ -87,8 +101,7 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     for warning in caught:  # psd-tools warns and uses black if a channel cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
             said = str(warning.message).partition(" (")[0].partition(";")[0]
-            raise LayeredError(f"{path.name} is damaged: {said} for a channel of a layer. Save the file anew")
-    return replace(result, warnings=(*result.warnings, *noted))
+            raise LayeredError(f"{path.name} is damaged: {said} for a channel. Save the file anew")
 
 
 @dataclass
@@ -133,12 +146,15 @@ class _Reader:
         self.budget = Budget(limits)
         self.warnings: list[str] = []
         self.read_hidden = True
+        self.transparent = False
 
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd = PSD.read(file)
+            check_parts(file)
+        self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
+        self.size = self.header.width, self.header.height
         resources = self.psd.image_resources
         pairs = self._pairs()
         colours = PsdColours(
@@ -147,31 +163,50 @@ class _Reader:
         self.channels = Channels(self.header, colours, self.budget, self.warnings)
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
+        check_sizes(
+            [record for record, _ in pairs],
+            self.size,
+            self.budget,
+            lambda record: title(record, self.encoding),
+            self.warnings,
+        )
         self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
         self._clip(found)
         entries = private.pop("layers", None)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
-            picture = self.channels.merged(self.psd.image_data)
+            picture = self.channels.merged(self.psd.image_data, False)
             found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
-        stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
-        blobs = {
-            key[len(BLOB) :].decode("ascii", "replace"): data
-            for key, _, data in (item.partition(b"\n") for item in stored)
-        }
         layers = [layer for layer, _ in kept]
-        size = self.header.width, self.header.height
-        return restore(
-            size,
+        read = restore(
+            self.size,
             layers,
             private,
-            lambda key, count: inflate(blobs.get(key), count),
+            self._blob,
             self.budget,
             self.warnings,
         )
+        return replace(read, merged=self._own_picture() if pairs else None)
+
+    def _own_picture(self) -> Callable[[], Tensor] | None:
+        """Return a function that decodes the merged picture; None if the program says that it wrote none."""
+        version = self.psd.image_resources.get_data(Resource.VERSION_INFO)
+        if version is not None and not version.has_composite:
+            return None
+        channels, image, path, transparent = self.channels, self.psd.image_data, self.path, self.transparent
+
+        def decode() -> Tensor:
+            with _errors_named(path), listening([]):
+                return channels.merged(image, transparent)
+
+        return decode
+
+    def _blob(self, key: str, count: int) -> bytes | None:
+        span = self.blobs.get(key)
+        return None if span is None else inflate(span.read(), count)
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse files that cannot be read, before anything large is read."""
@@ -181,13 +216,10 @@ class _Reader:
             raise LayeredError(f"the file does not begin with a PSD header: {in_words(error)}") from error
         check_mode(header)
         self.budget.check("the canvas", header.width, header.height)
-        file.seek(0)
 
     def _private(self, xmp: object) -> dict[str, Any]:
         if not isinstance(xmp, bytes):
             return {}
-        if len(xmp) > _MAX_XMP_BYTES:
-            raise invalid("size of the XMP packet", f"{len(xmp):,} bytes", f"at most {_MAX_XMP_BYTES:,}")
         if NAMESPACE.encode() not in xmp:
             return {}
         tag = f"{{{NAMESPACE}}}document"
@@ -206,6 +238,7 @@ class _Reader:
                 info = section.tagged_blocks.get_data(tag)
         if info is None:
             return []
+        self.transparent = info.layer_count < 0
         pairs = list(zip(info.layer_records, info.channel_image_data, strict=True))
         alone = unpaired_dividers([record for record, _ in pairs])
         if alone:
@@ -231,7 +264,7 @@ class _Reader:
                 groups.append(groups[-1] and record.flags.visible)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
-            elif record.width * record.height or record.mask_data is not None:
+            elif record.width * record.height or record.mask_data is not None or is_fill(record):
                 shown.append(groups[-1] and record.flags.visible)
         self.read_hidden = all(layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings))
 
@@ -265,7 +298,9 @@ class _Reader:
                 f"edges"
             )
         self._warn(record, f"group {name!r}")
-        masks = (*around.masks, *self.channels.masks(record, channels, f"group {name!r}"))
+        masks = around.masks + self.channels.masks(record, channels, f"group {name!r}")
+        vector = self._vector(record, f"group {name!r}")
+        masks += () if vector is None else (vector,)
         visible = around.visible and record.flags.visible
         return _Group(
             around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around)
@@ -275,24 +310,27 @@ class _Reader:
         name = title(record, self.encoding)
         where = f"layer {name!r}"
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
-        own = self.channels.masks(record, channels, where)
+        vector = self._vector(record, where)
+        own = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
-        has_pixels = box[2] > 0 and box[3] > 0
-        if not has_pixels:
-            if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
-                self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
-                return _Found(None, group.number, identity, _clipped_in(record, group))
-            box = (
-                (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0])
-                if own
-                else (0, 0, 0, 0)
-            )
-        self._warn(record, where)
-        if box[2] and box[3]:
+        pixels = None
+        if box[2] > 0 and box[3] > 0:
             self.budget.take(where, box[2], box[3])
-        pixels = (
-            self.channels.layer(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
-        )
+            pixels = self.channels.layer(record, channels, where)
+        elif is_fill(record):
+            box = (0, 0, *self.size) if vector is None or vector.outside else vector.box
+            self.budget.take(where, max(1, box[2]), max(1, box[3]))
+            pixels = drawn_fill(record, box, self.size, self._patterns(), self.budget, self.warnings, where)
+        elif not any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
+            box = own[0].box if own else (0, 0, 0, 0)
+            if box[2] and box[3]:
+                self.budget.take(where, box[2], box[3])
+            pixels = torch.zeros(box[3], box[2], 4)
+        else:
+            self.warnings.append(f"{where} is an adjustment layer and is left out")
+        if pixels is None:
+            return _Found(None, group.number, identity, _clipped_in(record, group))
+        self._warn(record, where)
         around, inner = product(group.masks, box), product(own, box)
         shape = PixelMask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
         combined = around if inner is None else inner if around is None else around * inner
@@ -312,6 +350,27 @@ class _Reader:
         identity = identity if isinstance(identity, int) else None
         return _Found(layer, group.number, identity, _clipped_in(record, group), shape, opacity)
 
+    def _vector(self, record: LayerRecord, where: str) -> PixelMask | None:
+        """Return the vector mask of a layer or group, drawn; None unless it has one that the file does not hold as
+        pixels."""
+        if is_rendered(record) or is_shape(record):
+            return None
+        mask = vector_mask(record, self.size, self.budget, where)
+        if mask is None:
+            if any(tag in record.tagged_blocks for tag in VECTOR_MASKS):
+                self.warnings.append(f"{where}: the vector mask is switched off or damaged, and is left out")
+            return None
+        parameters = record.mask_data.parameters if record.mask_data is not None else None
+        if parameters is not None and parameters.vector_mask_feather:
+            self.warnings.append(f"{where}: the mask's feather is left out")
+        return mask.at(None if parameters is None else parameters.vector_mask_density)
+
+    def _patterns(self) -> list[Pattern]:
+        """Return the patterns of the file."""
+        blocks = self.psd.layer_and_mask_information.tagged_blocks
+        found = [] if blocks is None else [blocks.get_data(tag) for tag in _PATTERNS]
+        return [pattern for patterns in found if patterns is not None for pattern in patterns]
+
     def _blend_mode(self, record: LayerRecord, where: str) -> str:
         mode = record.blend_mode
         if mode in _SIMILAR:
@@ -327,8 +386,6 @@ class _Reader:
             self.warnings.append(
                 f"{where} has layer effects, which are left out: rasterize them to keep them"
             )
-        if any(tag in blocks for tag in VECTOR_MASKS) and not (is_shape(record) or is_rendered(record)):
-            self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
 
     def _clip(self, found: Sequence[_Found]) -> None:
         """Cut each layer that is clipped to the layer below it by that layer's alpha; ``found`` is back to
