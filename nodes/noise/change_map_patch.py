@@ -3,7 +3,7 @@ keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_patcher
@@ -11,7 +11,9 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ...layered_core.errors import invalid
 from ...layered_core.noise.change_map import free_places, fresh_noise, noise_level, schedule_place
+from .split_runs import Run, SplitRuns, pin_noise, uncut
 
 KEY = "layered diffusion: change map"
 """The key of our wrappers on a model; a later call replaces those of an earlier one."""
@@ -23,6 +25,7 @@ def with_change_map(
     noise: str = "fixed",
     dilation: float = 0.0,
     softness: float = 0.0,
+    latents: Tensor | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """Return a clone that reads the noise mask of the latents it samples as a change map. See
     :mod:`layered_core.noise.change_map`.
@@ -31,6 +34,9 @@ def with_change_map(
     Differential Diffusion's, stays: a place is then as free as the product of both. With a noise mask, cells
     of 0 come out as they went in, to the bit. At full denoise, cells that are free from the start keep
     nothing of the latents, unless the sampler adds no noise.
+
+    A run that is cut in two goes on as one run, see :mod:`.split_runs`. ``latents`` ``[B, C, h, w]`` are those
+    of the node's own picture, which hold no noise: a sampler that adds none may begin with them.
     """
     patched = model.clone()
     other = patched.model_options.get("denoise_mask_function")
@@ -43,7 +49,8 @@ def with_change_map(
 
     mask_function.change_map, mask_function.other = True, other  # type: ignore[attr-defined]  # marks of ours
     patched.set_model_denoise_mask_function(mask_function)
-    for kind, wrapper in (("SAMPLER_SAMPLE", _forget), ("OUTER_SAMPLE", _keep)):
+    outer = _outer(SplitRuns(latents), threshold, dilation)
+    for kind, wrapper in (("SAMPLER_SAMPLE", _forget), ("OUTER_SAMPLE", outer)):
         patched.remove_wrappers_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY)
         patched.add_wrapper_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY, wrapper)
     if isinstance(patched.object_patches.get("scale_latent_inpaint"), _Fresh):
@@ -85,16 +92,49 @@ noise: Tensor, latent_image: Any = None,
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *more, **named)
 
 
-def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
-denoise_mask: Any = None,
-          *more: Any, **named: Any) -> Tensor:  # fmt: skip
-    """At the end of a run that leaves no noise, set cells of 0 to the latents they had, which scaling and
-    sampling have rounded."""
-    leaves_noise = float(sigmas[-1]) != 0  # read before the run: UniPC writes into it
-    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
-    if denoise_mask is None or leaves_noise:
-        return out
-    return torch.where(denoise_mask.to(out.device) > 0, out, latent_image.to(out))
+def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Tensor]:
+    """Return the wrapper of a whole run."""
+
+    def outer(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
+    denoise_mask: Any = None, callback: Any = None, disable_pbar: bool = False, seed: Any = None,
+              **named: Any) -> Tensor:  # fmt: skip
+        """Let a part of a run go on as the whole would. At the end of a run that leaves no noise, set cells of
+        0 to the latents they had, which scaling and sampling have rounded."""
+        if denoise_mask is None:
+            return executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **named
+            )
+        sigma_min = float(executor.class_obj.model_patcher.get_model_object("model_sampling").sigma_min)
+        part = Run(noise, latent_image, sampler)
+        pins = bool((denoise_mask < 1).any()) or int(dilation) > 0
+        whole = uncut(runs, part, sigmas, sigma_min, pins)
+        if threshold == "normalised":
+            _check_whole_run(whole is part, float(sigmas[-1]), sigma_min, denoise_mask, dilation)
+        leaves_noise = float(sigmas[-1]) != 0  # read before the run: UniPC writes into it
+        out = executor(
+            whole.noise, whole.latents, whole.sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
+            **named,
+        )  # fmt: skip
+        if leaves_noise:
+            runs.remember(out, whole.latents, pin_noise(whole.sampler, whole.noise, seed))
+            return out
+        return torch.where(denoise_mask.to(out.device) > 0, out, whole.latents.to(out))
+
+    return outer
+
+
+def _check_whole_run(begins: bool, last: float, sigma_min: float, mask: Tensor, dilation: float) -> None:
+    """Raise :class:`LayeredError` if a part of a run is compared with the noise levels of that part alone."""
+    if begins and last <= sigma_min:
+        return
+    if bool(((mask > 0) & (mask < 1)).any()) or int(dilation):
+        raise invalid(
+            "threshold",
+            "normalised",
+            "absolute, where a run is cut in two",
+            "This run leaves noise or goes on with noise that another has left, so the steps of the whole run "
+            "are unknown",
+        )
 
 
 class _Fresh:

@@ -102,6 +102,6 @@ class PerLayerSDEdit(io.ComfyNode):
             .expand(-1, -1, -1, 3)
             .to(comfy.model_management.intermediate_device())
         )
-        return io.NodeOutput(
-            with_change_map(model, threshold, noise, dilation, softness), encode(vae, plan), shown, plan
-        )
+        latent = encode(vae, plan)
+        patched = with_change_map(model, threshold, noise, dilation, softness, latent["samples"])
+        return io.NodeOutput(patched, latent, shown, plan)

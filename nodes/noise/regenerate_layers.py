@@ -123,7 +123,9 @@ class RegenerateLayers(io.ComfyNode):
         device = comfy.model_management.intermediate_device()
         cut, cut_mask = plan.cut().permute(1, 2, 0)[None].to(device), plan.cut_mask()[None].to(device)
         hint = inpaint_hint(plan.cut(), plan.cut_mask()).permute(1, 2, 0)[None].to(device)
-        return io.NodeOutput(with_change_map(model), encode(vae, plan), plan, cut, cut_mask, hint)
+        latent = encode(vae, plan)
+        patched = with_change_map(model, latents=latent["samples"])
+        return io.NodeOutput(patched, latent, plan, cut, cut_mask, hint)
 
 
 class PasteBack(io.ComfyNode):
