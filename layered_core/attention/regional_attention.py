@@ -53,6 +53,7 @@ class RegionalAttention:
         window: tuple[float, float] = ALWAYS,
         maps: AttentionMaps | None = None,
         length: int | None = None,
+        cut: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -65,6 +66,8 @@ class RegionalAttention:
             maps: records what the layers' words attend to, if given.
             length: number of keys of the main prompt, including tokens that other nodes appended, which no
                 layer pushes. None: T.
+            cut: cuts masks ``[L, H, W]`` of the canvas as the sampled picture was cut out of it. None: the
+                whole canvas is sampled.
 
         Raises:
             LayeredError: ``length`` is less than T.
@@ -87,6 +90,8 @@ class RegionalAttention:
         self.window = Window(*window)
         self._masks = torch.stack([r.mask for r in regions])
         self._forming_masks = grown_masks(self._masks, round(settings.growth * min(self._masks.shape[-2:])))
+        if cut is not None:
+            self._masks, self._forming_masks = cut(self._masks), cut(self._forming_masks)
         self._levels: dict[tuple[tuple[int, int], bool, torch.device], _Level] = {}
         self._projected: dict[Hashable, tuple[list[Tensor | None], list[Tensor | None]]] = {}
 

@@ -27,6 +27,7 @@ from ...layered_core.attention.regional_attention import RegionalAttention
 from ...layered_core.attention.regional_plan import Region, Settings
 from ...layered_core.errors import invalid
 from ...layered_core.noise.guidance import guided_more
+from ..noise.cut_out import CutOut, cut_of
 
 KEY = "layered_diffusion_attention"
 """The key of our entry in a conditioning, of our wrappers on a model, and of the UNet and sigma that a
@@ -101,10 +102,12 @@ def with_regions(conditioning: Sequence[Sequence[Any]], half: Half) -> list[list
 
 
 def _sample(
-    executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any
-) -> Tensor:
+    executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, latent_image: Tensor, sampler: Any,
+    sigmas: Tensor, denoise_mask: Tensor | None = None, *more: Any, **named: Any,
+) -> Tensor:  # fmt: skip
     """Wrap a whole sampling run: install the regions that its conditionings carry."""
     guider = executor.class_obj
+    cut = cut_of(guider, latent_image, denoise_mask)
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
     halves = {entry["uuid"]: entry[KEY] for entry in entries if KEY in entry}
     if not halves:
@@ -114,16 +117,18 @@ def _sample(
         )
     for half in halves.values():
         if half.maps is not None:
-            half.maps.clear()
+            half.maps.clear(cut)
     acting = {uuid: half for uuid, half in halves.items() if half.regions}
     if acting:
+        if cut is not None:
+            cut.check_size(noise)
         # A hook may change the weights from step to step.
         steady = not any(entry.get("hooks") for entry in entries)
         sampling = guider.model_patcher.get_model_object("model_sampling")
         lengths = {
             entry["uuid"]: entry["cross_attn"].shape[1] for entry in entries if entry["uuid"] in acting
         }
-        attentions = {uuid: _attention(half, lengths[uuid], sampling) for uuid, half in acting.items()}
+        attentions = {uuid: _attention(half, lengths[uuid], sampling, cut) for uuid, half in acting.items()}
         own = {
             name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
         }
@@ -145,14 +150,15 @@ def _sample(
                 comfy.patcher_extension.add_wrapper_with_key(
                     comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, run.predict, options
                 )
-    return executor(noise, *more, **named)
+    return executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
 
 
-def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
+def _attention(half: Half, length: int, sampling: Any, cut: CutOut | None) -> RegionalAttention:
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
     return RegionalAttention(
-        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length
-    )
+        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length,
+        None if cut is None else cut.cut_regions,
+    )  # fmt: skip
 
 
 @dataclass

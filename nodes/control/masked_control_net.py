@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.controlnet
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...layered_core.control.control_map import ControlMap, centre_crop, soft_weights, weighted
 from ...layered_core.errors import invalid
 from ...layered_core.noise.window import Window
+from ..noise.cut_out import CutOut, size_of, text_of
 
 IS_POSITIVE_KEY = "layered_diffusion_led"
 """Key of an entry in a conditioning's ``model_conds`` that marks each row of the batch as positive (1) or
@@ -22,9 +24,13 @@ and split batches when memory is short."""
 class MaskedControl(comfy.controlnet.ControlBase):
     """A CONTROL_NET whose residuals are multiplied by a map; everything else is left to the inner net."""
 
-    def __init__(self, inner: comfy.controlnet.ControlBase, control_map: ControlMap) -> None:
+    def __init__(
+        self, inner: comfy.controlnet.ControlBase, control_map: ControlMap, on_canvas: bool = False
+    ) -> None:
+        """Wrap a net with its hint. ``on_canvas``: whether hint and map are laid out on the canvas of layers;
+        otherwise they may also be made for a cut-out."""
         super().__init__()
-        self.inner, self.map = inner, control_map
+        self.inner, self.map, self.on_canvas = inner, control_map, on_canvas
         self.windows: list[Window] = []
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
@@ -89,8 +95,28 @@ class MaskedControl(comfy.controlnet.ControlBase):
 
     def copy(self) -> MaskedControl:
         """Return a copy with a copy of the inner net and the same map."""
-        other = MaskedControl(self.inner.copy(), self.map)
+        other = MaskedControl(self.inner.copy(), self.map, self.on_canvas)
         self.copy_to(other)
+        return other
+
+    def cut_out(self, cut: CutOut) -> MaskedControl:
+        """Return a copy whose hint and map are cut as a picture is.
+
+        Raises:
+            LayeredError: it is not known whether they show the whole picture or the cut-out alone.
+        """
+        other, hint, masks = self.copy(), self.inner.cond_hint_original, self.map.masks
+        if self.on_canvas:
+            hint_is_whole = size_of(hint) in (cut.picture, size_of(masks)) or size_of(hint) != cut.part
+            masks_are_whole = True
+        elif cut.is_own_mask(masks):
+            hint_is_whole = masks_are_whole = False
+        else:
+            hint_is_whole, masks_are_whole = (_is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask")))
+        if hint_is_whole:
+            other.inner.cond_hint_original = cut.cut(hint)
+        if masks_are_whole:
+            other.map = replace(self.map, masks=cut.cut(masks))
         return other
 
     def cleanup(self) -> None:
@@ -112,11 +138,25 @@ class MaskedControl(comfy.controlnet.ControlBase):
 
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> MaskedControl:
         """Return a copy for another GPU."""
-        other = MaskedControl(self.inner.deepclone_multigpu(load_device), self.map)
+        other = MaskedControl(self.inner.deepclone_multigpu(load_device), self.map, self.on_canvas)
         self.copy_to(other)
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other
+
+
+def _is_whole(pictures: Tensor, cut: CutOut, name: str) -> bool:
+    """Return whether a hint or masks show the whole picture, by their size."""
+    size = size_of(pictures)
+    if size == cut.picture == cut.part and bool((pictures != pictures.flatten()[0]).any()):
+        raise invalid(
+            f"{name} of Masked ControlNet Apply: size",
+            text_of(size),
+            "the whole picture's or the cut-out's, where Regenerate Layers gives them different sizes",
+            "Connect the layers too if it shows the whole picture, or choose another size in Regenerate "
+            "Layers; for a hint of the cut-out without a mask, take ComfyUI's Apply ControlNet",
+        )
+    return size == cut.picture
 
 
 def _weigh(

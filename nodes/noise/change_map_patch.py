@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...layered_core.errors import invalid
 from ...layered_core.noise.change_map import free_places, fresh_noise, noise_level, schedule_place
+from .cut_out import CutOut, with_cut_out
 from .split_runs import Run, SplitRuns, pin_noise, uncut
 
 KEY = "layered diffusion: change map"
@@ -25,7 +26,7 @@ def with_change_map(
     noise: str = "fixed",
     dilation: float = 0.0,
     softness: float = 0.0,
-    latents: Tensor | None = None,
+    cut: CutOut | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """Return a clone that reads the noise mask of the latents it samples as a change map. See
     :mod:`layered_core.noise.change_map`.
@@ -35,8 +36,9 @@ def with_change_map(
     of 0 come out as they went in, to the bit. At full denoise, cells that are free from the start keep
     nothing of the latents, unless the sampler adds no noise.
 
-    A run that is cut in two goes on as one run, see :mod:`.split_runs`. ``latents`` ``[B, C, h, w]`` are those
-    of the node's own picture, which hold no noise: a sampler that adds none may begin with them.
+    A run that is cut in two goes on as one run, see :mod:`.split_runs`. ``cut`` is the picture of the node, or
+    the part of it that is sampled: layouts follow it, see :mod:`.cut_out`. Its latents hold no noise, so a
+    sampler that adds none may begin with them.
     """
     patched = model.clone()
     other = patched.model_options.get("denoise_mask_function")
@@ -49,10 +51,11 @@ def with_change_map(
 
     mask_function.change_map, mask_function.other = True, other  # type: ignore[attr-defined]  # marks of ours
     patched.set_model_denoise_mask_function(mask_function)
-    outer = _outer(SplitRuns(latents), threshold, dilation)
+    outer = _outer(SplitRuns(None if cut is None else cut.latents), threshold, dilation)
     for kind, wrapper in (("SAMPLER_SAMPLE", _forget), ("OUTER_SAMPLE", outer)):
         patched.remove_wrappers_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY)
         patched.add_wrapper_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY, wrapper)
+    with_cut_out(patched, cut)
     if isinstance(patched.object_patches.get("scale_latent_inpaint"), _Fresh):
         del patched.object_patches["scale_latent_inpaint"]
     if noise == "fresh":
