@@ -75,7 +75,9 @@ class AttentionPreview(io.ComfyNode):
                 "Attention with 'record' on, and the picture that was sampled with it, so that this node "
                 "runs after the sampler"
             )
-        shown = heat_pictures(_as_in(sampled, maps), sampled, size).to(comfy.model_management.intermediate_device())
+        shown = heat_pictures(_as_in(sampled, maps), sampled, size).to(
+            comfy.model_management.intermediate_device()
+        )
         return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
 
 

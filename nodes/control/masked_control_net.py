@@ -112,7 +112,9 @@ class MaskedControl(comfy.controlnet.ControlBase):
         elif cut.is_own_mask(masks):
             hint_is_whole = masks_are_whole = False
         else:
-            hint_is_whole, masks_are_whole = (_is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask")))
+            hint_is_whole, masks_are_whole = (
+                _is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask"))
+            )
         if hint_is_whole:
             other.inner.cond_hint_original = cut.cut(hint)
         if masks_are_whole:

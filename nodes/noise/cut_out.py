@@ -206,9 +206,7 @@ def _followed_area(area: tuple[Any, ...], cut: CutOut) -> tuple[Any, ...] | None
     if len(area) != 4:
         return area
     height, width, top, left = area
-    box = crop.place(
-        (left * scale[0], top * scale[1], (left + width) * scale[0], (top + height) * scale[1])
-    )
+    box = crop.place((left * scale[0], top * scale[1], (left + width) * scale[0], (top + height) * scale[1]))
     if box is None:
         return None
     x, y = round(box[0] / per_cell[0]), round(box[1] / per_cell[1])

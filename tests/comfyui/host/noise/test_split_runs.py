@@ -49,9 +49,7 @@ def cut(scene, *steps, sampler="euler", latent=("it", 1), begin=0):
     whole = {**scene, "k": part(list(latent), begin, STEPS, sampler=sampler, add=True)}
     before, parts = list(latent), {}
     for i, (first, last) in enumerate(zip(steps, steps[1:], strict=False)):
-        parts[f"k{i}"] = part(
-            before, first, last, sampler=sampler, seed=3 + i, add=True if i == 0 else None
-        )
+        parts[f"k{i}"] = part(before, first, last, sampler=sampler, seed=3 + i, add=True if i == 0 else None)
         before = [f"k{i}", 0]
     return whole, {**scene, **parts, "k": parts.pop(f"k{len(steps) - 2}")}
 
