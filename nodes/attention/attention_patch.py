@@ -23,15 +23,19 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ...layered_core.attention.attention_maps import AttentionMaps
+from ...layered_core.attention.parts import Part, find_part
 from ...layered_core.attention.regional_attention import RegionalAttention
 from ...layered_core.attention.regional_plan import Region, Settings
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.guidance import guided_more
 from ..noise.cut_out import CutOut, cut_of
 
 KEY = "layered_diffusion_attention"
 """The key of our entry in a conditioning, of our wrappers on a model, and of the UNet and sigma that a
 forward pass hands to our patches."""
+
+PARTS = "layered_diffusion_parts"
+"""The key of the parts of the latents that a forward pass is over."""
 
 Block = tuple[str, int, int]
 """Names a cross-attention as ComfyUI does: part of the UNet (input, middle or output), number of the block in
@@ -134,12 +138,13 @@ def _sample(
         }
         run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady)
         options = guider.model_options.setdefault("transformer_options", {})
-        comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
-        )
-        comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options
-        )
+        for kind, wrapper in (
+            (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, run.sample),
+            (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, run.step),
+            (comfy.patcher_extension.WrappersMP.APPLY_MODEL, run.apply),
+            (comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, run.forward),
+        ):
+            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options)
         replaced = options.setdefault("patches_replace", {}).setdefault("attn2", {})
         for block in cross_attentions(guider.model_patcher.model.diffusion_model):
             replaced[block] = partial(run.attend, block, replaced.get(block) or replaced.get(block[:2]))
@@ -172,14 +177,18 @@ class _Run:
     own: Mapping[str, set[UUID]]
     """The uuids of the conditionings that were connected as positive, negative and so on."""
     latent_size: tuple[int, int]
-    """Height and width of the whole latent, h and w. Layers act only in passes over all of it; areas and
-    tiles get the main prompt."""
+    """Height and width of the whole latent, h and w. Layers act in passes over all of it and in tiles of it;
+    conditionings with a smaller area get the main prompt."""
     steady: bool
     """Whether the model's weights stay the same throughout the run."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
     positive: Tensor | None = None
     """The positive's prediction in this step, under Dual CFG Guider."""
+    latents: Tensor | None = None
+    """The noisy latents of this step, ``[B, C, h, w]``."""
+    areas: dict[UUID, tuple[int, int]] = field(default_factory=dict)
+    """Height and width of the conditionings that have an area, latent cells."""
 
     def sample(
         self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any
@@ -201,7 +210,58 @@ class _Run:
                 original = uuid_of_text.get(id(entry["model_conds"].get("c_crossattn")))
                 if original in self.attentions:
                     self.attentions[entry["uuid"]] = self.attentions[original]
+        height, width = self.latent_size
+        self.areas = {
+            entry["uuid"]: (
+                min(entry["area"][0], height - entry["area"][2]),
+                min(entry["area"][1], width - entry["area"][3]),
+            )
+            for _, entry in entries
+            if len(entry.get("area") or ()) == 4
+        }
         return executor(guider, *more, **named)
+
+    def step(self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, *more: Any) -> Tensor:
+        """Wrap the prediction of a step: keep the noisy latents, of which tiles are parts."""
+        self.latents = x
+        return executor(x, *more)
+
+    def apply(
+        self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, t: Tensor, concat: Any = None,
+        context: Any = None, control: Any = None, transformer_options: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Tensor:  # fmt: skip
+        """Wrap a pass of the model: find out which parts of the latents it is over, before they are scaled."""
+        options = transformer_options or {}
+        if "uuids" in options:
+            options = {**options, PARTS: self._parts(x, options["uuids"])}
+        return executor(x, t, concat, context, control, options, **more)
+
+    def _parts(self, x: Tensor, uuids: Sequence[UUID]) -> list[Part | None]:
+        """Return the part that each share of the rows of ``x`` ``[B', C, h', w']`` is of, None for the whole; an
+        empty list if no layer acts.
+
+        Nodes that sample tile by tile lay the tiles one after the other, each with all its conditionings.
+        """
+        size = tuple(x.shape[-2:])
+        if size == self.latent_size:
+            return [None]
+        if not any(u in self.attentions for u in uuids) or any(self.areas.get(u) == size for u in uuids):
+            return []
+        pictures = x[:0] if self.latents is None else self.latents.to(x.device)
+        whole = pictures.repeat(len(uuids), 1, 1, 1)  # as the rows of a pass over all of it
+        parts: list[Part | None] = []
+        for tile in x.split(max(1, len(whole))):
+            places = {find_part(*rows) for rows in zip(tile, whole, strict=False)}
+            if len(tile) != len(whole) or len(places) != 1 or None in places:
+                raise LayeredError(
+                    f"layers: a pass of the model is over {size[1]}x{size[0]} latent cells, of which it is not "
+                    f"known where they lie among the {self.latent_size[1]}x{self.latent_size[0]} that are "
+                    "sampled. Take off the node that samples in parts which it shifts or scales, or Regional "
+                    "Prompt Attention"
+                )
+            parts += places
+        return parts
 
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,
@@ -213,7 +273,7 @@ class _Run:
         unet = executor.class_obj
         if id(unet) not in self.modules:
             self.modules[id(unet)] = cross_attentions(unet)
-        if tuple(x.shape[-2:]) == self.latent_size and "sigmas" in options:
+        if options.get(PARTS) and "sigmas" in options:
             options[KEY] = id(unet), float(options["sigmas"].flatten()[0])
         return executor(x, timesteps, context, y, control, options, **more)
 
@@ -271,7 +331,8 @@ class _Run:
         unet, sigma = extra[KEY]
         module = self.modules[unet][block]
         out = out.clone()
-        for rows, uuid in zip(torch.arange(len(q)).chunk(len(extra["uuids"])), extra["uuids"], strict=True):
+        shares = [(part, uuid) for part in extra[PARTS] for uuid in extra["uuids"]]
+        for rows, (part, uuid) in zip(torch.arange(len(q)).chunk(len(shares)), shares, strict=True):
             if uuid in self.attentions:
                 at = slice(int(rows[0]), int(rows[-1]) + 1)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
@@ -279,7 +340,7 @@ class _Run:
                     q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
                     heads=extra["n_heads"],
                     block=(unet, block) if self.steady else None,
-                    project=lambda x: (module.to_k(x), module.to_v(x)), attend=plain,
+                    project=lambda x: (module.to_k(x), module.to_v(x)), attend=plain, part=part,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out
