@@ -162,7 +162,7 @@ def _attention(half: Half, length: int, sampling: Any, cut: CutOut | None) -> Re
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
     return RegionalAttention(
         half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length,
-        None if cut is None else cut.cut_regions,
+        None if cut is None else cut.plan.cut_regions,
     )  # fmt: skip
 
 

@@ -153,9 +153,9 @@ class MaskedControl(comfy.controlnet.ControlBase):
                 _is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask"))
             )
         if hint_is_whole:
-            other.inner.cond_hint_original = cut.cut(hint)
+            other.inner.cond_hint_original = cut.plan.cut_layout(hint)
         if masks_are_whole:
-            other.map = replace(self.map, masks=cut.cut(masks))
+            other.map = replace(self.map, masks=cut.plan.cut_layout(masks))
         return other
 
     def cleanup(self) -> None:

@@ -47,17 +47,6 @@ class CutOut:
         """Width and height of the cut-out, latent cells."""
         return size_of(self.latents)
 
-    def cut(self, pictures: Tensor) -> Tensor:
-        """Return the part of masks or pictures ``[..., H, W]`` in 0..1 that show the whole picture at any
-        size."""
-        return self.plan.crop.cut_scaled(pictures, *self.picture)
-
-    def cut_regions(self, masks: Tensor) -> Tensor:
-        """Return the part of the masks ``[L, H, W]`` of words. Those that lie wholly where the picture may not
-        change are 0: the picture itself says what is there."""
-        part = self.cut(masks)
-        return part * (part * self.plan.cut_mask() > 0).flatten(1).any(1)[:, None, None]
-
     def onto_picture(self, parts: Tensor) -> Tensor:
         """Return maps ``[B, L, h, w]`` of the cut-out in 0..1 as maps ``[B, L, H, W]`` of the whole picture, 0
         around it."""
@@ -96,7 +85,7 @@ def with_cut_out(model: comfy.model_patcher.ModelPatcher, cut: CutOut | None) ->
     options = model.model_options.setdefault("transformer_options", {})
     options.pop(KEY, None)
     model.remove_wrappers_with_key(kind, KEY)
-    if cut is not None and not cut.plan.crop.is_whole(*cut.picture):
+    if cut is not None and not cut.plan.is_whole:
         options[KEY] = cut
         model.add_wrapper_with_key(kind, KEY, _sample)
 
@@ -192,7 +181,7 @@ def _followed_mask(mask: Tensor, cut: CutOut) -> Tensor:
             f"Regenerate Layers: a conditioning's mask of {text_of(size)} is taken for one of the whole picture, "
             f"although the cut-out has that size too"
         )
-    return cut.cut(mask)
+    return cut.plan.cut_layout(mask)
 
 
 def _followed_area(area: tuple[Any, ...], cut: CutOut) -> tuple[Any, ...] | None:

@@ -79,10 +79,13 @@ def test_a_conditionings_mask_of_the_picture_is_cut_as_the_picture_is(pack, made
     model, latent, _, positive, negative = made
     by_hand = torch.zeros(1, PART, PART)
     by_hand[:, :, 64:] = 1  # pixel 64 of the picture is at 32 * 2 in the cut-out
-    torch.testing.assert_close(cut.cut(whole_mask()), by_hand, atol=0.26, rtol=0)
+    torch.testing.assert_close(cut.plan.cut_layout(whole_mask()), by_hand, atol=0.26, rtol=0)
     got = sampled(model, masked(positive, whole_mask(), bounds), negative, latent)
     wanted = sampled(
-        without_cut_out(pack, model), masked(positive, cut.cut(whole_mask()), bounds), negative, latent
+        without_cut_out(pack, model),
+        masked(positive, cut.plan.cut_layout(whole_mask()), bounds),
+        negative,
+        latent,
     )
     assert torch.equal(got, wanted)
     squeezed = sampled(without_cut_out(pack, model), masked(positive, whole_mask(), bounds), negative, latent)
@@ -180,7 +183,9 @@ def test_the_nodes_latent_is_known_without_its_noise_mask_too(pack, made, cut):
     bare = {"samples": latent["samples"].repeat(2, 1, 1, 1)}
     assert torch.equal(
         sampled(model, masked(positive, whole_mask()), negative, bare),
-        sampled(without_cut_out(pack, model), masked(positive, cut.cut(whole_mask())), negative, bare),
+        sampled(
+            without_cut_out(pack, model), masked(positive, cut.plan.cut_layout(whole_mask())), negative, bare
+        ),
     )
 
 
@@ -214,7 +219,11 @@ def test_a_net_on_layers_is_cut_as_if_its_hint_and_mask_were_made_for_the_cut_ou
     on_layers = apply(net, positive, negative, layers=layers, image=hint)
     before = on_layers[0][0][1]["control"].inner.cond_hint_original.clone()
     by_hand = apply(
-        net, positive, negative, image=cut.cut(hint.movedim(-1, 1)).movedim(1, -1), mask=cut.cut(mask)
+        net,
+        positive,
+        negative,
+        image=cut.plan.cut_layout(hint.movedim(-1, 1)).movedim(1, -1),
+        mask=cut.plan.cut_layout(mask),
     )
     by_size = apply(net, positive, negative, image=hint, mask=mask)
     wanted = sampled(without_cut_out(pack, model), *by_hand, latent)
