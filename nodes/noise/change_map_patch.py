@@ -3,6 +3,7 @@ keeps."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,8 +121,15 @@ def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Te
         )  # fmt: skip
         if leaves_noise:
             runs.remember(out, whole.latents, pin_noise(whole.sampler, whole.noise, seed))
+            if pins:
+                logging.info(
+                    "Per-Layer SDEdit, Regenerate Layers: this run leaves noise. The sampler that goes on with "
+                    "it must get the model of the same node"
+                )
             return out
-        return torch.where(denoise_mask.to(out.device) > 0, out, whole.latents.to(out))
+        out = torch.where(denoise_mask.to(out.device) > 0, out, whole.latents.to(out))
+        runs.remember_clean(out)
+        return out
 
     return outer
 

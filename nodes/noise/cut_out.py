@@ -109,12 +109,13 @@ def _sample(
     cut = cut_of(guider, latent_image, denoise_mask)
     if cut is not None:
         controls: dict[int, Any] = {}
+        before = guider.conds
         guider.conds = {
-            name: [x for c in conditions if (x := _followed(c, cut, controls, noise)) is not None]
-            for name, conditions in guider.conds.items()
+            name: [x for c in conditions or () if (x := _followed(c, cut, controls, noise)) is not None]
+            for name, conditions in before.items()
         }
         for name, conditions in guider.conds.items():
-            if not conditions:
+            if before[name] and not conditions:
                 raise LayeredError(
                     f"{name}: all its areas lie outside the part of the picture that Regenerate Layers cuts "
                     f"out. Add words for the whole picture with Conditioning (Combine), or set size to 0"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...layered_core.errors import LayeredError, invalid
 
-MOST = 64
-"""Number of pictures that are remembered; the oldest are forgotten first."""
+MOST = 2**28
+"""Bytes of latents that are remembered beside those of the last run; the oldest are forgotten first."""
 
 
 class Origin(NamedTuple):
@@ -37,16 +37,26 @@ class SplitRuns:
     def __init__(self, clean: Tensor | None = None) -> None:
         """Take the latents ``[B, C, ...]`` that are known to be without noise."""
         self._origins: dict[bytes, Origin] = {}
-        self._clean = {_fingerprint(x) for x in clean} if clean is not None else set()
+        self._clean: set[bytes] = set()
+        if clean is not None:
+            self.remember_clean(clean)
 
     def remember(self, left: Tensor, clean: Tensor, noise: Tensor) -> None:
         """Remember with which ``clean`` latents and ``noise`` the run began that has left ``left``, each
         ``[B, C, ...]``."""
-        for picture, *origin in zip(left, clean, noise, strict=True):
-            self._origins.pop(_fingerprint(picture), None)
-            self._origins[_fingerprint(picture)] = Origin(*origin)
-        for oldest in list(self._origins)[:-MOST]:
-            del self._origins[oldest]
+        room = MOST
+        for key, origin in reversed(list(self._origins.items())):
+            room -= origin.clean.nbytes + origin.noise.nbytes
+            if room < 0:
+                del self._origins[key]
+        for picture, *begun in zip(left, clean, noise, strict=True):
+            key = _fingerprint(picture)
+            self._origins.pop(key, None)
+            self._origins[key] = Origin(*begun)
+
+    def remember_clean(self, latents: Tensor) -> None:
+        """Remember latents ``[B, C, ...]`` that hold no noise."""
+        self._clean |= {_fingerprint(x) for x in latents}
 
     def origins(self, latents: Tensor) -> list[Origin | None]:
         """Return for each of the ``latents`` ``[B, C, ...]`` where its run began; None if none was begun."""

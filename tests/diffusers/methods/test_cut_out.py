@@ -51,23 +51,35 @@ def test_a_plan_of_the_whole_picture_leaves_them_as_they_are(net):
     assert method.cut_out(plan).hint is hint
 
 
-def test_words_act_where_their_layer_lies_in_the_part(pipeline, plan):
-    def after(left="a red ball", right="a blue star", meet=64):
-        document = LayerDocument(
-            SIDE,
-            SIDE,
-            (
-                Layer("left", width=meet, height=SIDE, prompt=left),
-                Layer("right", x=meet, width=SIDE - meet, height=SIDE, prompt=right),
-            ),
+def halves(meet, side, left="a red ball", right="a blue star"):
+    """Two layers side by side."""
+    pair = (
+        Layer("left", width=meet, height=side, prompt=left),
+        Layer("right", x=meet, width=side - meet, height=side, prompt=right),
+    )
+    return LayerDocument(side, side, pair)
+
+
+def words_of(pipeline, document):
+    return RegionalPrompts(pipeline.model, [document], Settings(global_weight=0), prompts=["a meadow"])
+
+
+def test_words_act_as_if_their_layers_were_laid_out_on_the_part(pipeline, plan):
+    def sampled(method):
+        return pipeline.generate(
+            ["a meadow"], steps=2, start=plan.cut()[None], strength=0.8, methods=[method]
         )
-        method = RegionalPrompts(pipeline.model, [document], Settings(global_weight=0), prompts=["a meadow"])
-        return pipeline.repaint(plan, "a meadow", steps=1, blend="feather", methods=[method])
 
-    def left_over_right(**words):
-        changed = (after(**words) - after()).abs()[:, 64:96]
-        return float(changed[..., 48:64].mean() / changed[..., 64:80].mean())
+    whole = words_of(pipeline, halves(64, SIDE))
+    wanted = sampled(words_of(pipeline, halves(64, 128)))  # 64 lies at (64 - 32) * 2
+    close, squeezed = (float((sampled(m) - wanted).abs().mean()) for m in (whole.cut_out(plan), whole))
+    assert close < 0.2 * squeezed
 
-    assert left_over_right(left="a yellow house") > 1.2 > 0.8 > left_over_right(right="a yellow house")
-    assert torch.equal(after(left="a yellow house", meet=44), after(meet=44)), "the left layer is not redone"
-    assert not torch.equal(after(right="a yellow house", meet=44), after(meet=44))
+
+def test_words_of_a_layer_that_is_not_redone_change_nothing(pipeline, plan):
+    def after(**words):
+        method = words_of(pipeline, halves(44, SIDE, **words))
+        return pipeline.repaint(plan, "a meadow", steps=1, methods=[method])
+
+    assert torch.equal(after(left="a yellow house"), after())
+    assert not torch.equal(after(right="a yellow house"), after())

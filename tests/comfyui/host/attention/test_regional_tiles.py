@@ -7,11 +7,11 @@ from regional_scene import MODES, apply, encode
 
 
 def wide(regions, left=0, width=256):
-    """The part ``left``..``left + width`` of a scene of 256 x 128 pixels, as a canvas of its own: two layers
-    that meet at pixel 96."""
+    """The part ``left``..``left + width`` of a scene of 256 x 128 pixels, as a canvas of its own: a ball at
+    pixels 64..160, and stars everywhere else."""
     pair = [
-        regions.document.Layer("ball", x=-left, width=96, height=128, prompt="a red ball"),
-        regions.document.Layer("star", x=96 - left, width=160, height=128, prompt="a blue star"),
+        regions.document.Layer("star", x=-left, width=256, height=128, prompt="a blue star"),
+        regions.document.Layer("ball", x=64 - left, width=96, height=128, prompt="a red ball"),
     ]
     return regions.layers.write_stack(regions.document.LayerDocument(width, 128, tuple(pair)))
 
@@ -78,13 +78,15 @@ def test_a_tile_is_predicted_as_if_it_were_a_picture_of_its_own(regions, loaded,
 def test_the_tile_of_a_layer_gets_its_words_and_no_other(regions, loaded):
     model, clip = loaded
 
-    def right(prompt):
+    def tiles(prompt):
         stack = wide(regions)
-        stack["layers"][0]["layered_diffusion"]["prompt"] = prompt
+        stack["layers"][1]["layered_diffusion"]["prompt"] = prompt
         patched, *words = apply(regions, model, clip, stack, prompt="a meadow")
-        return predicted(in_tiles(patched, [(0, 16), (16, 32)]), *words, noise())[..., 16:]
+        return predicted(in_tiles(patched, [(0, 20), (20, 32)]), *words, noise())
 
-    assert torch.equal(right("a red ball"), right("a yellow house"))
+    changed = tiles("a yellow house") != tiles("a red ball")
+    assert bool(changed[..., :20].any())
+    assert not bool(changed[..., 20:].any())
 
 
 def test_tiles_whose_place_is_not_known_are_refused(regions, loaded):

@@ -406,7 +406,8 @@ def test_a_hint_that_another_node_cuts_takes_the_masks_along(net, words, pack):
     got, wanted = (
         predicted(words[0], of_control(words, c), words[2], size=(8, 8))[1] for c in (cut, by_hand)
     )
-    assert torch.equal(got, wanted)
+    # A convolution's rounding depends on its input's memory layout.
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
     assert whole.inner.cond_hint_original.shape[-2:] == (128, 128)
     assert torch.equal(whole.map.masks, two_masks())
 

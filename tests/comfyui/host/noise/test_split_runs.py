@@ -171,12 +171,14 @@ def test_latents_kept_in_half_precision_are_known_again(pack):
     assert runs.origins(left + 0.01) == [None, None]
 
 
-def test_the_oldest_pictures_are_forgotten(pack):
+def test_the_oldest_pictures_are_forgotten_and_those_of_the_last_run_never(pack, monkeypatch):
     split_runs = pack("nodes.noise.split_runs")
+    monkeypatch.setattr(split_runs, "MOST", 2 * 8)  # two pictures of 4 bytes and their noise
     runs = split_runs.SplitRuns()
-    left = torch.arange(split_runs.MOST + 1.0).view(-1, 1, 1, 1)
-    runs.remember(left, left, left)
-    assert [i for i, origin in enumerate(runs.origins(left)) if origin is None] == [0]
+    left = torch.arange(8.0).view(-1, 1, 1, 1)
+    for part in (left[:4], left[4:]):
+        runs.remember(part, part, part)
+    assert [i for i, origin in enumerate(runs.origins(left)) if origin] == [2, 3, 4, 5, 6, 7]
 
 
 # --- what cannot go on ---
@@ -230,6 +232,13 @@ def test_a_sampler_that_cannot_be_started_elsewhere_is_refused(pack):
 
 def test_the_nodes_own_latent_may_be_sampled_without_noise(host):
     prompt = {**scene(0.5, 0.0), "k": part(["it", 1], 2, STEPS, add=False)}
+    before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
+    assert torch.equal(after[..., 3:8, 6:11], before[..., 3:8, 6:11])
+
+
+def test_a_finished_picture_may_be_sampled_on_without_noise(host):
+    prompt = {**scene(0.5, 0.0), "k0": part(["it", 1], 0, STEPS)}
+    prompt["k"] = part(["k0", 0], 4, STEPS, add=False)
     before, after = host.value(prompt, "it", 1)["samples"], host.value(prompt, "k")["samples"]
     assert torch.equal(after[..., 3:8, 6:11], before[..., 3:8, 6:11])
 
