@@ -12,7 +12,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.change_map import free_places, fresh_noise, noise_level, schedule_place
 from .cut_out import CutOut, with_cut_out
 from .split_runs import Run, SplitRuns, pin_noise, uncut
@@ -112,8 +112,8 @@ def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Te
         part = Run(noise, latent_image, sampler)
         pins = bool((denoise_mask < 1).any()) or int(dilation) > 0
         whole = uncut(runs, part, sigmas, sigma_min, pins)
-        if threshold == "normalised":
-            _check_whole_run(whole is part, float(sigmas[-1]), sigma_min, denoise_mask, dilation)
+        if whole is not part or float(sigmas[-1]) > sigma_min:
+            _check_part(executor.class_obj.model_options, threshold, denoise_mask, dilation)
         leaves_noise = float(sigmas[-1]) != 0  # read before the run: UniPC writes into it
         out = executor(
             whole.noise, whole.latents, whole.sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
@@ -134,17 +134,24 @@ def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Te
     return outer
 
 
-def _check_whole_run(begins: bool, last: float, sigma_min: float, mask: Tensor, dilation: float) -> None:
-    """Raise :class:`LayeredError` if a part of a run is compared with the noise levels of that part alone."""
-    if begins and last <= sigma_min:
-        return
-    if bool(((mask > 0) & (mask < 1)).any()) or int(dilation):
+def _check_part(options: Mapping[str, Any], threshold: str, mask: Tensor, dilation: float) -> None:
+    """Raise :class:`LayeredError` if a part of a run would be compared with the steps of that part alone."""
+    if not bool(((mask > 0) & (mask < 1)).any()) and not int(dilation):
+        return  # no level decides anything
+    if threshold == "normalised":
         raise invalid(
             "threshold",
             "normalised",
             "absolute, where a run is cut in two",
             "This run leaves noise or goes on with noise that another has left, so the steps of the whole run "
             "are unknown",
+        )
+    function = options.get("denoise_mask_function")
+    if getattr(function, "other", function) is not None:
+        raise LayeredError(
+            "model: another node, such as Differential Diffusion, decides which places are free by the steps of "
+            "this run, which leaves noise or goes on with noise that another has left. Take that node off where "
+            "a run is cut in two"
         )
 
 

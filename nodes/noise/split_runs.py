@@ -90,9 +90,9 @@ def uncut(runs: SplitRuns, run: Run, sigmas: Tensor, least: float, pins: bool) -
             sampler is of a kind that cannot be continued.
     """
     origins = runs.origins(run.latents)
-    if not any(origins):
-        begins_clean = bool(run.noise.any()) or runs.are_clean(run.latents) or float(sigmas[0]) <= least
-        if pins and not begins_clean:
+    begins = float(sigmas[0]) <= least
+    for origin, noise, latents in zip(origins, run.noise, run.latents, strict=True):
+        if pins and not (begins or origin or bool(noise.any()) or runs.are_clean(latents[None])):
             raise LayeredError(
                 "latent: the sampler adds no noise to it, so it should hold noise already; but it is not what "
                 "a sampler with this model has left, and so its clean picture is unknown. Connect the model "
@@ -100,6 +100,7 @@ def uncut(runs: SplitRuns, run: Run, sigmas: Tensor, least: float, pins: bool) -
                 "is cut in two, and change nothing of the latent between them, its size included; or let this "
                 "sampler add noise. If the first sampler did not run again in this prompt, change its seed"
             )
+    if not any(origins):
         return run
     known = [
         origin or Origin(clean, torch.zeros_like(noise))

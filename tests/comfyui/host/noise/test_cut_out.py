@@ -250,6 +250,19 @@ def test_a_net_below_another_one_is_cut_too(host, pack, apply, made, cut):
     assert bool(torch.isfinite(sampled(model, *both, latent)).all())
 
 
+def test_the_log_tells_of_a_plain_nets_hint_of_the_whole_picture(host, made, caplog):
+    model, latent, _, positive, negative = made
+    net = host.value({"net": node("TestControlNet")}, "net")
+    for side, told in ((SIDE, 1), (PART, 0)):
+        hint = torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(0))
+        given = comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
+            positive, negative, net, hint, 1.0, 0.0, 1.0
+        )
+        caplog.clear()
+        sampled(model, *given, latent, steps=1)
+        assert caplog.text.count("a ControlNet's hint of 160x160 has the size of the whole picture") == told
+
+
 def test_a_hint_that_may_show_the_picture_or_the_cut_out_is_refused(host, pack, apply):
     prompt = scene(side=PART)
     model, latent, plan = (host.value(prompt, "it", i) for i in range(3))

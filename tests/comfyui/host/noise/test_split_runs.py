@@ -254,5 +254,27 @@ def test_normalised_thresholds_need_the_whole_run(host, which):
     assert host.value(whole, "k")["samples"].shape == (1, 4, 16, 16)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_another_nodes_thresholds_need_the_whole_run_too(host, before):
+    _, parts = cut(scene(0.5, 0.0), 3)
+    parts["dd"] = node("DifferentialDiffusion", model=["loader" if before else "it", 0], strength=1.0)
+    if before:
+        parts["it"]["inputs"]["model"] = ["dd", 0]
+    else:
+        for k in ("k0", "k"):
+            parts[k]["inputs"]["model"] = ["dd", 0]
+    error = host.error_of({**parts, "d": node("VAEDecode", samples=["k", 0], vae=["loader", 2]),
+                           "end": node("PreviewImage", images=["d", 0])})  # fmt: skip
+    assert "another node, such as Differential Diffusion" in error
+
+
+def test_one_picture_of_a_batch_that_is_not_known_is_refused(host):
+    _, parts = cut(scene(), 3)
+    parts["b"] = node("LatentBatch", samples1=["k0", 0], samples2=["up", 0])
+    parts["up"] = node("LatentUpscaleBy", samples=["k0", 0], upscale_method="bilinear", scale_by=0.5)
+    parts["k"]["inputs"]["latent_image"] = ["b", 0]
+    refused(host, parts)
+
+
 def test_normalised_thresholds_that_decide_nothing_may_be_cut(host):
     assert_same(host, *cut(scene(1.0, 0.0, threshold="normalised"), 3))
