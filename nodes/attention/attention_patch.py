@@ -140,7 +140,7 @@ def _sample(
         options = guider.model_options.setdefault("transformer_options", {})
         for kind, wrapper in (
             (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, run.sample),
-            (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, run.step),
+            (comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, run.predict),
             (comfy.patcher_extension.WrappersMP.APPLY_MODEL, run.apply),
             (comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, run.forward),
         ):
@@ -151,10 +151,6 @@ def _sample(
         if any(half.settings.guidance != 1 for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
-            if "middle" in guider.conds:
-                comfy.patcher_extension.add_wrapper_with_key(
-                    comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, run.predict, options
-                )
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
 
 
@@ -221,11 +217,6 @@ class _Run:
         }
         return executor(guider, *more, **named)
 
-    def step(self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, *more: Any) -> Tensor:
-        """Wrap the prediction of a step: keep the noisy latents, of which tiles are parts."""
-        self.latents = x
-        return executor(x, *more)
-
     def apply(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, t: Tensor, concat: Any = None,
         context: Any = None, control: Any = None, transformer_options: dict[str, Any] | None = None,
@@ -278,10 +269,13 @@ class _Run:
         return executor(x, timesteps, context, y, control, options, **more)
 
     def predict(
-        self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], *more: Any
-    ) -> Any:
-        """Wrap the predictions of a step: keep the positive's for :meth:`guide`."""
-        out = executor(model, conds, *more)
+        self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], x: Tensor,
+        *more: Any,
+    ) -> Any:  # fmt: skip
+        """Wrap the predictions of a step: keep the noisy latents, of which tiles are parts, and the positive's
+        prediction for :meth:`guide`."""
+        self.latents = x
+        out = executor(model, conds, x, *more)
         positive = self.guider.conds.get("positive")
         self.positive = next((o for c, o in zip(conds, out, strict=True) if c and c is positive), None)
         return out

@@ -112,23 +112,24 @@ def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Te
         part = Run(noise, latent_image, sampler)
         pins = bool((denoise_mask < 1).any()) or int(dilation) > 0
         whole = uncut(runs, part, sigmas, sigma_min, pins)
-        if whole is not part or float(sigmas[-1]) > sigma_min:
+        last = float(sigmas[-1])  # read before the run: UniPC writes into it
+        if whole is not part or last > sigma_min:
             _check_part(executor.class_obj.model_options, threshold, denoise_mask, dilation)
-        leaves_noise = float(sigmas[-1]) != 0  # read before the run: UniPC writes into it
         out = executor(
             whole.noise, whole.latents, whole.sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
             **named,
         )  # fmt: skip
-        if leaves_noise:
-            runs.remember(out, whole.latents, pin_noise(whole.sampler, whole.noise, seed))
-            if pins:
-                logging.info(
-                    "Per-Layer SDEdit, Regenerate Layers: this run leaves noise. The sampler that goes on with "
-                    "it must get the model of the same node"
-                )
+        if last == 0:
+            out = torch.where(denoise_mask.to(out.device) > 0, out, whole.latents.to(out))
+        if last <= sigma_min:
+            runs.remember_clean(out)
             return out
-        out = torch.where(denoise_mask.to(out.device) > 0, out, whole.latents.to(out))
-        runs.remember_clean(out)
+        runs.remember(out, whole.latents, pin_noise(whole.sampler, whole.noise, seed))
+        if pins:
+            logging.info(
+                "Per-Layer SDEdit, Regenerate Layers: this run leaves noise. The sampler that goes on with it must "
+                "get the model of the same node"
+            )
         return out
 
     return outer

@@ -243,6 +243,22 @@ def test_a_finished_picture_may_be_sampled_on_without_noise(host):
     assert torch.equal(after[..., 3:8, 6:11], before[..., 3:8, 6:11])
 
 
+def test_a_run_whose_last_sigma_is_not_quite_zero_is_finished(host):
+    """What a later sampler adds noise to is the picture that it left, and not the one before."""
+    prompt = scene(0.5, 0.0) | {
+        "sampler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("ManualSigmas", sigmas="14.6, 3, 1, 0.01"),
+        "k0": node("SamplerCustom", model=["it", 0], positive=["p", 0], negative=["n", 0], add_noise=True,
+                   noise_seed=3, cfg=3.0, sampler=["sampler", 0], sigmas=["sigmas", 0], latent_image=["it", 1]),
+        "other": per_layer_sdedit("front", dilation=0.25),
+    }  # fmt: skip
+    got, wanted = (
+        host.value({**prompt, "k": part(["k0", 0], 2, STEPS, model=m, add=True)}, "k")["samples"]
+        for m in ("it", "other")
+    )
+    assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_normalised_thresholds_need_the_whole_run(host, which):
     whole, parts = cut(scene(0.5, 0.0, threshold="normalised"), 3)
