@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import torch
 from psd_tools.constants import BlendMode, Clipping, ColorMode, Resource, SectionDivider, Tag
-from psd_tools.psd import PSD
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
@@ -34,7 +33,7 @@ from .limits import Budget, Limits, check_file
 from .psd_errors import in_words, listening
 from .psd_fills import drawn_fill, is_fill
 from .psd_masks import PixelMask, is_translucent, product
-from .psd_names import BLOB, NAMES
+from .psd_names import NAMES
 from .psd_paths import vector_mask
 from .psd_pixels import Channels
 from .psd_records import (
@@ -46,6 +45,8 @@ from .psd_records import (
     section_divider,
     unpaired_dividers,
 )
+from .psd_sections import read_sections
+from .psd_sizes import check_sizes
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -66,7 +67,6 @@ _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
 _PATTERNS = (Tag.PATTERNS1, Tag.PATTERNS2, Tag.PATTERNS3)
 _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
-_MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -149,7 +149,7 @@ class _Reader:
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd = PSD.read(file)
+        self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
         self.size = self.header.width, self.header.height
         self.channels = Channels(self.header, self.budget, self.warnings)
@@ -165,6 +165,13 @@ class _Reader:
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
+        check_sizes(
+            [record for record, _ in pairs],
+            self.size,
+            self.budget,
+            lambda record: title(record, self.encoding),
+            self.warnings,
+        )
         self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
@@ -175,17 +182,12 @@ class _Reader:
             found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
-        stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
-        blobs = {
-            key[len(BLOB) :].decode("ascii", "replace"): data
-            for key, _, data in (item.partition(b"\n") for item in stored)
-        }
         layers = [layer for layer, _ in kept]
         read = restore(
             self.size,
             layers,
             private,
-            lambda key, count: inflate(blobs.get(key), count),
+            self._blob,
             self.budget,
             self.warnings,
         )
@@ -203,6 +205,10 @@ class _Reader:
                 return channels.merged(image, transparent)
 
         return decode
+
+    def _blob(self, key: str, count: int) -> bytes | None:
+        span = self.blobs.get(key)
+        return None if span is None else inflate(span.read(), count)
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse files that cannot be read, before anything large is read."""
@@ -222,13 +228,10 @@ class _Reader:
                 "bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel"
             )
         self.budget.check("the canvas", header.width, header.height)
-        file.seek(0)
 
     def _private(self, xmp: object) -> dict[str, Any]:
         if not isinstance(xmp, bytes):
             return {}
-        if len(xmp) > _MAX_XMP_BYTES:
-            raise invalid("size of the XMP packet", f"{len(xmp):,} bytes", f"at most {_MAX_XMP_BYTES:,}")
         if NAMESPACE.encode() not in xmp:
             return {}
         tag = f"{{{NAMESPACE}}}document"

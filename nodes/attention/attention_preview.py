@@ -26,7 +26,8 @@ from ...layered_core.errors import LayeredError, invalid
 from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
 from ..noise.cut_out import CutOut, text_of
-from .attention_patch import KEY, check_model, patched
+from .attention_patch import check_model, patched
+from .conditionings import KEY
 from .embeddings import EMBEDDING, check_layer_words, check_words
 from .regional_prompt_attention import conditioning, tokenise
 
@@ -175,8 +176,8 @@ class LayerMaskFromAttention(io.ComfyNode):
         maps = AttentionMaps([layer.name for layer in unmasked])
         settings = Settings(mode="collage", strength=0.0)
         words = (
-            conditioning(clip, plan.prompt, plan.cond, settings, maps),
-            conditioning(clip, plan.negative, (), settings, None),
+            conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps),
+            conditioning(clip, "negative", plan.negative, (), settings),
         )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)

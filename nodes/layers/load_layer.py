@@ -17,6 +17,7 @@ from torch import Tensor
 from ...layered_core.canvas.placement import canvas_extent, is_off_canvas
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
 from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.formats.limits import Budget, Limits
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
 from .pictures import masks, pictures
@@ -207,7 +208,7 @@ class LoadLayer(io.ComfyNode):
     ) -> io.NodeOutput:
         """Read the file and append the layer."""
         path, warnings = _picture_path(image), list[str]()
-        picture = read_picture(path, warnings=warnings)
+        picture = read_picture(path, Budget(Limits(option="")), warnings)
         if warnings:
             logging.warning("Load Layer: %s", "; ".join(warnings))
         return io.NodeOutput(

@@ -87,7 +87,9 @@ class LoadLayers(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, memory_limit: int, merged_picture: bool = False) -> io.NodeOutput:
         """Read the file, and report what could not be kept and whether it looks as its own program shows it."""
-        read = checked(read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30)))
+        read = checked(
+            read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30, "memory_limit"))
+        )
         if merged_picture:
             read = with_merged(read)
         report = "\n".join(read.warnings)
