@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 Report = Callable[[int, int], object]
 """A function of the host: how many pieces are done, and how many there are. The next work starts at 0 again."""
@@ -78,23 +78,24 @@ def row_bands(height: int, width: int, channels: int = 1, values: int = 2**24) -
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-class Watched:
-    """An open file that reports while it is read or written: every :data:`PIECE` bytes, and ten times a second."""
+def watched(file: IO[bytes], total: int = 0) -> IO[bytes]:
+    """Return an open file that calls :func:`step` while it is read or written: every :data:`PIECE` bytes, and ten
+    times a second. ``total`` is the number of bytes to expect, 0 if that is not known."""
+    return cast(IO[bytes], _Watched(file, total))
 
-    def __init__(self, file: IO[bytes], total: int = 0) -> None:
-        """Watch ``file``; ``total`` is the number of bytes to expect, 0 if it is not known."""
+
+class _Watched:
+    def __init__(self, file: IO[bytes], total: int) -> None:
         self._file, self._total = file, total
         self._done = self._told = 0
         self._when = monotonic()
 
     def read(self, *size: int) -> bytes:
-        """Read as the file does."""
         data = self._file.read(*size)
         self._count(len(data))
         return data
 
     def write(self, data: Any) -> int:
-        """Write as the file does, piece by piece."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), PIECE):
             self._file.write(view[start : start + PIECE])
@@ -111,7 +112,7 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> _Watched:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,10 +12,12 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import row_bands, steps, watched
 from .limits import Budget, Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
@@ -59,7 +61,7 @@ def decode_picture(
     try:
         if isinstance(source, Path):
             # From a path, Pillow maps TIFF files into memory and garbles those that lie on a side.
-            with source.open("rb") as file:
+            with watched(source.open("rb"), source.stat().st_size) as file:
                 return decode_picture(file, name, budget, formats, warnings)
         with catch_warnings():
             simplefilter("ignore", Image.DecompressionBombWarning)
@@ -75,7 +77,8 @@ def decode_picture(
                     )
                 if picture.mode.startswith(("I", "F")):
                     return _deep_grey(picture, name)
-                return from_image(ImageOps.exif_transpose(picture))
+                ImageOps.exif_transpose(picture, in_place=True)
+                return from_image(picture)
     except LayeredError:
         raise
     except UnidentifiedImageError:
@@ -124,12 +127,26 @@ def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | No
 
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
+    out = torch.empty(image.height, image.width, 4)
+    for rows in steps(row_bands(image.height, image.width, 4)):
+        part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
+        torch.div(torch.from_numpy(np.array(part)), 255, out=out[rows])
+    return out
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Convert ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
-    return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    height, width, *channels = pixels.shape
+    out = np.empty(tuple(pixels.shape), np.uint8)
+    for rows in steps(row_bands(height, width, *channels)):
+        out[rows] = to_bytes(pixels[rows])
+    return Image.fromarray(out)
+
+
+def to_bytes(pixels: Tensor) -> NDArray[np.uint8]:
+    """Convert values in 0..1 of any shape to 8 bits, rounded."""
+    values = pixels.detach().float().cpu().clamp(0, 1).mul_(255).round_()
+    return values.to(torch.uint8).numpy()
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:
