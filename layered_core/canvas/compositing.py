@@ -173,9 +173,22 @@ def _for_each(work: Callable[[slice], None], bands: list[slice], device: torch.d
         torch.set_num_threads(threads)
 
 
+def multiplied(colours: Tensor, alpha: Tensor) -> Tensor:
+    """Return colours ``[H, W, 3]`` premultiplied by ``alpha`` ``[H, W]``, with it, ``[H, W, 4]``."""
+    height, width = alpha.shape
+    out = alpha.new_empty(height, width, 4, dtype=torch.promote_types(colours.dtype, alpha.dtype))
+    for rows in steps(row_bands(height, width, 4)):
+        torch.mul(colours[rows], alpha[rows, :, None], out=out[rows, :, :3])
+        out[rows, :, 3] = alpha[rows]
+    return out
+
+
 def _multiplied(layer: Layer, image: Tensor) -> Tensor:
-    alpha = layer.coverage[..., None]
-    return torch.cat([image[..., :3] * alpha, alpha], -1)
+    """Return a layer's picture with premultiplied colours; the picture itself, if it is opaque."""
+    alpha = layer.coverage
+    if image.dtype.itemsize >= 4 and bool(alpha.amin() == 1):
+        return image
+    return multiplied(image[..., :3], alpha)
 
 
 class _PreparedLayer:
@@ -184,15 +197,14 @@ class _PreparedLayer:
     def __init__(self, layer: Layer, image: Tensor) -> None:
         self.layer, self.mode, self.box = layer, layer.blend_mode, bounds(layer)
         self.dtype, self.device = image.dtype, image.device
-        mask = layer.mask
-        if mask is not None and mask.shape != image.shape[:2]:
-            image, mask = torch.cat([image[..., :3], layer.coverage[..., None]], -1), None
         self.multiplied = not is_exact(layer, *image.shape[:2])
+        self.mask = None if self.multiplied else layer.mask
         if self.multiplied:
             # Never larger than the layer's own picture.
-            self.pixels, self.mask = reduced(_multiplied(layer, image).movedim(-1, 0), layer), None
-        else:
-            self.pixels, self.mask = image.movedim(-1, 0), mask
+            image = reduced(_multiplied(layer, image).movedim(-1, 0), layer).movedim(0, -1)
+        elif self.mask is not None and self.mask.shape != image.shape[:2]:
+            image, self.mask = torch.cat([image[..., :3], layer.coverage[..., None]], -1), None
+        self.pixels = image.movedim(-1, 0)
 
     def pixels_in(self, box: Box, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return sRGB ``[3, H, W]`` and alpha ``[H, W]`` in ``box``, with the dtype and device of
