@@ -21,6 +21,7 @@ from ..canvas.resizing import resized
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, invalid
 from ..formats.pictures import to_image
+from ..progress import pause, steps
 
 Preprocessor = Callable[[Tensor], Tensor]
 """A function from a picture ``[3, H, W]`` in 0..1 to a hint ``[3, H, W]`` in 0..1."""
@@ -56,6 +57,7 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
     strong: Tensor = thin & (size > high)
     weak = thin & (size > low)
     while True:
+        pause()
         grown: Tensor = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
         if torch.equal(grown, strong):
             return strong
@@ -106,7 +108,7 @@ def document_hint(
     """
     shown, _ = document_masks(document)
     out = torch.zeros(3, document.height, document.width)
-    for index, layer in enumerate(document):
+    for index, layer in steps(list(enumerate(document))):
         if layer.visible and layer.recipe.control.hint != "none":
             out += _layer_hint(layer, index, document, outline, preprocess) * shown[index]
     return out.clamp_(0, 1)
@@ -162,6 +164,7 @@ def spread(picture: Tensor, alpha: Tensor) -> Tensor:
 def _fill_holes(colour: Tensor, weight: Tensor) -> Tensor:
     """Fill the pixels of ``colour`` ``[3, H, W]`` with weight 0. ``colour`` is premultiplied by ``weight``
     ``[1, H, W]``, which is 0 or more."""
+    pause()
     if min(weight.shape[-2:]) == 1 or bool((weight > 0).all()):
         return colour / weight.clamp_min(1e-6)
     small = functional.avg_pool2d(torch.cat([colour, weight])[None], 2, ceil_mode=True)[0]
