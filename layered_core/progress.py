@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 Report = Callable[[int, int], object]
 """A function of the host: how many pieces are done, and how many there are. The next work starts at 0 again."""
@@ -29,15 +29,14 @@ PIECE = 2**20
 T = TypeVar("T")
 
 
-
 class _Work:
     """The work of one host: whom to tell, and what it was told last."""
 
-    def __init__(self, report: Report | None) -> None:
+    def __init__(self, report: Report) -> None:
         self.report, self.last = report, (0, 1)
 
 
-_work: ContextVar[_Work] = ContextVar("work", default=_Work(None))
+_work: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
 @contextmanager
@@ -53,14 +52,16 @@ def reporting(report: Report) -> Iterator[None]:
 def step(done: int, total: int) -> None:
     """Report that ``done`` of ``total`` pieces are done. Raises what the host raises to stop the work."""
     work = _work.get()
-    if work.report is not None:
+    if work is not None:
         work.last = done, total
         work.report(done, total)
 
 
 def pause() -> None:
     """Report again what was reported last: a place inside a long piece where the host may stop the work."""
-    step(*_work.get().last)
+    work = _work.get()
+    if work is not None:
+        work.report(*work.last)
 
 
 def steps(items: Sequence[T]) -> Iterator[T]:
@@ -78,14 +79,24 @@ def row_bands(height: int, width: int, channels: int = 1, values: int = 2**24) -
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def watched(file: IO[bytes], total: int = 0) -> IO[bytes]:
+def watched(file: BinaryIO, total: int = 0) -> BinaryIO:
     """Return an open file that calls :func:`step` while it is read or written: every :data:`PIECE` bytes, and ten
     times a second. ``total`` is the number of bytes to expect, 0 if that is not known."""
-    return cast(IO[bytes], _Watched(file, total))
+    return cast(BinaryIO, _Watched(file, total))
+
+
+def read_all(file: IO[bytes], most: int) -> bytes:
+    """Read at most ``most`` bytes of a file, in pieces."""
+    pieces = []
+    while most > 0 and (piece := file.read(min(most, 16 * PIECE))):
+        pieces.append(piece)
+        most -= len(piece)
+        pause()
+    return b"".join(pieces)
 
 
 class _Watched:
-    def __init__(self, file: IO[bytes], total: int) -> None:
+    def __init__(self, file: BinaryIO, total: int) -> None:
         self._file, self._total = file, total
         self._done = self._told = 0
         self._when = monotonic()

@@ -161,9 +161,7 @@ def _for_each(work: Callable[[slice], None], bands: list[slice], device: torch.d
         for band in steps(bands):
             work(band)
         return
-    pool = ThreadPoolExecutor(
-        min(threads, len(bands)), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ThreadPoolExecutor(min(threads, len(bands)), initializer=torch.set_num_threads, initargs=(1,))
     try:
         for done in steps([pool.submit(work, band) for band in bands]):
             done.result()

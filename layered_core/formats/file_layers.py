@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..document import MAX_NAME, LayerDocument
+from ..progress import row_bands, steps
 
 VERSION = 1
 """Version of the private data."""
@@ -120,7 +121,8 @@ def look_of(pixels: Tensor, mask: Tensor | None) -> tuple[str, tuple[int, int] |
     top, left = int(rows[0]), int(columns[0])
     part = values[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
     digest = hashlib.sha256(repr(tuple(part.shape)).encode())
-    digest.update((part * 65535).round().to(torch.int32).contiguous().numpy().tobytes())
+    for band in steps(row_bands(*part.shape[:2], *part.shape[2:])):
+        digest.update((part[band] * 65535).round().to(torch.int32).contiguous().numpy().tobytes())
     return digest.hexdigest(), (left, top)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..errors import LayeredError, invalid
 from ..progress import row_bands, steps, watched
 from .limits import Budget, Limits
+from .part_files import part_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
@@ -164,21 +164,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         LayeredError: the path is a folder or cannot be a file's, or writing fails, as on a full disk.
     """
     check_output(path)
-    name = None
     try:
-        # The whole name could make this one too long.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        with part_file(path) as file:
+            write(watched(file))
     except OSError as error:  # its text may name the temporary file
         raise unwritable("file", path, error) from None
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def check_output(path: Path, folder: bool = False) -> None:

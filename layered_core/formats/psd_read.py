@@ -29,6 +29,7 @@ from psd_tools.psd.layer_and_mask import (
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import pause, steps, watched
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
@@ -139,7 +140,7 @@ class _Reader:
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd = PSD.read(file)
+            self.psd = PSD.read(watched(file, self.path.stat().st_size))
         self.header = self.psd.header
         resources = self.psd.image_resources
         profile = resources.get_data(Resource.ICC_PROFILE)
@@ -254,7 +255,7 @@ class _Reader:
         """Yield the file's layers, front to back, with the effects of their groups applied."""
         groups = [_Group()]
         count = 0
-        for record, channels in reversed(pairs):
+        for record, channels in steps(pairs[::-1]):
             kind = section_divider(record)
             if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
                 count += 1
@@ -357,6 +358,7 @@ class _Reader:
         return out
 
     def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
+        pause()
         raw = data.get_data(width, height, self.header.depth, self.header.version)
         return self._values(raw).reshape(height, width)
 

@@ -43,6 +43,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
+from ..progress import pause, steps
 from .file_layers import FileLayer, as_stored, look_of
 from .pictures import to_image, write_whole
 from .psd_names import BLOB, NEAREST, PSD_MODES
@@ -116,7 +117,7 @@ def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
 
 
 def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> LayerInfo:
-    pairs = [_record(layer, number, header) for number, layer in enumerate(layers, 1)]
+    pairs = [_record(layer, number, header) for number, layer in steps(list(enumerate(layers, 1)))]
     # A negative count means that the composite's fourth channel is its transparency.
     return LayerInfo(
         -len(pairs), LayerRecords([p[0] for p in pairs]), ChannelImageData([p[1] for p in pairs])
@@ -144,6 +145,7 @@ def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRec
         planes.append((ChannelID.USER_LAYER_MASK, layer.mask))
     channels = ChannelDataList()
     for channel, values in planes:
+        pause()
         # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
         data = ChannelData(Compression.RLE if header.depth == 8 else Compression.ZIP)
         data.set_data(_plane(values, header.depth), width, height, header.depth, header.version)
@@ -167,6 +169,7 @@ def _image_data(merged: Tensor, header: FileHeader) -> ImageData:
     alpha = merged[..., 3:]
     shown = torch.cat([merged[..., :3] * alpha + (1 - alpha), alpha], -1).clamp(0, 1)
     data = ImageData(compression=Compression.RLE)
+    pause()
     data.set_data([_plane(shown[..., c], header.depth) for c in range(4)], header)
     return data
 
@@ -188,8 +191,17 @@ def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: T
         ThumbnailResource(1, small.width, small.height, row, row * small.height, 24, 1, jpeg.getvalue()),
     )
     for key, (name, data) in zip(_PLUGIN_RESOURCES, blobs.items()):
-        add(key, BLOB + name.encode() + b"\n" + zlib.compress(data, 3))
+        add(key, BLOB + name.encode() + b"\n" + _deflated(data))
     return resources
+
+
+def _deflated(data: bytes) -> bytes:
+    """Return the data compressed as ``zlib.compress`` does, in pieces."""
+    compressor, packed = zlib.compressobj(3), BytesIO()
+    for start in range(0, len(data), 2**24):
+        pause()
+        packed.write(compressor.compress(memoryview(data)[start : start + 2**24]))
+    return packed.getvalue() + compressor.flush()
 
 
 def _xmp(private: Mapping[str, Any]) -> bytes:

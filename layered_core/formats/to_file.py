@@ -14,6 +14,7 @@ from ..canvas.compositing import straight
 from ..canvas.placement import bounds, place
 from ..document import MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, invalid
+from ..progress import pause, steps
 from .file_layers import (
     BITS,
     MAX_WORKFLOW_BYTES,
@@ -43,7 +44,7 @@ def flatten(document: LayerDocument, bits: int, masks: bool) -> tuple[list[FileL
     layers, blobs = [], {}
     if document.background is not None:
         layers.append(_backdrop(document))
-    for number, layer in enumerate(document, 1):
+    for number, layer in steps(list(enumerate(document, 1))):
         made, stored = _file_layer(layer, number, document, bits, masks)
         layers.append(made)
         blobs.update(stored)
@@ -62,7 +63,7 @@ def rounded(document: LayerDocument, bits: int) -> LayerDocument:
         return document
     top = 2**bits - 1
     layers = []
-    for layer in document:
+    for layer in steps(document.layers):
         image, mask = (
             (None if t is None else (t.float() * top).round() / top) for t in (layer.image, layer.mask)
         )
@@ -80,6 +81,7 @@ def pixel_type(values: Tensor) -> str:
     """Return the smallest of the types ``u1``, ``u2`` and ``f4`` that holds the values exactly."""
     values = values.float()
     for name, top in SCALE.items():
+        pause()
         if torch.equal((values * top).round() / top, values):
             return name
     return "f4"
