@@ -9,9 +9,10 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...layered_core.control.hints import Preprocessor, document_hint, load_preprocessor
+from ..layers.preview import Preview
 from ..layers.socket import LAYERS, read_stack
 
 
@@ -75,4 +76,4 @@ class LayerControlHint(io.ComfyNode):
             1, -1
         )
         hint = hint.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput(hint, ui=ui.PreviewImage(hint, cls=cls))
+        return io.NodeOutput(hint, ui=Preview(hint, cls))

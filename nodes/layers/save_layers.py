@@ -8,7 +8,7 @@ from typing import Any
 
 import folder_paths
 from comfy.cli_args import args
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...layered_core.canvas.compositing import composite
 from ...layered_core.document import LayerDocument
@@ -16,6 +16,7 @@ from ...layered_core.errors import invalid
 from ...layered_core.files import write_folder, write_layers
 from ...layered_core.formats.file_layers import BITS
 from ...layered_core.formats.pictures import check_output
+from .preview import Preview
 from .socket import LAYERS, read_stack
 
 FORMATS = {"psd": ".psd", "psb": ".psb", "ora": ".ora", "png folder": ""}
@@ -90,8 +91,8 @@ class SaveLayers(io.ComfyNode):
             "type": "output",
         }
         pixels = composite(document, rules="photoshop")
-        opaque = bool((pixels[..., 3] == 1).all())
-        shown = ui.PreviewImage(pixels[None, ..., : 3 if opaque else 4], cls=cls)
+        opaque = bool(pixels[..., 3].amin() == 1)
+        shown = Preview(pixels[None, ..., : 3 if opaque else 4], cls)
         return io.NodeOutput(file.as_posix(), ui={**shown.as_dict(), "layered_files": [saved]})
 
 
