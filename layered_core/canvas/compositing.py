@@ -132,14 +132,17 @@ def premultiplied(layer: Layer, width: int, height: int) -> Tensor:
     one without a picture."""
     if layer.image is None or not layer.visible:
         return torch.zeros(height, width, 4)
-    return place(_multiplied(layer, layer.image), layer, width, height) * layer.opacity
+    return place(_multiplied(layer, layer.image), layer, width, height).mul_(layer.opacity)
 
 
 def straight(pixels: Tensor) -> Tensor:
     """Convert premultiplied colours ``[..., 4]`` to straight ones; the colour is 0 where alpha is 0."""
-    alpha = pixels[..., 3:]
-    colour = torch.where(alpha > 0, pixels[..., :3] / alpha.clamp_min(1e-8), 0.0)
-    return torch.cat([colour, alpha], -1).clamp_(0, 1)
+    out = torch.empty_like(pixels)
+    for rows in steps(row_bands(len(pixels), pixels[:1].numel())):
+        alpha = pixels[rows][..., 3:]
+        colour = torch.where(alpha > 0, pixels[rows][..., :3] / alpha.clamp_min(1e-8), 0.0)
+        out[rows] = torch.cat([colour, alpha], -1).clamp_(0, 1)
+    return out
 
 
 def over_colour(pixels: Tensor, colour: Tensor | tuple[float, float, float]) -> Tensor:
