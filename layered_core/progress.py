@@ -2,7 +2,8 @@
 
 The core knows no host. A host that shows progress, or that lets people cancel a run, calls the core inside
 :func:`reporting`; the core calls :func:`step` between the pieces of long work, and the host's function may raise an
-exception to stop it there.
+exception to stop it there. That must not be a subclass of ``Exception``, just as ``KeyboardInterrupt`` is none: some
+readers turn every ``Exception`` into an error about the file.
 
 >>> from layered_core.progress import reporting, steps
 >>> with reporting(lambda done, total: print(f"{done} of {total}")):
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from typing import IO, Any, BinaryIO, TypeVar, cast
+
+from torch import Tensor
 
 Report = Callable[[int, int], object]
 """A function of the host: how many pieces are done, and how many there are. The next work starts at 0 again."""
@@ -77,6 +80,20 @@ def row_bands(height: int, width: int, channels: int = 1, values: int = 2**24) -
     row each; work done band by band needs little memory and can be stopped between two bands."""
     rows = max(1, values // max(1, width * channels))
     return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def by_rows(function: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """Return ``function(pixels)``, computed in bands of rows of ``pixels`` ``[H, W, ...]``; the function must keep the
+    number of rows and compute each of them alone."""
+    bands = row_bands(len(pixels), pixels[:1].numel())
+    if len(bands) < 2:
+        return function(pixels)
+    first = function(pixels[bands[0]])
+    out = first.new_empty(len(pixels), *first.shape[1:])
+    out[bands[0]] = first
+    for rows in steps(bands[1:]):
+        out[rows] = function(pixels[rows])
+    return out
 
 
 def watched(file: BinaryIO, total: int = 0) -> BinaryIO:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..document import Layer, LayerDocument
-from ..progress import row_bands, steps
+from ..progress import by_rows, row_bands, steps
 from .blend_modes import Rules, find_rules
 from .colour import by_table, linear_to_srgb, srgb_to_linear
 from .placement import Box, bounds, is_exact, layer_window, meet, place, reduced
@@ -137,12 +137,13 @@ def premultiplied(layer: Layer, width: int, height: int) -> Tensor:
 
 def straight(pixels: Tensor) -> Tensor:
     """Convert premultiplied colours ``[..., 4]`` to straight ones; the colour is 0 where alpha is 0."""
-    out = torch.empty_like(pixels)
-    for rows in steps(row_bands(len(pixels), pixels[:1].numel())):
-        alpha = pixels[rows][..., 3:]
-        colour = torch.where(alpha > 0, pixels[rows][..., :3] / alpha.clamp_min(1e-8), 0.0)
-        out[rows] = torch.cat([colour, alpha], -1).clamp_(0, 1)
-    return out
+    return by_rows(_straight, pixels)
+
+
+def _straight(pixels: Tensor) -> Tensor:
+    alpha = pixels[..., 3:]
+    colour = torch.where(alpha > 0, pixels[..., :3] / alpha.clamp_min(1e-8), 0.0)
+    return torch.cat([colour, alpha], -1).clamp_(0, 1)
 
 
 def over_colour(pixels: Tensor, colour: Tensor | tuple[float, float, float]) -> Tensor:

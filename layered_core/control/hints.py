@@ -48,6 +48,8 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
         bool ``[H, W]``.
     """
     height, width = picture.shape[-2:]
+    strong: Tensor
+    weak: Tensor
     strong, weak = torch.empty(2, height, width, dtype=torch.bool, device=picture.device)
     for rows in steps(row_bands(height, width, 3)):
         # Two rows more on each side, as a ridge is found from gradients and a gradient from greys.
@@ -57,7 +59,7 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
         strong[rows], weak[rows] = ((ridge & (size > least))[inner] for least in (high, low))
     while True:
         pause()
-        grown: Tensor = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
+        grown = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
         if torch.equal(grown, strong):
             return strong
         strong = grown | strong

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..document import MAX_NAME, LayerDocument
-from ..progress import row_bands, steps
+from ..progress import by_rows, row_bands, steps
 
 VERSION = 1
 """Version of the private data."""
@@ -100,7 +100,12 @@ def clean_text(text: str) -> str:
 def as_stored(pixels: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
     """Return pixels and mask rounded to ``bits`` a channel, as a file stores them."""
     top = 2**bits - 1
-    return (pixels * top).round() / top, None if mask is None else (mask * top).round() / top
+    return quantized(pixels, top), None if mask is None else quantized(mask, top)
+
+
+def quantized(values: Tensor, top: float) -> Tensor:
+    """Return values in 0..1, ``[H, W, ...]``, rounded to ``top`` levels above 0, in float32."""
+    return by_rows(lambda part: (part.float() * top).round_().div_(top), values)
 
 
 def look_of(pixels: Tensor, mask: Tensor | None) -> tuple[str, tuple[int, int] | None]:
@@ -112,17 +117,19 @@ def look_of(pixels: Tensor, mask: Tensor | None) -> tuple[str, tuple[int, int] |
     """
     alpha = pixels[..., 3] > 0
     if bool(alpha.any()):
-        values, seen = torch.where(pixels[..., 3:] > 0, pixels, 0.0), alpha
+        values, seen = pixels, alpha
     elif mask is not None and bool((mask > 0).any()):
         values, seen = mask, mask > 0
     else:
         return "", None
     rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
     top, left = int(rows[0]), int(columns[0])
-    part = values[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+    box = slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1)
+    part, shown = values[box], seen[box]
     digest = hashlib.sha256(repr(tuple(part.shape)).encode())
     for band in steps(row_bands(*part.shape[:2], *part.shape[2:])):
-        digest.update((part[band] * 65535).round().to(torch.int32).contiguous().numpy().tobytes())
+        piece = torch.where(shown[band] if part.ndim == 2 else shown[band, :, None], part[band], 0.0)
+        digest.update((piece * 65535).round_().to(torch.int32).contiguous().numpy().tobytes())
     return digest.hexdigest(), (left, top)
 
 

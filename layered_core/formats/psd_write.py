@@ -43,7 +43,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
-from ..progress import pause, steps
+from ..progress import by_rows, pause, steps
 from .file_layers import FileLayer, as_stored, look_of
 from .pictures import to_image, write_whole
 from .psd_names import BLOB, NEAREST, PSD_MODES
@@ -166,12 +166,15 @@ def _plane(values: Tensor, depth: int) -> bytes:
 
 def _image_data(merged: Tensor, header: FileHeader) -> ImageData:
     """Return the composite for the file: colours laid over white, as every program writes them, and alpha."""
-    alpha = merged[..., 3:]
-    shown = torch.cat([merged[..., :3] * alpha + (1 - alpha), alpha], -1).clamp(0, 1)
+    shown = by_rows(lambda part: torch.cat([_over_white(part), part[..., 3:]], -1).clamp_(0, 1), merged)
     data = ImageData(compression=Compression.RLE)
     pause()
     data.set_data([_plane(shown[..., c], header.depth) for c in range(4)], header)
     return data
+
+
+def _over_white(pixels: Tensor) -> Tensor:
+    return pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
 
 
 def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: Tensor) -> ImageResources:
@@ -181,7 +184,7 @@ def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: T
         resources[key] = ImageResource(key=key, data=data)
 
     add(Resource.XMP_METADATA, _xmp(private))
-    small = to_image(merged[..., :3] * merged[..., 3:] + (1 - merged[..., 3:]))
+    small = to_image(by_rows(_over_white, merged))
     small.thumbnail((160, 160))
     jpeg = BytesIO()
     small.save(jpeg, "JPEG", quality=85)

@@ -14,7 +14,7 @@ from ..canvas.compositing import straight
 from ..canvas.placement import bounds, place
 from ..document import MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, invalid
-from ..progress import pause, steps
+from ..progress import row_bands, steps
 from .file_layers import (
     BITS,
     MAX_WORKFLOW_BYTES,
@@ -26,6 +26,7 @@ from .file_layers import (
     as_stored,
     clean_text,
     look_of,
+    quantized,
 )
 from .plain_values import recipe_entries
 
@@ -64,9 +65,7 @@ def rounded(document: LayerDocument, bits: int) -> LayerDocument:
     top = 2**bits - 1
     layers = []
     for layer in steps(document.layers):
-        image, mask = (
-            (None if t is None else (t.float() * top).round() / top) for t in (layer.image, layer.mask)
-        )
+        image, mask = ((None if t is None else quantized(t, top)) for t in (layer.image, layer.mask))
         layers.append(replace(layer, image=image, mask=mask))
     return replace(document, layers=tuple(layers))
 
@@ -79,10 +78,9 @@ def file_bits(document: LayerDocument) -> int:
 
 def pixel_type(values: Tensor) -> str:
     """Return the smallest of the types ``u1``, ``u2`` and ``f4`` that holds the values exactly."""
-    values = values.float()
+    bands = row_bands(len(values), values[:1].numel())
     for name, top in SCALE.items():
-        pause()
-        if torch.equal((values * top).round() / top, values):
+        if all(torch.equal(quantized(values[rows], top), values[rows].float()) for rows in steps(bands)):
             return name
     return "f4"
 

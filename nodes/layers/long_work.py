@@ -60,7 +60,7 @@ def fingerprint(path: Path) -> str | float:
         return float("nan")
 
 
-class _CancelledError(Exception):
+class _CancelledError(BaseException):
     pass
 
 
