@@ -15,14 +15,17 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .document import LayerDocument
 from .errors import LayeredError, invalid
 from .formats.document_json import pictures_of, read_document_file, write_document
+from .formats.dynamic_prompts import dynamic_remark
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
+from .formats.merged_picture import condensed
 from .formats.openraster import read_openraster, write_openraster
 from .formats.part_files import part_folder
 from .formats.pictures import check_output, unwritable
@@ -48,8 +51,12 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
         LayeredError: the file is missing, broken, of another format, or exceeds ``limits``.
     """
     path = Path(path)
-    if os.path.isdir(path):
-        path = path / "document.json"
+    file = _read(path / "document.json" if os.path.isdir(path) else path, limits)
+    remark = dynamic_remark(file.document, file.document.prompt, file.document.negative)
+    return replace(file, warnings=(*condensed(file.warnings), *([remark] if remark else [])))
+
+
+def _read(path: Path, limits: Limits | None) -> LayerFile:
     match path.suffix.lower():
         case ".psd" | ".psb":
             from .formats.psd_read import read_psd  # psd-tools is fifty modules, and few runs read a PSD

@@ -112,6 +112,14 @@ def read_all(file: IO[bytes], most: int) -> bytes:
     return b"".join(pieces)
 
 
+def pieces(data: Any) -> Iterator[memoryview]:
+    """Yield the bytes of data that lie in one piece, 16 MiB at a time; the host may stop the work between them."""
+    view = memoryview(data).cast("B")
+    for start in range(0, len(view), 16 * PIECE):
+        pause()
+        yield view[start : start + 16 * PIECE]
+
+
 class _Watched:
     def __init__(self, file: BinaryIO, total: int) -> None:
         self._file, self._total = file, total

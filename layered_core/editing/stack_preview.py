@@ -14,7 +14,7 @@ from torch import Tensor
 from ..canvas.compositing import Compositor, over_colour
 from ..canvas.placement import corners
 from ..document import Layer, LayerDocument
-from ..formats.pictures import to_bytes
+from ..formats.pixel_numbers import to_numbers
 
 _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
 """Outline colours, taken in turn."""
@@ -75,7 +75,7 @@ def _on_board(stack: Compositor, height: int, width: int, scale: float) -> Image
 
     def draw(rows: slice, pixels: Tensor) -> None:
         board = torch.where((down[rows, None] + across) % 2 == 0, *_CHECKS)[..., None].expand(-1, -1, 3)
-        shown[rows] = to_bytes(over_colour(pixels, board))
+        shown[rows] = to_numbers(over_colour(pixels, board), "u1")
 
     stack.each_band(draw)
     return Image.fromarray(shown)

@@ -11,18 +11,21 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
-from ..progress import row_bands, steps, watched
+from ..progress import row_bands, watched
 from .limits import Budget, Limits
 from .part_files import part_file
+from .pixel_numbers import to_numbers, to_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
 
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
+"""What Pillow raises on broken files."""
 
 _PHOTOMETRIC = 262
 """The tag of a TIFF that says how its numbers are meant; 0: grey, and 0 is white."""
@@ -85,15 +88,24 @@ def decode_picture(
         raise LayeredError(
             f"picture {name!r} cannot be read: it is damaged, or none of {', '.join(formats)}. Save it again as PNG"
         ) from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        Image.DecompressionBombError,
-    ) as error:
+    except _BROKEN as error:
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Return the width and height that a picture file states; None if it cannot be read, of which
+    :func:`read_picture` tells."""
+    Image.init()
+    try:
+        with catch_warnings():
+            simplefilter("ignore", Image.DecompressionBombWarning)
+            with (
+                path.open("rb") as file,
+                Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as picture,
+            ):
+                return picture.size
+    except (*_BROKEN, UnidentifiedImageError):
+        return None
 
 
 def _deep_grey(picture: Image.Image, name: str) -> Tensor:
@@ -128,25 +140,15 @@ def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | No
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
     out = torch.empty(image.height, image.width, 4)
-    for rows in steps(row_bands(image.height, image.width, 4)):
+    for rows in row_bands(image.height, image.width, 4):
         part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
-        torch.div(torch.from_numpy(np.array(part)), 255, out=out[rows])
+        out[rows] = to_values(np.asarray(part))
     return out
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Convert ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
-    height, width, *channels = pixels.shape
-    out = np.empty(tuple(pixels.shape), np.uint8)
-    for rows in steps(row_bands(height, width, *channels)):
-        out[rows] = to_bytes(pixels[rows])
-    return Image.fromarray(out)
-
-
-def to_bytes(pixels: Tensor) -> NDArray[np.uint8]:
-    """Convert values in 0..1 of any shape to 8 bits, rounded."""
-    values = pixels.detach().float().cpu().clamp(0, 1).mul_(255).round_()
-    return values.to(torch.uint8).numpy()
+    return Image.fromarray(to_numbers(pixels, "u1"))
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:

@@ -9,33 +9,35 @@ changes by other programs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, SectionDivider, Tag
-from psd_tools.psd import PSD
+from psd_tools.constants import BlendMode, Clipping, ColorMode, Resource, SectionDivider, Tag
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
-    ChannelData,
     ChannelDataList,
     LayerRecord,
-    MaskParameters,
 )
+from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
-from ..progress import pause, steps, watched
+from ..progress import steps
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
 from .psd_errors import in_words, listening
-from .psd_masks import PixelMask, Rectangle, is_translucent, product
-from .psd_names import BLOB, NAMES
+from .psd_fills import drawn_fill, is_fill
+from .psd_masks import PixelMask, is_translucent, product
+from .psd_names import NAMES
+from .psd_parts import check_parts
+from .psd_paths import vector_mask
+from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
     inflate,
@@ -45,6 +47,8 @@ from .psd_records import (
     section_divider,
     unpaired_dividers,
 )
+from .psd_sections import read_sections
+from .psd_sizes import check_sizes
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -62,9 +66,9 @@ _EFFECTS = (
     Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1,
 )
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
+_PATTERNS = (Tag.PATTERNS1, Tag.PATTERNS2, Tag.PATTERNS3)
 _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
-_MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -75,12 +79,19 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     """
     path, limits = Path(path), limits or Limits()
     check_file(path, "PSD", limits)
+    noted: list[str] = []
+    with _errors_named(path), listening(noted):
+        result = _Reader(path, limits).read()
+    return replace(result, warnings=(*result.warnings, *noted))
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn all errors, and the warnings of psd-tools, into a :class:`LayeredError` that names the file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            noted: list[str] = []
-            with listening(noted):
-                result = _Reader(path, limits).read()
+            yield
         except LayeredError as error:
             raise LayeredError(f"{path.name}: {error}") from None
         except Exception as error:  # a broken file may make the parser fail with any exception
@@ -90,8 +101,7 @@ def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
     for warning in caught:  # psd-tools warns and uses black if a channel cannot be decoded
         if warning.category.__module__.startswith("psd_tools"):
             said = str(warning.message).partition(" (")[0].partition(";")[0]
-            raise LayeredError(f"{path.name} is damaged: {said} for a channel of a layer. Save the file anew")
-    return replace(result, warnings=(*result.warnings, *noted))
+            raise LayeredError(f"{path.name} is damaged: {said} for a channel. Save the file anew")
 
 
 @dataclass
@@ -136,12 +146,16 @@ class _Reader:
         self.budget = Budget(limits)
         self.warnings: list[str] = []
         self.read_hidden = True
+        self.transparent = False
 
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd = PSD.read(watched(file, self.path.stat().st_size))
+            check_parts(file)
+        self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
+        self.size = self.header.width, self.header.height
+        self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
         profile = resources.get_data(Resource.ICC_PROFILE)
         if isinstance(profile, bytes) and not any(
@@ -154,30 +168,50 @@ class _Reader:
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
+        check_sizes(
+            [record for record, _ in pairs],
+            self.size,
+            self.budget,
+            lambda record: title(record, self.encoding),
+            self.warnings,
+        )
         self._decide_on_hidden(pairs, private)
         found = list(self._layers(pairs))
         found.reverse()
         self._clip(found)
         entries = private.pop("layers", None)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
-            found = [_Found(self._merged(), 0, None)]
+            picture = self.channels.merged(self.psd.image_data, False)
+            found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
         kept = [(f.layer, f.id) for f in found if f.layer is not None]
         match_private(kept, entries or [])
-        stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
-        blobs = {
-            key[len(BLOB) :].decode("ascii", "replace"): data
-            for key, _, data in (item.partition(b"\n") for item in stored)
-        }
         layers = [layer for layer, _ in kept]
-        size = self.header.width, self.header.height
-        return restore(
-            size,
+        read = restore(
+            self.size,
             layers,
             private,
-            lambda key, count: inflate(blobs.get(key), count),
+            self._blob,
             self.budget,
             self.warnings,
         )
+        return replace(read, merged=self._own_picture() if pairs else None)
+
+    def _own_picture(self) -> Callable[[], Tensor] | None:
+        """Return a function that decodes the merged picture; None if the program says that it wrote none."""
+        version = self.psd.image_resources.get_data(Resource.VERSION_INFO)
+        if version is not None and not version.has_composite:
+            return None
+        channels, image, path, transparent = self.channels, self.psd.image_data, self.path, self.transparent
+
+        def decode() -> Tensor:
+            with _errors_named(path), listening([]):
+                return channels.merged(image, transparent)
+
+        return decode
+
+    def _blob(self, key: str, count: int) -> bytes | None:
+        span = self.blobs.get(key)
+        return None if span is None else inflate(span.read(), count)
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse files that cannot be read, before anything large is read."""
@@ -197,13 +231,10 @@ class _Reader:
                 "bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel"
             )
         self.budget.check("the canvas", header.width, header.height)
-        file.seek(0)
 
     def _private(self, xmp: object) -> dict[str, Any]:
         if not isinstance(xmp, bytes):
             return {}
-        if len(xmp) > _MAX_XMP_BYTES:
-            raise invalid("size of the XMP packet", f"{len(xmp):,} bytes", f"at most {_MAX_XMP_BYTES:,}")
         if NAMESPACE.encode() not in xmp:
             return {}
         tag = f"{{{NAMESPACE}}}document"
@@ -222,6 +253,7 @@ class _Reader:
                 info = section.tagged_blocks.get_data(tag)
         if info is None:
             return []
+        self.transparent = info.layer_count < 0
         pairs = list(zip(info.layer_records, info.channel_image_data, strict=True))
         alone = unpaired_dividers([record for record, _ in pairs])
         if alone:
@@ -247,7 +279,7 @@ class _Reader:
                 groups.append(groups[-1] and record.flags.visible)
             elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
                 groups.pop()
-            elif record.width * record.height or record.mask_data is not None:
+            elif record.width * record.height or record.mask_data is not None or is_fill(record):
                 shown.append(groups[-1] and record.flags.visible)
         self.read_hidden = all(layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings))
 
@@ -281,7 +313,9 @@ class _Reader:
                 f"edges"
             )
         self._warn(record, f"group {name!r}")
-        masks = (*around.masks, *self._masks(record, channels, f"group {name!r}"))
+        masks = around.masks + self.channels.masks(record, channels, f"group {name!r}")
+        vector = self._vector(record, f"group {name!r}")
+        masks += () if vector is None else (vector,)
         visible = around.visible and record.flags.visible
         return _Group(
             around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around)
@@ -291,22 +325,27 @@ class _Reader:
         name = title(record, self.encoding)
         where = f"layer {name!r}"
         identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
-        own = self._masks(record, channels, where)
+        vector = self._vector(record, where)
+        own = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
-        has_pixels = box[2] > 0 and box[3] > 0
-        if not has_pixels:
-            if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
-                self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
-                return _Found(None, group.number, identity, _clipped_in(record, group))
-            box = (
-                (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0])
-                if own
-                else (0, 0, 0, 0)
-            )
-        self._warn(record, where)
-        if box[2] and box[3]:
+        pixels = None
+        if box[2] > 0 and box[3] > 0:
             self.budget.take(where, box[2], box[3])
-        pixels = self._pixels(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
+            pixels = self.channels.layer(record, channels, where)
+        elif is_fill(record):
+            box = (0, 0, *self.size) if vector is None or vector.outside else vector.box
+            self.budget.take(where, max(1, box[2]), max(1, box[3]))
+            pixels = drawn_fill(record, box, self.size, self._patterns(), self.budget, self.warnings, where)
+        elif not any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
+            box = own[0].box if own else (0, 0, 0, 0)
+            if box[2] and box[3]:
+                self.budget.take(where, box[2], box[3])
+            pixels = torch.zeros(box[3], box[2], 4)
+        else:
+            self.warnings.append(f"{where} is an adjustment layer and is left out")
+        if pixels is None:
+            return _Found(None, group.number, identity, _clipped_in(record, group))
+        self._warn(record, where)
         around, inner = product(group.masks, box), product(own, box)
         shape = PixelMask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
         combined = around if inner is None else inner if around is None else around * inner
@@ -326,6 +365,27 @@ class _Reader:
         identity = identity if isinstance(identity, int) else None
         return _Found(layer, group.number, identity, _clipped_in(record, group), shape, opacity)
 
+    def _vector(self, record: LayerRecord, where: str) -> PixelMask | None:
+        """Return the vector mask of a layer or group, drawn; None unless it has one that the file does not hold as
+        pixels."""
+        if is_rendered(record) or is_shape(record):
+            return None
+        mask = vector_mask(record, self.size, self.budget, where)
+        if mask is None:
+            if any(tag in record.tagged_blocks for tag in VECTOR_MASKS):
+                self.warnings.append(f"{where}: the vector mask is switched off or damaged, and is left out")
+            return None
+        parameters = record.mask_data.parameters if record.mask_data is not None else None
+        if parameters is not None and parameters.vector_mask_feather:
+            self.warnings.append(f"{where}: the mask's feather is left out")
+        return mask.at(None if parameters is None else parameters.vector_mask_density)
+
+    def _patterns(self) -> list[Pattern]:
+        """Return the patterns of the file."""
+        blocks = self.psd.layer_and_mask_information.tagged_blocks
+        found = [] if blocks is None else [blocks.get_data(tag) for tag in _PATTERNS]
+        return [pattern for patterns in found if patterns is not None for pattern in patterns]
+
     def _blend_mode(self, record: LayerRecord, where: str) -> str:
         mode = record.blend_mode
         if mode in _SIMILAR:
@@ -341,101 +401,6 @@ class _Reader:
             self.warnings.append(
                 f"{where} has layer effects, which are left out: rasterize them to keep them"
             )
-        if any(tag in blocks for tag in VECTOR_MASKS) and not (is_shape(record) or is_rendered(record)):
-            self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")
-
-    def _pixels(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
-        """Return RGBA ``[H, W, 4]``; opaque if the layer has no transparency channel."""
-        planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
-        height, width = record.bottom - record.top, record.right - record.left
-        colours = [0, 0, 0] if self.header.color_mode == ColorMode.GRAYSCALE else [0, 1, 2]
-        out = torch.ones(height, width, 4)
-        for place, channel in [*enumerate(colours), (3, ChannelID.TRANSPARENCY_MASK)]:
-            if channel in planes:
-                out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
-            elif place < 3:
-                raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-        return out
-
-    def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
-        pause()
-        raw = data.get_data(width, height, self.header.depth, self.header.version)
-        return self._values(raw).reshape(height, width)
-
-    def _values(self, raw: bytes) -> Tensor:
-        kind, top = ("u1", 255) if self.header.depth == 8 else (">u2", 65535)
-        return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
-
-    def _masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
-        """Return the layer's pixel mask and vector mask, which are multiplied.
-
-        Photoshop stores the vector mask rendered to pixels: alone, or multiplied by the pixel mask, with the
-        pixel mask itself beside it. The pixels of a shape are already cut by its vector mask.
-        """
-        data, planes = (
-            record.mask_data,
-            {info.id: data for info, data in zip(record.channel_info, channels, strict=True)},
-        )
-        if data is None or ChannelID.USER_LAYER_MASK not in planes:
-            return ()
-        box = (data.left, data.top, data.right, data.bottom)
-        first = (
-            None
-            if data.flags.mask_disabled
-            else self._mask(planes[ChannelID.USER_LAYER_MASK], box, data.background_color, where)
-        )
-        pixel, vector, disabled = first, None, data.flags.mask_disabled
-        if is_rendered(record):
-            pixel, vector = None, first
-            if data.real_flags is not None and ChannelID.REAL_USER_LAYER_MASK in planes:
-                disabled = data.real_flags.mask_disabled  # if so, the vector mask is rendered alone
-                if not disabled:
-                    box = (
-                        data.real_left or 0,
-                        data.real_top or 0,
-                        data.real_right or 0,
-                        data.real_bottom or 0,
-                    )
-                    pixel = self._mask(
-                        planes[ChannelID.REAL_USER_LAYER_MASK], box, data.real_background_color or 0, where
-                    )
-                    vector = None if first is None else first.without(pixel)
-        if disabled:
-            self.warnings.append(f"{where}: the mask is switched off and left out")
-        found = []
-        parameters = data.parameters or MaskParameters()
-        if pixel is not None:
-            found.append(pixel.at(parameters.user_mask_density))
-        if vector is not None and not is_shape(record):
-            found.append(vector.at(parameters.vector_mask_density))
-        elif vector is not None and parameters.vector_mask_density not in (None, 255):
-            self.warnings.append(f"{where}: the density of the shape's mask is left out")
-        if (pixel and parameters.user_mask_feather) or (vector and parameters.vector_mask_feather):
-            self.warnings.append(f"{where}: the mask's feather is left out")
-        return tuple(mask for mask in found if mask.values.numel() or mask.outside < 1)
-
-    def _mask(self, data: ChannelData, box: Rectangle, outside: int, where: str) -> PixelMask:
-        """Return the mask in ``box``, here left, top, right, bottom; ``outside`` is its value elsewhere,
-        0..255."""
-        left, top, right, bottom = box
-        if right <= left or bottom <= top:
-            return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
-        self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
-
-    def _merged(self) -> FileLayer:
-        """Return the picture of a file without layers, as a layer."""
-        header = self.header
-        self.budget.take("the picture", header.width, header.height, header.channels + 4)
-        colours = 1 if header.color_mode == ColorMode.GRAYSCALE else 3
-        if header.channels < colours:
-            raise invalid("number of channels", header.channels, f"at least {colours}")
-        planes = [
-            self._values(plane).reshape(header.height, header.width)
-            for plane in self.psd.image_data.get_data(header)[:colours]
-        ]
-        pixels = torch.stack([*(planes * 3)[:3], torch.ones(header.height, header.width)], -1)
-        return FileLayer(clean_text(self.path.stem), 0, 0, pixels)
 
     def _clip(self, found: Sequence[_Found]) -> None:
         """Cut each layer that is clipped to the layer below it by that layer's alpha; ``found`` is back to

@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
+from PIL import Image
 from psd_tools.constants import ChannelID, ColorMode, Compression, Resource, Tag
 from psd_tools.psd import PSD
 from psd_tools.psd.header import FileHeader
@@ -43,11 +44,13 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
-from ..progress import by_rows, pause, steps
-from .file_layers import FileLayer, as_stored, look_of
-from .pictures import to_image, write_whole
+from ..progress import pause, pieces, steps
+from .file_layers import FileLayer
+from .layer_look import look_of
+from .pictures import write_whole
+from .pixel_numbers import Numbers, to_numbers
 from .psd_names import BLOB, NEAREST, PSD_MODES
-from .to_file import document_private, file_bits, flatten
+from .to_file import PixelTypes, document_private, file_bits, flatten
 from .untrusted import NAMESPACE
 
 _PLUGIN_RESOURCES = range(4100, 5000)
@@ -69,8 +72,9 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
         LayeredError: the file would be larger than the format allows.
     """
     path = Path(path)
-    bits = file_bits(document)
-    layers, blobs = flatten(document, bits, masks=True)
+    types = PixelTypes()
+    bits = file_bits(document, types)
+    layers, blobs = flatten(document, bits, masks=True, types=types)
     version = 2 if path.suffix.lower() == ".psb" else 1
     header = FileHeader(
         version=version,
@@ -83,9 +87,8 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     private = document_private(document)
     if workflow:
         private["workflow"] = workflow
-    private["layers"] = [_entry(layer, number, bits) for number, layer in enumerate(layers, 1)]
-    merged = composite(document, rules="photoshop")
-    info = _layer_info(layers, header)
+    info, private["layers"] = _layer_info(layers, header)
+    merged = _over_white(composite(document, rules="photoshop"), f"u{bits // 8}")
     section = LayerAndMaskInformation(info, GlobalLayerMaskInfo(), TaggedBlocks())
     if bits == 16:  # Photoshop expects 16-bit layers in a block of their own
         block = LayerInfoBlock(info.layer_count, info.layer_records, info.channel_image_data)
@@ -105,27 +108,34 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
         ) from error
 
 
-def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
-    entry = {
-        **(layer.private or {}),
-        "id": number,
-        "look": look_of(*as_stored(layer.pixels, layer.mask, bits))[0],
-    }
+def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> tuple[LayerInfo, list[dict[str, Any]]]:
+    """Return the layers as the file has them, and their private data."""
+    records, channels, entries = [], [], []
+    kind = f"u{header.depth // 8}"
+    for number, layer in steps(list(enumerate(layers, 1))):
+        pixels = to_numbers(layer.pixels, kind)
+        mask = None if layer.mask is None else to_numbers(layer.mask, kind)
+        entries.append(_entry(layer, number, pixels, mask))
+        record, planes = _record(layer, number, pixels, mask, header)
+        records.append(record)
+        channels.append(planes)
+    # A negative count means that the composite's fourth channel is its transparency.
+    return LayerInfo(-len(records), LayerRecords(records), ChannelImageData(channels)), entries
+
+
+def _entry(layer: FileLayer, number: int, pixels: Numbers, mask: Numbers | None) -> dict[str, Any]:
+    entry = {**(layer.private or {}), "id": number}
+    original = entry.get("original")
+    entry["look"] = look_of(pixels, mask).checksum() if original is None else original["checksum"]
     if layer.blend_mode in NEAREST:
         entry["blend_mode"] = layer.blend_mode
     return entry
 
 
-def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> LayerInfo:
-    pairs = [_record(layer, number, header) for number, layer in steps(list(enumerate(layers, 1)))]
-    # A negative count means that the composite's fourth channel is its transparency.
-    return LayerInfo(
-        -len(pairs), LayerRecords([p[0] for p in pairs]), ChannelImageData([p[1] for p in pairs])
-    )
-
-
-def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRecord, ChannelDataList]:
-    height, width = layer.pixels.shape[:2]
+def _record(
+    layer: FileLayer, number: int, pixels: Numbers, mask: Numbers | None, header: FileHeader
+) -> tuple[LayerRecord, ChannelDataList]:
+    height, width = pixels.shape[:2]
     box = {"top": layer.top, "left": layer.left, "bottom": layer.top + height, "right": layer.left + width}
     record = LayerRecord(
         **box,
@@ -137,21 +147,30 @@ def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRec
     record.tagged_blocks.set_data(Tag.UNICODE_LAYER_NAME, layer.title)
     record.tagged_blocks.set_data(Tag.LAYER_ID, number)
     planes = [
-        (ChannelID.TRANSPARENCY_MASK, layer.pixels[..., 3]),
-        *((ChannelID(c), layer.pixels[..., c]) for c in range(3)),
+        (ChannelID.TRANSPARENCY_MASK, pixels[..., 3]),
+        *((ChannelID(c), pixels[..., c]) for c in range(3)),
     ]
-    if layer.mask is not None:
+    if mask is not None:
         record.mask_data = MaskData(**box, background_color=0)
-        planes.append((ChannelID.USER_LAYER_MASK, layer.mask))
+        planes.append((ChannelID.USER_LAYER_MASK, mask))
     channels = ChannelDataList()
-    for channel, values in planes:
+    for channel, numbers in planes:
         pause()
-        # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
-        data = ChannelData(Compression.RLE if header.depth == 8 else Compression.ZIP)
-        data.set_data(_plane(values, header.depth), width, height, header.depth, header.version)
+        data = _channel(numbers, header)
         record.channel_info.append(ChannelInfo(channel, len(data.data) + 2))
         channels.append(data)
     return record, channels
+
+
+def _channel(numbers: Numbers, header: FileHeader) -> ChannelData:
+    """Return one channel, compressed; ``numbers`` are ``[height, width]``."""
+    height, width = numbers.shape
+    if header.depth == 8:
+        data = ChannelData(Compression.RLE)
+        data.set_data(numbers.tobytes(), width, height, header.depth, header.version)
+        return data
+    # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
+    return ChannelData(Compression.ZIP, _deflated(numbers.astype(">u2").tobytes(), 1))
 
 
 def _pascal(title: str) -> str:
@@ -159,32 +178,33 @@ def _pascal(title: str) -> str:
     return title.encode("macroman", "replace")[:255].decode("macroman")
 
 
-def _plane(values: Tensor, depth: int) -> bytes:
-    array: np.ndarray[Any, Any] = (values.float() * (2**depth - 1)).round().numpy()
-    return array.astype("u1" if depth == 8 else ">u2").tobytes()
+def _over_white(merged: Tensor, kind: str) -> Numbers:
+    """Return the composite for the file, ``[H, W, 4]``: colours laid over white, as every program writes them, and
+    alpha."""
+    out = np.empty(merged.shape, kind)
+    for top in range(0, len(out), 64):
+        pause()
+        rows = merged[top : top + 64]
+        alpha = rows[..., 3:]
+        out[top : top + 64] = to_numbers(torch.cat([rows[..., :3] * alpha + (1 - alpha), alpha], -1), kind)
+    return out
 
 
-def _image_data(merged: Tensor, header: FileHeader) -> ImageData:
-    """Return the composite for the file: colours laid over white, as every program writes them, and alpha."""
-    shown = by_rows(lambda part: torch.cat([_over_white(part), part[..., 3:]], -1).clamp_(0, 1), merged)
+def _image_data(merged: Numbers, header: FileHeader) -> ImageData:
     data = ImageData(compression=Compression.RLE)
-    pause()
-    data.set_data([_plane(shown[..., c], header.depth) for c in range(4)], header)
+    planes = merged if header.depth == 8 else merged.astype(">u2")
+    data.set_data([planes[..., c].tobytes() for c in range(4)], header)
     return data
 
 
-def _over_white(pixels: Tensor) -> Tensor:
-    return pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
-
-
-def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: Tensor) -> ImageResources:
+def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: Numbers) -> ImageResources:
     resources = ImageResources.new()
 
     def add(key: int, data: object) -> None:
         resources[key] = ImageResource(key=key, data=data)
 
     add(Resource.XMP_METADATA, _xmp(private))
-    small = to_image(by_rows(_over_white, merged))
+    small = Image.fromarray((merged[..., :3] // (257 if merged.itemsize == 2 else 1)).astype("u1"))
     small.thumbnail((160, 160))
     jpeg = BytesIO()
     small.save(jpeg, "JPEG", quality=85)
@@ -194,17 +214,14 @@ def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: T
         ThumbnailResource(1, small.width, small.height, row, row * small.height, 24, 1, jpeg.getvalue()),
     )
     for key, (name, data) in zip(_PLUGIN_RESOURCES, blobs.items()):
-        add(key, BLOB + name.encode() + b"\n" + _deflated(data))
+        add(key, BLOB + name.encode() + b"\n" + _deflated(data, 3))
     return resources
 
 
-def _deflated(data: bytes) -> bytes:
-    """Return the data compressed as ``zlib.compress`` does, in pieces."""
-    compressor, packed = zlib.compressobj(3), BytesIO()
-    for start in range(0, len(data), 2**24):
-        pause()
-        packed.write(compressor.compress(memoryview(data)[start : start + 2**24]))
-    return packed.getvalue() + compressor.flush()
+def _deflated(data: bytes, level: int) -> bytes:
+    """Return data as ``zlib.compress`` does, in pieces."""
+    compressor = zlib.compressobj(level)
+    return b"".join([*(compressor.compress(piece) for piece in pieces(data)), compressor.flush()])
 
 
 def _xmp(private: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from ...demo.world.places import EXAMPLES
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.files import EXTENSIONS, read_layers
 from ...layered_core.formats.limits import Limits
+from ...layered_core.formats.merged_picture import checked, with_merged
 from .input_files import input_path
 from .long_work import fingerprint
 from .socket import LAYERS, write_stack
@@ -50,6 +51,11 @@ class LoadLayers(io.ComfyNode):
                     tooltip="Most memory that the layers' pixels may take, GiB; a file that needs more "
                         "is refused. Neutral: any value that is large enough.",
                 ),
+                io.Boolean.Input(
+                    "merged_picture", default=False, optional=True, advanced=True,
+                    tooltip="Add the picture that the file's own program made of all layers, hidden, on top: to "
+                        "compare with. Neutral: off.",
+                ),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The file's layers, groups flattened. Works "
@@ -57,7 +63,8 @@ class LoadLayers(io.ComfyNode):
                 io.Int.Output(display_name="width", tooltip="Canvas width, pixels."),
                 io.Int.Output(display_name="height", tooltip="Canvas height, pixels."),
                 io.String.Output(display_name="report", tooltip="What the file has but layers cannot "
-                    "hold, one line each; empty if there is nothing of the kind."),
+                    "hold, and whether they look other than in the file's own program, one line each; empty if there "
+                    "is nothing of the kind."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -79,9 +86,13 @@ class LoadLayers(io.ComfyNode):
         return fingerprint(_layered_path(file)) if file else ""
 
     @classmethod
-    def execute(cls, file: str, memory_limit: int) -> io.NodeOutput:
-        """Read the file, and report what could not be kept."""
-        read = read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30))
+    def execute(cls, file: str, memory_limit: int, merged_picture: bool = False) -> io.NodeOutput:
+        """Read the file, and report what could not be kept and whether it looks as its own program shows it."""
+        read = checked(
+            read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30, "memory_limit"))
+        )
+        if merged_picture:
+            read = with_merged(read)
         report = "\n".join(read.warnings)
         if report:
             logging.warning("Load Layers: %s: %s", file, "; ".join(read.warnings))

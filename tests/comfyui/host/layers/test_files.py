@@ -1,6 +1,7 @@
 """Load Layers and Save Layers: a saved stack is loaded again unchanged; allowed folders; texts for the
 user."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -48,8 +49,8 @@ def save(format="psd", prefix="layers", bits="8", layers="c"):
     return node("LD_SaveLayers", layers=[layers, 0], filename_prefix=prefix, format=format, bits=bits)
 
 
-def load_layers(file, memory_limit=4):
-    return node("LD_LoadLayers", file=file, memory_limit=memory_limit)
+def load_layers(file, memory_limit=4, **inputs):
+    return node("LD_LoadLayers", file=file, memory_limit=memory_limit, **inputs)
 
 
 @pytest.mark.parametrize("format", ENDS)
@@ -195,7 +196,7 @@ def test_a_file_that_takes_more_memory_than_allowed_is_refused(host, pack):
     error = host.error_of(
         {"1": load_layers("big.ora", 1), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
     )
-    assert "max_alloc_bytes" in error
+    assert "Raise the memory limit, memory_limit, to 2 GiB or more" in error
     (host.input / "big.ora").unlink()
 
 
@@ -240,6 +241,25 @@ def test_what_a_file_has_and_layers_cannot_keep_is_reported(host):
     report = host.value({"it": load_layers("theirs.psd")}, "it", 3)
     assert report == "group 'group': a document has no groups; its blend mode is left out"
     (host.input / "theirs.psd").unlink()
+
+
+def test_a_picture_that_the_layers_do_not_give_is_reported_and_can_be_a_hidden_layer(host, pack):
+    name = host.value({**stack(), "it": save("ora")}, "it")
+    with zipfile.ZipFile(host.output / name) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    blob = io.BytesIO()
+    Image.effect_noise((40, 30), 90).convert("RGB").save(blob, "PNG")
+    entries["mergedimage.png"] = blob.getvalue()
+    with zipfile.ZipFile(host.input / "other.ora", "w") as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry, data)
+    prompt = {"it": load_layers("other.ora", merged_picture=True)}
+    assert host.value(prompt, "it", 3).startswith("the layers do not give the file's own picture")
+    document = pack("nodes.layers.socket").read_stack(host.value(prompt, "it"))
+    assert [(layer.name, layer.visible) for layer in document][-2:] == [
+        ("later", True),
+        ("merged picture", False),
+    ]
 
 
 def test_core_composites_what_was_loaded(host):
