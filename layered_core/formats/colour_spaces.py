@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from ..canvas.colour import linear_to_srgb
+from ..progress import pause
 from .file_layers import clean_text
 from .icc_profiles import SRGB_MATRIX, SRGB_PROFILE, Curve, read_profile
 
@@ -59,6 +60,7 @@ def to_srgb(pixels: Tensor, conversion: Conversion | None, bits: int, warnings: 
     top, clipped = 2**bits - 1, False
     sources, targets = pixels.reshape(-1, channels), out.reshape(-1, 4)
     for start in range(0, height * width, _AT_ONCE):
+        pause()
         source, target = sources[start : start + _AT_ONCE], targets[start : start + _AT_ONCE]
         alpha, colours = source[:, -1], conversion.to_srgb(source[:, :-1].T.contiguous())
         outside = (colours - 0.5).abs_().amax(0) > 0.5 + 1 / 255

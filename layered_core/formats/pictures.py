@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import row_bands, watched
 from .colour_spaces import to_srgb
 from .icc_profiles import SRGB_PROFILE
 from .limits import Budget, Limits
+from .part_files import part_file
 from .picture_colours import deep_numbers, stated_conversion
 from .pixel_numbers import to_numbers, to_values
 
@@ -66,7 +68,7 @@ def decode_picture(
     try:
         if isinstance(source, Path):
             # From a path, Pillow maps TIFF files into memory and garbles those that lie on a side.
-            with source.open("rb") as file:
+            with watched(source.open("rb"), source.stat().st_size) as file:
                 return decode_picture(file, name, budget, formats, warnings, managed)
         with catch_warnings():
             simplefilter("ignore", Image.DecompressionBombWarning)
@@ -125,7 +127,11 @@ def _numbers(picture: Image.Image) -> Tensor:
 
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    return to_values(np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")))
+    out = torch.empty(image.height, image.width, 4)
+    for rows in row_bands(image.height, image.width, 4):
+        part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
+        out[rows] = to_values(np.asarray(part))
+    return out
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -154,21 +160,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         LayeredError: the path is a folder or cannot be a file's, or writing fails, as on a full disk.
     """
     check_output(path)
-    name = None
     try:
-        # The whole name could make this one too long.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        with part_file(path) as file:
+            write(watched(file))
     except OSError as error:  # its text may name the temporary file
         raise unwritable("file", path, error) from None
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def check_output(path: Path, folder: bool = False) -> None:
