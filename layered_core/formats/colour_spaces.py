@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from PIL import Image, ImageCms
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..canvas.colour import linear_to_srgb
 from ..progress import pause
 from .file_layers import clean_text
-from .icc_profiles import SRGB_MATRIX, SRGB_PROFILE, Curve, read_profile
+from .icc_profiles import SRGB_MATRIX, SRGB_PROFILE, Curve, Matrix, read_profile
 
 _LITTLE_CMS = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour spaces of profiles that are read, and Pillow's names of them."""
@@ -94,6 +95,8 @@ def of_profile(data: bytes, space: str) -> Conversion | None:
     Raises:
         ValueError: the profile is damaged, or for other colours; the text says so.
     """
+    if data == SRGB_PROFILE and space != "CMYK":
+        return None
     if len(data) > _MAX_PROFILE_BYTES:
         raise ValueError(f"it has {len(data):,} bytes")
     try:
@@ -114,7 +117,7 @@ def of_profile(data: bytes, space: str) -> Conversion | None:
     return found if stated == "CMYK" else _unless_srgb(found, stated == "GRAY")
 
 
-def of_primaries(told: str, curve: Curve, matrix: Tensor) -> Conversion | None:
+def of_primaries(told: str, curve: Curve, matrix: Matrix) -> Conversion | None:
     """Return the conversion from RGB with a curve and primaries, a ``matrix`` of
     :func:`~.icc_profiles.primaries_matrix`; None if it equals sRGB within 1/255.
 
@@ -125,20 +128,20 @@ def of_primaries(told: str, curve: Curve, matrix: Tensor) -> Conversion | None:
     return _unless_srgb(found, grey=False)
 
 
-def _by_curves(curves: tuple[Curve, ...], matrix: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _by_curves(curves: tuple[Curve, ...], matrix: Matrix | None) -> Callable[[Tensor], Tensor]:
     """Return a conversion by curves, one for each channel or one for all, and a matrix to XYZ; None: grey."""
-    change = torch.eye(3, dtype=torch.float64)
+    numbers = np.eye(3)
     if matrix is not None:
-        change = torch.linalg.solve(SRGB_MATRIX, matrix)
-        white = change.sum(1, keepdim=True)
-        if bool(((white - 1).abs() < 0.005).all()):  # rounded numbers of the profile; white stays white
-            change = change / white
-        if bool(((change - torch.eye(3)).abs() < 1e-4).all()):
-            change = torch.eye(3, dtype=torch.float64)  # the primaries of sRGB, rounded
-    change = change.float()
+        numbers = np.linalg.solve(SRGB_MATRIX, matrix)
+        white = numbers.sum(1, keepdims=True)
+        if (abs(white - 1) < 0.005).all():  # rounded numbers of the profile; white stays white
+            numbers = numbers / white
+        if (abs(numbers - np.eye(3)) < 1e-4).all():
+            numbers = np.eye(3)  # the primaries of sRGB, rounded
+    change = torch.from_numpy(numbers.astype(np.float32))
     dark = torch.stack([curve(torch.zeros(1)) for curve in curves]).expand(3, 1)
     # The darkest colour becomes black, as grey of its luminance: black point compensation.
-    black = float(dark[1] if matrix is None else matrix[1].float() @ dark)
+    black = float(dark[1]) if matrix is None else float(matrix[1] @ dark[:, 0].numpy())
     if not 0 <= black < 0.5:
         raise ValueError("its curves do not begin at black")
 
@@ -200,7 +203,9 @@ def _lab_to_srgb(values: Tensor, neutral: float) -> Tensor:
     return linear_to_srgb(_WHITE_TO_SRGB @ torch.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)))
 
 
-_WHITE_TO_SRGB = torch.linalg.solve(SRGB_MATRIX, torch.diag(SRGB_MATRIX.sum(1))).float()
+_WHITE_TO_SRGB = torch.from_numpy(
+    np.linalg.solve(SRGB_MATRIX, np.diag(SRGB_MATRIX.sum(1))).astype(np.float32)
+)
 """From XYZ in which white is 1, 1, 1, to linear sRGB."""
 
 LAB_8 = Conversion("the colours are converted from Lab to sRGB", lambda v: _lab_to_srgb(v, 128 / 255))
@@ -212,4 +217,4 @@ CMYK = Conversion(
     lambda v: (1 - v[:3]) * (1 - v[3]),
 )
 
-LINEAR = of_primaries("the colours are converted from linear light to sRGB", lambda v: v, SRGB_MATRIX)
+LINEAR = Conversion("the colours are converted from linear light to sRGB", linear_to_srgb, linear=True)

@@ -20,17 +20,18 @@ Curve = Callable[[Tensor], Tensor]
 _PARAMETERS = {0: "g", 1: "gab", 2: "gabe", 3: "gabcd", 4: "gabcdef"}
 """The parameters of each type of parametric curve, in the order of the file."""
 
+Matrix = np.ndarray[Any, Any]
+"""A matrix, ``[3, 3]`` float64."""
+
 Point = tuple[float, float]
 """CIE xy chromaticity."""
 
 D65: Point = (0.3127, 0.329)
 SRGB: tuple[Point, Point, Point] = ((0.64, 0.33), (0.3, 0.6), (0.15, 0.06))
 """The chromaticities of red, green and blue in sRGB (IEC 61966-2-1)."""
-_D50 = torch.tensor([0.9642, 1.0, 0.8249], dtype=torch.float64)
+_D50 = np.array([0.9642, 1.0, 0.8249])
 """XYZ of the white of the profiles' connection space."""
-_BRADFORD = torch.tensor(
-    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]], dtype=torch.float64
-)
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Profile:
 
     curves: tuple[Curve, ...]
     """One for each channel: three of RGB, one of grey."""
-    matrix: Tensor | None
+    matrix: Matrix | None
     """Linear RGB to XYZ relative to D50, ``[3, 3]`` float64; None of a grey profile."""
 
 
@@ -60,7 +61,7 @@ def read_profile(data: bytes) -> Profile | None:
         if space == b"RGB ":
             columns = [_xyz(tags[name]) for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
             curves = [_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC")]
-            return Profile(tuple(curves), torch.tensor(columns, dtype=torch.float64).T)
+            return Profile(tuple(curves), np.array(columns).T)
         return Profile((_curve(tags[b"kTRC"]),), None) if space == b"GRAY" else None
     except (struct.error, KeyError) as error:
         raise ValueError("a part is missing") from error
@@ -122,30 +123,29 @@ def sampled_curve(samples: np.ndarray[Any, Any]) -> Curve:
     return curve
 
 
-def primaries_matrix(white: Point, red: Point, green: Point, blue: Point) -> Tensor:
+def primaries_matrix(white: Point, red: Point, green: Point, blue: Point) -> Matrix:
     """Return the matrix from linear RGB to XYZ relative to D50, ``[3, 3]`` float64, of chromaticities; the white is
     adapted by Bradford's method, as ICC does.
 
     Raises:
         ValueError: the chromaticities span no colours.
     """
-    points = torch.tensor([red, green, blue, white], dtype=torch.float64)
-    if not bool((points[:, 1] > 1e-4).all()):
+    x, y = np.array([red, green, blue, white]).T
+    if not (y > 1e-4).all():
         raise ValueError("a chromaticity is not of any colour")
-    x, y = points.unbind(1)
-    xyz = torch.stack([x / y, torch.ones_like(x), (1 - x - y) / y])
-    if abs(float(torch.linalg.det(xyz[:, :3]))) < 1e-6:
+    xyz = np.stack([x / y, np.ones_like(x), (1 - x - y) / y])
+    if abs(np.linalg.det(xyz[:, :3])) < 1e-6:
         raise ValueError("the chromaticities lie on one line")
-    matrix = xyz[:, :3] * torch.linalg.solve(xyz[:, :3], xyz[:, 3])
-    adapted: Tensor = _adaptation(white) @ matrix
+    matrix = xyz[:, :3] * np.linalg.solve(xyz[:, :3], xyz[:, 3])
+    adapted: Matrix = _adaptation(white) @ matrix
     return adapted
 
 
-def _adaptation(white: Point) -> Tensor:
+def _adaptation(white: Point) -> Matrix:
     """Return Bradford's matrix from XYZ under ``white`` to XYZ under D50."""
     x, y = white
-    scale = (_BRADFORD @ _D50) / (_BRADFORD @ torch.tensor([x / y, 1, (1 - x - y) / y], dtype=torch.float64))
-    change: Tensor = torch.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
+    scale = (_BRADFORD @ _D50) / (_BRADFORD @ np.array([x / y, 1, (1 - x - y) / y]))
+    change: Matrix = np.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
     return change
 
 
