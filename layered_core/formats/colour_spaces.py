@@ -10,16 +10,20 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 from torch import Tensor
 
 from ..canvas.colour import linear_to_srgb
 from ..progress import pause
 from .file_layers import clean_text
 from .icc_profiles import SRGB_MATRIX, SRGB_PROFILE, Curve, Matrix, read_profile
+
+if TYPE_CHECKING:
+    from PIL import ImageCms
 
 _LITTLE_CMS = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour spaces of profiles that are read, and Pillow's names of them."""
@@ -95,6 +99,8 @@ def of_profile(data: bytes, space: str) -> Conversion | None:
     Raises:
         ValueError: the profile is damaged, or for other colours; the text says so.
     """
+    from PIL import ImageCms  # takes memory that few files need
+
     if data == SRGB_PROFILE and space != "CMYK":
         return None
     if len(data) > _MAX_PROFILE_BYTES:
@@ -158,6 +164,8 @@ def _by_curves(curves: tuple[Curve, ...], matrix: Matrix | None) -> Callable[[Te
 
 def _by_tables(cms: ImageCms.ImageCmsProfile, space: str) -> Callable[[Tensor], Tensor]:
     """Return a conversion by Little CMS, which computes with 8 bits a channel."""
+    from PIL import ImageCms
+
     mode = _LITTLE_CMS[space]
     transform = ImageCms.buildTransform(
         cms,

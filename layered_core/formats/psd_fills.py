@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 from psd_tools.constants import ColorMode, Tag
 from psd_tools.psd.descriptor import Descriptor
 from psd_tools.psd.layer_and_mask import LayerRecord
 from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
+from .colour_spaces import LAB_8
 from .limits import Budget
 from .psd_masks import Rectangle
 
@@ -154,14 +155,9 @@ def _unit(value: float) -> float:
 
 
 def _lab(lightness: float, a: float, b: float) -> tuple[float, float, float]:
-    pixel = Image.new(
-        "LAB", (1, 1), tuple(min(255, max(0, round(v))) for v in (lightness * 2.55, a + 128, b + 128))
-    )
-    to_rgb = ImageCms.buildTransform(
-        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
-    )
-    red, green, blue = ImageCms.applyTransform(pixel, to_rgb).getpixel((0, 0))  # type: ignore[misc, union-attr]
-    return red / 255, green / 255, blue / 255
+    numbers = torch.tensor([[lightness / 100], [(a + 128) / 255], [(b + 128) / 255]])
+    red, green, blue = (_unit(value) for value in LAB_8.to_srgb(numbers).flatten().tolist())
+    return red, green, blue
 
 
 def _gradient(fill: Descriptor, width: int, height: int) -> np.ndarray:
