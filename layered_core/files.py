@@ -23,6 +23,7 @@ from typing import Any
 from .document import LayerDocument
 from .errors import LayeredError, invalid
 from .formats.document_json import pictures_of, read_document_file, write_document
+from .formats.file_groups import check_groups
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.merged_picture import condensed
@@ -34,12 +35,19 @@ EXTENSIONS = (".psd", ".psb", ".ora", ".json")
 """File name endings of the formats; ``.json`` is a document with PNG files beside it."""
 
 
-def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
+def read_layers(path: str | Path, limits: Limits | None = None, groups: str = "auto") -> LayerFile:
     """Read a PSD, PSB, OpenRaster or JSON document, or a folder with a ``document.json``.
 
+    Args:
+        path: file or folder to read.
+        limits: limits on sizes; None: the default ones.
+        groups: what becomes of groups, which a document has not: ``auto`` (taken apart where the picture stays the
+            same, else merged into one layer), ``apart`` or ``merged`` (each group becomes one layer).
+
     Raises:
-        LayeredError: the file is missing, broken, of another format, or exceeds ``limits``.
+        LayeredError: the file is missing, broken, of another format, or exceeds ``limits``; ``groups`` is unknown.
     """
+    check_groups(groups)
     path = Path(path)
     file = _read(path / "document.json" if os.path.isdir(path) else path, limits)
     return replace(file, warnings=condensed(file.warnings))
@@ -50,9 +58,9 @@ def _read(path: Path, limits: Limits | None) -> LayerFile:
         case ".psd" | ".psb":
             from .formats.psd_read import read_psd  # psd-tools is fifty modules, and few runs read a PSD
 
-            return read_psd(path, limits)
+            return read_psd(path, limits, groups)
         case ".ora":
-            return read_openraster(path, limits)
+            return read_openraster(path, limits, groups)
         case ".json":
             return read_document_file(path, limits)
     raise invalid("layered file", str(path), f"a name that ends in {', '.join(EXTENSIONS)}")
