@@ -87,6 +87,8 @@ class _Flattening:
         self.groups = groups
         self.budget = budget
         self.warnings = warnings
+        self.hidden = 0
+        """Number of hidden groups around what is treated; nothing in them changes the picture."""
 
     def ground(self, start: Callable[[], Canvas] | None = None) -> _Below:
         """Return an empty canvas, or another to begin with."""
@@ -104,7 +106,7 @@ class _Flattening:
         for base, clipped in runs(items):
             flat = self.run(base, clipped, below)
             below.add(base, clipped)
-            if flat.exact:
+            if flat.exact or self.hidden:
                 out.layers += flat.layers
             elif isolated and self.groups != "apart":
                 out.layers = self.all_below([*out.layers, *flat.layers], base, below)
@@ -155,10 +157,10 @@ class _Flattening:
         where = f"{_kind(base)} {base.title!r}"
         if self.groups == "apart":
             self.warnings.append(
-                f"{where} and what is clipped to it are apart, which changes the picture: {why}"
+                f"{where} is kept apart from the layers clipped to it, which changes the picture: {why}"
             )
             return replace(flat, layers=layers)
-        self.warnings.append(f"{where} is merged with what is clipped to it: {why}")
+        self.warnings.append(f"{where} is merged with the layers clipped to it: {why}")
         return self.merged(base, clipped, below, layers)
 
     def clip(
@@ -235,7 +237,9 @@ class _Flattening:
                 self.warnings.append(f"group {group.title!r} is merged into one layer to make room")
             return self.merged(group, (), below, [leaf for leaf, _ in _leaves(group, True)])
         inner = self.ground((lambda: below.canvas().copy()) if group.passthrough else None)
+        self.hidden += not is_shown(group)
         flat = self.stack(group.items, inner, isolated=not group.passthrough)
+        self.hidden -= not is_shown(group)
         if not flat.exact:
             return _Flat(self.apart(group, flat.layers), exact=False)
         why, layers = self.taken_apart(group, flat.layers, below)
@@ -255,7 +259,7 @@ class _Flattening:
         whole = group.opacity == 1 and not group.masks and group.special is None
         modes = [layer.blend_mode for layer in shown if layer.blend_mode != "normal"]
         apart = self.apart(group, layers)
-        if not is_shown(group) or not shown:
+        if self.hidden or not is_shown(group) or not shown:
             return "", apart
         if group.passthrough and whole:
             return "", apart
@@ -311,6 +315,8 @@ class _Flattening:
 
     def same(self, base: Item, clipped: Sequence[Item], layers: Sequence[FileLayer], below: _Below) -> bool:
         """Return whether layers look as the items do that they are made of, over ``below``."""
+        if self.hidden:
+            return True
         box = _around((meet(box_of(item), self.box) for item in (base, *clipped)), self.box)
         if not box[2]:
             return True
@@ -379,9 +385,7 @@ def _plain(
         yield replace(layer, special=None, pixels=pixels), "mixed into its colours"
     colour, alpha = taken_off(before, after)
     pixels = torch.cat([colour, alpha[None]]).movedim(0, -1).contiguous()
-    own = replace(
-        layer, special=None, blend_mode="normal", mask=None, left=box[0], top=box[1], pixels=pixels
-    )
+    own = replace(layer, special=None, blend_mode="normal", mask=None, left=box[0], top=box[1], pixels=pixels)
     yield own, "put into its colours, for what lies below it now"
 
 

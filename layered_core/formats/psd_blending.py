@@ -96,13 +96,13 @@ def untold(record: LayerRecord, where: str) -> list[str]:
     return lines
 
 
-def cut_at_once(base: FileLayer, clipped: Sequence[Item]) -> None:
+def cut_at_once(base: FileLayer, opacity: float, clipped: Sequence[Item]) -> None:
     """Cut layers that are clipped to ``base``, but blended without it (Photoshop's "blend clipped layers as group" is
-    off)."""
+    off): by its alpha and ``opacity``, and not by its fill opacity."""
     cut = _shape(base)
     for item in clipped:
         item.clipped = ""
-        item.opacity *= base.opacity
+        item.opacity *= opacity
         item.visible &= base.visible
         if isinstance(item, FileGroup):
             item.masks = (*item.masks, cut)

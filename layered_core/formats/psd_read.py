@@ -287,8 +287,9 @@ class _Reader:
         """Cut clipped layers that are not blended together with the layer that they are clipped to."""
         if base is None or not isinstance(bottom, FileLayer) or not clipped:
             return
-        if not base.source[0].tagged_blocks.get_data(Tag.BLEND_CLIPPING_ELEMENTS, 1):
-            cut_at_once(bottom, clipped)
+        record = base.source[0]
+        if not record.tagged_blocks.get_data(Tag.BLEND_CLIPPING_ELEMENTS, 1):
+            cut_at_once(bottom, record.opacity / 255, clipped)
 
     def _is_background(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]]) -> bool:
         """Return whether the lowest layer is Photoshop's background, which has no transparency."""
