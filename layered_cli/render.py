@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layered_cli.shared import (
     Bar,
     Commands,
+    add_groups_option,
     add_sampling_options,
     check_out,
     complain,
@@ -68,6 +69,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="write the plain composite, or the document unchanged; no model is loaded",
     )
+    add_groups_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.formats.pictures import from_image, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
-    read = checked(read_layers(options.document))
+    read = checked(read_layers(options.document, groups=options.groups))
     for warning in read.warnings:
         complain(f"{options.document.name}: {warning}")
     document, layered = read.document, options.out.suffix.lower() != ".png"

@@ -69,6 +69,16 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_groups_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--groups",
+        choices=("auto", "apart", "merged"),
+        default="auto",
+        help="groups of the file: auto takes them apart where the picture stays the same and else merges each into "
+        "one layer; apart and merged always do the one (default: %(default)s)",
+    )
+
+
 def number(low: float, high: float, whole: bool = False) -> Callable[[str], float]:
     """Return an argparse type that accepts numbers of ``low``..``high``."""
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, controlnet, number, pipeline_of
+from layered_cli.shared import (
+    Bar,
+    Commands,
+    add_groups_option,
+    add_sampling_options,
+    check_out,
+    controlnet,
+    number,
+    pipeline_of,
+)
 
 
 def add(commands: Commands) -> None:
@@ -79,6 +88,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--adapters", type=Path, metavar="FOLDER", help="folder of the LoRAs and embeddings that recipes name"
     )
+    add_groups_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
@@ -103,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
         raise invalid("--alpha", options.alpha, "transparent", fix)
     if not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
-    read = checked(read_layers(options.document))
+    read = checked(read_layers(options.document, groups=options.groups))
     if options.replace:
         read.document.layer(options.replace)
     with Bar("stage") as bar:

@@ -49,11 +49,11 @@ def read_layers(path: str | Path, limits: Limits | None = None, groups: str = "a
     """
     check_groups(groups)
     path = Path(path)
-    file = _read(path / "document.json" if os.path.isdir(path) else path, limits)
+    file = _read(path / "document.json" if os.path.isdir(path) else path, limits, groups)
     return replace(file, warnings=condensed(file.warnings))
 
 
-def _read(path: Path, limits: Limits | None) -> LayerFile:
+def _read(path: Path, limits: Limits | None, groups: str) -> LayerFile:
     match path.suffix.lower():
         case ".psd" | ".psb":
             from .formats.psd_read import read_psd  # psd-tools is fifty modules, and few runs read a PSD

@@ -64,7 +64,8 @@ class _Below:
     """What lies below an item, drawn when it is asked for."""
 
     def __init__(self, start: Callable[[], Canvas]) -> None:
-        self._start, self._canvas = start, None
+        self._start = start
+        self._canvas: Canvas | None = None
         self._pending: list[tuple[Item, Sequence[Item]]] = []
 
     def add(self, base: Item, clipped: Sequence[Item]) -> None:
@@ -73,12 +74,11 @@ class _Below:
 
     def canvas(self) -> Canvas:
         """Return the canvas; it must not be changed."""
-        if self._canvas is None:
-            self._canvas = self._start()
+        canvas = self._canvas = self._canvas or self._start()
         for base, clipped in self._pending:
-            draw_run(base, clipped, self._canvas)
+            draw_run(base, clipped, canvas)
         self._pending.clear()
-        return self._canvas
+        return canvas
 
 
 class _Flattening:

@@ -288,7 +288,9 @@ class _Reader:
     def _items(self, nodes: Sequence[Node], x: int, y: int) -> list[Item]:
         """Decode layers and stacks, back to front, in a stack at ``x`` and ``y``."""
         return [
-            self._layer(*node.source, x, y) if node.items is None else self._stack(node, x, y)
+            self._layer(node.source[0], node.source[1], x, y)
+            if node.items is None
+            else self._stack(node, x, y)
             for node in nodes
             if node.read
         ]

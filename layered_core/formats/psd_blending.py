@@ -51,8 +51,8 @@ def special_of(record: LayerRecord, colours: ColorMode) -> Special | None:
 
 def opacity_of(record: LayerRecord) -> float:
     """Return the opacity, 0..1, times the fill opacity where that is opacity too."""
-    special = NAMES.get(blend_mode(record)) in NEUTRAL
-    return record.opacity / 255 * (1 if special else fill_opacity(record))
+    fill = 1.0 if NAMES.get(blend_mode(record)) in NEUTRAL else fill_opacity(record)
+    return float(record.opacity / 255 * fill)
 
 
 def shown_by_own_colours(record: LayerRecord, pixels: Tensor, colours: ColorMode) -> Tensor | None:

@@ -149,8 +149,8 @@ class _Reader:
         items = self._items(nodes)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
             picture = self.channels.merged(self.psd.image_data, False)
-            items = [FileLayer(clean_text(self.path.stem), 0, 0, picture)]
-            self.found = [(items[0], None)]
+            only = FileLayer(clean_text(self.path.stem), 0, 0, picture)
+            items, self.found = [only], [(only, None)]
         match_private(self.found, entries or [])
         self.warnings += knock_out(items[self._is_background(pairs) :], self.knockouts, ())
         size = self.header.width, self.header.height
