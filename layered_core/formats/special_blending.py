@@ -125,13 +125,14 @@ def in_ranges(colour: Tensor, ranges: tuple[Range | None, ...]) -> Tensor:
 
 def _in_range(x: Tensor, limits: Range) -> Tensor:
     nothing_below, low, high, nothing_above = limits
-    up = ((x - nothing_below) / max(low - nothing_below, 1)).clamp(0, 1) if low > nothing_below else x >= low
-    down = (
-        ((nothing_above - x) / max(nothing_above - high, 1)).clamp(0, 1)
-        if nothing_above > high
-        else x <= high
-    )
-    return up * down
+    tiny = 1e-2  # lumas of whole numbers are not quite whole
+    if low > nothing_below:
+        up = ((x - nothing_below) / (low - nothing_below)).clamp(0, 1)
+    else:
+        up = (x >= low - tiny).to(x.dtype)
+    if nothing_above > high:
+        return up * ((nothing_above - x) / (nothing_above - high)).clamp(0, 1)
+    return up * (x <= high + tiny)
 
 
 def _luma(colour: Tensor) -> Tensor:
