@@ -129,7 +129,8 @@ class _Flattening:
         self.warnings.append(
             f"{_kind(top)} {top.title!r} is merged with all layers below it: it acts on them, and they are translucent"
         )
-        return [FileLayer(shown[0].title, box[0], box[1], pixels), *_places(layers)]
+        hidden = [layer for layer in layers if not is_shown(layer)]
+        return [FileLayer(shown[0].title, box[0], box[1], pixels), *_places(layers), *hidden]
 
     def run(self, base: Item, clipped: Sequence[Item], below: _Below) -> _Flat:
         """Return the layers of an item and of those that are clipped to it."""
@@ -166,15 +167,16 @@ class _Flattening:
     def clip(
         self, layers: Sequence[FileLayer], base: Item, box: Rectangle, below: _Below
     ) -> tuple[list[FileLayer], str]:
-        """Return layers cut by the alpha of what they are clipped to, which lies in ``box``, and why they may then look
+        """Return layers cut by the alpha of what they are clipped to, which lies in ``box`` if it is a group, and why they may then look
         different; empty if they do not, but for the edges of ``base``."""
         before = below.canvas().cut(box) if isinstance(base, FileGroup) else None
+        box = box if isinstance(base, FileGroup) else box_of(base)
         alpha, limits = source(base, (), box, before)[1], mask_of(base, box)
         shape = PixelMask(box[0], box[1], alpha if limits is None else alpha * limits, 0.0)
         out, translucent = [], False
         for layer in layers:
             own = box_of(layer)
-            cut = layer.mask
+            cut = None
             if own[2] and own[3]:
                 self.budget.take(f"the clipping of layer {layer.title!r}", own[2], own[3], 1)
                 cut = shape.over(own)
@@ -270,6 +272,8 @@ class _Flattening:
             return "", apart
         if whole and group.blend_mode == "normal" and not modes:
             return "", apart
+        if not group.passthrough:
+            self.draw_once(group)
         if group.special is None and self.same(group, (), apart, below):
             return "", apart
         if not group.passthrough and (group.blend_mode != "normal" or group.special is not None):
@@ -279,6 +283,16 @@ class _Flattening:
         if group.masks and not modes:
             return "its mask acts on its layers together", apart
         return f"its layers of the mode {modes[0]} act inside it only", apart
+
+    def draw_once(self, group: FileGroup) -> None:
+        """Put one layer in the place of what is seen in an isolated group, so that the groups around it, which are drawn
+        too, do not draw its layers again."""
+        box = meet(box_of(group), self.box)
+        hidden = [replace(leaf, visible=False) for leaf, shown in _leaves(group, True) if not shown]
+        self.budget.fits(f"drawing the group {group.title!r}", max(box[2], 1), max(box[3], 1))
+        colour, alpha = source(group, (), box)
+        pixels = torch.cat([colour, alpha[None]]).movedim(0, -1).contiguous()
+        group.items = [FileLayer(group.title, box[0], box[1], pixels), *hidden]
 
     def apart(self, group: FileGroup, layers: Sequence[FileLayer]) -> list[FileLayer]:
         """Return copies of the layers of a group with the group's opacity, masks and visibility."""
@@ -394,7 +408,9 @@ def _places(layers: Sequence[FileLayer]) -> list[FileLayer]:
     return [
         layer
         for layer in layers
-        if not bool((layer.pixels[..., 3] > 0).any()) and (layer.private or layer.mask is not None)
+        if is_shown(layer)
+        and not bool((layer.pixels[..., 3] > 0).any())
+        and (layer.private or layer.mask is not None)
     ]
 
 

@@ -141,8 +141,11 @@ def draw_run(base: Item, clipped: Sequence[Item], canvas: Canvas) -> None:
 def lay(part: Canvas, item: Item, colour: Tensor, share: Tensor, alpha: Tensor) -> None:
     """Lay an item of straight colour ``[3, h, w]`` on a part of a canvas; ``share`` is its alpha with mask and
     opacity, ``alpha`` without."""
-    backdrop, behind = part.straight(), part.alpha.clone()
     special = item.special
+    if special is None and item.blend_mode == "normal" and item.clipped != "below":
+        part.mix(colour, 1.0, share)
+        return
+    backdrop, behind = part.straight(), part.alpha.clone()
     if special is not None:
         fill, shape = special.filled(alpha)
         whole, opacity = special.over(backdrop, behind, colour, fill)
@@ -167,10 +170,10 @@ def source(
         pixels = base.pixels[y : y + box[3], x : x + box[2]].movedim(-1, 0)
         colour, alpha = pixels[:3], pixels[3]
     else:
-        before = below if base.passthrough and below is not None else Canvas.empty(box)
-        inner = before.copy()
+        before = below if base.passthrough else None
+        inner = before.copy() if before is not None else Canvas.empty(box)
         draw(base.items, inner)
-        colour, alpha = taken_off(before, inner)
+        colour, alpha = (inner.straight(), inner.alpha) if before is None else taken_off(before, inner)
     if clipped:
         ground = Canvas(box, colour.clone(), torch.ones_like(alpha), torch.zeros_like(alpha))
         for item in clipped:
