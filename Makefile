@@ -68,6 +68,7 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train judge --minutes 4
 	@$(BIN)/python -m demo.train.harmony --minutes 12
 	@$(BIN)/python -m demo.train unet --minutes $(or $(MINUTES),300)
+	@$(BIN)/python -m demo.train transformer --minutes 140
 	@$(BIN)/python -m demo.train control --minutes 70
 	@$(BIN)/python -m demo.train transparent --minutes 60
 	@$(BIN)/python -m demo.train transparent_lora --minutes 130

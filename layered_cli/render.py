@@ -10,12 +10,13 @@ from layered_cli.shared import (
     Bar,
     Commands,
     add_groups_option,
+    add_memory_option,
     add_sampling_options,
     check_out,
-    complain,
     controlnet,
     number,
     pipeline_of,
+    read_document,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def add(commands: Commands) -> None:
         help="write the plain composite, or the document unchanged; no model is loaded",
     )
     add_groups_option(parser)
+    add_memory_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
@@ -80,14 +82,11 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.canvas.compositing import composite
     from layered_core.document import MAX_LAYERS, Layer, unique_names
     from layered_core.errors import invalid
-    from layered_core.files import read_layers, write_layers
-    from layered_core.formats.merged_picture import checked
+    from layered_core.files import write_layers
     from layered_core.formats.pictures import from_image, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
-    read = checked(read_layers(options.document, groups=options.groups))
-    for warning in read.warnings:
-        complain(f"{options.document.name}: {warning}")
+    read = read_document(options)
     document, layered = read.document, options.out.suffix.lower() != ".png"
     if options.composite_only:
         if layered:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, T2IAdapter
     from tqdm import tqdm
 
+    from layered_core.formats.file_layers import LayerFile
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -77,6 +78,30 @@ def add_groups_option(parser: argparse.ArgumentParser) -> None:
         help="groups of the file: auto takes them apart where the picture stays the same and else merges each into "
         "one layer; apart and merged always do the one (default: %(default)s)",
     )
+
+
+def add_memory_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-limit",
+        type=number(0.001, 1024),
+        default=4,
+        metavar="GIB",
+        help="most memory for the pixels of the document's layers, GiB; a document that needs more is refused "
+        "before it is decoded (default: %(default)s)",
+    )
+
+
+def read_document(options: argparse.Namespace) -> LayerFile:
+    """Read ``options.document``, and print on standard error what it has that layers cannot hold."""
+    from layered_core.files import read_layers
+    from layered_core.formats.limits import Limits
+    from layered_core.formats.merged_picture import checked
+
+    limits = Limits.of_memory(int(options.memory_limit * 2**30), "--memory-limit")
+    read = checked(read_layers(options.document, limits, options.groups))
+    for warning in read.warnings:
+        complain(f"{options.document.name}: {warning}")
+    return read
 
 
 def number(low: float, high: float, whole: bool = False) -> Callable[[str], float]:

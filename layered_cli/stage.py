@@ -9,11 +9,13 @@ from layered_cli.shared import (
     Bar,
     Commands,
     add_groups_option,
+    add_memory_option,
     add_sampling_options,
     check_out,
     controlnet,
     number,
     pipeline_of,
+    read_document,
 )
 
 
@@ -89,6 +91,7 @@ def add(commands: Commands) -> None:
         "--adapters", type=Path, metavar="FOLDER", help="folder of the LoRAs and embeddings that recipes name"
     )
     add_groups_option(parser)
+    add_memory_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
@@ -96,8 +99,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     from layered_core.canvas.compositing import composite
     from layered_core.errors import LayeredError, invalid
-    from layered_core.files import read_layers, write_layers
-    from layered_core.formats.merged_picture import checked
+    from layered_core.files import write_layers
     from layered_core.formats.pictures import write_picture
 
     check_out(options.out, ("", ".psd", ".psb", ".ora"))
@@ -113,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
         raise invalid("--alpha", options.alpha, "transparent", fix)
     if not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
-    read = checked(read_layers(options.document, groups=options.groups))
+    read = read_document(options)
     if options.replace:
         read.document.layer(options.replace)
     with Bar("stage") as bar:

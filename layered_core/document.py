@@ -176,10 +176,9 @@ class Layer:
                 raise invalid(f"{what}'s size", f"{shape[1]}x{shape[0]}", f"1..{MAX_SIDE} pixels a side")
             if not tensor.is_floating_point():
                 raise invalid(f"{what}'s type", str(tensor.dtype), "a floating-point type with values 0..1")
-            if not bool(((tensor >= 0) & (tensor <= 1)).all()):
-                raise invalid(
-                    f"{what}'s values", f"{float(tensor.min())}..{float(tensor.max())}", "0..1 and no NaN"
-                )
+            least, most = (float(value) for value in tensor.aminmax())  # both are NaN if any value is
+            if not 0 <= least <= most <= 1:
+                raise invalid(f"{what}'s values", f"{least}..{most}", "0..1 and no NaN")
             frame = frame or (shape[1], shape[0])
         _text("prompt", self.prompt)
         _text("negative", self.negative)

@@ -9,7 +9,7 @@ import torch
 
 from demo.train.loop import launch
 
-PARTS = ("vae", "judge", "text", "unet", "control", "transparent", "transparent_lora", "joint")
+PARTS = ("vae", "judge", "text", "unet", "transformer", "control", "transparent", "transparent_lora", "joint")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,8 @@ def device() -> torch.device:
 
 
 class Trainer:
-    """Train one model with AdamW, gradients averaged over processes, a cosine schedule over wall-clock time,
-    EMA and checkpoints.
+    """Train one model with AdamW (and Muon), gradients averaged over processes, a cosine schedule over
+    wall-clock time, EMA and checkpoints.
 
     Args:
         model: its parameters that require gradients are trained.
@@ -77,6 +77,8 @@ class Trainer:
         minutes: length of the run, over which the learning rate falls from ``rate`` to ``rate / 20``.
         rate: greatest learning rate, reached after ``warmup`` steps.
         average: EMA decay per step.
+        matrices: parameters [m, n] of the model that Muon trains (Jordan et al. 2024); AdamW trains the
+            others. The updates of both have the same root mean square.
     """
 
     def __init__(
@@ -90,13 +92,19 @@ class Trainer:
         rate: float,
         average: float,
         warmup: int = 100,
+        matrices: Sequence[nn.Parameter] = (),
     ) -> None:
         self.model, self.folder, self.rank, self.processes = model, folder, rank, processes
         self.rate, self.warmup, self.decay, self.seconds = rate, warmup, average, minutes * 60
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.parameters if id(p) not in chosen]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        ]
+        if matrices:
+            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            self.optimisers.append(muon)
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step = self.samples = 0
         self.spent = 0.0
@@ -122,11 +130,12 @@ class Trainer:
         factor = min(1.0, (self.step + 1) / self.warmup) * (
             0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
         )
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * factor
-        if torch.isfinite(norm):
-            self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate * factor
+            if torch.isfinite(norm):
+                optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
         self.step += 1
@@ -167,8 +176,9 @@ class Trainer:
             return
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         state |= {f"ema.{i}": v for i, v in enumerate(self.ema)}
+        kept = {p: entry for optimiser in self.optimisers for p, entry in optimiser.state.items()}
         for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimiser.state.get(parameter, {}).items():
+            for key, value in kept.get(parameter, {}).items():
                 state[f"optimiser.{i}.{key}"] = value
         spent = self.spent + time.monotonic() - self.begun
         state["clock"] = torch.tensor([self.step, self.samples, spent], dtype=torch.float64)
@@ -180,13 +190,12 @@ class Trainer:
         state = load_file(self.folder / "state.safetensors", device=str(self.parameters[0].device))
         self.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         self.ema = [state[f"ema.{i}"] for i in range(len(self.parameters))]
+        owner = {p: o for o in self.optimisers for group in o.param_groups for p in group["params"]}
         for i, parameter in enumerate(self.parameters):
             prefix = f"optimiser.{i}."
             entry = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
             if entry:
-                self.optimiser.state[parameter] = (
-                    {**entry, "step": entry["step"].cpu()} if not parameter.is_cuda else entry
-                )
+                owner[parameter].state[parameter] = entry
         step, samples, self.spent = state["clock"].tolist()
         self.step, self.samples = int(step), int(samples)
 
@@ -216,7 +225,7 @@ class Trainer:
         self.counted += 1
         if time.monotonic() - self.logged > 20 or progress >= 1:
             self.record(
-                rate=f"{self.optimiser.param_groups[0]['lr']:.1e}",
+                rate=f"{self.optimisers[0].param_groups[0]['lr']:.1e}",
                 **{k: round(v / self.counted, 5) for k, v in self.sums.items()},
             )
             self.sums, self.counted, self.logged = {}, 0, time.monotonic()

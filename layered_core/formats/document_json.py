@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..document import MAX_NAME, Layer, LayerDocument, Recipe
 from ..errors import LayeredError, invalid
 from .file_layers import LayerFile
 from .limits import Budget, Limits, check_file
-from .pictures import read_mask, read_picture, write_picture, write_whole
+from .pictures import picture_size, read_mask, read_picture, write_picture, write_whole
 from .plain_values import entries_of, is_version, known_entries, read_recipe, recipe_entries
 from .untrusted import file_inside
 
@@ -72,15 +72,21 @@ def pictures_of(path: Path) -> list[Path]:
     reported when it is read."""
     try:
         check_file(path, "document", Limits(max_file_bytes=MAX_JSON_BYTES))
-        layers = json.loads(path.read_text(encoding="utf-8-sig"))["layers"]
-        files = [
-            _inside(path.parent, layer[key], key)
-            for layer in layers
-            for key in ("image", "mask")
-            if layer.get(key) is not None
-        ]
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return _pictures(json.loads(path.read_text(encoding="utf-8-sig"))["layers"], path.parent)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return []
+
+
+def _pictures(layers: Sequence[object], folder: Path) -> list[Path]:
+    """Return the existing picture files that the layers of a document name."""
+    files = []
+    for layer in layers:
+        for key in ("image", "mask"):
+            if isinstance(layer, Mapping) and layer.get(key) is not None:
+                try:
+                    files.append(_inside(folder, layer[key], key))
+                except LayeredError:  # told when the layer is read
+                    continue
     return [file for file in files if os.path.isfile(file)]
 
 
@@ -133,6 +139,9 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
         entries["background"] = tuple(entries["background"])
     canvas = LayerDocument(**entries)
     budget.check("the canvas", canvas.width, canvas.height)
+    files = _pictures(layers, folder)
+    sizes = [(f"picture {file.name}", *size, 4) for file in files if (size := picture_size(file)) is not None]
+    budget.fits_all(sizes)
     return replace(
         canvas, layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in enumerate(layers))
     )

@@ -167,8 +167,8 @@ class _Flattening:
     def clip(
         self, layers: Sequence[FileLayer], base: Item, box: Rectangle, below: _Below
     ) -> tuple[list[FileLayer], str]:
-        """Return layers cut by the alpha of what they are clipped to, which lies in ``box`` if it is a group, and why they may then look
-        different; empty if they do not, but for the edges of ``base``."""
+        """Return layers cut by the alpha of what they are clipped to (a group lies in ``box``), and why they may then
+        look different; empty if they do not, but for the edges of ``base``."""
         before = below.canvas().cut(box) if isinstance(base, FileGroup) else None
         box = box if isinstance(base, FileGroup) else box_of(base)
         alpha, limits = source(base, (), box, before)[1], mask_of(base, box)
@@ -285,8 +285,8 @@ class _Flattening:
         return f"its layers of the mode {modes[0]} act inside it only", apart
 
     def draw_once(self, group: FileGroup) -> None:
-        """Put one layer in the place of what is seen in an isolated group, so that the groups around it, which are drawn
-        too, do not draw its layers again."""
+        """Put one layer in the place of what is seen in an isolated group, so that its layers are not drawn again with
+        the groups around it."""
         box = meet(box_of(group), self.box)
         hidden = [replace(leaf, visible=False) for leaf, shown in _leaves(group, True) if not shown]
         self.budget.fits(f"drawing the group {group.title!r}", max(box[2], 1), max(box[3], 1))

@@ -16,14 +16,11 @@ shows, or has given them a mask, the file's pixels are used, and only prompts an
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..document import MAX_NAME, LayerDocument
@@ -44,8 +41,6 @@ BITS = (8, 16, 32)
 
 _TITLE = re.compile(r"\s*(\S.*?):\s+(\S.*)", re.DOTALL)
 PLACE = ("x", "y", "width", "height", "rotation", "flip_h", "flip_v")
-TYPES: dict[str, Any] = {"u1": np.dtype("u1"), "u2": np.dtype("<u2"), "f4": np.dtype("<f4")}
-SCALE = {"u1": 255.0, "u2": 65535.0}
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class LayerFile:
     workflow: Mapping[str, Any] = field(default_factory=dict)
     """Data of the host that was stored in the file: ComfyUI's ``workflow`` and ``prompt``. Empty: none."""
     warnings: tuple[str, ...] = ()
-    """Content of the file that a document cannot hold, one line each."""
+    """Content of the file that a document cannot hold, and words that are not what they seem, one line each."""
     merged: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
     """Decodes the program's own picture of all layers, RGBA ``[H, W, 4]``, straight alpha; it or its result is None if
     there is none."""
@@ -134,34 +129,6 @@ def clean_text(text: str) -> str:
     pairs, line breaks."""
     text = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\ufffe\uffff" else c for c in text)
     return text.encode("utf-16-be", "replace").decode("utf-16-be")
-
-
-def as_stored(pixels: Tensor, mask: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
-    """Return pixels and mask rounded to ``bits`` a channel, as a file stores them."""
-    top = 2**bits - 1
-    return (pixels * top).round() / top, None if mask is None else (mask * top).round() / top
-
-
-def look_of(pixels: Tensor, mask: Tensor | None) -> tuple[str, tuple[int, int] | None]:
-    """Return the checksum and left top corner of a layer's visible pixels, or of its mask if it has none; an
-    empty checksum and None if the mask is empty too.
-
-    Programs crop layers to their visible part, change the colours of transparent pixels, and may convert to
-    16 bits. None of that changes the checksum.
-    """
-    alpha = pixels[..., 3] > 0
-    if bool(alpha.any()):
-        values, seen = torch.where(pixels[..., 3:] > 0, pixels, 0.0), alpha
-    elif mask is not None and bool((mask > 0).any()):
-        values, seen = mask, mask > 0
-    else:
-        return "", None
-    rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
-    top, left = int(rows[0]), int(columns[0])
-    part = values[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
-    digest = hashlib.sha256(repr(tuple(part.shape)).encode())
-    digest.update((part * 65535).round().to(torch.int32).contiguous().numpy().tobytes())
-    return digest.hexdigest(), (left, top)
 
 
 # Reading

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..document import Layer, LayerDocument, unique_names
 from ..errors import LayeredError, invalid
-from .file_layers import PLACE, SCALE, TYPES, VERSION, FileLayer, LayerFile, ReadBlob, look_of, split_title
+from .file_layers import PLACE, VERSION, FileLayer, LayerFile, ReadBlob, split_title
+from .layer_look import look_of_values
 from .limits import Budget
+from .pixel_numbers import TYPES, to_values
 from .plain_values import is_version, is_whole, read_recipe
 
 
@@ -106,7 +107,7 @@ def _layer(
     name, prompt = split_title(item.title, number)
     look: dict[str, Any] = {"opacity": item.opacity, "blend_mode": item.blend_mode, "visible": item.visible}
     look |= {"x": item.left, "y": item.top, "width": item.pixels.shape[1], "height": item.pixels.shape[0]}
-    invisible = not bool((item.pixels[..., 3] > 0).any())
+    invisible = not _is_visible(item.pixels)
     nothing = (
         max(item.pixels.shape[:2]) <= 1 and invisible
     )  # programs write no pixels, or one, for an empty layer
@@ -129,11 +130,13 @@ def _layer(
         return Layer(name, item.pixels, item.mask, **look) if item.pixels.numel() else None
     if not isinstance(original, Mapping):
         raise invalid("original", original, "a JSON object")
-    checksum, corner = look_of(item.pixels, item.mask)
-    if original.get("checksum") == checksum and not ("image" in original and _masked(item)):
+    look_now = look_of_values(item.pixels, item.mask)
+    if look_now.has(original.get("checksum")) and not ("image" in original and _masked(item)):
         own = _original(name, original, read_blob, budget)
         if own is not None:
-            layer = Layer(name, own["image"], own["mask"], **{**look, **_moved(original, item, corner)})
+            layer = Layer(
+                name, own["image"], own["mask"], **{**look, **_moved(original, item, look_now.corner)}
+            )
             if layer.image is None and layer.mask is None:  # what is made of it is as large as its box
                 budget.fits(f"layer {name!r}", layer.width, layer.height, channels=1)
             return layer
@@ -144,6 +147,11 @@ def _layer(
     if nothing:
         return None
     return Layer(name, None if invisible and "image" not in original else item.pixels, item.mask, **look)
+
+
+def _is_visible(pixels: Tensor) -> bool:
+    """Return whether a pixel is not transparent; most layers have one in the first rows that are looked at."""
+    return any(bool((pixels[top : top + 64, :, 3] > 0).any()) for top in range(0, len(pixels), 64))
 
 
 def _masked(item: FileLayer) -> bool:
@@ -175,8 +183,8 @@ def _original(
         data = read_blob(stored["key"], width * height * channels * TYPES[kind].itemsize)
         if data is None:
             return None
-        values = torch.from_numpy(np.frombuffer(data, TYPES[kind]).astype(np.float32)) / SCALE.get(kind, 1.0)
-        own[what] = values.reshape((height, width, 4) if what == "image" else (height, width))
+        shape = (height, width, 4) if what == "image" else (height, width)
+        own[what] = to_values(np.frombuffer(data, TYPES[kind]).reshape(shape))
     return own
 
 

@@ -4,6 +4,7 @@ allocated for it."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -26,25 +27,38 @@ class Limits:
     max_alloc_bytes: int = 2**32
     """Greatest memory for the decoded pixels of all layers together, bytes; a pixel takes 16, a pixel of a
     mask 4."""
+    option: str | None = None
+    """Name of the host's option for the memory, which errors tell the user to raise; None: they name the field. Empty:
+    the host has none."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            check_whole(
-                f"limits: {f.name}",
-                getattr(self, f.name),
-                1,
-                {"max_side": MAX_SIDE, "max_layers": MAX_LAYERS}.get(f.name, 2**63),
-            )
+            if f.name != "option":
+                check_whole(
+                    f"limits: {f.name}",
+                    getattr(self, f.name),
+                    1,
+                    {"max_side": MAX_SIDE, "max_layers": MAX_LAYERS}.get(f.name, 2**63),
+                )
 
     @classmethod
-    def of_memory(cls, size: int) -> Limits:
-        """Return limits with ``size`` bytes for decoded pixels. If that is more than the default, the limit
-        on the area of one picture grows in proportion."""
+    def of_memory(cls, size: int, option: str | None = None) -> Limits:
+        """Return limits with ``size`` bytes for decoded pixels, which the host's ``option`` sets. If that is more than
+        the default, the limit on the area of one picture grows in proportion."""
         usual = cls()
         return cls(
             max_alloc_bytes=size,
             max_pixels=max(usual.max_pixels, usual.max_pixels * size // usual.max_alloc_bytes),
+            option=option,
         )
+
+    def fix(self, field: str, needed: int) -> str:
+        """Return what a user can do where the limit ``field`` on memory is exceeded and ``needed`` bytes are needed."""
+        if self.option is None:
+            return f"Raise the memory limit, {field}"
+        if not self.option:
+            return "Make it smaller"
+        return f"Raise the memory limit, {self.option}, to {-(-needed // 2**30)} GiB or more"
 
 
 class Budget:
@@ -71,15 +85,28 @@ class Budget:
         """
         self.check(where, width, height)
         used = self._bytes + width * height * channels * 4
-        if used > self.limits.max_alloc_bytes:
-            allowed = f"at most {self.limits.max_alloc_bytes:,}"
-            raise invalid(
-                f"memory for pixels up to {where}",
-                f"{used:,} bytes",
-                allowed,
-                "Raise the memory limit, max_alloc_bytes",
-            )
+        self._check_bytes(f"memory for pixels up to {where}", used)
         return used
+
+    def fits_all(self, sizes: Iterable[tuple[str, int, int, int]]) -> None:
+        """Check pictures together before any of them is decoded: each is its name, width, height and number of
+        channels.
+
+        Raises:
+            LayeredError: a limit is exceeded.
+        """
+        used, count = self._bytes, 0
+        for where, width, height, channels in sizes:
+            self.check(where, width, height)
+            used += width * height * channels * 4
+            count += 1
+        self._check_bytes(f"memory for pixels of {count} layers and masks", used)
+
+    def _check_bytes(self, what: str, used: int) -> None:
+        most = self.limits.max_alloc_bytes
+        if used > most:
+            fix = self.limits.fix("max_alloc_bytes", used)
+            raise invalid(what, f"{used:,} bytes", f"at most {most:,}", fix)
 
     def check(self, where: str, width: int, height: int) -> None:
         """Check a size without counting it as used.
@@ -97,7 +124,7 @@ class Budget:
                 f"size of {where}",
                 f"{width}x{height}",
                 f"at most {area:,} pixels in all",
-                "Raise the memory limit, max_pixels",
+                self.limits.fix("max_pixels", width * height * Limits.max_alloc_bytes // Limits.max_pixels),
             )
 
 

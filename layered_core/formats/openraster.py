@@ -14,11 +14,11 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 from xml.etree.ElementTree import Element, SubElement, register_namespace, tostring
 
 from torch import Tensor
@@ -31,13 +31,14 @@ from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileGroup, FileLayer, It
 from .file_nodes import Node, leaves, make_room
 from .from_file import restore
 from .limits import Budget, Limits, check_file
+from .openraster_archive import FOLDER, PNG, Archive, check_directory
 from .pictures import decode_picture, to_image, write_whole
 from .to_file import document_private, flatten
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
 MIMETYPE = b"image/openraster"
-_PNG = b"\x89PNG\r\n\x1a\n"
-_FOLDER = "layered-diffusion/"
+PNG_LEVEL = 4
+"""How hard PNG pictures are compressed, 0..9."""
 _MERGED = "mergedimage.png"
 _LAYER, _DOCUMENT = f"{{{NAMESPACE}}}layer", f"{{{NAMESPACE}}}document"
 
@@ -77,8 +78,6 @@ _CUTS = ("svg:dst-in", "svg:dst-out", "svg:dst-atop")
 _MAX_DEPTH = 64
 """Greatest depth of nested stacks."""
 _MAX_XML_BYTES = 2**24
-_MAX_DIRECTORY_BYTES = 2**22
-"""Greatest size of the archive's list of entries, about 40,000 of them."""
 
 
 # Writing
@@ -142,9 +141,9 @@ def _write(
         archive.writestr(_MERGED, _png(merged), zipfile.ZIP_STORED)
         archive.writestr("Thumbnails/thumbnail.png", _png(merged, 256), zipfile.ZIP_STORED)
         if workflow:
-            archive.writestr(_FOLDER + "workflow.json", json.dumps(workflow))
+            archive.writestr(FOLDER + "workflow.json", json.dumps(workflow))
         for key, data in blobs.items():
-            archive.writestr(_FOLDER + key, data)
+            archive.writestr(FOLDER + key, data)
 
 
 def _png(pixels: Tensor, side: int = 0) -> bytes:
@@ -152,7 +151,7 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
     if side:
         image.thumbnail((side, side))
     data = BytesIO()
-    image.save(data, "PNG", compress_level=4)
+    image.save(data, "PNG", compress_level=PNG_LEVEL)
     return data.getvalue()
 
 
@@ -175,7 +174,7 @@ def read_openraster(path: str | Path, limits: Limits | None = None, groups: str 
     check_file(path, "OpenRaster file", limits)
     try:
         with path.open("rb") as file:
-            _check_directory(file)
+            check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 return _Reader(archive, limits, groups).read()
     except LayeredError as error:
@@ -197,43 +196,12 @@ def read_openraster(path: str | Path, limits: Limits | None = None, groups: str 
         ) from error
 
 
-def _check_directory(file: BinaryIO) -> None:
-    """Refuse an archive with a list of entries so long that it would fill the memory, before the list is
-    read."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 2**16 - 100))
-    tail = file.read()
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) < end + 22:
-        raise LayeredError("the file is not a zip archive, or it is cut short")
-    directory = int.from_bytes(tail[end + 12 : end + 16], "little")
-    if directory > _MAX_DIRECTORY_BYTES or b"PK\x06\x07" in tail[max(0, end - 20) : end]:
-        raise invalid(
-            "size of the archive's list of entries",
-            f"{directory:,} bytes",
-            f"at most {_MAX_DIRECTORY_BYTES:,}, not in zip64",
-        )
-    file.seek(0)
-
-
-class _Reader:
+class _Reader(Archive):
     def __init__(self, archive: zipfile.ZipFile, limits: Limits, groups: str) -> None:
-        self.archive = archive
-        self.limits = limits
-        self.groups = groups
-        self.budget = Budget(limits)
+        super().__init__(archive, limits)
         self.warnings: list[str] = []
-        self.entries: dict[str, zipfile.ZipInfo] = {}
-        self.spelled: dict[str, list[str]] = {}
-        for entry in archive.infolist():
-            name = entry.filename
-            # Nothing is unpacked to disk, so that a name with a drive or a leading slash, as pyora writes, is harmless.
-            if ".." in _plain(name).split("/"):
-                raise invalid("name of an entry", name, "a path inside the archive")
-            if name in self.entries:
-                raise invalid("name of an entry", name, "names that occur once")
-            self.entries[name] = entry
-            self.spelled.setdefault(_plain(name), []).append(name)
+        self.groups = groups
+        self.left_out: set[Element] = set()
 
     def read(self) -> LayerFile:
         kind = self._bytes("mimetype", 100).strip()
@@ -245,6 +213,7 @@ class _Reader:
             raise invalid("stack.xml", root.tag, "an <image> with a <stack>")
         width, height = _whole_number(root, "w", "canvas"), _whole_number(root, "h", "canvas")
         self.budget.check("the canvas", width, height)
+        self._check_sizes(stack, (width, height))
         nodes = self._nodes(stack, 0)
         lowest = next(leaves(nodes), None)
         backdrop = lowest is not None and "background" in parse_json(
@@ -254,9 +223,9 @@ class _Reader:
         items = self._items(nodes, 0, 0)
         layers = flatten_groups(items, (width, height), self.groups, self.budget, self.warnings)
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
-        if private and self._entry(_FOLDER + "workflow.json"):
+        if private and self._entry(FOLDER + "workflow.json"):
             private["workflow"] = parse_json(
-                self._bytes(_FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow"
+                self._bytes(FOLDER + "workflow.json", MAX_WORKFLOW_BYTES).decode(), "workflow"
             )
         read = restore((width, height), layers, private, self._blob, self.budget, self.warnings)
         return replace(read, merged=self._own_picture())
@@ -265,8 +234,43 @@ class _Reader:
         """Return a function that decodes the merged picture; None if the archive has none."""
         if self._entry(_MERGED) is None:
             return None
-        data, limits = self._bytes(_MERGED, 4 * self.limits.max_alloc_bytes), self.limits
+        limits = self.limits
+        try:
+            data = self._png(_MERGED)
+        except LayeredError as error:
+            told = error
+
+            def refuse() -> Tensor:
+                raise told
+
+            return refuse
         return lambda: decode_picture(BytesIO(data), _MERGED, Budget(limits), ("PNG",), [])
+
+    def _check_sizes(self, stack: Element, canvas: tuple[int, int]) -> None:
+        """Check that all layers together fit into the memory, before any of them is read. A layer that is hidden, or
+        lies wholly outside the canvas, is left out if it alone is too large, with a warning."""
+        found = []
+        for node, x, y, shown in _places(stack):
+            entry = self._entry(node.get("src", ""))
+            size = None if entry is None else self._png_size(entry)
+            if entry is None or size is None:
+                continue
+            where = f"layer {clean_text(node.get('name', '')[:MAX_TITLE])!r}"
+            picture = f"picture {Path(entry.filename).name} of {where}"
+            outside = x >= canvas[0] or y >= canvas[1] or x + size[0] <= 0 or y + size[1] <= 0
+            if not shown or outside:
+                try:
+                    self.budget.check(picture, *size)
+                except LayeredError as error:
+                    why = "outside the canvas" if shown else "hidden"
+                    self.warnings.append(f"{where} is {why} and too large, so it is left out: {error}")
+                    self.left_out.add(node)
+                    continue
+            found.append((shown, (picture, *size, 4)))
+        some = (
+            len(found) > self.limits.max_layers
+        )  # where there are too many layers, hidden ones are left out
+        self.budget.fits_all(size for shown, size in found if shown or not some)
 
     def _nodes(self, stack: Element, depth: int) -> list[Node]:
         """Return the layers and stacks of a stack, back to front: each with its element and, for a layer, the name of
@@ -327,6 +331,8 @@ class _Reader:
             LayeredError: the archive has no such entry.
         """
         where, source = f"layer {clean_text(node.get('name', '')[:MAX_TITLE])!r}", node.get("src")
+        if node in self.left_out:
+            return None
         if not source:
             self.warnings.append(f"{where} has no picture, as its src is missing, and is left out")
             return None
@@ -336,7 +342,7 @@ class _Reader:
             outside = plain.startswith("/") or ".." in plain.split("/") or ":" in plain
             allowed = "a path inside the archive" if outside else "the name of an entry of the archive"
             raise invalid(f"{where}: src", source, allowed)
-        if not source.lower().endswith(".png") and self._begin(entry) != _PNG:
+        if not source.lower().endswith(".png") and not self._begin(entry).startswith(PNG):
             self.warnings.append(
                 f"{where}: its picture {source!r} is not a PNG file, and the layer is left out: rasterize it to keep it"
             )
@@ -349,9 +355,7 @@ class _Reader:
         operator = node.get("composite-op") or "svg:src-over"
         private = node.get(_LAYER)
         shown = self._shown(node, operator, where)
-        # A PNG is never much larger than its pixels, and their number is checked when it is opened.
-        data = self._bytes(source, 4 * self.limits.max_alloc_bytes)
-        pixels = decode_picture(BytesIO(data), source, self.budget, ("PNG",), self.warnings)
+        pixels = decode_picture(BytesIO(self._png(source)), source, self.budget, ("PNG",), self.warnings)
         return FileLayer(
             title, _whole_number(node, "x", where, 0) + x, _whole_number(node, "y", where, 0) + y, pixels, None,
             self._opacity(node, where), self._blend_mode(operator, private is not None, where), shown,
@@ -385,57 +389,21 @@ class _Reader:
             self.warnings.append(f"{where}: opacity {text} is read as {within:g}; it lies in 0..1")
         return within
 
-    def _entry(self, name: str) -> zipfile.ZipInfo | None:
-        """Return an entry by its name, or else the only one whose name differs from it in a leading slash, ``./`` or
-        the kind of slashes; None if there is none."""
-        spelled = self.spelled.get(_plain(name), ())
-        return self.entries.get(name) or (self.entries[spelled[0]] if len(spelled) == 1 else None)
 
-    def _begin(self, entry: zipfile.ZipInfo) -> bytes:
-        """Return the first bytes of an entry, as many as a PNG file has for its signature."""
-        with self._open(entry) as file:
-            return file.read(len(_PNG))
-
-    def _blob(self, key: str, count: int) -> bytes | None:
-        entry = self._entry(_FOLDER + key)
-        return self._bytes(_FOLDER + key, count) if entry is not None and entry.file_size == count else None
-
-    def _bytes(self, name: str, most: int) -> bytes:
-        """Return the content of an entry, at most ``most`` bytes, whatever size the archive states.
-
-        Raises:
-            LayeredError: the entry is missing, encrypted, of an unusual compression, or too large.
-        """
-        entry = self._entry(name)
-        if entry is None:
-            found = ", ".join(sorted(self.entries)[:5]) or "nothing"
-            raise LayeredError(
-                f"the archive has no entry {name!r}, only {found[:80]}. The file is not OpenRaster, or it is "
-                f"damaged"
-            )
-        most = min(most, self.limits.max_file_bytes)
-        if entry.file_size > most:
-            raise invalid(f"size of entry {name}", f"{entry.file_size:,} bytes", f"at most {most:,}")
-        with self._open(entry) as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise LayeredError(
-                f"entry {name!r} is larger than the archive says; allowed: at most {most:,} bytes"
-            )
-        return data
-
-    def _open(self, entry: zipfile.ZipInfo) -> IO[bytes]:
-        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise LayeredError(
-                f"entry {entry.filename!r} is encrypted or of an unusual compression; allowed: stored or deflated. "
-                f"Save the file anew"
-            )
-        return self.archive.open(entry)
-
-
-def _plain(name: str) -> str:
-    """Return the name of an entry without leading slashes and ``./``, with forward slashes."""
-    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+def _places(root: Element) -> Iterator[tuple[Element, int, int, bool]]:
+    """Yield all layers of the root stack, each with its left and top edge on the canvas, and whether it is shown."""
+    pending = [(node, 0, 0, True) for node in root]
+    while pending:
+        node, x, y, shown = pending.pop()
+        where = (
+            f"{'layer' if node.tag == 'layer' else 'group'} {clean_text(node.get('name', '')[:MAX_TITLE])!r}"
+        )
+        x, y = x + _whole_number(node, "x", where, 0), y + _whole_number(node, "y", where, 0)
+        shown &= _visible(node)
+        if node.tag == "layer":
+            yield node, x, y, shown
+        elif node.tag == "stack":
+            pending += [(inner, x, y, shown) for inner in node]
 
 
 def _whole_number(node: Element, key: str, where: str, default: int | None = None) -> int:

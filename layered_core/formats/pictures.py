@@ -17,10 +17,14 @@ from torch import Tensor
 
 from ..errors import LayeredError, invalid
 from .limits import Budget, Limits
+from .pixel_numbers import to_numbers, to_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
 
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
+"""What Pillow raises on broken files."""
 
 _PHOTOMETRIC = 262
 """The tag of a TIFF that says how its numbers are meant; 0: grey, and 0 is white."""
@@ -75,22 +79,32 @@ def decode_picture(
                     )
                 if picture.mode.startswith(("I", "F")):
                     return _deep_grey(picture, name)
-                return from_image(ImageOps.exif_transpose(picture))
+                ImageOps.exif_transpose(picture, in_place=True)
+                return from_image(picture)
     except LayeredError:
         raise
     except UnidentifiedImageError:
         raise LayeredError(
             f"picture {name!r} cannot be read: it is damaged, or none of {', '.join(formats)}. Save it again as PNG"
         ) from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        Image.DecompressionBombError,
-    ) as error:
+    except _BROKEN as error:
         raise LayeredError(f"picture {name!r} cannot be read: {error}. Save it again as PNG") from error
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Return the width and height that a picture file states; None if it cannot be read, of which
+    :func:`read_picture` tells."""
+    Image.init()
+    try:
+        with catch_warnings():
+            simplefilter("ignore", Image.DecompressionBombWarning)
+            with (
+                path.open("rb") as file,
+                Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as picture,
+            ):
+                return picture.size
+    except (*_BROKEN, UnidentifiedImageError):
+        return None
 
 
 def _deep_grey(picture: Image.Image, name: str) -> Tensor:
@@ -124,12 +138,12 @@ def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | No
 
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    return torch.from_numpy(np.asarray(image.convert("RGBA")).astype(np.float32) / 255)
+    return to_values(np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")))
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Convert ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` in 0..1 to an 8-bit Pillow image, rounded."""
-    return Image.fromarray((pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    return Image.fromarray(to_numbers(pixels, "u1"))
 
 
 def write_picture(pixels: Tensor, path: Path) -> None:

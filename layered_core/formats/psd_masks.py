@@ -26,6 +26,11 @@ class PixelMask:
     outside: float
     """Value everywhere else, 0..1."""
 
+    @property
+    def box(self) -> Rectangle:
+        """The rectangle of ``values``."""
+        return self.left, self.top, self.values.shape[1], self.values.shape[0]
+
     def at(self, density: int | None) -> PixelMask:
         """Return the mask at a density of 0..255; None and 255 leave it unchanged."""
         if density is None or density == 255:
@@ -36,7 +41,7 @@ class PixelMask:
 
     def without(self, factor: PixelMask) -> PixelMask:
         """Return this mask divided by ``factor``; 0 where ``factor`` is 0."""
-        by = factor.over((self.left, self.top, self.values.shape[1], self.values.shape[0]))
+        by = factor.over(self.box)
         values = torch.where(by > 0, self.values / by.clamp_min(1e-6), 0.0).clamp(0, 1)
         return replace(
             self, values=values, outside=min(1.0, self.outside / factor.outside) if factor.outside else 0.0

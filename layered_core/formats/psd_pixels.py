@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import LayeredError, invalid
 from .limits import Budget
 from .merged_picture import straight_merged
+from .pixel_numbers import Numbers, interleaved
 from .psd_masks import PixelMask, Rectangle
 from .psd_records import is_rendered, is_shape
 
@@ -30,27 +31,31 @@ class Channels:
         self.header = header
         self.budget = budget
         self.warnings = warnings
+        self.kind = np.dtype("u1" if header.depth == 8 else ">u2")
 
     def layer(self, record: LayerRecord, channels: ChannelDataList, where: str) -> Tensor:
         """Return RGBA ``[H, W, 4]``; opaque if the layer has no transparency channel."""
         planes = {info.id: data for info, data in zip(record.channel_info, channels, strict=True)}
         height, width = record.bottom - record.top, record.right - record.left
         colours = [0, 0, 0] if self.header.color_mode == ColorMode.GRAYSCALE else [0, 1, 2]
-        out = torch.ones(height, width, 4)
-        for place, channel in [*enumerate(colours), (3, ChannelID.TRANSPARENCY_MASK)]:
-            if channel in planes:
-                out[..., place] = self._plane(planes[ChannelID(channel)], width, height)
-            elif place < 3:
-                raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
-        return out
+        if any(channel not in planes for channel in colours):
+            raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
+        found = {
+            channel: self._plane(planes[ChannelID(channel)], width, height)
+            for channel in dict.fromkeys(colours)
+        }
+        alpha = planes.get(ChannelID.TRANSPARENCY_MASK)
+        return interleaved(
+            [
+                *(found[channel] for channel in colours),
+                None if alpha is None else self._plane(alpha, width, height),
+            ]
+        )
 
-    def _plane(self, data: ChannelData, width: int, height: int) -> Tensor:
+    def _plane(self, data: ChannelData, width: int, height: int) -> Numbers:
+        """Return a channel's numbers, ``[height, width]``."""
         raw = data.get_data(width, height, self.header.depth, self.header.version)
-        return self._values(raw).reshape(height, width)
-
-    def _values(self, raw: bytes) -> Tensor:
-        kind, top = ("u1", 255) if self.header.depth == 8 else (">u2", 65535)
-        return torch.from_numpy(np.frombuffer(raw, kind).astype(np.float32)) / top
+        return np.frombuffer(raw, self.kind).reshape(height, width)
 
     def masks(self, record: LayerRecord, channels: ChannelDataList, where: str) -> tuple[PixelMask, ...]:
         """Return the layer's pixel mask and vector mask, which are multiplied.
@@ -107,7 +112,8 @@ class Channels:
         if right <= left or bottom <= top:
             return PixelMask(left, top, torch.zeros(0, 0), outside / 255)
         self.budget.take(f"the mask of {where}", right - left, bottom - top, 1)
-        return PixelMask(left, top, self._plane(data, right - left, bottom - top), outside / 255)
+        plane = self._plane(data, right - left, bottom - top)
+        return PixelMask(left, top, interleaved([plane])[..., 0], outside / 255)
 
     def merged(self, image: ImageData, transparent: bool) -> Tensor:
         """Return the file's merged picture, RGBA ``[H, W, 4]``, straight alpha; opaque unless it is ``transparent``,
@@ -118,10 +124,9 @@ class Channels:
         if header.channels < colours:
             raise invalid("number of channels", header.channels, f"at least {colours}")
         planes = [
-            self._values(plane).reshape(header.height, header.width)
-            for plane in image.get_data(header)[: colours + 1]
+            np.frombuffer(raw, self.kind).reshape(header.height, header.width)
+            for raw in image.get_data(header)[: colours + 1]
         ]
-        colour = torch.stack((planes[:colours] * 3)[:3], -1)
-        if transparent and len(planes) > colours:
-            return straight_merged(colour, planes[colours])
-        return torch.cat([colour, torch.ones(header.height, header.width, 1)], -1)
+        alpha = planes[colours] if transparent and len(planes) > colours else None
+        rgba = interleaved([*(planes[:colours] * 3)[:3], alpha])
+        return rgba if alpha is None else straight_merged(rgba[..., :3], rgba[..., 3])

@@ -17,13 +17,13 @@ from typing import Any, BinaryIO
 
 import torch
 from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, SectionDivider, Tag
-from psd_tools.psd import PSD
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
     ChannelDataList,
     LayerRecord,
 )
+from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
@@ -43,8 +43,11 @@ from .psd_blending import (
     untold,
 )
 from .psd_errors import in_words, listening
-from .psd_masks import product
-from .psd_names import BLOB, NAMES
+from .psd_fills import drawn_fill, is_fill
+from .psd_masks import PixelMask, product
+from .psd_names import NAMES
+from .psd_parts import check_parts
+from .psd_paths import vector_mask
 from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
@@ -56,6 +59,8 @@ from .psd_records import (
     section_divider,
     unpaired_dividers,
 )
+from .psd_sections import read_sections
+from .psd_sizes import check_sizes
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -66,9 +71,9 @@ _EFFECTS = (
     Tag.OBJECT_BASED_EFFECTS_LAYER_INFO_V1,
 )
 _ARTBOARDS = (Tag.ARTBOARD_DATA1, Tag.ARTBOARD_DATA2, Tag.ARTBOARD_DATA3)
+_PATTERNS = (Tag.PATTERNS1, Tag.PATTERNS2, Tag.PATTERNS3)
 _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
-_MAX_XMP_BYTES = 2**26
 
 
 def read_psd(path: str | Path, limits: Limits | None = None, groups: str = "auto") -> LayerFile:
@@ -125,8 +130,10 @@ class _Reader:
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
-            self.psd = PSD.read(file)
+            check_parts(file)
+        self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
+        self.size = self.header.width, self.header.height
         self.channels = Channels(self.header, self.budget, self.warnings)
         resources = self.psd.image_resources
         profile = resources.get_data(Resource.ICC_PROFILE)
@@ -140,6 +147,13 @@ class _Reader:
         private = self._private(resources.get_data(Resource.XMP_METADATA))
         pairs = self._pairs()
         self.encoding = names_encoding((record for record, _ in pairs), self.warnings)
+        check_sizes(
+            [record for record, _ in pairs],
+            self.size,
+            self.budget,
+            lambda record: title(record, self.encoding),
+            self.warnings,
+        )
         nodes = self._nodes(pairs)
         entries = private.pop("layers", None)
         backdrop = isinstance(entries, list) and any(
@@ -153,18 +167,12 @@ class _Reader:
             items, self.found = [only], [(only, None)]
         match_private(self.found, entries or [])
         self.warnings += knock_out(items[self._is_background(pairs) :], self.knockouts, ())
-        size = self.header.width, self.header.height
-        layers = flatten_groups(items, size, self.groups, self.budget, self.warnings)
-        stored = [r.data for r in resources.values() if isinstance(r.data, bytes) and r.data.startswith(BLOB)]
-        blobs = {
-            key[len(BLOB) :].decode("ascii", "replace"): data
-            for key, _, data in (item.partition(b"\n") for item in stored)
-        }
+        layers = flatten_groups(items, self.size, self.groups, self.budget, self.warnings)
         read = restore(
-            size,
+            self.size,
             layers,
             private,
-            lambda key, count: inflate(blobs.get(key), count),
+            self._blob,
             self.budget,
             self.warnings,
         )
@@ -182,6 +190,10 @@ class _Reader:
                 return channels.merged(image, transparent)
 
         return decode
+
+    def _blob(self, key: str, count: int) -> bytes | None:
+        span = self.blobs.get(key)
+        return None if span is None else inflate(span.read(), count)
 
     def _check_header(self, file: BinaryIO) -> None:
         """Refuse files that cannot be read, before anything large is read."""
@@ -201,13 +213,10 @@ class _Reader:
                 "bits a channel", header.depth, "8, 16", "In Photoshop: Image > Mode > 16 Bits/Channel"
             )
         self.budget.check("the canvas", header.width, header.height)
-        file.seek(0)
 
     def _private(self, xmp: object) -> dict[str, Any]:
         if not isinstance(xmp, bytes):
             return {}
-        if len(xmp) > _MAX_XMP_BYTES:
-            raise invalid("size of the XMP packet", f"{len(xmp):,} bytes", f"at most {_MAX_XMP_BYTES:,}")
         if NAMESPACE.encode() not in xmp:
             return {}
         tag = f"{{{NAMESPACE}}}document"
@@ -248,7 +257,7 @@ class _Reader:
                 open_groups.append([])
                 continue
             items = open_groups.pop() if kind is not None else None
-            counts = bool(record.width * record.height) or record.mask_data is not None
+            counts = bool(record.width * record.height) or record.mask_data is not None or is_fill(record)
             open_groups[-1].append(Node((record, channels), record.flags.visible, items, counts))
         return open_groups[0]
 
@@ -309,8 +318,10 @@ class _Reader:
         special = special_of(record, self.header.color_mode)
         if has_own_ranges(record) or (passthrough and special):
             self.warnings.append(f"{where} shows in some colours only (blend-if); this is left out")
+        vector = self._vector(record, where)
+        masks = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
         group = FileGroup(
-            name, self._items(node.items or []), self.channels.masks(record, channels, where),
+            name, self._items(node.items or []), masks,
             opacity_of(record), "normal" if passthrough else self._blend_mode(record, where), passthrough,
             record.flags.visible, special=None if passthrough else special, merge=node.merge,
         )  # fmt: skip
@@ -321,24 +332,27 @@ class _Reader:
         """Return a layer; None for one of a kind that is left out."""
         name = title(record, self.encoding)
         where = f"layer {name!r}"
-        own = self.channels.masks(record, channels, where)
+        vector = self._vector(record, where)
+        own = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
-        has_pixels = box[2] > 0 and box[3] > 0
-        if not has_pixels:
-            if any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
-                self.warnings.append(f"{where} is an adjustment or fill layer and is left out")
-                return None
-            box = (
-                (own[0].left, own[0].top, own[0].values.shape[1], own[0].values.shape[0])
-                if own
-                else (0, 0, 0, 0)
-            )
-        self._warn(record, where)
-        if box[2] and box[3]:
+        pixels = None
+        if box[2] > 0 and box[3] > 0:
             self.budget.take(where, box[2], box[3])
-        pixels = (
-            self.channels.layer(record, channels, where) if has_pixels else torch.zeros(box[3], box[2], 4)
-        )
+            pixels = self.channels.layer(record, channels, where)
+        elif is_fill(record):
+            box = (0, 0, *self.size) if vector is None or vector.outside else vector.box
+            self.budget.take(where, max(1, box[2]), max(1, box[3]))
+            pixels = drawn_fill(record, box, self.size, self._patterns(), self.budget, self.warnings, where)
+        elif not any(tag in record.tagged_blocks for tag in ADJUSTMENT_TYPES):
+            box = own[0].box if own else (0, 0, 0, 0)
+            if box[2] and box[3]:
+                self.budget.take(where, box[2], box[3])
+            pixels = torch.zeros(box[3], box[2], 4)
+        else:
+            self.warnings.append(f"{where} is an adjustment layer and is left out")
+        if pixels is None:
+            return None
+        self._warn(record, where)
         mask = product(own, box)
         shown = shown_by_own_colours(record, pixels, self.header.color_mode)
         if shown is not None:
@@ -351,6 +365,27 @@ class _Reader:
         self.found.append((layer, identity if isinstance(identity, int) else None))
         self._note_knockout(record, layer)
         return layer
+
+    def _vector(self, record: LayerRecord, where: str) -> PixelMask | None:
+        """Return the vector mask of a layer or group, drawn; None unless it has one that the file does not hold as
+        pixels."""
+        if is_rendered(record) or is_shape(record):
+            return None
+        mask = vector_mask(record, self.size, self.budget, where)
+        if mask is None:
+            if any(tag in record.tagged_blocks for tag in VECTOR_MASKS):
+                self.warnings.append(f"{where}: the vector mask is switched off or damaged, and is left out")
+            return None
+        parameters = record.mask_data.parameters if record.mask_data is not None else None
+        if parameters is not None and parameters.vector_mask_feather:
+            self.warnings.append(f"{where}: the mask's feather is left out")
+        return mask.at(None if parameters is None else parameters.vector_mask_density)
+
+    def _patterns(self) -> list[Pattern]:
+        """Return the patterns of the file."""
+        blocks = self.psd.layer_and_mask_information.tagged_blocks
+        found = [] if blocks is None else [blocks.get_data(tag) for tag in _PATTERNS]
+        return [pattern for patterns in found if patterns is not None for pattern in patterns]
 
     def _note_knockout(self, record: LayerRecord, item: Item) -> None:
         depth = record.tagged_blocks.get_data(Tag.KNOCKOUT_SETTING, 0)
@@ -370,5 +405,3 @@ class _Reader:
             self.warnings.append(
                 f"{where} has layer effects, which are left out: rasterize them to keep them"
             )
-        if any(tag in blocks for tag in VECTOR_MASKS) and not (is_shape(record) or is_rendered(record)):
-            self.warnings.append(f"{where} has a vector mask, which is left out: rasterize it to keep it")

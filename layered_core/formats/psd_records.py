@@ -10,7 +10,8 @@ from psd_tools.constants import BlendMode, ChannelID, SectionDivider, Tag
 from psd_tools.psd.layer_and_mask import LayerRecord
 
 from ..errors import invalid
-from .file_layers import FileLayer, look_of, split_title
+from .file_layers import FileLayer, split_title
+from .layer_look import look_of_values
 from .psd_names import NAMES, NEAREST
 
 _DIVIDERS = (Tag.SECTION_DIVIDER_SETTING, Tag.NESTED_SECTION_DIVIDER_SETTING)
@@ -63,8 +64,10 @@ def unpaired_dividers(records: Sequence[LayerRecord]) -> set[int]:
 
 
 def is_shape(record: LayerRecord) -> bool:
-    """Return whether the layer is a fill with a vector mask; its pixels are already cut by that mask."""
-    return all(any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, VECTOR_MASKS))
+    """Return whether the layer is a fill with a vector mask by which the pixels in the file are already cut."""
+    return record.width * record.height > 0 and all(
+        any(tag in record.tagged_blocks for tag in tags) for tags in (_FILLS, VECTOR_MASKS)
+    )
 
 
 def is_rendered(record: LayerRecord) -> bool:
@@ -104,7 +107,7 @@ def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: objec
         lambda layer, identity, e: (
             identity is not None
             and identity == e.get("id")
-            and look_of(layer.pixels, layer.mask)[0] == e.get("look")
+            and look_of_values(layer.pixels, layer.mask).has(e.get("look"))
         )
     )
     for layer, _ in layers:
@@ -113,10 +116,8 @@ def match_private(layers: Sequence[tuple[FileLayer, int | None]], entries: objec
             layer.blend_mode = true
 
 
-def inflate(data: bytes | None, count: int) -> bytes | None:
+def inflate(data: bytes, count: int) -> bytes | None:
     """Decompress ``data``; return None unless that gives exactly ``count`` bytes."""
-    if data is None:
-        return None
     try:
         out = zlib.decompressobj().decompress(data, count + 1)
     except zlib.error:

@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
+from PIL import Image
 from psd_tools.constants import ChannelID, ColorMode, Compression, Resource, Tag
 from psd_tools.psd import PSD
 from psd_tools.psd.header import FileHeader
@@ -43,10 +44,12 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
-from .file_layers import FileLayer, as_stored, look_of
-from .pictures import to_image, write_whole
+from .file_layers import FileLayer
+from .layer_look import look_of
+from .pictures import write_whole
+from .pixel_numbers import Numbers, to_numbers
 from .psd_names import BLOB, NEAREST, PSD_MODES
-from .to_file import document_private, file_bits, flatten
+from .to_file import PixelTypes, document_private, file_bits, flatten
 from .untrusted import NAMESPACE
 
 _PLUGIN_RESOURCES = range(4100, 5000)
@@ -68,8 +71,9 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
         LayeredError: the file would be larger than the format allows.
     """
     path = Path(path)
-    bits = file_bits(document)
-    layers, blobs = flatten(document, bits, masks=True)
+    types = PixelTypes()
+    bits = file_bits(document, types)
+    layers, blobs = flatten(document, bits, masks=True, types=types)
     version = 2 if path.suffix.lower() == ".psb" else 1
     header = FileHeader(
         version=version,
@@ -82,9 +86,8 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
     private = document_private(document)
     if workflow:
         private["workflow"] = workflow
-    private["layers"] = [_entry(layer, number, bits) for number, layer in enumerate(layers, 1)]
-    merged = composite(document, rules="photoshop")
-    info = _layer_info(layers, header)
+    info, private["layers"] = _layer_info(layers, header)
+    merged = _over_white(composite(document, rules="photoshop"), f"u{bits // 8}")
     section = LayerAndMaskInformation(info, GlobalLayerMaskInfo(), TaggedBlocks())
     if bits == 16:  # Photoshop expects 16-bit layers in a block of their own
         block = LayerInfoBlock(info.layer_count, info.layer_records, info.channel_image_data)
@@ -104,27 +107,34 @@ def write_psd(document: LayerDocument, path: str | Path, workflow: Mapping[str, 
         ) from error
 
 
-def _entry(layer: FileLayer, number: int, bits: int) -> dict[str, Any]:
-    entry = {
-        **(layer.private or {}),
-        "id": number,
-        "look": look_of(*as_stored(layer.pixels, layer.mask, bits))[0],
-    }
+def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> tuple[LayerInfo, list[dict[str, Any]]]:
+    """Return the layers as the file has them, and their private data."""
+    records, channels, entries = [], [], []
+    kind = f"u{header.depth // 8}"
+    for number, layer in enumerate(layers, 1):
+        pixels = to_numbers(layer.pixels, kind)
+        mask = None if layer.mask is None else to_numbers(layer.mask, kind)
+        entries.append(_entry(layer, number, pixels, mask))
+        record, planes = _record(layer, number, pixels, mask, header)
+        records.append(record)
+        channels.append(planes)
+    # A negative count means that the composite's fourth channel is its transparency.
+    return LayerInfo(-len(records), LayerRecords(records), ChannelImageData(channels)), entries
+
+
+def _entry(layer: FileLayer, number: int, pixels: Numbers, mask: Numbers | None) -> dict[str, Any]:
+    entry = {**(layer.private or {}), "id": number}
+    original = entry.get("original")
+    entry["look"] = look_of(pixels, mask).checksum() if original is None else original["checksum"]
     if layer.blend_mode in NEAREST:
         entry["blend_mode"] = layer.blend_mode
     return entry
 
 
-def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> LayerInfo:
-    pairs = [_record(layer, number, header) for number, layer in enumerate(layers, 1)]
-    # A negative count means that the composite's fourth channel is its transparency.
-    return LayerInfo(
-        -len(pairs), LayerRecords([p[0] for p in pairs]), ChannelImageData([p[1] for p in pairs])
-    )
-
-
-def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRecord, ChannelDataList]:
-    height, width = layer.pixels.shape[:2]
+def _record(
+    layer: FileLayer, number: int, pixels: Numbers, mask: Numbers | None, header: FileHeader
+) -> tuple[LayerRecord, ChannelDataList]:
+    height, width = pixels.shape[:2]
     box = {"top": layer.top, "left": layer.left, "bottom": layer.top + height, "right": layer.left + width}
     record = LayerRecord(
         **box,
@@ -136,20 +146,29 @@ def _record(layer: FileLayer, number: int, header: FileHeader) -> tuple[LayerRec
     record.tagged_blocks.set_data(Tag.UNICODE_LAYER_NAME, layer.title)
     record.tagged_blocks.set_data(Tag.LAYER_ID, number)
     planes = [
-        (ChannelID.TRANSPARENCY_MASK, layer.pixels[..., 3]),
-        *((ChannelID(c), layer.pixels[..., c]) for c in range(3)),
+        (ChannelID.TRANSPARENCY_MASK, pixels[..., 3]),
+        *((ChannelID(c), pixels[..., c]) for c in range(3)),
     ]
-    if layer.mask is not None:
+    if mask is not None:
         record.mask_data = MaskData(**box, background_color=0)
-        planes.append((ChannelID.USER_LAYER_MASK, layer.mask))
+        planes.append((ChannelID.USER_LAYER_MASK, mask))
     channels = ChannelDataList()
-    for channel, values in planes:
-        # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
-        data = ChannelData(Compression.RLE if header.depth == 8 else Compression.ZIP)
-        data.set_data(_plane(values, header.depth), width, height, header.depth, header.version)
+    for channel, numbers in planes:
+        data = _channel(numbers, header)
         record.channel_info.append(ChannelInfo(channel, len(data.data) + 2))
         channels.append(data)
     return record, channels
+
+
+def _channel(numbers: Numbers, header: FileHeader) -> ChannelData:
+    """Return one channel, compressed; ``numbers`` are ``[height, width]``."""
+    height, width = numbers.shape
+    if header.depth == 8:
+        data = ChannelData(Compression.RLE)
+        data.set_data(numbers.tobytes(), width, height, header.depth, header.version)
+        return data
+    # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
+    return ChannelData(Compression.ZIP, zlib.compress(numbers.astype(">u2").tobytes(), 1))
 
 
 def _pascal(title: str) -> str:
@@ -157,28 +176,32 @@ def _pascal(title: str) -> str:
     return title.encode("macroman", "replace")[:255].decode("macroman")
 
 
-def _plane(values: Tensor, depth: int) -> bytes:
-    array: np.ndarray[Any, Any] = (values.float() * (2**depth - 1)).round().numpy()
-    return array.astype("u1" if depth == 8 else ">u2").tobytes()
+def _over_white(merged: Tensor, kind: str) -> Numbers:
+    """Return the composite for the file, ``[H, W, 4]``: colours laid over white, as every program writes them, and
+    alpha."""
+    out = np.empty(merged.shape, kind)
+    for top in range(0, len(out), 64):
+        rows = merged[top : top + 64]
+        alpha = rows[..., 3:]
+        out[top : top + 64] = to_numbers(torch.cat([rows[..., :3] * alpha + (1 - alpha), alpha], -1), kind)
+    return out
 
 
-def _image_data(merged: Tensor, header: FileHeader) -> ImageData:
-    """Return the composite for the file: colours laid over white, as every program writes them, and alpha."""
-    alpha = merged[..., 3:]
-    shown = torch.cat([merged[..., :3] * alpha + (1 - alpha), alpha], -1).clamp(0, 1)
+def _image_data(merged: Numbers, header: FileHeader) -> ImageData:
     data = ImageData(compression=Compression.RLE)
-    data.set_data([_plane(shown[..., c], header.depth) for c in range(4)], header)
+    planes = merged if header.depth == 8 else merged.astype(">u2")
+    data.set_data([planes[..., c].tobytes() for c in range(4)], header)
     return data
 
 
-def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: Tensor) -> ImageResources:
+def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: Numbers) -> ImageResources:
     resources = ImageResources.new()
 
     def add(key: int, data: object) -> None:
         resources[key] = ImageResource(key=key, data=data)
 
     add(Resource.XMP_METADATA, _xmp(private))
-    small = to_image(merged[..., :3] * merged[..., 3:] + (1 - merged[..., 3:]))
+    small = Image.fromarray((merged[..., :3] // (257 if merged.itemsize == 2 else 1)).astype("u1"))
     small.thumbnail((160, 160))
     jpeg = BytesIO()
     small.save(jpeg, "JPEG", quality=85)

@@ -14,22 +14,31 @@ from ..canvas.compositing import straight
 from ..canvas.placement import bounds, place
 from ..document import MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, invalid
-from .file_layers import (
-    BITS,
-    MAX_WORKFLOW_BYTES,
-    PLACE,
-    SCALE,
-    TYPES,
-    VERSION,
-    FileLayer,
-    as_stored,
-    clean_text,
-    look_of,
-)
+from .file_layers import BITS, MAX_WORKFLOW_BYTES, PLACE, VERSION, FileLayer, clean_text
+from .layer_look import look_of
+from .pixel_numbers import pixel_type, to_numbers, to_values
 from .plain_values import recipe_entries
 
 
-def flatten(document: LayerDocument, bits: int, masks: bool) -> tuple[list[FileLayer], dict[str, bytes]]:
+class PixelTypes:
+    """Finds the smallest types of tensors by :func:`~.pixel_numbers.pixel_type`, that of each tensor once."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Tensor, str]] = {}
+
+    def of(self, values: Tensor) -> str:
+        """Return the type of a tensor that is not written to meanwhile."""
+        if id(values) not in self._found:
+            self._found[id(values)] = (
+                values,
+                pixel_type(values),
+            )  # the tensor is kept, so that its id stays its own
+        return self._found[id(values)][1]
+
+
+def flatten(
+    document: LayerDocument, bits: int, masks: bool, types: PixelTypes | None = None
+) -> tuple[list[FileLayer], dict[str, bytes]]:
     """Return the document's layers as a file shows them, back to front, and the original pixels to store
     beside them, by key.
 
@@ -39,12 +48,13 @@ def flatten(document: LayerDocument, bits: int, masks: bool) -> tuple[list[FileL
             originals.
         masks: whether the format has masks. If not, they are multiplied into the alpha and also stored as
             originals.
+        types: the types of the document's tensors that were found before.
     """
-    layers, blobs = [], {}
+    layers, blobs, types = [], {}, types or PixelTypes()
     if document.background is not None:
         layers.append(_backdrop(document))
     for number, layer in enumerate(document, 1):
-        made, stored = _file_layer(layer, number, document, bits, masks)
+        made, stored = _file_layer(layer, number, document, bits, masks, types)
         layers.append(made)
         blobs.update(stored)
     return layers, blobs
@@ -60,29 +70,20 @@ def rounded(document: LayerDocument, bits: int) -> LayerDocument:
         raise invalid("bits", bits, ", ".join(str(b) for b in BITS))
     if bits == 32:
         return document
-    top = 2**bits - 1
     layers = []
     for layer in document:
         image, mask = (
-            (None if t is None else (t.float() * top).round() / top) for t in (layer.image, layer.mask)
+            None if t is None else to_values(to_numbers(t, f"u{bits // 8}")).to(t.device)
+            for t in (layer.image, layer.mask)
         )
         layers.append(replace(layer, image=image, mask=mask))
     return replace(document, layers=tuple(layers))
 
 
-def file_bits(document: LayerDocument) -> int:
+def file_bits(document: LayerDocument, types: PixelTypes) -> int:
     """Return the bits a channel for a file: 16 if some pixels need 16 and none needs more, else 8."""
-    needs = {pixel_type(t) for layer in document for t in (layer.image, layer.mask) if t is not None}
+    needs = {types.of(t) for layer in document for t in (layer.image, layer.mask) if t is not None}
     return 16 if "u2" in needs and "f4" not in needs else 8
-
-
-def pixel_type(values: Tensor) -> str:
-    """Return the smallest of the types ``u1``, ``u2`` and ``f4`` that holds the values exactly."""
-    values = values.float()
-    for name, top in SCALE.items():
-        if torch.equal((values * top).round() / top, values):
-            return name
-    return "f4"
 
 
 def title_of(layer: Layer) -> str:
@@ -118,7 +119,7 @@ def _backdrop(document: LayerDocument) -> FileLayer:
 
 
 def _file_layer(
-    layer: Layer, number: int, document: LayerDocument, bits: int, masks: bool
+    layer: Layer, number: int, document: LayerDocument, bits: int, masks: bool, types: PixelTypes
 ) -> tuple[FileLayer, dict[str, bytes]]:
     private: dict[str, Any] = {
         "title": title_of(layer),
@@ -128,7 +129,7 @@ def _file_layer(
     }
     private |= {"opacity": layer.opacity, "recipe": recipe_entries(layer.recipe)}
     blobs = {}
-    if _is_plain(layer, bits, masks):
+    if _is_plain(layer, bits, masks, types):
         assert layer.image is not None
         left, top, pixels, mask = (
             int(layer.x),
@@ -138,16 +139,18 @@ def _file_layer(
         )
     else:
         left, top, pixels, mask = _as_placed(layer, document, masks)
-        checksum, corner = look_of(*as_stored(pixels, mask, bits))
-        original: dict[str, Any] = {"place": {k: getattr(layer, k) for k in PLACE}, "checksum": checksum}
-        original |= {
+        kind = f"u{bits // 8}"
+        look = look_of(to_numbers(pixels, kind), None if mask is None else to_numbers(mask, kind))
+        original: dict[str, Any] = {
+            "place": {k: getattr(layer, k) for k in PLACE},
+            "checksum": look.checksum(),
             "box": [left, top, pixels.shape[1], pixels.shape[0]],
-            "corner": corner and [left + corner[0], top + corner[1]],
+            "corner": look.corner and [left + look.corner[0], top + look.corner[1]],
         }
         for what, values in (("image", layer.image), ("mask", layer.mask)):
             if values is not None:
-                kind, key = pixel_type(values), f"{number}-{what}"
-                blobs[key] = _pack(values, kind)
+                kind, key = types.of(values), f"{number}-{what}"
+                blobs[key] = to_numbers(values, kind).tobytes()
                 original[what] = {
                     "width": values.shape[1],
                     "height": values.shape[0],
@@ -160,7 +163,7 @@ def _file_layer(
     ), blobs
 
 
-def _is_plain(layer: Layer, bits: int, masks: bool) -> bool:
+def _is_plain(layer: Layer, bits: int, masks: bool, types: PixelTypes) -> bool:
     """Return whether the file can store the layer's own pixels as they are."""
     if (
         layer.image is None
@@ -175,7 +178,7 @@ def _is_plain(layer: Layer, bits: int, masks: bool) -> bool:
     ):
         return False
     fits = ("u1", "u2") if bits == 16 else ("u1",)
-    return all(pixel_type(t) in fits for t in (layer.image, layer.mask) if t is not None)
+    return all(types.of(t) in fits for t in (layer.image, layer.mask) if t is not None)
 
 
 def _as_placed(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int, int, Tensor, Tensor | None]:
@@ -196,10 +199,3 @@ def _as_placed(layer: Layer, document: LayerDocument, masks: bool) -> tuple[int,
     alpha = layer.coverage[..., None]
     placed = place(torch.cat([layer.image[..., :3].float() * alpha, alpha], -1), here, width, height)
     return left, top, straight(placed).clamp(0, 1), None
-
-
-def _pack(values: Tensor, kind: str) -> bytes:
-    array = values.detach().float().cpu()
-    if kind in SCALE:
-        array = (array * SCALE[kind]).round()
-    return array.numpy().astype(TYPES[kind]).tobytes()

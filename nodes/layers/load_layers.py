@@ -95,7 +95,8 @@ class LoadLayers(io.ComfyNode):
         cls, file: str, memory_limit: int, merged_picture: bool = False, groups: str = "auto"
     ) -> io.NodeOutput:
         """Read the file, and report what could not be kept and whether it looks as its own program shows it."""
-        read = checked(read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30), groups))
+        limits = Limits.of_memory(memory_limit * 2**30, "memory_limit")
+        read = checked(read_layers(_layered_path(file), limits, groups))
         if merged_picture:
             read = with_merged(read)
         report = "\n".join(read.warnings)

@@ -1,5 +1,7 @@
 """What is said on the command line reaches the pipeline, word by word."""
 
+import zipfile
+
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +53,34 @@ def scene(tmp_path):
 
 def heard(pipeline, **wanted):
     assert {k: pipeline.asked[k] for k in wanted} == wanted
+
+
+@pytest.mark.parametrize("command", ["render", "stage"])
+def test_a_document_that_needs_more_memory_than_allowed_is_refused_with_the_option(
+    command, scene, tmp_path, capsys
+):
+    said = [command, scene, "-o", str(tmp_path / "a.psd")]
+    big = LayerDocument(9000, 9000, (Layer("a", torch.zeros(1, 1, 4), width=9000, height=9000),))
+    write_layers(big, scene)
+    assert main([*said, "--memory-limit", "1"]) == 2
+    assert (
+        "is '1,296,000,000 bytes'; allowed: at most 1,073,741,824. "
+        "Raise the memory limit, --memory-limit, to 2 GiB or more"
+    ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["render", "stage"])
+def test_what_layers_cannot_hold_is_told(command, pipeline, tmp_path, capsys):
+    path = tmp_path / "scene.ora"
+    write_layers(LayerDocument(4, 4, (Layer("a", torch.ones(4, 4, 4), prompt="a"),)), path)
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    entries["stack.xml"] = entries["stack.xml"].replace(b"<layer", b"<filter /><layer")
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries.items():
+            new.writestr(name, data)
+    main([command, str(path), "-o", str(tmp_path / "a.psd"), *SAID])
+    assert "layered: scene.ora: a <filter> is left out" in capsys.readouterr().err
 
 
 def test_generate(pipeline, tmp_path):

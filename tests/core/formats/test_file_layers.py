@@ -9,7 +9,7 @@ from PIL import Image
 
 from layered_core.document import Layer, LayerDocument
 from layered_core.files import read_layers, write_layers
-from layered_core.formats.to_file import file_bits, title_of
+from layered_core.formats.to_file import PixelTypes, file_bits, title_of
 
 EIGHT, SIXTEEN, FINER = (torch.full((2, 2, 4), x) for x in (51 / 255, 1001 / 65535, 0.123456789))
 
@@ -26,7 +26,7 @@ EIGHT, SIXTEEN, FINER = (torch.full((2, 2, 4), x) for x in (51 / 255, 1001 / 655
 def test_a_file_has_16_bits_where_they_hold_every_pixel_and_are_needed(images, bits):
     """What is finer than that is kept beside the layers in any case."""
     layers = tuple(Layer(str(i), image) for i, image in enumerate(images))
-    assert file_bits(LayerDocument(2, 2, layers)) == bits
+    assert file_bits(LayerDocument(2, 2, layers), PixelTypes()) == bits
 
 
 def test_a_title_has_255_characters_at_most():

@@ -347,8 +347,8 @@ def test_what_a_document_cannot_hold_is_told_of(tmp_path):
     )
     warnings = " / ".join(stack_of(psd, tmp_path).warnings)
     assert "layer 'a' has layer effects, which are left out" in warnings
-    assert "layer 'a' has a vector mask, which is left out" in warnings
-    assert "layer 'levels' is an adjustment or fill layer and is left out" in warnings
+    assert "layer 'a': the vector mask is switched off or damaged, and is left out" in warnings
+    assert "layer 'levels' is an adjustment layer and is left out" in warnings
     assert "the colour profile is not sRGB" in warnings
 
 
