@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from ..progress import pause
 from .file_layers import FileGroup, FileLayer, Item
 from .psd_masks import Rectangle, product
 from .special_blending import blend
@@ -122,6 +123,7 @@ def draw(items: Sequence[Item], canvas: Canvas) -> None:
 def draw_run(base: Item, clipped: Sequence[Item], canvas: Canvas) -> None:
     """Draw an item and those that are clipped to it: they are composed on it first, and the result is laid as the
     item is."""
+    pause()
     box = meet(box_of(base), canvas.box)
     if not (is_shown(base) and box[2]):
         return

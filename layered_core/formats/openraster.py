@@ -26,6 +26,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
+from ..progress import pieces, step, steps, watched
 from .file_groups import check_groups, flatten_groups
 from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileGroup, FileLayer, Item, LayerFile, clean_text
 from .file_nodes import Node, leaves, make_room
@@ -136,14 +137,16 @@ def _write(
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         archive.writestr("mimetype", MIMETYPE, zipfile.ZIP_STORED)
         archive.writestr("stack.xml", tostring(root, "utf-8", xml_declaration=True))
-        for source, layer in layers.items():
+        for source, layer in steps(list(layers.items())):
             archive.writestr(source, _png(layer.pixels), zipfile.ZIP_STORED)
         archive.writestr(_MERGED, _png(merged), zipfile.ZIP_STORED)
         archive.writestr("Thumbnails/thumbnail.png", _png(merged, 256), zipfile.ZIP_STORED)
         if workflow:
             archive.writestr(FOLDER + "workflow.json", json.dumps(workflow))
         for key, data in blobs.items():
-            archive.writestr(FOLDER + key, data)
+            with archive.open(FOLDER + key, "w", force_zip64=len(data) >= 2**31) as entry:
+                for piece in pieces(data):
+                    entry.write(piece)
 
 
 def _png(pixels: Tensor, side: int = 0) -> bytes:
@@ -151,7 +154,7 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
     if side:
         image.thumbnail((side, side))
     data = BytesIO()
-    image.save(data, "PNG", compress_level=PNG_LEVEL)
+    image.save(watched(data), "PNG", compress_level=PNG_LEVEL)
     return data.getvalue()
 
 
@@ -201,6 +204,7 @@ class _Reader(Archive):
         super().__init__(archive, limits)
         self.warnings: list[str] = []
         self.groups = groups
+        self.done = self.count = 0
         self.left_out: set[Element] = set()
 
     def read(self) -> LayerFile:
@@ -220,7 +224,9 @@ class _Reader(Archive):
             lowest[0].source[0].get(_LAYER, "{}"), "layer data"
         )
         make_room(nodes, self.limits.max_layers + backdrop, self.groups, self.warnings)
+        self.count = sum(node.read for node, _ in leaves(nodes))
         items = self._items(nodes, 0, 0)
+        step(self.count, self.count)
         layers = flatten_groups(items, (width, height), self.groups, self.budget, self.warnings)
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and self._entry(FOLDER + "workflow.json"):
@@ -350,6 +356,8 @@ class _Reader(Archive):
         return entry.filename
 
     def _layer(self, node: Element, source: str, x: int, y: int) -> FileLayer:
+        step(self.done, self.count)
+        self.done += 1
         title = clean_text(node.get("name", "")[:MAX_TITLE])
         where = f"layer {title!r}"
         operator = node.get("composite-op") or "svg:src-over"

@@ -27,9 +27,10 @@ from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import step
 from .file_groups import check_groups, flatten_groups
 from .file_layers import FileGroup, FileLayer, Item, LayerFile, clean_text
-from .file_nodes import Node, make_room
+from .file_nodes import Node, leaves, make_room
 from .from_file import restore
 from .limits import Budget, Limits, check_file
 from .psd_blending import (
@@ -126,6 +127,7 @@ class _Reader:
         self.transparent = False
         self.found: list[tuple[FileLayer, int | None]] = []
         self.knockouts: dict[int, int] = {}
+        self.done = self.count = 0
 
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
@@ -160,7 +162,9 @@ class _Reader:
             isinstance(e, dict) and "background" in e for e in entries
         )
         make_room(nodes, self.limits.max_layers + backdrop, self.groups, self.warnings)
+        self.count = sum(node.read for node, _ in leaves(nodes))
         items = self._items(nodes)
+        step(self.count, self.count)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
             picture = self.channels.merged(self.psd.image_data, False)
             only = FileLayer(clean_text(self.path.stem), 0, 0, picture)
@@ -330,6 +334,8 @@ class _Reader:
 
     def _layer(self, record: LayerRecord, channels: ChannelDataList) -> FileLayer | None:
         """Return a layer; None for one of a kind that is left out."""
+        step(min(self.done, self.count), self.count)
+        self.done += 1
         name = title(record, self.encoding)
         where = f"layer {name!r}"
         vector = self._vector(record, where)

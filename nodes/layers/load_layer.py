@@ -3,7 +3,6 @@ generated."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.limits import Budget, Limits
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
+from .long_work import fingerprint
 from .pictures import masks, pictures
 from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas
 
@@ -208,9 +208,9 @@ class LoadLayer(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str:
+    def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str | float:
         """Return a hash of the file, so that the node runs again when the content changes."""
-        return hashlib.sha256(_picture_path(image).read_bytes()).hexdigest() if image else ""
+        return fingerprint(_picture_path(image)) if image else ""
 
     @classmethod
     def execute(
