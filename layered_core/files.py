@@ -23,6 +23,7 @@ from typing import Any
 from .document import LayerDocument
 from .errors import LayeredError, invalid
 from .formats.document_json import pictures_of, read_document_file, write_document
+from .formats.dynamic_prompts import dynamic_remark
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.merged_picture import condensed
@@ -42,7 +43,8 @@ def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
     """
     path = Path(path)
     file = _read(path / "document.json" if os.path.isdir(path) else path, limits)
-    return replace(file, warnings=condensed(file.warnings))
+    remark = dynamic_remark(file.document, file.document.prompt, file.document.negative)
+    return replace(file, warnings=(*condensed(file.warnings), *([remark] if remark else [])))
 
 
 def _read(path: Path, limits: Limits | None) -> LayerFile:

@@ -154,15 +154,16 @@ def joint(
         q: queries ``[B, N, C]``.
         k, v: keys and values of the main prompt, ``[B, T, C]``.
         weights: of the main prompt, then of every layer, ``[1 + L, N]``, 0..1.
-        keys, values: of every layer, ``[T_i, C]``.
+        keys, values: of every layer, ``[T_i, C]``, or ``[B, T_i, C]`` if they differ from picture to picture.
         heads: number of heads.
         attend: the host's plain attention; by default PyTorch's.
     """
     batch = len(q)
     k, v = (
-        torch.cat([x, *(y.to(x.dtype).expand(batch, *y.shape) for y in more)], 1)
+        torch.cat([x, *(y.to(x.dtype).expand(batch, *y.shape[-2:]) for y in more)], 1)
         for x, more in ((k, keys), (v, values))
     )
-    lengths = torch.tensor([k.shape[1] - sum(len(y) for y in keys), *(len(y) for y in keys)], device=q.device)
+    own = [y.shape[-2] for y in keys]
+    lengths = torch.tensor([k.shape[1] - sum(own), *own], device=q.device)
     bias = weights.float().log().clamp_min(CLOSED).T.repeat_interleave(lengths, 1)
     return (attend or plain(heads))(q, k, v, bias)

@@ -23,7 +23,8 @@ from .regional_plan import Region, Settings
 from .tiles import Tiles, attend_regions, not_none, region_weights, tile
 
 ProjectWords = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""The key and value projections of a block: encoded text ``[L, T, C']`` to keys and values ``[L, T, C]``."""
+"""The key and value projections of a block: encoded text ``[L, T, C']`` to keys and values ``[L, T, C]``, or
+``[L, B, T, C]`` if they differ from picture to picture. A host's patches may change the number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class RegionalAttention:
         emphasis = None
         if amount and any(r.own and r.inside for r in self.regions):
             emphasis = [
-                None if x is None else _indicator(r.own, len(x), q.device) * r.inside
+                None if x is None else _indicator(r.own, x.shape[-2], q.device) * r.inside
                 for r, x in zip(self.regions, keys, strict=True)
             ]
         return attend_regions(
@@ -193,8 +194,8 @@ class RegionalAttention:
     def _keys_and_values(
         self, block: Hashable, q: Tensor, project: ProjectWords
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Return keys and values of every region, ``[T_i, C]``; texts of equal length are projected
-        together."""
+        """Return keys and values of every region, ``[T_i, C]`` or ``[B, T_i, C]``; texts of equal length are
+        projected together."""
         if block is not None and block in self._projected:
             return self._projected[block]
         keys: list[Tensor | None] = [None] * len(self.regions)
@@ -258,8 +259,8 @@ class RegionalAttention:
                 * rest
             )
             if key is not None:
-                mine = scores(q, key.expand(len(q), *key.shape), heads)
-                share = share + word_shares(mine, _indicator(region.own, len(key), q.device)) * weight
+                mine = scores(q, key.expand(len(q), *key.shape[-2:]), heads)
+                share = share + word_shares(mine, _indicator(region.own, key.shape[-2], q.device)) * weight
             shares.append(share)
         return torch.stack(shares, 1)
 

@@ -107,7 +107,8 @@ def attend_regions(
         q: ``[B, N, C]``.
         base: attention to the main prompt, ``[B, N, C]``.
         tiles: from :func:`tile` of W (:func:`region_weights`).
-        keys, values: of every layer ``[T_i, C]``; None for a layer without tiles.
+        keys, values: of every layer ``[T_i, C]``, or ``[B, T_i, C]`` if they differ from picture to picture;
+            None for a layer without tiles.
         heads: number of heads.
         share: factor on W, 0..1; 0 returns ``base`` itself.
         emphasis: for every layer the push of its tokens ``[T_i]``; None for no emphasis.
@@ -126,7 +127,7 @@ def attend_regions(
         )
         count, size = group.rows.shape
         own = q[:, group.rows.flatten()].view(batch * count, size, channels)
-        k, v = (x.expand(batch, *x.shape).flatten(0, 1) for x in (k, v))
+        k, v = (_for_batch(x, batch) for x in (k, v))
         if emphasis is not None and amount:
             push = torch.stack([not_none(emphasis[i]) for i in group.layers])
             out = weigh(_emphasised(scores(own, k, heads), push, amount, group), v, heads)
@@ -142,6 +143,11 @@ def attend_regions(
         for slots in group.rounds:
             mixed.index_add_(1, rows[slots], out[:, slots])
     return mixed
+
+
+def _for_batch(x: Tensor, batch: int) -> Tensor:
+    """Return keys or values of tiles, ``[R, T, C]`` or ``[R, B, T, C]``, as ``[B R, T, C]``."""
+    return (x.transpose(0, 1) if x.ndim == 4 else x.expand(batch, *x.shape)).flatten(0, 1)
 
 
 def _emphasised(s: Tensor, push: Tensor, amount: float, group: Tiles) -> Tensor:

@@ -50,7 +50,7 @@ class LayerFile:
     workflow: Mapping[str, Any] = field(default_factory=dict)
     """Data of the host that was stored in the file: ComfyUI's ``workflow`` and ``prompt``. Empty: none."""
     warnings: tuple[str, ...] = ()
-    """Content of the file that a document cannot hold, one line each."""
+    """Content of the file that a document cannot hold, and words that are not what they seem, one line each."""
     merged: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
     """Decodes the program's own picture of all layers, RGBA ``[H, W, 4]``, straight alpha; it or its result is None if
     there is none."""

@@ -15,6 +15,13 @@ _FAILED = re.compile(r"Failed to read tagged block <Tag\.(UNICODE_LAYER_NAME|BLE
 """psd-tools' remark on a block that it could not read, one of those that a document keeps. Others are told of by the
 reader, as blocks that it does not know."""
 
+_TOO_MUCH = re.compile(r"max_(objects|nesting_depth) exceeded: \d+ > (\d+)")
+_SUMMED = {
+    "objects": "the file holds over {} values",
+    "nesting_depth": "the file is nested over {} levels deep",
+}
+"""How psd-tools' limits are named."""
+
 _LOCK = threading.Lock()
 _MOST = 200
 """Greatest number of letters of a message."""
@@ -84,6 +91,8 @@ def in_words(error: Exception) -> str:
             text = f"{what} is {arguments[3]!r}; allowed: {allowed}"
         else:
             text = f"{what} is not allowed"
+    elif limit := _TOO_MUCH.match(str(error)):
+        text = _SUMMED[limit[1]].format(f"{int(limit[2]):,}")
     elif "must be in range []" in str(error):
         text = "a number of the file is out of its range"
     elif arguments and isinstance(arguments[0], str):

@@ -34,6 +34,7 @@ from .psd_errors import in_words, listening
 from .psd_fills import drawn_fill, is_fill
 from .psd_masks import PixelMask, is_translucent, product
 from .psd_names import NAMES
+from .psd_parts import check_parts
 from .psd_paths import vector_mask
 from .psd_pixels import Channels
 from .psd_records import (
@@ -149,6 +150,7 @@ class _Reader:
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
             self._check_header(file)
+            check_parts(file)
         self.psd, self.blobs = read_sections(self.path)
         self.header = self.psd.header
         self.size = self.header.width, self.header.height

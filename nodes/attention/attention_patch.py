@@ -2,14 +2,15 @@
 
 The regions travel in the conditioning, under a private key that ComfyUI's own nodes pass on; the MODEL only
 gets a wrapper that looks for them. Everything else is made when a run begins, in that run's own copy of the
-model's options, and is dropped with it. Therefore patches that other packs put on the same blocks are called
-too, whichever node came first.
+model's options, and is dropped with it. The attention itself is patched when a forward pass begins, over
+whatever is there by then. Therefore patches that other packs or hooks put on the same blocks are called too,
+whichever node came first.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,33 +23,15 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.regional_attention import RegionalAttention
-from ...layered_core.attention.regional_plan import Region, Settings
 from ...layered_core.errors import invalid
 from ...layered_core.noise.guidance import guided_more
-
-KEY = "layered_diffusion_attention"
-"""The key of our entry in a conditioning, of our wrappers on a model, and of the UNet and sigma that a
-forward pass hands to our patches."""
+from .conditionings import KEY, Half, acting_halves
+from .context_patches import ContextPatches, check_has_patch
 
 Block = tuple[str, int, int]
 """Names a cross-attention as ComfyUI does: part of the UNet (input, middle or output), number of the block in
 that part, number of the transformer block in that block."""
-
-
-@dataclass(frozen=True)
-class Half:
-    """The value under :data:`KEY` in a conditioning: the encoded regions of one half of guidance."""
-
-    regions: tuple[Region, ...]
-    settings: Settings
-    contexts: tuple[Tensor | None, ...]
-    """The encoded text of each region, ``[T_i, C]``; None if the region has no text of its own."""
-    tokens: int
-    """T, the conditioning's own number of tokens, before other nodes append to it."""
-    maps: AttentionMaps | None = None
-    """Records attention during a run and then holds the last run's maps; None: nothing is recorded."""
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -80,9 +63,16 @@ def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
     return found
 
 
-def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+def patched(
+    model: comfy.model_patcher.ModelPatcher, expected: Collection[str] = ()
+) -> comfy.model_patcher.ModelPatcher:
     """Return a clone of the model that applies the regions in its conditionings. If the model does so
-    already, the clone still applies them only once."""
+    already, the clone still applies them only once.
+
+    Args:
+        model: a UNet model.
+        expected: names of the halves that have regions; the log says so if a run lacks them.
+    """
     clone = model.clone()
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if clone.get_wrappers(kind, KEY):
@@ -91,32 +81,29 @@ def patched(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Mode
             "the layers of this node take the place of that one's"
         )
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(kind, KEY, _sample)
+    clone.add_wrapper_with_key(kind, KEY, partial(_sample, frozenset(expected)))
     return clone
 
 
-def with_regions(conditioning: Sequence[Sequence[Any]], half: Half) -> list[list[Any]]:
-    """Return a copy of the conditioning that carries the regions of ``half`` under :data:`KEY`."""
-    return [[words, {**rest, KEY: half}] for words, rest in conditioning]
-
-
 def _sample(
-    executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any
+    expected: Collection[str],
+    executor: comfy.patcher_extension.WrapperExecutor,
+    noise: Tensor,
+    *more: Any,
+    **named: Any,
 ) -> Tensor:
     """Wrap a whole sampling run: install the regions that its conditionings carry."""
     guider = executor.class_obj
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
-    halves = {entry["uuid"]: entry[KEY] for entry in entries if KEY in entry}
-    if not halves:
-        logging.warning(
-            "Regional Prompt Attention: no layer acts in this run. Connect the node's positive and "
-            "negative to the sampler as well"
-        )
-    for half in halves.values():
+    carried = [entry[KEY] for entry in entries if KEY in entry]
+    _warn_of_missing(expected, carried)
+    for half in carried:
         if half.maps is not None:
             half.maps.clear()
-    acting = {uuid: half for uuid, half in halves.items() if half.regions}
+    acting = acting_halves(guider.conds)
     if acting:
+        per_token = max(half.per_token for half in acting.values())
+        check_has_patch(guider.model_options, per_token)
         # A hook may change the weights from step to step.
         steady = not any(entry.get("hooks") for entry in entries)
         sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -127,7 +114,7 @@ def _sample(
         own = {
             name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
         }
-        run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady)
+        run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady, per_token)
         options = guider.model_options.setdefault("transformer_options", {})
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
@@ -135,9 +122,6 @@ def _sample(
         comfy.patcher_extension.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options
         )
-        replaced = options.setdefault("patches_replace", {}).setdefault("attn2", {})
-        for block in cross_attentions(guider.model_patcher.model.diffusion_model):
-            replaced[block] = partial(run.attend, block, replaced.get(block) or replaced.get(block[:2]))
         if any(half.settings.guidance != 1 for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
@@ -148,10 +132,26 @@ def _sample(
     return executor(noise, *more, **named)
 
 
+def _warn_of_missing(expected: Collection[str], carried: Sequence[Half]) -> None:
+    """Say in the log which halves have layers whose words are in none of the run's conditionings."""
+    missing = sorted(set(expected) - {half.name for half in carried if half.regions}, reverse=True)
+    if missing and not carried:
+        logging.warning(
+            "Regional Prompt Attention: no layer acts in this run. Connect the node's positive and "
+            "negative to the sampler as well"
+        )
+    elif missing:
+        logging.warning(
+            "Regional Prompt Attention: the layers' words in its %s do not act in this run. Connect its %s "
+            "to the sampler; a node that mixes two conditionings must get it as the first, which it keeps",
+            *[" and ".join(missing)] * 2,
+        )
+
+
 def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
     return RegionalAttention(
-        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length
+        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length // half.per_token
     )
 
 
@@ -170,6 +170,8 @@ class _Run:
     tiles get the main prompt."""
     steady: bool
     """Whether the model's weights stay the same throughout the run."""
+    per_token: int
+    """Number of encoded vectors for one token, see :attr:`Half.per_token`."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
     positive: Tensor | None = None
@@ -195,21 +197,60 @@ class _Run:
                 original = uuid_of_text.get(id(entry["model_conds"].get("c_crossattn")))
                 if original in self.attentions:
                     self.attentions[entry["uuid"]] = self.attentions[original]
+        self._warn_of_areas(entries)
         return executor(guider, *more, **named)
+
+    def _warn_of_areas(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Say in the log which layers do not act because their conditioning has an area, (height, width, y,
+        x) in cells of the latent, that is not all of it."""
+        small = [
+            (entry[KEY].layers, name)
+            for name, entry in entries
+            if entry["uuid"] in self.own[name]
+            and entry["uuid"] in self.attentions
+            and tuple((entry.get("area") or self.latent_size)[:2]) != self.latent_size
+        ]
+        for layers, name in dict.fromkeys(small):
+            logging.warning(
+                "Regional Prompt Attention: the words of layers %s do not act in this run's %s, which has an "
+                "area smaller than the picture. A mask on the conditioning keeps them",
+                layers,
+                name,
+            )
 
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,
         context: Any = None, y: Any = None,
         control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
-        """Wrap a forward pass: hand our attention patches the UNet that runs and its sigma."""
+        """Wrap a forward pass over the whole latent: patch the UNet's cross-attentions."""
         options = {} if transformer_options is None else transformer_options
         unet = executor.class_obj
         if id(unet) not in self.modules:
             self.modules[id(unet)] = cross_attentions(unet)
         if tuple(x.shape[-2:]) == self.latent_size and "sigmas" in options:
-            options[KEY] = id(unet), float(options["sigmas"].flatten()[0])
+            options = self._with_patches(id(unet), options)
         return executor(x, timesteps, context, y, control, options, **more)
+
+    def _with_patches(self, unet: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a forward pass's options with our patches around those of others."""
+        patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
+        context = ContextPatches(patches.get("attn2_patch", []), self.per_token)
+        if context.patches:
+            patches = {**patches, "attn2_patch": [context.note, *context.patches]}
+        before, sigma = replaced.get("attn2", {}), float(options["sigmas"].flatten()[0])
+        attn2 = {
+            block: partial(
+                self.attend,
+                sigma,
+                context,
+                module,
+                (unet, block) if self.steady and not context.patches else None,
+                before.get(block) or before.get(block[:2]),
+            )
+            for block, module in self.modules[unet].items()
+        }
+        return {**options, "patches": patches, "patches_replace": {**replaced, "attn2": {**before, **attn2}}}
 
     def predict(
         self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], *more: Any
@@ -249,31 +290,40 @@ class _Run:
 
     def attend(
         self,
-        block: Block,
+        sigma: float,
+        context: ContextPatches,
+        module: nn.Module,
+        cached: Hashable,
         before: Callable[..., Tensor] | None,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         extra: dict[str, Any],
     ) -> Tensor:
-        """Return the output of one cross-attention with its regions mixed in. ``before`` is another pack's
-        patch of the same attention; it is called too."""
+        """Return the output of one cross-attention with its regions mixed in.
+
+        Args:
+            sigma: the noise level.
+            context: other packs' patches of the context.
+            module: the cross-attention.
+            cached: key under which the projected texts are kept; None if they may change at any step.
+            before: another pack's replacement of this attention; it is called too.
+            q, k, v: queries ``[B, N, C]``, and the main prompt's keys and values ``[B, K, C]``.
+            extra: what ComfyUI tells a patch.
+        """
+        context.check(q, k)
         plain = _plain(extra)
-        out = plain(q, k, v) if before is None else before(q, k, v, extra)
-        if KEY not in extra:
-            return out
-        unet, sigma = extra[KEY]
-        module = self.modules[unet][block]
-        out = out.clone()
-        for rows, uuid in zip(torch.arange(len(q)).chunk(len(extra["uuids"])), extra["uuids"], strict=True):
+        out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
+        rows = torch.arange(len(q)).chunk(len(extra["uuids"]))
+        for own, uuid, which in zip(rows, extra["uuids"], extra["cond_or_uncond"], strict=True):
             if uuid in self.attentions:
-                at = slice(int(rows[0]), int(rows[-1]) + 1)
+                at = slice(int(own[0]), int(own[-1]) + 1)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
+                of_half = {**extra, "uuids": [uuid], "cond_or_uncond": [which]}
                 mixed = self.attentions[uuid](
                     q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
-                    heads=extra["n_heads"],
-                    block=(unet, block) if self.steady else None,
-                    project=lambda x: (module.to_k(x), module.to_v(x)), attend=plain,
+                    heads=extra["n_heads"], block=cached,
+                    project=partial(context.project, module, at, of_half), attend=plain,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out

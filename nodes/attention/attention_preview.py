@@ -25,8 +25,9 @@ from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import LayeredError, invalid
 from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
-from .attention_patch import KEY, check_model, patched
-from .embeddings import EMBEDDING, check_layer_words, check_words
+from .attention_patch import check_model, patched
+from .conditionings import KEY
+from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 from .regional_prompt_attention import conditioning, tokenise
 
 CATEGORY = "layered diffusion/attention"
@@ -105,8 +106,10 @@ class LayerMaskFromAttention(io.ComfyNode):
                     tooltip="Words for the whole picture; words of layers that are missing in it are "
                         "appended. Empty: the stack's own prompt, or the layers' prompts joined.",
                 ),
-                io.String.Input("negative", multiline=True, default="", tooltip="What the picture must not "
-                "show. Neutral: empty."),
+                io.String.Input(
+                    "negative", multiline=True, default="", dynamic_prompts=True,
+                    tooltip="What the picture must not show. Neutral: empty.",
+                ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="Seed of the noise; the seed of the final run fits best. Neutral: any.",
@@ -148,6 +151,7 @@ class LayerMaskFromAttention(io.ComfyNode):
         unmasked = [layer for layer in document if needs_mask(layer)]
         if not unmasked:
             return io.NodeOutput(layers, torch.zeros(1, *size))
+        tell_dynamic("Layer Mask from Attention", document, prompt, negative)
         check_layer_words(clip, unmasked)
         plan = plan_watching(document, unmasked, prompt, negative, partial(tokenise, clip), EMBEDDING)
         check_words(clip, plan.prompt, "prompt: ")
@@ -155,8 +159,8 @@ class LayerMaskFromAttention(io.ComfyNode):
         maps = AttentionMaps([layer.name for layer in unmasked])
         settings = Settings(mode="collage", strength=0.0)
         words = (
-            conditioning(clip, plan.prompt, plan.cond, settings, maps),
-            conditioning(clip, plan.negative, (), settings, None),
+            conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps),
+            conditioning(clip, "negative", plan.negative, (), settings),
         )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)

@@ -1,8 +1,9 @@
-"""Check the textual-inversion embeddings that words name. ComfyUI leaves out those that it cannot use, and
-says so in the log alone."""
+"""Check words before they are encoded: the textual-inversion embeddings that they name, which ComfyUI leaves out if
+it cannot use them, and dynamic prompts that nothing has resolved."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -12,8 +13,9 @@ import folder_paths
 from torch import Tensor
 
 from ...layered_core.attention.words import layer_words
-from ...layered_core.document import Layer
+from ...layered_core.document import Layer, LayerDocument
 from ...layered_core.errors import invalid
+from ...layered_core.formats.dynamic_prompts import dynamic_remark
 
 EMBEDDING = "embedding:"
 """The text that ComfyUI expects in front of an embedding's name."""
@@ -67,6 +69,20 @@ def check_words(clip: Any, text: str, where: str) -> None:
                 f"{sizes}, as the text encoder has",
                 "It was made for another model: take one that was made for this",
             )
+
+
+def tell_dynamic(node: str, document: LayerDocument, prompt: str, negative: str) -> None:
+    """Say in the log which words of the whole picture and of visible layers have choices in braces or comments.
+
+    Args:
+        node: the node's display name.
+        document: its words count where ``prompt`` or ``negative`` is empty.
+        prompt, negative: the node's inputs.
+    """
+    words = prompt.strip() or document.prompt, negative.strip() or document.negative
+    remark = dynamic_remark((layer for layer in document if layer.visible), *words)
+    if remark:
+        logging.warning("%s: %s", node, remark)
 
 
 def _tokenizers(clip: Any) -> list[comfy.sd1_clip.SDTokenizer]:

@@ -15,10 +15,11 @@ from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
 from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
 from ...layered_core.attention.words import Token
-from ...layered_core.errors import LayeredError, check_letters
+from ...layered_core.errors import check_letters
 from ..layers.socket import LAYERS, read_stack
-from .attention_patch import Half, check_model, patched, with_regions
-from .embeddings import EMBEDDING, check_layer_words, check_words
+from .attention_patch import check_model, patched
+from .conditionings import KEY, Half
+from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -143,15 +144,6 @@ class RegionalPromptAttention(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
-        try:
-            Settings(start=0.0 if start is None else start, end=1.0 if end is None else end)
-        except LayeredError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls,
         model: comfy.model_patcher.ModelPatcher,
@@ -166,16 +158,17 @@ class RegionalPromptAttention(io.ComfyNode):
         check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS})
         document = read_stack(layers)
+        tell_dynamic("Regional Prompt Attention", document, prompt, negative)
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
         plan = plan_regions(document, settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([r.name for r in plan.cond]) if record else None
-        positive = conditioning(clip, plan.prompt, plan.cond, settings, maps)
-        return io.NodeOutput(
-            patched(model), positive, conditioning(clip, plan.negative, plan.uncond, settings, None)
-        )
+        positive = conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps)
+        negative_ = conditioning(clip, "negative", plan.negative, plan.uncond, settings)
+        expected = [x[0][1][KEY].name for x in (positive, negative_) if x[0][1][KEY].regions]
+        return io.NodeOutput(patched(model, expected), positive, negative_)
 
 
 def tokenise(clip: comfy.sd.CLIP, text: str) -> list[Token]:
@@ -198,21 +191,38 @@ def _token_id(token: object) -> object:
 
 
 def conditioning(
-    clip: comfy.sd.CLIP, text: str, regions: tuple[Region, ...], settings: Settings,
-    maps: AttentionMaps | None
-) -> list[list[Any]]:  # fmt: skip
+    clip: comfy.sd.CLIP,
+    name: str,
+    text: str,
+    regions: tuple[Region, ...],
+    settings: Settings,
+    maps: AttentionMaps | None = None,
+) -> list[list[Any]]:
     """Return the main prompt, encoded as CLIP Text Encode does, with the encoded regions under the private
-    key."""
+    key. A CLIP whose hooks have a schedule encodes every text once for each part of the sampling.
+
+    Args:
+        clip: ComfyUI's CLIP.
+        name: "positive" or "negative".
+        text: the main prompt.
+        regions: where which words act.
+        settings: see :class:`Settings`.
+        maps: records attention, if given.
+    """
     check_letters("prompt", text)
     for region in regions:
         check_letters("a layer's words", region.text)
-    main = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    tokens = clip.tokenize(text)
     if maps is None and not any(r.acts for r in regions):
         regions = ()
     encoded = {
-        t: clip.encode_from_tokens(clip.tokenize(t), return_dict=True)["cond"][0]
+        t: [words[0] for words, _ in clip.encode_from_tokens_scheduled(clip.tokenize(t), show_pbar=False)]
         for t in dict.fromkeys(r.text for r in regions)
         if t
     }
-    half = Half(regions, settings, tuple(encoded.get(r.text) for r in regions), main[0][0].shape[1], maps)
-    return with_regions(main, half)
+    count = sum(len(chunk) for chunk in next(iter(tokens.values())))
+    carried = []
+    for part, (words, rest) in enumerate(clip.encode_from_tokens_scheduled(tokens)):
+        contexts = tuple(encoded[r.text][part] if r.text else None for r in regions)
+        carried.append([words, {**rest, KEY: Half(name, regions, settings, contexts, words, count, maps)}])
+    return carried

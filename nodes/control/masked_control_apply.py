@@ -90,24 +90,6 @@ class MaskedControlNetApply(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
-        cls,
-        strength: float | None = None,
-        start_percent: float | None = None,
-        end_percent: float | None = None,
-    ) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
-        try:
-            Control(
-                strength=1.0 if strength is None else strength,
-                start=start_percent or 0.0,
-                end=1.0 if end_percent is None else end_percent,
-            )
-        except LayeredError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls, positive: Sequence[Any], negative: Sequence[Any], control_net: comfy.controlnet.ControlBase,
         strength: float, start_percent: float,
@@ -117,6 +99,8 @@ class MaskedControlNetApply(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Wrap the net and add it to both conditionings, on top of the ControlNets that they have already."""
         check_number("strength", strength, 0, 2)
+        check_number("start_percent", start_percent, 0, 1)
+        check_number("end_percent", end_percent, start_percent, 1)
         image = None if image is None else pictures(image)
         if strength == 0:
             return io.NodeOutput(positive, negative)

@@ -59,11 +59,12 @@ def _number(default: float, low: float, high: float, step: float, unit: str) -> 
     )
 
 
-def _words(multiline: bool) -> io.Input:
+def _words(is_prompt: bool) -> io.Input:
     return io.String.Input(
         "to",
         default="",
-        multiline=multiline,
+        multiline=is_prompt,
+        dynamic_prompts=is_prompt,
         tooltip="The new words; empty is allowed where the layer may have none.",
     )
 

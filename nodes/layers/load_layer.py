@@ -31,10 +31,18 @@ _FAR = 4 * MAX_SIDE
 def _words() -> list[io.Input]:
     return [
         io.String.Input(
-            "prompt", multiline=True, default="", tooltip="What the layer shows. Neutral: empty."
+            "prompt",
+            multiline=True,
+            default="",
+            dynamic_prompts=True,
+            tooltip="What the layer shows. Neutral: empty.",
         ),
         io.String.Input(
-            "negative", multiline=True, default="", tooltip="What the layer must not show. Neutral: empty."
+            "negative",
+            multiline=True,
+            default="",
+            dynamic_prompts=True,
+            tooltip="What the layer must not show. Neutral: empty.",
         ),
         io.String.Input(
             "name",
@@ -187,12 +195,14 @@ class LoadLayer(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, image: str | None = None, opacity: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
+    def validate_inputs(cls, image: str | None = None) -> bool | str:
+        """Return True, or the text of an error that is certain before running; linked inputs are None.
+
+        ComfyUI repeats the text at every input that is named here, so that it can be one only.
+        """
         try:
             if image is not None:
                 _picture_path(image)
-            _check_opacity(opacity)
         except LayeredError as error:
             return str(error)
         return True
@@ -245,15 +255,6 @@ class LayerFromImage(io.ComfyNode):
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip=_OUTPUT_TOOLTIP)],
         )  # fmt: skip
-
-    @classmethod
-    def validate_inputs(cls, opacity: float | None = None) -> bool | str:
-        """Return True, or the text of an error that is certain before running; linked inputs are None."""
-        try:
-            _check_opacity(opacity)
-        except LayeredError as error:
-            return str(error)
-        return True
 
     @classmethod
     def execute(
@@ -324,11 +325,6 @@ def _with_layers(
                 "Move it or enlarge the canvas",
             )
     return document
-
-
-def _check_opacity(opacity: float | None) -> None:
-    if opacity is not None:
-        Layer("to be added", width=1, height=1, opacity=opacity)
 
 
 def _input_pictures() -> list[str]:

@@ -51,10 +51,12 @@ class AddLayerByPrompt(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Encodes the words; write embedding:name for a textual "
                     "inversion."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What is added. Empty: the "
-                    "words of the stack's layer of the same name."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What must not be there. "
-                "Neutral: empty."),
+                io.String.Input(
+                    "prompt", default="", multiline=True, dynamic_prompts=True,
+                    tooltip="What is added. Empty: the words of the stack's layer of the same name.",
+                ),
+                io.String.Input("negative", default="", multiline=True, dynamic_prompts=True,
+                tooltip="What must not be there. Neutral: empty."),
                 io.String.Input("name", default="", tooltip="The layer's name. Empty: its prompt. The "
                     "noise depends on seed and name."),
                 io.Int.Input("x", default=0, min=-_FAR, max=_FAR, tooltip="Left edge of the layer's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from ...layered_core.canvas.compositing import GREY, composite
 from ...layered_core.canvas.soft_masks import grow as widened
 from ...layered_core.document import Layer
 from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.formats.dynamic_prompts import dynamic_remark
 from ...layered_core.painting.mattes import stage_alpha, uncovered
 from ...layered_core.painting.repaint import Repaint
 from ...layered_core.painting.stages import changed_region, into_place, stage_seed, with_stage
@@ -47,10 +49,10 @@ class StageLayer(io.ComfyNode):
                 PASTE.Input("paste", tooltip="The same paste of Regenerate Layers that Paste Back got; "
                     "it holds the picture before and the place."),
                 io.String.Input("name", default="layer", tooltip="The layer's name."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What the layer shows; "
-                    "kept with it. Neutral: empty."),
-                io.String.Input("negative", default="", multiline=True, tooltip="What the layer must not "
-                    "show; kept with it. Neutral: empty."),
+                io.String.Input("prompt", default="", multiline=True, dynamic_prompts=True,
+                tooltip="What the layer shows; kept with it. Neutral: empty."),
+                io.String.Input("negative", default="", multiline=True, dynamic_prompts=True,
+                tooltip="What the layer must not show; kept with it. Neutral: empty."),
                 ALPHA,
                 LAYERS.Input("layers", optional=True, tooltip="The stack. Not connected: a new stack."),
             ],
@@ -94,6 +96,8 @@ class StageLayer(io.ComfyNode):
         else:
             pixels = cls._taken_off(picture, paste, alpha)
         layer = with_stage(_box_layer(name, paste.mask), pixels)
+        if remark := dynamic_remark([replace(layer, prompt=prompt, negative=negative)]):
+            logging.warning("Stage Layer: %s", remark)
         stack = _laid(layers, layer, prompt, negative)
         document = read_stack(stack)
         # As Layer Composite shows it with a grey backdrop.

@@ -47,6 +47,16 @@ def test_a_scene_of_words_becomes_layers_and_a_picture(scene, out, tmp_path, cap
     assert "4/4" in capsys.readouterr().err  # one bar over both stages
 
 
+def test_words_that_are_not_what_they_seem_are_told(tmp_path, capsys):
+    path = tmp_path / "scene.json"
+    path.write_text(json.dumps(SCENE).replace("a green tree", "a {green|red} tree"))
+    main(["stage", str(path), "-o", str(tmp_path / "out"), "--replace", "nobody"])
+    assert (
+        "layered: scene.json: layer 'tree': prompt has '{green|red}': choices in braces"
+        in capsys.readouterr().err
+    )
+
+
 def test_staging_is_reproducible_and_one_layer_can_be_replaced(scene, tmp_path):
     for name in ("a", "b"):
         assert main(["stage", str(scene), "-o", str(tmp_path / name), "--seed", "3", *QUICK]) == 0

@@ -6,6 +6,8 @@ import torch
 from graph import regional
 
 WIDGETS = {k: v for k, v in regional("a")["inputs"].items() if k not in ("model", "clip", "layers")}
+WORDS = "a red ball in a meadow"
+_PREDICTED = ("input", "cond_denoised", "uncond_denoised")
 MODES = ("regions", "joint", "collage", "paint with words")
 
 
@@ -22,6 +24,18 @@ def apply(regions, model, clip, stack=None, **values):
     return regions.node.execute(model, clip, stack, **{**WIDGETS, **values}).result
 
 
+def everywhere(regions, words=WORDS, **more):
+    """A stack of one layer over the whole canvas."""
+    layer = regions.document.Layer("all", width=128, height=128, prompt=words, **more)
+    return regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
+
+
+def as_layer(regions, model, clip, words=WORDS, **values):
+    """Return the model, positive and negative of a layer over the whole canvas that gets all attention."""
+    settings = {"prompt": "a white house", "global_weight": 0.0, "emphasis": 0.0, **values}
+    return apply(regions, model, clip, everywhere(regions, words), **settings)
+
+
 def encode(clip, text):
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
@@ -34,7 +48,7 @@ def once(model, positive, negative, sigma=5.0, batch=1, cfg=3.0, seed=0, size=(1
     options = model.clone()
     before = options.model_options.get("sampler_post_cfg_function", [])
     options.model_options["sampler_post_cfg_function"] = [
-        lambda a: caught.update(a) or a["denoised"],
+        lambda a: caught.update({k: a[k] for k in _PREDICTED}) or a["denoised"],
         *before,
     ]
     noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))

@@ -48,6 +48,21 @@ def test_every_input_has_a_tooltip_and_every_widget_names_its_neutral_value(host
             assert item.tooltip, f"{node_id} output {item.display_name}"
 
 
+def test_every_field_of_a_prompt_resolves_choices_and_comments_in_the_page(host):
+    dull = []
+    for node_id, node in ours().items():
+        info = node.INPUT_TYPES()
+        for name, spec in (
+            (k, v) for group in ("required", "optional") for k, v in info.get(group, {}).items()
+        ):
+            if name in ("prompt", "negative") and spec[0] != "CONDITIONING":
+                inner = [
+                    s for o in spec[1].get("options", []) for s in o["inputs"].get("required", {}).values()
+                ]
+                dull += [f"{node_id}.{name}" for s in inner or [spec] if not s[1].get("dynamicPrompts")]
+    assert dull == []
+
+
 def test_every_mask_socket_says_what_1_means(host):
     for node_id, node in ours().items():
         schema = node.GET_SCHEMA()

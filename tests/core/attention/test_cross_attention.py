@@ -242,6 +242,26 @@ def test_a_picture_does_not_depend_on_its_batch():
     )
 
 
+def test_keys_may_differ_from_picture_to_picture():
+    """A host's patches may make them so; then every picture is as alone with its own keys."""
+    weights = torch.rand(3, 63, generator=torch.Generator().manual_seed(2)) / 3
+    q, base = some(2, 63, CHANNELS), some(2, 63, CHANNELS, seed=1)
+    keys, values = ([some(2, n, CHANNELS, seed=s + n) for n in (6, 6, 9)] for s in (5, 50))
+    push = [some(n, seed=n) for n in (6, 6, 9)]
+    groups = tile(weights, [6, 6, 9])
+    more = {"emphasis": push, "amount": 1.0}
+    both = attend_regions(q, base, groups, keys, values, HEADS, **more)
+    softmax = joint(q, base, base, _with_rest(weights), keys, values, HEADS)
+    for i in range(2):
+        at, own = slice(i, i + 1), ([x[i] for x in y] for y in (keys, values))
+        k, v = own
+        alone = attend_regions(q[at], base[at], groups, k, v, HEADS, **more)
+        torch.testing.assert_close(both[at], alone)
+        torch.testing.assert_close(
+            softmax[at], joint(q[at], base[at], base[at], _with_rest(weights), k, v, HEADS)
+        )
+
+
 def test_weights_too_small_to_matter_cost_no_query():
     assert not tile(region_weights(torch.full((1, 5), LEAST_WEIGHT * 0.9), [1.0]), [77])
     # The least that an 8-bit mask can hold does matter.

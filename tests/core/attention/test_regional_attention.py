@@ -248,6 +248,24 @@ def test_keys_and_values_are_projected_once_unless_weights_may_change():
     assert block.projections == 4
 
 
+@pytest.mark.parametrize("mode", ["regions", "joint"])
+def test_a_host_may_make_keys_of_a_layers_words_for_every_picture(mode):
+    class Patched(Block):
+        def project(self, x):
+            return tuple(y[:, None] * torch.tensor([1.0, 3.0])[:, None, None] for y in super().project(x))
+
+    settings = Settings(mode=mode)
+    plan = plan_regions(pair(), settings, "a red ball and a blue star", "", tokenise)
+    maps = [AttentionMaps([r.name for r in plan.cond]) for _ in range(2)]
+    plain, _ = Block().run(prepared(plan, settings, maps=maps[0]))
+    patched, _ = Patched().run(prepared(plan, settings, maps=maps[1]))
+    torch.testing.assert_close(patched[0], plain[0])
+    assert float((patched[1] - plain[1]).abs().max()) > 1e-2
+    first, second = (m.mean((8, 8)) for m in maps)
+    torch.testing.assert_close(second[0], first[0])
+    assert float((second[1] - first[1]).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("mode", REGION_MODES)
 def test_a_host_that_repeats_the_tokens_of_the_prompt_gets_the_same(mode):
     settings = Settings(mode=mode)

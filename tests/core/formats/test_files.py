@@ -15,6 +15,7 @@ from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, HINTS, Control, Layer, LayerDocument, Lora, Recipe, identical
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers, write_folder, write_layers
+from layered_core.formats.dynamic_prompts import dynamic_remark
 from layered_core.formats.file_layers import split_title
 from layered_core.formats.limits import Limits
 from layered_core.formats.to_file import rounded
@@ -108,7 +109,8 @@ def test_any_document_comes_back_equal(tmp_path, end, bits, exact):
         back = read_layers(write_layers(document, tmp_path / f"scene{end}", WORKFLOW, bits))
         assert identical(back.document, document)
         assert back.workflow == WORKFLOW
-        assert back.warnings == ()
+        remark = dynamic_remark(document, document.prompt, document.negative)
+        assert back.warnings == ((remark,) if remark else ())
 
     check()
 

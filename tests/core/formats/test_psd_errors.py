@@ -11,6 +11,7 @@ from psd_tools.constants import Tag
 
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
+from layered_core.formats.psd_errors import in_words
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_a_wrong_signature_is_told_in_plain_words(tmp_path, intact):
         "a.psd cannot be read as PSD: the signature of a part of the file is b'8BXM'; allowed: b'8BIM'. Save the file "
         "anew"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("max_objects exceeded: 1000001 > 1000000", "the file holds over 1,000,000 values"),
+        ("max_nesting_depth exceeded: 65 > 64", "the file is nested over 64 levels deep"),
+    ],
+)
+def test_a_limit_of_psd_tools_is_told_in_plain_words(error, says):
+    assert in_words(ValueError(error)) == says
 
 
 def test_no_error_of_a_broken_file_names_python_objects(tmp_path, intact):

@@ -232,7 +232,11 @@ def test_the_original_net_is_untouched(net, words, apply):
         ({"image": hint(), "mask": torch.full((1, 128, 128), float("nan"))}, "control masks' values"),
         ({"image": hint(), "strength": float("nan")}, "strength is nan"),
         ({"image": hint(), "strength": -1.0}, "strength is -1"),
-        ({"image": hint(), "start_percent": 0.8, "end_percent": 0.2}, "control.end is 0.2"),
+        (
+            {"image": hint(), "start_percent": 0.8, "end_percent": 0.2},
+            "^end_percent is 0.2; allowed: a number 0.8..1",
+        ),
+        ({"image": hint(), "strength": 0.0, "start_percent": float("nan")}, "^start_percent is nan"),
     ],
 )
 def test_bad_input_is_named(net, words, apply, values, message):
