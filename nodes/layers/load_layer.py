@@ -3,7 +3,6 @@ generated."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 from ...layered_core.canvas.placement import canvas_extent, is_off_canvas
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
 from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.files import content_hash
 from ...layered_core.formats.limits import Budget, Limits
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
@@ -210,7 +210,7 @@ class LoadLayer(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str:
         """Return a hash of the file, so that the node runs again when the content changes."""
-        return hashlib.sha256(_picture_path(image).read_bytes()).hexdigest() if image else ""
+        return content_hash(_picture_path(image)) if image else ""
 
     @classmethod
     def execute(
