@@ -281,4 +281,4 @@ class _Sections:
         """Return the greatest number of bytes that rows of pixels take by any compression; what lies behind them is
         never read."""
         size = (width * self.header.depth + 7) // 8 * height
-        return size + size // 64 + 8 * height + 1024
+        return int(size + size // 64 + 8 * height + 1024)
