@@ -35,6 +35,14 @@ def check_whole(where: str, value: object, low: int, high: int) -> None:
         raise invalid(where, value, f"a whole number {low}..{high}")
 
 
+def check_memory(what: str, needed: int, free: int, where: str, fix: str) -> None:
+    """Raise :class:`LayeredError` if ``what`` needs more bytes of ``where`` than the ``free`` ones."""
+    if needed > free:
+        raise LayeredError(
+            f"{what}: needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are free. {fix}"
+        )
+
+
 def check_letters(where: str, text: str) -> None:
     """Raise :class:`LayeredError` if a text has half a surrogate pair, which JSON allows and no tokenizer
     reads."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,21 @@ from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.merged_picture import condensed
 from .formats.openraster import read_openraster, write_openraster
+from .formats.part_files import part_folder
 from .formats.pictures import check_output, unwritable
 from .formats.to_file import check_workflow, rounded
+from .progress import PIECE, watched
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
 """File name endings of the formats; ``.json`` is a document with PNG files beside it."""
+
+
+_hashes: dict[tuple[int, ...], str] = {}
+"""Hashes of files by device, inode, size and times, oldest first."""
+
+_MOST_HASHES = 1000
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which a change of a file gives it another time on every file system."""
 
 
 def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
@@ -63,12 +72,26 @@ def _read(path: Path, limits: Limits | None) -> LayerFile:
 def content_hash(path: str | Path) -> str:
     """Return a SHA-256 hash of a layered file's content, including the pictures beside a JSON document."""
     path = Path(path)
-    digest = hashlib.sha256()
-    for file in [path, *(pictures_of(path) if path.suffix.lower() == ".json" else [])]:
-        with file.open("rb") as data:
-            while chunk := data.read(2**20):
+    files = [path, *(pictures_of(path) if path.suffix.lower() == ".json" else [])]
+    return hashlib.sha256("".join(file_hash(file) for file in files).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return a SHA-256 hash of a file. The file is not read again while the system says that it has not changed."""
+    info = path.stat()
+    key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    if key not in _hashes:
+        digest = hashlib.sha256()
+        with watched(path.open("rb"), info.st_size) as data:
+            while chunk := data.read(PIECE):
                 digest.update(chunk)
-    return digest.hexdigest()
+        # Of a file that was written just now, the next change could have the same time.
+        if abs(time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns)) < _SETTLED:
+            return digest.hexdigest()
+        while len(_hashes) >= _MOST_HASHES:
+            _hashes.pop(next(iter(_hashes)))
+        _hashes[key] = digest.hexdigest()
+    return _hashes[key]
 
 
 def write_layers(
@@ -127,20 +150,12 @@ def write_folder(
     check_output(path, folder=True)
     if os.path.lexists(path):
         raise invalid("output folder", str(path), "a name that is not taken")
+    made = path
     try:
-        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part"))
-    except OSError as error:
-        raise unwritable("folder", path, error) from None
-    try:
-        write_document(document, made, workflow)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(made, 0o777 & ~umask)
-        os.rename(made, path)
+        with part_folder(path) as made:
+            write_document(document, made, workflow)
     except OSError as error:
         raise unwritable("folder", path, error) from None
     except LayeredError as error:  # of a picture in the temporary folder
         raise LayeredError(str(error).replace(repr(str(made))[1:-1], repr(str(path))[1:-1])) from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)  # there is none after success
     return path / "document.json"

@@ -171,7 +171,8 @@ class Generator:
         inpainting: list[Method] = [self._inpaint_input(start, plan.cut_mask())] if self.inpaints else []
         if control is not None:
             inpainting.append(InpaintControl(control, start[0], plan.cut_mask()))
-        options["methods"] = [self._change_map(plan, start), *inpainting, *options.get("methods", ())]
+        given = [method.cut_out(plan) for method in options.get("methods", ())]
+        options["methods"] = [self._change_map(plan, start), *inpainting, *given]
         sampled = self.generate([prompt], seeds=[seed], start=start, strength=strength, **options)
         return plan.paste(sampled, blend)[0]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from layered_core.canvas.soft_masks import keep_outside
 from layered_core.errors import check_whole, invalid
 from layered_core.noise.guidance import classifier_free
+from layered_core.painting.repaint import Repaint
 
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and the number of all steps. May raise to stop."""
@@ -49,6 +50,11 @@ class Run:
 class Method:
     """Base class of the methods that act on a run. Subclasses override what they need; the defaults do
     nothing."""
+
+    def cut_out(self, plan: Repaint) -> Method:
+        """Return the method for a run over the part of a picture that ``plan`` cuts out. What is laid out on the
+        whole picture is cut alike."""
+        return self
 
     def start(self, run: Run, stack: ExitStack) -> None:
         """Prepare, before the first step. Put on ``stack`` what must be undone: it is closed after an error

@@ -25,6 +25,7 @@ from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
 from .layers.load_layer import LayerFromImage, LoadLayer
 from .layers.load_layers import LoadLayers
+from .layers.long_work import cancellable
 from .layers.save_layers import SaveLayers
 from .layers.select_layers import SelectLayers
 from .layers.split_layer import JoinLayer, SplitLayer
@@ -78,4 +79,4 @@ class LayeredDiffusionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes of the pack."""
-        return list(NODES)
+        return [cancellable(node) for node in NODES]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,11 +29,14 @@ class AttentionMaps:
     def __init__(self, names: Sequence[str]) -> None:
         """Start an empty record for the layers called ``names``."""
         self.names = tuple(names)
+        self.part: object = None
+        """The host's note of which part of a picture the run samples; None: all of it."""
         self._sums: dict[tuple[int, int], Tensor] = {}
         self._counts: dict[tuple[int, int], int] = {}
 
-    def clear(self) -> None:
-        """Empty the record before a new run."""
+    def clear(self, part: object = None) -> None:
+        """Empty the record before a new run over ``part`` of a picture."""
+        self.part = part
         self._sums.clear()
         self._counts.clear()
 
@@ -43,6 +46,14 @@ class AttentionMaps:
         shares = shares.detach().float().cpu().view(*shares.shape[:2], *size)
         self._sums[size] = self._sums[size] + shares if size in self._sums else shares
         self._counts[size] = self._counts.get(size, 0) + 1
+
+    def laid_out(self, size: tuple[int, int], lay: Callable[[Tensor], Tensor]) -> AttentionMaps:
+        """Return a record of the whole picture: ``lay`` gets the mean ``[B, L, h, w]`` at ``size`` and returns
+        it as a part of ``[B, L, H, W]``."""
+        whole, out = lay(self.mean(size)), AttentionMaps(self.names)
+        shape = whole.shape[-2], whole.shape[-1]
+        out._sums[shape], out._counts[shape] = whole, 1
+        return out
 
     def __bool__(self) -> bool:
         return bool(self._sums)

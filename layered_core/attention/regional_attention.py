@@ -19,6 +19,7 @@ from ..noise.guidance import FORMING, region_factor
 from ..noise.window import ALWAYS, Window
 from .attention_maps import AttentionMaps
 from .cross_attention import Attend, collage, joint, paint_with_words, scores, weigh, word_push, word_shares
+from .parts import Part
 from .regional_plan import Region, Settings
 from .tiles import Tiles, attend_regions, not_none, region_weights, tile
 
@@ -54,6 +55,7 @@ class RegionalAttention:
         window: tuple[float, float] = ALWAYS,
         maps: AttentionMaps | None = None,
         length: int | None = None,
+        cut: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -66,6 +68,8 @@ class RegionalAttention:
             maps: records what the layers' words attend to, if given.
             length: number of keys of the main prompt, including tokens that other nodes appended, which no
                 layer pushes. None: T.
+            cut: cuts masks ``[L, H, W]`` of the canvas as the sampled picture was cut out of it. None: the
+                whole canvas is sampled.
 
         Raises:
             LayeredError: ``length`` is less than T.
@@ -88,7 +92,9 @@ class RegionalAttention:
         self.window = Window(*window)
         self._masks = torch.stack([r.mask for r in regions])
         self._forming_masks = grown_masks(self._masks, round(settings.growth * min(self._masks.shape[-2:])))
-        self._levels: dict[tuple[tuple[int, int], bool, torch.device], _Level] = {}
+        if cut is not None:
+            self._masks, self._forming_masks = cut(self._masks), cut(self._forming_masks)
+        self._levels: dict[tuple[tuple[int, int], bool, torch.device, Part | None], _Level] = {}
         self._projected: dict[Hashable, tuple[list[Tensor | None], list[Tensor | None]]] = {}
 
     def __call__(
@@ -104,6 +110,7 @@ class RegionalAttention:
         block: Hashable,
         project: ProjectWords,
         attend: Attend,
+        part: Part | None = None,
     ) -> Tensor:
         """Return the output of one cross-attention with the regions applied, ``[B, N, C]``.
 
@@ -119,21 +126,24 @@ class RegionalAttention:
                 same. None: the weights may change at any step, so nothing is cached.
             project: the block's key and value projections.
             attend: the host's plain attention.
+            part: the part of the sampled picture that the feature map shows; None: all of it. Parts are not
+                recorded.
 
         Raises:
             LayeredError: K is no multiple of ``length``.
         """
         acting = self.window.acts(sigma) and any(r.acts for r in self.regions)
-        if not acting and self.maps is None:
+        maps = self.maps if part is None else None
+        if not acting and maps is None:
             return base
-        level = self._level(size, sigma > FORMING, q.device)
+        level = self._level(size, sigma > FORMING, q.device, part)
         keys, values = (
             self._keys_and_values(block, q, project) if acting else ([None] * len(self.regions),) * 2
         )
         amount = self.settings.amount(sigma) if acting else 0.0
         push = self._spread_over_keys(level.push, k) if level.push is not None and amount else None
-        if self.maps is not None:
-            self.maps.add(size, self._word_shares(level, q, k, keys, push, amount, heads))
+        if maps is not None:
+            maps.add(size, self._word_shares(level, q, k, keys, push, amount, heads))
         if not acting:
             return base
         if self.settings.mode == "joint" and any(x is not None for x in keys):
@@ -171,11 +181,12 @@ class RegionalAttention:
             mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma
         )
 
-    def _level(self, size: tuple[int, int], forming: bool, device: torch.device) -> _Level:
-        if (size, forming, device) not in self._levels:
-            masks = (
-                mask_pyramid(self._forming_masks if forming else self._masks, [size])[0].flatten(1).to(device)
-            )
+    def _level(self, size: tuple[int, int], forming: bool, device: torch.device, part: Part | None) -> _Level:
+        key = size, forming, device, part
+        if key not in self._levels:
+            whole = self._forming_masks if forming else self._masks
+            shown = whole if part is None else part.cut(whole)
+            masks = mask_pyramid(shown, [size])[0].flatten(1).to(device)
             weights = region_weights(
                 masks,
                 [
@@ -186,10 +197,8 @@ class RegionalAttention:
             tiles = tile(weights, [0 if c is None else len(c) for c in self.contexts])
             inside, outside = [r.inside for r in self.regions], [r.outside for r in self.regions]
             push = word_push(masks, [r.words for r in self.regions], self.tokens, inside, outside)
-            self._levels[size, forming, device] = _Level(
-                masks, weights, tiles, push if bool(push.any()) else None
-            )
-        return self._levels[size, forming, device]
+            self._levels[key] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
+        return self._levels[key]
 
     def _keys_and_values(
         self, block: Hashable, q: Tensor, project: ProjectWords

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..document import Layer, LayerDocument
+from ..progress import by_rows, row_bands, steps
 from .blend_modes import Rules, find_rules
 from .colour import by_table, linear_to_srgb, srgb_to_linear
 from .placement import Box, bounds, is_exact, layer_window, meet, place, reduced
@@ -48,25 +49,72 @@ def composite(document: LayerDocument, rules: str = "photoshop") -> Tensor:
     Raises:
         LayeredError: ``rules`` is unknown.
     """
-    chosen = find_rules(rules)
-    canvas = 0, 0, document.width, document.height
-    shown = [
-        _PreparedLayer(x, x.image)
-        for x in document
-        if x.image is not None and x.visible and x.opacity > 0 and meet(bounds(x), canvas)
-    ]
-    dtype = reduce(torch.promote_types, (x.dtype for x in shown), torch.float32)
-    device = shown[0].device if shown else torch.device("cpu")
-    out = torch.empty(document.height, document.width, 4, dtype=dtype, device=device)
-    rows = max(1, _band_pixels(device) // document.width)
+    stack = Compositor(document, rules)
+    out = torch.empty(document.height, document.width, 4, dtype=stack.dtype, device=stack.device)
 
-    def work(top: int) -> None:
-        # New threads inherit neither the inference mode nor the gradient mode of this one.
-        with torch.inference_mode(out.is_inference()), torch.no_grad():
-            _composite_band(shown, document.background, chosen, top, out[top : top + rows])
+    def keep(rows: slice, pixels: Tensor) -> None:
+        out[rows] = pixels
 
-    _for_each(work, range(0, document.height, rows), device)
+    stack.each_band(keep)
     return out
+
+
+class Compositor:
+    """A document that is composited as :func:`composite` does, but band by band, so that the whole need not be in
+    memory at once."""
+
+    def __init__(self, document: LayerDocument, rules: str = "photoshop") -> None:
+        self._rules = find_rules(rules)
+        self._document = document
+        canvas = 0, 0, document.width, document.height
+        shown = [
+            x
+            for x in document
+            if x.image is not None and x.visible and x.opacity > 0 and meet(bounds(x), canvas)
+        ]
+        self._shown = [_PreparedLayer(x, x.image) for x in steps(shown) if x.image is not None]
+        self.dtype = reduce(torch.promote_types, (x.dtype for x in self._shown), torch.float32)
+        """The type of the result: float64 if a layer's image is, else float32."""
+        self.device = self._shown[0].device if self._shown else torch.device("cpu")
+        """The device of the layers, and of the result."""
+
+    def each_band(self, use: Callable[[slice, Tensor], None]) -> None:
+        """Call ``use`` with the rows of every band of the canvas and their pixels ``[H, W, 4]``; on a CPU from as
+        many threads as torch may use."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        inference = torch.is_inference_mode_enabled()
+
+        def work(rows: slice) -> None:
+            # New threads inherit neither the inference mode nor the gradient mode of this one.
+            with torch.inference_mode(inference), torch.no_grad():
+                use(rows, self._band(rows, like))
+
+        width = self._document.width
+        _for_each(
+            work, row_bands(self._document.height, width, values=_band_pixels(self.device)), self.device
+        )
+
+    def _band(self, rows: slice, like: Tensor) -> Tensor:
+        """Return the canvas's rows composited, ``[H, W, 4]``."""
+        document = self._document
+        band = 0, rows.start, document.width, rows.stop
+        seen = []
+        for layer in reversed(self._shown):
+            box = meet(layer.box, band)
+            if box is None:
+                continue
+            colour, alpha = layer.pixels_in(box, like)
+            least, most = (float(x) for x in alpha.aminmax())
+            if most > 0:
+                seen.append((layer.mode, box, colour, alpha))
+            if layer.mode == "normal" and least == 1 and box == band:
+                break
+        size = rows.stop - rows.start, document.width
+        below = _Band(self._rules, document.background, like.new_zeros(3, *size))
+        for mode, (x0, y0, x1, y1), colour, alpha in reversed(seen):
+            area = ..., slice(y0 - rows.start, y1 - rows.start), slice(x0, x1)
+            below.lay(mode, area, colour, alpha)
+        return below.pixels().movedim(0, -1)
 
 
 def flat(document: LayerDocument) -> Tensor:
@@ -84,11 +132,15 @@ def premultiplied(layer: Layer, width: int, height: int) -> Tensor:
     one without a picture."""
     if layer.image is None or not layer.visible:
         return torch.zeros(height, width, 4)
-    return place(_multiplied(layer, layer.image), layer, width, height) * layer.opacity
+    return place(_multiplied(layer, layer.image), layer, width, height).mul_(layer.opacity)
 
 
 def straight(pixels: Tensor) -> Tensor:
     """Convert premultiplied colours ``[..., 4]`` to straight ones; the colour is 0 where alpha is 0."""
+    return by_rows(_straight, pixels)
+
+
+def _straight(pixels: Tensor) -> Tensor:
     alpha = pixels[..., 3:]
     colour = torch.where(alpha > 0, pixels[..., :3] / alpha.clamp_min(1e-8), 0.0)
     return torch.cat([colour, alpha], -1).clamp_(0, 1)
@@ -101,7 +153,7 @@ def over_colour(pixels: Tensor, colour: Tensor | tuple[float, float, float]) -> 
     return pixels[..., :3] * pixels[..., 3:] + backdrop * (1 - pixels[..., 3:])
 
 
-def _for_each(work: Callable[[int], None], tops: range, device: torch.device) -> None:
+def _for_each(work: Callable[[slice], None], bands: list[slice], device: torch.device) -> None:
     """Call ``work`` for every band, on a CPU in as many threads as torch may use.
 
     Torch itself would split each of the many small operations among its threads, which costs more than the
@@ -110,23 +162,35 @@ def _for_each(work: Callable[[int], None], tops: range, device: torch.device) ->
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
-        for top in tops:
-            work(top)
+        for band in steps(bands):
+            work(band)
         return
+    pool = ThreadPoolExecutor(min(threads, len(bands)), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with ThreadPoolExecutor(
-            min(threads, len(tops)), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            for done in [pool.submit(work, top) for top in tops]:
-                done.result()
+        for done in steps([pool.submit(work, band) for band in bands]):
+            done.result()
     finally:
+        pool.shutdown(cancel_futures=True)
         # The number that a thread sets for itself is also used for threads that start later.
         torch.set_num_threads(threads)
 
 
+def multiplied(colours: Tensor, alpha: Tensor) -> Tensor:
+    """Return colours ``[H, W, 3]`` premultiplied by ``alpha`` ``[H, W]``, with it, ``[H, W, 4]``."""
+    height, width = alpha.shape
+    out = alpha.new_empty(height, width, 4, dtype=torch.promote_types(colours.dtype, alpha.dtype))
+    for rows in steps(row_bands(height, width, 4)):
+        torch.mul(colours[rows], alpha[rows, :, None], out=out[rows, :, :3])
+        out[rows, :, 3] = alpha[rows]
+    return out
+
+
 def _multiplied(layer: Layer, image: Tensor) -> Tensor:
-    alpha = layer.coverage[..., None]
-    return torch.cat([image[..., :3] * alpha, alpha], -1)
+    """Return a layer's picture with premultiplied colours; the picture itself, if it is opaque."""
+    alpha = layer.coverage
+    if image.dtype.itemsize >= 4 and bool(alpha.amin() == 1):
+        return image
+    return multiplied(image[..., :3], alpha)
 
 
 class _PreparedLayer:
@@ -135,15 +199,14 @@ class _PreparedLayer:
     def __init__(self, layer: Layer, image: Tensor) -> None:
         self.layer, self.mode, self.box = layer, layer.blend_mode, bounds(layer)
         self.dtype, self.device = image.dtype, image.device
-        mask = layer.mask
-        if mask is not None and mask.shape != image.shape[:2]:
-            image, mask = torch.cat([image[..., :3], layer.coverage[..., None]], -1), None
         self.multiplied = not is_exact(layer, *image.shape[:2])
+        self.mask = None if self.multiplied else layer.mask
         if self.multiplied:
             # Never larger than the layer's own picture.
-            self.pixels, self.mask = reduced(_multiplied(layer, image).movedim(-1, 0), layer), None
-        else:
-            self.pixels, self.mask = image.movedim(-1, 0), mask
+            image = reduced(_multiplied(layer, image).movedim(-1, 0), layer).movedim(0, -1)
+        elif self.mask is not None and self.mask.shape != image.shape[:2]:
+            image, self.mask = torch.cat([image[..., :3], layer.coverage[..., None]], -1), None
+        self.pixels = image.movedim(-1, 0)
 
     def pixels_in(self, box: Box, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return sRGB ``[3, H, W]`` and alpha ``[H, W]`` in ``box``, with the dtype and device of
@@ -157,32 +220,6 @@ class _PreparedLayer:
         return colour, alpha
 
 
-def _composite_band(
-    shown: list[_PreparedLayer],
-    background: tuple[float, float, float] | None,
-    rules: Rules,
-    top: int,
-    out: Tensor,
-) -> None:
-    """Composite the canvas rows that start at ``top`` into ``out``, ``[H, W, 4]``."""
-    band = 0, top, out.shape[1], top + out.shape[0]
-    seen = []
-    for layer in reversed(shown):
-        box = meet(layer.box, band)
-        if box is None:
-            continue
-        colour, alpha = layer.pixels_in(box, out)
-        least, most = (float(x) for x in alpha.aminmax())
-        if most > 0:
-            seen.append((layer.mode, box, colour, alpha))
-        if layer.mode == "normal" and least == 1 and box == band:
-            break
-    below = _Band(rules, background, out)
-    for mode, (x0, y0, x1, y1), colour, alpha in reversed(seen):
-        below.lay(mode, (..., slice(y0 - top, y1 - top), slice(x0, x1)), colour, alpha)
-    out.copy_(below.pixels().movedim(0, -1))
-
-
 class _Band:
     """The layers composited so far in one band of the canvas: straight colour ``[3, H, W]``, 0 where alpha is
     0, and alpha ``[H, W]``.
@@ -191,15 +228,16 @@ class _Band:
     band keeps its exact values.
     """
 
-    def __init__(self, rules: Rules, background: tuple[float, float, float] | None, like: Tensor) -> None:
+    def __init__(self, rules: Rules, background: tuple[float, float, float] | None, empty: Tensor) -> None:
+        """Begin with ``background``, or with ``empty``, ``[3, H, W]`` of zeros, which is written into."""
         self.rules = rules
-        self.colour = like.new_zeros(3, *like.shape[:2])
-        self.alpha = like.new_zeros(like.shape[:2])
+        self.colour = empty
+        self.alpha = empty.new_zeros(empty.shape[1:])
         self.linear = False
         self.empty = background is None
         self.opaque = background is not None
         if background is not None:
-            self.colour += like.new_tensor(background)[:, None, None]
+            self.colour += empty.new_tensor(background)[:, None, None]
             self.alpha += 1
 
     def lay(self, mode: str, area: Area, colour: Tensor, alpha: Tensor) -> None:

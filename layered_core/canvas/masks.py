@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..document import LayerDocument
+from ..progress import row_bands, steps
 from .placement import place
 from .soft_masks import grow
 
@@ -21,13 +22,13 @@ def layer_alphas(document: LayerDocument) -> Tensor:
     A layer without an image covers its mask, or else its box.
     """
     alphas = torch.zeros(len(document), document.height, document.width)
-    for i, layer in enumerate(document):
+    for i, layer in steps(list(enumerate(document))):
         if layer.visible and layer.opacity > 0:
             alphas[i] = (
                 place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
                 * layer.opacity
-            )
-    return alphas.clamp_(0, 1)
+            ).clamp_(0, 1)
+    return alphas
 
 
 def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,15 +43,28 @@ def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         visible masks ``[L, H, W]`` of the layers, and ``[H, W]`` of the background.
     """
-    clear = (1 - alphas).flip(0).cumprod(0).flip(0)  # clear[i] = prod_{j >= i} (1 - alpha_j)
-    ones = alphas.new_ones(1, *alphas.shape[1:])
-    above = torch.cat([clear[1:], ones]) if len(alphas) else alphas
-    return alphas * above, (clear[0] if len(alphas) else ones[0])
+    shown = torch.empty_like(alphas)
+    return shown, _write_visible(alphas, shown)
+
+
+def _write_visible(alphas: Tensor, shown: Tensor) -> Tensor:
+    """Write :func:`visible_masks` of ``alphas`` into ``shown``, which may be the same tensor, and return that of the
+    background."""
+    count, height, width = alphas.shape
+    rest = alphas.new_ones(height, width)
+    for rows in steps(row_bands(height, width, count)) if count else ():
+        part = alphas[:, rows]
+        clear = (1 - part).flip(0).cumprod(0).flip(0)  # clear[i] = prod_{j >= i} (1 - alpha_j)
+        shown[-1, rows] = part[-1]
+        torch.mul(part[:-1], clear[1:], out=shown[:-1, rows])
+        rest[rows] = clear[0]
+    return rest
 
 
 def document_masks(document: LayerDocument) -> tuple[Tensor, Tensor]:
     """Return :func:`visible_masks` of a document's layers: ``[L, H, W]``, and the background's ``[H, W]``."""
-    return visible_masks(layer_alphas(document))
+    alphas = layer_alphas(document)
+    return alphas, _write_visible(alphas, alphas)
 
 
 def grown_masks(masks: Tensor, pixels: int) -> Tensor:

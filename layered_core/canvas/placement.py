@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..document import Layer
+from ..progress import pause, row_bands
 from .resizing import resized
 
 Box = tuple[int, int, int, int]
@@ -90,8 +91,12 @@ def place(pixels: Tensor, layer: Layer, width: int, height: int) -> Tensor:
     canvas = pixels.new_zeros(height, width, pixels.shape[-1])
     box = meet(bounds(layer), (0, 0, width, height))
     if box is not None:
-        shown = layer_window(reduced(pixels.movedim(-1, 0), layer), layer, box)
-        canvas[box[1] : box[3], box[0] : box[2]] = shown.movedim(0, -1)
+        small = reduced(pixels.movedim(-1, 0), layer)
+        left, top, right, bottom = box
+        for rows in row_bands(bottom - top, right - left, pixels.shape[-1]):
+            pause()
+            band = left, top + rows.start, right, top + rows.stop
+            canvas[band[1] : band[3], left:right] = layer_window(small, layer, band).movedim(0, -1)
     return canvas
 
 

@@ -4,10 +4,13 @@ exact."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ..progress import pause, row_bands, steps
 
 
 def keep_outside(changed: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
@@ -31,11 +34,23 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
     value of the square around each pixel."""
     if pixels == 0:
         return mask
-    reach = abs(pixels)
     sign = 1 if pixels > 0 else -1
     # One axis after the other gives the same as a square and is faster.
-    wide = functional.max_pool2d(sign * mask[None, None], (2 * reach + 1, 1), 1, (reach, 0))
-    return sign * functional.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))[0, 0]
+    across = _greatest_along_rows(sign * mask, abs(pixels))
+    return sign * _greatest_along_rows(across.mT, abs(pixels)).mT.contiguous()
+
+
+def _greatest_along_rows(mask: Tensor, reach: int) -> Tensor:
+    """Return the greatest value within ``reach`` pixels to the left and right of each pixel: windows that double
+    until two of them, side by side or overlapping, are as wide as needed."""
+    size, covered = 2 * reach + 1, 1
+    greatest = functional.pad(mask, (reach, reach), value=-math.inf)
+    while covered < size:
+        pause()
+        by = min(covered, size - covered)
+        greatest = torch.maximum(greatest[:, :-by], greatest[:, by:])
+        covered += by
+    return greatest
 
 
 def feather(mask: Tensor, pixels: int) -> Tensor:
@@ -64,10 +79,24 @@ def _convolved(pictures: Tensor, kernel: Tensor) -> Tensor:
     """Convolve ``[..., H, W]`` with one kernel along both axes; edge pixels are repeated outside."""
     reach = len(kernel) // 2
     flat = pictures.reshape(-1, 1, *pictures.shape[-2:])
-    flat = functional.conv2d(
-        functional.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel[None, None, :, None]
-    )
-    flat = functional.conv2d(
-        functional.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel[None, None, None, :]
-    )
+
+    def down(x: Tensor) -> Tensor:
+        padded = functional.pad(x, (0, 0, reach, reach), mode="replicate")
+        return functional.conv2d(padded, kernel[None, None, :, None])
+
+    def across(x: Tensor) -> Tensor:
+        padded = functional.pad(x, (reach, reach, 0, 0), mode="replicate")
+        return functional.conv2d(padded, kernel[None, None, None, :])
+
+    flat = _in_bands(across, _in_bands(down, flat, len(kernel), -1), len(kernel), -2)
     return flat.reshape(pictures.shape)
+
+
+def _in_bands(filtered: Callable[[Tensor], Tensor], x: Tensor, size: int, axis: int) -> Tensor:
+    """Filter ``[..., H, W]`` by a filter of ``size`` pixels along the other axis than ``axis``, in bands of ``axis``
+    if that takes long."""
+    length = x.shape[axis]
+    bands = row_bands(length, x.numel() // length, size, 2**29)
+    if len(bands) == 1:
+        return filtered(x)
+    return torch.cat([filtered(x.narrow(axis, b.start, b.stop - b.start)) for b in steps(bands)], axis)

@@ -90,11 +90,15 @@ class ControlMap:
             )
         return cls(shown[chosen], tuple(document.layers[i].recipe.control for i in chosen), mode, strength)
 
-    def at(self, active: Sequence[bool]) -> Tensor | float:
+    def at(self, active: Sequence[bool], masks: Tensor | None = None) -> Tensor | float:
         """Return the sum of mask times strength over the ``active`` layers, ``[H, W]``; a plain number if it
-        is the same everywhere."""
-        total = self.masks.new_zeros(self.masks.shape[-2:])
-        for mask, control, on in zip(self.masks, self.controls, active, strict=True):
+        is the same everywhere.
+
+        ``masks`` ``[B, K, H, W]``, e.g. those of tiles, take the place of the map's own and give ``[B, H, W]``.
+        """
+        masks = self.masks if masks is None else masks
+        total = masks.new_zeros(*masks.shape[:-3], *masks.shape[-2:])
+        for mask, control, on in zip(masks.unbind(-3), self.controls, active, strict=True):
             if on:
                 total = total + mask * (control.strength * self.strength)
         first = total.flatten()[0]
@@ -114,8 +118,8 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
 
     Args:
         residual: ``[B, C, h, w]`` of a UNet, or ``[B, N, C]`` tokens of a transformer, row by row.
-        weight: ``[H, W]`` of any size, resized to the residual's by area (each cell is the mean of the pixels
-            that it covers), or a number.
+        weight: ``[H, W]`` of any size, or one for each row of the batch, ``[B, H, W]``, resized to the
+            residual's by area (each cell is the mean of the pixels that it covers), or a number.
         cells: height and width of the latent, which give the grid of the tokens.
 
     Raises:
@@ -129,14 +133,15 @@ def weighted(residual: Tensor, weight: Tensor | float, cells: tuple[int, int]) -
         else token_grid(residual.shape[1], cells)
     )
     small = on_grid(weight, grid).to(residual.device, residual.dtype)
-    return residual * (small if residual.ndim == 4 else small.reshape(1, -1, 1))
+    return residual * (small.unsqueeze(-3) if residual.ndim == 4 else small.flatten(-2).unsqueeze(-1))
 
 
 def on_grid(weight: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize ``[H, W]`` to ``grid`` cells: by area if it shrinks, bilinear if it grows."""
+    """Resize ``[..., H, W]`` to ``grid`` cells: by area if it shrinks, bilinear if it grows."""
     shrinks = weight.shape[-2] >= grid[0] and weight.shape[-1] >= grid[1]
-    image = weight[None].float()
-    return (functional.adaptive_avg_pool2d(image, grid) if shrinks else resized(image, *grid))[0]
+    image = weight.reshape(-1, *weight.shape[-2:]).float()
+    small = functional.adaptive_avg_pool2d(image, grid) if shrinks else resized(image, *grid)
+    return small.reshape(*weight.shape[:-2], *grid)
 
 
 def token_grid(tokens: int, cells: tuple[int, int]) -> tuple[int, int]:
@@ -191,11 +196,11 @@ def inpaint_hint(pictures: Tensor, mask: Tensor) -> Tensor:
 
 
 def centre_crop(weight: Tensor, height: int, width: int) -> Tensor:
-    """Return the largest centred part of ``[H, W]`` with the aspect ratio ``height`` : ``width``, as ComfyUI
+    """Return the largest centred part of ``[..., H, W]`` with the aspect ratio ``height`` : ``width``, as ComfyUI
     crops a hint before it scales it."""
     own_height, own_width = weight.shape[-2:]
     if own_width * height > width * own_height:
         margin = round((own_width - own_height * width / height) / 2)
-        return weight[:, margin : own_width - margin]
+        return weight[..., margin : own_width - margin]
     margin = round((own_height - own_width * height / width) / 2)
-    return weight[margin : own_height - margin]
+    return weight[..., margin : own_height - margin, :]

@@ -21,6 +21,7 @@ from ..canvas.resizing import resized
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, invalid
 from ..formats.pictures import to_image
+from ..progress import pause, row_bands, steps
 
 Preprocessor = Callable[[Tensor], Tensor]
 """A function from a picture ``[3, H, W]`` in 0..1 to a hint ``[3, H, W]`` in 0..1."""
@@ -46,20 +47,33 @@ def canny(picture: Tensor, low: float = 100, high: float = 200) -> Tensor:
     Returns:
         bool ``[H, W]``.
     """
+    height, width = picture.shape[-2:]
+    strong: Tensor
+    weak: Tensor
+    strong, weak = torch.empty(2, height, width, dtype=torch.bool, device=picture.device)
+    for rows in steps(row_bands(height, width, 3)):
+        # Two rows more on each side, as a ridge is found from gradients and a gradient from greys.
+        around = slice(max(0, rows.start - 2), rows.stop + 2)
+        inner = slice(rows.start - around.start, rows.stop - around.start)
+        size, ridge = _ridges(picture[:, around])
+        strong[rows], weak[rows] = ((ridge & (size > least))[inner] for least in (high, low))
+    while True:
+        pause()
+        grown = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
+        if torch.equal(grown, strong):
+            return strong
+        strong = grown | strong
+
+
+def _ridges(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the size of the gradient ``[H, W]`` of a picture ``[3, H, W]``, and whether it is a ridge."""
     red, green, blue = (picture.float().clamp(0, 1) * 255).round()
     grey = (0.299 * red + 0.587 * green + 0.114 * blue).round()
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     padded = functional.pad(grey[None, None], (1, 1, 1, 1), mode="replicate")
     gx, gy = functional.conv2d(padded, torch.stack([kernel, kernel.T])[:, None].to(grey))[0]
     size = gx.abs() + gy.abs()
-    thin = _is_ridge(size, gx, gy)
-    strong: Tensor = thin & (size > high)
-    weak = thin & (size > low)
-    while True:
-        grown: Tensor = weak & (functional.max_pool2d(strong[None, None].float(), 3, 1, 1)[0, 0] > 0)
-        if torch.equal(grown, strong):
-            return strong
-        strong = grown | strong
+    return size, _is_ridge(size, gx, gy)
 
 
 def _is_ridge(size: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
@@ -106,7 +120,7 @@ def document_hint(
     """
     shown, _ = document_masks(document)
     out = torch.zeros(3, document.height, document.width)
-    for index, layer in enumerate(document):
+    for index, layer in steps(list(enumerate(document))):
         if layer.visible and layer.recipe.control.hint != "none":
             out += _layer_hint(layer, index, document, outline, preprocess) * shown[index]
     return out.clamp_(0, 1)
@@ -127,9 +141,9 @@ def _layer_hint(
             f"layer {layer.name!r}: control hint {kind!r} needs a picture, and the layer has none. Load a "
             f"picture, or use the hint segmentation or none"
         )
-    pixels = straight(
-        premultiplied(layer, document.width, document.height) / max(layer.opacity, 1e-6)
-    ).permute(2, 0, 1)
+    pixels = premultiplied(layer, document.width, document.height)
+    pause()
+    pixels = straight(pixels.div_(max(layer.opacity, 1e-6))).permute(2, 0, 1)
     alpha = pixels[3]
     picture = spread(pixels[:3], alpha)
     if kind == "picture":
@@ -156,18 +170,22 @@ def spread(picture: Tensor, alpha: Tensor) -> Tensor:
     Each level of an image pyramid fills the holes of the next finer one (push-pull, Gortler et al. 1996).
     """
     weight = (alpha > 0.5).float()
+    pause()
     return _fill_holes(picture * weight, weight[None])
 
 
 def _fill_holes(colour: Tensor, weight: Tensor) -> Tensor:
     """Fill the pixels of ``colour`` ``[3, H, W]`` with weight 0. ``colour`` is premultiplied by ``weight``
     ``[1, H, W]``, which is 0 or more."""
+    pause()
     if min(weight.shape[-2:]) == 1 or bool((weight > 0).all()):
         return colour / weight.clamp_min(1e-6)
-    small = functional.avg_pool2d(torch.cat([colour, weight])[None], 2, ceil_mode=True)[0]
+    small = torch.cat([functional.avg_pool2d(plane[None], 2, ceil_mode=True) for plane in (*colour, *weight)])
+    pause()
     coarse = functional.interpolate(
         _fill_holes(small[:3], small[3:])[None], weight.shape[-2:], mode="bilinear"
     )[0]
+    pause()
     return torch.where(weight > 0, colour / weight.clamp_min(1e-6), coarse)
 
 

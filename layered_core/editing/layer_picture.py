@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..canvas.compositing import GREY, straight
+from ..canvas.compositing import GREY, multiplied, straight
 from ..canvas.resizing import resized
 from ..document import Layer
 from ..errors import invalid
@@ -63,7 +63,7 @@ def thumbnail(layer: Layer, side: int) -> Tensor | None:
     if layer.image is None and layer.mask is None:
         return None
     colours, alpha = take_picture(layer)
-    pixels = torch.cat([colours * alpha[..., None], alpha[..., None]], -1)
+    pixels = multiplied(colours, alpha)
     scale = min(1.0, side / max(alpha.shape))
     size = tuple(max(1, round(length * scale)) for length in alpha.shape)
     return straight(_resized(pixels, size))

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..canvas.compositing import composite, over_colour
+from ..canvas.compositing import Compositor, over_colour
 from ..canvas.placement import corners
 from ..document import Layer, LayerDocument
-from ..formats.pictures import to_image
+from ..formats.pixel_numbers import to_numbers
 
 _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
 """Outline colours, taken in turn."""
@@ -55,9 +55,7 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
     """
     longest = max(document.width, document.height)
     scale = math.ceil(side / longest) if longest <= side else side / longest
-    rows, columns = ((torch.arange(n) * scale / 16).floor() for n in (document.height, document.width))
-    board = torch.where((rows[:, None] + columns) % 2 == 0, *_CHECKS)[..., None].expand(-1, -1, 3)
-    image = to_image(over_colour(composite(document, rules), board))
+    image = _on_board(Compositor(document, rules), document.height, document.width, scale)
     size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
@@ -68,6 +66,19 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
     for (number, layer), label in zip(visible, labels, strict=True):
         _draw(pen, layer, number, label, scale, font, size)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def _on_board(stack: Compositor, height: int, width: int, scale: float) -> Image.Image:
+    """Return the composite over the checkerboard, with fields of 16 pixels after scaling, in 8 bits."""
+    down, across = ((torch.arange(n) * scale / 16).floor() for n in (height, width))
+    shown = np.empty((height, width, 3), np.uint8)
+
+    def draw(rows: slice, pixels: Tensor) -> None:
+        board = torch.where((down[rows, None] + across) % 2 == 0, *_CHECKS)[..., None].expand(-1, -1, 3)
+        shown[rows] = to_numbers(over_colour(pixels, board), "u1")
+
+    stack.each_band(draw)
+    return Image.fromarray(shown)
 
 
 def _face(names: list[str]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..document import MAX_NAME, Layer, LayerDocument, Recipe
 from ..errors import LayeredError, invalid
+from ..progress import steps
 from .file_layers import LayerFile
 from .limits import Budget, Limits, check_file
 from .pictures import picture_size, read_mask, read_picture, write_picture, write_whole
@@ -101,7 +102,7 @@ def write_document(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     layers = []
-    for index, layer in enumerate(document):
+    for index, layer in steps(list(enumerate(document))):
         entry = entries_of(layer, skip={"image", "mask", "recipe"})
         stem = f"{index + 1:02d}_{re.sub(r'[^A-Za-z0-9]+', '_', layer.name).strip('_')[:100] or 'layer'}"
         for what, pixels in (("image", layer.image), ("mask", layer.mask)):
@@ -143,7 +144,8 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
     sizes = [(f"picture {file.name}", *size, 4) for file in files if (size := picture_size(file)) is not None]
     budget.fits_all(sizes)
     return replace(
-        canvas, layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in enumerate(layers))
+        canvas,
+        layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in steps(list(enumerate(layers)))),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..document import Layer, LayerDocument, unique_names
 from ..errors import LayeredError, invalid
+from ..progress import steps
 from .file_layers import PLACE, VERSION, FileLayer, LayerFile, ReadBlob, split_title
 from .layer_look import look_of_values
 from .limits import Budget
@@ -52,7 +53,7 @@ def restore(
     if layers and (background := _background(layers[0], size)) is not None:
         layers = layers[1:]
     made: list[Layer] = []
-    for number, item in enumerate(layers, 1):
+    for number, item in steps(list(enumerate(layers, 1))):
         try:
             layer = _layer(item, number, read_blob, budget, warnings)
         except LayeredError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ..progress import pause, pieces, steps
 from .pixel_numbers import Numbers, pixel_type, to_numbers
 
 _SECOND = "2:"
@@ -29,7 +30,8 @@ class Look:
         if self.part is None:
             return ""
         digest = hashlib.sha256(f"{self.part.shape} {self.part.dtype.itemsize}".encode())
-        digest.update(self.part.data)
+        for piece in pieces(self.part.data):
+            digest.update(piece)
         return _SECOND + digest.hexdigest()
 
     def has(self, checksum: object) -> bool:
@@ -37,8 +39,8 @@ class Look:
         if self.part is None or not isinstance(checksum, str) or checksum.startswith(_SECOND):
             return checksum == self.checksum()
         digest = hashlib.sha256(repr(tuple(self.part.shape)).encode())
-        for row in self.part:
-            digest.update(row.astype("<i4") * (257 if self.part.dtype.itemsize == 1 else 1))
+        for row in steps(range(len(self.part))):
+            digest.update(self.part[row].astype("<i4") * (257 if self.part.dtype.itemsize == 1 else 1))
         return checksum == digest.hexdigest()
 
 
@@ -54,9 +56,11 @@ def look_of(pixels: Numbers, mask: Numbers | None) -> Look:
         if mask is None or not mask.any():
             return Look(None)
         seen, whole = mask > 0, mask
+    pause()
     rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     part = np.where(seen[box], whole[box], whole.dtype.type(0))
+    pause()
     if whole is not mask:
         part = part.view(pixels.dtype).reshape(*part.shape, 4)
     if part.dtype.itemsize == 2 and not (part % 257).any():

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
+from ..progress import pieces, steps, watched
 from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
@@ -136,14 +137,16 @@ def _write(
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
         archive.writestr("mimetype", MIMETYPE, zipfile.ZIP_STORED)
         archive.writestr("stack.xml", tostring(root, "utf-8", xml_declaration=True))
-        for source, layer in layers.items():
+        for source, layer in steps(list(layers.items())):
             archive.writestr(source, _png(layer.pixels), zipfile.ZIP_STORED)
         archive.writestr(_MERGED, _png(merged), zipfile.ZIP_STORED)
         archive.writestr("Thumbnails/thumbnail.png", _png(merged, 256), zipfile.ZIP_STORED)
         if workflow:
             archive.writestr(FOLDER + "workflow.json", json.dumps(workflow))
         for key, data in blobs.items():
-            archive.writestr(FOLDER + key, data)
+            with archive.open(FOLDER + key, "w", force_zip64=len(data) >= 2**31) as entry:
+                for piece in pieces(data):
+                    entry.write(piece)
 
 
 def _png(pixels: Tensor, side: int = 0) -> bytes:
@@ -151,7 +154,7 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
     if side:
         image.thumbnail((side, side))
     data = BytesIO()
-    image.save(data, "PNG", **PNG_SETTINGS)
+    image.save(watched(data), "PNG", **PNG_SETTINGS)
     return data.getvalue()
 
 
@@ -230,7 +233,8 @@ class _Reader(Archive):
         backdrop = bool(nodes) and "background" in parse_json(nodes[-1][0].get(_LAYER, "{}"), "layer data")
         shown = [_visible(node) and around.visible for node, around, _ in nodes]
         kept = layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings)
-        layers = [self._layer(*node) for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
+        chosen = [node for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
+        layers = [self._layer(*node) for node in steps(chosen)]
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and self._entry(FOLDER + "workflow.json"):
             private["workflow"] = parse_json(

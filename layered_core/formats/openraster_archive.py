@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from ..errors import LayeredError, invalid
+from ..progress import read_all
 from .limits import Budget, Limits
 
 FOLDER = "layered-diffusion/"
@@ -120,7 +121,7 @@ class Archive:
         if entry.file_size > most:
             raise invalid(f"size of entry {name}", f"{entry.file_size:,} bytes", f"at most {most:,}")
         with self._open(entry) as file:
-            data = file.read(most + 1)
+            data = read_all(file, most + 1)
         if len(data) > most:
             raise LayeredError(
                 f"entry {name!r} is larger than the archive says; allowed: at most {most:,} bytes"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import row_bands, watched
 from .limits import Budget, Limits
+from .part_files import part_file
 from .pixel_numbers import to_numbers, to_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
@@ -63,7 +64,7 @@ def decode_picture(
     try:
         if isinstance(source, Path):
             # From a path, Pillow maps TIFF files into memory and garbles those that lie on a side.
-            with source.open("rb") as file:
+            with watched(source.open("rb"), source.stat().st_size) as file:
                 return decode_picture(file, name, budget, formats, warnings)
         with catch_warnings():
             simplefilter("ignore", Image.DecompressionBombWarning)
@@ -138,7 +139,11 @@ def read_mask(path: Path, budget: Budget | None = None, warnings: list[str] | No
 
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    return to_values(np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")))
+    out = torch.empty(image.height, image.width, 4)
+    for rows in row_bands(image.height, image.width, 4):
+        part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
+        out[rows] = to_values(np.asarray(part))
+    return out
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -161,21 +166,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         LayeredError: the path is a folder or cannot be a file's, or writing fails, as on a full disk.
     """
     check_output(path)
-    name = None
     try:
-        # The whole name could make this one too long.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        with part_file(path) as file:
+            write(watched(file))
     except OSError as error:  # its text may name the temporary file
         raise unwritable("file", path, error) from None
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def check_output(path: Path, folder: bool = False) -> None:

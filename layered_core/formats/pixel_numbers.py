@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..progress import pause
+
 Numbers = np.ndarray[Any, Any]
 """Pixels as a file has them: unsigned whole numbers of 8 or 16 bits, or floats."""
 
@@ -55,7 +57,8 @@ def to_numbers(values: Tensor, kind: str) -> Numbers:
 def to_values(numbers: Numbers) -> Tensor:
     """Return numbers as float32 values in 0..1, in the same shape; floats are taken as they are."""
     out = np.empty(numbers.shape, np.float32)
-    np.divide(numbers, _white(numbers), out=out, dtype=np.float32)
+    for rows in _bands(out):
+        np.divide(numbers[rows], _white(numbers), out=out[rows], dtype=np.float32)
     return torch.from_numpy(out)
 
 
@@ -87,4 +90,6 @@ def _bands(array: Numbers) -> Iterator[slice]:
     """Yield the rows of an array, as many at a time as a band has."""
     height = array.shape[0]
     step = max(1, _BAND * height // max(array.size, 1))
-    return (slice(top, top + step) for top in range(0, height, step))
+    for top in range(0, height, step):
+        pause()
+        yield slice(top, top + step)

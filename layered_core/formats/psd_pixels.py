@@ -11,6 +11,7 @@ from psd_tools.psd.layer_and_mask import ChannelData, ChannelDataList, LayerReco
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import pause
 from .limits import Budget
 from .merged_picture import straight_merged
 from .pixel_numbers import Numbers, interleaved
@@ -54,6 +55,7 @@ class Channels:
 
     def _plane(self, data: ChannelData, width: int, height: int) -> Numbers:
         """Return a channel's numbers, ``[height, width]``."""
+        pause()
         raw = data.get_data(width, height, self.header.depth, self.header.version)
         return np.frombuffer(raw, self.kind).reshape(height, width)
 

@@ -27,6 +27,7 @@ from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import steps
 from .file_layers import FileLayer, LayerFile, clean_text
 from .from_file import layers_to_read, restore
 from .limits import Budget, Limits, check_file
@@ -286,7 +287,7 @@ class _Reader:
         """Yield the file's layers, front to back, with the effects of their groups applied."""
         groups = [_Group()]
         count = 0
-        for record, channels in reversed(pairs):
+        for record, channels in steps(pairs[::-1]):
             kind = section_divider(record)
             if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
                 count += 1

@@ -44,6 +44,7 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError
+from ..progress import pause, pieces, steps
 from .file_layers import FileLayer
 from .layer_look import look_of
 from .pictures import write_whole
@@ -111,7 +112,7 @@ def _layer_info(layers: Sequence[FileLayer], header: FileHeader) -> tuple[LayerI
     """Return the layers as the file has them, and their private data."""
     records, channels, entries = [], [], []
     kind = f"u{header.depth // 8}"
-    for number, layer in enumerate(layers, 1):
+    for number, layer in steps(list(enumerate(layers, 1))):
         pixels = to_numbers(layer.pixels, kind)
         mask = None if layer.mask is None else to_numbers(layer.mask, kind)
         entries.append(_entry(layer, number, pixels, mask))
@@ -154,6 +155,7 @@ def _record(
         planes.append((ChannelID.USER_LAYER_MASK, mask))
     channels = ChannelDataList()
     for channel, numbers in planes:
+        pause()
         data = _channel(numbers, header)
         record.channel_info.append(ChannelInfo(channel, len(data.data) + 2))
         channels.append(data)
@@ -168,7 +170,7 @@ def _channel(numbers: Numbers, header: FileHeader) -> ChannelData:
         data.set_data(numbers.tobytes(), width, height, header.depth, header.version)
         return data
     # Without prediction, as Krita 5.1 reads 16-bit data with prediction wrongly.
-    return ChannelData(Compression.ZIP, zlib.compress(numbers.astype(">u2").tobytes(), 1))
+    return ChannelData(Compression.ZIP, _deflated(numbers.astype(">u2").tobytes(), 1))
 
 
 def _pascal(title: str) -> str:
@@ -181,6 +183,7 @@ def _over_white(merged: Tensor, kind: str) -> Numbers:
     alpha."""
     out = np.empty(merged.shape, kind)
     for top in range(0, len(out), 64):
+        pause()
         rows = merged[top : top + 64]
         alpha = rows[..., 3:]
         out[top : top + 64] = to_numbers(torch.cat([rows[..., :3] * alpha + (1 - alpha), alpha], -1), kind)
@@ -211,8 +214,14 @@ def _resources(private: Mapping[str, Any], blobs: Mapping[str, bytes], merged: N
         ThumbnailResource(1, small.width, small.height, row, row * small.height, 24, 1, jpeg.getvalue()),
     )
     for key, (name, data) in zip(_PLUGIN_RESOURCES, blobs.items()):
-        add(key, BLOB + name.encode() + b"\n" + zlib.compress(data, 3))
+        add(key, BLOB + name.encode() + b"\n" + _deflated(data, 3))
     return resources
+
+
+def _deflated(data: bytes, level: int) -> bytes:
+    """Return data as ``zlib.compress`` does, in pieces."""
+    compressor = zlib.compressobj(level)
+    return b"".join([*(compressor.compress(piece) for piece in pieces(data)), compressor.flush()])
 
 
 def _xmp(private: Mapping[str, Any]) -> bytes:

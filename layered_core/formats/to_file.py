@@ -14,6 +14,7 @@ from ..canvas.compositing import straight
 from ..canvas.placement import bounds, place
 from ..document import MAX_SIDE, Layer, LayerDocument
 from ..errors import LayeredError, invalid
+from ..progress import steps
 from .file_layers import BITS, MAX_WORKFLOW_BYTES, PLACE, VERSION, FileLayer, clean_text
 from .layer_look import look_of
 from .pixel_numbers import pixel_type, to_numbers, to_values
@@ -53,7 +54,7 @@ def flatten(
     layers, blobs, types = [], {}, types or PixelTypes()
     if document.background is not None:
         layers.append(_backdrop(document))
-    for number, layer in enumerate(document, 1):
+    for number, layer in steps(list(enumerate(document, 1))):
         made, stored = _file_layer(layer, number, document, bits, masks, types)
         layers.append(made)
         blobs.update(stored)
@@ -71,7 +72,7 @@ def rounded(document: LayerDocument, bits: int) -> LayerDocument:
     if bits == 32:
         return document
     layers = []
-    for layer in document:
+    for layer in steps(document.layers):
         image, mask = (
             None if t is None else to_values(to_numbers(t, f"u{bits // 8}")).to(t.device)
             for t in (layer.image, layer.mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,34 @@ class Crop:
             flat, (0, self.padded_width - self.width, 0, self.padded_height - self.height), mode="replicate"
         )
         return flat.reshape(*pictures.shape[:-2], *flat.shape[-2:])
+
+    def cut_scaled(self, pictures: Tensor, width: int, height: int) -> Tensor:
+        """Return the crop of pictures or masks ``[..., H', W']`` in 0..1 that show the picture of ``width`` x
+        ``height`` pixels at another size, as :meth:`cut` does; bilinear, and clamped to 0..1."""
+        across, down = pictures.shape[-1] / width, pictures.shape[-2] / height
+        part = replace(
+            self,
+            left=math.floor(self.left * across),
+            top=math.floor(self.top * down),
+            right=math.ceil(self.right * across),
+            bottom=math.ceil(self.bottom * down),
+        )
+        return part.cut(pictures, "bilinear").clamp(0, 1)
+
+    def is_whole(self, width: int, height: int) -> bool:
+        """Return whether the crop is all of a picture of that size, not scaled."""
+        return (self.left, self.top, self.right, self.bottom) == (0, 0, width, height) == (
+            0, 0, self.width, self.height
+        )  # fmt: skip
+
+    def place(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float] | None:
+        """Return where a box (left, top, right, bottom) of the picture lies in the cut-out, pixels before
+        padding; None if it lies outside."""
+        across, down = self.width / (self.right - self.left), self.height / (self.bottom - self.top)
+        left, top = (max(box[0], self.left) - self.left) * across, (max(box[1], self.top) - self.top) * down
+        right = (min(box[2], self.right) - self.left) * across
+        bottom = (min(box[3], self.bottom) - self.top) * down
+        return (left, top, right, bottom) if left < right and top < bottom else None
 
     def put_back(self, part: Tensor, pictures: Tensor) -> Tensor:
         """Return ``pictures`` ``[..., H, W]`` with the sampled ``part``

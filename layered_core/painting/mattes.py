@@ -8,6 +8,7 @@ from torch import Tensor
 from ..canvas.colour import linear_to_srgb, srgb_to_linear
 from ..canvas.soft_masks import grow
 from ..errors import invalid
+from ..progress import row_bands, steps
 
 MATTES = ("difference", "mask")
 """Sources of a new layer's alpha: ``difference``, where the picture changed; ``mask``, where it was allowed
@@ -35,10 +36,22 @@ def difference_matte(
     Returns:
         ``[H, W]`` in 0..1.
     """
+    height, width = before.shape[-2:]
+    out = before.new_empty(height, width)
+    for rows in steps(row_bands(height, width, 3)):
+        # As many rows more as reach a pixel when holes are closed.
+        around = slice(max(0, rows.start - 2 * close), rows.stop + 2 * close)
+        alpha = _closed_matte(before[:, around], after[:, around], low, high, close)
+        alpha = alpha[rows.start - around.start :][: rows.stop - rows.start]
+        least = least_alpha(before[:, rows], after[:, rows])
+        out[rows] = torch.where(alpha > 0, torch.maximum(alpha, least), 0.0)
+    return out
+
+
+def _closed_matte(before: Tensor, after: Tensor, low: float, high: float, close: int) -> Tensor:
     difference = (after - before).abs().amax(0)
     alpha = ((difference - low) / max(high - low, 1e-6)).clamp(0, 1)
-    alpha = torch.maximum(alpha, grow(grow(alpha, close), -close))
-    return torch.where(alpha > 0, torch.maximum(alpha, least_alpha(before, after)), 0.0)
+    return torch.maximum(alpha, grow(grow(alpha, close), -close))
 
 
 def least_alpha(before: Tensor, after: Tensor) -> Tensor:
@@ -63,12 +76,21 @@ def uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool = False
     Returns:
         RGBA ``[H, W, 4]``, straight alpha; colour 0 where alpha is 0, and exactly ``after`` where it is 1.
     """
+    height, width = alpha.shape
+    out = alpha.new_empty(height, width, 4)
+    for rows in steps(row_bands(height, width, 4)):
+        out[rows, :, :3] = _uncovered(before[:, rows], after[:, rows], alpha[rows], linear).movedim(0, -1)
+        out[rows, :, 3] = alpha[rows]
+    return out
+
+
+def _uncovered(before: Tensor, after: Tensor, alpha: Tensor, linear: bool) -> Tensor:
+    """Return the colours of :func:`uncovered`, ``[3, H, W]``."""
     back, front = (srgb_to_linear(before), srgb_to_linear(after)) if linear else (before, after)
     colour = ((front - (1 - alpha) * back) / alpha.clamp_min(1e-6)).clamp(0, 1)
     if linear:
         colour = linear_to_srgb(colour)
-    colour = torch.where(alpha > 0, torch.where(alpha < 1, colour, after), 0.0)
-    return torch.cat([colour, alpha[None]]).permute(1, 2, 0)
+    return torch.where(alpha > 0, torch.where(alpha < 1, colour, after), 0.0)
 
 
 def stage_alpha(before: Tensor, after: Tensor, mask: Tensor, alpha: str) -> Tensor:

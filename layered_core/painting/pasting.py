@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.soft_masks import gaussian_blur, keep_outside
+from ..progress import pause
 
 BLENDS = ("gradient", "multi-band", "feather")
 """Ways in which :func:`paste` blends a changed part with its surroundings."""
@@ -109,6 +110,7 @@ def meet_border(
     residue = domain * _neighbour_sum(functional.pad(around, (1, 1, 1, 1)))
     step, power = residue, residue.square().sum((-1, -2), keepdim=True)
     for _ in range(20 * max(shape[-2:])):
+        pause()
         if float(residue.abs().max()) < tolerance:
             break
         image = system(step)
@@ -131,6 +133,7 @@ def multi_band(changed: Tensor, kept: Tensor, mask: Tensor, levels: int = 4) -> 
     share = mask.to(changed.dtype)[None, None]
     bands = []
     for _ in range(levels):
+        pause()
         if min(flat.shape[-2:]) < 4:
             break
         small = [

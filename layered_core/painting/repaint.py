@@ -32,6 +32,11 @@ class Repaint:
     crop: Crop
     """The part of the picture that is sampled."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole picture is sampled, not scaled."""
+        return self.crop.is_whole(self.picture.shape[-1], self.picture.shape[-2])
+
     def cut(self) -> Tensor:
         """Return the picture for the VAE to encode: ``[3, padded_height, padded_width]`` in 0..1."""
         return self.crop.cut(self.picture).clamp(0, 1)
@@ -40,6 +45,17 @@ class Repaint:
         """Return the mask that belongs to :meth:`cut`, ``[padded_height, padded_width]``, for inpainting
         models."""
         return self.crop.cut(self.mask, "bilinear").clamp(0, 1)
+
+    def cut_layout(self, pictures: Tensor) -> Tensor:
+        """Return the same part of masks or pictures ``[..., H', W']`` in 0..1 that are laid out on the whole
+        picture, at any size."""
+        return self.crop.cut_scaled(pictures, self.picture.shape[-1], self.picture.shape[-2])
+
+    def cut_regions(self, masks: Tensor) -> Tensor:
+        """Return the same part of the masks ``[L, H', W']`` of words. Those that lie wholly where the picture
+        may not change are 0: the picture itself says what is there."""
+        part = self.cut_layout(masks)
+        return part * (part * self.cut_mask().to(part) > 0).flatten(1).any(1)[:, None, None]
 
     def cells(self, height: int, width: int) -> Tensor:
         """Return the change map of the latents, ``[height, width]`` in 0..1: each cell is the mean of its

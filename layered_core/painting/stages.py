@@ -14,6 +14,7 @@ from ..canvas.placement import Box, bounds, place
 from ..canvas.soft_masks import gaussian_blur, grow
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, invalid
+from ..progress import pause
 from .mattes import MATTES
 
 ALPHAS = (*MATTES, "transparent")
@@ -128,6 +129,7 @@ def changed_region(before: Tensor, after: Tensor, share: float = 0.5) -> Tensor:
     mask = ((difference >= share * difference.max()) & (difference > 0)).float()
     seed = (difference == difference.max()).float()
     while True:
+        pause()
         wider = grow(seed, 1) * mask
         if torch.equal(wider, seed):
             return seed

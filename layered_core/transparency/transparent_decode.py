@@ -7,12 +7,13 @@ additions); algorithms.md §2.5 [V].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
+from ..progress import step
 from .transparent_networks import CELL, AttendPixels, TransparentDecoder, attend_with_torch, from_file_order
 
 PASSES = ((False, 0), (True, 0), (False, 2), (True, 2), (False, 1), (True, 1), (False, 3), (True, 3))
@@ -27,11 +28,6 @@ COMBINE = ("median", "mean")
 ``mean``."""
 
 
-Report = Callable[[int, int], None]
-"""Called after every pass of the network with the number of passes done and their total; may raise to
-stop."""
-
-
 @torch.no_grad()
 def decode(
     decoder: TransparentDecoder,
@@ -44,7 +40,6 @@ def decode(
     overlap: int = 256,
     batch: int = 1,
     attend: AttendPixels = attend_with_torch,
-    report: Report = lambda done, total: None,
 ) -> Tensor:
     """Decode to straight RGBA ``[B, 4, H, W]`` in float32, 0..1, on the device of ``pixels``; colours
     continue under alpha 0.
@@ -64,7 +59,6 @@ def decode(
         overlap: overlap of neighbouring tiles, pixels, at most half a tile.
         batch: number of pictures in one pass; see :func:`pictures_at_once`.
         attend: the host's attention.
-        report: is called after every pass, see :data:`Report`.
 
     Raises:
         LayeredError: a value is not allowed, or the latent does not fit the picture or the decoder.
@@ -94,7 +88,7 @@ def decode(
                 for mirrored, turns in PASSES[:augmentations]:
                     passes.append(_one_pass(decoder, part, code, mirrored, turns, attend))
                     done += 1
-                    report(done, total)
+                    step(done, total)
                 shown = _combined(passes, combine)[:, :, : area[0].stop - y, : area[1].stop - x].to(
                     result.device
                 )
@@ -135,15 +129,6 @@ def pictures_at_once(needed: int, free: int, count: int) -> int:
     """Return how many of ``count`` pictures fit into one pass if each takes ``needed`` bytes; a fifth of the
     ``free`` bytes is kept in reserve."""
     return max(1, min(count, int(0.8 * free / needed)))
-
-
-def check_memory(needed: int, free: int, where: str, fix: str) -> None:
-    """Raise :class:`LayeredError` if ``needed`` bytes are more than the ``free`` ones."""
-    if needed > free:
-        raise LayeredError(
-            f"transparent decode: needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are "
-            f"free. {fix}"
-        )
 
 
 def _check_latent(decoder: TransparentDecoder, pixels: Tensor, latent: Tensor | None) -> None:

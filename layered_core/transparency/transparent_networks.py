@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import LayeredError
+from ..progress import pause
 
 GROUPS = 4
 """Number of groups in every group norm."""
@@ -241,6 +242,7 @@ class _Resnet(nn.Module):
     def forward(self, parts: list[Tensor]) -> Tensor:
         """Apply the block to the concatenation of ``parts``, each ``[B, C_i, H, W]``. The list is emptied, so
         that its tensors are freed as soon as they are used."""
+        pause()
         joined = len(parts) > 1
         x = torch.cat(parts, 1) if joined else parts[0]
         parts.clear()
@@ -248,6 +250,7 @@ class _Resnet(nn.Module):
         h = _norm_silu(x, self.norm1, overwrite=joined and kept is not x)
         del x
         h = self.conv1(h)
+        pause()
         h = self.conv2(_norm_silu(h, self.norm2, overwrite=True))
         result: Tensor = h + kept if torch.is_grad_enabled() else h.add_(kept)
         return result

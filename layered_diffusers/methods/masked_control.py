@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ControlNetModel, T2IAdapter
@@ -17,8 +18,12 @@ from layered_core.control.hints import document_hint
 from layered_core.document import Control, LayerDocument
 from layered_core.errors import LayeredError, invalid
 from layered_core.noise.window import Window, sigma_at
+from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.loading import DTYPE
 from layered_diffusers.sampling import Method, Run
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -31,6 +36,14 @@ class MaskedControl(Method):
     """The control picture, ``[3, H, W]`` in 0..1, of the sampled picture's aspect ratio."""
     map: ControlMap
     """The weights, of any size with that aspect ratio."""
+
+    def cut_out(self, plan: Repaint) -> Self:
+        """Return the same net with hint and weights cut as the picture is."""
+        other = copy.copy(self)
+        if not plan.is_whole:
+            other.hint = plan.cut_layout(self.hint)
+            other.map = replace(self.map, masks=plan.cut_layout(self.map.masks))
+        return other
 
     def start(self, run: Run, stack: Any) -> None:
         """Check the net and fit the hint and the map to the size of the run."""
@@ -95,6 +108,13 @@ class InpaintControl(MaskedControl):
             )
         super().__init__(net, picture, ControlMap(torch.ones(1, *mask.shape), (Control(),)))
         self.mask = mask
+
+    def cut_out(self, plan: Repaint) -> Self:
+        """Return the same net with picture and hole cut as the picture is."""
+        other = super().cut_out(plan)
+        if not plan.is_whole:
+            other.mask = plan.cut_layout(self.mask)
+        return other
 
     def start(self, run: Run, stack: Any) -> None:
         """Prepare as :class:`MaskedControl`, then cut the hole into the hint."""

@@ -3,7 +3,8 @@ core."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.noise.window import Window, sigma_at
+from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
@@ -71,6 +73,7 @@ class RegionalPrompts(Method):
             record=maps is not None,
         )
         self.plans = [plan(d, prompt=p) for d, p in zip(documents, words, strict=True)]
+        self._cut: Callable[[Tensor], Tensor] | None = None
         if maps is not None and len(documents) != 1:
             raise invalid("maps: number of documents", len(documents), "1")
 
@@ -83,6 +86,13 @@ class RegionalPrompts(Method):
     def negative(self) -> str:
         """The negative prompt of the whole picture, of the first document."""
         return self.plans[0].negative
+
+    def cut_out(self, plan: Repaint) -> RegionalPrompts:
+        """Return the same words with the layers' places cut as the picture is."""
+        other = copy.copy(self)
+        if not plan.is_whole:
+            other._cut = plan.cut_regions
+        return other
 
     def start(self, run: Run, stack: ExitStack) -> None:
         """Put attention processors on the UNet's cross-attentions, if any layer's words act."""
@@ -140,8 +150,9 @@ class RegionalPrompts(Method):
         tokens = context_length(self.model, plan.prompt if half == "cond" else plan.negative)
         window = Window.of_shares(self._alphas, self.settings.start, self.settings.end)
         return RegionalAttention(
-            regions, self.settings, [contexts.get(r.text) for r in regions], tokens, window, maps
-        )
+            regions, self.settings, [contexts.get(r.text) for r in regions], tokens, window, maps,
+            cut=self._cut,
+        )  # fmt: skip
 
 
 class _Processor:

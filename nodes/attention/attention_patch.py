@@ -23,11 +23,16 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
+from ...layered_core.attention.parts import Part, find_part
 from ...layered_core.attention.regional_attention import RegionalAttention
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.guidance import guided_more
+from ..noise.cut_out import CutOut, cut_of
 from .conditionings import KEY, Half, acting_halves
 from .context_patches import ContextPatches, check_has_patch
+
+PARTS = "layered_diffusion_parts"
+"""The key of the parts of the latents that a forward pass is over."""
 
 Block = tuple[str, int, int]
 """Names a cross-attention as ComfyUI does: part of the UNet (input, middle or output), number of the block in
@@ -89,19 +94,26 @@ def _sample(
     expected: Collection[str],
     executor: comfy.patcher_extension.WrapperExecutor,
     noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
     *more: Any,
     **named: Any,
 ) -> Tensor:
     """Wrap a whole sampling run: install the regions that its conditionings carry."""
     guider = executor.class_obj
+    cut = cut_of(guider, latent_image, denoise_mask)
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
     carried = [entry[KEY] for entry in entries if KEY in entry]
     _warn_of_missing(expected, carried)
     for half in carried:
         if half.maps is not None:
-            half.maps.clear()
+            half.maps.clear(cut)
     acting = acting_halves(guider.conds)
     if acting:
+        if cut is not None:
+            cut.check_size(noise)
         per_token = max(half.per_token for half in acting.values())
         check_has_patch(guider.model_options, per_token)
         # A hook may change the weights from step to step.
@@ -110,26 +122,23 @@ def _sample(
         lengths = {
             entry["uuid"]: entry["cross_attn"].shape[1] for entry in entries if entry["uuid"] in acting
         }
-        attentions = {uuid: _attention(half, lengths[uuid], sampling) for uuid, half in acting.items()}
+        attentions = {uuid: _attention(half, lengths[uuid], sampling, cut) for uuid, half in acting.items()}
         own = {
             name: {entry["uuid"] for entry in conditions or ()} for name, conditions in guider.conds.items()
         }
         run = _Run(guider, attentions, own, tuple(noise.shape[-2:]), steady, per_token)
         options = guider.model_options.setdefault("transformer_options", {})
-        comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run.forward, options
-        )
-        comfy.patcher_extension.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY, run.sample, options
-        )
+        for kind, wrapper in (
+            (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, run.sample),
+            (comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, run.predict),
+            (comfy.patcher_extension.WrappersMP.APPLY_MODEL, run.apply),
+            (comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, run.forward),
+        ):
+            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options)
         if any(half.settings.guidance != 1 for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
-            if "middle" in guider.conds:
-                comfy.patcher_extension.add_wrapper_with_key(
-                    comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, KEY, run.predict, options
-                )
-    return executor(noise, *more, **named)
+    return executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
 
 
 def _warn_of_missing(expected: Collection[str], carried: Sequence[Half]) -> None:
@@ -148,11 +157,12 @@ def _warn_of_missing(expected: Collection[str], carried: Sequence[Half]) -> None
         )
 
 
-def _attention(half: Half, length: int, sampling: Any) -> RegionalAttention:
+def _attention(half: Half, length: int, sampling: Any, cut: CutOut | None) -> RegionalAttention:
     window = sampling.percent_to_sigma(half.settings.start), sampling.percent_to_sigma(half.settings.end)
     return RegionalAttention(
-        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length // half.per_token
-    )
+        half.regions, half.settings, half.contexts, half.tokens, window, half.maps, length // half.per_token,
+        None if cut is None else cut.plan.cut_regions,
+    )  # fmt: skip
 
 
 @dataclass
@@ -166,8 +176,8 @@ class _Run:
     own: Mapping[str, set[UUID]]
     """The uuids of the conditionings that were connected as positive, negative and so on."""
     latent_size: tuple[int, int]
-    """Height and width of the whole latent, h and w. Layers act only in passes over all of it; areas and
-    tiles get the main prompt."""
+    """Height and width of the whole latent, h and w. Layers act in passes over all of it and in tiles of it;
+    conditionings with a smaller area get the main prompt."""
     steady: bool
     """Whether the model's weights stay the same throughout the run."""
     per_token: int
@@ -176,6 +186,10 @@ class _Run:
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
     positive: Tensor | None = None
     """The positive's prediction in this step, under Dual CFG Guider."""
+    latents: Tensor | None = None
+    """The noisy latents of this step, ``[B, C, h, w]``."""
+    areas: dict[UUID, tuple[int, int]] = field(default_factory=dict)
+    """Height and width of the conditionings that have an area, latent cells."""
 
     def sample(
         self, executor: comfy.patcher_extension.WrapperExecutor, guider: Any, *more: Any, **named: Any
@@ -198,6 +212,15 @@ class _Run:
                 if original in self.attentions:
                     self.attentions[entry["uuid"]] = self.attentions[original]
         self._warn_of_areas(entries)
+        height, width = self.latent_size
+        self.areas = {
+            entry["uuid"]: (
+                min(entry["area"][0], height - entry["area"][2]),
+                min(entry["area"][1], width - entry["area"][3]),
+            )
+            for _, entry in entries
+            if len(entry.get("area") or ()) == 4
+        }
         return executor(guider, *more, **named)
 
     def _warn_of_areas(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -218,17 +241,54 @@ class _Run:
                 name,
             )
 
+    def apply(
+        self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, t: Tensor, concat: Any = None,
+        context: Any = None, control: Any = None, transformer_options: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Tensor:  # fmt: skip
+        """Wrap a pass of the model: find out which parts of the latents it is over, before they are scaled."""
+        options = transformer_options or {}
+        if "uuids" in options:
+            options = {**options, PARTS: self._parts(x, options["uuids"])}
+        return executor(x, t, concat, context, control, options, **more)
+
+    def _parts(self, x: Tensor, uuids: Sequence[UUID]) -> list[Part | None]:
+        """Return the part that each share of the rows of ``x`` ``[B', C, h', w']`` is of, None for the whole; an
+        empty list if no layer acts.
+
+        Nodes that sample tile by tile lay the tiles one after the other, each with all its conditionings.
+        """
+        size = tuple(x.shape[-2:])
+        if size == self.latent_size:
+            return [None]
+        if not any(u in self.attentions for u in uuids) or any(self.areas.get(u) == size for u in uuids):
+            return []
+        pictures = x[:0] if self.latents is None else self.latents.to(x.device)
+        whole = pictures.repeat(len(uuids), 1, 1, 1)  # as the rows of a pass over all of it
+        parts: list[Part | None] = []
+        for tile in x.split(max(1, len(whole))):
+            places = {find_part(*rows) for rows in zip(tile, whole, strict=False)}
+            if len(tile) != len(whole) or len(places) != 1 or None in places:
+                raise LayeredError(
+                    f"layers: a pass of the model is over {size[1]}x{size[0]} latent cells, of which it is not "
+                    f"known where they lie among the {self.latent_size[1]}x{self.latent_size[0]} that are "
+                    "sampled. Take off the node that samples in parts which it shifts or scales, or Regional "
+                    "Prompt Attention"
+                )
+            parts += places
+        return parts
+
     def forward(
         self, executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timesteps: Any = None,
         context: Any = None, y: Any = None,
         control: Any = None, transformer_options: dict[str, Any] | None = None, **more: Any,
     ) -> Tensor:  # fmt: skip
-        """Wrap a forward pass over the whole latent: patch the UNet's cross-attentions."""
+        """Wrap a forward pass over the latent or tiles of it: patch the UNet's cross-attentions."""
         options = {} if transformer_options is None else transformer_options
         unet = executor.class_obj
         if id(unet) not in self.modules:
             self.modules[id(unet)] = cross_attentions(unet)
-        if tuple(x.shape[-2:]) == self.latent_size and "sigmas" in options:
+        if options.get(PARTS) and "sigmas" in options:
             options = self._with_patches(id(unet), options)
         return executor(x, timesteps, context, y, control, options, **more)
 
@@ -253,10 +313,13 @@ class _Run:
         return {**options, "patches": patches, "patches_replace": {**replaced, "attn2": {**before, **attn2}}}
 
     def predict(
-        self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], *more: Any
-    ) -> Any:
-        """Wrap the predictions of a step: keep the positive's for :meth:`guide`."""
-        out = executor(model, conds, *more)
+        self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], x: Tensor,
+        *more: Any,
+    ) -> Any:  # fmt: skip
+        """Wrap the predictions of a step: keep the noisy latents, of which tiles are parts, and the positive's
+        prediction for :meth:`guide`."""
+        self.latents = x
+        out = executor(model, conds, x, *more)
         positive = self.guider.conds.get("positive")
         self.positive = next((o for c, o in zip(conds, out, strict=True) if c and c is positive), None)
         return out
@@ -314,8 +377,9 @@ class _Run:
         context.check(q, k)
         plain = _plain(extra)
         out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
-        rows = torch.arange(len(q)).chunk(len(extra["uuids"]))
-        for own, uuid, which in zip(rows, extra["uuids"], extra["cond_or_uncond"], strict=True):
+        halves = list(zip(extra["uuids"], extra["cond_or_uncond"], strict=True))
+        shares = [(part, *half) for part in extra[PARTS] for half in halves]
+        for own, (part, uuid, which) in zip(torch.arange(len(q)).chunk(len(shares)), shares, strict=True):
             if uuid in self.attentions:
                 at = slice(int(own[0]), int(own[-1]) + 1)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
@@ -323,7 +387,7 @@ class _Run:
                 mixed = self.attentions[uuid](
                     q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
                     heads=extra["n_heads"], block=cached,
-                    project=partial(context.project, module, at, of_half), attend=plain,
+                    project=partial(context.project, module, at, of_half), attend=plain, part=part,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out

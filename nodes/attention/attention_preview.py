@@ -25,6 +25,7 @@ from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import LayeredError, invalid
 from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack, write_stack
+from ..noise.cut_out import CutOut, text_of
 from .attention_patch import check_model, patched
 from .conditionings import KEY
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
@@ -75,8 +76,27 @@ class AttentionPreview(io.ComfyNode):
                 "Attention with 'record' on, and the picture that was sampled with it, so that this node "
                 "runs after the sampler"
             )
-        shown = heat_pictures(maps, sampled, size).to(comfy.model_management.intermediate_device())
+        shown = heat_pictures(_as_in(sampled, maps), sampled, size).to(
+            comfy.model_management.intermediate_device()
+        )
         return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
+
+
+def _as_in(sampled: Tensor, maps: AttentionMaps) -> AttentionMaps:
+    """Return maps that lie as pictures ``[B, H, W, 3]`` do: those of the whole picture, or of its part that
+    Regenerate Layers cut out."""
+    cut, size = maps.part, (sampled.shape[2], sampled.shape[1])
+    if not isinstance(cut, CutOut) or (size == cut.part and not cut.shows_picture(sampled)):
+        return maps
+    if size == cut.picture:
+        return maps.laid_out((cut.part[1], cut.part[0]), cut.onto_picture)
+    raise invalid(
+        "image: size",
+        text_of(size),
+        f"{text_of(cut.part)}, the cut-out's, or {text_of(cut.picture)}, the whole picture's",
+        "The run sampled what Regenerate Layers cuts out: connect the picture that was decoded from it, or "
+        "that Paste Back gives",
+    )
 
 
 class LayerMaskFromAttention(io.ComfyNode):

@@ -165,10 +165,12 @@ class RegionalPromptAttention(io.ComfyNode):
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([r.name for r in plan.cond]) if record else None
-        positive = conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps)
-        negative_ = conditioning(clip, "negative", plan.negative, plan.uncond, settings)
-        expected = [x[0][1][KEY].name for x in (positive, negative_) if x[0][1][KEY].regions]
-        return io.NodeOutput(patched(model, expected), positive, negative_)
+        halves = (
+            conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps),
+            conditioning(clip, "negative", plan.negative, plan.uncond, settings),
+        )
+        expected = [half[0][1][KEY].name for half in halves if half[0][1][KEY].regions]
+        return io.NodeOutput(patched(model, expected), *halves)
 
 
 def tokenise(clip: comfy.sd.CLIP, text: str) -> list[Token]:

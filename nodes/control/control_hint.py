@@ -9,9 +9,11 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...layered_core.control.hints import Preprocessor, document_hint, load_preprocessor
+from ..layers.long_work import check_main_memory
+from ..layers.preview import Preview
 from ..layers.socket import LAYERS, read_stack
 
 
@@ -71,8 +73,13 @@ class LayerControlHint(io.ComfyNode):
     @classmethod
     def execute(cls, layers: Mapping[str, Any], outline: bool) -> io.NodeOutput:
         """Draw the hint picture."""
-        hint = document_hint(read_stack(layers), outline=outline, preprocess=preprocessor)[None].movedim(
-            1, -1
+        document = read_stack(layers)
+        # The masks, and a layer with its colours spread, for each pixel of the canvas.
+        check_main_memory(
+            document.width * document.height * (100 + 4 * len(document)),
+            f"Layer Control Hint of {document.width}x{document.height} pixels",
+            "Scale the canvas down",
         )
+        hint = document_hint(document, outline=outline, preprocess=preprocessor)[None].movedim(1, -1)
         hint = hint.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput(hint, ui=ui.PreviewImage(hint, cls=cls))
+        return io.NodeOutput(hint, ui=Preview(hint, cls))

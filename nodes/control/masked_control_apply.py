@@ -104,10 +104,10 @@ class MaskedControlNetApply(io.ComfyNode):
         image = None if image is None else pictures(image)
         if strength == 0:
             return io.NodeOutput(positive, negative)
-        control = Control(strength=strength, start=start_percent, end=end_percent)
+        own = Control(strength=strength, start=start_percent, end=end_percent)
         if layers is not None:
             document = read_stack(layers)
-            control_map = _within(ControlMap.of(document, strength=strength, mode=mode), control, mask)
+            control_map = _within(ControlMap.of(document, strength=strength, mode=mode), own, mask)
             if image is None:
                 image = document_hint(document, preprocess=preprocessor)[None].movedim(1, -1)
         else:
@@ -117,33 +117,27 @@ class MaskedControlNetApply(io.ComfyNode):
                     "layers with a control hint"
                 )
             shown = torch.ones(1, *image.shape[1:3]) if mask is None else _one_mask(mask)
-            control_map = ControlMap(shown, (control,), mode)
+            control_map = ControlMap(shown, (own,), mode)
         _check_aspect("image: size of the hint", *image.shape[1:3], control_map.masks)
-        hint = image[..., :3].movedim(-1, 1)
+        net = control_net.copy().set_cond_hint(image[..., :3].movedim(-1, 1), 1.0, (0.0, 1.0), vae=vae)
+        control = MaskedControl(net, control_map, on_canvas=layers is not None)
         wrapped: dict[Any, MaskedControl] = {}
         halves = ((positive, 1.0), (negative, 0.0))
-        return io.NodeOutput(
-            *(
-                _controlled(c, control_net, hint, control_map, vae, wrapped, positive)
-                for c, positive in halves
-            )
-        )
+        return io.NodeOutput(*(_controlled(c, control, wrapped, is_positive) for c, is_positive in halves))
 
 
 def _controlled(
-    conditioning: Sequence[Any], net: comfy.controlnet.ControlBase, hint: Tensor, control_map: ControlMap, vae: Any,
-    wrapped: dict[Any, MaskedControl], is_positive: float,
-) -> list[list[Any]]:  # fmt: skip
+    conditioning: Sequence[Any], control: MaskedControl, wrapped: dict[Any, MaskedControl], is_positive: float
+) -> list[list[Any]]:
     """Return the conditioning with the net on top of each entry. Entries that shared a ControlNet still share
     one, because ComfyUI batches by identity."""
     out = []
     for words, options in conditioning:
         before = options.get("control")
         if before not in wrapped:
-            control = MaskedControl(net.copy().set_cond_hint(hint, 1.0, (0.0, 1.0), vae=vae), control_map)
-            wrapped[before] = control.set_previous_controlnet(before)
+            wrapped[before] = control.copy().set_previous_controlnet(before)
         ours = {"control": wrapped[before], "control_apply_to_uncond": False}
-        if control_map.mode == "control":
+        if control.map.mode == "control":
             ours["model_conds"] = {
                 **options.get("model_conds", {}),
                 IS_POSITIVE_KEY: comfy.conds.CONDRegular(torch.tensor([is_positive])),

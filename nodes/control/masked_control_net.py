@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import comfy.controlnet
 import torch
 from torch import Tensor
 
+from ...layered_core.canvas.resizing import resized
 from ...layered_core.control.control_map import ControlMap, centre_crop, soft_weights, weighted
-from ...layered_core.errors import invalid
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.window import Window
+from ..noise.cut_out import CutOut, size_of, text_of
 
 IS_POSITIVE_KEY = "layered_diffusion_led"
 """Key of an entry in a conditioning's ``model_conds`` that marks each row of the batch as positive (1) or
@@ -22,10 +26,39 @@ and split batches when memory is short."""
 class MaskedControl(comfy.controlnet.ControlBase):
     """A CONTROL_NET whose residuals are multiplied by a map; everything else is left to the inner net."""
 
-    def __init__(self, inner: comfy.controlnet.ControlBase, control_map: ControlMap) -> None:
-        super().__init__()
-        self.inner, self.map = inner, control_map
+    def __init__(
+        self, inner: comfy.controlnet.ControlBase, control_map: ControlMap, on_canvas: bool = False
+    ) -> None:
+        """Wrap a net with its hint. ``on_canvas``: whether hint and map are laid out on the canvas of layers;
+        otherwise they may also be made for a cut-out."""
+        self.inner, self.map, self.on_canvas = inner, control_map, on_canvas
         self.windows: list[Window] = []
+        super().__init__()
+
+    @property
+    def cond_hint_original(self) -> Tensor:
+        """The hint with the masks as further channels, ``[B, C + K, H, W]``: nodes of other packs that sample
+        tile by tile cut it, and set what is left here or as ``cond_hint``."""
+        hint, masks = self.inner.cond_hint_original, self.map.masks
+        fit = resized(masks, hint.shape[-2], hint.shape[-1]).to(hint)
+        return torch.cat([hint, fit.expand(len(hint), *fit.shape)], 1)
+
+    @cond_hint_original.setter
+    def cond_hint_original(self, hint: Tensor | None) -> None:
+        if hint is None:  # ComfyUI's constructor: the inner net has the hint
+            return
+        own, masks = self._split(hint)
+        if bool((masks != masks[:1]).any()):
+            raise LayeredError(
+                f"layers: a node samples {len(hint)} tiles in one batch, in which Masked ControlNet Apply has "
+                f"different masks. Set its number of tiles in a batch to 1"
+            )
+        self.inner.cond_hint_original, self.map = own, replace(self.map, masks=masks[0].clamp(0, 1))
+
+    def _split(self, hint: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hint ``[B, C, H, W]`` and the masks ``[B, K, H, W]``."""
+        channels = hint.shape[1] - len(self.map.masks)
+        return hint[:, :channels], hint[:, channels:]
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         """Prepare for sampling; raises :class:`LayeredError` for a net of another model family."""
@@ -49,15 +82,20 @@ class MaskedControl(comfy.controlnet.ControlBase):
                 x_noisy, t, cond, batched_number, transformer_options
             )
         cond.pop(IS_POSITIVE_KEY, None)  # the model itself does not know it
+        if self.cond_hint is None:
+            tile, masks = None, None
+        else:
+            tile, masks = self._split(self.cond_hint)
         sigma = float(t[0])
-        weight = self.map.at([window.acts(sigma) for window in self.windows])
+        weight = self.map.at([window.acts(sigma) for window in self.windows], masks)
         if not isinstance(weight, Tensor) and weight == 0:
             return previous
         # One number for all cells becomes the net's own strength: the result is then ComfyUI's to the bit,
         # however the net uses its strength.
         everywhere = not isinstance(weight, Tensor)
         self.inner.strength = weight if everywhere else 1.0
-        control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        with _hinted(self.inner, tile):
+            control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if control is None:
             return previous
         cells = (x_noisy.shape[-2], x_noisy.shape[-1])
@@ -89,8 +127,35 @@ class MaskedControl(comfy.controlnet.ControlBase):
 
     def copy(self) -> MaskedControl:
         """Return a copy with a copy of the inner net and the same map."""
-        other = MaskedControl(self.inner.copy(), self.map)
+        return self._around(self.inner.copy())
+
+    def _around(self, inner: comfy.controlnet.ControlBase) -> MaskedControl:
+        other = MaskedControl(inner, self.map, self.on_canvas)
         self.copy_to(other)
+        # The line above has set hint and masks from one picture of both.
+        inner.cond_hint_original, other.map = self.inner.cond_hint_original, self.map
+        return other
+
+    def cut_out(self, cut: CutOut) -> MaskedControl:
+        """Return a copy whose hint and map are cut as a picture is.
+
+        Raises:
+            LayeredError: it is not known whether they show the whole picture or the cut-out alone.
+        """
+        other, hint, masks = self.copy(), self.inner.cond_hint_original, self.map.masks
+        if self.on_canvas:
+            hint_is_whole = size_of(hint) in (cut.picture, size_of(masks)) or size_of(hint) != cut.part
+            masks_are_whole = True
+        elif cut.is_own_mask(masks):
+            hint_is_whole = masks_are_whole = False
+        else:
+            hint_is_whole, masks_are_whole = (
+                _is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask"))
+            )
+        if hint_is_whole:
+            other.inner.cond_hint_original = cut.plan.cut_layout(hint)
+        if masks_are_whole:
+            other.map = replace(self.map, masks=cut.plan.cut_layout(masks))
         return other
 
     def cleanup(self) -> None:
@@ -112,11 +177,37 @@ class MaskedControl(comfy.controlnet.ControlBase):
 
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> MaskedControl:
         """Return a copy for another GPU."""
-        other = MaskedControl(self.inner.deepclone_multigpu(load_device), self.map)
-        self.copy_to(other)
+        other = self._around(self.inner.deepclone_multigpu(load_device))
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other
+
+
+@contextmanager
+def _hinted(net: comfy.controlnet.ControlBase, hint: Tensor | None) -> Iterator[None]:
+    """Give a net another hint for a while; None: its own."""
+    own = net.cond_hint_original, net.cond_hint
+    if hint is not None:
+        net.cond_hint_original, net.cond_hint = hint, None
+    try:
+        yield
+    finally:
+        if hint is not None:
+            net.cond_hint_original, net.cond_hint = own
+
+
+def _is_whole(pictures: Tensor, cut: CutOut, name: str) -> bool:
+    """Return whether a hint or masks show the whole picture, by their size."""
+    size = size_of(pictures)
+    if size == cut.picture == cut.part and bool((pictures != pictures.flatten()[0]).any()):
+        raise invalid(
+            f"{name} of Masked ControlNet Apply: size",
+            text_of(size),
+            "the whole picture's or the cut-out's, where Regenerate Layers gives them different sizes",
+            "Connect the layers too if it shows the whole picture, or choose another size in Regenerate "
+            "Layers; for a hint of the cut-out without a mask, take ComfyUI's Apply ControlNet",
+        )
+    return size == cut.picture
 
 
 def _weigh(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ...layered_core.document import LayerDocument
 from ...layered_core.editing.arrangement import FIELDS, arrange, read_arrangement
 from ...layered_core.editing.layer_picture import thumbnail
 from ...layered_core.errors import LayeredError
+from ...layered_core.progress import steps
 from .compositor_state import apply_compositor, linked_compositor
+from .preview import Preview
 from .socket import LAYERS, read_stack, write_stack
 
 THUMBNAIL = 512
@@ -109,9 +111,9 @@ class ArrangeLayers(io.ComfyNode):
 def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
     """Return what the editor draws: canvas, background, and the layers back to front with their pictures."""
     layers = []
-    for layer in document:
+    for layer in steps(document.layers):
         small = thumbnail(layer, THUMBNAIL)
-        picture = None if small is None else dict(ui.PreviewImage(small[None]).values[0])
+        picture = None if small is None else dict(Preview(small[None]).values[0])
         layers.append(
             {
                 "name": layer.name,

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...layered_core.canvas.compositing import GREY, composite
 from ...layered_core.canvas.masks import document_masks
 from ...layered_core.errors import invalid
+from .long_work import check_main_memory
+from .preview import Preview
 from .socket import LAYERS, read_stack
 
 BACKDROPS: dict[str, tuple[float, float, float] | None] = {
@@ -79,14 +81,21 @@ class LayerComposite(io.ComfyNode):
             raise invalid(
                 "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
             )
+        # The picture, its alpha, the masks, and the preview in 8 bits, for each pixel of the canvas.
+        check_main_memory(
+            document.width * document.height * (16 + 4 + 4 * len(document) + 8),
+            f"Layer Composite of {document.width}x{document.height} pixels",
+            "Scale the canvas down, or take fewer layers",
+        )
         pixels = composite(document, rules)
-        alpha = pixels[..., 3]
+        alpha = pixels[..., 3].clone()
         if BACKDROPS[backdrop] is not None and document.background is None:
+            del pixels
             pixels = composite(replace(document, background=BACKDROPS[backdrop]), rules)
-        if bool((pixels[..., 3] == 1).all()):
+        if bool(pixels[..., 3].amin() == 1):
             pixels = pixels[..., :3]
         shown, _ = document_masks(document)
         image, alpha, shown = (
             t.to(comfy.model_management.intermediate_device()) for t in (pixels[None], alpha[None], shown)
         )
-        return io.NodeOutput(image, alpha, shown, ui=ui.PreviewImage(image, cls=cls))
+        return io.NodeOutput(image, alpha, shown, ui=Preview(image, cls))

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...layered_core.editing.stack_preview import outlined
+from .preview import Preview
 from .socket import LAYERS, read_stack
 
 
@@ -44,4 +45,4 @@ class LayerPreview(io.ComfyNode):
         image = outlined(read_stack(layers), size, "comfyui")[None].to(
             comfy.model_management.intermediate_device()
         )
-        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+        return io.NodeOutput(image, ui=Preview(image, cls))

@@ -16,10 +16,10 @@ from torch import Tensor
 from ...layered_core.canvas.placement import canvas_extent, is_off_canvas
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.files import content_hash
 from ...layered_core.formats.limits import Budget, Limits
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
+from .long_work import fingerprint
 from .pictures import masks, pictures
 from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas
 
@@ -208,9 +208,9 @@ class LoadLayer(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str:
+    def fingerprint_inputs(cls, image: str | None = None, **_: object) -> str | float:
         """Return a hash of the file, so that the node runs again when the content changes."""
-        return content_hash(_picture_path(image)) if image else ""
+        return fingerprint(_picture_path(image)) if image else ""
 
     @classmethod
     def execute(

@@ -12,10 +12,11 @@ from server import PromptServer
 
 from ...demo.world.places import EXAMPLES
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.files import EXTENSIONS, content_hash, read_layers
+from ...layered_core.files import EXTENSIONS, read_layers
 from ...layered_core.formats.limits import Limits
 from ...layered_core.formats.merged_picture import checked, with_merged
 from .input_files import input_path
+from .long_work import fingerprint
 from .socket import LAYERS, write_stack
 
 _EXAMPLE = " [example]"
@@ -79,10 +80,10 @@ class LoadLayers(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, **_: object) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **_: object) -> str | float:
         """Return a hash of the file and its pictures, so that the node runs again when their content
         changes."""
-        return content_hash(_layered_path(file)) if file else ""
+        return fingerprint(_layered_path(file)) if file else ""
 
     @classmethod
     def execute(cls, file: str, memory_limit: int, merged_picture: bool = False) -> io.NodeOutput:

@@ -8,7 +8,7 @@ from typing import Any
 
 import folder_paths
 from comfy.cli_args import args
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ...layered_core.canvas.compositing import composite
 from ...layered_core.document import LayerDocument
@@ -16,6 +16,8 @@ from ...layered_core.errors import invalid
 from ...layered_core.files import write_folder, write_layers
 from ...layered_core.formats.file_layers import BITS
 from ...layered_core.formats.pictures import check_output
+from .long_work import check_main_memory
+from .preview import Preview
 from .socket import LAYERS, read_stack
 
 FORMATS = {"psd": ".psd", "psb": ".psb", "ora": ".ora", "png folder": ""}
@@ -72,6 +74,11 @@ class SaveLayers(io.ComfyNode):
             raise invalid(
                 "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
             )
+        check_main_memory(
+            _bytes_to_write(document),
+            f"Save Layers of {document.width}x{document.height} pixels",
+            "Take fewer layers, or scale them down",
+        )
         path = _free_path(filename_prefix, FORMATS[format], document)
         workflow = (
             None
@@ -90,9 +97,16 @@ class SaveLayers(io.ComfyNode):
             "type": "output",
         }
         pixels = composite(document, rules="photoshop")
-        opaque = bool((pixels[..., 3] == 1).all())
-        shown = ui.PreviewImage(pixels[None, ..., : 3 if opaque else 4], cls=cls)
+        opaque = bool(pixels[..., 3].amin() == 1)
+        shown = Preview(pixels[None, ..., : 3 if opaque else 4], cls)
         return io.NodeOutput(file.as_posix(), ui={**shown.as_dict(), "layered_files": [saved]})
+
+
+def _bytes_to_write(document: LayerDocument) -> int:
+    """Return the memory that writing takes: for each pixel of a layer its rounded copy and its channels, for each of
+    the canvas the composite, its colours over white, and the preview."""
+    own = sum(x.image.shape[0] * x.image.shape[1] for x in document if x.image is not None)
+    return own * (16 + 8) + document.width * document.height * (16 + 16 + 8)
 
 
 def _free_path(prefix: str, ending: str, document: LayerDocument) -> Path:

@@ -22,6 +22,7 @@ from ...layered_core.canvas.placement import canvas_extent
 from ...layered_core.document import MAX_LAYERS, Layer, LayerDocument, Recipe, unique_names
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.plain_values import is_version, read_recipe
+from ...layered_core.progress import steps
 from .pictures import masks, pictures
 
 KEY = "layered_diffusion"
@@ -43,7 +44,7 @@ def read_stack(stack: object) -> LayerDocument:
             field.
     """
     items = _items(stack)
-    layers = [layer for index, item in enumerate(items) for layer in _layers(item, index)]
+    layers = [layer for index, item in steps(list(enumerate(items))) for layer in _layers(item, index)]
     width, height = stack_canvas(stack) or canvas_extent(layers)
     backdrop = next((item[KEY]["background"] for item in items if _is_backdrop(item)), None)
     words = next(
@@ -219,8 +220,15 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
 def rgba(image: Tensor) -> Tensor:
     """Return one picture ``[H, W, 3 or 4]`` as float32 RGBA on the CPU, clamped to 0..1; a picture without
     alpha is opaque."""
-    pixels = image.detach().float().cpu().clamp(0, 1)
+    pixels = clamped(image)
     return pixels if pixels.shape[-1] == 4 else torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
+
+
+def clamped(pixels: Tensor) -> Tensor:
+    """Return pixels as float32 on the CPU, clamped to 0..1; those that are so already are not copied."""
+    pixels = pixels.detach().float().cpu()
+    least, most = pixels.aminmax()
+    return pixels if least >= 0 and most <= 1 else pixels.clamp(0, 1)
 
 
 def _frame(mask: Tensor | None, index: int) -> Tensor | None:

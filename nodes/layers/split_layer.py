@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...layered_core.editing.layer_picture import put_picture, take_picture
 from .pictures import one_mask, one_picture
-from .socket import LAYERS, read_stack, write_stack
+from .socket import LAYERS, clamped, read_stack, write_stack
 
 CATEGORY = "layered diffusion/layers"
 _LAYER = "The layer's name, as Layer Preview shows it."
@@ -101,17 +101,13 @@ class JoinLayer(io.ComfyNode):
         before = document.layer(layer)
         where, fix = f"layer {before.name!r}:", "Take one out of the batch with Get Image from Batch"
         count = f"{where} number of pictures in image"
-        picture = _clamped(one_picture(image, f"{where} image", fix, batch=count))
+        picture = clamped(one_picture(image, f"{where} image", fix, batch=count))
         if alpha is not None:
             count = f"{where} number of pictures in alpha"
-            alpha = _clamped(one_mask(alpha, f"{where} alpha", batch=count))
+            alpha = clamped(one_mask(alpha, f"{where} alpha", batch=count))
         elif picture.shape[-1] == 4:
             alpha = picture[..., 3]
         after = put_picture(before, picture[..., :3], alpha)
         return io.NodeOutput(
             write_stack(replace(document, layers=tuple(after if x is before else x for x in document)))
         )
-
-
-def _clamped(pixels: Tensor) -> Tensor:
-    return pixels.detach().float().cpu().clamp(0, 1)

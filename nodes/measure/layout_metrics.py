@@ -14,6 +14,7 @@ from ...demo.world.judge import Judge
 from ...layered_core.errors import LayeredError
 from ...layered_core.metrics.layout_report import compare_layout, layout_overlay, layout_table
 from ..layers.pictures import masks, pictures
+from ..layers.preview import Preview
 from ..layers.socket import LAYERS, read_stack
 
 
@@ -99,4 +100,4 @@ def _judged(picture: Tensor) -> tuple[Tensor, list[str]]:
 
 
 def _shown(overlay: Tensor, table: str, cls: type[io.ComfyNode]) -> dict[str, Any]:
-    return {**ui.PreviewImage(overlay, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
+    return {**Preview(overlay, cls).as_dict(), **ui.PreviewText(table).as_dict()}

@@ -3,7 +3,8 @@ keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_patcher
@@ -11,7 +12,10 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.change_map import free_places, fresh_noise, noise_level, schedule_place
+from .cut_out import CutOut, with_cut_out
+from .split_runs import Run, SplitRuns, pin_noise, uncut
 
 KEY = "layered diffusion: change map"
 """The key of our wrappers on a model; a later call replaces those of an earlier one."""
@@ -23,6 +27,7 @@ def with_change_map(
     noise: str = "fixed",
     dilation: float = 0.0,
     softness: float = 0.0,
+    cut: CutOut | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """Return a clone that reads the noise mask of the latents it samples as a change map. See
     :mod:`layered_core.noise.change_map`.
@@ -31,6 +36,10 @@ def with_change_map(
     Differential Diffusion's, stays: a place is then as free as the product of both. With a noise mask, cells
     of 0 come out as they went in, to the bit. At full denoise, cells that are free from the start keep
     nothing of the latents, unless the sampler adds no noise.
+
+    A run that is cut in two goes on as one run, see :mod:`.split_runs`. ``cut`` is the picture of the node, or
+    the part of it that is sampled: layouts follow it, see :mod:`.cut_out`. Its latents hold no noise, so a
+    sampler that adds none may begin with them.
     """
     patched = model.clone()
     other = patched.model_options.get("denoise_mask_function")
@@ -43,9 +52,11 @@ def with_change_map(
 
     mask_function.change_map, mask_function.other = True, other  # type: ignore[attr-defined]  # marks of ours
     patched.set_model_denoise_mask_function(mask_function)
-    for kind, wrapper in (("SAMPLER_SAMPLE", _forget), ("OUTER_SAMPLE", _keep)):
+    outer = _outer(SplitRuns(None if cut is None else cut.latents), threshold, dilation)
+    for kind, wrapper in (("SAMPLER_SAMPLE", _forget), ("OUTER_SAMPLE", outer)):
         patched.remove_wrappers_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY)
         patched.add_wrapper_with_key(getattr(comfy.patcher_extension.WrappersMP, kind), KEY, wrapper)
+    with_cut_out(patched, cut)
     if isinstance(patched.object_patches.get("scale_latent_inpaint"), _Fresh):
         del patched.object_patches["scale_latent_inpaint"]
     if noise == "fresh":
@@ -85,16 +96,64 @@ noise: Tensor, latent_image: Any = None,
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *more, **named)
 
 
-def _keep(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
-denoise_mask: Any = None,
-          *more: Any, **named: Any) -> Tensor:  # fmt: skip
-    """At the end of a run that leaves no noise, set cells of 0 to the latents they had, which scaling and
-    sampling have rounded."""
-    leaves_noise = float(sigmas[-1]) != 0  # read before the run: UniPC writes into it
-    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
-    if denoise_mask is None or leaves_noise:
+def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Tensor]:
+    """Return the wrapper of a whole run."""
+
+    def outer(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
+    denoise_mask: Any = None, callback: Any = None, disable_pbar: bool = False, seed: Any = None,
+              **named: Any) -> Tensor:  # fmt: skip
+        """Let a part of a run go on as the whole would. At the end of a run that leaves no noise, set cells of
+        0 to the latents they had, which scaling and sampling have rounded."""
+        if denoise_mask is None:
+            return executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **named
+            )
+        sigma_min = float(executor.class_obj.model_patcher.get_model_object("model_sampling").sigma_min)
+        part = Run(noise, latent_image, sampler)
+        pins = bool((denoise_mask < 1).any()) or int(dilation) > 0
+        whole = uncut(runs, part, sigmas, sigma_min, pins)
+        last = float(sigmas[-1])  # read before the run: UniPC writes into it
+        if whole is not part or last > sigma_min:
+            _check_part(executor.class_obj.model_options, threshold, denoise_mask, dilation)
+        out = executor(
+            whole.noise, whole.latents, whole.sampler, sigmas, denoise_mask, callback, disable_pbar, seed,
+            **named,
+        )  # fmt: skip
+        if last == 0:
+            out = torch.where(denoise_mask.to(out.device) > 0, out, whole.latents.to(out))
+        if last <= sigma_min:
+            runs.remember_clean(out)
+            return out
+        runs.remember(out, whole.latents, pin_noise(whole.sampler, whole.noise, seed))
+        if pins:
+            logging.info(
+                "Per-Layer SDEdit, Regenerate Layers: this run leaves noise. The sampler that goes on with it must "
+                "get the model of the same node"
+            )
         return out
-    return torch.where(denoise_mask.to(out.device) > 0, out, latent_image.to(out))
+
+    return outer
+
+
+def _check_part(options: Mapping[str, Any], threshold: str, mask: Tensor, dilation: float) -> None:
+    """Raise :class:`LayeredError` if a part of a run would be compared with the steps of that part alone."""
+    if not bool(((mask > 0) & (mask < 1)).any()) and not int(dilation):
+        return  # no level decides anything
+    if threshold == "normalised":
+        raise invalid(
+            "threshold",
+            "normalised",
+            "absolute, where a run is cut in two",
+            "This run leaves noise or goes on with noise that another has left, so the steps of the whole run "
+            "are unknown",
+        )
+    function = options.get("denoise_mask_function")
+    if getattr(function, "other", function) is not None:
+        raise LayeredError(
+            "model: another node, such as Differential Diffusion, decides which places are free by the steps of "
+            "this run, which leaves noise or goes on with noise that another has left. Take that node off where "
+            "a run is cut in two"
+        )
 
 
 class _Fresh:

@@ -14,6 +14,7 @@ from ...layered_core.noise.change_map import NOISES, THRESHOLDS
 from ...layered_core.painting.repaint import plan_document
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
+from .cut_out import CutOut
 from .repaint_parts import PASTE, encode, vae_unit
 
 
@@ -102,6 +103,7 @@ class PerLayerSDEdit(io.ComfyNode):
             .expand(-1, -1, -1, 3)
             .to(comfy.model_management.intermediate_device())
         )
-        return io.NodeOutput(
-            with_change_map(model, threshold, noise, dilation, softness), encode(vae, plan), shown, plan
-        )
+        latent = encode(vae, plan)
+        cut = CutOut(plan, latent["samples"])
+        patched = with_change_map(model, threshold, noise, dilation, softness, cut)
+        return io.NodeOutput(patched, latent, shown, plan)

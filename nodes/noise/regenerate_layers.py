@@ -17,6 +17,7 @@ from ...layered_core.painting.repaint import Repaint, region_of
 from ..layers.pictures import one_mask, pictures
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
+from .cut_out import CutOut
 from .repaint_parts import PASTE, encode, picture_so_far, plan_part, vae_unit
 
 BORDERS = ("outside", "inside")
@@ -123,7 +124,9 @@ class RegenerateLayers(io.ComfyNode):
         device = comfy.model_management.intermediate_device()
         cut, cut_mask = plan.cut().permute(1, 2, 0)[None].to(device), plan.cut_mask()[None].to(device)
         hint = inpaint_hint(plan.cut(), plan.cut_mask()).permute(1, 2, 0)[None].to(device)
-        return io.NodeOutput(with_change_map(model), encode(vae, plan), plan, cut, cut_mask, hint)
+        latent = encode(vae, plan)
+        patched = with_change_map(model, cut=CutOut(plan, latent["samples"]))
+        return io.NodeOutput(patched, latent, plan, cut, cut_mask, hint)
 
 
 class PasteBack(io.ComfyNode):

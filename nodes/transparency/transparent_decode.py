@@ -8,19 +8,17 @@ from typing import Any
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
 
 from ...layered_core.document import MAX_LAYERS, Layer
-from ...layered_core.errors import invalid
+from ...layered_core.errors import check_memory, invalid
 from ...layered_core.transparency.transparent_decode import (
     AUGMENTATIONS,
     COMBINE,
     bytes_needed,
-    check_memory,
     decode,
     pictures_at_once,
 )
@@ -127,6 +125,7 @@ class TransparentDecode(io.ComfyNode):
         manage.load_models_gpu([patcher], memory_required=needed)
         results = result_bytes * len(image)
         check_memory(
+            "transparent decode",
             results,
             manage.get_free_memory(torch.device("cpu")),
             "main memory",
@@ -137,21 +136,16 @@ class TransparentDecode(io.ComfyNode):
             patcher.load_device.type in ("cpu", "mps")
         )
         check_memory(
+            "transparent decode",
             needed,
             free,
             f"memory on {patcher.load_device}",
             "Take a smaller tile_size or fewer augmentations",
         )
-        bar = comfy.utils.ProgressBar(1)
-
-        def report(done: int, total: int) -> None:
-            bar.update_absolute(done, total)
-            manage.throw_exception_if_processing_interrupted()
-
         batch = pictures_at_once(needed, free, len(image))
         attend = attention_for(patcher.load_device)
         rgba = decode(
-            decoder, pixels, samples, combine=combine, batch=batch, attend=attend, report=report, **options
+            decoder, pixels, samples, combine=combine, batch=batch, attend=attend, **options
         ).movedim(1, -1)
         stack: Any = ExecutionBlocker(
             f"layers: number of pictures is {len(rgba)}; allowed: at most {MAX_LAYERS} in a stack. Decode "

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROOMS = (
     "layered_core.errors",
+    "layered_core.progress",
     "layered_core.document",
     "layered_core.canvas",
     "layered_core.formats",

@@ -1,4 +1,4 @@
-"""Tiny random models with the structure of SD1.5 and SDXL, and LayerDiffuse files for them with the published
+"""Tiny random models with the structure of SD1.5, SDXL and Flux, and LayerDiffuse files for them with the published
 keys."""
 
 import json
@@ -104,6 +104,28 @@ def load(family, folder, disable_dynamic=False):
         model.load_model_weights(weights, "")
     patcher.cached_patcher_init = (load, (family, folder))
     return patcher
+
+
+def flux(channels=16):
+    """Return a random flow model with 16 latent channels, built by ComfyUI from its own configuration."""
+    config = comfy.supported_models.Flux(
+        {
+            "image_model": "flux", "in_channels": channels, "out_channels": channels, "vec_in_dim": 16,
+            "context_in_dim": 16, "hidden_size": 48,
+            "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8],
+            "theta": 10000, "qkv_bias": True,
+            "guidance_embed": False, "patch_size": 2, "txt_ids_dims": [],
+        }
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode(False):
+        model = config.get_model({}, device="cpu")
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+    )
 
 
 def shapes_of(model):

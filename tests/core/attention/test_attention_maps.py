@@ -32,6 +32,15 @@ def test_maps_of_other_sizes_are_brought_together():
     torch.testing.assert_close(maps.mean((8, 8)), torch.full((1, 1, 8, 8), 0.5))
 
 
+def test_maps_of_a_part_are_laid_onto_the_whole():
+    maps = AttentionMaps(["a"])
+    maps.add((2, 2), torch.full((1, 1, 4), 0.5))
+    whole = maps.laid_out((2, 2), lambda part: torch.nn.functional.pad(part, (1, 0, 0, 2)))
+    wanted = torch.tensor([[0, 0.5, 0.5]] * 2 + [[0, 0, 0]] * 2)
+    assert torch.equal(whole.mean((4, 3))[0, 0], wanted)
+    assert whole.names == ("a",)
+
+
 def test_a_mask_of_a_map_keeps_its_largest_patch():
     share = torch.zeros(6, 6)
     share[0, 0] = 1.0

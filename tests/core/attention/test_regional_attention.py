@@ -236,6 +236,18 @@ def test_layers_are_wider_for_their_words_while_the_picture_forms():
         assert torch.equal(cells, wide), when
 
 
+def test_masks_are_cut_as_the_picture_is_after_they_have_grown():
+    document = LayerDocument(32, 32, (Layer("ball", x=8, y=8, width=8, height=8, prompt="a red ball"),))
+    settings = Settings(growth=0.125)
+    plan = plan_regions(document, settings, "a meadow", "", tokenise)
+    attention = prepared(plan, settings, cut=lambda masks: masks[:, :16, :16])
+    for sigma, box in ((FORMING + 0.1, slice(2, 8)), (FORMING, slice(4, 8))):
+        out, base = Block().run(attention, sigma)
+        wanted = torch.zeros(8, 8, dtype=torch.bool)
+        wanted[box, box] = True  # pixels 4..20 and 8..16 of the canvas, of which 0..16 are cut out
+        assert torch.equal((out - base).abs().amax((0, 2)).view(8, 8) > 0, wanted)
+
+
 def test_keys_and_values_are_projected_once_unless_weights_may_change():
     settings = Settings()
     attention = prepared(plan_regions(pair(), settings, "", "", tokenise), settings)

@@ -301,7 +301,7 @@ def test_what_goes_wrong_in_a_band_is_raised(monkeypatch):
     def broken(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(compositing, "_composite_band", broken)
+    monkeypatch.setattr(compositing.Compositor, "_band", broken)
     with pytest.raises(MemoryError, match="no room"):
         composite(LayerDocument(3, 2, (one("a", 1, 1, 1, 1),)))
 

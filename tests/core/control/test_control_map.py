@@ -95,6 +95,19 @@ def test_tokens_are_weighted_row_by_row_whatever_the_patch():
         token_grid(23, (8, 12))
 
 
+def test_each_row_of_a_batch_may_have_a_map_of_its_own():
+    control_map = ControlMap(torch.ones(1, 4, 4), (Control("canny", strength=0.5),))
+    rows = torch.stack([torch.ones(1, 4, 4), torch.eye(4)[None]])
+    weight = control_map.at([True], rows)
+    torch.testing.assert_close(weight, rows[:, 0] * 0.5)
+    residual = torch.ones(2, 3, 2, 2)
+    wanted = torch.stack([torch.full((2, 2), 0.5), torch.eye(2) / 4])
+    torch.testing.assert_close(weighted(residual, weight, (4, 4)), wanted[:, None].expand(2, 3, 2, 2))
+    tokens = weighted(torch.ones(2, 16, 3), weight, (4, 4))
+    torch.testing.assert_close(tokens[..., 0], weight.flatten(1))
+    assert centre_crop(weight, 2, 4).shape == (2, 2, 4)
+
+
 def test_weighting_leaves_the_residual_alone():
     residual = torch.ones(1, 1, 2, 2)
     weighted(residual, torch.zeros(4, 4), (2, 2))

@@ -97,6 +97,37 @@ def test_a_scaled_part_comes_back_as_it_was_up_to_resampling():
     torch.testing.assert_close(crop.put_back(crop.cut(picture), picture), picture, atol=0.01, rtol=0)
 
 
+def test_masks_of_the_picture_at_any_size_are_cut_alike():
+    crop = plan_crop(box_mask(160, 160, (48, 64, 80, 96)), context=0.5, side=128)
+    assert (crop.left, crop.top, crop.right, crop.bottom, crop.width) == (32, 48, 96, 112, 128)
+    for scale in (1, 2):
+        mask = box_mask(160 * scale, 160 * scale, (0, 0, 64 * scale, 160 * scale))
+        part = crop.cut_scaled(mask, 160, 160)
+        assert part.shape == (128, 128)
+        assert float(part[:, :62].min()) == 1  # the border at 64 lies at (64 - 32) * 2 in the cut-out
+        assert float(part[:, 66:].max()) == 0
+
+
+def test_a_mask_of_one_pixel_is_cut_too():
+    crop = plan_crop(box_mask(160, 160, (48, 64, 80, 96)), context=0.5, side=128)
+    assert torch.equal(crop.cut_scaled(torch.full((2, 1, 1), 0.5), 160, 160), torch.full((2, 128, 128), 0.5))
+
+
+def test_a_box_is_cut_and_scaled_to_pixels_of_the_cut_out():
+    crop = plan_crop(box_mask(160, 160, (48, 64, 80, 96)), context=0.5, side=128)
+    assert crop.place((40, 56, 48, 64)) == (16, 16, 32, 32)
+    assert crop.place((0, 0, 160, 64)) == (0, 0, 128, 32)
+    assert crop.place((96, 0, 160, 160)) is None
+
+
+def test_a_crop_is_whole_if_nothing_is_cut_or_scaled():
+    whole = plan_crop(torch.ones(67, 101), unit=8)
+    assert whole.is_whole(101, 67)
+    assert not whole.is_whole(104, 72)
+    assert not plan_crop(torch.ones(64, 64), side=128).is_whole(64, 64)
+    assert not plan_crop(box_mask(160, 160, (48, 64, 80, 96)), side=64).is_whole(160, 160)
+
+
 def test_a_mask_that_touches_no_pixel_is_refused():
     with pytest.raises(LayeredError, match="mask is 0 everywhere on the picture.*move the mask"):
         plan_crop(torch.zeros(8, 8), side=64)

@@ -4,7 +4,8 @@ input."""
 import pytest
 import torch
 
-from layered_core.errors import LayeredError
+from layered_core.errors import LayeredError, check_memory
+from layered_core.progress import reporting
 from layered_core.transparency.transparent_decode import (
     PASSES,
     _combined,
@@ -12,7 +13,6 @@ from layered_core.transparency.transparent_decode import (
     _one_pass,
     _starts,
     bytes_needed,
-    check_memory,
     decode,
     pictures_at_once,
 )
@@ -180,17 +180,16 @@ def test_half_precision_is_near_single(dtype, tolerance):
 
 def test_progress_counts_every_pass_and_may_stop_the_decode():
     echo, (pixels, latent), seen = Echo(), asymmetric(64, 320, 3), []
-    decode(
-        echo, pixels, latent, augmentations=4, tile=128, overlap=0, batch=2, report=lambda *x: seen.append(x)
-    )
+    with reporting(lambda *x: seen.append(x)):
+        decode(echo, pixels, latent, augmentations=4, tile=128, overlap=0, batch=2)
     assert seen == [(i + 1, 24) for i in range(24)]
 
     def stop(done, total):
         raise KeyboardInterrupt
 
     echo.seen.clear()
-    with pytest.raises(KeyboardInterrupt):
-        decode(echo, pixels, latent, report=stop)
+    with pytest.raises(KeyboardInterrupt), reporting(stop):
+        decode(echo, pixels, latent)
     assert len(echo.seen) == 1
 
 
@@ -234,11 +233,11 @@ def test_memory_is_counted_from_the_tile_and_an_error_says_how_much_is_needed():
     large, result = bytes_needed(decoder, 16384, 16384, tile=2048, augmentations=8)
     assert 15.9 * small < large < 16 * small
     assert result == 16384**2 * 16
-    check_memory(2**30, 2**30, "memory", "")
+    check_memory("decode", 2**30, 2**30, "memory", "")
     with pytest.raises(
         LayeredError, match=r"needs 4\.0 GiB of memory, and 1\.0 GiB are free\. Take smaller tiles"
     ):
-        check_memory(2**32, 2**30, "memory", "Take smaller tiles")
+        check_memory("decode", 2**32, 2**30, "memory", "Take smaller tiles")
 
 
 def peak_bytes(work) -> int:

@@ -372,3 +372,77 @@ def test_hints_of_layers_come_as_a_picture(host):
     assert picture.shape == (1, 128, 128, 3)
     assert float(picture[:, :, :64].amax()) > 0.9
     assert not picture[:, :, 64:].any()
+
+
+# --- nodes that sample tile by tile ---
+
+
+def two_masks(height=128, width=128):
+    masks = torch.zeros(2, height, width)
+    masks[0, :, : width // 2], masks[1, height // 2 :, width // 2 :] = 0.5, 1
+    return masks
+
+
+def controlled(pack, net, hint, masks):
+    """A masked net on a hint ``[1, H, W, 3]`` with masks ``[K, H, W]``."""
+    document, maps = pack("layered_core.document"), pack("layered_core.control.control_map")
+    control_map = maps.ControlMap(masks, tuple(document.Control("canny") for _ in masks))
+    inner = net.copy().set_cond_hint(hint.movedim(-1, 1))
+    return pack("nodes.control.masked_control_net").MaskedControl(inner, control_map)
+
+
+def tile_by_tile(control, boxes):
+    """What a node that samples in tiles makes of a net's hint: ``boxes`` of it, one after the other."""
+    whole = control.cond_hint_original
+    return torch.cat([whole[..., top : top + 64, left : left + 64] for top, left in boxes])
+
+
+def of_control(words, control, positive=True):
+    return [[text, {**rest, "control": control}] for text, rest in words[1 if positive else 2]]
+
+
+def test_a_hint_that_another_node_cuts_takes_the_masks_along(net, words, pack):
+    """As Ultimate SD Upscale does for every tile."""
+    whole = controlled(pack, net[0], hint(), two_masks())
+    cut = whole.copy()
+    cut.cond_hint_original = tile_by_tile(whole, [(64, 32)])
+    by_hand = controlled(pack, net[0], hint()[:, 64:, 32:96], two_masks()[:, 64:, 32:96])
+    got, wanted = (
+        predicted(words[0], of_control(words, c), words[2], size=(8, 8))[1] for c in (cut, by_hand)
+    )
+    # A convolution's rounding depends on its input's memory layout.
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+    assert whole.inner.cond_hint_original.shape[-2:] == (128, 128)
+    assert torch.equal(whole.map.masks, two_masks())
+
+
+def test_tiles_of_one_pass_have_masks_of_their_own(net, words, pack):
+    """As Tiled Diffusion does: it sets the hint of all tiles of a pass, and calls the net itself."""
+    boxes = [(0, 0), (64, 32)]
+    whole = controlled(pack, net[0], hint(), two_masks())
+    model = words[0].model
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 5
+    context = words[1][0][0]
+
+    def residuals(control, x):
+        with torch.inference_mode():
+            control.pre_run(model, model.model_sampling.percent_to_sigma)
+            return control.get_control(
+                x, torch.full((len(x),), 5.0), {"c_crossattn": context.expand(len(x), -1, -1)}, 1, {}
+            )
+
+    whole.cond_hint = tile_by_tile(whole, boxes)
+    together = residuals(whole, x)
+    assert whole.inner.cond_hint_original.shape[-2:] == (128, 128)
+    for i, (top, left) in enumerate(boxes):
+        box = slice(top, top + 64), slice(left, left + 64)
+        one = controlled(pack, net[0], hint()[:, box[0], box[1]], two_masks()[:, box[0], box[1]])
+        for place, wanted in residuals(one, x[i : i + 1]).items():
+            for a, b in zip(together[place], wanted, strict=True):
+                torch.testing.assert_close(a[i : i + 1], b, atol=1e-4, rtol=1e-3)
+
+
+def test_tiles_in_a_batch_that_have_different_masks_are_refused(net, pack):
+    whole = controlled(pack, net[0], hint(), two_masks())
+    with pytest.raises(pack("layered_core.errors").LayeredError, match="a node samples 2 tiles in one batch"):
+        whole.cond_hint_original = tile_by_tile(whole, [(0, 0), (64, 32)])

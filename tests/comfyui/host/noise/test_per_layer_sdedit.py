@@ -14,6 +14,7 @@ from graph import from_image, load, node, per_layer_sdedit
 from PIL import Image
 from safetensors.torch import save_file
 from sampling import LOADER, explode, models, sample, sampled, words
+from tiny import flux
 
 import nodes as comfy_nodes
 
@@ -330,32 +331,6 @@ def test_a_lora_by_cores_hooks_acts_where_its_words_are_and_a_frozen_layer_stays
 # --- other models ---
 
 
-def tiny_flux(channels=16):
-    """Return a random flow model with 16 latent channels, built by ComfyUI from its own configuration."""
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config = comfy.supported_models.Flux(
-        {
-            "image_model": "flux", "in_channels": channels, "out_channels": channels, "vec_in_dim": 16,
-            "context_in_dim": 16, "hidden_size": 48,
-            "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 8, 8],
-            "theta": 10000, "qkv_bias": True,
-            "guidance_embed": False, "patch_size": 2, "txt_ids_dims": [],
-        }
-    )  # fmt: skip
-    config.set_inference_dtype(torch.float32, None)
-    with torch.inference_mode(False):
-        model = config.get_model({}, device="cpu")
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
-    )
-
-
 class SixteenByFour:
     """A VAE of 16 channels that divides sides by 4."""
 
@@ -385,7 +360,7 @@ def test_a_flow_models_noise_is_its_denoise_however_its_schedule_is_shifted(pack
 
 
 def test_a_flow_model_with_sixteen_channels_and_another_divisor(host, pack):
-    model = tiny_flux()
+    model = flux()
     layers = host.value(stack(0.7, 0.0), "front")
     sdedit = pack("nodes.noise.per_layer_sdedit").PerLayerSDEdit
     with torch.inference_mode():
