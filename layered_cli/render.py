@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layered_cli.shared import (
     Bar,
     Commands,
+    add_groups_option,
     add_memory_option,
     add_sampling_options,
     check_out,
@@ -69,6 +70,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="write the plain composite, or the document unchanged; no model is loaded",
     )
+    add_groups_option(parser)
     add_memory_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)

@@ -70,6 +70,16 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_groups_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--groups",
+        choices=("auto", "apart", "merged"),
+        default="auto",
+        help="groups of the file: auto takes them apart where the picture stays the same and else merges each into "
+        "one layer; apart and merged always do the one (default: %(default)s)",
+    )
+
+
 def add_memory_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-limit",
@@ -88,7 +98,7 @@ def read_document(options: argparse.Namespace) -> LayerFile:
     from layered_core.formats.merged_picture import checked
 
     limits = Limits.of_memory(int(options.memory_limit * 2**30), "--memory-limit")
-    read = checked(read_layers(options.document, limits))
+    read = checked(read_layers(options.document, limits, options.groups))
     for warning in read.warnings:
         complain(f"{options.document.name}: {warning}")
     return read

@@ -8,6 +8,7 @@ from pathlib import Path
 from layered_cli.shared import (
     Bar,
     Commands,
+    add_groups_option,
     add_memory_option,
     add_sampling_options,
     check_out,
@@ -89,6 +90,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--adapters", type=Path, metavar="FOLDER", help="folder of the LoRAs and embeddings that recipes name"
     )
+    add_groups_option(parser)
     add_memory_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)

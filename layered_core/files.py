@@ -23,6 +23,7 @@ from .document import LayerDocument
 from .errors import LayeredError, invalid
 from .formats.document_json import pictures_of, read_document_file, write_document
 from .formats.dynamic_prompts import dynamic_remark
+from .formats.file_groups import check_groups
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.merged_picture import condensed
@@ -44,26 +45,33 @@ _SETTLED = 2_000_000_000
 """Nanoseconds after which a change of a file gives it another time on every file system."""
 
 
-def read_layers(path: str | Path, limits: Limits | None = None) -> LayerFile:
+def read_layers(path: str | Path, limits: Limits | None = None, groups: str = "auto") -> LayerFile:
     """Read a PSD, PSB, OpenRaster or JSON document, or a folder with a ``document.json``.
 
+    Args:
+        path: file or folder to read.
+        limits: limits on sizes; None: the default ones.
+        groups: what becomes of groups, which a document has not: ``auto`` (taken apart where the picture stays the
+            same, else merged into one layer), ``apart`` or ``merged`` (each group becomes one layer).
+
     Raises:
-        LayeredError: the file is missing, broken, of another format, or exceeds ``limits``.
+        LayeredError: the file is missing, broken, of another format, or exceeds ``limits``; ``groups`` is unknown.
     """
+    check_groups(groups)
     path = Path(path)
-    file = _read(path / "document.json" if os.path.isdir(path) else path, limits)
+    file = _read(path / "document.json" if os.path.isdir(path) else path, limits, groups)
     remark = dynamic_remark(file.document, file.document.prompt, file.document.negative)
     return replace(file, warnings=(*condensed(file.warnings), *([remark] if remark else [])))
 
 
-def _read(path: Path, limits: Limits | None) -> LayerFile:
+def _read(path: Path, limits: Limits | None, groups: str) -> LayerFile:
     match path.suffix.lower():
         case ".psd" | ".psb":
             from .formats.psd_read import read_psd  # psd-tools is fifty modules, and few runs read a PSD
 
-            return read_psd(path, limits)
+            return read_psd(path, limits, groups)
         case ".ora":
-            return read_openraster(path, limits)
+            return read_openraster(path, limits, groups)
         case ".json":
             return read_document_file(path, limits)
     raise invalid("layered file", str(path), f"a name that ends in {', '.join(EXTENSIONS)}")

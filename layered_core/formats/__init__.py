@@ -1,9 +1,11 @@
 """File formats of layers: PSD, OpenRaster, and JSON documents with PNG files. Callers use
 :mod:`layered_core.files`.
 
-* ``psd_read``, ``psd_write``: Photoshop files; ``psd_records``, ``psd_text``, ``psd_masks``,
+* ``psd_read``, ``psd_write``: Photoshop files; ``psd_records``, ``psd_text``, ``psd_masks``, ``psd_blending``,
   ``psd_names`` and ``psd_errors`` are parts of them.
-* ``openraster``: OpenRaster files; ``openraster_clipping`` is a part of it.
+* ``openraster``: OpenRaster files.
+* ``file_groups``: groups of files become plain layers; ``file_nodes``, ``group_canvas`` and ``special_blending`` are
+  parts of it.
 * ``document_json``: JSON documents; ``plain_values`` converts recipes to and from plain values.
 * ``file_layers``: the layers of a file, as PSD and OpenRaster know them.
 * ``to_file``, ``from_file``: a document to these layers and back.

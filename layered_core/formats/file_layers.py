@@ -24,6 +24,8 @@ from typing import Any
 from torch import Tensor
 
 from ..document import MAX_NAME, LayerDocument
+from .psd_masks import PixelMask
+from .special_blending import Special
 
 VERSION = 1
 """Version of the private data."""
@@ -78,6 +80,41 @@ class FileLayer:
     """Whether the layer is shown."""
     private: Mapping[str, Any] | None = None
     """The private data of the layer; None if another program made it."""
+    clipped: str = ""
+    """What the layer is cut to, in a file that is read: ``base``, the next layer or group below it that is not clipped
+    (Photoshop); ``below``, all that lies below it in the same isolated group (OpenRaster). Neutral: empty."""
+    special: Special | None = None
+    """How the layer is blended in its file if ``blend_mode`` and ``opacity`` do not say it."""
+
+
+@dataclass
+class FileGroup:
+    """A group of layers in a PSD or OpenRaster file."""
+
+    title: str
+    """Name of the group in the file."""
+    items: list[FileLayer | FileGroup]
+    """Its layers and groups, back to front."""
+    masks: tuple[PixelMask, ...] = ()
+    """They are multiplied. Neutral: none."""
+    opacity: float = 1.0
+    """Multiplies the alpha, 0..1. Neutral: 1."""
+    blend_mode: str = "normal"
+    """One of ``BLEND_MODES``."""
+    passthrough: bool = False
+    """Whether its layers are blended with what lies below the group; otherwise only with each other (isolated)."""
+    visible: bool = True
+    """Whether the group is shown."""
+    clipped: str = ""
+    """As for a layer."""
+    special: Special | None = None
+    """As for a layer."""
+    merge: bool = False
+    """Whether it must become one layer, as there are too many layers. Neutral: False."""
+
+
+Item = FileLayer | FileGroup
+"""What a group holds."""
 
 
 ReadBlob = Callable[[str, int], "bytes | None"]

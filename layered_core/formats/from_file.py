@@ -71,26 +71,6 @@ def restore(
     return LayerFile(document, workflow, tuple(warnings))
 
 
-def layers_to_read(shown: Sequence[bool], most: int, warnings: list[str]) -> list[bool]:
-    """Return which of a file's layers to read: all, or only those in ``shown`` if there are more than
-    ``most``. In that case a warning is added.
-
-    Raises:
-        LayeredError: there are more than ``most`` visible layers.
-    """
-    if len(shown) <= most:
-        return [True] * len(shown)
-    count = sum(shown)
-    if count > most:
-        what = "number of layers" if all(shown) else "number of visible layers"
-        raise invalid(what, count, f"at most {most}", "Merge some of them")
-    warnings.append(
-        f"{len(shown) - count} hidden layers are left out: with them there are {len(shown)}, and at most "
-        f"{most} are read"
-    )
-    return list(shown)
-
-
 def _background(item: FileLayer, size: tuple[int, int]) -> tuple[float, float, float] | None:
     """Return the background colour from the layer that :func:`~.to_file.flatten` made of it; None if it is
     another layer, or no longer one opaque colour over the whole canvas."""

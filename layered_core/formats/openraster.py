@@ -14,8 +14,8 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,14 +26,14 @@ from torch import Tensor
 from ..canvas.compositing import composite
 from ..document import LayerDocument
 from ..errors import LayeredError, invalid
-from ..progress import pieces, steps, watched
-from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileLayer, LayerFile, clean_text
-from .from_file import layers_to_read, restore
+from ..progress import pieces, step, steps, watched
+from .file_groups import check_groups, flatten_groups
+from .file_layers import MAX_TITLE, MAX_WORKFLOW_BYTES, FileGroup, FileLayer, Item, LayerFile, clean_text
+from .file_nodes import Node, leaves, make_room
+from .from_file import restore
 from .limits import Budget, Limits, check_file
 from .openraster_archive import FOLDER, PNG, Archive, check_directory
-from .openraster_clipping import Covering, Scope, clipping_mask
 from .pictures import decode_picture, to_image, write_whole
-from .psd_masks import PixelMask, is_translucent
 from .to_file import document_private, flatten
 from .untrusted import NAMESPACE, parse_json, parse_xml
 
@@ -161,20 +161,25 @@ def _png(pixels: Tensor, side: int = 0) -> bytes:
 # Reading
 
 
-def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile:
-    """Read an OpenRaster file. Nested stacks are flattened: their offset, opacity and visibility are applied
-    to their layers.
+def read_openraster(path: str | Path, limits: Limits | None = None, groups: str = "auto") -> LayerFile:
+    """Read an OpenRaster file. :mod:`.file_groups` makes a plain list of layers of its stacks.
+
+    Args:
+        path: file to read.
+        limits: limits on sizes; None: the default ones.
+        groups: what becomes of stacks in the root stack, one of :data:`.file_groups.GROUPS`.
 
     Raises:
-        LayeredError: the file is broken or malicious, or exceeds the limits.
+        LayeredError: the file is broken or malicious, or exceeds the limits; ``groups`` is unknown.
     """
     path, limits = Path(path), limits or Limits()
+    check_groups(groups)
     check_file(path, "OpenRaster file", limits)
     try:
         with path.open("rb") as file:
             check_directory(file)
             with zipfile.ZipFile(file) as archive:
-                return _Reader(archive, limits).read()
+                return _Reader(archive, limits, groups).read()
     except LayeredError as error:
         raise LayeredError(f"{path.name}: {error}") from None
     except (
@@ -194,24 +199,12 @@ def read_openraster(path: str | Path, limits: Limits | None = None) -> LayerFile
         ) from error
 
 
-@dataclass(frozen=True)
-class _Stack:
-    """The effects of all stacks around a layer: offset, opacity, visibility and isolation."""
-
-    x: int = 0
-    y: int = 0
-    opacity: float = 1.0
-    visible: bool = True
-    depth: int = 0
-    scopes: tuple[Scope, ...] = (Scope(0),)
-    """The isolated stacks, from the root inwards."""
-
-
 class _Reader(Archive):
-    def __init__(self, archive: zipfile.ZipFile, limits: Limits) -> None:
+    def __init__(self, archive: zipfile.ZipFile, limits: Limits, groups: str) -> None:
         super().__init__(archive, limits)
         self.warnings: list[str] = []
-        self.below: list[Covering] = []
+        self.groups = groups
+        self.done = self.count = 0
         self.left_out: set[Element] = set()
 
     def read(self) -> LayerFile:
@@ -225,16 +218,16 @@ class _Reader(Archive):
         width, height = _whole_number(root, "w", "canvas"), _whole_number(root, "h", "canvas")
         self.budget.check("the canvas", width, height)
         self._check_sizes(stack, (width, height))
-        nodes = [
-            (node, around, source)
-            for node, around in self._layers(stack)
-            if (source := self._source(node)) is not None
-        ]
-        backdrop = bool(nodes) and "background" in parse_json(nodes[-1][0].get(_LAYER, "{}"), "layer data")
-        shown = [_visible(node) and around.visible for node, around, _ in nodes]
-        kept = layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings)
-        chosen = [node for node, keep in reversed(list(zip(nodes, kept, strict=True))) if keep]
-        layers = [self._layer(*node) for node in steps(chosen)]
+        nodes = self._nodes(stack, 0)
+        lowest = next(leaves(nodes), None)
+        backdrop = lowest is not None and "background" in parse_json(
+            lowest[0].source[0].get(_LAYER, "{}"), "layer data"
+        )
+        make_room(nodes, self.limits.max_layers + backdrop, self.groups, self.warnings)
+        self.count = sum(node.read for node, _ in leaves(nodes))
+        items = self._items(nodes, 0, 0)
+        step(self.count, self.count)
+        layers = flatten_groups(items, (width, height), self.groups, self.budget, self.warnings)
         private = parse_json(root.get(_DOCUMENT, "{}"), "layer data")
         if private and self._entry(FOLDER + "workflow.json"):
             private["workflow"] = parse_json(
@@ -285,42 +278,56 @@ class _Reader(Archive):
         )  # where there are too many layers, hidden ones are left out
         self.budget.fits_all(size for shown, size in found if shown or not some)
 
-    def _layers(self, root: Element) -> Iterator[tuple[Element, _Stack]]:
-        """Yield the layers front to back, each with the effects of the stacks around it."""
-        pending: list[tuple[Element, _Stack]] = [(child, _Stack()) for child in reversed(root)]
-        count = 0
-        while pending:
-            node, around = pending.pop()
-            if node.tag == "layer":
-                yield node, around
-            elif node.tag == "stack":
-                if around.depth >= _MAX_DEPTH:
-                    raise invalid("depth of stacks", around.depth + 1, f"at most {_MAX_DEPTH}")
-                name = node.get("name", "")
-                operator = node.get("composite-op") or "svg:src-over"
-                if operator not in ("svg:src-over", _CLIP):
-                    self.warnings.append(
-                        f"group {name!r}: a document has no groups; its blend mode is left out"
-                    )
-                opacity, visible = self._opacity(node, f"group {name!r}"), _visible(node)
-                scopes = around.scopes
-                if (
-                    node.get("isolation") == "isolate"
-                    or opacity < 1
-                    or not visible
-                    or operator != "svg:src-over"
-                ):
-                    count += 1
-                    scopes = (*scopes, Scope(count, opacity, visible, operator == _CLIP))
-                inner = _Stack(
-                    around.x + _whole_number(node, "x", name, 0),
-                    around.y + _whole_number(node, "y", name, 0),
-                    around.opacity * opacity,
-                    around.visible and visible, around.depth + 1, scopes,
-                )  # fmt: skip
-                pending.extend((child, inner) for child in reversed(node))
-            elif isinstance(node.tag, str):
-                self.warnings.append(f"a <{node.tag}> is left out")
+    def _nodes(self, stack: Element, depth: int) -> list[Node]:
+        """Return the layers and stacks of a stack, back to front: each with its element and, for a layer, the name of
+        the entry with its picture."""
+        nodes = []
+        for element in reversed(stack):
+            if element.tag == "layer":
+                source = self._source(element)
+                if source is not None:
+                    nodes.append(Node((element, source), _visible(element)))
+            elif element.tag == "stack":
+                if depth >= _MAX_DEPTH:
+                    raise invalid("depth of stacks", depth + 1, f"at most {_MAX_DEPTH}")
+                nodes.append(Node((element, ""), _visible(element), self._nodes(element, depth + 1)))
+            elif isinstance(element.tag, str):
+                self.warnings.append(f"a <{element.tag}> is left out")
+        return nodes
+
+    def _items(self, nodes: Sequence[Node], x: int, y: int) -> list[Item]:
+        """Decode layers and stacks, back to front, in a stack at ``x`` and ``y``."""
+        return [
+            self._layer(node.source[0], node.source[1], x, y)
+            if node.items is None
+            else self._stack(node, x, y)
+            for node in nodes
+            if node.read
+        ]
+
+    def _stack(self, node: Node, x: int, y: int) -> FileGroup:
+        """Return a stack. By the specification it is isolated if it says so, is translucent, or has another operator
+        than ``svg:src-over``."""
+        element = node.source[0]
+        name = clean_text(element.get("name", "")[:MAX_TITLE])
+        where = f"group {name!r}"
+        operator = element.get("composite-op") or "svg:src-over"
+        opacity = self._opacity(element, where)
+        isolated = element.get("isolation") == "isolate" or opacity < 1 or operator != "svg:src-over"
+        x += _whole_number(element, "x", where, 0)
+        y += _whole_number(element, "y", where, 0)
+        return FileGroup(
+            name, self._items(node.items or [], x, y), (), opacity, self._blend_mode(operator, False, where),
+            not isolated, self._shown(element, operator, where), "below" if operator == _CLIP else "",
+            merge=node.merge,
+        )  # fmt: skip
+
+    def _shown(self, element: Element, operator: str, where: str) -> bool:
+        if operator in _CUTS:
+            self.warnings.append(
+                f"{where}: {operator!r} cuts the layers below, which is left out; the {where.split()[0]} is hidden"
+            )
+        return _visible(element) and operator not in _CUTS
 
     def _source(self, node: Element) -> str | None:
         """Return the name of the entry with the layer's PNG picture; None, with a warning, if it has no picture or
@@ -348,28 +355,21 @@ class _Reader(Archive):
             return None
         return entry.filename
 
-    def _layer(self, node: Element, around: _Stack, source: str) -> FileLayer:
+    def _layer(self, node: Element, source: str, x: int, y: int) -> FileLayer:
+        step(self.done, self.count)
+        self.done += 1
         title = clean_text(node.get("name", "")[:MAX_TITLE])
         where = f"layer {title!r}"
         operator = node.get("composite-op") or "svg:src-over"
         private = node.get(_LAYER)
-        shown = _visible(node) and operator not in _CUTS
-        if operator in _CUTS:
-            self.warnings.append(
-                f"{where}: {operator!r} cuts the layers below, which is left out; the layer is hidden"
-            )
+        shown = self._shown(node, operator, where)
         pixels = decode_picture(BytesIO(self._png(source)), source, self.budget, ("PNG",), self.warnings)
-        opacity = self._opacity(node, where)
-        layer = FileLayer(
-            title,
-            _whole_number(node, "x", where, 0) + around.x, _whole_number(node, "y", where, 0) + around.y,
-            pixels, None,
-            opacity * around.opacity, self._blend_mode(operator, private is not None, where),
-            shown and around.visible,
+        return FileLayer(
+            title, _whole_number(node, "x", where, 0) + x, _whole_number(node, "y", where, 0) + y, pixels, None,
+            self._opacity(node, where), self._blend_mode(operator, private is not None, where), shown,
             None if private is None else parse_json(private, f"{where}: layer data"),
+            "below" if operator == _CLIP else "",
         )  # fmt: skip
-        self._clip(layer, around.scopes, operator == _CLIP, opacity if shown else 0.0)
-        return layer
 
     def _blend_mode(self, operator: str, ours: bool, where: str) -> str:
         """Return a document's name of a layer's operator; ``ours`` is whether this project wrote the layer."""
@@ -382,23 +382,6 @@ class _Reader(Archive):
         if operator not in (*_NAMES, *_CUTS, _CLIP):
             self.warnings.append(f"{where}: blend mode {operator!r} is read as normal")
         return _NAMES.get(operator, "normal")
-
-    def _clip(self, layer: FileLayer, scopes: tuple[Scope, ...], clipped: bool, opacity: float) -> None:
-        """Cut a layer to the alpha of those below it where it or a stack around it says so; layers come back to
-        front."""
-        where, box = (
-            f"layer {layer.title!r}",
-            (layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]),
-        )
-        if clipped or any(scope.clipped for scope in scopes):
-            self.budget.take(f"the clipping of {where}", box[2], box[3], 1)
-        layer.mask = clipping_mask(self.below, scopes, clipped, box)
-        if layer.mask is not None and is_translucent(layer.mask, layer.pixels[..., 3] > 0):
-            self.warnings.append(
-                f"{where} is clipped to the layers below it, which shine through it where they are translucent"
-            )
-        alpha = layer.pixels[..., 3] if layer.mask is None else layer.pixels[..., 3] * layer.mask
-        self.below.append(Covering(scopes, clipped, PixelMask(layer.left, layer.top, alpha, 0.0), opacity))
 
     def _opacity(self, node: Element, where: str) -> float:
         """Return the opacity of a layer or group; one beyond 0..1 is cut to it, with a warning."""

@@ -1,22 +1,22 @@
 """Read Photoshop documents (PSD, PSB) through the structures of psd-tools, written by :mod:`.psd_write` or
 any other program.
 
-Groups are flattened: their opacity, visibility and masks are applied to their layers. Clipped layers are cut.
-Layers are matched with their private data by title, by name, or by id and pixels, so that recipes survive
-changes by other programs.
+:mod:`.file_groups` makes a plain list of layers of the groups, clipped layers and blending that a document lacks.
+Layers are matched with their private data by title, by name, or by id and pixels, so that recipes survive changes by
+other programs.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from psd_tools.constants import BlendMode, Clipping, ColorMode, Resource, SectionDivider, Tag
+from psd_tools.constants import BlendMode, ChannelID, Clipping, ColorMode, Resource, SectionDivider, Tag
 from psd_tools.psd.adjustments import ADJUSTMENT_TYPES
 from psd_tools.psd.header import FileHeader
 from psd_tools.psd.layer_and_mask import (
@@ -27,19 +27,32 @@ from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
-from ..progress import steps
-from .file_layers import FileLayer, LayerFile, clean_text
-from .from_file import layers_to_read, restore
+from ..progress import step
+from .file_groups import check_groups, flatten_groups
+from .file_layers import FileGroup, FileLayer, Item, LayerFile, clean_text
+from .file_nodes import Node, leaves, make_room
+from .from_file import restore
 from .limits import Budget, Limits, check_file
+from .psd_blending import (
+    SIMILAR,
+    cut_at_once,
+    has_own_ranges,
+    knock_out,
+    opacity_of,
+    shown_by_own_colours,
+    special_of,
+    untold,
+)
 from .psd_errors import in_words, listening
 from .psd_fills import drawn_fill, is_fill
-from .psd_masks import PixelMask, is_translucent, product
+from .psd_masks import PixelMask, product
 from .psd_names import NAMES
 from .psd_parts import check_parts
 from .psd_paths import vector_mask
 from .psd_pixels import Channels
 from .psd_records import (
     VECTOR_MASKS,
+    blend_mode,
     inflate,
     is_rendered,
     is_shape,
@@ -51,13 +64,6 @@ from .psd_sections import read_sections
 from .psd_sizes import check_sizes
 from .psd_text import names_encoding, title
 from .untrusted import NAMESPACE, parse_json, parse_xml
-
-_SIMILAR = {
-    BlendMode.DISSOLVE: "normal",
-    BlendMode.DARKER_COLOR: "darken",
-    BlendMode.LIGHTER_COLOR: "lighten",
-}
-"""Photoshop modes that a document lacks, and the modes that they are read as, with a warning."""
 
 _EFFECTS = (
     Tag.EFFECTS_LAYER,
@@ -71,17 +77,24 @@ _MAX_DEPTH = 64
 """Greatest depth of nested groups."""
 
 
-def read_psd(path: str | Path, limits: Limits | None = None) -> LayerFile:
+def read_psd(path: str | Path, limits: Limits | None = None, groups: str = "auto") -> LayerFile:
     """Read a PSD or PSB with 8 or 16 bits a channel, in RGB or greyscale.
 
+    Args:
+        path: file to read.
+        limits: limits on sizes; None: the default ones.
+        groups: what becomes of groups, one of :data:`.file_groups.GROUPS`.
+
     Raises:
-        LayeredError: the file is broken, exceeds the limits, or has another colour mode or depth.
+        LayeredError: the file is broken, exceeds the limits, or has another colour mode or depth; ``groups`` is
+            unknown.
     """
     path, limits = Path(path), limits or Limits()
+    check_groups(groups)
     check_file(path, "PSD", limits)
     noted: list[str] = []
     with _errors_named(path), listening(noted):
-        result = _Reader(path, limits).read()
+        result = _Reader(path, limits, groups).read()
     return replace(result, warnings=(*result.warnings, *noted))
 
 
@@ -104,49 +117,17 @@ def _errors_named(path: Path) -> Iterator[None]:
             raise LayeredError(f"{path.name} is damaged: {said} for a channel. Save the file anew")
 
 
-@dataclass
-class _Group:
-    """An open group, or the document itself; opacity and visibility include those of the groups around it."""
-
-    opacity: float = 1.0
-    visible: bool = True
-    masks: tuple[PixelMask, ...] = ()
-    """Masks of the group and of the groups around it."""
-    number: int = 0
-    """Unique number of the group; 0 is the document."""
-    clipped_in: tuple[int, ...] = ()
-    """Numbers of the groups in which the group, or a group around it, is clipped to the layer below it."""
-
-
-@dataclass
-class _Found:
-    """A layer of the file before clipping and matching."""
-
-    layer: FileLayer | None
-    """The layer; None if it has no pixels, such as an adjustment."""
-    group: int
-    """Number of the group that contains the layer."""
-    id: int | None
-    """Photoshop's id of the layer; None if the file has none."""
-    clipped_in: tuple[int, ...] = ()
-    """Numbers of the groups in which the layer, or a group around it, is clipped to the layer below it."""
-    shape: PixelMask | None = None
-    """The layer's own alpha times its own masks, without those of its groups."""
-    opacity: float = 1.0
-    """The layer's own opacity, without that of its groups."""
-    left_out: bool = False
-    """Hidden, and skipped because a document holds at most 50 layers; layers clipped to it are skipped
-    too."""
-
-
 class _Reader:
-    def __init__(self, path: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, limits: Limits, groups: str) -> None:
         self.path = path
         self.limits = limits
+        self.groups = groups
         self.budget = Budget(limits)
         self.warnings: list[str] = []
-        self.read_hidden = True
         self.transparent = False
+        self.found: list[tuple[FileLayer, int | None]] = []
+        self.knockouts: dict[int, int] = {}
+        self.done = self.count = 0
 
     def read(self) -> LayerFile:
         with self.path.open("rb") as file:
@@ -175,17 +156,22 @@ class _Reader:
             lambda record: title(record, self.encoding),
             self.warnings,
         )
-        self._decide_on_hidden(pairs, private)
-        found = list(self._layers(pairs))
-        found.reverse()
-        self._clip(found)
+        nodes = self._nodes(pairs)
         entries = private.pop("layers", None)
+        backdrop = isinstance(entries, list) and any(
+            isinstance(e, dict) and "background" in e for e in entries
+        )
+        make_room(nodes, self.limits.max_layers + backdrop, self.groups, self.warnings)
+        self.count = sum(node.read for node, _ in leaves(nodes))
+        items = self._items(nodes)
+        step(self.count, self.count)
         if not pairs and entries != []:  # a picture without layers, not an empty document of this project
             picture = self.channels.merged(self.psd.image_data, False)
-            found = [_Found(FileLayer(clean_text(self.path.stem), 0, 0, picture), 0, None)]
-        kept = [(f.layer, f.id) for f in found if f.layer is not None]
-        match_private(kept, entries or [])
-        layers = [layer for layer, _ in kept]
+            only = FileLayer(clean_text(self.path.stem), 0, 0, picture)
+            items, self.found = [only], [(only, None)]
+        match_private(self.found, entries or [])
+        self.warnings += knock_out(items[self._is_background(pairs) :], self.knockouts, ())
+        layers = flatten_groups(items, self.size, self.groups, self.budget, self.warnings)
         read = restore(
             self.size,
             layers,
@@ -264,67 +250,94 @@ class _Reader:
             )
         return [pair for number, pair in enumerate(pairs) if number not in alone]
 
-    def _decide_on_hidden(
-        self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]], private: Mapping[str, Any]
-    ) -> None:
-        """Decide whether hidden layers are read: not if there are too many layers with them."""
-        entries = private.get("layers")
-        backdrop = isinstance(entries, list) and any(
-            isinstance(e, dict) and "background" in e for e in entries
-        )
-        shown, groups = [], [True]
-        for record, _ in reversed(pairs):
+    def _nodes(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]]) -> list[Node]:
+        """Return the file's layers and groups, back to front."""
+        open_groups: list[list[Node]] = [[]]
+        for record, channels in pairs:
             kind = section_divider(record)
-            if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
-                groups.append(groups[-1] and record.flags.visible)
-            elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
-                groups.pop()
-            elif record.width * record.height or record.mask_data is not None or is_fill(record):
-                shown.append(groups[-1] and record.flags.visible)
-        self.read_hidden = all(layers_to_read(shown, self.limits.max_layers + backdrop, self.warnings))
+            if kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
+                if len(open_groups) > _MAX_DEPTH:
+                    raise invalid("depth of groups", len(open_groups), f"at most {_MAX_DEPTH}")
+                open_groups.append([])
+                continue
+            items = open_groups.pop() if kind is not None else None
+            counts = bool(record.width * record.height) or record.mask_data is not None or is_fill(record)
+            open_groups[-1].append(Node((record, channels), record.flags.visible, items, counts))
+        return open_groups[0]
 
-    def _layers(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]]) -> Iterator[_Found]:
-        """Yield the file's layers, front to back, with the effects of their groups applied."""
-        groups = [_Group()]
-        count = 0
-        for record, channels in steps(pairs[::-1]):
-            kind = section_divider(record)
-            if kind in (SectionDivider.OPEN_FOLDER, SectionDivider.CLOSED_FOLDER):
-                count += 1
-                if len(groups) > _MAX_DEPTH:
-                    raise invalid("depth of groups", len(groups), f"at most {_MAX_DEPTH}")
-                groups.append(self._group(record, channels, groups[-1], count))
-                if record.clipping == Clipping.BASE:
-                    yield _Found(None, groups[-2].number, None)
-            elif kind == SectionDivider.BOUNDING_SECTION_DIVIDER:
-                groups.pop()
-            elif self.read_hidden or (groups[-1].visible and record.flags.visible):
-                yield self._layer(record, channels, groups[-1])
+    def _items(self, nodes: Sequence[Node]) -> list[Item]:
+        """Decode layers and groups, back to front; those for which there is no room are left out, with what is clipped
+        to them."""
+        out: list[Item] = []
+        base: Node | None = None
+        bottom: Item | None = None
+        clipped: list[Item] = []
+        for node in nodes:
+            record = node.source[0]
+            to_base = record.clipping == Clipping.NON_BASE
+            if not to_base:
+                self._cut_at_once(base, bottom, clipped)
+                base, bottom, clipped = node, None, []
+            if not node.read or (to_base and base is not None and not base.read):
+                continue
+            item = self._layer(*node.source) if node.items is None else self._group(node)
+            if item is None:
+                continue
+            if to_base and bottom is None:
+                self.warnings.append(
+                    f"layer {item.title!r} is clipped to a layer without pixels; the clipping is left out"
+                )
+            elif to_base:
+                item.clipped = "base"
+                clipped.append(item)
             else:
-                yield _Found(None, groups[-1].number, None, _clipped_in(record, groups[-1]), left_out=True)
+                bottom = item
+            out.append(item)
+        self._cut_at_once(base, bottom, clipped)
+        return out
 
-    def _group(self, record: LayerRecord, channels: ChannelDataList, around: _Group, number: int) -> _Group:
+    def _cut_at_once(self, base: Node | None, bottom: Item | None, clipped: Sequence[Item]) -> None:
+        """Cut clipped layers that are not blended together with the layer that they are clipped to."""
+        if base is None or not isinstance(bottom, FileLayer) or not clipped:
+            return
+        record = base.source[0]
+        if not record.tagged_blocks.get_data(Tag.BLEND_CLIPPING_ELEMENTS, 1):
+            cut_at_once(bottom, record.opacity / 255, clipped)
+
+    def _is_background(self, pairs: Sequence[tuple[LayerRecord, ChannelDataList]]) -> bool:
+        """Return whether the lowest layer is Photoshop's background, which has no transparency."""
+        ids = [info.id for info in pairs[0][0].channel_info] if pairs else []
+        return bool(ids) and ChannelID.TRANSPARENCY_MASK not in ids
+
+    def _group(self, node: Node) -> FileGroup:
+        record, channels = node.source
         name = title(record, self.encoding)
-        if record.blend_mode not in (BlendMode.NORMAL, BlendMode.PASS_THROUGH):
-            self.warnings.append(f"group {name!r}: a document has no groups; its blend mode is left out")
+        where = f"group {name!r}"
         if any(tag in record.tagged_blocks for tag in _ARTBOARDS):
             self.warnings.append(
-                f"group {name!r} is an artboard: its colour is left out, and its layers are not cut at its "
-                f"edges"
+                f"{where} is an artboard: its colour is left out, and its layers are not cut at its edges"
             )
-        self._warn(record, f"group {name!r}")
-        masks = around.masks + self.channels.masks(record, channels, f"group {name!r}")
-        vector = self._vector(record, f"group {name!r}")
-        masks += () if vector is None else (vector,)
-        visible = around.visible and record.flags.visible
-        return _Group(
-            around.opacity * record.opacity / 255, visible, masks, number, _clipped_in(record, around)
-        )
+        self._warn(record, where)
+        passthrough = blend_mode(record) == BlendMode.PASS_THROUGH
+        special = special_of(record, self.header.color_mode)
+        if has_own_ranges(record) or (passthrough and special):
+            self.warnings.append(f"{where} shows in some colours only (blend-if); this is left out")
+        vector = self._vector(record, where)
+        masks = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
+        group = FileGroup(
+            name, self._items(node.items or []), masks,
+            opacity_of(record), "normal" if passthrough else self._blend_mode(record, where), passthrough,
+            record.flags.visible, special=None if passthrough else special, merge=node.merge,
+        )  # fmt: skip
+        self._note_knockout(record, group)
+        return group
 
-    def _layer(self, record: LayerRecord, channels: ChannelDataList, group: _Group) -> _Found:
+    def _layer(self, record: LayerRecord, channels: ChannelDataList) -> FileLayer | None:
+        """Return a layer; None for one of a kind that is left out."""
+        step(min(self.done, self.count), self.count)
+        self.done += 1
         name = title(record, self.encoding)
         where = f"layer {name!r}"
-        identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
         vector = self._vector(record, where)
         own = self.channels.masks(record, channels, where) + (() if vector is None else (vector,))
         box = (record.left, record.top, record.right - record.left, record.bottom - record.top)
@@ -344,26 +357,20 @@ class _Reader:
         else:
             self.warnings.append(f"{where} is an adjustment layer and is left out")
         if pixels is None:
-            return _Found(None, group.number, identity, _clipped_in(record, group))
+            return None
         self._warn(record, where)
-        around, inner = product(group.masks, box), product(own, box)
-        shape = PixelMask(box[0], box[1], pixels[..., 3] if inner is None else pixels[..., 3] * inner, 0.0)
-        combined = around if inner is None else inner if around is None else around * inner
-        fill = record.tagged_blocks.get_data(Tag.BLEND_FILL_OPACITY, 255)
-        opacity = record.opacity / 255 * (fill if isinstance(fill, int) else 255) / 255
-        visible = group.visible and record.flags.visible
+        mask = product(own, box)
+        shown = shown_by_own_colours(record, pixels, self.header.color_mode)
+        if shown is not None:
+            mask = shown if mask is None else mask * shown
         layer = FileLayer(
-            name,
-            box[0],
-            box[1],
-            pixels,
-            combined,
-            opacity * group.opacity,
-            self._blend_mode(record, where),
-            visible,
-        )
-        identity = identity if isinstance(identity, int) else None
-        return _Found(layer, group.number, identity, _clipped_in(record, group), shape, opacity)
+            name, box[0], box[1], pixels, mask, opacity_of(record), self._blend_mode(record, where),
+            record.flags.visible, special=special_of(record, self.header.color_mode),
+        )  # fmt: skip
+        identity = record.tagged_blocks.get_data(Tag.LAYER_ID)
+        self.found.append((layer, identity if isinstance(identity, int) else None))
+        self._note_knockout(record, layer)
+        return layer
 
     def _vector(self, record: LayerRecord, where: str) -> PixelMask | None:
         """Return the vector mask of a layer or group, drawn; None unless it has one that the file does not hold as
@@ -386,57 +393,21 @@ class _Reader:
         found = [] if blocks is None else [blocks.get_data(tag) for tag in _PATTERNS]
         return [pattern for patterns in found if patterns is not None for pattern in patterns]
 
+    def _note_knockout(self, record: LayerRecord, item: Item) -> None:
+        depth = record.tagged_blocks.get_data(Tag.KNOCKOUT_SETTING, 0)
+        if depth in (1, 2):
+            self.knockouts[id(item)] = depth
+
     def _blend_mode(self, record: LayerRecord, where: str) -> str:
-        mode = record.blend_mode
-        if mode in _SIMILAR:
-            self.warnings.append(f"{where}: blend mode {mode.name.lower()} is read as {_SIMILAR[mode]}")
-            return _SIMILAR[mode]
-        if mode not in NAMES:
+        mode = blend_mode(record)
+        if mode not in NAMES and mode not in SIMILAR:
             raise invalid(f"{where}: blend mode", mode.name.lower(), ", ".join(NAMES.values()))
-        return NAMES[mode]
+        return NAMES.get(mode) or SIMILAR[mode]
 
     def _warn(self, record: LayerRecord, where: str) -> None:
         blocks = record.tagged_blocks
+        self.warnings += untold(record, where)
         if any(tag in blocks for tag in _EFFECTS):
             self.warnings.append(
                 f"{where} has layer effects, which are left out: rasterize them to keep them"
             )
-
-    def _clip(self, found: Sequence[_Found]) -> None:
-        """Cut each layer that is clipped to the layer below it by that layer's alpha; ``found`` is back to
-        front."""
-        bases: dict[int, _Found] = {}
-        for item in found:
-            if item.group not in item.clipped_in:
-                bases[item.group] = item
-            for group in item.clipped_in:
-                base = bases.get(group)
-                if base is not None and base.left_out:
-                    item.layer = None
-                self._cut(item.layer, base)
-
-    def _cut(self, layer: FileLayer | None, base: _Found | None) -> None:
-        """Cut ``layer`` by the alpha, masks and opacity of ``base`` alone: the effects of the groups around
-        both are already applied to the layer."""
-        if layer is None:
-            return
-        if base is None or base.layer is None or base.shape is None:
-            self.warnings.append(
-                f"layer {layer.title!r} is clipped to a group or to a layer without pixels; the clipping is "
-                f"left out"
-            )
-            return
-        cut = base.shape.over((layer.left, layer.top, layer.pixels.shape[1], layer.pixels.shape[0]))
-        layer.mask = cut if layer.mask is None else layer.mask * cut
-        layer.opacity *= base.opacity
-        layer.visible &= base.layer.visible
-        if layer.visible and is_translucent(cut * base.opacity, layer.pixels[..., 3] > 0):
-            self.warnings.append(
-                f"layer {layer.title!r} is clipped to {base.layer.title!r}, which shines through it where it "
-                f"is translucent"
-            )
-
-
-def _clipped_in(record: LayerRecord, group: _Group) -> tuple[int, ...]:
-    """Return the numbers of the groups in which a record, or a group around it, is clipped."""
-    return (*group.clipped_in, group.number) if record.clipping == Clipping.NON_BASE else group.clipped_in

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from psd_tools.constants import ChannelID, SectionDivider, Tag
+from psd_tools.constants import BlendMode, ChannelID, SectionDivider, Tag
 from psd_tools.psd.layer_and_mask import LayerRecord
 
 from ..errors import invalid
@@ -26,6 +26,16 @@ _FILLS = (
     Tag.GRADIENT_FILL_SETTING,
     Tag.VECTOR_STROKE_CONTENT_DATA,
 )
+
+
+def blend_mode(record: LayerRecord) -> BlendMode:
+    """Return the blend mode of a layer or group. That of a pass-through group is beside its divider; programs that
+    do not know it read another one."""
+    for tag in reversed(_DIVIDERS):
+        setting = record.tagged_blocks.get_data(tag)
+        if setting is not None and setting.blend_mode is not None:
+            return BlendMode(setting.blend_mode)
+    return record.blend_mode
 
 
 def section_divider(record: LayerRecord) -> SectionDivider | None:

@@ -13,6 +13,7 @@ from server import PromptServer
 from ...demo.world.places import EXAMPLES
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.files import EXTENSIONS, read_layers
+from ...layered_core.formats.file_groups import GROUPS
 from ...layered_core.formats.limits import Limits
 from ...layered_core.formats.merged_picture import checked, with_merged
 from .input_files import input_path
@@ -56,9 +57,14 @@ class LoadLayers(io.ComfyNode):
                     tooltip="Add the picture that the file's own program made of all layers, hidden, on top: to "
                         "compare with. Neutral: off.",
                 ),
+                io.Combo.Input(
+                    "groups", options=list(GROUPS), default="auto", optional=True,
+                    tooltip="auto: a group is taken apart where the picture stays the same, and is else merged into "
+                        "one layer; apart: always taken apart; merged: every group becomes one layer.",
+                ),
             ],
             outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The file's layers, groups flattened. Works "
+                LAYERS.Output(display_name="layers", tooltip="The file's layers; groups as chosen. Works "
                 "with ComfyUI's own layer nodes too."),
                 io.Int.Output(display_name="width", tooltip="Canvas width, pixels."),
                 io.Int.Output(display_name="height", tooltip="Canvas height, pixels."),
@@ -86,11 +92,12 @@ class LoadLayers(io.ComfyNode):
         return fingerprint(_layered_path(file)) if file else ""
 
     @classmethod
-    def execute(cls, file: str, memory_limit: int, merged_picture: bool = False) -> io.NodeOutput:
+    def execute(
+        cls, file: str, memory_limit: int, merged_picture: bool = False, groups: str = "auto"
+    ) -> io.NodeOutput:
         """Read the file, and report what could not be kept and whether it looks as its own program shows it."""
-        read = checked(
-            read_layers(_layered_path(file), Limits.of_memory(memory_limit * 2**30, "memory_limit"))
-        )
+        limits = Limits.of_memory(memory_limit * 2**30, "memory_limit")
+        read = checked(read_layers(_layered_path(file), limits, groups))
         if merged_picture:
             read = with_merged(read)
         report = "\n".join(read.warnings)

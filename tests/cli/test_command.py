@@ -179,19 +179,22 @@ def test_a_document_is_turned_into_another_format(tmp_path, capsys):
     assert identical(read_layers(tmp_path / "b.ora").document, read_document(path))
 
 
-def test_what_a_file_has_and_a_document_cannot_keep_is_told(tmp_path, capsys):
+def test_what_becomes_of_groups_can_be_chosen_and_is_told(tmp_path, capsys):
     psd = PSDImage.new("RGBA", (9, 9))
-    psd.create_group(
-        [psd.create_pixel_layer(Image.new("RGBA", (4, 4), "red"), name="in")],
-        name="group",
-        blend_mode=b"scrn",
-    )
+    pair = [psd.create_pixel_layer(Image.new("RGBA", (9, 9), "red"), name=name) for name in "ab"]
+    psd.create_group(pair, name="group", opacity=128)
     psd.save(tmp_path / "a.psd")
-    assert main(["render", str(tmp_path / "a.psd"), "-o", str(tmp_path / "a.png"), "--composite-only"]) == 0
-    assert (
-        capsys.readouterr().err
-        == "layered: a.psd: group 'group': a document has no groups; its blend mode is left out\n"
-    )
+    why = "its opacity acts on its layers together\n"
+    for groups, names, told in (
+        ("auto", ["group"], f"layered: a.psd: group 'group' is merged into one layer: {why}"),
+        ("merged", ["group"], ""),
+        ("apart", ["a", "b"], f"group 'group' is taken apart, which changes the picture: {why}"),
+    ):
+        out = tmp_path / f"{groups}.ora"
+        command = ["render", str(tmp_path / "a.psd"), "-o", str(out), "--composite-only", "--groups", groups]
+        assert main(command) == 0
+        assert capsys.readouterr().err.endswith(told)
+        assert [layer.name for layer in read_layers(out).document] == names
 
 
 def test_composite_only_keeps_alpha(tmp_path):

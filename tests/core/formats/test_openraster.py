@@ -278,11 +278,11 @@ def test_the_first_layer_is_on_top_and_stacks_are_flattened(tmp_path):
 
 
 def test_what_a_document_cannot_hold_is_told_of(tmp_path):
-    stack = f'<stack name="g" composite-op="svg:multiply">{layer()}</stack><text>hello</text>'
+    stack = f'<stack name="g" composite-op="svg:dst-out">{layer()}</stack><text>hello</text>'
     file = read_layers(archive(tmp_path / "a.ora", stack))
     assert file.warnings == (
-        "group 'g': a document has no groups; its blend mode is left out",
         "a <text> is left out",
+        "group 'g': 'svg:dst-out' cuts the layers below, which is left out; the group is hidden",
     )
 
 

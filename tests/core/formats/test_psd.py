@@ -62,10 +62,10 @@ def write(tmp_path, document, **options):
     return write_layers(document, tmp_path / "scene.psd", {"workflow": {"nodes": [1]}}, **options)
 
 
-def stack_of(psd, tmp_path, name="theirs.psd"):
+def stack_of(psd, tmp_path, name="theirs.psd", groups="auto"):
     """Save a file of psd-tools and read it."""
     psd.save(tmp_path / name)
-    return read_layers(tmp_path / name)
+    return read_layers(tmp_path / name, groups=groups)
 
 
 def pixel(document, name, y=0, x=0):

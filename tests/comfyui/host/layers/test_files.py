@@ -233,13 +233,22 @@ def test_a_changed_file_or_a_changed_picture_beside_a_document_is_loaded_anew(ho
     shutil.rmtree(folder)
 
 
-def test_what_a_file_has_and_layers_cannot_keep_is_reported(host):
+def test_what_becomes_of_groups_can_be_chosen_and_is_reported(host, pack):
     psd = PSDImage.new("RGBA", (9, 9))
-    layer = psd.create_pixel_layer(Image.new("RGBA", (4, 4), "red"), name="in: a dot")
-    psd.create_group([layer], name="group", blend_mode=b"scrn")
+    pair = [
+        psd.create_pixel_layer(Image.new("RGBA", (4, 4), colour), name=colour) for colour in ("red", "lime")
+    ]
+    psd.create_group(pair, name="group", opacity=128)
     psd.save(host.input / "theirs.psd")
-    report = host.value({"it": load_layers("theirs.psd")}, "it", 3)
-    assert report == "group 'group': a document has no groups; its blend mode is left out"
+    read = pack("nodes.layers.socket").read_stack
+    merged = "group 'group' is merged into one layer: its opacity acts on its layers together"
+    apart = "group 'group' is taken apart, which changes the picture: its opacity acts on its layers together"
+    cases = {"auto": (["group"], merged), "merged": (["group"], ""), "apart": (["red", "lime"], apart)}
+    for groups, (names, told) in cases.items():
+        prompt = {"it": load_layers("theirs.psd", groups=groups)}
+        assert [layer.name for layer in read(host.value(prompt, "it"))] == names
+        assert host.value(prompt, "it", 3).endswith(told)
+    assert host.value({"it": load_layers("theirs.psd")}, "it", 3).endswith(merged)
     (host.input / "theirs.psd").unlink()
 
 
