@@ -6,10 +6,12 @@ as the canvas, with 8 bits a channel. All run by turns in one process and one th
 the processor times of all rounds, divided.
 
 * ``psd_read_ratio``: our reading over psd-tools' opening and its float arrays of all layers, of the same file.
-* ``psd_write_ratio``: our writing over psd-tools making layers of the same pixels and writing them, without a preview,
-  which only ours has. ``psd_save_ratio``: the same over psd-tools with its own preview, made once, as it takes long.
-* ``ora_read_ratio``: our reading over Pillow reading the file's layers as arrays of bytes.
-* ``ora_write_ratio``: our writing over Pillow encoding the same PNG pictures with the same settings.
+* ``psd_write_ratio``: our writing over psd-tools making layers of the same pixels and saving them; both write a merged
+  picture. ``psd_write_bare_ratio``: over psd-tools writing the layers without a merged picture.
+* ``ora_read_ratio``: our reading over Pillow's reading of the file's layers to the same float arrays.
+  ``ora_read_bytes_ratio``: over Pillow's reading to arrays of bytes.
+* ``ora_write_ratio``: our writing over Pillow encoding the same pictures as PNG in its own way.
+  ``ora_write_same_ratio``: with the settings that we use.
 * ``psd_peak_ratio``, ``ora_peak_ratio``: growth of the resident memory, at its greatest while a new process reads the
   file, over the bytes of the pixels that it returns. Linux only.
 """
@@ -36,7 +38,7 @@ from psd_tools import PSDImage
 from benchmarks.transparent_decode import forget_peak, resident
 from layered_core.document import Layer, LayerDocument
 from layered_core.files import read_layers, write_layers
-from layered_core.formats.openraster import PNG_LEVEL
+from layered_core.formats.openraster import PNG_SETTINGS
 
 GOALS = {
     "psd_read_ratio": 1.0,
@@ -45,6 +47,9 @@ GOALS = {
     "ora_write_ratio": 1.1,
     "psd_peak_ratio": 1.3,
 }
+
+_STRICT = {"psd_write": ["_bare"], "ora_write": ["_same"], "psd_read": [], "ora_read": ["_bytes"]}
+"""Names of the figures beside the first one."""
 
 Pixels = np.ndarray[Any, Any]
 """RGBA bytes, ``[H, W, 4]``."""
@@ -58,6 +63,7 @@ def painted(side: int, random: np.random.Generator) -> Pixels:
         across, down, radius = (*random.random(2), 0.08 + 0.25 * random.random())
         edge = 0.1 * radius + 0.02
         alpha = np.maximum(alpha, ((radius - np.hypot(x - across, y - down)) / edge + 0.5).clip(0, 1))
+    alpha = (alpha * 255).round() / 255
     slope = 0.3 * random.standard_normal((2, 3), np.float32)
     noise = random.standard_normal((side, side, 1), np.float32) * 2 / 255
     colour = 0.1 + 0.8 * random.random(3, np.float32) + (x[..., None] - 0.5) * slope[0]
@@ -82,17 +88,18 @@ def psd_tools_read(path: Path) -> list[Any]:
     return [layer.numpy() for layer in PSDImage.open(path)]
 
 
-def pillow_write(pictures: list[Image.Image]) -> None:
+def pillow_write(pictures: list[Image.Image], **settings: int) -> None:
     """Encode pictures as PNG."""
     for picture in pictures:
-        picture.save(BytesIO(), "PNG", compress_level=PNG_LEVEL)
+        picture.save(BytesIO(), "PNG", **settings)
 
 
-def pillow_read(path: Path) -> list[Pixels]:
-    """Return the layers of an OpenRaster file as arrays of bytes."""
+def pillow_read(path: Path, floats: bool) -> list[Pixels]:
+    """Return the layers of an OpenRaster file as arrays of floats in 0..1, or of bytes."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.startswith("data/")]
-        return [np.asarray(Image.open(BytesIO(archive.read(name)))) for name in names]
+        arrays = (np.asarray(Image.open(BytesIO(archive.read(name)))) for name in names)
+        return [array.astype(np.float32) / 255 if floats else array for array in arrays]
 
 
 def pictures_in(path: Path) -> list[Image.Image]:
@@ -137,22 +144,31 @@ def measure(count: int, side: int, rounds: int) -> dict[str, float]:
         document = LayerDocument(side, side, layers)
         write_layers(document, ora)
         encoded = pictures_in(ora)
-        works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "psd_write": (
+        works: dict[str, list[Callable[[], object]]] = {
+            "psd_write": [
                 lambda: write_layers(document, psd),
+                lambda: psd_tools_write(pictures, theirs, preview=True),
                 lambda: psd_tools_write(pictures, theirs),
-            ),
-            "ora_write": (lambda: write_layers(document, ora), lambda: pillow_write(encoded)),
-            "psd_read": (lambda: read_layers(psd), lambda: psd_tools_read(psd)),
-            "ora_read": (lambda: read_layers(ora), lambda: pillow_read(ora)),
+            ],
+            "ora_write": [
+                lambda: write_layers(document, ora),
+                lambda: pillow_write(encoded),
+                lambda: pillow_write(encoded, **PNG_SETTINGS),
+            ],
+            "psd_read": [lambda: read_layers(psd), lambda: psd_tools_read(psd)],
+            "ora_read": [
+                lambda: read_layers(ora),
+                lambda: pillow_read(ora, floats=True),
+                lambda: pillow_read(ora, floats=False),
+            ],
         }
         figures: dict[str, float] = {}
-        for what, both in works.items():
-            times = [[seconds(work) for work in both] for _ in range(rounds)]
-            ours, other = (statistics.median(column) for column in zip(*times, strict=True))
-            figures |= {f"{what}_s": ours, f"{what}_ratio": ours / other}
-        save = seconds(lambda: psd_tools_write(pictures, theirs, preview=True))
-        figures["psd_save_ratio"] = figures["psd_write_s"] / save
+        for what, all_of_them in works.items():
+            times = [[seconds(work) for work in all_of_them] for _ in range(rounds)]
+            ours, *others = (statistics.median(column) for column in zip(*times, strict=True))
+            figures[f"{what}_s"] = ours
+            for name, other in zip(("", *_STRICT[what]), others, strict=True):
+                figures[f"{what}{name}_ratio"] = ours / other
         if resident("VmHWM"):
             for what, path in (("psd", psd), ("ora", ora)):
                 with multiprocessing.get_context("spawn").Pool(1) as pool:

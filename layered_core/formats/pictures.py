@@ -21,7 +21,7 @@ from .icc_profiles import SRGB_PROFILE
 from .limits import Budget, Limits
 from .part_files import part_file
 from .picture_colours import deep_numbers, stated_conversion
-from .pixel_numbers import to_numbers, to_values
+from .pixel_numbers import to_numbers, write_values
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "TGA", "AVIF", "PSD")
 """Formats that are read, by Pillow's names. Others of Pillow's are left out, as some start other programs."""
@@ -127,11 +127,12 @@ def _numbers(picture: Image.Image) -> Tensor:
 
 def from_image(image: Image.Image) -> Tensor:
     """Convert a Pillow image to RGBA float32 ``[H, W, 4]``, 0..1; opaque if it has no alpha."""
-    out = torch.empty(image.height, image.width, 4)
+    out = np.empty((image.height, image.width, 4), np.float32)
     for rows in row_bands(image.height, image.width, 4):
-        part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
-        out[rows] = to_values(np.asarray(part))
-    return out
+        whole = rows.stop - rows.start == image.height
+        part = image if whole else image.crop((0, rows.start, image.width, rows.stop))
+        write_values(np.asarray(part if part.mode == "RGBA" else part.convert("RGBA")), out[rows])
+    return torch.from_numpy(out)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -56,10 +56,17 @@ def to_numbers(values: Tensor, kind: str) -> Numbers:
 
 def to_values(numbers: Numbers) -> Tensor:
     """Return numbers as float32 values in 0..1, in the same shape; floats are taken as they are."""
-    out = np.empty(numbers.shape, np.float32)
+    out = np.empty(
+        numbers.shape, np.float32
+    )  # of large pages, unlike torch's, so that it is filled in half the time
     for rows in _bands(out):
-        np.divide(numbers[rows], _white(numbers), out=out[rows], dtype=np.float32)
+        write_values(numbers[rows], out[rows])
     return torch.from_numpy(out)
+
+
+def write_values(numbers: Numbers, out: Numbers) -> None:
+    """Write numbers as values in 0..1 into floats of the same shape."""
+    np.divide(numbers, _white(numbers), out=out, dtype=np.float32)
 
 
 def interleaved(planes: Sequence[Numbers | None]) -> Tensor:
@@ -72,7 +79,7 @@ def interleaved(planes: Sequence[Numbers | None]) -> Tensor:
         part = np.empty(out[rows].shape, first.dtype.newbyteorder("="))
         for place, plane in enumerate(planes):
             part[..., place] = white if plane is None else plane[rows]
-        np.divide(part, white, out=out[rows], dtype=np.float32)
+        write_values(part, out[rows])
     return torch.from_numpy(out)
 
 

@@ -228,14 +228,14 @@ class _Sections:
         layers = []
         for record in records:
             channels = []
-            for info in record.channel_info:
+            for info, size in zip(record.channel_info, record.channel_sizes, strict=True):
                 if info.length > end - start:
                     raise LayeredError(
                         "the file is cut short: channels of a layer are missing. Save the file anew"
                     )
                 self.file.seek(start)
                 compression = self._numbers("H")[0] if info.length > 1 else Compression.RAW
-                span = Span(self.path, start + 2, max(info.length - 2, 0))
+                span = Span(self.path, start + 2, min(max(info.length - 2, 0), self._most(*size)))
                 channels.append(StoredChannel(compression, span))
                 start += info.length
             layers.append(ChannelDataList(channels))
@@ -273,5 +273,12 @@ class _Sections:
 
     def merged(self) -> StoredImage:
         (compression,) = self._numbers("H")
-        start = self.file.tell()
-        return StoredImage(compression, Span(self.path, start, self.size - start))
+        start, header = self.file.tell(), self.header
+        most = self._most(header.width, header.height * header.channels)
+        return StoredImage(compression, Span(self.path, start, min(self.size - start, most)))
+
+    def _most(self, width: int, height: int) -> int:
+        """Return the greatest number of bytes that rows of pixels take by any compression; what lies behind them is
+        never read."""
+        size = (width * self.header.depth + 7) // 8 * height
+        return int(size + size // 64 + 8 * height + 1024)

@@ -18,15 +18,21 @@ NAMESPACE = "https://github.com/layered-diffusion/layered-diffusion/ns/1#"
 MAX_ELEMENTS = 100_000
 """Greatest number of XML elements; parsed, an element takes a hundred times the memory of its text."""
 
+MAX_ATTRIBUTES = 200_000
+"""Greatest number of attributes of all XML elements."""
+
 
 def parse_xml(data: bytes, where: str) -> Element:
     """Return the root element of an XML text; ``where`` names it in errors.
 
     Raises:
-        LayeredError: the XML is broken, has a DTD or entities, or too many elements.
+        LayeredError: the XML is broken, has a DTD or entities, or too many elements or attributes.
     """
     if data.count(b"<") > 2 * MAX_ELEMENTS:
         raise invalid(f"number of elements of {where}", data.count(b"<"), f"at most {MAX_ELEMENTS}")
+    attributes = data.count(b'="') + data.count(b"='")
+    if attributes > MAX_ATTRIBUTES:
+        raise invalid(f"number of attributes of {where}", attributes, f"at most {MAX_ATTRIBUTES}")
     try:
         return fromstring(data.strip(b"\0 \r\n\t"), forbid_dtd=True)
     except DefusedXmlException as error:
