@@ -28,31 +28,39 @@ _NONE = "the program that wrote the file stored none"
 
 
 def checked(file: LayerFile) -> LayerFile:
-    """Return the file with one more warning, the first, if its layers do not give the file's own picture.
-
-    The composite by Photoshop's rules is compared with ``file.merged``; it differs if the mean over all pixels and
-    colours exceeds :data:`SAME`. Programs store transparent pictures in different ways: with straight colours,
-    or over white or black. The nearest of these is taken. A picture of one colour is taken for a stand-in, which
-    some programs write, unless the layers give one colour too.
-    """
+    """Return the file with one more warning, the first, if its layers do not give the file's own picture: if the mean
+    of :func:`difference` exceeds :data:`SAME`. If that picture cannot be compared, the last warning says why."""
     picture, why = _decoded(file)
     if picture is None:
-        return (
-            file
-            if why == _NONE
-            else replace(file, warnings=(*file.warnings, f"not compared with the file's own picture: {why}"))
-        )
-    ours = composite(file.document, "photoshop")
-    if _is_stand_in(picture, ours):
-        return file
-    apart = min(_differences(ours, picture), key=lambda d: float(d.mean()))
-    if float(apart.mean()) <= SAME:
+        told = () if why == _NONE else (f"not compared with the file's own picture: {why}",)
+        return replace(file, warnings=(*file.warnings, *told))
+    apart = _difference(file.document, picture)
+    if apart is None or float(apart.mean()) <= SAME:
         return file
     text = (
         f"the layers do not give the file's own picture: they differ by {float(apart.mean()) * 255:.1f}/255 on average "
         f"and by up to {float(apart.max()) * 255:.0f}/255, {_part(_where(apart), file.document)}. {_cause(file, apart)}"
     )
     return replace(file, warnings=(text, *file.warnings))
+
+
+def difference(file: LayerFile) -> Tensor | None:
+    """Return how much the composite by Photoshop's rules differs from the file's own picture, ``[H, W]``, means over
+    the colours, 0..1; None if the file has no such picture.
+
+    Programs store transparent pictures in different ways: with straight colours, or over white or black. The
+    nearest of these is taken. A picture of one colour is taken for a stand-in, which some programs write, unless the
+    layers give one colour too.
+    """
+    picture, _ = _decoded(file)
+    return None if picture is None else _difference(file.document, picture)
+
+
+def _difference(document: LayerDocument, picture: Tensor) -> Tensor | None:
+    ours = composite(document, "photoshop")
+    if _is_stand_in(picture, ours):
+        return None
+    return min(_differences(ours, picture), key=lambda apart: float(apart.mean()))
 
 
 def with_merged(file: LayerFile, name: str = "merged picture") -> LayerFile:
