@@ -13,6 +13,7 @@ from layered_cli.shared import (
     add_memory_option,
     add_sampling_options,
     check_out,
+    complain,
     controlnet,
     number,
     pipeline_of,
@@ -82,12 +83,14 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.canvas.compositing import composite
     from layered_core.document import MAX_LAYERS, Layer, unique_names
     from layered_core.errors import invalid
-    from layered_core.files import write_layers
+    from layered_core.files import shown_otherwise, write_layers
     from layered_core.formats.pictures import from_image, save_png, write_picture, write_whole
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
     read = read_document(options)
     document, layered = read.document, options.out.suffix.lower() != ".png"
+    for line in shown_otherwise(document, options.out):
+        complain(f"{options.out.name}: {line}")
     if options.composite_only:
         if layered:
             write_layers(document, options.out, read.workflow)

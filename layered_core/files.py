@@ -27,11 +27,14 @@ from .formats.file_groups import check_groups
 from .formats.file_layers import LayerFile
 from .formats.limits import Limits
 from .formats.merged_picture import condensed
-from .formats.openraster import read_openraster, write_openraster
+from .formats.openraster import STANDARD_MODES, read_openraster, write_openraster
 from .formats.part_files import part_folder
 from .formats.pictures import check_output, unwritable
 from .formats.to_file import check_workflow, rounded
 from .progress import PIECE, watched
+
+MISSING_IN_PSD = {"grain-extract": "subtract", "grain-merge": "linear-light"}
+"""Blend modes that a Photoshop file lacks, and those that other programs show instead."""
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
 """File name endings of the formats; ``.json`` is a document with PNG files beside it."""
@@ -146,6 +149,25 @@ def write_layers(
                 "a name that ends in .psd, .psb or .ora, or a folder's name without a dot",
             )
     return path
+
+
+def shown_otherwise(document: LayerDocument, path: str | Path) -> tuple[str, ...]:
+    """Return what other programs show otherwise of a file that :func:`write_layers` makes, one line each; read here,
+    it is the same."""
+    end, lines = Path(path).suffix.lower(), []
+    for layer in document:
+        mode = layer.blend_mode
+        if end in (".psd", ".psb") and mode in MISSING_IN_PSD:
+            lines.append(
+                f"layer {layer.name!r}: other programs show its blend mode {mode} as {MISSING_IN_PSD[mode]}, since a "
+                f"Photoshop file has no such mode"
+            )
+        elif end == ".ora" and mode not in STANDARD_MODES:
+            lines.append(
+                f"layer {layer.name!r}: programs other than Krita may show its blend mode as normal, since OpenRaster "
+                f"has no name for it"
+            )
+    return condensed(lines)
 
 
 def write_folder(

@@ -58,6 +58,9 @@ _MODES = {
     "grain-merge": "krita:grain_merge",
 }  # fmt: skip
 
+STANDARD_MODES = frozenset(name for name, operator in _MODES.items() if operator.startswith("svg:"))
+"""Blend modes that the OpenRaster specification names."""
+
 _NAMES = {
     **{operator: name for name, operator in _MODES.items()},
     "svg:exclusion": "exclusion", "svg:add": "linear-dodge", "krita:add": "linear-dodge",

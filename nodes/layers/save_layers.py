@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
+from server import PromptServer
 
 from ...layered_core.canvas.compositing import composite
 from ...layered_core.document import LayerDocument
 from ...layered_core.errors import invalid
-from ...layered_core.files import write_folder, write_layers
+from ...layered_core.files import shown_otherwise, write_folder, write_layers
 from ...layered_core.formats.file_layers import BITS
 from ...layered_core.formats.pictures import check_output
 from .long_work import check_main_memory
@@ -60,7 +62,7 @@ class SaveLayers(io.ComfyNode):
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The saved file, relative to the "
                 "output folder.")],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
@@ -90,6 +92,10 @@ class SaveLayers(io.ComfyNode):
             if FORMATS[format]
             else write_folder(document, path, workflow)
         )
+        told = shown_otherwise(document, path)
+        if told:
+            logging.warning("Save Layers: %s: %s", path.name, "; ".join(told))
+            PromptServer.instance.send_progress_text("\n".join(told), cls.hidden.unique_id)
         file = path.relative_to(folder_paths.get_output_directory())
         saved = {
             "filename": file.name,

@@ -46,7 +46,12 @@ def test_a_file_chosen_with_the_button_is_uploaded_and_runs(page, graph, file, v
     chooser.value.set_files(str(file))
     page.page.wait_for_function(f"() => ({FILE})().startsWith('upload')", timeout=10_000)
     page.queue(["2"])
-    assert page.prompt()["1"]["inputs"] == {"file": page.page.evaluate(FILE), "memory_limit": 4}
+    assert page.prompt()["1"]["inputs"] == {
+        "file": page.page.evaluate(FILE),
+        "memory_limit": 4,
+        "merged_picture": False,
+        "groups": "auto",
+    }
 
 
 def test_a_file_dropped_on_the_node_is_uploaded_and_other_files_are_left_to_others(page, graph, file):
@@ -60,4 +65,4 @@ def test_the_button_is_no_part_of_the_workflow(page, graph):
     saved = page.page.evaluate(
         "() => JSON.stringify(app.graph.serialize().nodes.find(n => n.id == 1).widgets_values)"
     )
-    assert json.loads(saved) == ["storybook.psd [example]", 4]
+    assert json.loads(saved) == ["storybook.psd [example]", 4, False, "auto"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from layered_core.document import BLEND_MODES, Layer, LayerDocument
-from layered_core.files import read_layers, write_layers
+from layered_core.files import read_layers, shown_otherwise, write_layers
 
 PHOTOSHOP = {
     "normal": b"norm", "multiply": b"mul ", "screen": b"scrn", "overlay": b"over", "darken": b"dark",
@@ -109,3 +109,15 @@ def test_a_name_of_the_specification_or_of_krita_is_read_as_that_mode(tmp_path, 
         for name, data in entries.items():
             file.writestr(name, data)
     assert {x.name: x.blend_mode for x in read_layers(path).document} == {mode: mode for mode in names}
+
+
+def test_modes_that_a_format_lacks_are_told():
+    layers = [Layer(mode, torch.ones(2, 2, 4), blend_mode=mode) for mode in BLEND_MODES]
+    document = LayerDocument(2, 2, tuple(layers))
+    in_psd = shown_otherwise(document, "a.psd")
+    assert [line.split("'")[1] for line in in_psd] == ["grain-extract", "grain-merge"]
+    assert "as subtract" in in_psd[0]
+    assert "as linear-light" in in_psd[1]
+    (in_ora,) = shown_otherwise(document, "a.ora")
+    assert "(the same for 9 more" in in_ora
+    assert shown_otherwise(document, "a") == ()

@@ -252,6 +252,12 @@ def test_what_becomes_of_groups_can_be_chosen_and_is_reported(host, pack):
     (host.input / "theirs.psd").unlink()
 
 
+def test_a_blend_mode_that_the_format_lacks_is_told_when_saving(host, caplog):
+    prompt = {"a": load("noise.png", name="rim", blend_mode="grain-extract"), "it": save("psd", layers="a")}
+    host.value(prompt, "it")
+    assert "layer 'rim': other programs show its blend mode grain-extract as subtract" in caplog.text
+
+
 def test_a_picture_that_the_layers_do_not_give_is_reported_and_can_be_a_hidden_layer(host, pack):
     name = host.value({**stack(), "it": save("ora")}, "it")
     with zipfile.ZipFile(host.output / name) as archive:
