@@ -159,7 +159,8 @@ def _write_profile() -> bytes:
         return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
 
     def text(words: str) -> bytes:
-        letters = words.encode("utf-16-be")
+        # UTF-16 without Python's codec, which would be one more module to load.
+        letters = b"".join(b"\0" + bytes([letter]) for letter in words.encode("ascii"))
         return struct.pack(">4s4xII2s2sII", b"mluc", 1, 12, b"en", b"US", len(letters), 28) + letters
 
     curve = (

@@ -9,12 +9,15 @@ from functools import partial
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ...layered_core.formats.pictures import to_image, write_whole
+from ...layered_core.formats.pictures import write_whole
+from ...layered_core.progress import row_bands
 
 
 class Preview(ui.PreviewImage):
@@ -35,9 +38,17 @@ class Preview(ui.PreviewImage):
         self.values, self.animated = [], False
         for number, picture in enumerate(image, counter):
             file = f"{name}_{number:05}_.png"
-            save = partial(to_image(picture).save, format="PNG", compress_level=1, pnginfo=_metadata(cls))
+            save = partial(_as_saved(picture).save, format="PNG", compress_level=1, pnginfo=_metadata(cls))
             write_whole(Path(folder, file), save)
             self.values.append(ui.SavedResult(file, subfolder, io.FolderType.temp))
+
+
+def _as_saved(picture: Tensor) -> Image.Image:
+    """Return the bytes that ComfyUI's Save Image writes: cut off, not rounded."""
+    out = torch.empty(picture.shape, dtype=torch.uint8)
+    for rows in row_bands(*picture.shape):
+        out[rows] = (picture[rows] * 255).clamp_(0, 255).to(torch.uint8)
+    return Image.fromarray(out.numpy())
 
 
 def _metadata(cls: type[io.ComfyNode] | None) -> PngInfo:
