@@ -24,7 +24,7 @@ from .errors import LayeredError, invalid
 from .formats.document_json import pictures_of, read_document_file, write_document
 from .formats.dynamic_prompts import dynamic_remark
 from .formats.file_groups import check_groups
-from .formats.file_layers import LayerFile
+from .formats.file_layers import MISSING_IN_PSD, LayerFile
 from .formats.limits import Limits
 from .formats.merged_picture import condensed
 from .formats.openraster import STANDARD_MODES, read_openraster, write_openraster
@@ -32,9 +32,6 @@ from .formats.part_files import part_folder
 from .formats.pictures import check_output, unwritable
 from .formats.to_file import check_workflow, rounded
 from .progress import PIECE, watched
-
-MISSING_IN_PSD = {"grain-extract": "subtract", "grain-merge": "linear-light"}
-"""Blend modes that a Photoshop file lacks, and those that other programs show instead."""
 
 EXTENSIONS = (".psd", ".psb", ".ora", ".json")
 """File name endings of the formats; ``.json`` is a document with PNG files beside it."""

@@ -3,13 +3,17 @@
 
 * ``psd_read``, ``psd_write``: Photoshop files; ``psd_records``, ``psd_text``, ``psd_masks``, ``psd_blending``,
   ``psd_names`` and ``psd_errors`` are parts of them.
-* ``openraster``: OpenRaster files.
+* ``psd_sections``, ``psd_parts``: what is read of a PSD and what stays in the file; ``psd_pixels``, ``psd_colours``: its
+  channels; ``psd_fills``, ``psd_paths``: fill layers and vector masks, which are drawn.
+* ``openraster``: OpenRaster files; ``openraster_archive``: their entries.
+* ``merged_picture``: what was read, compared with the picture that the file's own program stored.
 * ``file_groups``: groups of files become plain layers; ``file_nodes``, ``group_canvas`` and ``special_blending`` are
   parts of it.
 * ``document_json``: JSON documents; ``plain_values`` converts recipes to and from plain values.
 * ``file_layers``: the layers of a file, as PSD and OpenRaster know them.
 * ``to_file``, ``from_file``: a document to these layers and back.
-* ``pictures``: single pictures.
+* ``pictures``: single pictures; ``picture_colours``, ``colour_spaces``, ``icc_profiles``: their colours to sRGB;
+  ``pixel_numbers``: stored numbers to values 0..1; ``part_files``: temporary files.
 * ``limits``: how much memory a file may take; ``untrusted``: XML and JSON from untrusted files.
 
 >>> import torch

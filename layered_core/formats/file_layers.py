@@ -36,6 +36,10 @@ MAX_WORKFLOW_BYTES = 2**24
 MAX_TITLE = 10_000
 """Most letters that are read of a layer's title in a file."""
 
+MISSING_IN_PSD = {"grain-extract": "subtract", "grain-merge": "linear-light"}
+"""Blend modes that a Photoshop file lacks, and the most similar ones, which other programs show instead; the real mode
+is stored in the private data."""
+
 BITS = (8, 16, 32)
 """Precisions of pixels in a file: 8 or 16 bits a channel, or 32-bit floating point."""
 

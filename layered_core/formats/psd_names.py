@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from psd_tools.constants import BlendMode
 
+from .file_layers import MISSING_IN_PSD
+
 PSD_MODES = {
     "normal": BlendMode.NORMAL, "multiply": BlendMode.MULTIPLY, "screen": BlendMode.SCREEN,
     "overlay": BlendMode.OVERLAY,
@@ -22,8 +24,8 @@ PSD_MODES = {
 """Photoshop's blend modes under the names of a document."""
 
 
-NEAREST = {"grain-extract": BlendMode.SUBTRACT, "grain-merge": BlendMode.LINEAR_LIGHT}
-"""The most similar Photoshop mode for modes that it lacks; the real mode is stored in the private data."""
+NEAREST = {mode: PSD_MODES[shown] for mode, shown in MISSING_IN_PSD.items()}
+"""Photoshop's modes for those that it lacks."""
 
 
 BLOB = b"layered-diffusion "

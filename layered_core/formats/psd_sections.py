@@ -72,11 +72,11 @@ class Span:
         return data
 
 
-class StoredChannel(ChannelData):  # type: ignore[misc]  # psd-tools has no types
-    """A channel whose data stay in the file until they are decoded."""
+class _Stored:
+    """Data that stay in the file until they are decoded, in place of a field of psd-tools' structures."""
 
     def __init__(self, compression: int, span: Span) -> None:
-        super().__init__(compression)
+        super().__init__(compression)  # type: ignore[call-arg]  # of the structure beside this class
         self.span = span
 
     @property
@@ -89,21 +89,12 @@ class StoredChannel(ChannelData):  # type: ignore[misc]  # psd-tools has no type
         """Ignore the empty data that the constructor of psd-tools sets."""
 
 
-class StoredImage(ImageData):  # type: ignore[misc]  # psd-tools has no types
-    """The merged picture, whose data stay in the file until they are decoded."""
+class StoredChannel(_Stored, ChannelData):  # type: ignore[misc]  # psd-tools has no types
+    """A channel whose data stay in the file."""
 
-    def __init__(self, compression: int, span: Span) -> None:
-        super().__init__(compression)
-        self.span = span
 
-    @property
-    def data(self) -> bytes:
-        """The compressed data, read anew each time."""
-        return self.span.read()
-
-    @data.setter
-    def data(self, _: bytes) -> None:
-        """Ignore the empty data that the constructor of psd-tools sets."""
+class StoredImage(_Stored, ImageData):  # type: ignore[misc]  # psd-tools has no types
+    """The merged picture, whose data stay in the file."""
 
 
 def read_sections(path: Path) -> tuple[PSD, dict[str, Span]]:
