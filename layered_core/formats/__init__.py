@@ -3,7 +3,7 @@
 
 * ``psd_read``, ``psd_write``: Photoshop files; ``psd_records``, ``psd_text``, ``psd_masks``, ``psd_blending``,
   ``psd_names`` and ``psd_errors`` are parts of them.
-* ``psd_sections``, ``psd_parts``: what is read of a PSD and what stays in the file; ``psd_pixels``, ``psd_colours``: its
+* ``psd_sections``, ``psd_parts``, ``psd_sizes``: what is read of a PSD; ``psd_pixels``, ``psd_colours``: its
   channels; ``psd_fills``, ``psd_paths``: fill layers and vector masks, which are drawn.
 * ``openraster``: OpenRaster files; ``openraster_archive``: their entries.
 * ``merged_picture``: what was read, compared with the picture that the file's own program stored.
