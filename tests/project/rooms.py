@@ -14,7 +14,6 @@ ROOMS = (
     "layered_core.files",
     "layered_core.noise",
     "layered_core.editing",
-    "layered_core.layout",
     "layered_core.control",
     "layered_core.attention",
     "layered_core.painting",

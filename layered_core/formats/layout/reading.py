@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..document import MAX_LAYERS, MAX_NAME, MAX_SIDE, Layer, LayerDocument, unique_names
-from ..errors import LayeredError, check_whole, invalid
-from ..formats.file_layers import clean_text
+from ...document import MAX_LAYERS, MAX_NAME, MAX_SIDE, Layer, LayerDocument, unique_names
+from ...errors import LayeredError, check_whole, invalid
+from ..file_layers import clean_text
 from .boxes import AUTO, RULES, Numbers, box_numbers, edges, rule_of
 from .elements import split_text, text_words
 from .finding import find_elements
@@ -63,8 +63,8 @@ def read_layout(
             the list.
         width: canvas width, pixels.
         height: canvas height, pixels.
-        boxes: how the four numbers of a box are to be read, one of :data:`~layered_core.layout.boxes.RULES`; for
-            ``auto`` see :func:`~layered_core.layout.boxes.rule_of`.
+        boxes: how the four numbers of a box are meant, one of :data:`~layered_core.formats.layout.boxes.RULES`; for
+            ``auto`` see :func:`~layered_core.formats.layout.boxes.rule_of`.
         order: one of :data:`ORDERS`. ``as listed``: the first is at the back.
 
     Raises:

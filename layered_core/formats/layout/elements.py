@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..canvas.compositing import premultiplied, straight
-from ..canvas.masks import masks_from_front
-from ..canvas.placement import Box
-from ..document import Layer, LayerDocument
-from ..errors import LayeredError, check_whole, invalid
+from ...canvas.compositing import premultiplied, straight
+from ...canvas.masks import masks_from_front
+from ...canvas.placement import Box
+from ...document import Layer, LayerDocument
+from ...errors import LayeredError, check_whole, invalid
 from .palette import dominant_colours
 
 GRID = 1000

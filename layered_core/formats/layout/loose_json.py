@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from ..errors import invalid
+from ...errors import invalid
 
 MAX_TEXT = 200_000
 """Greatest length of a text, letters."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..errors import invalid
+from ...errors import invalid
 from .boxes import box_numbers, four
 from .loose_json import read_values
 
