@@ -106,7 +106,7 @@ class LayersFromLayout(io.ComfyNode):
         behind = () if image is None else (Layer("picture", rgba(image[0])),)
         drawing = outlined(LayerDocument(width, height, behind), marks=document.layers)[None]
         preview = drawing.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput(write_stack(document), width, height, preview, report, ui=Preview(preview))
+        return io.NodeOutput(write_stack(document), width, height, preview, report, ui=Preview(preview, cls))
 
 
 def _source(text: str, layout: object) -> object:

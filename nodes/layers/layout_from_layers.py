@@ -102,5 +102,5 @@ class LayoutFromLayers(io.ComfyNode):
             layout.background,
             image,
             report,
-            ui=Preview(image),
+            ui=Preview(image, cls),
         )

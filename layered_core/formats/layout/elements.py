@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -123,7 +123,7 @@ def layout_of(
                 apart.append(words)
             else:
                 box = _box(shown)
-                elements.append(_element(layer, words, box, _palette(document, layer, seen, box, colours)))
+                elements.append(_element(layer, words, box, _palette(layer, seen, box, colours)))
     names["text"] = [e.name for e in elements if e.text]
     if hidden := [x.name for x in document if not (x.visible and x.opacity > 0)]:
         names["hidden"] = hidden[::-1]
@@ -234,15 +234,16 @@ def _edges(low: int, high: int, size: int) -> tuple[int, int]:
     return first, last
 
 
-def _palette(document: LayerDocument, layer: Layer, seen: Tensor, box: Box, most: int) -> tuple[str, ...]:
+def _palette(layer: Layer, seen: Tensor, box: Box, most: int) -> tuple[str, ...]:
     """Return the dominant colours of what is seen of a layer; none for a layer without a picture."""
     if layer.image is None or not most:
         return ()
     left, top, right, bottom = box
     step = max(1, math.ceil(math.sqrt((right - left) * (bottom - top) / _PALETTE_PIXELS)))
-    part = slice(top, bottom, step), slice(left, right, step)
-    pixels = straight(premultiplied(layer, document.width, document.height)[part])
-    return dominant_colours(pixels[..., :3].reshape(-1, 3), seen[part].reshape(-1), most)
+    moved = replace(layer, x=layer.x - left, y=layer.y - top)
+    pixels = straight(premultiplied(moved, right - left, bottom - top)[::step, ::step])
+    weights = seen[top:bottom:step, left:right:step]
+    return dominant_colours(pixels[..., :3].reshape(-1, 3), weights.reshape(-1), most)
 
 
 def _listed(names: list[str]) -> str:

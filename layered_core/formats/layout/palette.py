@@ -8,7 +8,7 @@ from torch import Tensor
 _BITS = 5
 """Bits of a channel by which pixels are counted: 32,768 bins of colours."""
 
-_APART = 32.0
+_APART = 48.0
 """Least distance of two colours of a palette, in 8-bit levels: nearer ones are the same to the eye of a caption."""
 
 _SHARE = 0.01
