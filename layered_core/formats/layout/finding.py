@@ -166,8 +166,10 @@ def _lines(text: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for line in text.splitlines():
         match = _LINE.fullmatch(line) if len(line) <= 500 else None
-        if match and match[1].strip(_MARKS) and four(match[2]) is not None:
-            found.append({"desc": match[1].strip(_MARKS), "box": match[2]})
+        words = match[1].strip(_MARKS) if match else ""
+        # Words that are the name of a box, such as bbox, say nothing of what is in it.
+        if match and words and four(match[2]) is not None and box_numbers({words: match[2]}) is None:
+            found.append({"desc": words, "box": match[2]})
     return found
 
 

@@ -44,8 +44,8 @@ class _BrokenError(Exception):
 def read_values(text: str, where: str) -> list[tuple[Any, bool]]:
     """Return the lists and objects of a text, in its order, each with whether some of it could not be read.
 
-    Fenced blocks are read if they hold any; else the whole text is. What a model wrote while thinking, before the
-    last ``</think>``, is left out if anything follows.
+    A JSON string is read as the text in it. Fenced blocks are read if they hold any list or object; else the whole
+    text is. What a model wrote while thinking, before the last ``</think>``, is left out if anything follows.
 
     Args:
         text: the text.
@@ -62,9 +62,10 @@ def read_values(text: str, where: str) -> list[tuple[Any, bool]]:
             "Give only the list of elements",
         )
     whole = text.strip()
-    if whole[:1] in ("[", "{"):
+    if whole[:1] in ("[", "{", '"'):
         try:
-            return [(json.loads(whole), False)]
+            value = json.loads(whole)
+            return read_values(value, where) if isinstance(value, str) else [(value, False)]
         except (ValueError, RecursionError):
             pass
     answer = re.split("</think(?:ing)?>", text)[-1]

@@ -75,6 +75,9 @@ Let me know if you'd like [more] changes!""",
     '{"bbox": [600, 500, 650, 600], "desc": "a cat"}]',
     "a draft first": 'Draft: [{"bbox": [1, 2, 3, 4], "desc": "x"}]. Better: [{"bbox": [200, 100, 600, 400], "desc": '
     '"a red house"}, {"bbox": [600, 500, 650, 600], "desc": "a cat"}]',
+    "a string of JSON": json.dumps(
+        '[{"bbox": [200, 100, 600, 400], "desc": "a red house"}, {"bbox": [600, 500, 650, 600], "desc": "a cat"}]'
+    ),
     "a comma missing": '[{"bbox": [200, 100, 600, 400]\n "desc": "a red house"}\n {"bbox": [600, 500, 650, 600], '
     '"desc": "a cat"}]',
 }
@@ -283,7 +286,22 @@ def test_boxes_of_a_detector_are_pixels_and_those_of_the_first_picture_count():
 
 @pytest.mark.parametrize(
     "source",
-    ["", "no list here", "[]", "{}", "[1, 2, 3, 4]", '{"elements": []}', "42", [], {}, None, 7, [[]], [None]],
+    [
+        "",
+        "no list here",
+        "- name: cat\n  bbox: [1, 2, 3, 4]",
+        "[]",
+        "{}",
+        "[1, 2, 3, 4]",
+        '{"elements": []}',
+        "42",
+        [],
+        {},
+        None,
+        7,
+        [[]],
+        [None],
+    ],
 )
 def test_no_list_is_an_error_that_shows_what_was_got(source):
     with pytest.raises(
