@@ -105,29 +105,28 @@ def layout_of(
         if value not in allowed:
             raise invalid(where, value, ", ".join(allowed))
     check_whole("colours", colours, 0, MAX_COLOURS)
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {kind: [] for kind in _REMARKS}
     elements, apart = [], []
     for number, alpha, seen in masks_from_front(document):
         layer = document.layers[number]
         shown = seen > SEEN * alpha.amax()
         if not bool(shown.any()):
-            names.setdefault("covered", []).append(layer.name)
-        elif not layer.prompt.strip() and without_words == "leave out":
-            names.setdefault("left out", []).append(layer.name)
+            names["covered"].append(layer.name)
+            continue
+        if not layer.prompt.strip():
+            names[without_words].append(layer.name)
+            if without_words == "leave out":
+                continue
+        text, desc = _words(layer, without_words)
+        if background == "apart" and float(alpha.mean()) >= BACKGROUND_SHARE:
+            names["apart"].append(layer.name)
+            apart.append(text_words(text, desc))
         else:
-            if not layer.prompt.strip():
-                names.setdefault(without_words, []).append(layer.name)
-            words = layer.prompt.strip() or (layer.name if without_words == "name" else "")
-            if background == "apart" and float(alpha.mean()) >= BACKGROUND_SHARE:
-                names.setdefault("apart", []).append(layer.name)
-                apart.append(words)
-            else:
-                box = _box(shown)
-                elements.append(_element(layer, words, box, _palette(layer, seen, box, colours)))
-    names["text"] = [e.name for e in elements if e.text]
-    if hidden := [x.name for x in document if not (x.visible and x.opacity > 0)]:
-        names["hidden"] = hidden[::-1]
-    remarks = tuple(_REMARKS[k].format(_listed(names[k][::-1])) for k in _REMARKS if names.get(k))
+            box = _box(shown)
+            elements.append(Element(layer.name, box, text, desc, _palette(layer, seen, box, colours)))
+    names["text"] = [element.name for element in elements if element.text]
+    names["hidden"] = [layer.name for layer in reversed(document.layers) if not _is_shown(layer)]
+    remarks = tuple(line.format(_listed(names[kind][::-1])) for kind, line in _REMARKS.items() if names[kind])
     if not elements and not apart:
         why = " ".join(remarks) or "The document is empty."
         raise LayeredError(f"layers: no layer makes an element. {why} Add a visible layer with words")
@@ -135,10 +134,10 @@ def layout_of(
     return Layout(document.width, document.height, tuple(reversed(elements)), aside, remarks)
 
 
-_REMARKS = {
+_REMARKS: dict[str, str] = {
     "covered": "Left out, as nothing of them can be seen: {}.",
     "hidden": "Left out, as they are hidden: {}.",
-    "left out": "Left out, as they have no words: {}.",
+    "leave out": "Left out, as they have no words: {}.",
     "name": "Described by their names, as they have no words: {}.",
     "empty": "Without a description, as they have no words: {}.",
     "apart": "Not in the list, as they are the background: {}.",
@@ -204,9 +203,15 @@ def text_words(text: str, desc: str) -> str:
     return f"{quoted}, {desc}" if desc else quoted
 
 
-def _element(layer: Layer, words: str, box: Box, palette: tuple[str, ...]) -> Element:
-    text, desc = split_text(words) if layer.prompt.strip() else ("", words)
-    return Element(layer.name, box, text, desc, palette)
+def _is_shown(layer: Layer) -> bool:
+    return layer.visible and layer.opacity > 0
+
+
+def _words(layer: Layer, without_words: str) -> tuple[str, str]:
+    """Return the text and the description of a layer's words; a name in quotes is no text."""
+    if words := layer.prompt.strip():
+        return split_text(words)
+    return "", layer.name if without_words == "name" else ""
 
 
 def _kind(element: Element) -> str:
