@@ -15,12 +15,19 @@ from ...layered_core.canvas.resizing import resized
 from ...layered_core.control.control_map import ControlMap, centre_crop, soft_weights, weighted
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.noise.window import Window
-from ..noise.cut_out import CutOut, size_of, text_of
+from ..noise.cut_out import CutOut, size_of
+from .control_masks import is_whole
 
 IS_POSITIVE_KEY = "layered_diffusion_led"
 """Key of an entry in a conditioning's ``model_conds`` that marks each row of the batch as positive (1) or
 negative (0). The numbers that ComfyUI gives the chunks of a batch would not do: guiders count differently,
 and split batches when memory is short."""
+
+_SAME_SIZE = (
+    "Connect the layers too if it shows the whole picture, or choose another size in Regenerate Layers; for a "
+    "hint of the cut-out without a mask, take ComfyUI's Apply ControlNet"
+)
+"""What to do where it is not known whether a hint shows the whole picture or the cut-out."""
 
 
 class MaskedControl(comfy.controlnet.ControlBase):
@@ -150,7 +157,8 @@ class MaskedControl(comfy.controlnet.ControlBase):
             hint_is_whole = masks_are_whole = False
         else:
             hint_is_whole, masks_are_whole = (
-                _is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask"))
+                is_whole(x, cut, f"{w} of Masked ControlNet Apply", _SAME_SIZE)
+                for x, w in ((hint, "image"), (masks, "mask"))
             )
         if hint_is_whole:
             other.inner.cond_hint_original = cut.plan.cut_layout(hint)
@@ -194,20 +202,6 @@ def _hinted(net: comfy.controlnet.ControlBase, hint: Tensor | None) -> Iterator[
     finally:
         if hint is not None:
             net.cond_hint_original, net.cond_hint = own
-
-
-def _is_whole(pictures: Tensor, cut: CutOut, name: str) -> bool:
-    """Return whether a hint or masks show the whole picture, by their size."""
-    size = size_of(pictures)
-    if size == cut.picture == cut.part and bool((pictures != pictures.flatten()[0]).any()):
-        raise invalid(
-            f"{name} of Masked ControlNet Apply: size",
-            text_of(size),
-            "the whole picture's or the cut-out's, where Regenerate Layers gives them different sizes",
-            "Connect the layers too if it shows the whole picture, or choose another size in Regenerate "
-            "Layers; for a hint of the cut-out without a mask, take ComfyUI's Apply ControlNet",
-        )
-    return size == cut.picture
 
 
 def _weigh(
