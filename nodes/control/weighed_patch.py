@@ -234,7 +234,9 @@ def _in(patch: Any, group: Sequence[Any]) -> bool:
 
 def _wrappers(model: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
     """Return the wrappers of other nodes on a model."""
-    groups = {kind: {k: w for k, w in group.items() if w and k != KEY} for kind, group in model.wrappers.items()}
+    groups = {
+        kind: {k: w for k, w in group.items() if w and k != KEY} for kind, group in model.wrappers.items()
+    }
     return {kind: group for kind, group in groups.items() if group}
 
 
