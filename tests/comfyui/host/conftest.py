@@ -231,3 +231,15 @@ def apply(pack):
         )
 
     return run
+
+
+@pytest.fixture
+def weigh(pack):
+    """Run Masked Model Patch with its widgets at their defaults; return the model."""
+
+    def run(model, base, **values):
+        values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **values}
+        node = pack("nodes.control.masked_model_patch").MaskedModelPatch
+        return node.execute(model, base, **values).result[0]
+
+    return run

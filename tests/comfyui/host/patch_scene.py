@@ -245,3 +245,28 @@ CONTROLS = {
     "lumina 2, another pack": (lumina2, written),
 }  # fmt: skip
 """By name: a model, and a function that gives it a control."""
+
+
+def mask_of(scene, value=1.0):
+    return torch.full((1, *scene.size), value)
+
+
+def left_half(scene):
+    mask = mask_of(scene, 0.0)
+    mask[..., : scene.size[1] // 2] = 1
+    return mask
+
+
+def layers_of(pack, scene, *controls):
+    """Return LAYERS side by side over the canvas, one a control (hint, strength, start, end)."""
+    document = pack("layered_core.document")
+    height, width = scene.size
+    side = width // len(controls)
+    made = [
+        document.Layer(
+            f"layer {i}", x=i * side, width=side, height=height, prompt="a ball",
+            recipe=document.Recipe(control=document.Control(*control)),
+        )
+        for i, control in enumerate(controls)
+    ]  # fmt: skip
+    return pack("nodes.layers.socket").write_stack(document.LayerDocument(width, height, tuple(made)))
