@@ -29,13 +29,19 @@ SCENE = {
     "it": masked_patch(layers=["house", 0]),
 }  # fmt: skip
 PLACES = {
-    "loader": (0, 0), "file": (0, 140), "vae": (0, 250), "hint": (0, 360), "patched": (420, 140), "it": (820, 60),
+    "loader": (0, 0), "file": (0, 145), "vae": (0, 260), "hint": (0, 380), "patched": (420, 150), "it": (880, 60),
 }  # fmt: skip
-"""The nodes that the picture shows. Their files need not be there: nothing is run."""
+"""The nodes that the picture shows."""
+FILES = {"loader": "diffusion_models", "file": "model_patches", "vae": "vae"}
+"""The folders of the loaders' files. Empty ones do, as nothing is run."""
 
 
-def take(page):
+def take(page, server):
     """Open the scene and save it."""
+    for name, folder in FILES.items():
+        names = [v for v in SCENE[name]["inputs"].values() if v.endswith(".safetensors")]
+        (server.base / "models" / folder).mkdir(parents=True, exist_ok=True)
+        (server.base / "models" / folder / names[0]).touch()
     numbers = {name: str(i) for i, name in enumerate(SCENE, 1)}
 
     def linked(value):
@@ -45,6 +51,8 @@ def take(page):
         numbers[name]: {**n, "inputs": {k: linked(v) for k, v in n["inputs"].items()}}
         for name, n in SCENE.items()
     }
+    page.page.reload(wait_until="domcontentloaded")  # for the lists of files
+    page.page.wait_for_function(pages.READY, timeout=120_000, polling=200)
     page.open_api(prompt)
     page.page.evaluate(
         """places => {
@@ -61,7 +69,7 @@ def main():
         try:
             page = new(server)
             page.setting("Comfy.Minimap.Visible", False)
-            take(page)
+            take(page, server)
         finally:
             server.stop()
 

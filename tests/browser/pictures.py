@@ -296,7 +296,7 @@ def main():
             import transparency_pictures
 
             layer_pictures.take(page, server)
-            patch_pictures.take(page)
+            patch_pictures.take(page, server)
             transparency_pictures.take(page)
         finally:
             server.stop()
