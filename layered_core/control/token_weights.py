@@ -42,8 +42,7 @@ class PictureTokens:
         Args:
             total: number of image tokens.
             cells: height and width of the latent, cells.
-            patch: side of a token's square in cells, as the model says. Tokens of one cell each are
-                recognised by their number.
+            patch: side of a token's square in cells.
             frames: number of pictures in the latent.
             multiple: the model pads a picture's tokens to a multiple of it.
             before: number of tokens before the picture's.
@@ -53,16 +52,15 @@ class PictureTokens:
         Raises:
             LayeredError: there are fewer tokens than the picture has patches.
         """
-        own = total - before - after
-        side = patch
-        if own != _padded(_count(cells, patch, frames), multiple) and own == _count(cells, 1, frames):
-            side = 1
-        needed = _padded(_count(cells, side, frames), multiple)
-        if own < needed:
+        patches = frames * -(-cells[0] // patch) * -(-cells[1] // patch)
+        needed = patches + -patches % multiple
+        if total - before - after < needed:
             where = "a patched model's number of image tokens"
             allowed = f"{needed} or more for a latent of {cells[1]}x{cells[0]} cells"
-            raise invalid(where, own, allowed, "Sample the whole latent at once, without tiles")
-        return cls(cells, side, frames, total - needed if at_end else before, total)
+            raise invalid(
+                where, total - before - after, allowed, "Sample the whole latent at once, without tiles"
+            )
+        return cls(cells, patch, frames, total - needed if at_end else before, total)
 
     def weights(self, weight: Tensor) -> Tensor:
         """Return the weight of every token, ``[total]``: in the picture that of its patch, elsewhere the mean
@@ -101,11 +99,3 @@ def weighed(before: Tensor, after: Tensor, weight: Tensor | float) -> Tensor:
     share = torch.as_tensor(weight, device=before.device)
     mixed = before + (after - before) * share.to(before.dtype)
     return torch.where(share == 0, before, torch.where(share == 1, after, mixed))
-
-
-def _count(cells: tuple[int, int], patch: int, frames: int) -> int:
-    return frames * -(-cells[0] // patch) * -(-cells[1] // patch)
-
-
-def _padded(count: int, multiple: int) -> int:
-    return count + -count % multiple

@@ -252,6 +252,11 @@ def _same(one: Any, other: Any) -> bool:
 def _patch_side(model: comfy.model_patcher.ModelPatcher) -> int:
     """Return the side of the square of latent cells that one token stands for."""
     network = model.model.diffusion_model
+    if (
+        getattr(getattr(network, "img_in", None), "in_features", 0)
+        == model.model.latent_format.latent_channels
+    ):
+        return 1  # Lens names the patches that its VAE makes
     side = getattr(network, "patch_spatial", None) or getattr(network, "patch_size", 1)
     return int(side[-1] if isinstance(side, (tuple, list)) else side)
 

@@ -51,6 +51,15 @@ KREA2 = {
     "features": 64, "tdim": 256, "txtdim": 24, "heads": 4, "kvheads": 2, "multiplier": 2, "layers": 3, "patch": 2,
     "channels": 16, "txtlayers": 2, "txtheads": 4, "txtkvheads": 4,
 }  # fmt: skip
+LENS = {
+    "patch_size": 2, "in_channels": 128, "out_channels": 32, "num_layers": 2, "attention_head_dim": 32,
+    "num_attention_heads": 2, "enc_hidden_dim": WORDS // 2, "axes_dims_rope": (8, 12, 12),
+    "selected_layer_index": (0, 1),
+}  # fmt: skip
+MAGE_FLOW = {
+    "in_channels": 128, "out_channels": 128, "num_layers": 2, "attention_head_dim": 32,
+    "num_attention_heads": 2, "joint_attention_dim": WORDS, "axes_dims_rope": (8, 12, 12),
+}  # fmt: skip
 
 
 def filled(module, seed=0):
@@ -127,6 +136,14 @@ def anima(shape=(1, 16, 1, 8, 12)):
 
 def wan(shape=(1, 16, 3, 8, 12)):
     return transformer(comfy.supported_models.WAN21_T2V, WAN, shape)
+
+
+def lens(shape=(1, 128, 8, 12)):
+    return transformer(comfy.supported_models.Lens, LENS, shape)
+
+
+def mage_flow(shape=(1, 128, 8, 12)):
+    return transformer(comfy.supported_models.MageFlow, MAGE_FLOW, shape)
 
 
 def krea2(shape=(1, 16, 1, 8, 12)):

@@ -72,12 +72,6 @@ def test_every_frame_has_the_pictures_weights():
     assert PictureTokens.find(12, (4, 4), 2, frames=3).weights(weight).tolist() == [0, 1, 0, 1] * 3
 
 
-def test_tokens_of_one_cell_each_are_recognised_by_their_number():
-    assert PictureTokens.find(16, (4, 4), 2).patch == 1
-    assert PictureTokens.find(16, (4, 4), 2, after=12).patch == 2
-    assert PictureTokens.find(4, (4, 4), 2).patch == 2
-
-
 def test_fewer_tokens_than_patches_are_refused():
     with pytest.raises(
         LayeredError, match="number of image tokens is 3; allowed: 4 or more for a latent of 4x4"

@@ -8,8 +8,10 @@ from patch_scene import (
     diffsynth,
     layers_of,
     left_half,
+    lens,
     lllite,
     lumina2,
+    mage_flow,
     mask_of,
     qwen,
     uni3c,
@@ -119,8 +121,35 @@ def test_qwens_reference_pictures_have_the_mean_of_the_mask(host, weigh):
         torch.testing.assert_close(after[:, own:], wanted)
 
 
-def test_anima_lllite_changes_queries_keys_and_features_inside_the_mask_alone(host, weigh):
-    scene = anima()
+@pytest.mark.parametrize("make", [lens, mage_flow])
+def test_a_token_may_stand_for_one_cell(host, weigh, make):
+    scene = make()
+    _, plain = looked_at(scene, written)
+    before, after = looked_at(scene, written, weigh, mask=left_half(scene))
+    rows = [x.unflatten(1, (8, 12)) for x in (before, after, plain)]
+    assert torch.equal(rows[1][..., :6, :], rows[2][..., :6, :])
+    assert torch.equal(rows[1][..., 6:, :], rows[0][..., 6:, :])
+
+
+def test_z_images_reference_pictures_stand_before_the_picture(host, weigh):
+    scene = z_image()
+    # With its padding, as many tokens as the latent has cells.
+    references = [torch.randn(1, 16, 8, 12), torch.randn(1, 16, 6, 6)]
+    positive = [[words, {**options, "reference_latents": references}] for words, options in scene.positive]
+    _, plain = looked_at(scene, written, positive=positive)
+    before, after = looked_at(scene, written, weigh, mask=left_half(scene), positive=positive)
+    assert before.shape[1] == 3 * 32
+    rows = [x[:, 64:88].unflatten(1, (4, 6)) for x in (before, after, plain)]
+    assert torch.equal(rows[1][..., :3, :], rows[2][..., :3, :])
+    assert torch.equal(rows[1][..., 3:, :], rows[0][..., 3:, :])
+    torch.testing.assert_close(after[:, :64], before[:, :64] + 0.5 * (plain - before)[:, :64])
+
+
+@pytest.mark.parametrize("cells", [(8, 12), (7, 11)])
+def test_anima_lllite_changes_queries_keys_and_features_inside_the_mask_alone(host, weigh, cells):
+    scene = anima((1, 16, 1, *cells))
+    mask = mask_of(scene, 0.0)
+    mask[..., :48] = 1
     caught = {}
 
     def attention(name):
@@ -150,7 +179,7 @@ def test_anima_lllite_changes_queries_keys_and_features_inside_the_mask_alone(ho
         return dict(caught)
 
     plain = run(lambda base: lllite(scene, base))
-    masked = run(lambda base: weigh(lllite(scene, base), base, mask=left_half(scene)))
+    masked = run(lambda base: weigh(lllite(scene, base), base, mask=mask))
     inside = torch.zeros(4, 6, dtype=torch.bool)
     inside[:, :3] = True
     inside = inside.flatten()
