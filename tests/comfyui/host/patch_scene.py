@@ -1,6 +1,6 @@
 """Tiny transformers with random weights and the controls that patch them, in ComfyUI's own classes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.ldm.anima.lllite
@@ -12,44 +12,19 @@ import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taesd
+import tiny_transformers as tiny
 import torch
 from comfy_extras import nodes_model_patch
 
 import nodes as comfy_nodes
 
 CPU = torch.device("cpu")
-WORDS = 48
+WORDS = tiny.WIDTH
 """Width of the encoded words."""
 
-QWEN = {
-    "image_model": "qwen_image", "in_channels": 64, "num_layers": 3, "attention_head_dim": 32,
-    "num_attention_heads": 2, "joint_attention_dim": WORDS, "axes_dims_rope": (8, 12, 12),
-}  # fmt: skip
-LUMINA = {
-    "patch_size": 2, "in_channels": 16, "dim": 64, "cap_feat_dim": WORDS, "n_layers": 4, "n_refiner_layers": 2,
-    "qk_norm": True, "n_heads": 4, "n_kv_heads": 2, "axes_dims": [4, 6, 6], "axes_lens": [300, 512, 512],
-    "rope_theta": 10000.0, "ffn_dim_multiplier": 1.0, "multiple_of": 32,
-}  # fmt: skip
-Z_IMAGE = {
-    **LUMINA, "dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "rope_theta": 256.0,
-    "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
-}  # fmt: skip
-ANIMA = {
-    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
-    "patch_spatial": 2, "patch_temporal": 1, "model_channels": 64, "concat_padding_mask": True,
-    "crossattn_emb_channels": 1024, "pos_emb_cls": "rope3d", "pos_emb_learnable": True,
-    "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30, "use_adaln_lora": True, "adaln_lora_dim": 16,
-    "num_blocks": 3, "num_heads": 4, "extra_per_block_abs_pos_emb": False, "rope_h_extrapolation_ratio": 4.0,
-    "rope_w_extrapolation_ratio": 4.0, "rope_t_extrapolation_ratio": 1.0, "extra_h_extrapolation_ratio": 1.0,
-    "extra_w_extrapolation_ratio": 1.0, "extra_t_extrapolation_ratio": 1.0, "rope_enable_fps_modulation": False,
-}  # fmt: skip
 WAN = {
     "image_model": "wan2.1", "model_type": "t2v", "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 3,
     "in_dim": 16, "out_dim": 16, "text_dim": WORDS, "freq_dim": 32,
-}  # fmt: skip
-KREA2 = {
-    "features": 64, "tdim": 256, "txtdim": 24, "heads": 4, "kvheads": 2, "multiplier": 2, "layers": 3, "patch": 2,
-    "channels": 16, "txtlayers": 2, "txtheads": 4, "txtkvheads": 4,
 }  # fmt: skip
 LENS = {
     "patch_size": 2, "in_channels": 128, "out_channels": 32, "num_layers": 2, "attention_head_dim": 32,
@@ -63,16 +38,8 @@ MAGE_FLOW = {
 
 
 def filled(module, seed=0):
-    """Fill a module with random weights of the usual size, and return it."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in [*module.named_parameters(), *module.named_buffers()]:
-        if not weight.is_floating_point():
-            continue
-        noise = torch.randn(weight.shape, generator=generator)
-        if weight.ndim >= 2:
-            weight.data = noise * weight[0].numel() ** -0.5
-        else:
-            weight.data = (name.endswith("weight") and "norm" in name) + 0.1 * noise
+    """Fill a module with random weights, and return it."""
+    tiny.fill(module, seed)
     return module.eval()
 
 
@@ -85,7 +52,6 @@ class Transformer:
     """Empty ones, of the size that is sampled."""
     positive: Any
     negative: Any
-    patches: dict = field(default_factory=dict)
 
     @property
     def size(self):
@@ -118,20 +84,25 @@ def transformer(kind, config, shape, width=WORDS):
     return Transformer(patcher, torch.zeros(shape), positive, negative)
 
 
+def of_family(name, shape, width=WORDS, **changed):
+    kind, config, _ = tiny.MODELS[name]
+    return transformer(kind, {**config, **changed}, shape, width)
+
+
 def qwen(shape=(1, 16, 1, 8, 12)):
-    return transformer(comfy.supported_models.QwenImage, QWEN, shape)
+    return of_family("qwen", shape)
 
 
 def z_image(shape=(1, 16, 8, 12)):
-    return transformer(comfy.supported_models.Lumina2, Z_IMAGE, shape)
+    return of_family("zimage", shape, n_layers=4, n_refiner_layers=2)
 
 
 def lumina2(shape=(1, 16, 8, 12)):
-    return transformer(comfy.supported_models.Lumina2, LUMINA, shape)
+    return of_family("lumina2", shape)
 
 
 def anima(shape=(1, 16, 1, 8, 12)):
-    return transformer(comfy.supported_models.Anima, ANIMA, shape, width=1024)
+    return of_family("anima", shape, width=1024)
 
 
 def wan(shape=(1, 16, 3, 8, 12)):
@@ -147,7 +118,7 @@ def mage_flow(shape=(1, 128, 8, 12)):
 
 
 def krea2(shape=(1, 16, 1, 8, 12)):
-    return transformer(comfy.supported_models.Krea2, KREA2, shape)
+    return of_family("krea2", shape)
 
 
 def plain_vae():

@@ -5,6 +5,7 @@ import logging
 
 import comfy.samplers
 import pytest
+import tiny_transformers as tiny
 import torch
 from patch_scene import (
     CONTROLS,
@@ -23,6 +24,7 @@ from patch_scene import (
     written,
     z_image,
 )
+from regional_scene import WIDGETS, halves
 
 
 @pytest.fixture(scope="module", params=list(CONTROLS))
@@ -93,6 +95,25 @@ def test_each_picture_of_a_batch_is_as_it_is_alone(family, weigh):
 # --- layers ---
 
 
+def test_a_patch_runs_once_a_block_for_any_number_of_layers(host, pack, weigh):
+    class Counted(OtherPack):
+        calls = 0
+
+        def __call__(self, arguments):
+            Counted.calls += 1
+            return super().__call__(arguments)
+
+    scene = qwen()
+    model = scene.model.clone()
+    model.set_model_double_block_patch(Counted())
+    counts = []
+    for layers in (None, *(layers_of(pack, scene, *[("canny", 0.5), ("none",)] * n) for n in (1, 6))):
+        Counted.calls = 0
+        scene.sampled(model if layers is None else weigh(model, scene.model, layers=layers))
+        counts.append(Counted.calls)
+    assert counts == [2 * 3] * 3, "two steps of three blocks, words and no words in one batch"
+
+
 def test_a_layer_acts_only_in_its_range(host, pack, weigh):
     scene = qwen()
     model = diffsynth(scene)
@@ -160,6 +181,38 @@ def test_another_packs_patch_in_base_stays_as_it_is(host, weigh, make, control, 
     assert not torch.equal(plain, full)
     assert torch.equal(scene.sampled(weigh(model, base)), full)
     assert torch.equal(scene.sampled(weigh(model, base, mask=mask_of(scene, 0.0))), plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "control", "family"),
+    [(qwen, diffsynth, "qwen"), (z_image, fun, "zimage"), (anima, lllite, "anima")],
+)
+def test_words_per_layer_and_a_masked_patch_act_together(host, regions, weigh, make, control, family):
+    scene = make()
+    scene.latents = torch.zeros(*scene.latents.shape[:-2], 16, 16)
+    values = {**WIDGETS, "prompt": "a meadow at noon", "negative": "dark"}
+    base, positive, negative = regions.node.execute(
+        scene.model, tiny.clip(family), halves(regions), **values
+    ).result
+
+    def sampled(model):
+        return scene.sampled(model, positive=positive, negative=negative)
+
+    model = control(scene, base)
+    plain, full = sampled(base), sampled(model)
+    assert not torch.equal(plain, full)
+    assert torch.equal(sampled(weigh(model, base)), full)
+    assert torch.equal(sampled(weigh(model, base, mask=mask_of(scene, 0.0))), plain)
+    half = sampled(weigh(model, base, mask=left_half(scene)))
+    after = regions.node.execute(
+        weigh(control(scene), scene.model, mask=left_half(scene)),
+        tiny.clip(family),
+        halves(regions),
+        **values,
+    ).result
+    assert torch.equal(scene.sampled(after[0], positive=after[1], negative=after[2]), half), (
+        "the order matters"
+    )
 
 
 @pytest.mark.parametrize(("make", "control"), [(qwen, diffsynth), (z_image, fun), (anima, lllite)])
