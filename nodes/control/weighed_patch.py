@@ -49,12 +49,12 @@ class WeighedBlock(Weighed):
         tokens, words = arguments["img"], arguments.get("txt")
         before = tokens.clone()  # ComfyUI's own patches write into it
         out = self.inner(dict(arguments))
-        if out.get("txt", words) is not words:
-            raise LayeredError(
-                f"model: the patch {name_of(self.inner)} changes the words' tokens, which have no place that a mask "
-                f"could weigh. Use it without Masked Model Patch"
-            )
         after = out.get("img", tokens)
+        if out.get("txt", words) is not words or after.shape != before.shape:
+            raise LayeredError(
+                f"model: the patch {name_of(self.inner)} changes the words' tokens or the number of tokens, which "
+                f"have no place that a mask could weigh. Connect a model with this patch to base too"
+            )
         return {**out, "img": weighed(before, after, self._of_tokens(weight, arguments, before))}
 
     def _of_tokens(

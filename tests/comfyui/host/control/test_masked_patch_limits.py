@@ -55,17 +55,18 @@ def test_patches_of_other_places_are_refused_by_name(host, pack, weigh):
             weigh(model, scene.model)
 
 
-def test_a_patch_of_the_words_is_refused(host, pack, weigh):
-    class Words:
+@pytest.mark.parametrize("part", ["txt", "img"])
+def test_a_patch_of_words_or_of_the_number_of_tokens_is_refused(host, pack, weigh, part):
+    class Doubled:
         def __call__(self, arguments):
-            return {**arguments, "txt": arguments["txt"] * 2}
+            return {**arguments, part: arguments[part].repeat(1, 2, 1)}
 
     scene = qwen()
     model = scene.model.clone()
-    model.set_model_double_block_patch(Words())
+    model.set_model_double_block_patch(Doubled())
     masked = weigh(model, scene.model, mask=left_half(scene))
     with pytest.raises(
-        pack("layered_core.errors").LayeredError, match=r"the patch .*Words changes the words'"
+        pack("layered_core.errors").LayeredError, match=r"the patch .*Doubled changes the words'"
     ):
         scene.sampled(masked)
 
