@@ -16,6 +16,7 @@ from .attention.attention_preview import AttentionPreview, LayerMaskFromAttentio
 from .attention.regional_prompt_attention import RegionalPromptAttention
 from .control.control_hint import LayerControlHint
 from .control.masked_control_apply import MaskedControlNetApply
+from .control.masked_model_patch import MaskedModelPatch
 from .demo.demo_control import LoadDemoControlNet
 from .demo.demo_model import LoadDemoModel
 from .demo.storybook_picture import StorybookPicture
@@ -55,6 +56,7 @@ NODES: list[type[io.ComfyNode]] = [
     SplitLayer,
     JoinLayer,
     MaskedControlNetApply,
+    MaskedModelPatch,
     LayerControlHint,
     LoadLayers,
     SaveLayers,

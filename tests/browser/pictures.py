@@ -295,9 +295,11 @@ def main():
             masks_from_words(page, json.loads((PACK / "workflows/api/05_regional_prompts.json").read_text()))
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
             import layer_pictures
+            import patch_pictures
             import transparency_pictures
 
             layer_pictures.take(page, server)
+            patch_pictures.take(page, server)
             transparency_pictures.take(page)
         finally:
             server.stop()

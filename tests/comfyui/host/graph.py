@@ -99,6 +99,12 @@ def add_layer(prompt, **inputs):
     )
 
 
+def masked_patch(**inputs):
+    """Return Masked Model Patch on the patched model of a node "patched"."""
+    values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    return node("LD_MaskedModelPatch", model=["patched", 0], base=["loader", 0], **{**values, **inputs})
+
+
 def layer_diffuse(file, **inputs):
     values = {
         "mode": "transparent layer",
