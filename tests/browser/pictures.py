@@ -294,6 +294,7 @@ def main():
             measure(page, json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
             masks_from_words(page, json.loads((PACK / "workflows/api/05_regional_prompts.json").read_text()))
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
+            import box_pictures
             import layer_pictures
             import patch_pictures
             import transparency_pictures
@@ -301,6 +302,7 @@ def main():
             layer_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
+            box_pictures.take()
         finally:
             server.stop()
 
