@@ -60,6 +60,7 @@ RESULTS = {
     "12_transparent_layer": ("14", "12"),
     "15_foreground_and_background": ("14", "16", "12", "13"),
     "19_layout_boxes": ("2", "6", "13"),
+    "20_regions_storybook_transformer": ("5", "10", "11"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 
