@@ -177,8 +177,8 @@ def holds_transformer(path_or_id: str | Path | None) -> bool:
 
 
 def require_unet(model: object, what: str) -> None:
-    """Raise :class:`LayeredError` unless the model has a UNet; the text says that ``what`` needs one."""
-    if not isinstance(model, StableDiffusion):
+    """Raise :class:`LayeredError` if the model is a transformer; the text says that ``what`` needs a UNet."""
+    if is_transformer(model):
         raise LayeredError(
             f"{what} needs a model with a UNet, and {type(model).__name__} has a transformer; allowed: {_UNETS}"
         )

@@ -54,10 +54,13 @@ class Joined:
         return [max((len(x) for t in self.texts for x in t[i : i + 1] if x is not None), default=0)
                 for i in range(count)]  # fmt: skip
 
+    def room(self, multiple: int = 1) -> int:
+        """Return the number of tokens of a block, R, filled up to a multiple."""
+        return -(-sum(self.widths) // multiple) * multiple
+
     def block(self, row: int, width: int, multiple: int = 1) -> Tensor:
         """Return the texts of one row's regions in their places, ``[R, C]``, 0 elsewhere; ``width`` is C."""
-        room = -(-sum(self.widths) // multiple) * multiple
-        block = torch.zeros(room, width)
+        block = torch.zeros(self.room(multiple), width)
         for start, text in zip(self._starts(), self.texts[row], strict=False):
             if text is not None:
                 block = block.to(text)
@@ -182,7 +185,7 @@ class ListJoiner(Joiner):
 
     def _room(self, row: int, joined: Joined) -> int:
         """Return the number of tokens of a row's block."""
-        return len(joined.block(row, 1, self.host.family.multiple)) if joined.texts[row] else 0
+        return joined.room(self.host.family.multiple) if joined.texts[row] else 0
 
     def _layout_of(self, row: int, joined: Joined) -> Layout:
         multiple = self.host.family.multiple

@@ -19,7 +19,7 @@ def encode(model: Any, pictures: Tensor) -> Tensor:
     (the mean of the VAE's distribution)."""
     vae = model.vae
     pixels = VaeImageProcessor.normalize(pictures.to(vae.device, vae.dtype))
-    if hasattr(vae.config, "latents_mean"):
+    if hasattr(vae.config, "z_dim"):
         encoded: Tensor = vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0].float()
         mean, std = _statistics(model, encoded)
         return (encoded - mean) / std
@@ -33,7 +33,7 @@ def decode(model: Any, latents: Tensor) -> Tensor:
     """Decode latents ``[B, C, h, w]`` in the transformer's scale to pictures ``[B, 3, H, W]``, float32 in 0..1
     on the CPU."""
     vae = model.vae
-    if hasattr(vae.config, "latents_mean"):
+    if hasattr(vae.config, "z_dim"):
         mean, std = _statistics(model, latents)
         pictures = vae.decode((latents * std + mean).to(vae.dtype)[:, :, None]).sample[:, :, 0]
     else:

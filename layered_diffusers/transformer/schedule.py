@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from layered_core.attention.joint_regions import relative_noise
-from layered_core.errors import LayeredError
+from layered_core.errors import LayeredError, invalid
 from layered_core.noise.change_map import schedule_place
 from layered_core.noise.window import Window
 
@@ -36,7 +37,7 @@ class FlowSchedule:
 
         Raises:
             LayeredError: steps are left out, and the scheduler spaces levels in a way that depends on the
-                first.
+                first; or the scheduler needs more steps.
         """
         self.scheduler = copy.deepcopy(model.scheduler)
         config = self.scheduler.config
@@ -61,6 +62,10 @@ class FlowSchedule:
         if self.even:
             self.scheduler.set_timesteps(sigmas=self.even, mu=self.mu)
             self.sigmas = self.scheduler.sigmas.tolist()
+            if not all(
+                map(math.isfinite, self.sigmas)
+            ):  # the only step's level would be 1 and shift_terminal
+                raise invalid("steps", steps, "2 or more with this model")
         count = int(config.num_train_timesteps)
         self.levels = self.shifted(torch.arange(1, count + 1) / count)
         """Levels of the model's whole schedule, rising."""

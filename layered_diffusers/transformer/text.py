@@ -19,9 +19,6 @@ from layered_diffusers.transformer.hosts import host_of
 T5_LENGTH = {"flux": 512, "sd3": 256}
 """Number of tokens to which the pipelines fill up T5's texts."""
 
-QWEN_START = 34
-"""Tokens of the frame before a prompt that Qwen-Image's pipeline cuts off."""
-
 
 @dataclass(frozen=True)
 class Text:
@@ -64,7 +61,7 @@ def tokenise(model: Any, text: str) -> list[Token]:
     empty, whole = _framed(model, ""), _framed(model, text)
     start = next((i for i, (a, b) in enumerate(zip(empty, whole, strict=False)) if a != b), len(empty))
     ids = whole[start : len(whole) - (len(empty) - start)]
-    skipped = QWEN_START if key == "qwen" else 0
+    skipped = int(model.prompt_template_encode_start_idx) if key == "qwen" else 0
     # The same word has one id at the start of a text and another after a space.
     return [Token(model.tokenizer.decode([t]).strip(), start - skipped + i) for i, t in enumerate(ids)]
 
@@ -112,7 +109,7 @@ def _sd3(model: Any, text: str, where: str) -> Text:
 
 def _qwen(model: Any, text: str, where: str) -> Text:
     most = host_of(model).family.limit
-    _check_length(model, where, len(_framed(model, text)) - QWEN_START, most)
+    _check_length(model, where, len(_framed(model, text)) - model.prompt_template_encode_start_idx, most)
     states, _ = model.encode_prompt(text, max_sequence_length=most)
     return Text(states[0], states[0])
 
