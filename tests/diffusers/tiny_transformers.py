@@ -35,45 +35,11 @@ from demo.world.places import MODEL
 WIDTH = 48
 """Width of encoded text."""
 
-WORDS = (
-    *[
-        "a",
-        "red",
-        "blue",
-        "green",
-        "ball",
-        "star",
-        "house",
-        "in",
-        "the",
-        "meadow",
-        "at",
-        "night",
-        "and",
-        ",",
-        ".",
-        ":",
-        ";",
-        "system",
-        "user",
-        "assistant",
-    ],
-    *[
-        "describe",
-        "image",
-        "by",
-        "detailing",
-        "color",
-        "shape",
-        "size",
-        "texture",
-        "quantity",
-        "text",
-        "spatial",
-        "of",
-        "objects",
-    ],
-)
+_VOCABULARY = """
+a red blue green ball star house in the meadow at night and , . : ; system user assistant
+describe image by detailing color shape size texture quantity text spatial of objects
+"""
+WORDS = _VOCABULARY.split()
 
 
 def filled(model, seed=0):
@@ -200,7 +166,8 @@ def zimage(layers=3):
         vocab_size=64, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=24,
     )  # fmt: skip
-    template = "{% for m in messages %}<|im_start|> user {{ m['content'] }} <|im_end|>{% endfor %} <|im_start|> assistant"
+    each = "<|im_start|> user {{ m['content'] }} <|im_end|>"
+    template = f"{{% for m in messages %}}{each}{{% endfor %}} <|im_start|> assistant"
     return ZImagePipeline(
         schedule(shift=3.0), vae(), filled(Qwen3Model(config), seed=4), word_tokenizer(template=template),
         filled(transformer),
