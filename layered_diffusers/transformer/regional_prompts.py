@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.joint_regions import JointRegions
-from layered_core.attention.regional_plan import Plan, Settings, plan_regions
+from layered_core.attention.regional_plan import Plan, Region, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.painting.repaint import Repaint
@@ -22,7 +23,7 @@ from layered_diffusers.models.loading import require_unet
 from layered_diffusers.sampling import WordedMethod
 from layered_diffusers.transformer.joining import Row
 from layered_diffusers.transformer.run import FlowRun
-from layered_diffusers.transformer.text import encode, tokenise
+from layered_diffusers.transformer.text import Text, encode, tokenise
 
 
 class JointPrompts(WordedMethod):
@@ -72,10 +73,10 @@ class JointPrompts(WordedMethod):
             )
             for document, prompt in zip(documents, prompts or [""] * len(documents), strict=True)
         ]
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str, Text] = {}
         for region in (r for plan in self.plans for r in (*plan.cond, *plan.uncond)):
             if region.text and region.strength > 0 and region.text not in self._texts:
-                self._texts[region.text] = encode(model, region.text, f"layer {region.name!r}").own
+                self._texts[region.text] = encode(model, region.text, f"layer {region.name!r}")
         self._cut: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -124,8 +125,21 @@ class JointPrompts(WordedMethod):
         if not any(r.acts for r in regions) and not (regions and maps is not None):
             return None
         window = run.schedule.window(self.settings.start, self.settings.end)
-        contexts = [self._texts.get(r.text) if r.acts else None for r in regions]
+        texts = [self._texts.get(r.text) if r.acts else None for r in regions]
+        if self.settings.mode == "eligen":  # its LoRAs were trained with padding
+            contexts = [None if t is None else t.states for t in texts]
+        else:
+            contexts = [None if t is None else t.own for t in texts]
+            regions = tuple(_without_padding(r, t) for r, t in zip(regions, texts, strict=True))
         return JointRegions(regions, self.settings, contexts, tokens, window, maps, cut=self._cut)
+
+
+def _without_padding(region: Region, text: Text | None) -> Region:
+    """Return the region with its words' places among the tokens of its text that are kept."""
+    if text is None:
+        return region
+    places = {int(old): new for new, old in enumerate(text.kept)}
+    return replace(region, own=tuple(places[i] for i in region.own if i in places))
 
 
 def _factors(regions: Sequence[JointRegions | None], size: tuple[int, int], sigma: float) -> Tensor:

@@ -26,10 +26,15 @@ class Text:
 
     states: Tensor
     """As the whole picture's prompt, with the padding that the model reads, ``[T, C]``."""
-    own: Tensor
-    """As a region's prompt, without padding, ``[T', C]``."""
+    kept: Tensor
+    """Places in ``states`` of the text without padding, as a region's prompt, int64 ``[T']``."""
     pooled: Tensor | None = None
     """Pooled text ``[C']``, where the family has one."""
+
+    @property
+    def own(self) -> Tensor:
+        """The text without padding, ``[T', C]``."""
+        return self.states[self.kept.to(self.states.device)]
 
 
 @torch.no_grad()
@@ -49,25 +54,23 @@ def encode(model: Any, text: str, where: str = "prompt") -> Text:
 
 
 def tokenise(model: Any, text: str) -> list[Token]:
-    """Return the tokens of a text, each with its place in :attr:`Text.states`. With Stable Diffusion 3 they are
-    CLIP's."""
+    """Return the tokens of a text, each with its place in :attr:`Text.states`. Where CLIP's vectors stand beside
+    T5's, they are T5's."""
     check_letters("prompt", text)
     key = host_of(model).key
-    if key == "flux" and model.text_encoder_2 is not None:
-        ids = model.tokenizer_2(text, add_special_tokens=False, verbose=False).input_ids
-        return [Token(t, i) for i, t in enumerate(ids)]
     if key in ("flux", "sd3"):
-        return [t for t in tokenise_clip(model, text) if key == "flux" or t.index < _clip_room(model)]
+        sentences = model.tokenizer_2 if key == "flux" else model.tokenizer_3
+        if sentences is None:
+            return tokenise_clip(model, text)
+        first = 0 if key == "flux" else int(model.tokenizer_max_length)
+        ids = sentences(text, add_special_tokens=False, verbose=False).input_ids
+        return [Token(t, first + i) for i, t in enumerate(ids)]
     empty, whole = _framed(model, ""), _framed(model, text)
     start = next((i for i, (a, b) in enumerate(zip(empty, whole, strict=False)) if a != b), len(empty))
     ids = whole[start : len(whole) - (len(empty) - start)]
     skipped = int(model.prompt_template_encode_start_idx) if key == "qwen" else 0
     # The same word has one id at the start of a text and another after a space.
     return [Token(model.tokenizer.decode([t]).strip(), start - skipped + i) for i, t in enumerate(ids)]
-
-
-def _clip_room(model: Any) -> int:
-    return int(model.tokenizer_max_length) - 1
 
 
 def _check_length(model: Any, where: str, count: int, most: int) -> None:
@@ -86,15 +89,15 @@ def _flux(model: Any, text: str, where: str) -> Text:
         _check_length(model, where, len(states), most)
         first = torch.tensor(parts[:1], device=model.text_encoder.device)
         count = tokenise_clip(model, text)[-1].index + 2 if tokenise_clip(model, text) else 2
-        return Text(states, states[:count], model.text_encoder(first).pooler_output[0])
+        return Text(states, torch.arange(count), model.text_encoder(first).pooler_output[0])
     count = len(model.tokenizer_2(text, verbose=False).input_ids)
     _check_length(model, where, count, min(most, T5_LENGTH["flux"]))
     states, pooled, _ = model.encode_prompt(text, None, max_sequence_length=T5_LENGTH["flux"])
-    return Text(states[0], states[0, :count], pooled[0])
+    return Text(states[0], torch.arange(count), pooled[0])
 
 
 def _sd3(model: Any, text: str, where: str) -> Text:
-    clip, room = len(model.tokenizer(text, verbose=False).input_ids), _clip_room(model) + 1
+    clip, room = len(model.tokenizer(text, verbose=False).input_ids), int(model.tokenizer_max_length)
     if model.text_encoder_3 is None:
         _check_length(model, where, clip, room)
     length = T5_LENGTH["sd3"]
@@ -103,22 +106,22 @@ def _sd3(model: Any, text: str, where: str) -> Text:
     states, _, pooled, _ = model.encode_prompt(
         text, None, None, do_classifier_free_guidance=False, max_sequence_length=length
     )
-    own = torch.cat([states[0, : min(clip, room)], states[0, room : room + count]])
-    return Text(states[0], own, pooled[0])
+    kept = torch.cat([torch.arange(min(clip, room)), torch.arange(room, room + count)])
+    return Text(states[0], kept, pooled[0])
 
 
 def _qwen(model: Any, text: str, where: str) -> Text:
     most = host_of(model).family.limit
     _check_length(model, where, len(_framed(model, text)) - model.prompt_template_encode_start_idx, most)
     states, _ = model.encode_prompt(text, max_sequence_length=most)
-    return Text(states[0], states[0])
+    return Text(states[0], torch.arange(len(states[0])))
 
 
 def _zimage(model: Any, text: str, where: str) -> Text:
     most = host_of(model).family.limit
     _check_length(model, where, len(_framed(model, text)), most)
     states, _ = model.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=most)
-    return Text(states[0], states[0])
+    return Text(states[0], torch.arange(len(states[0])))
 
 
 def _framed(model: Any, text: str) -> Sequence[int]:
