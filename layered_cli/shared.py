@@ -125,7 +125,7 @@ def controlnet(pipeline: LayeredDiffusionPipeline, folder: str) -> ControlNetMod
     from layered_diffusers.methods.masked_control import load_controlnet
     from layered_diffusers.models.loading import require_unet
 
-    require_unet(pipeline.model, "--control")
+    require_unet(pipeline.model, "a ControlNet")
     return load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
 
 

@@ -121,10 +121,12 @@ def weights_checksum(model: Path) -> str:
     """Return a checksum of the model's and the judge's weights, 12 hexadecimal digits."""
     digest = hashlib.sha256()
     folder = find_model(model)
-    with_transformer = folder == TRANSFORMER
-    for path in sorted((MODEL if with_transformer else folder).rglob("*.safetensors")):
-        if with_transformer or TRANSFORMER not in path.parents:
-            digest.update(path.read_bytes())
+    # The storybook transformer lies in the model's folder and shares some of its parts.
+    shared = [MODEL / part for part in ("text_encoder", "vae", "judge")]
+    for part in [*shared, folder] if folder == TRANSFORMER else [folder]:
+        for path in sorted(part.rglob("*.safetensors")):
+            if part == TRANSFORMER or TRANSFORMER not in path.parents:
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -99,7 +99,9 @@ class Joint(TorchFunctionMode):
         sigma = relative_noise(self.sigmas[self.step])
         acts = [r.regions is not None and r.regions.acts(sigma) for r in self._rows]
         watched = any(r.regions is not None and r.regions.maps is not None for r in self._rows)
-        uneven = not self.host.masks and len({r.main for r in self._rows}) > 1
+        uneven = not self.host.masks and any(
+            r.main < named["encoder_hidden_states"].shape[1] for r in self._rows
+        )
         if not any(acts) and not watched and not uneven:
             return None
         texts = [

@@ -64,12 +64,14 @@ def test_without_methods_a_run_is_the_pipelines_own_call_with_the_same_words(fam
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3", "zimage"])
+@pytest.mark.parametrize("family", list(TINY))
 def test_a_folder_on_disk_gives_the_same_picture(family, tmp_path):
     before = made(family)
     before.model.save_pretrained(tmp_path)
     after = LayeredDiffusionPipeline.from_pretrained(tmp_path, device="cpu")
     assert type(after.model).__name__ in TRANSFORMERS
+    if family == "qwen":  # the tiny tokenizer cuts the pipeline's own words otherwise
+        after.model.prompt_template_encode_start_idx = before.model.prompt_template_encode_start_idx
     how = {"width": 64, "height": 48, "steps": 2, "guidance": 2.0}
     assert torch.equal(after.generate(PROMPTS, **how), before.generate(PROMPTS, **how))
 
