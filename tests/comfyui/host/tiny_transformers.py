@@ -14,8 +14,9 @@ import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.z_image
 import torch
+from table_texts import POOLED, encoder
 
-WIDTH, POOLED = 48, 32
+WIDTH = 48
 _JOINT = {
     "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 4, "depth": 2, "depth_single_blocks": 2,
     "context_in_dim": WIDTH,
@@ -101,74 +102,34 @@ MODELS = {
 }  # fmt: skip
 
 
-class Table(torch.nn.Module):
-    """A text encoder that gives every token the vector of its id, and of its place."""
-
-    def __init__(self, width, layers=0, masked=True):
-        super().__init__()
-        self.width, self.layers, self.masked = width, layers, masked
-        self.probe = torch.nn.Parameter(torch.zeros(1))
-
-    def encode_token_weights(self, pairs):
-        ids = torch.tensor([int(t) for chunk in pairs for t, *_ in chunk])
-        known = torch.cos(ids[:, None] * torch.arange(1, self.width + 1) * 0.37)
-        out = known[None] + 0.05 * torch.sin(torch.arange(len(ids)))[None, :, None]
-        if self.layers:
-            out = torch.stack([out * (1 + i) for i in range(self.layers)], 1)
-        pooled = torch.cos(ids.float().mean() * torch.arange(POOLED))[None]
-        extra = {"attention_mask": torch.ones(1, len(ids), dtype=torch.long)} if self.masked else {}
-        return (out, pooled, extra) if self.masked else (out, pooled)
-
-    def set_clip_options(self, options):
-        pass
-
-    def reset_clip_options(self):
-        pass
-
-
-def _encoder(kind, **tables):
-    """Return a text encoder of ComfyUI whose parts are tables."""
-
-    class Small(kind):
-        def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 - as ComfyUI has it
-            torch.nn.Module.__init__(self)
-            for name, table in tables.items():
-                setattr(self, name, Table(**table))
-            self.clip = self.clip_name = next(iter(tables))
-            self.dtypes = {torch.float32}
-            self.t5_attention_mask = False
-
-    return Small
-
-
 _TEXT = comfy.text_encoders
 TEXTS = {
     "flux": (
         _TEXT.flux.FluxTokenizer,
-        _encoder(
+        encoder(
             _TEXT.flux.FluxClipModel,
             clip_l={"width": WIDTH, "masked": False}, t5xxl={"width": WIDTH, "masked": False},
         ),
     ),
     "flux2": (
         _TEXT.flux.KleinTokenizer,
-        _encoder(_TEXT.flux.Flux2TEModel, qwen3_4b={"width": WIDTH // 3, "layers": 3}),
+        encoder(_TEXT.flux.Flux2TEModel, qwen3_4b={"width": WIDTH // 3, "layers": 3}),
     ),
     "chroma": (
         _TEXT.pixart_t5.PixArtTokenizer,
-        _encoder(_TEXT.pixart_t5.PixArtT5XXL, t5xxl={"width": WIDTH}),
+        encoder(_TEXT.pixart_t5.PixArtT5XXL, t5xxl={"width": WIDTH}),
     ),
     "qwen": (
         _TEXT.qwen_image.QwenImageTokenizer,
-        _encoder(_TEXT.qwen_image.QwenImageTEModel, qwen25_7b={"width": WIDTH}),
+        encoder(_TEXT.qwen_image.QwenImageTEModel, qwen25_7b={"width": WIDTH}),
     ),
     "zimage": (
         _TEXT.z_image.ZImageTokenizer,
-        _encoder(_TEXT.z_image.ZImageTEModel, qwen3_4b={"width": WIDTH}),
+        encoder(_TEXT.z_image.ZImageTEModel, qwen3_4b={"width": WIDTH}),
     ),
     "sd3": (
         _TEXT.sd3_clip.SD3Tokenizer,
-        _encoder(
+        encoder(
             _TEXT.sd3_clip.SD3ClipModel,
             clip_l={"width": 20, "masked": False}, clip_g={"width": 28, "masked": False},
             t5xxl={"width": 4096, "masked": False},
@@ -176,11 +137,11 @@ TEXTS = {
     ),
     "krea2": (
         _TEXT.krea2.Krea2Tokenizer,
-        _encoder(_TEXT.krea2.Krea2TEModel, qwen3vl_4b={"width": 24, "layers": 2}),
+        encoder(_TEXT.krea2.Krea2TEModel, qwen3vl_4b={"width": 24, "layers": 2}),
     ),
     "anima": (
         _TEXT.anima.AnimaTokenizer,
-        _encoder(_TEXT.anima.AnimaTEModel, qwen3_06b={"width": 1024}),
+        encoder(_TEXT.anima.AnimaTEModel, qwen3_06b={"width": 1024}),
     ),
 }  # fmt: skip
 TEXTS["lumina2"] = TEXTS["zimage"]
@@ -203,15 +164,15 @@ def fill(module, seed=0):
                 values.copy_(0.1 * noise)
 
 
-def model(family, **changed):
-    """Return a tiny transformer of a family as ComfyUI's MODEL."""
+def model(family, dtype=torch.float32, **changed):
+    """Return a tiny transformer of a family as ComfyUI's MODEL, with weights of ``dtype``."""
     kind, config, _ = MODELS[family]
     if family == "sd3":
         width = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}}
         config = {**config, "context_embedder_config": width}
     made = kind({**kind.unet_config, **config, **changed})
     made.unet_config = {**made.unet_config, **config, **changed}
-    made.set_inference_dtype(torch.float32, None)
+    made.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     with torch.inference_mode(False):
         whole = made.get_model({}, device=torch.device("cpu")).eval()
         fill(whole.diffusion_model)
@@ -230,11 +191,12 @@ def encode(clip, text):
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def sampled(patcher, family, positive, negative, *, cfg=1.0, steps=2, batch=1, size=None, seed=1):
+def sampled(patcher, family, positive, negative, *, cfg=1.0, steps=2, batch=1, size=None, seed=1, noise=None):
     """Sample a few Euler steps from noise; return the latents."""
     shape = MODELS[family][2]
     shape = shape if size is None else (*shape[:-2], *size)
-    noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    if noise is None:
+        noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         guider = comfy.samplers.CFGGuider(patcher)
         guider.set_conds(positive, negative)
