@@ -106,9 +106,21 @@ class JointPrompts(WordedMethod):
             made = [self._half(plan, half, run, rows[0].main) for plan in self.plans]
             made = made * count if len(made) == 1 else made
             run.joint.halves[half] = [Row(row.main, regions) for row, regions in zip(rows, made, strict=True)]
+        self._tell_of_unseen(run)
         cond = [row.regions for row in run.joint.halves["cond"]]
         if self.settings.guidance != 1 and any(x is not None for x in cond):
             run.joint.factor = partial(_factors, cond, (run.latents.shape[-2], run.latents.shape[-1]))
+
+    def _tell_of_unseen(self, run: FlowRun) -> None:
+        regions = [r.regions for rows in run.joint.halves.values() for r in rows if r.regions is not None]
+        names = [name for r in regions for name in r.unseen(run.joint.joiner.grid)]
+        if names:
+            logging.getLogger(__name__).warning(
+                "The words of layers %s do not act: these layers cover too little of any of the picture's %s x %s "
+                "cells. Enlarge them, or raise growth",
+                ", ".join(repr(n) for n in dict.fromkeys(names)),
+                *run.joint.joiner.grid[::-1],
+            )
 
     def _tell_what_has_no_effect(self, run: FlowRun) -> None:
         if "uncond" in run.joint.halves:

@@ -243,3 +243,10 @@ def test_hooks_are_gone_after_an_error(pipeline):
     assert "patchify_and_embed" not in vars(transformer)
     plain = sampled(pipeline)
     assert torch.equal(plain, sampled(made(pipeline.host.key)))
+
+
+def test_layers_too_small_to_act_are_told(pipeline, caplog):
+    dot = Layer("dot", torch.ones(1, 1, 4), x=2, y=2, prompt="a ball", recipe=Recipe(inside=0.5))
+    big = Layer("big", torch.ones(64, 64, 4), x=32, prompt="a star")
+    sampled(pipeline, regional(pipeline, [LayerDocument(96, 64, (dot, big))]), steps=1)
+    assert "The words of layers 'dot' do not act" in caplog.text
