@@ -68,6 +68,11 @@ class Method:
         before cond rows."""
         return {}
 
+    def guided(self, run: Run, prediction: Tensor, cond: Tensor, model_input: Tensor, index: int) -> Tensor:
+        """Return the prediction ``[B, C, h, w]`` after classifier-free guidance, changed; ``cond`` is the
+        conditional one, and ``model_input`` the scaled latents that both were predicted from."""
+        return prediction
+
     def after_step(self, run: Run, index: int) -> None:
         """Act after the scheduler's step: ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after
         the last step."""
@@ -83,7 +88,7 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
         for index, t in enumerate(run.timesteps):
             for method in methods:
                 method.before_step(run, index)
-            model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
+            scaled = model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
             more = add_residuals([method.model_inputs(run, model_input, index) for method in methods])
             if run.added:
                 more["added_cond_kwargs"] = run.added
@@ -91,6 +96,8 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
                 model_input = torch.cat([model_input, run.concat], 1)
             uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
             prediction = classifier_free(uncond, cond, run.guidance)
+            for method in methods:
+                prediction = method.guided(run, prediction, cond, scaled[: len(cond)], index)
             run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
             for method in methods:
                 method.after_step(run, index)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...layered_core.attention.parts import Part, find_part
 from ...layered_core.attention.regional_attention import RegionalAttention
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.noise.guidance import guided_more
+from ...layered_core.noise.guidance import guided_more, zero_velocity
 from ..noise.cut_out import CutOut, cut_of
 from .conditionings import KEY, Half, acting_halves
 from .context_patches import ContextPatches, check_has_patch
@@ -135,7 +135,7 @@ def _sample(
             (comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, run.forward),
         ):
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options)
-        if any(half.settings.guidance != 1 for half in acting.values()):
+        if any(half.settings.guidance != 1 or half.settings.rescale for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
@@ -184,8 +184,8 @@ class _Run:
     """Number of encoded vectors for one token, see :attr:`Half.per_token`."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
-    positive: Tensor | None = None
-    """The positive's prediction in this step, under Dual CFG Guider."""
+    predictions: dict[str, Tensor] = field(default_factory=dict)
+    """The predictions of this step by the names of the guider's conditionings."""
     latents: Tensor | None = None
     """The noisy latents of this step, ``[B, C, h, w]``."""
     areas: dict[UUID, tuple[int, int]] = field(default_factory=dict)
@@ -316,17 +316,18 @@ class _Run:
         self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], x: Tensor,
         *more: Any,
     ) -> Any:  # fmt: skip
-        """Wrap the predictions of a step: keep the noisy latents, of which tiles are parts, and the positive's
-        prediction for :meth:`guide`."""
+        """Wrap the predictions of a step: keep the noisy latents, of which tiles are parts, and the predictions
+        for :meth:`guide`. Other packs predict one conditioning alone between, which is not kept."""
         self.latents = x
         out = executor(model, conds, x, *more)
-        positive = self.guider.conds.get("positive")
-        self.positive = next((o for c, o in zip(conds, out, strict=True) if c and c is positive), None)
+        if len(conds) > 1:
+            names = {id(conditions): name for name, conditions in self.guider.conds.items() if conditions}
+            self.predictions = {names[id(c)]: o for c, o in zip(conds, out, strict=True) if id(c) in names}
         return out
 
     def guide(self, prediction: Mapping[str, Any]) -> Tensor:
-        """Return the prediction with more classifier-free guidance where layers are; called after ComfyUI's
-        own.
+        """Return the prediction with more classifier-free guidance where layers are, rescaled there; called
+        after ComfyUI's own.
 
         In its style regular, Dual CFG Guider gives ``negative + s2 (middle - negative)`` and then adds
         ``s1 (positive - middle)``, of which no function on the prediction is told: its share is added here.
@@ -339,17 +340,44 @@ class _Run:
         # At cfg 1 the negative is not computed, so there is no guidance that could be raised.
         if prediction["uncond"] and factor is not None:
             denoised = guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))
-        positive, middle = self.positive, self.guider.conds.get("middle")
+        positive, middle = self.predictions.get("positive"), self.guider.conds.get("middle")
         if positive is not None and middle and prediction["cond"] is middle:
             factor = self._factor(self.guider.conds["positive"], sigma)
             if factor is not None:
                 denoised = guided_more(denoised, cond, positive, self.guider.cfg1, factor.to(cond))
-        return denoised
+        return self._rescaled(prediction, denoised, sigma)
 
     def _factor(self, conditions: Sequence[Mapping[str, Any]] | None, sigma: float) -> Tensor | None:
         """Return the factor on the guidance of every pixel, ``[h, w]``; None if no layer acts there."""
+        attention = self._acting(conditions)
+        return None if attention is None else attention.guidance(self.latent_size, sigma)
+
+    def _acting(self, conditions: Sequence[Mapping[str, Any]] | None) -> RegionalAttention | None:
+        """Return the regions of a conditioning; None if no layer acts there."""
         uuid = next((e["uuid"] for e in conditions or () if e["uuid"] in self.attentions), None)
-        return None if uuid is None else self.attentions[uuid].guidance(self.latent_size, sigma)
+        return None if uuid is None else self.attentions[uuid]
+
+    def _rescaled(self, prediction: Mapping[str, Any], denoised: Tensor, sigma: float) -> Tensor:
+        """Return the guided prediction, rescaled where layers are.
+
+        What Dual CFG Guider makes of it afterwards is rescaled: in its style regular it adds ``s1 (positive -
+        middle)``, in nested it takes ``negative + s2 (denoised - negative)``.
+        """
+        cond, whole, share = prediction["cond_denoised"], denoised, 1.0
+        attention = self._acting(prediction["cond"])
+        positive, middle = self.predictions.get("positive"), self.guider.conds.get("middle")
+        if positive is not None and middle and prediction["cond"] is middle:
+            whole, cond = denoised + self.guider.cfg1 * (positive - cond), positive
+            attention = self._acting(self.guider.conds["positive"]) or attention
+        elif positive is not None and middle:
+            share, negative = self.guider.cfg2, self.predictions["negative"]
+            whole = negative + share * (denoised - negative)
+        elif not prediction["uncond"]:
+            return denoised
+        if attention is None or not attention.settings.rescale or not share:
+            return denoised
+        zero = zero_velocity(prediction["input"] / (1 + sigma**2) ** 0.5, sigma, "sample")
+        return denoised + attention.rescaling(whole, cond, zero, sigma) / share
 
     def attend(
         self,
