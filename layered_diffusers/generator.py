@@ -22,7 +22,17 @@ from layered_diffusers.methods.masked_control import InpaintControl
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode, stack
-from layered_diffusers.sampling import Drawing, Method, Progress, Run, Sampling, check_seeds, noised, sample
+from layered_diffusers.sampling import (
+    GUIDANCE,
+    Drawing,
+    Method,
+    Progress,
+    Run,
+    Sampling,
+    check_seeds,
+    noised,
+    sample,
+)
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -48,7 +58,7 @@ class Generator:
         width: int | None = None,
         height: int | None = None,
         steps: int = 25,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         start: Tensor | None = None,
         strength: float = 1.0,
@@ -63,7 +73,7 @@ class Generator:
             width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size is
                 allowed: the latents are padded and the picture is cropped.
             steps: sampling steps, 1..1000.
-            guidance: classifier-free guidance, 0..50; 1 turns it off.
+            guidance: classifier-free guidance, 0..50; 1 turns it off. None for ``GUIDANCE``.
             seeds: one for each picture; its noise does not depend on the batch. None for 0, 1, 2, ...
             start: pictures ``[B or 1, 3, H, W]`` in 0..1 to start from (SDEdit, arXiv 2108.01073), or None
                 to start from noise alone.
@@ -79,6 +89,7 @@ class Generator:
             LayeredError: a value is out of range; the text names it.
         """
         check_whole("steps", steps, 1, 1000)
+        guidance = GUIDANCE if guidance is None else guidance
         check_number("guidance", guidance, 0, 50)
         check_number("strength", strength, 0, 1)
         if not prompts:

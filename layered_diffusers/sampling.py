@@ -17,6 +17,9 @@ from layered_core.errors import check_whole, invalid
 from layered_core.noise.guidance import classifier_free
 from layered_core.painting.repaint import Repaint
 
+GUIDANCE = 3.0
+"""Classifier-free guidance of a run for which none is given."""
+
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and the number of all steps. May raise to stop."""
 
@@ -173,7 +176,7 @@ class Sampling(TypedDict, total=False):
 
     negative: str
     steps: int
-    guidance: float
+    guidance: float | None
     methods: Sequence[Method]
     progress: Progress | None
 

@@ -181,14 +181,14 @@ class RegionalAttention:
             mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma
         )
 
-    def rescaling(self, guided: Tensor, cond: Tensor, zero: Tensor, sigma: float) -> Tensor:
+    def rescaling(self, guided: Tensor, cond: Tensor, empty: Tensor | float, sigma: float) -> Tensor:
         """Return what rescaling the layers adds to the guided prediction ``[B, ..., h, w]``, 0 if nothing acts. See
         :func:`~layered_core.noise.guidance.rescaling`."""
         if not self.window.acts(sigma):
             return torch.zeros_like(guided)
         masks = mask_pyramid(self._masks, [(guided.shape[-2], guided.shape[-1])])[0]
         amounts = [self.settings.rescale * r.guided for r in self.regions]
-        return rescaling(guided, cond, zero, masks, amounts)
+        return rescaling(guided, cond, empty, masks, amounts)
 
     def _level(self, size: tuple[int, int], forming: bool, device: torch.device, part: Part | None) -> _Level:
         key = size, forming, device, part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,8 @@ from ..errors import invalid
 FORMING = 1.0
 """Above this sigma there is more noise than picture, and the layout is still forming."""
 
-PREDICTIONS = ("sample", "epsilon", "v_prediction")
-"""What a prediction may be of: the picture, the noise, or the velocity; diffusers' names."""
+PREDICTIONS = ("sample", "epsilon", "v_prediction", "flow_prediction")
+"""What a model may predict: the picture, the noise, the velocity, or the flow; diffusers' names."""
 
 
 def classifier_free(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tensor:
@@ -55,60 +56,51 @@ def region_factor(masks: Tensor, weights: Sequence[float], factor: float, sigma:
     return 1 + (factor - 1) * (masks * (1 - share) * masks.new_tensor(list(weights))[:, None, None]).sum(0)
 
 
-def zero_velocity(x: Tensor, sigma: float, kind: str) -> Tensor:
-    """Return the prediction of velocity 0, in the shape of ``x``.
+def of_empty_picture(x: Tensor, sigma: float, kind: str) -> Tensor:
+    """Return what a model predicts if the picture is 0, in the shape of ``x``.
 
-    The velocity is ``v = alpha noise - alpha sigma picture`` with ``alpha = 1 / sqrt(1 + sigma^2)`` (Salimans and
-    Ho, arXiv 2202.00512 appendix D). A prediction of any kind minus this one is the velocity times a number,
-    so that ratios of velocities need no conversion.
+    A prediction of any kind minus this one is the predicted picture times a number. Ratios of pictures
+    therefore need no conversion.
 
     Args:
-        x: the model's input ``[B, ..., h, w]``, ``alpha (picture + sigma noise)``.
+        x: the model's input ``[B, ..., h, w]``: ``(picture + sigma noise) / sqrt(1 + sigma^2)``, or for
+            ``flow_prediction`` ``(1 - sigma) picture + sigma noise``.
         sigma: the current noise level.
         kind: what is predicted, one of ``PREDICTIONS``.
     """
     if kind not in PREDICTIONS:
         raise invalid("prediction type", kind, ", ".join(PREDICTIONS))
-    import os
-
-    alpha = (1 + sigma**2) ** -0.5
-    if os.environ.get("SPACE") == "x0":
-        return (
-            x / sigma
-            if kind == "v_prediction"
-            else x / sigma / alpha
-            if kind == "epsilon"
-            else torch.zeros_like(x)
-        )
-    if kind == "v_prediction":
+    if kind == "sample":
         return torch.zeros_like(x)
-    return x * (sigma * alpha if kind == "epsilon" else alpha)
+    return x.float() / sigma * (math.sqrt(1 + sigma**2) if kind == "epsilon" else 1)
 
 
-def rescaling(guided: Tensor, cond: Tensor, zero: Tensor, masks: Tensor, amounts: Sequence[float]) -> Tensor:
-    """Return what rescaling adds to a guided prediction, so that its standard deviation within each region
-    comes nearer to that of ``cond``: ``v sum_i a_i M_i (s_i(cond) / s_i(guided) - 1)``, in the shape of
-    ``guided``.
+def rescaling(
+    guided: Tensor, cond: Tensor, empty: Tensor | float, masks: Tensor, amounts: Sequence[float]
+) -> Tensor:
+    """Return what rescaling adds to a guided prediction, so that the picture's standard deviation within each
+    region comes nearer to that of ``cond``: ``p sum_i a_i M_i (s_i(cond) / s_i(guided) - 1)``, in the shape
+    of ``guided``.
 
-    ``v`` is ``guided - zero``, and ``s_i`` the deviation of v over all channels of region i's cells, weighted by
-    its mask. With one mask of ones this is the rescaling of Lin et al. (arXiv 2305.08891 section 3.4,
-    equations 15 and 16). Where no mask is, and in a region of one value, exactly 0 is added.
+    ``p`` is ``guided - empty``, and ``s_i`` its deviation over all channels of region i's cells, weighted by the
+    mask. With one mask of ones this is the rescaling of Lin et al. (arXiv 2305.08891 section 3.4, equations
+    15 and 16) of the predicted picture. Where no mask is, and in a region of one value, exactly 0 is added.
 
     Args:
         guided: the prediction after guidance, ``[B, ..., h, w]``.
         cond: the conditional prediction, of the same shape.
-        zero: see :func:`zero_velocity`.
+        empty: see :func:`of_empty_picture`; 0 if pictures are predicted.
         masks: visible masks M ``[L, h, w]``, summing to at most 1.
         amounts: how far each region is rescaled, a, 0..1.
     """
-    velocity, target = (guided - zero).float(), (cond - zero).float()
-    masks, change = masks.to(velocity), torch.zeros_like(velocity)
+    picture, target = (guided - empty).float(), (cond - empty).float()
+    masks, change = masks.to(picture), torch.zeros_like(picture)
     # Below this, a deviation is one of rounding.
-    least = 1e-5 * velocity.abs().amax(tuple(range(1, velocity.ndim)), keepdim=True)
+    least = 1e-5 * picture.abs().amax(tuple(range(1, picture.ndim)), keepdim=True)
     for mask, amount in zip(masks, amounts, strict=True):
-        now, wanted = _deviation(velocity, mask), _deviation(target, mask)
+        now, wanted = _deviation(picture, mask), _deviation(target, mask)
         change = change + mask * amount * torch.where(now > least, wanted / now - 1, 0.0)
-    return (velocity * change).to(guided)
+    return (picture * change).to(guided)
 
 
 def _deviation(values: Tensor, mask: Tensor) -> Tensor:

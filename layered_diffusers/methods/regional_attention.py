@@ -19,7 +19,7 @@ from layered_core.attention.regional_attention import RegionalAttention
 from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
-from layered_core.noise.guidance import zero_velocity
+from layered_core.noise.guidance import of_empty_picture
 from layered_core.noise.window import Window, sigma_at
 from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.adapters import with_tokens
@@ -130,12 +130,12 @@ class RegionalPrompts(Method):
         """Rescale the prediction in the layers, if the settings ask for it and there is guidance."""
         if not self.settings.rescale or self._guidance == 1:
             return prediction
-        zero = zero_velocity(model_input, self._sigma, run.scheduler.config.prediction_type)
+        empty = of_empty_picture(model_input, self._sigma, run.scheduler.config.prediction_type)
         changed = prediction.clone()
         own = torch.arange(len(prediction)).chunk(len(self._halves[1]))
         for rows, half in zip(own, self._halves[1], strict=True):
             if half is not None:
-                changed[rows] += half.rescaling(prediction[rows], cond[rows], zero[rows], self._sigma)
+                changed[rows] += half.rescaling(prediction[rows], cond[rows], empty[rows], self._sigma)
         return changed
 
     def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...layered_core.attention.parts import Part, find_part
 from ...layered_core.attention.regional_attention import RegionalAttention
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.noise.guidance import guided_more, zero_velocity
+from ...layered_core.noise.guidance import guided_more
 from ..noise.cut_out import CutOut, cut_of
 from .conditionings import KEY, Half, acting_halves
 from .context_patches import ContextPatches, check_has_patch
@@ -376,8 +376,7 @@ class _Run:
             return denoised
         if attention is None or not attention.settings.rescale or not share:
             return denoised
-        zero = zero_velocity(prediction["input"] / (1 + sigma**2) ** 0.5, sigma, "sample")
-        return denoised + attention.rescaling(whole, cond, zero, sigma) / share
+        return denoised + attention.rescaling(whole, cond, 0.0, sigma) / share
 
     def attend(
         self,

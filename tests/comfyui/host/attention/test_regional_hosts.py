@@ -60,11 +60,12 @@ class Twin:
         return (x * alpha - v * sigma * alpha**0.5).chunk(2)
 
 
-def in_velocity(attention, x, guided, cond, sigma):
+def of_velocity(regions, attention, x, guided, cond, sigma):
     """Rescale as diffusers does with a model of v-prediction: on what it predicts."""
     skip, scale = x / (sigma**2 + 1), sigma / (sigma**2 + 1) ** 0.5
     mine, other = ((skip - picture) / scale for picture in (guided, cond))
-    return skip - scale * (mine + attention.rescaling(mine, other, torch.zeros_like(x), sigma))
+    empty = regions.guidance.of_empty_picture(x / (sigma**2 + 1) ** 0.5, sigma, "v_prediction")
+    return skip - scale * (mine + attention.rescaling(mine, other, empty, sigma))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
     )
     theirs = [*theirs, regions.guidance.classifier_free(*theirs, scale)]
     if regional:
-        theirs[2] = in_velocity(attentions[1], seen["input"], theirs[2], theirs[1], sigma)
+        theirs[2] = of_velocity(regions, attentions[1], seen["input"], theirs[2], theirs[1], sigma)
     for name, other in zip(("uncond", "cond", "guided"), theirs, strict=True):
         a, b = ((seen["input"] - x) / sigma for x in (seen[name], other))
         assert float((a - b).norm() / b.norm()) < 1e-3
