@@ -83,7 +83,7 @@ def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options:
     files = options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
     change, decoder = read_files(pipeline.model, *files)
     augmentations = check_augmentations(options.pop("augmentations", 8))
-    sampling = _sampling(change, files[0], options)
+    sampling = _sampling(change, options, own=files[0] is None and files[2] > 0)
     latents, height, width = pipeline.sample_latents(prompts, **sampling)
     return read_transparency(pipeline.model, decoder, latents, augmentations)[..., :height, :width]
 
@@ -125,7 +125,7 @@ def generate_together(
     augmentations = check_augmentations(options.pop("augmentations", 8))
     seeds = check_seeds(options.pop("seeds", None), len(prompts))
     frames = len(change.mode.makes)
-    sampling = _sampling(change, files[0], options)
+    sampling = _sampling(change, options, own=files[0] is None and files[2] > 0)
     sampling["seeds"] = [(seed + frame * _SEED_STEP) % 2**63 for seed in seeds for frame in range(frames)]
     latents, height, width = pipeline.sample_latents([p for p in prompts for _ in range(frames)], **sampling)
     foreground, background, blend = (latents[i::frames] for i in range(frames))
@@ -135,10 +135,10 @@ def generate_together(
     )
 
 
-def _sampling(change: LayerDiffuse, file: str | Path | None, options: Painting) -> dict[str, Any]:
-    """Return the options of a run with ``change``, whose weights come from ``file``."""
+def _sampling(change: LayerDiffuse, options: Painting, own: bool) -> dict[str, Any]:
+    """Return the options of a run with ``change``; ``own``: the storybook's, which acts."""
     sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
-    if file is None and sampling.get("guidance") is None:
+    if own and sampling.get("guidance") is None:
         sampling["guidance"] = OWN_GUIDANCE
     return sampling
 

@@ -372,8 +372,6 @@ class _Run:
         elif positive is not None and middle:
             share, negative = self.guider.cfg2, self.predictions["negative"]
             whole = negative + share * (denoised - negative)
-        elif not prediction["uncond"]:
-            return denoised
         if attention is None or not attention.settings.rescale or not share:
             return denoised
         return denoised + attention.rescaling(whole, cond, 0.0, sigma) / share

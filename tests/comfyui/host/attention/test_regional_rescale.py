@@ -5,6 +5,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
+from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from regional_guidance import dual, dually, guided, left_half, plainly
 from regional_scene import apply, as_layer, encode, everywhere, halves, in_tiles, once
 
@@ -141,3 +142,31 @@ def test_two_layers_have_statistics_of_their_own(regions, loaded):
     wanted = rescaled(plainly(seen), seen["cond"], left(), 1.0)
     wanted = rescaled(wanted, seen["cond"], 1 - left(), 1.0)
     torch.testing.assert_close(seen["guided"], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("neg_scale", [1.0, 0.0])
+def test_under_perp_neg_guider_what_it_predicts_is_rescaled(regions, loaded, neg_scale):
+    model, clip = loaded
+    out, positive, negative = apply(regions, model, clip, left_half(regions), rescale=0.7)
+    seen = {}
+
+    def keep(args):
+        seen.update(whole=args["denoised"], cond=args["cond_denoised"])
+        return args["denoised"]
+
+    def look(m, x, sigmas, extra_args=None, **_):
+        seen["guided"] = m(x, sigmas[:1].expand(len(x)), **extra_args)
+        return seen["guided"]
+
+    out.set_model_sampler_post_cfg_function(keep)
+    guider = Guider_PerpNeg(out)
+    guider.set_conds(positive, negative, encode(clip, ""))
+    guider.set_cfg(3.0, neg_scale)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    sampler, sigmas = comfy.samplers.KSAMPLER(look), torch.tensor([5.0, 0.0])
+    with torch.inference_mode():
+        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0)
+    wanted = rescaled(seen["whole"], seen["cond"], left(), 0.7)
+    torch.testing.assert_close(seen["guided"], wanted, atol=1e-4, rtol=1e-4)
+    assert torch.equal(seen["guided"][..., 8:], seen["whole"][..., 8:])
+    assert not torch.equal(seen["guided"], seen["whole"])
