@@ -13,11 +13,12 @@ import comfy.controlnet
 import comfy.model_management
 import comfy.ops
 import torch
+from answers import ARGUMENTS
 from sd15_host import SHAPE, Conditioning, encode, fill, run, text_encoder, unet
 
 import nodes
 
-ROUNDS, SIDE, LAYERS, STEPS = int(sd15.ARGUMENTS[0]), int(sd15.ARGUMENTS[1]), 4, 1
+ROUNDS, SIDE, LAYERS, STEPS = int(ARGUMENTS[0]), int(ARGUMENTS[1]), 4, 1
 
 Words = tuple[Conditioning, Conditioning]
 

@@ -13,15 +13,16 @@ import comfy.ldm.modules.attention as attention
 import comfy.model_patcher
 import comfy.sd
 import torch
+from answers import ARGUMENTS
 from sd15_host import Conditioning, encode, run, text_encoder, unet
 
 import nodes
 
 ROUNDS, STEPS, ATTENTION, SIDE = (
-    int(sd15.ARGUMENTS[0]),
-    int(sd15.ARGUMENTS[1]),
-    sd15.ARGUMENTS[2],
-    int(sd15.ARGUMENTS[3]),
+    int(ARGUMENTS[0]),
+    int(ARGUMENTS[1]),
+    ARGUMENTS[2],
+    int(ARGUMENTS[3]),
 )
 
 WORDS = "a picture of many things"

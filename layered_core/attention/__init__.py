@@ -5,6 +5,11 @@
 * ``regional_attention``: apply a plan at every cross-attention of a run.
 * ``cross_attention``: the published ways to change attention scores, one function each.
 * ``tiles``: cut the picture into tiles, so that each query attends to its own region's prompt only.
+* ``families``: the families of transformers, how they read text.
+* ``spans``: where texts and picture stand in a transformer's sequence of tokens.
+* ``joint_attention``: each text acts on its own pixels in a joint attention, in three ways.
+* ``joint_regions``: apply a plan at every joint attention of a run.
+* ``log_sum_exp``: attention in parts that are merged exactly.
 * ``attention_maps``: record what words attend to; heat maps and masks from the record.
 
 >>> from layered_core.attention.regional_plan import Settings, plan_regions

@@ -102,6 +102,12 @@ def word_push(
     return push
 
 
+def collage_push(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = False) -> Tensor:
+    """Compute what :func:`collage` adds to the scores, ``[B, 1, N, T]``."""
+    peak = s.amax((1, 2), keepdim=True)
+    return amount * push * (peak if flip_negative else peak.clamp_min(0))
+
+
 def collage(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = False) -> Tensor:
     """Compute Collage Diffusion's scores: ``S + f(sigma) push m`` with ``m_k = max S[..., k]`` over heads and
     pixels.
@@ -114,8 +120,12 @@ def collage(s: Tensor, push: Tensor, amount: float, *, flip_negative: bool = Fal
         push: ``[N, T]``, see :func:`word_push`.
         amount: f(sigma), see ``SCHEDULES``.
     """
-    peak = s.amax((1, 2), keepdim=True)
-    return s + amount * push * (peak if flip_negative else peak.clamp_min(0))
+    return s + collage_push(s, push, amount, flip_negative=flip_negative)
+
+
+def paint_push(s: Tensor, push: Tensor, amount: float) -> Tensor:
+    """Compute what :func:`paint_with_words` adds to the scores, ``[B, 1, N, T]``."""
+    return amount * push * s.amax((1, 2, 3), keepdim=True).clamp_min(0)
 
 
 def paint_with_words(s: Tensor, push: Tensor, amount: float) -> Tensor:
@@ -130,7 +140,7 @@ def paint_with_words(s: Tensor, push: Tensor, amount: float) -> Tensor:
         push: ``[N, T]``.
         amount: f(sigma).
     """
-    return s + amount * push * s.amax((1, 2, 3), keepdim=True).clamp_min(0)
+    return s + paint_push(s, push, amount)
 
 
 def joint(

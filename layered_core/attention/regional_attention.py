@@ -28,6 +28,10 @@ ProjectWords = Callable[[Tensor], tuple[Tensor, Tensor]]
 ``[L, B, T, C]`` if they differ from picture to picture. A host's patches may change the number of tokens."""
 
 
+KeysAndValues = tuple[list[Tensor | None], list[Tensor | None]]
+"""Keys and values of every region, ``[T_i, C]`` or ``[B, T_i, C]``; None for a region without its own text."""
+
+
 @dataclass(frozen=True)
 class _Level:
     """Masks and weights that all blocks of one resolution share."""
@@ -95,7 +99,7 @@ class RegionalAttention:
         if cut is not None:
             self._masks, self._forming_masks = cut(self._masks), cut(self._forming_masks)
         self._levels: dict[tuple[tuple[int, int], bool, torch.device, Part | None], _Level] = {}
-        self._projected: dict[Hashable, tuple[list[Tensor | None], list[Tensor | None]]] = {}
+        self._projected: dict[Hashable, KeysAndValues] = {}
 
     def __call__(
         self,
@@ -111,6 +115,7 @@ class RegionalAttention:
         project: ProjectWords,
         attend: Attend,
         part: Part | None = None,
+        texts: KeysAndValues | None = None,
     ) -> Tensor:
         """Return the output of one cross-attention with the regions applied, ``[B, N, C]``.
 
@@ -128,6 +133,7 @@ class RegionalAttention:
             attend: the host's plain attention.
             part: the part of the sampled picture that the feature map shows; None: all of it. Parts are not
                 recorded.
+            texts: keys and values of every region, if the host has them already; nothing is projected then.
 
         Raises:
             LayeredError: K is no multiple of ``length``.
@@ -137,9 +143,8 @@ class RegionalAttention:
         if not acting and maps is None:
             return base
         level = self._level(size, sigma > FORMING, q.device, part)
-        keys, values = (
-            self._keys_and_values(block, q, project) if acting else ([None] * len(self.regions),) * 2
-        )
+        nothing: KeysAndValues = [None] * len(self.regions), [None] * len(self.regions)
+        keys, values = (texts or self._keys_and_values(block, q, project)) if acting else nothing
         amount = self.settings.amount(sigma) if acting else 0.0
         push = self._spread_over_keys(level.push, k) if level.push is not None and amount else None
         if maps is not None:
@@ -209,11 +214,8 @@ class RegionalAttention:
             self._levels[key] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
         return self._levels[key]
 
-    def _keys_and_values(
-        self, block: Hashable, q: Tensor, project: ProjectWords
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Return keys and values of every region, ``[T_i, C]`` or ``[B, T_i, C]``; texts of equal length are
-        projected together."""
+    def _keys_and_values(self, block: Hashable, q: Tensor, project: ProjectWords) -> KeysAndValues:
+        """Return keys and values of every region; texts of equal length are projected together."""
         if block is not None and block in self._projected:
             return self._projected[block]
         keys: list[Tensor | None] = [None] * len(self.regions)

@@ -15,13 +15,15 @@ from .cross_attention import SCHEDULES
 from .tiles import LEAST_WEIGHT
 from .words import Match, Tokenise, find_words, join, layer_words, negative_texts
 
-REGION_MODES = ("regions", "joint", "collage", "paint with words")
+REGION_MODES = ("regions", "joint", "collage", "paint with words", "eligen")
 """How words act on their region.
 
 * ``regions``: each layer has its own prompt, which gets a share of the attention where the layer is visible.
 * ``joint``: the same prompts as with ``regions``, in one softmax.
 * ``collage``: one prompt, in which a layer's words are pushed into its mask (Collage Diffusion).
 * ``paint with words``: one prompt, as with ``collage``, by the formula of eDiff-I.
+* ``eligen``: the rule that EliGen's LoRAs were trained for (arXiv 2501.01097), on transformers only: each layer
+  has its own prompt, which every pixel that the layer touches reads beside the main prompt, in one softmax.
 """
 
 
@@ -181,7 +183,7 @@ def plan_regions(
                 layer.name,
                 mask,
                 words,
-                into * (1 - settings.global_weight),
+                into if settings.mode == "eligen" else into * (1 - settings.global_weight),
                 match.indices,
                 own=tuple(t.index for t in own),
             )

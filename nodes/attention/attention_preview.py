@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -29,7 +28,7 @@ from ..noise.cut_out import CutOut, text_of
 from .attention_patch import check_model, patched
 from .conditionings import KEY
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
-from .regional_prompt_attention import conditioning, tokenise
+from .regional_prompt_attention import Texts, conditioning
 
 CATEGORY = "layered diffusion/attention"
 
@@ -161,26 +160,28 @@ class LayerMaskFromAttention(io.ComfyNode):
         steps: int, cfg: float, threshold: float, largest: bool,
     ) -> io.NodeOutput:  # fmt: skip
         """Sample while recording attention, and return the stack with masks made from it."""
-        check_model(model)
+        family = check_model(model)
         document = read_stack(layers)
-        size = document.height // 8, document.width // 8
+        cell = model.get_model_object("latent_format").spacial_downscale_ratio
+        size = document.height // cell, document.width // cell
         if min(size) < 1:
             raise invalid(
-                "layers: canvas", f"{document.width}x{document.height}", f"8..{MAX_SIDE} pixels a side"
+                "layers: canvas", f"{document.width}x{document.height}", f"{cell}..{MAX_SIDE} pixels a side"
             )
         unmasked = [layer for layer in document if needs_mask(layer)]
         if not unmasked:
             return io.NodeOutput(layers, torch.zeros(1, *size))
         tell_dynamic("Layer Mask from Attention", document, prompt, negative)
         check_layer_words(clip, unmasked)
-        plan = plan_watching(document, unmasked, prompt, negative, partial(tokenise, clip), EMBEDDING)
+        texts = Texts(clip, family)
+        plan = plan_watching(document, unmasked, prompt, negative, texts.tokenise, EMBEDDING)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([layer.name for layer in unmasked])
         settings = Settings(mode="collage", strength=0.0)
         words = (
-            conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps),
-            conditioning(clip, "negative", plan.negative, (), settings),
+            conditioning(texts, "positive", plan.prompt, plan.cond, settings, maps),
+            conditioning(texts, "negative", plan.negative, (), settings),
         )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)

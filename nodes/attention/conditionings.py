@@ -33,6 +33,10 @@ class Half:
     """The main prompt as it was encoded, ``[1, T, C]``, before other nodes changed it or appended to it."""
     tokens: int
     """Number of the main prompt's tokens, as the tokenizer counts them."""
+    extras: tuple[Mapping[str, Any] | None, ...] = ()
+    """What the text encoder gives beside each region's text, for transformers."""
+    kept: tuple[Tensor | None, ...] = ()
+    """Which tokens of each region's text a transformer reads, without padding; None: all of them."""
     maps: AttentionMaps | None = None
     """Records attention during a run and then holds the last run's maps; None: nothing is recorded."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
+from ...layered_core.attention.families import Family
 from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
 from ...layered_core.attention.words import Token
-from ...layered_core.errors import check_letters
+from ...layered_core.errors import check_letters, invalid
 from ..layers.socket import LAYERS, read_stack
-from .attention_patch import check_model, patched
+from .attention_patch import check_mode, check_model, patched
 from .conditionings import KEY, Half
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
+from .prompt_tokens import TransformerPrompts, tokenise
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -163,45 +165,58 @@ class RegionalPromptAttention(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         """Plan the regions, encode their words, and patch a clone of the model."""
-        check_model(model)
+        family = check_model(model)
         settings = Settings(**{k: values[k] for k in _SETTINGS if k in values})
+        check_mode(family, settings)
         document = read_stack(layers)
         tell_dynamic("Regional Prompt Attention", document, prompt, negative)
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
-        plan = plan_regions(document, settings, prompt, negative, partial(tokenise, clip), EMBEDDING, record)
+        texts = Texts(clip, family)
+        plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING, record)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([r.name for r in plan.cond]) if record else None
         halves = (
-            conditioning(clip, "positive", plan.prompt, plan.cond, settings, maps),
-            conditioning(clip, "negative", plan.negative, plan.uncond, settings),
+            conditioning(texts, "positive", plan.prompt, plan.cond, settings, maps),
+            conditioning(texts, "negative", plan.negative, plan.uncond, settings),
         )
         expected = [half[0][1][KEY].name for half in halves if half[0][1][KEY].regions]
         return io.NodeOutput(patched(model, expected), *halves)
 
 
-def tokenise(clip: comfy.sd.CLIP, text: str) -> list[Token]:
-    """Return the tokens of a text as ComfyUI cuts it, without weights, with their places among the keys of
-    cross-attention."""
-    check_letters("prompt", text)
-    # All text encoders of a UNet model cut a text into the same tokens.
-    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
-    tokens: list[Token] = []
-    first = 0
-    for chunk in chunks:
-        tokens += [Token(_token_id(token), first + i) for i, (token, _, word) in enumerate(chunk) if word]
-        first += len(chunk)
-    return tokens
+class Texts:
+    """The texts of one run, for a UNet or a transformer."""
 
+    def __init__(self, clip: comfy.sd.CLIP, family: Family | None) -> None:
+        """Read texts with ComfyUI's CLIP, for a transformer's family or, if None, for a UNet."""
+        self.clip, self.family = clip, family
+        self._prompts = None if family is None else TransformerPrompts(clip)
 
-def _token_id(token: object) -> object:
-    """Return a token's id; for the vector of an embedding, bytes that are equal for equal vectors."""
-    return token.detach().float().cpu().numpy().tobytes() if isinstance(token, Tensor) else token
+    def tokenise(self, text: str) -> list[Token]:
+        """Return the tokens of a text, without weights, with their places among the encoded vectors."""
+        return tokenise(self.clip, text) if self._prompts is None else self._prompts.tokenise(text)
+
+    def kept(self, region: Region, mode: str) -> Tensor | None:
+        """Return which vectors of a region's own text a transformer reads; None: all of them.
+
+        Raises:
+            LayeredError: the text is longer than the family's limit.
+        """
+        if self._prompts is None or self.family is None or not region.text:
+            return None
+        kept = self._prompts.kept(region.text)
+        if len(kept) > self.family.limit:
+            raise invalid(
+                f"layer {region.name!r}: tokens of its words", len(kept),
+                f"at most {self.family.limit}, as {self.family.name} was trained with", "Shorten the words",
+            )  # fmt: skip
+        # EliGen's LoRAs were trained with padding.
+        return None if self.family.padded or mode == "eligen" else kept
 
 
 def conditioning(
-    clip: comfy.sd.CLIP,
+    texts: Texts,
     name: str,
     text: str,
     regions: tuple[Region, ...],
@@ -212,27 +227,45 @@ def conditioning(
     key. A CLIP whose hooks have a schedule encodes every text once for each part of the sampling.
 
     Args:
-        clip: ComfyUI's CLIP.
+        texts: encodes texts.
         name: "positive" or "negative".
         text: the main prompt.
         regions: where which words act.
         settings: see :class:`Settings`.
         maps: records attention, if given.
+
+    Raises:
+        LayeredError: a region's text is longer than the transformer's limit.
     """
     check_letters("prompt", text)
     for region in regions:
         check_letters("a layer's words", region.text)
+    clip = texts.clip
     tokens = clip.tokenize(text)
     if maps is None and not any(r.acts for r in regions):
         regions = ()
+    kept = tuple(texts.kept(r, settings.mode) for r in regions)
+    regions = tuple(_without_padding(r, k) for r, k in zip(regions, kept, strict=True))
     encoded = {
-        t: [words[0] for words, _ in clip.encode_from_tokens_scheduled(clip.tokenize(t), show_pbar=False)]
+        t: clip.encode_from_tokens_scheduled(clip.tokenize(t), show_pbar=False)
         for t in dict.fromkeys(r.text for r in regions)
         if t
     }
     count = sum(len(chunk) for chunk in next(iter(tokens.values())))
     carried = []
     for part, (words, rest) in enumerate(clip.encode_from_tokens_scheduled(tokens)):
-        contexts = tuple(encoded[r.text][part] if r.text else None for r in regions)
-        carried.append([words, {**rest, KEY: Half(name, regions, settings, contexts, words, count, maps)}])
+        own = [encoded[r.text][part] if r.text else (None, None) for r in regions]
+        half = Half(
+            name, regions, settings, tuple(None if c is None else c[0] for c, _ in own), words, count,
+            tuple(extra for _, extra in own), kept, maps,
+        )  # fmt: skip
+        carried.append([words, {**rest, KEY: half}])
     return carried
+
+
+def _without_padding(region: Region, kept: Tensor | None) -> Region:
+    """Return the region with its words' places among the kept vectors of its text."""
+    if kept is None:
+        return region
+    places = {int(old): new for new, old in enumerate(kept)}
+    return replace(region, own=tuple(places[i] for i in region.own if i in places))

@@ -187,6 +187,8 @@ def regions(pack):
         guidance = pack("layered_core.noise.guidance")
         layers = pack("nodes.layers.socket")
         patch = pack("nodes.attention.attention_patch")
+        joint_regions = pack("layered_core.attention.joint_regions")
+        prompts = pack("nodes.attention.prompt_tokens")
         node = pack("nodes.attention.regional_prompt_attention").RegionalPromptAttention
         error = pack("layered_core.errors").LayeredError
 
