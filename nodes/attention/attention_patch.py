@@ -146,6 +146,6 @@ def _tell_of_cfg(guider: Any, halves: Sequence[Half]) -> None:
         idle.append("rescale")
     if idle:
         logging.warning(
-            "Regional Prompt Attention: no effect in this run, whose cfg is 1, so that no negative is computed: %s",
-            ", ".join(idle),
+            "Regional Prompt Attention: without effect in this run, whose cfg is 1 and computes no negative: %s",
+            " and ".join(idle),
         )
