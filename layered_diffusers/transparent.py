@@ -19,7 +19,7 @@ from layered_core.transparency.transparent_decode import check_augmentations, de
 from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models import vae
-from layered_diffusers.models.loading import StableDiffusion
+from layered_diffusers.models.loading import StableDiffusion, require_unet
 from layered_diffusers.sampling import Method, Progress, check_seeds
 
 if TYPE_CHECKING:
@@ -189,8 +189,10 @@ def read_files(
     :class:`LayerDiffuse`, the rest those of :class:`Painting`.
 
     Raises:
-        LayeredError: only one of the two files is given, or one is missing, broken or for another model.
+        LayeredError: the model has no UNet; only one of the two files is given, or one is missing, broken or for
+            another model.
     """
+    require_unet(model, "LayerDiffuse")
     if (file is None) != (decoder is None):
         raise LayeredError(
             f"The file and the decoder belong together, but only {str(file or decoder)!r} is given. Give both, or "

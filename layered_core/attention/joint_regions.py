@@ -89,7 +89,7 @@ class JointRegions(RegionalAttention):
         """
         acting = self.acts(sigma)
         stage = self._stage(spans, latent, patch, sigma > FORMING, q.device, part, acting)
-        amount = self.settings.amount(min(sigma, HIGHEST)) if acting else 0.0
+        amount = self.amount(sigma) if acting else 0.0
         pushes = self._pushes(stage, spans, amount, q.device)
         if self.maps is not None and part is None:
             self.maps.add(spans.grid, self._read_shares(q, k, spans, stage, amount))
@@ -98,6 +98,10 @@ class JointRegions(RegionalAttention):
         pushed = any(p is not None for p in pushes)
         way = way or cheapest_way(stage.read, q, pushed=pushed, masked=mask is not None, fused=fused)
         return attend_jointly(q, k, v, stage.read, way, attend, pushes=pushes, mask=mask)
+
+    def amount(self, sigma: float) -> float:
+        """Return f(sigma), the amount by which words are pushed."""
+        return self.settings.amount(min(sigma, HIGHEST))
 
     def acts(self, sigma: float) -> bool:
         """Return whether any region changes attention at this noise level."""

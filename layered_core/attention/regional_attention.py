@@ -21,7 +21,7 @@ from .attention_maps import AttentionMaps
 from .cross_attention import Attend, collage, joint, paint_with_words, scores, weigh, word_push, word_shares
 from .parts import Part
 from .regional_plan import Region, Settings
-from .tiles import Tiles, attend_regions, not_none, region_weights, tile
+from .tiles import LEAST_WEIGHT, Tiles, attend_regions, not_none, region_weights, tile
 
 ProjectWords = Callable[[Tensor], tuple[Tensor, Tensor]]
 """The key and value projections of a block: encoded text ``[L, T, C']`` to keys and values ``[L, T, C]``, or
@@ -145,7 +145,7 @@ class RegionalAttention:
         level = self._level(size, sigma > FORMING, q.device, part)
         nothing: KeysAndValues = [None] * len(self.regions), [None] * len(self.regions)
         keys, values = (texts or self._keys_and_values(block, q, project)) if acting else nothing
-        amount = self.settings.amount(sigma) if acting else 0.0
+        amount = self.amount(sigma) if acting else 0.0
         push = self._spread_over_keys(level.push, k) if level.push is not None and amount else None
         if maps is not None:
             maps.add(size, self._word_shares(level, q, k, keys, push, amount, heads))
@@ -177,6 +177,18 @@ class RegionalAttention:
         return attend_regions(
             q, base, level.tiles, keys, values, heads, emphasis=emphasis, amount=amount, attend=attend
         )
+
+    def amount(self, sigma: float) -> float:
+        """Return f(sigma), the amount by which words are pushed."""
+        return self.settings.amount(sigma)
+
+    def unseen(self, size: tuple[int, int]) -> list[str]:
+        """Return the names of the layers with words that reach no cell of a map of ``size`` (h, w): they are too
+        small to act."""
+        weights = mask_pyramid(self._forming_masks, [size])[0].amax((1, 2))
+        return [
+            r.name for r, most in zip(self.regions, weights, strict=True) if r.acts and most < LEAST_WEIGHT
+        ]
 
     def guidance(self, size: tuple[int, int], sigma: float) -> Tensor:
         """Return the factor on the guidance scale of every latent cell, ``[h, w]`` on the CPU; 1 if nothing

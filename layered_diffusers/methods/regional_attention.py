@@ -24,10 +24,10 @@ from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
-from layered_diffusers.sampling import Method, Run
+from layered_diffusers.sampling import Run, WordedMethod
 
 
-class RegionalPrompts(Method):
+class RegionalPrompts(WordedMethod):
     """Make each layer's words act where the layer is visible. Sample with :attr:`prompts` in place of the
     prompts, and otherwise as without this method."""
 

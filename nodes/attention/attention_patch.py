@@ -144,6 +144,6 @@ def _tell_of_cfg(guider: Any, halves: Sequence[Half]) -> None:
         idle.append("guidance")
     if idle:
         logging.warning(
-            "Regional Prompt Attention: %s has no effect in this run, whose cfg is 1: no negative is computed",
+            "Regional Prompt Attention: without effect in this run, whose cfg is 1 and computes no negative: %s",
             " and ".join(idle),
         )

@@ -62,6 +62,11 @@ class Run:
         for kind, wrapper in wrappers:
             comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, options)
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Height and width of the finest map of the picture that reads texts."""
+        return self.latent_size
+
     def noise(self, sigma: float) -> float:
         """Return the standard deviation of the noise over that of the picture, at the sampler's sigma."""
         return sigma
@@ -93,6 +98,7 @@ class Run:
                 if original in self.attentions:
                     self.attentions[entry["uuid"]] = self.attentions[original]
         self._warn_of_areas(entries)
+        self._warn_of_unseen()
         height, width = self.latent_size
         self.areas = {
             entry["uuid"]: (
@@ -120,6 +126,18 @@ class Run:
                 "area smaller than the picture. A mask on the conditioning keeps them",
                 layers,
                 name,
+            )
+
+    def _warn_of_unseen(self) -> None:
+        """Say in the log which layers are too small for the model's cells."""
+        names = [n for a in self.attentions.values() for n in a.unseen(self.cells)]
+        if names:
+            logging.warning(
+                "Regional Prompt Attention: the words of layers %s do not act: these layers cover too little of any "
+                "of the picture's %s x %s cells. Enlarge them, or raise growth",
+                ", ".join(repr(n) for n in dict.fromkeys(names)),
+                self.cells[1],
+                self.cells[0],
             )
 
     def _parts(self, x: Tensor, uuids: Sequence[UUID]) -> list[Part | None]:

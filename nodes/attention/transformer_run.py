@@ -60,6 +60,12 @@ class TransformerRun(Run):
             (comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, self.forward),
         )
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Height and width of the picture, tokens."""
+        height, width = (-(-side // self.family.patch) for side in self.latent_size)
+        return height, width
+
     def noise(self, sigma: float) -> float:
         """Return the standard deviation of the noise over that of the picture, at the sampler's sigma."""
         sampling = self.guider.model_patcher.get_model_object("model_sampling")
@@ -166,12 +172,7 @@ class TransformerRun(Run):
         network = executor.class_obj
         if now is None or not now.acting or not hasattr(network, "rope_embedder"):
             return executor(*args, **named)
-        before = network.rope_embedder
-        network.rope_embedder = _Positions(before, now)
-        try:
-            return executor(*args, **named)
-        finally:
-            network.rope_embedder = before
+        return _in_place(executor, network, now, *args, **named)
 
 
 @dataclass
@@ -382,6 +383,19 @@ class _Pass:
                 )
             )  # fmt: skip
         return split_heads(torch.cat(out), heads)
+
+
+@torch.compiler.disable
+def _in_place(executor: Any, network: Any, now: _Pass, *args: Any, **named: Any) -> Tensor:
+    """Run a network's forward pass with texts where they would stand alone. Compiled code knows its modules, so the
+    pass runs as it was written."""
+    before = network.rope_embedder
+    network.rope_embedder = _Positions(before, now)
+    try:
+        out: Tensor = executor(*args, **named)
+        return out
+    finally:
+        network.rope_embedder = before
 
 
 def _no_projection(texts: Tensor) -> tuple[Tensor, Tensor]:

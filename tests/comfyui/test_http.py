@@ -102,6 +102,8 @@ SHOWN = {
     "09_stages": ("14", "sunset", {("green", "tree"), ("white", "house")}),
     "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
     "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
+    "19_layout_boxes": ("13", "sea", {("red", "house"), ("purple", "ball"), ("yellow", "star")}),
+    "20_regions_storybook_transformer": ("11", "meadow", {("yellow", "heart"), ("red", "mushroom")}),
 }
 """For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128
 x 128 pixels."""

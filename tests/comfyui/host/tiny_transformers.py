@@ -164,15 +164,15 @@ def fill(module, seed=0):
                 values.copy_(0.1 * noise)
 
 
-def model(family, **changed):
-    """Return a tiny transformer of a family as ComfyUI's MODEL."""
+def model(family, dtype=torch.float32, **changed):
+    """Return a tiny transformer of a family as ComfyUI's MODEL, with weights of ``dtype``."""
     kind, config, _ = MODELS[family]
     if family == "sd3":
         width = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}}
         config = {**config, "context_embedder_config": width}
     made = kind({**kind.unet_config, **config, **changed})
     made.unet_config = {**made.unet_config, **config, **changed}
-    made.set_inference_dtype(torch.float32, None)
+    made.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     with torch.inference_mode(False):
         whole = made.get_model({}, device=torch.device("cpu")).eval()
         fill(whole.diffusion_model)
@@ -191,11 +191,12 @@ def encode(clip, text):
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def sampled(patcher, family, positive, negative, *, cfg=1.0, steps=2, batch=1, size=None, seed=1):
+def sampled(patcher, family, positive, negative, *, cfg=1.0, steps=2, batch=1, size=None, seed=1, noise=None):
     """Sample a few Euler steps from noise; return the latents."""
     shape = MODELS[family][2]
     shape = shape if size is None else (*shape[:-2], *size)
-    noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    if noise is None:
+        noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         guider = comfy.samplers.CFGGuider(patcher)
         guider.set_conds(positive, negative)

@@ -103,6 +103,41 @@ def test_in_one_block_other_words_change_their_own_pixels_only(family, regions, 
     assert float(changed[:, :half].max()) == 0
 
 
+def isolated(q, k, v, read, way, attend, *, pushes=None, mask=None):
+    """Joint attention in which each text and its pixels see themselves only, to show leaks elsewhere."""
+    bias = torch.full((read.length, read.length), -1e4)
+    for source in read.sources:
+        group = torch.cat([source.text, read.picture[source.rows]])
+        bias[group[:, None], group[None]] = 0
+    return attend(q, k, v, bias)
+
+
+def halves_apart(func, q, k, v, heads, mask=None, skip_reshape=False, **named):
+    """Another pack's attention, in which the halves of the picture do not see each other."""
+    count = q.shape[2 if skip_reshape else 1]
+    if mask is None and q.shape == k.shape and count in (48, 64):
+        left = torch.arange(count) % 6 < 3
+        mask = torch.where(left[:, None] == left[None], 0.0, -1e4)
+        mask[48:, :48] = mask[:48, 48:] = -1e4  # Z-Image's padding
+    return func(q, k, v, heads, mask=mask, skip_reshape=skip_reshape, **named)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_over_all_blocks_other_words_do_not_reach_pixels_that_see_only_their_own(
+    family, regions, run, model_of, monkeypatch
+):
+    """Texts leak into each other nowhere: not in refiners, not by their positions, not through padding."""
+    monkeypatch.setattr(regions.joint_regions, "attend_jointly", isolated)
+    model = model_of(family).clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = halves_apart
+    one = run(family, halves(regions, "a red ball", "a blue star"), model=model)
+    two = run(family, halves(regions, "a red ball", "a green house"), model=model)
+    changed = (two - one).abs().amax(1).reshape(*one.shape[-2:])
+    half = changed.shape[1] // 2
+    assert float(changed[:, half:].min()) > 1e-4
+    assert float(changed[:, :half].max()) == 0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_with_a_negative_is_as_its_parts_run_apart(family, regions, run, model_of, clip_of):
     stack = halves(regions, negative="blurred")
@@ -129,7 +164,7 @@ def test_every_mode_acts(family, mode, run, model_of, clip_of, regions):
     out = run(family, mode=mode, prompt="a red ball and a blue star", emphasis=0.5)
     wanted = plain(family, model_of, clip_of, "a red ball and a blue star")
     assert bool(torch.isfinite(out).all())
-    assert float((out - wanted).abs().max()) > 1e-3
+    assert float((out - wanted).abs().max()) > (1e-5 if family == "sd3" else 1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
