@@ -14,31 +14,31 @@ from graph import from_image, node, regional
 from regional_scene import encode
 from safetensors.torch import load_file
 
-import nodes as comfy_nodes
-
 PACK = Path(__file__).resolve().parents[4]
 REFERENCE = Path(__file__).resolve().parents[2] / "reference_transformer.py"
 WORDS = "a red ball and a blue star in a meadow"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Return a folder with a transformer of random weights and diffusers' results."""
+def demo(pack):
+    return pack("nodes.demo.demo_model")
+
+
+@pytest.fixture(scope="module")
+def folder(demo, tmp_path_factory):
+    """Return a model's folder with a transformer of random weights, and with diffusers' results."""
     made = tmp_path_factory.mktemp("transformer")
     environment = {**os.environ, "PYTHONPATH": str(PACK)}
     command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(made), WORDS]
     subprocess.run(command, check=True, cwd=PACK, env=environment)
+    for part in ("text_encoder", "tokenizer", "vae"):
+        (made / part).symlink_to(demo.MODEL / part)
     return made
 
 
 @pytest.fixture(scope="module")
 def reference(folder):
     return load_file(folder / "reference.safetensors")
-
-
-@pytest.fixture
-def demo(pack):
-    return pack("nodes.demo.demo_model")
 
 
 @pytest.fixture
@@ -52,28 +52,12 @@ def clip(demo):
     return demo.load_clip(str(demo.MODEL))
 
 
-class Loader:
-    """A node that outputs the transformer of random weights beside the shipped text encoder and VAE."""
-
-    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
-    FUNCTION = "load"
-    models: tuple = ()
-
-    @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
-        return {"required": {}}
-
-    def load(self):
-        return self.models
-
-
 @pytest.fixture
-def loader(demo, model, clip, monkeypatch):
-    """Return a prompt with the node "loader" for that transformer."""
-    vae = demo.load_vae(str(demo.MODEL))
-    monkeypatch.setattr(Loader, "models", (model, clip, vae))
-    monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, "TestTransformer", Loader)
-    return {"loader": node("TestTransformer")}
+def loader(host, demo, folder, monkeypatch):
+    """Return a prompt with the node "loader" for the transformer of random weights."""
+    monkeypatch.setattr(demo, "MODEL", folder)
+    host.fresh()
+    return {"loader": node("LD_LoadDemoModel", network="transformer")}
 
 
 def latents(tokens):
@@ -179,31 +163,29 @@ def test_it_samples_in_half_precision(host, demo, folder, clip, reference, monke
     assert float((out - reference["sampled"]).abs().mean()) < 0.05 * float(reference["sampled"].abs().mean())
 
 
-def test_without_its_weights_the_error_names_the_file_and_the_way_out(pack, demo, tmp_path):
-    error = pack("layered_core.errors").LayeredError
-    wanted = r"demo model: file .*transformer.*config\.json.*is missing.*Install the pack again.*'UNet'"
-    with pytest.raises(error, match=wanted):
-        demo.load_transformer(str(tmp_path))
+def test_the_choice_loads_the_transformer(host, loader):
+    assert type(host.value(loader, "loader").model) is comfy.model_base.Flux
 
 
-def test_old_prompts_without_the_choice_load_the_unet(host):
+def test_prompts_from_before_the_choice_load_the_unet(host):
     host.fresh()
-    chosen = host.value({"loader": node("LD_LoadDemoModel")}, "loader")
-    assert type(chosen.model) is comfy.model_base.BaseModel
+    assert (
+        type(host.value({"loader": node("LD_LoadDemoModel")}, "loader").model) is comfy.model_base.BaseModel
+    )
 
 
-def test_the_choice_loads_the_transformer_or_says_what_is_missing(host, demo):
-    host.fresh()
-    prompt = {"loader": node("LD_LoadDemoModel", network="transformer")}
-    if demo.TRANSFORMER.is_dir():
-        assert type(host.value(prompt, "loader").model) is comfy.model_base.Flux
-    else:
-        prompt["it"] = node("ModelSave", model=["loader", 0], filename_prefix="x")
-        assert "choose network 'UNet'" in host.error_of(prompt)
+def test_without_its_weights_the_error_names_the_file_and_the_way_out(
+    host, demo, loader, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(demo, "MODEL", tmp_path)
+    loader["it"] = node("ModelSave", model=["loader", 0], filename_prefix="x")
+    error = host.error_of(loader)
+    assert str(tmp_path / "transformer" / "config.json") in error
+    assert "Install the pack again" in error
+    assert "choose network 'UNet'" in error
 
 
 def test_words_act_where_their_layers_are(host, loader):
-    host.fresh()
     plain = host.value(scene(loader, strength=0.0), "s")["samples"]
     acting = host.value(scene(loader), "s")["samples"]
     other = scene(loader)
@@ -216,7 +198,6 @@ def test_words_act_where_their_layers_are(host, loader):
 
 
 def test_recorded_attention_is_shown_for_every_layer_and_picture(host, loader):
-    host.fresh()
     prompt = scene(loader, record=True)
     prompt["it"] = node("LD_AttentionPreview", positive=["r", 1], image=["d", 0], size=128)
     maps = host.value(prompt, "it")
@@ -226,7 +207,6 @@ def test_recorded_attention_is_shown_for_every_layer_and_picture(host, loader):
 
 
 def test_masks_are_made_from_its_attention(host, loader):
-    host.fresh()
     prompt = {
         **loader,
         "a": from_image(name="ball", width=128, height=128, prompt="a red ball", canvas_width=128, canvas_height=128),
