@@ -121,6 +121,14 @@ def number(low: float, high: float, whole: bool = False) -> Callable[[str], floa
     return parse
 
 
+def size(text: str) -> tuple[int, int]:
+    """Return width and height of a text such as ``1024x768``."""
+    numbers = [int(part) for part in text.lower().split("x") if part.isdecimal() and len(part) < 6]
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height, such as 1024x768")
+    return numbers[0], numbers[1]
+
+
 def controlnet(pipeline: LayeredDiffusionPipeline, folder: str) -> ControlNetModel | T2IAdapter:
     from layered_diffusers.methods.masked_control import load_controlnet
     from layered_diffusers.models.loading import require_unet

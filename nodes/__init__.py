@@ -16,6 +16,7 @@ from .attention.attention_preview import AttentionPreview, LayerMaskFromAttentio
 from .attention.regional_prompt_attention import RegionalPromptAttention
 from .control.control_hint import LayerControlHint
 from .control.masked_control_apply import MaskedControlNetApply
+from .control.masked_model_patch import MaskedModelPatch
 from .demo.demo_control import LoadDemoControlNet
 from .demo.demo_model import LoadDemoModel
 from .demo.storybook_picture import StorybookPicture
@@ -23,6 +24,8 @@ from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
 from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
+from .layers.layers_from_layout import LayersFromLayout
+from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
 from .layers.load_layers import LoadLayers
 from .layers.long_work import cancellable
@@ -53,9 +56,12 @@ NODES: list[type[io.ComfyNode]] = [
     SplitLayer,
     JoinLayer,
     MaskedControlNetApply,
+    MaskedModelPatch,
     LayerControlHint,
     LoadLayers,
     SaveLayers,
+    LayoutFromLayers,
+    LayersFromLayout,
     LayoutMetrics,
     PerLayerSDEdit,
     RegenerateLayers,

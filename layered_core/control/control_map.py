@@ -7,7 +7,7 @@ map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -90,17 +90,26 @@ class ControlMap:
             )
         return cls(shown[chosen], tuple(document.layers[i].recipe.control for i in chosen), mode, strength)
 
-    def at(self, active: Sequence[bool], masks: Tensor | None = None) -> Tensor | float:
+    def at(
+        self,
+        active: Sequence[bool],
+        masks: Tensor | None = None,
+        response: Callable[[float], float] = float,
+    ) -> Tensor | float:
         """Return the sum of mask times strength over the ``active`` layers, ``[H, W]``; a plain number if it
         is the same everywhere.
 
-        ``masks`` ``[B, K, H, W]``, e.g. those of tiles, take the place of the map's own and give ``[B, H, W]``.
+        Args:
+            active: whether each layer acts.
+            masks: ``[B, K, H, W]``, e.g. those of tiles; they take the place of the map's own and give
+                ``[B, H, W]``.
+            response: makes the factor on the residuals of a strength.
         """
         masks = self.masks if masks is None else masks
         total = masks.new_zeros(*masks.shape[:-3], *masks.shape[-2:])
         for mask, control, on in zip(masks.unbind(-3), self.controls, active, strict=True):
             if on:
-                total = total + mask * (control.strength * self.strength)
+                total = total + mask * response(control.strength * self.strength)
         first = total.flatten()[0]
         return float(first) if bool((total == first).all()) else total
 

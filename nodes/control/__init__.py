@@ -1,1 +1,1 @@
-"""Nodes for ControlNets per layer."""
+"""Nodes for ControlNets and model patches per layer."""

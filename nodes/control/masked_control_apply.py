@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import comfy.conds
@@ -12,14 +11,14 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.canvas.resizing import resized
 from ...layered_core.control.control_map import CONTROL_MODES, ControlMap
 from ...layered_core.control.hints import document_hint
 from ...layered_core.document import Control
-from ...layered_core.errors import LayeredError, check_number, invalid
-from ..layers.pictures import one_mask, pictures
+from ...layered_core.errors import LayeredError, check_number
+from ..layers.pictures import pictures
 from ..layers.socket import LAYERS, read_stack
 from .control_hint import preprocessor
+from .control_masks import check_aspect, single_mask, within
 from .masked_control_net import IS_POSITIVE_KEY, MaskedControl
 
 
@@ -107,7 +106,7 @@ class MaskedControlNetApply(io.ComfyNode):
         own = Control(strength=strength, start=start_percent, end=end_percent)
         if layers is not None:
             document = read_stack(layers)
-            control_map = _within(ControlMap.of(document, strength=strength, mode=mode), own, mask)
+            control_map = within(ControlMap.of(document, strength=strength, mode=mode), own, mask)
             if image is None:
                 image = document_hint(document, preprocess=preprocessor)[None].movedim(1, -1)
         else:
@@ -116,9 +115,9 @@ class MaskedControlNetApply(io.ComfyNode):
                     "image: neither a hint picture nor layers are connected. Connect a hint picture, or "
                     "layers with a control hint"
                 )
-            shown = torch.ones(1, *image.shape[1:3]) if mask is None else _one_mask(mask)
+            shown = torch.ones(1, *image.shape[1:3]) if mask is None else single_mask(mask)
             control_map = ControlMap(shown, (own,), mode)
-        _check_aspect("image: size of the hint", *image.shape[1:3], control_map.masks)
+        check_aspect("image: size of the hint", *image.shape[1:3], control_map.masks)
         net = control_net.copy().set_cond_hint(image[..., :3].movedim(-1, 1), 1.0, (0.0, 1.0), vae=vae)
         control = MaskedControl(net, control_map, on_canvas=layers is not None)
         wrapped: dict[Any, MaskedControl] = {}
@@ -144,30 +143,3 @@ def _controlled(
             }
         out.append([words, {**options, **ours}])
     return out
-
-
-def _within(control_map: ControlMap, control: Control, mask: Tensor | None) -> ControlMap:
-    """Return the layers' map, limited to the node's own range and mask."""
-    masks = control_map.masks
-    if mask is not None:
-        limit = _one_mask(mask)
-        _check_aspect("mask: size", *limit.shape[-2:], masks)
-        masks = masks * resized(limit, *masks.shape[-2:])
-    ranges = [(max(c.start, control.start), min(c.end, control.end)) for c in control_map.controls]
-    kept = [i for i, (start, end) in enumerate(ranges) if start <= end]
-    controls = tuple(replace(control_map.controls[i], start=ranges[i][0], end=ranges[i][1]) for i in kept)
-    return replace(control_map, masks=masks[kept], controls=controls)
-
-
-def _one_mask(mask: Tensor) -> Tensor:
-    """Return a MASK as ``[1, H, W]`` in 0..1 on the CPU."""
-    return one_mask(mask, fix="Use layers where several are needed")[None].clamp(0, 1)
-
-
-def _check_aspect(what: str, height: int, width: int, canvas: Tensor) -> None:
-    """Raise :class:`LayeredError` unless a picture has the aspect ratio of ``canvas``, to within 2 %."""
-    own_height, own_width = canvas.shape[-2:]
-    if abs(width * own_height - own_width * height) > 0.02 * width * own_height:
-        other = "layers" if what.startswith("mask") else "masks or layers"
-        allowed = f"the aspect ratio of the {other}, {own_width}x{own_height}"
-        raise invalid(what, f"{width}x{height}", allowed, "Crop it to that")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,22 @@ from torch import Tensor
 
 from ...layered_core.canvas.resizing import resized
 from ...layered_core.control.control_map import ControlMap, centre_crop, soft_weights, weighted
-from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.errors import LayeredError
 from ...layered_core.noise.window import Window
-from ..noise.cut_out import CutOut, size_of, text_of
+from ..noise.cut_out import CutOut, size_of
+from .control_family import check_family
+from .control_masks import is_whole
 
 IS_POSITIVE_KEY = "layered_diffusion_led"
 """Key of an entry in a conditioning's ``model_conds`` that marks each row of the batch as positive (1) or
 negative (0). The numbers that ComfyUI gives the chunks of a batch would not do: guiders count differently,
 and split batches when memory is short."""
+
+_SAME_SIZE = (
+    "Connect the layers too if it shows the whole picture, or choose another size in Regenerate Layers; for a "
+    "hint of the cut-out without a mask, take ComfyUI's Apply ControlNet"
+)
+"""What to do where it is not known whether a hint shows the whole picture or the cut-out."""
 
 
 class MaskedControl(comfy.controlnet.ControlBase):
@@ -87,7 +96,8 @@ class MaskedControl(comfy.controlnet.ControlBase):
         else:
             tile, masks = self._split(self.cond_hint)
         sigma = float(t[0])
-        weight = self.map.at([window.acts(sigma) for window in self.windows], masks)
+        active = [window.acts(sigma) for window in self.windows]
+        weight = self.map.at(active, masks)
         if not isinstance(weight, Tensor) and weight == 0:
             return previous
         # One number for all cells becomes the net's own strength: the result is then ComfyUI's to the bit,
@@ -99,9 +109,14 @@ class MaskedControl(comfy.controlnet.ControlBase):
         if control is None:
             return previous
         cells = (x_noisy.shape[-2], x_noisy.shape[-1])
-        weight = 1.0 if everywhere else centre_crop(weight, *cells)
+        weight = 1.0 if everywhere else centre_crop(self.map.at(active, masks, self._response()), *cells)
         out = self._weighted(control, weight, cells, rows)
         return self.control_merge(out, previous, output_dtype=None)
+
+    def _response(self) -> Callable[[float], float]:
+        """Return what the net makes of its strength. Qwen-Image's Fun ControlNets take the root of it."""
+        is_fun = isinstance(self.inner, getattr(comfy.controlnet, "QwenFunControlNet", ()))
+        return math.sqrt if is_fun else float
 
     def _weighted(
         self, control: Mapping[str, Any], weight: Tensor | float, cells: tuple[int, int], rows: Tensor | None
@@ -150,7 +165,8 @@ class MaskedControl(comfy.controlnet.ControlBase):
             hint_is_whole = masks_are_whole = False
         else:
             hint_is_whole, masks_are_whole = (
-                _is_whole(x, cut, w) for x, w in ((hint, "image"), (masks, "mask"))
+                is_whole(x, cut, f"{w} of Masked ControlNet Apply", _SAME_SIZE)
+                for x, w in ((hint, "image"), (masks, "mask"))
             )
         if hint_is_whole:
             other.inner.cond_hint_original = cut.plan.cut_layout(hint)
@@ -196,20 +212,6 @@ def _hinted(net: comfy.controlnet.ControlBase, hint: Tensor | None) -> Iterator[
             net.cond_hint_original, net.cond_hint = own
 
 
-def _is_whole(pictures: Tensor, cut: CutOut, name: str) -> bool:
-    """Return whether a hint or masks show the whole picture, by their size."""
-    size = size_of(pictures)
-    if size == cut.picture == cut.part and bool((pictures != pictures.flatten()[0]).any()):
-        raise invalid(
-            f"{name} of Masked ControlNet Apply: size",
-            text_of(size),
-            "the whole picture's or the cut-out's, where Regenerate Layers gives them different sizes",
-            "Connect the layers too if it shows the whole picture, or choose another size in Regenerate "
-            "Layers; for a hint of the cut-out without a mask, take ComfyUI's Apply ControlNet",
-        )
-    return size == cut.picture
-
-
 def _weigh(
     residual: Tensor, weight: Tensor | float, depth: float, cells: tuple[int, int], rows: Tensor | None
 ) -> Tensor:
@@ -217,68 +219,3 @@ def _weigh(
     if depth != 1 and out.ndim == 4:
         out = out * depth
     return out if rows is None else out * rows.to(out).view(-1, *[1] * (out.ndim - 1))
-
-
-_KINDS = {
-    "input_blocks.0.0.weight": "a UNet",
-    "x_embedder.proj.weight": "an SD3 transformer",
-    "img_in.weight": "a Flux or Qwen transformer",
-}
-"""The first layer of each kind of ComfyUI's networks; its number of outputs is the width of the residuals."""
-
-
-_WORDS = ("attn2.to_k.weight", "context_embedder.weight", "txt_in.weight")
-"""How the name of the first layer that reads words ends."""
-
-
-def check_family(net: comfy.controlnet.ControlBase, model: Any) -> None:
-    """Raise :class:`LayeredError` if shapes show that a ControlNet or T2I-Adapter was made for another family
-    than the model's."""
-    wanted = _shape(model.diffusion_model)
-    got = (
-        _adapter_shape(net.t2i_model)
-        if isinstance(net, comfy.controlnet.T2IAdapter)
-        else _shape(getattr(net, "control_model", None))
-    )
-    for what, own in got.items():
-        if what in wanted and own != wanted[what]:
-            allowed = f"{wanted[what]}, as the model has ({type(model).__name__})"
-            raise invalid(
-                f"control_net: {what}",
-                own,
-                allowed,
-                "It was made for another model family: load one of this family",
-            )
-
-
-def _shape(module: torch.nn.Module | None) -> dict[str, Any]:
-    """Return the properties that a model and its ControlNets have in common; an empty dict for an unknown
-    network."""
-    if module is None:
-        return {}
-    # Packed weights (quantised to 4 bits) do not have the layer's shape.
-    weights = {n.removeprefix("control_"): p for n, p in module.named_parameters() if p.is_floating_point()}
-    first = next((n for n in _KINDS if n in weights), None)
-    if first is None:
-        return {}
-    shape: dict[str, Any] = {
-        "kind of network": _KINDS[first],
-        "width of the residuals": int(weights[first].shape[0]),
-    }
-    words = next((p for n, p in weights.items() if n.endswith(_WORDS)), None)
-    if words is not None:
-        shape["width of the words it reads"] = int(words.shape[1])
-    if hasattr(module, "channel_mult"):
-        shape["number of resolutions"] = len(module.channel_mult)
-    return shape
-
-
-def _adapter_shape(adapter: torch.nn.Module) -> dict[str, Any]:
-    """Return the same for a T2I-Adapter for UNets. Adapters for SDXL serve its three resolutions."""
-    if not hasattr(adapter, "channels"):
-        return {}
-    return {
-        "kind of network": "a UNet",
-        "width of the residuals": int(adapter.channels[0]),
-        "number of resolutions": 3 if getattr(adapter, "xl", False) else len(adapter.channels),
-    }

@@ -156,20 +156,21 @@ def _followed_control(control: Any, cut: CutOut, done: dict[int, Any]) -> Any:
         if hasattr(control, "cut_out"):
             followed = control.cut_out(cut)
         else:
-            _tell_of_hint(getattr(control, "cond_hint_original", None), cut)
+            tell_of_hint(getattr(control, "cond_hint_original", None), cut, "take Masked ControlNet Apply")
         if followed is control and cut_before is not before:
             followed = control.copy()
         done[id(control)] = followed if followed is control else followed.set_previous_controlnet(cut_before)
     return done[id(control)]
 
 
-def _tell_of_hint(hint: Any, cut: CutOut) -> None:
-    """Say in the log that a hint of another node, which stays, has the size of the whole picture."""
+def tell_of_hint(hint: Any, cut: CutOut, instead: str = "") -> None:
+    """Say in the log that a hint of another node, which stays, has the size of the whole picture. ``instead``:
+    what else the user can do."""
     if isinstance(hint, Tensor) and size_of(hint) == cut.picture != cut.part:
         logging.warning(
             f"Regenerate Layers: a ControlNet's hint of {text_of(cut.picture)} has the size of the whole picture, "
-            f"but only a part of it is sampled. If it is of the whole picture, make it of 'cut out', or take "
-            f"Masked ControlNet Apply"
+            f"but only a part of it is sampled. If it is of the whole picture, make it of 'cut out'"
+            + (f", or {instead}" if instead else "")
         )
 
 

@@ -152,6 +152,22 @@ class ControlNet:
         return (control.load_control(str(folder)),)
 
 
+class PatchedModel:
+    """A node that puts a patch of transformer blocks on a MODEL, as a control's node does."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"model": ("MODEL",)}}
+
+    def apply(self, model):
+        clone = model.clone()
+        clone.set_model_double_block_patch(lambda arguments: {**arguments, "img": arguments["img"] * 2})
+        return (clone,)
+
+
 @pytest.fixture(scope="session")
 def host(record_testsuite_property):
     load_extras()
@@ -164,6 +180,7 @@ def host(record_testsuite_property):
     )
     nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
     nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
+    nodes.NODE_CLASS_MAPPINGS["TestPatchedModel"] = PatchedModel
     folder_paths.set_input_directory(str(BASE / "input"))
     yield Host()
     shutil.rmtree(BASE, ignore_errors=True)
@@ -214,5 +231,17 @@ def apply(pack):
             .MaskedControlNetApply.execute(positive, negative, net, **values)
             .result
         )
+
+    return run
+
+
+@pytest.fixture
+def weigh(pack):
+    """Run Masked Model Patch with its widgets at their defaults; return the model."""
+
+    def run(model, base, **values):
+        values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **values}
+        node = pack("nodes.control.masked_model_patch").MaskedModelPatch
+        return node.execute(model, base, **values).result[0]
 
     return run

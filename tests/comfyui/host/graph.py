@@ -32,6 +32,11 @@ def from_image(**inputs):
     return node("LD_LayerFromImage", **{**DEFAULTS, **inputs})
 
 
+def from_layout(text="", **inputs):
+    values = {"boxes": "auto", "order": "as listed", "width": 128, "height": 64}
+    return node("LD_LayersFromLayout", text=text, **{**values, **inputs})
+
+
 def per_layer_sdedit(layers, **inputs):
     values = {
         "background": 1.0,
@@ -92,6 +97,12 @@ def add_layer(prompt, **inputs):
         prompt=prompt,
         **{**values, **inputs},
     )
+
+
+def masked_patch(**inputs):
+    """Return Masked Model Patch on the patched model of a node "patched"."""
+    values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    return node("LD_MaskedModelPatch", model=["patched", 0], base=["loader", 0], **{**values, **inputs})
 
 
 def layer_diffuse(file, **inputs):

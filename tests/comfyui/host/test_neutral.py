@@ -2,7 +2,16 @@
 
 import numpy as np
 import torch
-from graph import from_image, layer_diffuse, load, node, per_layer_sdedit, regenerate, regional
+from graph import (
+    from_image,
+    layer_diffuse,
+    load,
+    masked_patch,
+    node,
+    per_layer_sdedit,
+    regenerate,
+    regional,
+)
 from PIL import Image
 from sampling import LOADER, models, of_ours, sample
 
@@ -10,6 +19,10 @@ import nodes as comfy_nodes
 
 NEUTRAL: dict[str, dict] = {
     "LD_LayerDiffuseApply": {"it": layer_diffuse("layer_xl_transparent_attn.safetensors", weight=0.0)},
+    "LD_MaskedModelPatch": {
+        "patched": node("TestPatchedModel", model=["loader", 0]),
+        "it": masked_patch(strength=0.0),
+    },
     "LD_PerLayerSDEdit": {"a": from_image(width=128, height=128, noise=1.0), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {
         "a": from_image(name="box", width=128, height=128),

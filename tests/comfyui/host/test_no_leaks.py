@@ -9,8 +9,10 @@ from graph import (
     KEPT,
     add_layer,
     from_image,
+    from_layout,
     layer_diffuse,
     load,
+    masked_patch,
     node,
     per_layer_sdedit,
     regenerate,
@@ -57,6 +59,13 @@ EXAMPLES = {
         "a": load("red.png"),
         "it": node("LD_SaveLayers", layers=["a", 0], filename_prefix="leak", format="ora", bits="8"),
     },
+    "LD_LayoutFromLayers": {
+        "a": load("red.png"),
+        "it": node(
+            "LD_LayoutFromLayers", layers=["a", 0], without_words="name", background="element", colours=5
+        ),
+    },
+    "LD_LayersFromLayout": {"it": from_layout('[{"bbox": [0, 0, 500, 500], "desc": "a red ball"}]')},
     "LD_LayoutMetrics": {
         "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
         "p": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
@@ -84,6 +93,11 @@ EXAMPLES = {
             end_percent=1.0,
             mode="balanced",
         ),
+    },
+    "LD_MaskedModelPatch": {
+        "a": from_image(width=64, height=64, control_hint="canny", canvas_width=128, canvas_height=128),
+        "patched": node("TestPatchedModel", model=["loader", 0]),
+        "it": masked_patch(layers=["a", 0]),
     },
     "LD_PerLayerSDEdit": {"a": load("red.png"), "it": per_layer_sdedit("a")},
     "LD_RegenerateLayers": {"a": load("red.png"), "it": regenerate("a", "red")},

@@ -1,10 +1,13 @@
 """Masked ControlNets of families other than the storybook's, and T2I-Adapters: tiny ones with random weights,
 in ComfyUI's own classes."""
 
+import comfy.cldm.dit_embedder
 import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.latent_formats
 import comfy.ldm.flux.controlnet
+import comfy.ldm.hydit.controlnet
+import comfy.ldm.hydit.models
 import comfy.ldm.qwen_image.controlnet
 import comfy.ldm.wan.vae
 import comfy.model_management
@@ -14,6 +17,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.t2i_adapter.adapter
 import comfy.taesd.taesd
+import patch_scene
 import pytest
 import torch
 from control_scene import core, hint
@@ -116,6 +120,36 @@ def qwen():
     )
 
 
+def sd35():
+    """Return SD3.5 with one of Stability's ControlNets, which read no words."""
+    config = {**SD3, "pos_embed_scaling_factor": None, "qk_norm": "rms"}
+    net = comfy.cldm.dit_embedder.ControlNetEmbedder(
+        img_size=None, patch_size=2, in_chans=16, num_layers=1, main_model_double=2, double_y_emb=True,
+        attention_head_dim=64, num_attention_heads=2, adm_in_channels=24, dtype=torch.float32,
+        device=torch.device("cpu"), operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    control = comfy.controlnet.ControlNetSD35(
+        randomised(net), load_device=torch.device("cpu"), compression_ratio=1,
+        latent_format=comfy.latent_formats.SD3(),
+    )  # fmt: skip
+    return loaded(comfy.supported_models.SD3, config, (1, 16, 8, 12)), control, tiny_vae()
+
+
+def qwen_fun():
+    """Return Qwen-Image with a Fun ControlNet, which adds one residual every two blocks here."""
+    net = comfy.ldm.qwen_image.controlnet.QwenImageFunControlNetModel(
+        control_in_features=132, inner_dim=48, num_attention_heads=2, attention_head_dim=24,
+        num_control_blocks=1, main_model_double=2, injection_layers=(0,), dtype=torch.float32,
+        device=torch.device("cpu"), operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    control = comfy.controlnet.QwenFunControlNet(
+        randomised(net), load_device=torch.device("cpu"), compression_ratio=1,
+        latent_format=comfy.latent_formats.Wan21(), extra_conds=[],
+    )  # fmt: skip
+    model = loaded(comfy.supported_models.QwenImage, QWEN, (1, 16, 1, 8, 12), words=56)
+    return model, control, tiny_wan_vae()
+
+
 def tiny_vae():
     """Return a VAE of 16 channels with random weights."""
     return comfy.sd.VAE(sd=randomised(comfy.taesd.taesd.TAESD(latent_channels=16)).state_dict())
@@ -134,7 +168,9 @@ def tiny_wan_vae():
     return comfy.sd.VAE(sd=randomised(net).state_dict())
 
 
-@pytest.fixture(scope="module", params=[flux, flux_latents, sd3, qwen], ids=lambda f: f.__name__)
+@pytest.fixture(
+    scope="module", params=[flux, flux_latents, sd3, sd35, qwen, qwen_fun], ids=lambda f: f.__name__
+)
 def family(request, host):
     with torch.inference_mode():
         return request.param()
@@ -222,6 +258,23 @@ def test_a_transformers_residuals_are_weighted_cell_by_cell_and_shared_between_b
     assert len({id(x) for x in after}) == len({id(x) for x in before})
 
 
+@pytest.mark.parametrize("make", [flux, qwen, qwen_fun])
+def test_inside_a_mask_a_strength_weighs_as_comfyuis_node_does(host, apply, make):
+    """Qwen-Image's Fun ControlNets take the root of their strength."""
+    with torch.inference_mode():
+        (model, positive, negative, latents), net, vae = make()
+    mask = torch.zeros(1, 64, 96)
+    mask[..., :48] = 1
+    strong = apply(net, positive, negative, image=hint(64, 96), strength=0.36, vae=vae)[0]
+    masked = apply(net, positive, negative, image=hint(64, 96), mask=mask, strength=0.36, vae=vae)[0]
+    (_, plain), (_, half) = (residuals(model, c, negative, latents) for c in (strong, masked))
+    place = "output" if plain.get("output") else "input"
+    wanted, got = (x[place][0].unflatten(1, (4, 6)) for x in (plain, half))
+    # The residuals are of the last step, whose input differs a little.
+    torch.testing.assert_close(got[:, :, 0].std(), wanted[:, :, 0].std(), atol=0, rtol=0.1)
+    assert not got[:, :, 3:].any()
+
+
 @pytest.mark.parametrize(("one", "other"), [(flux, qwen), (sd3, flux), (qwen, sd3)])
 def test_a_control_net_of_another_family_is_refused_before_sampling(host, apply, one, other):
     with torch.inference_mode():
@@ -232,6 +285,47 @@ def test_a_control_net_of_another_family_is_refused_before_sampling(host, apply,
         match=r"control_net: (kind of network|width of the .*) is .*; allowed: .*, as the model has",
     ):
         sampled(model, *apply(net, positive, negative, image=hint(64, 96), vae=vae), latents)
+
+
+@pytest.mark.parametrize(("make", "name"), [
+    (patch_scene.z_image, "a Z-Image or Lumina 2 transformer"), (patch_scene.krea2, "a Krea 2 transformer"),
+    (patch_scene.anima, "an Anima or Cosmos transformer"), (patch_scene.wan, "a Wan transformer"),
+])  # fmt: skip
+def test_models_whose_class_adds_no_residuals_refuse_a_control_net(host, apply, make, name):
+    """ComfyUI runs the net and passes over what it gives."""
+    scene = make()
+    with torch.inference_mode():
+        _, net, vae = flux_latents()
+    given = apply(net, scene.positive, scene.negative, image=hint(*scene.size), vae=vae)
+    message = (
+        f"kind of network is 'a Flux or Qwen transformer'; allowed: {name}, .* ComfyUI has no ControlNets for"
+    )
+    with pytest.raises(ValueError, match=message):
+        scene.sampled(scene.model, positive=given[0], negative=given[1])
+
+
+def test_the_log_tells_of_an_unknown_net_that_such_a_model_passes_over(host, pack, caplog):
+    scene = patch_scene.krea2()
+    check = pack("nodes.control.control_family").check_family
+    unknown = comfy.controlnet.ControlNet(torch.nn.Linear(2, 2), load_device=torch.device("cpu"))
+    check(unknown, scene.model.model)
+    assert "ComfyUI's class of a Krea 2 transformer adds no ControlNet's residuals" in caplog.text
+
+
+def test_hunyuan_dit_and_sd3_are_different_kinds(host, pack):
+    """Both begin with the same layer."""
+    shape = pack("nodes.control.control_family")._shape
+    small = {"hidden_size": 128, "depth": 2, "num_heads": 2, "text_states_dim": 32, "text_states_dim_t5": 64,
+             "text_len_t5": 8}  # fmt: skip
+    options = {
+        "operations": comfy.ops.disable_weight_init,
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+    }
+    net = comfy.ldm.hydit.controlnet.HunYuanControlNet(**small, **options)
+    model = comfy.ldm.hydit.models.HunYuanDiT(**small, log_fn=lambda *_: None, **options)
+    wanted = {"kind of network": "a Hunyuan DiT", "width of the residuals": 128}
+    assert shape(net) == shape(model) == wanted
 
 
 # --- T2I-Adapter ---

@@ -14,16 +14,16 @@ import nodes as comfy_nodes
 PICTURES = [
     ("LD_AddLayerByPrompt", "image"), ("LD_AttentionPreview", "image"), ("LD_FindPlace", "before"),
     ("LD_FindPlace", "draft"), ("LD_JoinLayer", "image"), ("LD_LayerFromImage", "image"),
-    ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"), ("LD_PasteBack", "image"),
-    ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"), ("LD_StageLayer", "image"),
-    ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
+    ("LD_LayersFromLayout", "image"), ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"),
+    ("LD_PasteBack", "image"), ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"),
+    ("LD_StageLayer", "image"), ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
 ]  # fmt: skip
 UNREAD = [("LD_ArrangeLayers", "picture")]
 """Inputs of which only the connection counts."""
 MASKS = [
     ("LD_AddLayerByPrompt", "mask"), ("LD_JoinLayer", "alpha"), ("LD_LayerFromImage", "mask"),
-    ("LD_LayoutMetrics", "detections"), ("LD_MaskedControlNetApply", "mask"), ("LD_RegenerateLayers", "mask"),
-    ("LD_TransparentEncode", "mask"),
+    ("LD_LayoutMetrics", "detections"), ("LD_MaskedControlNetApply", "mask"), ("LD_MaskedModelPatch", "mask"),
+    ("LD_RegenerateLayers", "mask"), ("LD_TransparentEncode", "mask"),
 ]  # fmt: skip
 
 
@@ -121,6 +121,9 @@ def tensors(value):
         return [torch.tensor(value)]
     if type(value).__name__ == "MaskedControl":
         return [value.map.masks]
+    if hasattr(value, "model_options"):
+        patches = value.model_options["transformer_options"]["patches"]["double_block"]
+        return [patch.mask.map.masks for patch in patches]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return [t for part in parts for t in tensors(part)]
 
