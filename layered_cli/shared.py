@@ -53,9 +53,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=number(0, 50),
-        default=3.0,
         metavar="G",
-        help="scale of classifier-free guidance; 1 turns it off (default: %(default)s)",
+        help="scale of classifier-free guidance; 1 turns it off (default: 3, or 2 for transparent layers of "
+        "the shipped storybook)",
     )
     parser.add_argument(
         "--seed",

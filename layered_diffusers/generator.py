@@ -26,6 +26,7 @@ from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode, stack
 from layered_diffusers.sampling import (
+    GUIDANCE,
     Drawing,
     Method,
     Progress,
@@ -61,7 +62,7 @@ class Generator:
         width: int | None = None,
         height: int | None = None,
         steps: int = 25,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         start: Tensor | None = None,
         strength: float = 1.0,
@@ -76,7 +77,7 @@ class Generator:
             width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size is
                 allowed: the latents are padded and the picture is cropped.
             steps: sampling steps, 1..1000.
-            guidance: classifier-free guidance, 0..50; 1 turns it off.
+            guidance: classifier-free guidance, 0..50; 1 turns it off. None for ``GUIDANCE``.
             seeds: one for each picture; its noise does not depend on the batch. None for 0, 1, 2, ...
             start: pictures ``[B or 1, 3, H, W]`` in 0..1 to start from (SDEdit, arXiv 2108.01073), or None
                 to start from noise alone.
@@ -91,6 +92,7 @@ class Generator:
         Raises:
             LayeredError: a value is out of range; the text names it.
         """
+        guidance = GUIDANCE if guidance is None else guidance
         seeds, height, width = self._checked(
             prompts, seeds, start, height, width, steps=steps, guidance=guidance, strength=strength
         )

@@ -18,6 +18,9 @@ from layered_core.noise.change_map import noise_level
 from layered_core.noise.guidance import classifier_free
 from layered_core.painting.repaint import Repaint
 
+GUIDANCE = 3.0
+"""Classifier-free guidance of a run for which none is given."""
+
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and the number of all steps. May raise to stop."""
 
@@ -98,6 +101,11 @@ class Method:
         before cond rows."""
         return {}
 
+    def guided(self, run: Run, prediction: Tensor, cond: Tensor, model_input: Tensor, index: int) -> Tensor:
+        """Return the prediction ``[B, C, h, w]`` after classifier-free guidance, changed; ``cond`` is the
+        conditional one, and ``model_input`` the scaled latents that both were predicted from."""
+        return prediction
+
     def after_step(self, run: Run, index: int) -> None:
         """Act after the scheduler's step: ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after
         the last step."""
@@ -127,7 +135,7 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
         for index, t in enumerate(run.timesteps):
             for method in methods:
                 method.before_step(run, index)
-            model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
+            scaled = model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
             more = add_residuals([method.model_inputs(run, model_input, index) for method in methods])
             if run.added:
                 more["added_cond_kwargs"] = run.added
@@ -135,6 +143,8 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
                 model_input = torch.cat([model_input, run.concat], 1)
             uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
             prediction = classifier_free(uncond, cond, run.guidance)
+            for method in methods:
+                prediction = method.guided(run, prediction, cond, scaled[: len(cond)], index)
             run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
             for method in methods:
                 method.after_step(run, index)
@@ -211,7 +221,7 @@ class Sampling(TypedDict, total=False):
 
     negative: str
     steps: int
-    guidance: float
+    guidance: float | None
     methods: Sequence[Method]
     progress: Progress | None
 

@@ -14,7 +14,7 @@ from layered_core.attention.regional_plan import Settings
 from layered_core.document import LayerDocument
 from layered_core.errors import check_number, invalid
 from layered_diffusers.generator import Generator
-from layered_diffusers.sampling import Method, Progress, noised
+from layered_diffusers.sampling import GUIDANCE, Method, Progress, noised
 from layered_diffusers.transformer import latents
 from layered_diffusers.transformer.hosts import host_of
 from layered_diffusers.transformer.regional_prompts import JointPrompts
@@ -50,7 +50,7 @@ class TransformerGenerator(Generator):
         width: int | None = None,
         height: int | None = None,
         steps: int = 25,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         start: Tensor | None = None,
         strength: float = 1.0,
@@ -58,6 +58,7 @@ class TransformerGenerator(Generator):
         progress: Progress | None = None,
     ) -> tuple[Tensor, int, int]:
         """Sample a batch of latents. As :meth:`Generator.sample_latents`, but ``guidance`` is 1..50."""
+        guidance = GUIDANCE if guidance is None else guidance
         seeds, height, width = self._checked(
             prompts, seeds, start, height, width, steps=steps, guidance=guidance, strength=strength
         )

@@ -115,7 +115,9 @@ FOR_OWN_FILES = {
     "13_layerdiffuse_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
     "14_foreground_on_background": {("CheckpointLoaderSimple", "ckpt_name"), ("LoadImage", "image")},
     "16_regions_flux": {
-        ("UNETLoader", "unet_name"), ("DualCLIPLoader", "clip_name1"), ("DualCLIPLoader", "clip_name2"),
+        ("UNETLoader", "unet_name"),
+        ("DualCLIPLoader", "clip_name1"),
+        ("DualCLIPLoader", "clip_name2"),
         ("VAELoader", "vae_name"),
     },  # fmt: skip
     "17_regions_qwen_image": _THREE_FILES,
