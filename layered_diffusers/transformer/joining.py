@@ -36,6 +36,10 @@ class Layout:
     spans: Spans
     """Places in ``live``."""
 
+    def to(self, device: torch.device) -> Layout:
+        """Return the same on a device."""
+        return Layout(self.live.to(device), self.text.to(device), self.spans)
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -105,7 +109,7 @@ class Joiner:
         mask = named.get("encoder_hidden_states_mask")
         if mask is not None:
             named["encoder_hidden_states_mask"] = torch.cat([mask, mask.new_ones(len(mask), room)], 1)
-        return [self._layout(i, joined, length, room) for i in range(len(joined.rows))]
+        return [self._layout(i, joined, length, room).to(states.device) for i in range(len(joined.rows))]
 
     @contextmanager
     def positions(self) -> Iterator[None]:
@@ -149,7 +153,8 @@ class ListJoiner(Joiner):
             if joined.texts[i]:
                 block = joined.block(i, text.shape[-1], self.host.family.multiple)
                 given[2][i] = torch.cat([text, block.to(text)])
-        return [self._layout_of(i, joined) for i in range(len(joined.rows))]
+        device = given[2][0].device
+        return [self._layout_of(i, joined).to(device) for i in range(len(joined.rows))]
 
     @contextmanager
     def positions(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ does not see compiled graphs and other kernels; these are refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from layered_diffusers.transformer.latents import PATCH, pack
 
 Factor = Callable[[float], Tensor]
 """Relative noise to the factor on the guidance of every latent cell, ``[B, 1, h, w]``."""
+
+Group = tuple[slice, Row, Layout]
+"""Rows of the batch that are computed together."""
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
@@ -58,7 +61,7 @@ class Joint(TorchFunctionMode):
         """Scale of classifier-free guidance."""
         self.step = self.call = 0
         self._rows: Sequence[Row] = ()
-        self._layouts: list[Layout] = []
+        self._groups: list[Group] = []
         self._seen = self._attended = 0
         self._worded: Any = None
 
@@ -90,7 +93,7 @@ class Joint(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Compute an attention of the transformer, or call any other function."""
-        if func is functional.scaled_dot_product_attention and self._layouts:
+        if func is functional.scaled_dot_product_attention and self._groups:
             return self._attend(func, {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})})
         return func(*args, **(kwargs or {}))
 
@@ -109,12 +112,12 @@ class Joint(TorchFunctionMode):
             for r, on in zip(self._rows, acts, strict=True)
         ]
         given = tuple(list(x) if isinstance(x, list) else x for x in given)
-        self._layouts = self.joiner.join(Joined(self._rows, texts), given, named)
+        self._groups = _grouped(self._rows, self.joiner.join(Joined(self._rows, texts), given, named))
         self._seen = self._attended = 0
         return given, named
 
     def _after(self, module: nn.Module, given: Any, output: Any) -> Any:
-        watched, self._layouts, self.joiner.joined = bool(self._layouts), [], None
+        watched, self._groups, self.joiner.joined = bool(self._groups), [], None
         if watched and not self._attended:
             raise LayeredError(
                 "regions: no attention of the transformer was seen. Use diffusers' native attention, without "
@@ -134,10 +137,9 @@ class Joint(TorchFunctionMode):
         self._attended += kind == "joint"
         attend: Attend = lambda q, k, v, bias: func(q, k, v, attn_mask=bias)  # noqa: E731
         out = torch.zeros_like(q)
-        for rows, row, layout in self._groups():
+        for rows, row, layout in self._groups:
             places = layout.live if kind == "joint" else layout.text
             whole = len(places) == q.shape[2]
-            places = places.to(q.device)
             own = [x[rows] if whole else x[rows].index_select(2, places) for x in (q, k, v)]
             found = self._compute(kind, own, row, layout, attend)
             out[rows] = found if whole else out[rows].index_copy(2, places, found)
@@ -164,16 +166,6 @@ class Joint(TorchFunctionMode):
             )
         return "joint" if queries == keys > self.joiner.grid[0] * self.joiner.grid[1] else "other"
 
-    def _groups(self) -> list[tuple[slice, Row, Layout]]:
-        """Return the rows that are computed together: those of one document."""
-        groups: list[tuple[slice, Row, Layout]] = []
-        for i, (row, layout) in enumerate(zip(self._rows, self._layouts, strict=True)):
-            if groups and groups[-1][1] == row and torch.equal(groups[-1][2].live, layout.live):
-                groups[-1] = slice(groups[-1][0].start, i + 1), row, layout
-            else:
-                groups.append((slice(i, i + 1), row, layout))
-        return groups
-
     def _guided(self, output: Any) -> Any:
         """Change the predictions so that the pipeline's guidance is ``factor`` times its scale in every cell."""
         assert self.factor is not None
@@ -197,6 +189,17 @@ class Joint(TorchFunctionMode):
         return (list(both) if isinstance(found, list) else both,)
 
 
+def _grouped(rows: Sequence[Row], layouts: Sequence[Layout]) -> list[Group]:
+    """Group neighbouring rows of one document."""
+    groups: list[Group] = []
+    for i, (row, layout) in enumerate(zip(rows, layouts, strict=True)):
+        if groups and groups[-1][1] == row and torch.equal(groups[-1][2].live, layout.live):
+            groups[-1] = slice(groups[-1][0].start, i + 1), row, layout
+        else:
+            groups.append((slice(i, i + 1), row, layout))
+    return groups
+
+
 def _check_visible(transformer: Any) -> None:
     """Raise :class:`LayeredError` if the transformer is compiled or attends by other kernels."""
     name = type(transformer).__name__
@@ -218,10 +221,11 @@ def _check_visible(transformer: Any) -> None:
 
 def _backends(transformer: Any) -> set[str]:
     """Return the names of diffusers' attention backends that a transformer uses."""
-    from diffusers.models import attention_dispatch
+    usual = "native"
+    with suppress(ImportError):  # diffusers before 0.35 has no other kernels
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    registry = getattr(attention_dispatch, "_AttentionBackendRegistry", None)
-    usual = str(registry.get_active_backend()[0].value) if registry is not None else "native"
+        usual = str(_AttentionBackendRegistry.get_active_backend()[0].value)
     processors = (m.processor for m in transformer.modules() if hasattr(m, "processor"))
     own = {getattr(p, "_attention_backend", None) for p in processors}
     return {usual if b is None else str(getattr(b, "value", b)) for b in own}

@@ -75,7 +75,7 @@ def sample(run: FlowRun, methods: Sequence[Method] = (), progress: Progress | No
 
         def after_step(pipeline: Any, index: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             rows = tensors["latents"]
-            run.latents = _unpacked(run, rows).float()
+            run.latents = _unpacked(run, rows).to(run.noise)
             run.joint.next_step()
             for method in methods:
                 method.after_step(run, index)  # type: ignore[arg-type]
