@@ -47,18 +47,21 @@ class JointPrompts(WordedMethod):
         Args:
             model: one of :data:`~layered_diffusers.models.loading.TRANSFORMERS`; it encodes the words.
             documents: one for each picture, or one for all of them; the canvas is stretched over the picture.
-            settings: see :class:`~layered_core.attention.regional_plan.Settings`.
+            settings: see :class:`~layered_core.attention.regional_plan.Settings`; without ``rescale``.
             prompts: prompt of the whole picture for each document; empty or None takes the document's words.
             negative: negative prompt of the whole picture; empty takes the document's own.
             maps: records the attention to the layers' words; works with one document only.
 
         Raises:
             LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions`; a layer has an
-                embedding, or more words than the model reads.
+                embedding, or more words than the model reads; the settings rescale guidance.
         """
         self.model, self.settings, self.maps = model, settings or Settings(), maps
         if maps is not None and len(documents) != 1:
             raise invalid("maps: number of documents", len(documents), "1")
+        if self.settings.rescale:
+            fix = "Guidance is rescaled on UNets only without ComfyUI; in ComfyUI on transformers too"
+            raise invalid("rescale", self.settings.rescale, "0 on transformers", fix)
         for layer in (x for d in documents for x in d if x.visible and x.prompt.strip()):
             if layer.recipe.embedding:
                 require_unet(model, f"layer {layer.name!r}: its embedding {layer.recipe.embedding!r}")

@@ -223,6 +223,11 @@ def test_another_attention_backend_is_refused():
     sampled(pipeline)
 
 
+def test_rescaled_guidance_is_refused(pipeline):
+    with pytest.raises(LayeredError, match="rescale is 0.5; allowed: 0 on transformers"):
+        regional(pipeline, rescale=0.5)
+
+
 def test_an_embedding_of_a_layer_is_refused(pipeline):
     with pytest.raises(LayeredError, match="layer 'ball': its embedding 'krk' needs a model with a UNet"):
         regional(pipeline, [document(embedding="krk")])
