@@ -74,6 +74,33 @@ def test_a_layer_over_all_of_the_canvas_acts_as_its_words_would_as_the_prompt(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_with_nothing_closed_it_is_the_plain_run_of_the_joined_texts_to_the_bit(
+    family, regions, model_of, clip_of, pack, monkeypatch
+):
+    """What is left of the hook then, the joining and the override, changes nothing."""
+    module, joined = pack("nodes.attention.transformer_run"), []
+
+    def open_to_all(q, k, v, read, way, attend, **more):
+        return attend(q, k, v, torch.zeros(q.shape[2], k.shape[2]))
+
+    join = module._Pass.joined
+    monkeypatch.setattr(module._Pass, "joined", lambda now, c: joined.append(join(now, c)) or joined[-1])
+    monkeypatch.setattr(module._Pass, "move", lambda now, args: args)
+    monkeypatch.setattr(module, "_in_place", lambda executor, network, now, *a, **n: executor(*a, **n))
+    monkeypatch.setattr(module._Pass, "_refine", lambda now, q, k, v, attend, mask: attend(q, k, v, mask))
+    monkeypatch.setattr(module._Pass, "_cross", lambda now, q, k, v, attend, mask: attend(q, k, v, mask))
+    monkeypatch.setattr(regions.joint_regions, "attend_jointly", open_to_all)
+    out = regions.node.execute(
+        model_of(family), clip_of(family), halves(regions), **{**WIDGETS, "prompt": "a meadow", **EXACT}
+    ).result
+    seen = tiny.sampled(out[0], family, out[1], out[2])
+    rest = {k: v for k, v in out[1][0][1].items() if k not in ("layered_diffusion_attention", "t5xxl_ids")}
+    plain = tiny.sampled(model_of(family), family, [[joined[0], rest]], out[2])
+    assert torch.equal(seen, plain)
+    assert joined[0].shape[1] > out[1][0][0].shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_that_no_pixel_reads_is_as_if_absent(family, regions, run):
     document = regions.layers.read_stack(halves(regions))
     ball, star = document.layers
