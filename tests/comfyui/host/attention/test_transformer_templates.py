@@ -1,5 +1,5 @@
 """The workflows for transformers run on small random networks of their families, in place of the files that their
-loaders name."""
+loaders name; and the texts of Regional Prompt Attention name every family."""
 
 import copy
 import json
@@ -100,3 +100,12 @@ def test_at_strength_0_it_is_the_plain_workflow_to_the_bit(host, name):
     del plain[regions]
     got, wanted = (host.value(p, one(p, "KSampler"))["samples"] for p in (prompt, plain))
     assert torch.equal(got, wanted)
+
+
+def test_every_family_is_named_in_the_tooltip_and_in_the_help_page_with_its_limit(pack, regions):
+    (model,) = [i for i in regions.node.define_schema().inputs if i.id == "model"]
+    rows = (PACK / "web/docs/LD_RegionalPromptAttention/en.md").read_text(encoding="utf-8").splitlines()
+    for family in pack("layered_core.attention.families").FAMILIES.values():
+        assert family.name.replace("Stable Diffusion 3", "3 or 3.5") in model.tooltip
+        (limit,) = [row for row in rows if row.startswith("|") and family.name in row.split("|")[1]][:1]
+        assert str(family.limit) in limit.split("|")[2]
