@@ -52,7 +52,15 @@ def run_of(unet: UNet2DConditionModel, side: int) -> Run:
     latents = torch.randn(1, 4, side // 8, side // 8)
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(2)
-    return Run(unet, scheduler, scheduler.timesteps, latents, latents, torch.randn(2, 77, 768), guidance=7.5)
+    return Run(
+        unet=unet,
+        scheduler=scheduler,
+        timesteps=scheduler.timesteps,
+        latents=latents,
+        noise=latents,
+        context=torch.randn(2, 77, 768),
+        guidance=7.5,
+    )
 
 
 def step(run: Run, controls: list[MaskedControl]) -> Tensor:

@@ -35,8 +35,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="FOLDER",
-        help="any Stable Diffusion 1.x, 2.x or XL model in the diffusers layout (default: the shipped "
-        "storybook)",
+        help="a model in the diffusers layout: Stable Diffusion 1.x, 2.x, XL, 3, Flux, Qwen-Image or Z-Image; or "
+        "demo-transformer, the storybook transformer (default: the shipped storybook)",
     )
     parser.add_argument(
         "--sampler",
@@ -53,9 +53,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=number(0, 50),
-        default=3.0,
         metavar="G",
-        help="scale of classifier-free guidance; 1 turns it off (default: %(default)s)",
+        help="scale of classifier-free guidance; 1 turns it off (default: 3, or 2 for transparent layers of "
+        "the shipped storybook)",
     )
     parser.add_argument(
         "--seed",
@@ -121,9 +121,19 @@ def number(low: float, high: float, whole: bool = False) -> Callable[[str], floa
     return parse
 
 
+def size(text: str) -> tuple[int, int]:
+    """Return width and height of a text such as ``1024x768``."""
+    numbers = [int(part) for part in text.lower().split("x") if part.isdecimal() and len(part) < 6]
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height, such as 1024x768")
+    return numbers[0], numbers[1]
+
+
 def controlnet(pipeline: LayeredDiffusionPipeline, folder: str) -> ControlNetModel | T2IAdapter:
     from layered_diffusers.methods.masked_control import load_controlnet
+    from layered_diffusers.models.loading import require_unet
 
+    require_unet(pipeline.model, "a ControlNet")
     return load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
 
 

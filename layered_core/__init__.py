@@ -28,7 +28,7 @@ Modules and rooms (each room's own docstring lists its files):
 * ``painting``: repainting a part of a picture; building a picture in stages.
 * ``transparency``: LayerDiffuse.
 * ``editing``: selecting, arranging and previewing the layers of a document.
-* ``formats``: PSD, OpenRaster and JSON files.
+* ``formats``: PSD, OpenRaster and JSON files; lists of elements with boxes and words.
 * ``metrics``: figures of pictures and layouts.
 
 Letters used for shapes throughout: B batch, L layers, H W pixels, h w latent cells, C channels, N tokens, T

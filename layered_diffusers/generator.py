@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from layered_core.attention.attention_maps import AttentionMaps
+from layered_core.attention.regional_plan import Settings
 from layered_core.canvas.compositing import flat
 from layered_core.canvas.masks import mask_pyramid
 from layered_core.canvas.soft_masks import grow
@@ -19,10 +21,22 @@ from layered_core.painting.repaint import Repaint, plan_repaint, tighten
 from layered_core.painting.stages import DRAFT_STRENGTH, changed_region, draft_reach, draft_steps
 from layered_diffusers.methods.change_map import ChangeMap, InpaintInput
 from layered_diffusers.methods.masked_control import InpaintControl
+from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode, stack
-from layered_diffusers.sampling import Drawing, Method, Progress, Run, Sampling, check_seeds, noised, sample
+from layered_diffusers.sampling import (
+    GUIDANCE,
+    Drawing,
+    Method,
+    Progress,
+    Run,
+    Sampling,
+    WordedMethod,
+    check_seeds,
+    noised,
+    sample,
+)
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -48,7 +62,7 @@ class Generator:
         width: int | None = None,
         height: int | None = None,
         steps: int = 25,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         seeds: Sequence[int] | None = None,
         start: Tensor | None = None,
         strength: float = 1.0,
@@ -63,7 +77,7 @@ class Generator:
             width, height: pixels, 1..16384; None for the size of ``start`` or the model's own. Any size is
                 allowed: the latents are padded and the picture is cropped.
             steps: sampling steps, 1..1000.
-            guidance: classifier-free guidance, 0..50; 1 turns it off.
+            guidance: classifier-free guidance, 0..50; 1 turns it off. None for ``GUIDANCE``.
             seeds: one for each picture; its noise does not depend on the batch. None for 0, 1, 2, ...
             start: pictures ``[B or 1, 3, H, W]`` in 0..1 to start from (SDEdit, arXiv 2108.01073), or None
                 to start from noise alone.
@@ -78,30 +92,15 @@ class Generator:
         Raises:
             LayeredError: a value is out of range; the text names it.
         """
-        check_whole("steps", steps, 1, 1000)
-        check_number("guidance", guidance, 0, 50)
-        check_number("strength", strength, 0, 1)
-        if not prompts:
-            raise invalid("prompts", list(prompts), "at least one")
-        seeds = check_seeds(seeds, len(prompts))
-        if start is not None:
-            height = start.shape[-2] if height is None else height
-            width = start.shape[-1] if width is None else width
-        width = self.side if width is None else width
-        height = self.side if height is None else height
-        check_whole("width", width, 1, MAX_SIDE)
-        check_whole("height", height, 1, MAX_SIDE)
-
-        padded_height, padded_width = self._padded(height), self._padded(width)
-        shape = (
-            len(prompts),
-            int(self.model.vae.config.latent_channels),
-            padded_height // self.scale,
-            padded_width // self.scale,
+        guidance = GUIDANCE if guidance is None else guidance
+        seeds, height, width = self._checked(
+            prompts, seeds, start, height, width, steps=steps, guidance=guidance, strength=strength
         )
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-        noise = torch.cat([torch.randn(1, *shape[1:], generator=g) for g in generators])
-        noise = noise.to(self.model.device, self.model.unet.dtype)
+        padded_height, padded_width = self._padded(height), self._padded(width)
+        channels = int(self.model.vae.config.latent_channels)
+        noise, generators = self._noise(
+            seeds, (channels, padded_height // self.scale, padded_width // self.scale)
+        )
         context, added = self._words(list(prompts), negative, padded_width, padded_height)
         scheduler = copy.deepcopy(self.model.scheduler)
         scheduler.set_timesteps(steps, device=self.model.device)
@@ -121,7 +120,7 @@ class Generator:
             generators=generators,
         )
         if start is not None:
-            clean = self.encode(start).expand(shape)
+            clean = self.encode(start).expand_as(noise)
             if skipped or strength < 1:
                 run.latents = noised(run, clean, 0)
         return sample(run, methods, progress), height, width
@@ -189,7 +188,20 @@ class Generator:
             mask[None, None], (0, width - mask.shape[-1], 0, height - mask.shape[-2]), mode="replicate"
         )
         cells = mask_pyramid(padded, [(height // self.scale, width // self.scale)])[0][0, 0]
-        return cells.to(self.model.device, self.model.unet.dtype)
+        return cells.to(self.model.device, self.dtype)
+
+    def regional_prompts(
+        self,
+        documents: Sequence[LayerDocument],
+        settings: Settings | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        negative: str = "",
+        maps: AttentionMaps | None = None,
+    ) -> WordedMethod:
+        """Return the method that makes each layer's words act where the layer is visible. See
+        :class:`~layered_diffusers.methods.regional_attention.RegionalPrompts`; sample with its ``prompts``."""
+        return RegionalPrompts(self.model, documents, settings, prompts=prompts, negative=negative, maps=maps)
 
     def stage_plan(
         self,
@@ -234,7 +246,7 @@ class Generator:
         """Return the method that applies the plan's change map; ``start`` ``[1, 3, H, W]`` is the part that
         the plan cuts out."""
         cells = plan.cells(start.shape[-2] // self.scale, start.shape[-1] // self.scale).to(
-            self.model.device, self.model.unet.dtype
+            self.model.device, self.dtype
         )
         return ChangeMap(
             self.encode(start), cells, threshold=threshold, noise=noise, dilation=dilation, softness=softness
@@ -250,16 +262,18 @@ class Generator:
     def encode(self, pictures: Tensor) -> Tensor:
         """Encode pictures ``[B, 3, H, W]`` in 0..1, padded by repeating the edge, to latents ``[B, C, h, w]``
         in the UNet's scale (the mean of the VAE's distribution)."""
-        height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
-        padded = functional.pad(
-            pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate"
-        )
-        return vae.encode(self.model, padded)
+        return vae.encode(self.model, self._filled(pictures))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1
         on the CPU."""
         return vae.decode(self.model, latents)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the latents between steps."""
+        found: torch.dtype = self.model.unet.dtype
+        return found
 
     @property
     def unit(self) -> int:
@@ -269,6 +283,48 @@ class Generator:
     def _padded(self, side: int) -> int:
         """Return the smallest side that the model takes and that is not smaller than ``side``, pixels."""
         return -(-side // self.unit) * self.unit
+
+    def _filled(self, pictures: Tensor) -> Tensor:
+        """Return pictures ``[B, 3, H, W]`` with sides that the model takes; the padding repeats the edge."""
+        height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
+        return functional.pad(
+            pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate"
+        )
+
+    def _checked(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None,
+        start: Tensor | None,
+        height: int | None,
+        width: int | None,
+        *,
+        steps: int,
+        guidance: float,
+        strength: float,
+    ) -> tuple[list[int], int, int]:
+        """Check what :meth:`sample_latents` gets, and return the seeds, height and width."""
+        check_whole("steps", steps, 1, 1000)
+        check_number("guidance", guidance, 0, 50)
+        check_number("strength", strength, 0, 1)
+        if not prompts:
+            raise invalid("prompts", list(prompts), "at least one")
+        if start is not None:
+            height = start.shape[-2] if height is None else height
+            width = start.shape[-1] if width is None else width
+        width = self.side if width is None else width
+        height = self.side if height is None else height
+        check_whole("width", width, 1, MAX_SIDE)
+        check_whole("height", height, 1, MAX_SIDE)
+        return check_seeds(seeds, len(prompts)), height, width
+
+    def _noise(
+        self, seeds: Sequence[int], shape: tuple[int, int, int]
+    ) -> tuple[Tensor, list[torch.Generator]]:
+        """Return noise ``[B, C, h, w]``, each picture's from its own seed, and the generators that made it."""
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        noise = torch.cat([torch.randn(1, *shape, generator=g) for g in generators])
+        return noise.to(self.model.device, self.dtype), generators
 
     @torch.no_grad()
     def _words(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from demo.world.places import TRANSFORMER
 from layered_core.attention.regional_plan import Settings
 from layered_core.canvas.compositing import GREY, over_colour
 from layered_core.document import LayerDocument
@@ -19,10 +20,16 @@ from layered_core.formats.pictures import to_image
 from layered_core.painting.repaint import plan_document
 from layered_diffusers import stages
 from layered_diffusers.generator import Generator
-from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.models.adapters import embedded
-from layered_diffusers.models.loading import STORYBOOK, find_model, load_model
+from layered_diffusers.models.loading import (
+    STORYBOOK,
+    find_model,
+    holds_transformer,
+    is_transformer,
+    load_model,
+)
 from layered_diffusers.sampling import Sampling
+from layered_diffusers.transformer.generator import TransformerGenerator
 from layered_diffusers.transparent import (
     generate_in_place,
     generate_together,
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class LayeredDiffusionPipeline(Generator):
-    """Layer-wise generation with one Stable Diffusion model.
+    """Layer-wise generation with one model: Stable Diffusion, or a transformer.
 
     Load it with :meth:`from_pretrained`, then call :meth:`generate_layer`, :meth:`add_layer` or
     :meth:`render`. Pictures are Pillow images. Masks are 1 (white) where the picture may change.
@@ -58,10 +65,12 @@ class LayeredDiffusionPipeline(Generator):
         """Load a model from disk.
 
         Args:
-            path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL), an id in the local Hugging Face
-                cache, or None for the storybook.
+            path_or_id: a folder in the diffusers layout (SD 1.x, 2.x, XL, or one of
+                :data:`layered_diffusers.models.loading.TRANSFORMERS`), an id in the local Hugging Face cache,
+                None for the storybook, or ``demo-transformer`` for the storybook transformer.
             device: None for the GPU if there is one.
-            dtype: None for float16 on a GPU (the storybook: float32), float32 elsewhere.
+            dtype: None for float16 on a GPU (transformers: bfloat16, the storybook: float32), float32
+                elsewhere.
             sampler: one of :data:`layered_diffusers.models.loading.SAMPLERS`; None for the model's own. Any
                 other scheduler of diffusers can be set as ``pipeline.model.scheduler``.
 
@@ -74,10 +83,11 @@ class LayeredDiffusionPipeline(Generator):
             if device is not None
             else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         )
-        dtype = dtype or (
-            torch.float16 if device.type == "cuda" and find_model(path_or_id) != STORYBOOK else torch.float32
-        )
-        return cls(load_model(path_or_id, device, dtype, sampler))
+        half = torch.bfloat16 if holds_transformer(path_or_id) else torch.float16
+        shipped = find_model(path_or_id) in (STORYBOOK, TRANSFORMER)
+        dtype = dtype or (half if device.type == "cuda" and not shipped else torch.float32)
+        model = load_model(path_or_id, device, dtype, sampler)
+        return TransformerPipeline(model) if is_transformer(model) else cls(model)
 
     def generate_transparent(self, prompts: Sequence[str], **options: Unpack[Painting]) -> Tensor:
         """Sample layers with their own transparency, ``[B, 4, H, W]``. See
@@ -290,12 +300,17 @@ class LayeredDiffusionPipeline(Generator):
         acts = attention is not None and attention.strength > 0
         with embedded(self.model, [document] if acts else [], adapters):
             if attention is not None:
-                method = RegionalPrompts(self.model, [document], attention, negative=options["negative"])
+                method = self.regional_prompts([document], attention, negative=options["negative"])
                 words, options["methods"] = method.prompts[0], [method, *options.get("methods", ())]
             pictures = self.generate(
                 [words], seeds=[seed], start=self.flat(document), strength=strength, **options
             )
         return to_image(pictures[0].permute(1, 2, 0))
+
+
+class TransformerPipeline(TransformerGenerator, LayeredDiffusionPipeline):
+    """The pipeline with a transformer. LayerDiffuse, ControlNets and textual-inversion embeddings need a UNet;
+    asking for them is an error."""
 
 
 def _array(image: Image.Image) -> np.ndarray:

@@ -14,25 +14,44 @@ from torch import Tensor
 
 from layered_core.canvas.soft_masks import keep_outside
 from layered_core.errors import check_whole, invalid
+from layered_core.noise.change_map import noise_level
 from layered_core.noise.guidance import classifier_free
 from layered_core.painting.repaint import Repaint
+
+GUIDANCE = 3.0
+"""Classifier-free guidance of a run for which none is given."""
 
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and the number of all steps. May raise to stop."""
 
 
 @dataclass
-class Run:
-    """The state of one sampling run. Methods may read and change it."""
+class AnyRun:
+    """The state of one sampling run that models of all families have. Methods may read and change it."""
 
-    unet: UNet2DConditionModel
-    scheduler: SchedulerMixin
     timesteps: Tensor
-    """Timesteps of the run, ``[T]``, falling."""
+    """Timesteps of the run, ``[T]``, falling. On flow models: their places in the model's schedule."""
     latents: Tensor
     """Noisy latents ``[B, C, h, w]``."""
     noise: Tensor
     """The noise of unit variance that the run began with, ``[B, C, h, w]``."""
+
+    def level(self, index: int, threshold: str) -> float:
+        """Return the noise level of a step, 0..1, as change maps with ``threshold`` compare it. See
+        :data:`layered_core.noise.change_map.THRESHOLDS`."""
+        raise NotImplementedError
+
+    def add_noise(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Return clean latents with ``noise``, both ``[B, C, h, w]``, at the noise level of a step."""
+        raise NotImplementedError
+
+
+@dataclass
+class Run(AnyRun):
+    """The state of one sampling run of a UNet."""
+
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
     context: Tensor
     """Encoded prompts, uncond rows before cond rows, ``[2 B, N, C]``."""
     guidance: float | Tensor
@@ -46,10 +65,24 @@ class Run:
     """Further input channels of an inpainting UNet, ``[2 B, C', h, w]``, joined to the scaled latents; None
     for other models."""
 
+    def level(self, index: int, threshold: str) -> float:
+        """Return the place of the timestep between the schedule's last and first, or the run's first."""
+        last = float(self.scheduler.config.num_train_timesteps) - 1
+        first = float(self.timesteps[0]) if threshold == "normalised" else last
+        return noise_level(float(self.timesteps[index]), first, 0.0)
+
+    def add_noise(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Return what the scheduler makes of clean latents and noise."""
+        noisy: Tensor = self.scheduler.add_noise(clean, noise, self.timesteps[index].expand(len(clean)))
+        return noisy
+
 
 class Method:
     """Base class of the methods that act on a run. Subclasses override what they need; the defaults do
     nothing."""
+
+    on_transformers = False
+    """Whether the method acts on transformers too, where it gets an :class:`AnyRun`."""
 
     def cut_out(self, plan: Repaint) -> Method:
         """Return the method for a run over the part of a picture that ``plan`` cuts out. What is laid out on the
@@ -68,9 +101,28 @@ class Method:
         before cond rows."""
         return {}
 
+    def guided(self, run: Run, prediction: Tensor, cond: Tensor, model_input: Tensor, index: int) -> Tensor:
+        """Return the prediction ``[B, C, h, w]`` after classifier-free guidance, changed; ``cond`` is the
+        conditional one, and ``model_input`` the scaled latents that both were predicted from."""
+        return prediction
+
     def after_step(self, run: Run, index: int) -> None:
         """Act after the scheduler's step: ``run.latents`` are at ``run.timesteps[index + 1]``, or clean after
         the last step."""
+
+
+class WordedMethod(Method):
+    """A method that may change the prompts with which to sample."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of the whole picture for every document."""
+        raise NotImplementedError
+
+    @property
+    def negative(self) -> str:
+        """The negative prompt of the whole picture."""
+        raise NotImplementedError
 
 
 @torch.no_grad()
@@ -83,7 +135,7 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
         for index, t in enumerate(run.timesteps):
             for method in methods:
                 method.before_step(run, index)
-            model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
+            scaled = model_input = run.scheduler.scale_model_input(torch.cat([run.latents] * 2), t)
             more = add_residuals([method.model_inputs(run, model_input, index) for method in methods])
             if run.added:
                 more["added_cond_kwargs"] = run.added
@@ -91,6 +143,8 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
                 model_input = torch.cat([model_input, run.concat], 1)
             uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
             prediction = classifier_free(uncond, cond, run.guidance)
+            for method in methods:
+                prediction = method.guided(run, prediction, cond, scaled[: len(cond)], index)
             run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
             for method in methods:
                 method.after_step(run, index)
@@ -137,25 +191,26 @@ def check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
     return found
 
 
-def noised(run: Run, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:
+def noised(run: AnyRun, clean: Tensor, index: int, noise: Tensor | None = None) -> Tensor:
     """Add ``noise`` (None: the run's own) to ``clean`` latents up to the level of ``run.timesteps[index]``.
     Past the last step they stay clean."""
     if index >= len(run.timesteps):
         return clean
-    t = run.timesteps[index].expand(len(clean))
-    return run.scheduler.add_noise(clean, run.noise if noise is None else noise, t)
+    return run.add_noise(clean, run.noise if noise is None else noise, index)
 
 
 class KeepOutside(Method):
     """Blended latent diffusion: after each step everything outside a mask is replaced by a given picture at
     that step's noise level."""
 
+    on_transformers = True
+
     def __init__(self, clean: Tensor, mask: Tensor) -> None:
         """Take the picture's latents ``clean`` ``[1 or B, C, h, w]`` and ``mask`` ``[h, w]``, 1 where it may
         change."""
         self.clean, self.mask = clean, mask
 
-    def after_step(self, run: Run, index: int) -> None:
+    def after_step(self, run: AnyRun, index: int) -> None:
         """Replace what lies outside the mask."""
         kept = noised(run, self.clean.expand_as(run.latents), index + 1)
         run.latents = keep_outside(run.latents, kept, self.mask)
@@ -166,7 +221,7 @@ class Sampling(TypedDict, total=False):
 
     negative: str
     steps: int
-    guidance: float
+    guidance: float | None
     methods: Sequence[Method]
     progress: Progress | None
 

@@ -62,7 +62,9 @@ class Staging(TypedDict, total=False):
     """Negative prompt of layers without their own. It and the rest are as in
     :meth:`LayeredDiffusionPipeline.generate`."""
     steps: int
-    guidance: float
+    guidance: float | None
+    """Classifier-free guidance, 0..50. None: as each layer's kind needs it, see
+    :class:`~layered_diffusers.transparent.Painting` for ``transparent``."""
     methods: Sequence[Method]
     progress: Progress | None
     """Called with the steps of all stages counted together."""
@@ -162,7 +164,7 @@ def _stage(pipeline: Generator, plan: StagePlan, options: Staging) -> Layer:
     sampling: Sampling = {
         "negative": layer.negative or options.get("negative", ""),
         "steps": options.get("steps", 25),
-        "guidance": options.get("guidance", 3.0),
+        "guidance": options.get("guidance"),
         "methods": options.get("methods", ()),
         "progress": options.get("progress"),
     }

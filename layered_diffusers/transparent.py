@@ -19,7 +19,7 @@ from layered_core.transparency.transparent_decode import check_augmentations, de
 from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models import vae
-from layered_diffusers.models.loading import StableDiffusion
+from layered_diffusers.models.loading import StableDiffusion, require_unet
 from layered_diffusers.sampling import Method, Progress, check_seeds
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
 """The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that take no
 picture."""
+
+OWN_GUIDANCE = 2.0
+"""Classifier-free guidance for the storybook's transparent layers if none is given: with more of it the model
+leaves more alpha around the object (``docs/storybook.md``)."""
 
 _SEED_STEP = 2**30
 """Distance between the seeds of a scene's pictures: far from those of other scenes, and within the 32 bits
@@ -56,7 +60,9 @@ class Painting(TypedDict, total=False):
     width: int | None
     height: int | None
     steps: int
-    guidance: float
+    guidance: float | None
+    """Classifier-free guidance, 0..50; 1 turns it off. None: ``OWN_GUIDANCE`` if ``file`` is the
+    storybook's, or else as for any picture."""
     methods: Sequence[Method]
     progress: Progress | None
 
@@ -74,11 +80,10 @@ def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options:
         LayeredError: a file is missing or for another model, or a value is out of range; raised before
             anything is sampled.
     """
-    change, decoder = read_files(
-        pipeline.model, options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
-    )
+    files = options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
+    change, decoder = read_files(pipeline.model, *files)
     augmentations = check_augmentations(options.pop("augmentations", 8))
-    sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
+    sampling = _sampling(change, options, own=files[0] is None and files[2] > 0)
     latents, height, width = pipeline.sample_latents(prompts, **sampling)
     return read_transparency(pipeline.model, decoder, latents, augmentations)[..., :height, :width]
 
@@ -120,7 +125,7 @@ def generate_together(
     augmentations = check_augmentations(options.pop("augmentations", 8))
     seeds = check_seeds(options.pop("seeds", None), len(prompts))
     frames = len(change.mode.makes)
-    sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
+    sampling = _sampling(change, options, own=files[0] is None and files[2] > 0)
     sampling["seeds"] = [(seed + frame * _SEED_STEP) % 2**63 for seed in seeds for frame in range(frames)]
     latents, height, width = pipeline.sample_latents([p for p in prompts for _ in range(frames)], **sampling)
     foreground, background, blend = (latents[i::frames] for i in range(frames))
@@ -128,6 +133,14 @@ def generate_together(
         read_transparency(pipeline.model, decoder, foreground, augmentations)[..., :height, :width],
         *(pipeline.decode(x)[..., :height, :width] for x in (background, blend)),
     )
+
+
+def _sampling(change: LayerDiffuse, options: Painting, own: bool) -> dict[str, Any]:
+    """Return the options of a run with ``change``; ``own``: the storybook's, which acts."""
+    sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
+    if own and sampling.get("guidance") is None:
+        sampling["guidance"] = OWN_GUIDANCE
+    return sampling
 
 
 def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> LayerDocument:
@@ -189,8 +202,10 @@ def read_files(
     :class:`LayerDiffuse`, the rest those of :class:`Painting`.
 
     Raises:
-        LayeredError: only one of the two files is given, or one is missing, broken or for another model.
+        LayeredError: the model has no UNet; only one of the two files is given, or one is missing, broken or for
+            another model.
     """
+    require_unet(model, "LayerDiffuse")
     if (file is None) != (decoder is None):
         raise LayeredError(
             f"The file and the decoder belong together, but only {str(file or decoder)!r} is given. Give both, or "

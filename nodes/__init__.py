@@ -24,6 +24,8 @@ from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
 from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
+from .layers.layers_from_layout import LayersFromLayout
+from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
 from .layers.load_layers import LoadLayers
 from .layers.long_work import cancellable
@@ -58,6 +60,8 @@ NODES: list[type[io.ComfyNode]] = [
     LayerControlHint,
     LoadLayers,
     SaveLayers,
+    LayoutFromLayers,
+    LayersFromLayout,
     LayoutMetrics,
     PerLayerSDEdit,
     RegenerateLayers,

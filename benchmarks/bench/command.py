@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks.bench.report import Summary, write_report
 from benchmarks.bench.running import run_suite
-from benchmarks.bench.suite import Settings, read_suite, suite_names
+from benchmarks.bench.suite import Settings, Suite, read_suite, suite_names
 from benchmarks.hosts.find import find_host, require_host
+from layered_diffusers.models.loading import STORYBOOK, find_model
+
+
+def of_suite(settings: Settings, suite: Suite) -> Settings:
+    """Return the settings with the suite's own model, unless a model was chosen."""
+    if suite.model is None or settings.model != STORYBOOK:
+        return settings
+    return replace(settings, model=find_model(suite.model))
 
 
 def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
@@ -31,7 +40,8 @@ def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
             require_host()
     figures = {}
     for suite in suites:
-        summary = Summary(suite, settings, run_suite(suite, settings))
+        chosen = of_suite(settings, suite)
+        summary = Summary(suite, chosen, run_suite(suite, chosen))
         files = write_report(summary)
         figures[suite.name] = summary.as_json()
         sys.stdout.write(f"## {suite.title}\n\n{summary.markdown()}\n")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.multidiffusion import RegionFusion, region_rows
 from benchmarks.bench.scenes import Case
 from demo.world.judge import Judge
@@ -28,7 +29,6 @@ from layered_core.control.hints import document_hint
 from layered_core.document import Control, Layer, LayerDocument
 from layered_core.errors import invalid
 from layered_diffusers.methods.masked_control import MaskedControl, load_controlnet
-from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import KeepOutside
 
@@ -44,6 +44,9 @@ def method(function: Pictures) -> Pictures:
     """Register a method under its function's name."""
     METHODS[function.__name__] = function
     return function
+
+
+method(joined_texts)
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
@@ -289,11 +292,7 @@ def layer_noise(
             replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(scene.collage, noises, strict=True)
         ]
         document = replace(scene.collage, layers=tuple(layers))
-        words = (
-            []
-            if attention is None
-            else [RegionalPrompts(pipeline.model, [document], Settings(mode=attention))]
-        )
+        words = [] if attention is None else [pipeline.regional_prompts([document], Settings(mode=attention))]
         image = pipeline.harmonize(
             document, seed=seed, blur=blur, threshold=threshold, methods=words, steps=steps, guidance=guidance
         )
@@ -315,9 +314,9 @@ def regional_prompts(
     strength: float = 1.0,
     settings: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Make each layer's words act where the layer is visible, in one pass of the model: ``RegionalPrompts``.
+    """Make each layer's words act where the layer is visible, in one pass of the model.
 
-    ``mode``: ``regions``, ``joint``, ``collage`` or ``paint with words``. ``inside``, ``outside``: the
+    ``mode``: one of :data:`layered_core.attention.regional_plan.REGION_MODES`. ``inside``, ``outside``: the
     strengths of every layer. ``strength`` below 1: start from the collage's composite, as
     :func:`global_sdedit`.
     ``settings``: other fields of ``layered_core.attention.regional_plan.Settings``.
@@ -327,9 +326,8 @@ def regional_prompts(
         drawn = scene.scene.document()
         layers = [replace(x, recipe=replace(x.recipe, inside=inside, outside=outside)) for x in drawn]
         documents.append(replace(drawn, layers=tuple(layers)))
-    regional = RegionalPrompts(
-        pipeline.model, documents, Settings(mode=mode, **(settings or {})), prompts=[s.words for s in scenes]
-    )
+    chosen, words = Settings(mode=mode, **(settings or {})), [s.words for s in scenes]
+    regional = pipeline.regional_prompts(documents, chosen, prompts=words)
     start = torch.stack([s.start for s in scenes]) if strength < 1 else None
     return pipeline.generate(
         regional.prompts, seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.suite import Row, Settings, Suite
+from demo.world.places import MODEL, TRANSFORMER
 from layered_core.errors import LayeredError
 from layered_diffusers.models.loading import find_model
 
@@ -119,8 +120,13 @@ def slug(name: str) -> str:
 def weights_checksum(model: Path) -> str:
     """Return a checksum of the model's and the judge's weights, 12 hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in sorted(find_model(model).rglob("*.safetensors")):
-        digest.update(path.read_bytes())
+    folder = find_model(model)
+    # The storybook transformer lies in the model's folder and shares some of its parts.
+    shared = [MODEL / part for part in ("text_encoder", "vae", "judge")]
+    for part in [*shared, folder] if folder == TRANSFORMER else [folder]:
+        for path in sorted(part.rglob("*.safetensors")):
+            if part == TRANSFORMER or TRANSFORMER not in path.parents:
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -29,6 +29,7 @@ _SUITE_KEYS = {
     "grid",
     "host",
     "sampler",
+    "model",
     "methods",
 }
 
@@ -78,6 +79,8 @@ class Suite:
     sampler: str | None = None
     """Sampler of every method, one of ``layered_diffusers.models.loading.SAMPLERS``, with the same name in
     ComfyUI; None for the model's own (Euler in ComfyUI)."""
+    model: str | None = None
+    """Model that makes the pictures unless another is chosen; None for the storybook."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
         name, entries.get("title", name), " ".join(entries.get("about", "").split()), entries["scenes"],
         tuple(rows), tuple(entries["show"]),
         tuple(entries.get("plots", ())), curve, tuple(entries.get("grid", ())), entries.get("batch", 8),
-        entries.get("processes"), host, sampler,
+        entries.get("processes"), host, sampler, entries.get("model"),
     )  # fmt: skip
 
 

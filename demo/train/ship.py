@@ -1,9 +1,10 @@
-"""Copy the exported weights into ``demo/model``: ``python -m demo.train.ship``."""
+"""Copy the exported weights into ``demo/model``: ``python -m demo.train.ship [FOLDER]``."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from demo.world.places import MODEL
@@ -32,4 +33,5 @@ def ship(export: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{ship(Path('output/train/export')) / 1e6:.2f} MB of weights in {MODEL}")  # noqa: T201
+    folder = Path(*sys.argv[1:2] or ["output/train/export"])
+    print(f"{ship(folder) / 1e6:.2f} MB of weights in {MODEL}")  # noqa: T201

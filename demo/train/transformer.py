@@ -173,6 +173,30 @@ def velocity(
     return nn.functional.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH)
 
 
+@torch.no_grad()
+def sample(
+    model: FluxTransformer2DModel,
+    record: RecordingJointAttention,
+    noise: Tensor,
+    context: Tensor,
+    pooled: Tensor,
+    steps: int = 16,
+    guidance: float = 3,
+) -> Tensor:
+    """Sample latents from ``noise`` [B, 4, h, w] by Euler steps with classifier-free guidance.
+
+    ``context`` and ``pooled``, as :func:`velocity` takes them, hold B prompts, then B times the empty prompt.
+    """
+    x = noise
+    levels = torch.linspace(1, 0, steps + 1)
+    levels = SHIFT * levels / (1 + (SHIFT - 1) * levels)
+    for level, following in zip(levels[:-1], levels[1:], strict=True):
+        t = level.to(device()).expand(2 * len(x))
+        worded, plain = velocity(model, record, torch.cat([x, x]), t, context, pooled).float().chunk(2)
+        x = x + (following - level) * (plain + guidance * (worded - plain))
+    return x
+
+
 def noise_levels(count: int) -> Tensor:
     """Draw ``count`` noise levels, one from each of as many equally likely ranges."""
     share = (torch.randperm(count) + torch.rand(count)) / count
@@ -250,15 +274,8 @@ class Quality:
         """Return the share of pictures with the right landscape, and just the right objects."""
         x = torch.randn(len(self.wanted), CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
         x = x.to(device())
-        levels = torch.linspace(1, 0, steps + 1)
-        levels = SHIFT * levels / (1 + (SHIFT - 1) * levels)
-        for level, following in zip(levels[:-1], levels[1:], strict=True):
-            with torch.autocast(device().type, torch.bfloat16):
-                t = level.to(device()).expand(2 * len(x))
-                v = velocity(model, record, torch.cat([x, x]), t, self.context, self.pooled).float()
-            worded, plain = v.chunk(2)
-            x = x + (following - level) * (plain + guidance * (worded - plain))
         with torch.autocast(device().type, torch.bfloat16):
+            x = sample(model, record, x, self.context, self.pooled, steps, guidance)
             pictures = self.vae.decoder(x.contiguous(memory_format=torch.channels_last))
         pictures = pictures.float().clamp(-1, 1) / 2 + 0.5
         verdicts = self.judge.look(pictures)

@@ -9,6 +9,12 @@ _DEMO = Path(__file__).resolve().parents[1]
 MODEL = _DEMO / "model"
 """The storybook model, in the diffusers layout."""
 
+TRANSFORMER = MODEL / "transformer"
+"""The storybook transformer, which shares the model's text encoder and VAE."""
+
+TRANSFORMER_SCHEDULER = MODEL / "transformer_scheduler"
+"""The transformer's noise schedule."""
+
 CONTROL = MODEL / "controlnet"
 """The model's ControlNet for Canny edges."""
 

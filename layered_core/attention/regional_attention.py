@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..canvas.masks import grown_masks, mask_pyramid
 from ..errors import invalid
-from ..noise.guidance import FORMING, region_factor
+from ..noise.guidance import FORMING, region_factor, rescaling
 from ..noise.window import ALWAYS, Window
 from .attention_maps import AttentionMaps
 from .cross_attention import Attend, collage, joint, paint_with_words, scores, weigh, word_push, word_shares
@@ -197,6 +197,15 @@ class RegionalAttention:
         return region_factor(
             mask_pyramid(self._masks, [size])[0], [r.guided for r in self.regions], factor, sigma
         )
+
+    def rescaling(self, guided: Tensor, cond: Tensor, empty: Tensor | float, sigma: float) -> Tensor:
+        """Return what rescaling the layers adds to the guided prediction ``[B, ..., h, w]``, 0 if nothing acts. See
+        :func:`~layered_core.noise.guidance.rescaling`."""
+        if not self.window.acts(sigma):
+            return torch.zeros_like(guided)
+        masks = mask_pyramid(self._masks, [(guided.shape[-2], guided.shape[-1])])[0]
+        amounts = [self.settings.rescale * r.guided for r in self.regions]
+        return rescaling(guided, cond, empty, masks, amounts)
 
     def _level(self, size: tuple[int, int], forming: bool, device: torch.device, part: Part | None) -> _Level:
         key = size, forming, device, part

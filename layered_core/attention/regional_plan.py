@@ -64,6 +64,9 @@ class Settings:
     append: bool = False
     """Whether a layer's words that the main prompt lacks are appended to it instead of raising an error; for
     ``collage`` and ``paint with words``. Neutral: False."""
+    rescale: float = 0.0
+    """How far the guided prediction inside each layer is brought back to the standard deviation that the
+    conditional one has there, 0..1; see :func:`~layered_core.noise.guidance.rescaling`. Neutral: 0."""
 
     def __post_init__(self) -> None:
         if self.mode not in REGION_MODES:
@@ -77,6 +80,7 @@ class Settings:
         check_number("emphasis", self.emphasis, 0, 2)
         check_number("guidance", self.guidance, 1, 10)
         check_number("growth", self.growth, 0, 0.25)
+        check_number("rescale", self.rescale, 0, 1)
 
     def amount(self, sigma: float) -> float:
         """Return f(sigma), the amount of the push, see ``SCHEDULES``."""
@@ -105,7 +109,7 @@ class Region:
     own: tuple[int, ...] = ()
     """Indices of the layer's words among the keys of ``text``."""
     guided: float = 0.0
-    """Share of the settings' ``guidance`` that the region gets, 0..1. Neutral: 0."""
+    """Share of the settings' ``guidance`` and ``rescale`` that the region gets, 0..1. Neutral: 0."""
 
     @property
     def acts(self) -> bool:

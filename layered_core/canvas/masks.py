@@ -3,13 +3,13 @@ network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..document import LayerDocument
+from ..document import Layer, LayerDocument
 from ..progress import row_bands, steps
 from .placement import place
 from .soft_masks import grow
@@ -24,11 +24,29 @@ def layer_alphas(document: LayerDocument) -> Tensor:
     alphas = torch.zeros(len(document), document.height, document.width)
     for i, layer in steps(list(enumerate(document))):
         if layer.visible and layer.opacity > 0:
-            alphas[i] = (
-                place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
-                * layer.opacity
-            ).clamp_(0, 1)
+            alphas[i] = _alpha(layer, document)
     return alphas
+
+
+def _alpha(layer: Layer, document: LayerDocument) -> Tensor:
+    """Return the alpha ``[H, W]`` of a layer on the canvas, times its opacity, whether or not it is hidden."""
+    placed = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
+    return (placed * layer.opacity).clamp_(0, 1)
+
+
+def masks_from_front(document: LayerDocument) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the number, the alpha and the visible mask, both ``[H, W]``, of each layer that is not hidden, front to
+    back. The masks are those of :func:`document_masks`, in the memory of a few of them.
+
+    Args:
+        document: any document; a layer's number is its index in it.
+    """
+    clear = torch.ones(document.height, document.width)
+    for i, layer in steps(list(reversed(list(enumerate(document))))):
+        if layer.visible and layer.opacity > 0:
+            alpha = _alpha(layer, document)
+            yield i, alpha, alpha * clear
+            clear *= 1 - alpha
 
 
 def visible_masks(alphas: Tensor) -> tuple[Tensor, Tensor]:

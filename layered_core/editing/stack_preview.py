@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -38,7 +39,12 @@ _CHECKS = (0.72, 0.6)
 """Greys of the checkerboard that shows through transparent parts."""
 
 
-def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop") -> Tensor:
+def outlined(
+    document: LayerDocument,
+    side: int = 768,
+    rules: str = "photoshop",
+    marks: Sequence[Layer] | None = None,
+) -> Tensor:
     """Draw the composite over a checkerboard, with every layer's outline, number (1 is at the back) and name.
 
     Layers without a picture get a dashed outline. Hidden layers are left out, and so are letters that no
@@ -49,6 +55,7 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
         side: longer side of the result, pixels. A smaller canvas is enlarged by a whole factor, to this size
             or somewhat more, so that names stay legible; a larger canvas is reduced.
         rules: rules of compositing, see :func:`~layered_core.canvas.compositing.composite`.
+        marks: layers whose outlines are drawn instead of those of the document's own layers.
 
     Returns:
         RGB float32 ``[H', W', 3]`` in 0..1.
@@ -59,7 +66,8 @@ def outlined(document: LayerDocument, side: int = 768, rules: str = "photoshop")
     size = max(1, round(document.width * scale)), max(1, round(document.height * scale))
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
-    visible = [(number, layer) for number, layer in enumerate(document, 1) if layer.visible]
+    drawn = document.layers if marks is None else marks
+    visible = [(number, layer) for number, layer in enumerate(drawn, 1) if layer.visible]
     face = _face([layer.name for _, layer in visible])
     labels = [" ".join([str(number), *_written(face, layer.name).split()]) for number, layer in visible]
     font = _font(face, visible, labels, scale, max(size) // 26)

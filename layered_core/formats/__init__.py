@@ -14,6 +14,7 @@
 * ``to_file``, ``from_file``: a document to these layers and back.
 * ``pictures``: single pictures; ``picture_colours``, ``colour_spaces``, ``icc_profiles``: their colours to sRGB;
   ``pixel_numbers``: stored numbers to values 0..1; ``part_files``: temporary files.
+* ``layout``: lists of elements with boxes and words, as models trained on boxes take and language models write them.
 * ``limits``: how much memory a file may take; ``untrusted``: XML and JSON from untrusted files.
 
 >>> import torch

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from layered_core.canvas.soft_masks import keep_outside
-from layered_core.noise.change_map import free_places, fresh_noise, noise_level
-from layered_diffusers.sampling import Method, Run, noised
+from layered_core.noise.change_map import free_places, fresh_noise
+from layered_diffusers.sampling import AnyRun, Method, Run, noised
 
 
 class ChangeMap(Method):
@@ -19,6 +19,8 @@ class ChangeMap(Method):
     See :mod:`layered_core.noise.change_map`. With a change map of only 0 and 1 this is blended latent
     diffusion. A place with 0 comes out exactly as it was.
     """
+
+    on_transformers = True
 
     def __init__(
         self,
@@ -34,17 +36,10 @@ class ChangeMap(Method):
         w]`` or ``[B, 1, h, w]`` in 0..1; the rest is as in :mod:`layered_core.noise.change_map`."""
         self.clean, self.change = clean, change
         self.threshold, self.noise, self.dilation, self.softness = threshold, noise, dilation, softness
-        self.ends = (1.0, 0.0)
 
-    def start(self, run: Run, stack: ExitStack) -> None:
-        """Find the timesteps between which the noise level falls from 1 to 0."""
-        last = int(run.scheduler.config.num_train_timesteps) - 1
-        normalised = self.threshold == "normalised" and len(run.timesteps) > 0
-        self.ends = (float(run.timesteps[0]), 0.0) if normalised else (float(last), 0.0)
-
-    def before_step(self, run: Run, index: int) -> None:
+    def before_step(self, run: AnyRun, index: int) -> None:
         """Replace the places that may not change yet by the picture at this step's noise level."""
-        level = noise_level(float(run.timesteps[index]), *self.ends)
+        level = run.level(index, self.threshold)
         free = free_places(self.change, level, self.dilation, self.softness)
         if bool((free == 1).all()):
             return
@@ -52,7 +47,7 @@ class ChangeMap(Method):
         kept = noised(run, clean, index, fresh_noise(run.noise, level) if self.noise == "fresh" else None)
         run.latents = keep_outside(run.latents, kept, free)
 
-    def after_step(self, run: Run, index: int) -> None:
+    def after_step(self, run: AnyRun, index: int) -> None:
         """After the last step, put back the places that may not change at all."""
         if index + 1 == len(run.timesteps):
             run.latents = keep_outside(

@@ -39,7 +39,7 @@ from layered_core.transparency.layer_diffuse_weights import (
 )
 from layered_core.transparency.transparent_networks import CELL, over_mid_grey
 from layered_diffusers.models import vae
-from layered_diffusers.models.loading import StableDiffusion
+from layered_diffusers.models.loading import StableDiffusion, require_unet
 from layered_diffusers.models.text import encode
 from layered_diffusers.sampling import Method, Run
 
@@ -81,6 +81,7 @@ class LayerDiffuse(Method):
             LayeredError: the file is missing, broken, for another model or another mode; a picture is
                 missing; a number is out of range.
         """
+        require_unet(model, "LayerDiffuse")
         check_number("weight", weight, 0, 2)
         check_number("start", start, 0, 1)
         check_number("end", end, start, 1)

@@ -19,15 +19,16 @@ from layered_core.attention.regional_attention import RegionalAttention
 from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
+from layered_core.noise.guidance import of_empty_picture
 from layered_core.noise.window import Window, sigma_at
 from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
-from layered_diffusers.sampling import Method, Run
+from layered_diffusers.sampling import Run, WordedMethod
 
 
-class RegionalPrompts(Method):
+class RegionalPrompts(WordedMethod):
     """Make each layer's words act where the layer is visible. Sample with :attr:`prompts` in place of the
     prompts, and otherwise as without this method."""
 
@@ -124,6 +125,18 @@ class RegionalPrompts(Method):
                 for half in self._halves[1]
             ]
             run.guidance = self._guidance * torch.stack(factors)[:, None].to(run.latents)
+
+    def guided(self, run: Run, prediction: Tensor, cond: Tensor, model_input: Tensor, index: int) -> Tensor:
+        """Rescale the prediction in the layers, if the settings ask for it and there is guidance."""
+        if not self.settings.rescale or self._guidance == 1:
+            return prediction
+        empty = of_empty_picture(model_input, self._sigma, run.scheduler.config.prediction_type)
+        changed = prediction.clone()
+        own = torch.arange(len(prediction)).chunk(len(self._halves[1]))
+        for rows, half in zip(own, self._halves[1], strict=True):
+            if half is not None:
+                changed[rows] += half.rescaling(prediction[rows], cond[rows], empty[rows], self._sigma)
+        return changed
 
     def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
         """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before

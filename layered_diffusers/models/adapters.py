@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError, invalid
 from layered_core.formats.untrusted import file_inside
+from layered_diffusers.models.loading import require_unet
 
 
 @contextmanager
@@ -128,6 +129,7 @@ def _is_loaded(model: DiffusionPipeline, token: str) -> bool:
 
 def _embed(model: DiffusionPipeline, name: str, folder: Path | None, stack: ExitStack) -> str:
     """Load an embedding until ``stack`` closes, and return its token."""
+    require_unet(model, f"embedding {name!r}")
     file, token = _file(name, folder), embedding_token(name)
     before = set(model.tokenizer.get_added_vocab())
     _load(file, lambda: model.load_textual_inversion(file.parent, weight_name=file.name, token=token))

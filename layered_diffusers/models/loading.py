@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
 
 # huggingface_hub reads this when it is imported: a missing model then raises at once, without trying to connect.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,11 +15,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import diffusers
 import torch
 from diffusers import (
+    AutoencoderTiny,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -29,9 +33,11 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from packaging.version import Version
 from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from demo.world.places import MODEL
+from demo.world.places import MODEL, TRANSFORMER, TRANSFORMER_SCHEDULER
+from demo.world.vocabulary import CANVAS
 from layered_core.errors import LayeredError, invalid
 
 StableDiffusion: TypeAlias = (
@@ -40,7 +46,19 @@ StableDiffusion: TypeAlias = (
     | StableDiffusionInpaintPipeline
     | StableDiffusionXLInpaintPipeline
 )
-"""The supported families: Stable Diffusion 1.x, 2.x and XL, and their inpainting models."""
+"""The supported families with a UNet: Stable Diffusion 1.x, 2.x and XL, and their inpainting models."""
+
+TRANSFORMERS = {
+    "FluxPipeline": "flux",
+    "StableDiffusion3Pipeline": "sd3",
+    "QwenImagePipeline": "qwen",
+    "ZImagePipeline": "zimage",
+}
+"""The supported transformers: diffusers' pipeline class, and its row in
+:data:`layered_core.attention.families.FAMILIES`."""
+
+DEMO_TRANSFORMER = "demo-transformer"
+"""Name of the storybook transformer, in place of a folder."""
 
 STORYBOOK = MODEL
 """Folder of the shipped model."""
@@ -56,18 +74,21 @@ SAMPLERS = {
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 """Name of the argument of diffusers' ``from_pretrained`` for a model's dtype; 0.40 renamed it."""
 
-_WEIGHTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
+_UNETS = "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting pipelines"
+_WEIGHTS = {"unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}
 
 
 def find_model(path_or_id: str | Path | None) -> Path:
     """Return the folder of a model in the diffusers layout. ``path_or_id`` is the folder itself, an id in the
-    local Hugging Face cache, or None for the storybook.
+    local Hugging Face cache, None for the storybook, or :data:`DEMO_TRANSFORMER`.
 
     Raises:
         LayeredError: there is no such model on this machine.
     """
     if path_or_id is None:
         return STORYBOOK
+    if str(path_or_id) == DEMO_TRANSFORMER:
+        return TRANSFORMER
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
@@ -86,8 +107,15 @@ def check_model(folder: Path) -> None:
     """Read the header of every weight file, to find a missing or truncated one before anything is loaded.
 
     Raises:
-        LayeredError: a file is missing or broken; the text names it and how to restore it.
+        LayeredError: a file is missing or broken, or the model is of another family; the text names it and how
+            to restore it.
     """
+    if folder == TRANSFORMER:
+        for weights in (TRANSFORMER, MODEL / "vae", MODEL / "text_encoder"):
+            _check_weights(
+                weights, "Restore it with 'git checkout -- demo/model', or install the package again"
+            )
+        return
     restore = (
         "Restore it with 'git checkout -- demo/model', or install the package again"
         if folder == STORYBOOK
@@ -102,28 +130,65 @@ def check_model(folder: Path) -> None:
         ) from None
     except (OSError, ValueError) as error:
         raise LayeredError(f"model file {str(index)!r} is broken: {error}. {restore}") from None
+    family = parts.get("_class_name") if isinstance(parts, dict) else None
+    if family not in (*(c.__name__ for c in get_args(StableDiffusion)), *TRANSFORMERS):
+        raise invalid("model family", family, f"{_UNETS}; or a transformer: {', '.join(TRANSFORMERS)}")
     for part in sorted(_WEIGHTS & {k for k, v in parts.items() if isinstance(v, list) and v[0]}):
-        files = sorted((folder / part).glob("*.safetensors"))
-        if not files:
-            pickled = [f.name for f in (folder / part).glob("*.bin")]
-            hint = (
-                f"{pickled[0]} is a pickle, which is not loaded: convert it to safetensors"
-                if pickled
-                else restore
-            )
-            raise LayeredError(f"model file '{folder / part}/*.safetensors' is missing. {hint}")
-        for file in files:
-            try:
-                with safe_open(file, "pt") as tensors:
-                    tensors.keys()
-            except (SafetensorError, OSError) as error:
-                raise LayeredError(f"model file {str(file)!r} is broken: {error}. {restore}") from None
+        _check_weights(folder / part, restore)
+
+
+def _check_weights(folder: Path, restore: str) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = [f.name for f in folder.glob("*.bin")]
+        hint = (
+            f"{pickled[0]} is a pickle, which is not loaded: convert it to safetensors"
+            if pickled
+            else restore
+        )
+        raise LayeredError(f"model file '{folder}/*.safetensors' is missing. {hint}")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise LayeredError(f"model file {str(file)!r} is broken: {error}. {restore}") from None
+
+
+def is_transformer(model: object) -> bool:
+    """Whether a loaded model is one of :data:`TRANSFORMERS`."""
+    return type(model).__name__ in TRANSFORMERS
+
+
+def holds_transformer(path_or_id: str | Path | None) -> bool:
+    """Whether a model on disk is one of :data:`TRANSFORMERS`.
+
+    Raises:
+        LayeredError: there is no such model on this machine.
+    """
+    folder = find_model(path_or_id)
+    if folder == TRANSFORMER:
+        return True
+    try:
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # loading it says what is wrong
+        return False
+    return isinstance(parts, dict) and parts.get("_class_name") in TRANSFORMERS
+
+
+def require_unet(model: object, what: str) -> None:
+    """Raise :class:`LayeredError` if the model is a transformer; the text says that ``what`` needs a UNet."""
+    if is_transformer(model):
+        raise LayeredError(
+            f"{what} needs a model with a UNet, and {type(model).__name__} has a transformer; allowed: {_UNETS}"
+        )
 
 
 def load_model(
     path_or_id: str | Path | None, device: torch.device, dtype: torch.dtype, sampler: str | None = None
-) -> StableDiffusion:
-    """Load a Stable Diffusion 1.x, 2.x or XL model, with one of :data:`SAMPLERS` or its own.
+) -> Any:
+    """Load a Stable Diffusion 1.x, 2.x or XL model or one of :data:`TRANSFORMERS`, with one of
+    :data:`SAMPLERS` or its own.
 
     Raises:
         LayeredError: the model is not on disk, broken or of another family, or there is no such sampler.
@@ -131,24 +196,46 @@ def load_model(
     if sampler is not None and sampler not in SAMPLERS:
         raise invalid("sampler", sampler, ", ".join(SAMPLERS))
     folder = find_model(path_or_id)
+    if sampler not in (None, "euler") and holds_transformer(folder):
+        raise invalid("sampler", sampler, "euler, with which flow models sample", "Leave the sampler out")
     check_model(folder)
     try:
         with _quiet():
-            model = DiffusionPipeline.from_pretrained(
-                folder, **{DTYPE: dtype}, local_files_only=True, use_safetensors=True, safety_checker=None
-            )
+            model = _storybook_transformer(dtype) if folder == TRANSFORMER else _from_folder(folder, dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise LayeredError(f"model {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not isinstance(model, StableDiffusion):
-        raise invalid(
-            "model family",
-            type(model).__name__,
-            "StableDiffusionPipeline (1.x, 2.x), StableDiffusionXLPipeline, or one of their inpainting pipelines",
-        )
-    if sampler is not None:
+    if is_transformer(model):
+        if not isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
+            name = type(model.scheduler).__name__
+            raise invalid("scheduler of the model", name, "FlowMatchEulerDiscreteScheduler")
+    elif sampler is not None:
         model.scheduler = SAMPLERS[sampler].from_config(model.scheduler.config)
     model.set_progress_bar_config(disable=True)
     return model.to(device)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    more = {} if holds_transformer(folder) else {"safety_checker": None}
+    return DiffusionPipeline.from_pretrained(
+        folder, **{DTYPE: dtype}, local_files_only=True, use_safetensors=True, **more
+    )
+
+
+def _storybook_transformer(dtype: torch.dtype) -> FluxPipeline:
+    """Put the storybook transformer together. It reads the hidden states of the CLIP text encoder, in place of
+    T5's."""
+    text = CLIPTextModel.from_pretrained(MODEL / "text_encoder", **{DTYPE: dtype}, local_files_only=True)
+    model = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(TRANSFORMER_SCHEDULER),
+        vae=AutoencoderTiny.from_pretrained(MODEL / "vae", **{DTYPE: dtype}),
+        text_encoder=text,
+        tokenizer=CLIPTokenizer.from_pretrained(MODEL / "tokenizer", local_files_only=True),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=FluxTransformer2DModel.from_pretrained(TRANSFORMER, **{DTYPE: dtype}),
+    )
+    model.default_sample_size = CANVAS // model.vae_scale_factor
+    return model
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
         C']`` of the first chunks, else None.
     """
     if not is_sdxl(model):
-        chunks = [_chunks(model, model.tokenizer, t) for t in texts]
+        chunks = [chunks_of(model, model.tokenizer, t) for t in texts]
         return _joined(_run(model.text_encoder, chunks, hidden=None)[0], chunks), None
     found = []
     pooled = None
@@ -46,7 +46,7 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
         (model.tokenizer, model.text_encoder),
         (model.tokenizer_2, model.text_encoder_2),
     ):
-        chunks = [_chunks(model, tokenizer, t) for t in texts]
+        chunks = [chunks_of(model, tokenizer, t) for t in texts]
         hidden, pooled = _run(encoder, chunks, hidden=-2)
         found.append(_joined(hidden, chunks))
     assert pooled is not None
@@ -56,7 +56,7 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
 
 def context_length(model: StableDiffusion, text: str) -> int:
     """Return the number of keys of an encoded text, a multiple of 77."""
-    return len(_chunks(model, model.tokenizer, text)) * int(model.tokenizer.model_max_length)
+    return len(chunks_of(model, model.tokenizer, text)) * int(model.tokenizer.model_max_length)
 
 
 def stack(contexts: Sequence[Tensor]) -> Tensor:
@@ -68,11 +68,12 @@ def stack(contexts: Sequence[Tensor]) -> Tensor:
 
 def _ids(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[int]:
     check_letters("prompt", text)
-    text = model.maybe_convert_prompt(text, tokenizer)  # an embedding of several vectors has several tokens
+    if hasattr(model, "maybe_convert_prompt"):  # an embedding of several vectors has several tokens
+        text = model.maybe_convert_prompt(text, tokenizer)
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
 
 
-def _chunks(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[list[int]]:
+def chunks_of(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> list[list[int]]:
     """Return the token ids with start, end and padding in chunks of 77; at least one chunk."""
     ids, room = _ids(model, tokenizer, text), tokenizer.model_max_length - 2
     parts = [ids[i : i + room] for i in range(0, max(len(ids), 1), room)]

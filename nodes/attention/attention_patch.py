@@ -109,7 +109,7 @@ def _sample(
             else TransformerRun(guider, own, tuple(noise.shape[-2:]), family)
         )
         run.start(acting, cut)
-        if any(half.settings.guidance != 1 for half in acting.values()):
+        if any(half.settings.guidance != 1 or half.settings.rescale for half in acting.values()):
             after = guider.model_options.get("sampler_post_cfg_function", [])
             guider.model_options["sampler_post_cfg_function"] = [*after, run.guide]
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
@@ -142,6 +142,8 @@ def _tell_of_cfg(guider: Any, halves: Sequence[Half]) -> None:
         idle.append("the layers' negatives")
     if any(half.settings.guidance != 1 for half in halves):
         idle.append("guidance")
+    if any(half.settings.rescale for half in halves):
+        idle.append("rescale")
     if idle:
         logging.warning(
             "Regional Prompt Attention: without effect in this run, whose cfg is 1 and computes no negative: %s",

@@ -115,8 +115,8 @@ class LayerMaskFromAttention(io.ComfyNode):
             ),
             search_aliases=["auto mask", "attention mask", "find region", "segment", "mask from prompt"],
             inputs=[
-                io.Model.Input("model",
-                tooltip="A Stable Diffusion 1.x, 2.x or XL model; it is not changed."),
+                io.Model.Input("model", tooltip="Any model on which Regional Prompt Attention works, such "
+                    "as Stable Diffusion, Flux, Qwen-Image or Z-Image; it is not changed."),
                 io.Clip.Input("clip", tooltip="Encodes the words."),
                 LAYERS.Input("layers", tooltip="The stack. Layers with a picture, a mask or no prompt stay "
                 "as they are."),
@@ -136,7 +136,8 @@ class LayerMaskFromAttention(io.ComfyNode):
                 io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampling steps of the quick run. "
                 "Neutral: none."),
                 io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1,
-                    tooltip="Classifier-free guidance of the quick run. Neutral: 1, none."),
+                    tooltip="Classifier-free guidance of the quick run; 1 for models that are sampled so, "
+                        "such as Flux and Z-Image Turbo. Neutral: 1, none."),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.05,
                     tooltip="How much attention makes a place part of the layer, from the least (0) to "

@@ -36,6 +36,7 @@ _SETTINGS = (
     "growth",
     "auto_negative",
     "append",
+    "rescale",
 )
 
 
@@ -51,14 +52,16 @@ class RegionalPromptAttention(io.ComfyNode):
             category="layered diffusion/attention",
             description=(
                 "Let each layer's words act where the layer is seen. One pass of the model a step is "
-                "enough for any number of layers. Works with SD 1.x, 2.x and XL; conditioning areas and "
+                "enough for any number of layers. Works with Stable Diffusion 1.x to XL and 3, Flux, Flux 2, "
+                "Chroma, Qwen-Image, Z-Image, Lumina 2, Krea 2 and Anima; conditioning areas and "
                 "ControlNets that are used beside it get the prompt of the whole picture."
             ),
             search_aliases=["regional prompt", "attention couple", "area prompt", "region", "mask prompt",
             "paint with words", "collage", "couple"],
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1.x, 2.x or XL model, inpainting "
-                    "models too; it is not changed."),
+                io.Model.Input("model", tooltip="Stable Diffusion 1.x to XL, 3 or 3.5, Flux (Kontext and "
+                    "Fill too), Flux 2 (Klein), Chroma, Qwen-Image (Edit too), Z-Image, Lumina 2, Krea 2 or "
+                    "Anima. It is not changed."),
                 io.Clip.Input("clip", tooltip="Encodes all words, with its LoRAs and embeddings (write "
                 "embedding:name)."),
                 LAYERS.Input("layers", tooltip="The stack. Layers with a prompt act where they are seen; the "
@@ -77,7 +80,9 @@ class RegionalPromptAttention(io.ComfyNode):
                     "mode", options=list(REGION_MODES), default=_DEFAULT.mode,
                     tooltip="regions: every layer has its own prompt. joint: the same prompts share one "
                         "softmax. collage, paint with words: the layers' words are part of the prompt, "
-                        "and attention to them is raised where their layers are. Neutral: none.",
+                        "and attention to them is raised where their layers are. eligen: the rule of "
+                        "EliGen's LoRAs for Flux and Qwen-Image, so load such a LoRA first; not on UNets or "
+                        "Anima. Neutral: none.",
                 ),
                 io.Combo.Input(
                     "schedule", options=["auto", *SCHEDULES], default=_DEFAULT.schedule, advanced=True,
@@ -134,6 +139,13 @@ class RegionalPromptAttention(io.ComfyNode):
                     tooltip="Record where each layer's words are attended to while sampling, for "
                         "Attention Preview. Takes some time. Neutral: off.",
                 ),
+                io.Float.Input(
+                    "rescale", default=_DEFAULT.rescale, min=0.0, max=1.0, step=0.05, optional=True,
+                    advanced=True,
+                    tooltip="How far each layer's part of the guided picture is brought back to the contrast "
+                        "that it has without guidance, 0 to 1, so that a high guidance burns it less; 0.5 "
+                        "suits the demo model. Neutral: 0. It has no effect at cfg 1.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A clone of the model that applies the "
@@ -158,7 +170,7 @@ class RegionalPromptAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         """Plan the regions, encode their words, and patch a clone of the model."""
         family = check_model(model)
-        settings = Settings(**{k: values[k] for k in _SETTINGS})
+        settings = Settings(**{k: values[k] for k in _SETTINGS if k in values})
         check_mode(family, settings)
         document = read_stack(layers)
         tell_dynamic("Regional Prompt Attention", document, prompt, negative)

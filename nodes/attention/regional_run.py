@@ -40,8 +40,8 @@ class Run:
     conditionings with a smaller area get the main prompt."""
     attentions: dict[UUID, RegionalAttention] = field(default_factory=dict, kw_only=True)
     """By the uuid that ComfyUI gives to every conditioning of a run."""
-    positive: Tensor | None = field(default=None, kw_only=True)
-    """The positive's prediction in this step, under Dual CFG Guider."""
+    predictions: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+    """The predictions of this step by the names of the guider's conditionings."""
     latents: Tensor | None = field(default=None, kw_only=True)
     """The noisy latents of this step, ``[B, C, h, w]``, or ``[B, C, frames, h, w]``."""
     areas: dict[UUID, tuple[int, int]] = field(default_factory=dict, kw_only=True)
@@ -171,17 +171,18 @@ class Run:
         self, executor: comfy.patcher_extension.WrapperExecutor, model: Any, conds: Sequence[Any], x: Tensor,
         *more: Any,
     ) -> Any:  # fmt: skip
-        """Wrap the predictions of a step: keep the noisy latents, of which tiles are parts, and the positive's
-        prediction for :meth:`guide`."""
+        """Wrap the predictions of a step: keep the noisy latents, of which tiles are parts, and the predictions
+        for :meth:`guide`. Other packs predict one conditioning alone between, which is not kept."""
         self.latents = x
         out = executor(model, conds, x, *more)
-        positive = self.guider.conds.get("positive")
-        self.positive = next((o for c, o in zip(conds, out, strict=True) if c and c is positive), None)
+        if len(conds) > 1:
+            names = {id(conditions): name for name, conditions in self.guider.conds.items() if conditions}
+            self.predictions = {names[id(c)]: o for c, o in zip(conds, out, strict=True) if id(c) in names}
         return out
 
     def guide(self, prediction: Mapping[str, Any]) -> Tensor:
-        """Return the prediction with more classifier-free guidance where layers are; called after ComfyUI's
-        own.
+        """Return the prediction with more classifier-free guidance where layers are, rescaled there; called
+        after ComfyUI's own.
 
         In its style regular, Dual CFG Guider gives ``negative + s2 (middle - negative)`` and then adds
         ``s1 (positive - middle)``, of which no function on the prediction is told: its share is added here.
@@ -194,14 +195,38 @@ class Run:
         # At cfg 1 the negative is not computed, so there is no guidance that could be raised.
         if prediction["uncond"] and factor is not None:
             denoised = guided_more(denoised, uncond, cond, prediction["cond_scale"], factor.to(cond))
-        positive, middle = self.positive, self.guider.conds.get("middle")
+        positive, middle = self.predictions.get("positive"), self.guider.conds.get("middle")
         if positive is not None and middle and prediction["cond"] is middle:
             factor = self._factor(self.guider.conds["positive"], sigma)
             if factor is not None:
                 denoised = guided_more(denoised, cond, positive, self.guider.cfg1, factor.to(cond))
-        return denoised
+        return self._rescaled(prediction, denoised, sigma)
 
     def _factor(self, conditions: Sequence[Mapping[str, Any]] | None, sigma: float) -> Tensor | None:
         """Return the factor on the guidance of every pixel, ``[h, w]``; None if no layer acts there."""
+        attention = self._acting(conditions)
+        return None if attention is None else attention.guidance(self.latent_size, self.noise(sigma))
+
+    def _acting(self, conditions: Sequence[Mapping[str, Any]] | None) -> RegionalAttention | None:
+        """Return the regions of a conditioning; None if no layer acts there."""
         uuid = next((e["uuid"] for e in conditions or () if e["uuid"] in self.attentions), None)
-        return None if uuid is None else self.attentions[uuid].guidance(self.latent_size, self.noise(sigma))
+        return None if uuid is None else self.attentions[uuid]
+
+    def _rescaled(self, prediction: Mapping[str, Any], denoised: Tensor, sigma: float) -> Tensor:
+        """Return the guided prediction, rescaled where layers are.
+
+        What Dual CFG Guider makes of it afterwards is rescaled: in its style regular it adds ``s1 (positive -
+        middle)``, in nested it takes ``negative + s2 (denoised - negative)``.
+        """
+        cond, whole, share = prediction["cond_denoised"], denoised, 1.0
+        attention = self._acting(prediction["cond"])
+        positive, middle = self.predictions.get("positive"), self.guider.conds.get("middle")
+        if positive is not None and middle and prediction["cond"] is middle:
+            whole, cond = denoised + self.guider.cfg1 * (positive - cond), positive
+            attention = self._acting(self.guider.conds["positive"]) or attention
+        elif positive is not None and middle:
+            share, negative = self.guider.cfg2, self.predictions["negative"]
+            whole = negative + share * (denoised - negative)
+        if attention is None or not attention.settings.rescale or not share:
+            return denoised
+        return denoised + attention.rescaling(whole, cond, 0.0, self.noise(sigma)) / share

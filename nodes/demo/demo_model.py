@@ -1,4 +1,5 @@
-"""Load the storybook model through ComfyUI's own classes: to every other node it is a small SD1.5 model."""
+"""Load the storybook model through ComfyUI's own classes: to every other node it is a small SD1.5 model, or a
+small Flux."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -20,8 +22,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...demo.world.places import MODEL
+from ...demo.world.places import MODEL, TRANSFORMER, TRANSFORMER_SCHEDULER
 from ...layered_core.errors import LayeredError
+
+NETWORKS = ("UNet", "transformer")
+"""The networks that the node loads; the first is the default."""
 
 
 class StorybookLatents(comfy.latent_formats.SD15):
@@ -49,14 +54,44 @@ class Storybook(comfy.supported_models.SD15):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
+class StorybookTransformer(comfy.supported_models.FluxSchnell):
+    """Flux without an input for guidance, of another size and for the storybook's latents."""
+
+    latent_format = StorybookLatents
+
+    def __init__(self, unet_config: dict[str, Any], shift: float) -> None:
+        super().__init__(unet_config)
+        self.sampling_settings["shift"] = shift
+
+
 def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """Load a MODEL from ``folder``/unet. ComfyUI calls this to load it again, too
     (``cached_patcher_init``)."""
     shape = read_config(folder, "unet", "config.json")
     config = Storybook(unet_config(shape), heads=int(shape["attention_head_dim"]))
     names = comfy.utils.unet_to_diffusers(config.unet_config)
-    weights = read_weights(folder, "unet")
-    weights = {names[k]: v for k, v in weights.items()}
+    weights = {names[k]: v for k, v in read_weights(folder, "unet").items()}
+    patcher = _patcher(config, weights, disable_dynamic)
+    patcher.cached_patcher_init = (load_unet, (folder,))
+    return patcher
+
+
+def load_transformer(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Load a MODEL from ``folder``/transformer and ``folder``/transformer_scheduler, as :func:`load_unet`
+    does from ``folder``/unet."""
+    shape = read_config(folder, TRANSFORMER.name, "config.json")
+    schedule = read_config(folder, TRANSFORMER_SCHEDULER.name, "scheduler_config.json")
+    config = StorybookTransformer(transformer_config(shape), shift=float(schedule["shift"]))
+    weights = comfy.model_detection.convert_diffusers_mmdit(read_weights(folder, TRANSFORMER.name))
+    patcher = _patcher(config, weights, disable_dynamic)
+    patcher.cached_patcher_init = (load_transformer, (folder,))
+    return patcher
+
+
+def _patcher(
+    config: comfy.supported_models_base.BASE, weights: dict[str, Tensor], disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    """Return a MODEL with ``weights``, by ComfyUI's names, in the data type that ComfyUI chooses here."""
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     kinds = config.supported_inference_dtypes
     dtype = comfy.model_management.unet_dtype(
@@ -69,7 +104,6 @@ def load_unet(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher
         kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
         patcher = kind(model, load_device=device, offload_device=offload)
         model.load_model_weights(weights, "", assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_unet, (folder,))
     return patcher
 
 
@@ -128,7 +162,7 @@ def load_vae(folder: str) -> comfy.sd.VAE:
 
 
 class LoadDemoModel(io.ComfyNode):
-    """Load the shipped model; there is nothing to choose."""
+    """Load the shipped model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -141,22 +175,34 @@ class LoadDemoModel(io.ComfyNode):
                 "Load the small storybook model that comes with this pack: pictures of 128x128 pixels, "
                 "no download. A prompt for it reads 'a red ball and a blue star in a meadow'."
             ),
-            search_aliases=["storybook", "demo", "tiny model", "checkpoint loader", "test model"],
-            inputs=[],
+            search_aliases=["storybook", "demo", "tiny model", "checkpoint loader", "test model", "flux"],
+            inputs=[
+                io.Combo.Input(
+                    "network", options=list(NETWORKS), default=NETWORKS[0], optional=True,
+                    tooltip="UNet: as Stable Diffusion 1.5 has it, with cross-attention; draws best. "
+                        "transformer: as Flux has it, with joint attention and flow matching. Both read the "
+                        "same words and make the same latents. Neutral: none.",
+                )
+            ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="An SD1.5 UNet of small width, v-prediction."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="An SD1.5 UNet of small width, v-prediction; or a Flux transformer of small "
+                    "width, for cfg above 1.",
+                ),
                 io.Clip.Output(
                     display_name="clip", tooltip="A small CLIP text encoder with CLIP's own tokenizer."
                 ),
                 io.Vae.Output(display_name="vae", tooltip="An autoencoder in the TAESD layout."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        """Load UNet, text encoder and VAE."""
+    def execute(cls, network: str = NETWORKS[0]) -> io.NodeOutput:
+        """Load the network, text encoder and VAE."""
         folder = str(MODEL)
-        return io.NodeOutput(load_unet(folder), load_clip(folder), load_vae(folder))
+        load = load_unet if network == NETWORKS[0] else load_transformer
+        return io.NodeOutput(load(folder), load_clip(folder), load_vae(folder))
 
 
 def _clip_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -187,6 +233,20 @@ def unet_config(shape: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def transformer_config(shape: dict[str, Any]) -> dict[str, Any]:
+    """Return ComfyUI's description of a Flux transformer for patches of 2 x 2 latents, from diffusers' one."""
+    channels = shape["in_channels"] // 4
+    heads, width = shape["num_attention_heads"], shape["attention_head_dim"]
+    return {
+        "image_model": "flux", "patch_size": 2, "in_channels": channels, "out_channels": channels,
+        "hidden_size": heads * width, "num_heads": heads, "mlp_ratio": 4.0,
+        "depth": shape["num_layers"], "depth_single_blocks": shape["num_single_layers"],
+        "context_in_dim": shape["joint_attention_dim"], "vec_in_dim": shape["pooled_projection_dim"],
+        "axes_dim": shape["axes_dims_rope"], "theta": 10000, "txt_ids_dims": [],
+        "qkv_bias": True, "guidance_embed": shape["guidance_embeds"],
+    }  # fmt: skip
+
+
 def read_config(folder: str, *parts: str) -> dict[str, Any]:
     path = Path(folder, *parts)
     try:
@@ -204,7 +264,8 @@ def read_weights(folder: str, part: str) -> dict[str, Tensor]:
 
 
 def _broken(path: Path, error: Exception) -> LayeredError:
+    other = ", or choose network 'UNet'" if path.parent.name.startswith(TRANSFORMER.name) else ""
     return LayeredError(
         f"demo model: file {str(path)!r} is missing or broken ({error}). Install the pack again, or 'git "
-        f"checkout -- demo/model' in its folder"
+        f"checkout -- demo/model' in its folder{other}"
     )

@@ -78,7 +78,7 @@ class AddLayerByPrompt(io.ComfyNode):
                 io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; finding a "
                     "place takes half as many more. Neutral: any."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free "
-                "guidance. Neutral: 1, none."),
+                "guidance. With transparent alpha and the storybook's file, 2 suits. Neutral: 1, none."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
                 tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,

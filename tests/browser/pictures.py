@@ -40,6 +40,8 @@ NODES = {
     "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
     "LD_SplitFrames": ("15_foreground_and_background", ["8", "14", "16", "13"]),
+    "LD_LayersFromLayout": ("19_layout_boxes", ["2", "3"]),
+    "LD_LayoutFromLayers": ("19_layout_boxes", ["6", "8"]),
 }
 """By help page: the workflow and the nodes of it that the page shows."""
 
@@ -57,6 +59,8 @@ RESULTS = {
     "11_two_controls": ("16", "26", "21"),
     "12_transparent_layer": ("14", "12"),
     "15_foreground_and_background": ("14", "16", "12", "13"),
+    "19_layout_boxes": ("2", "6", "13"),
+    "20_regions_storybook_transformer": ("5", "10", "11"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 
@@ -291,6 +295,7 @@ def main():
             measure(page, json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
             masks_from_words(page, json.loads((PACK / "workflows/api/05_regional_prompts.json").read_text()))
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
+            import box_pictures
             import layer_pictures
             import patch_pictures
             import transparency_pictures
@@ -298,6 +303,7 @@ def main():
             layer_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
+            box_pictures.take()
         finally:
             server.stop()
 

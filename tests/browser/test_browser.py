@@ -12,7 +12,13 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
-FOR_OWN_FILES = ("13_layerdiffuse_sdxl", "14_foreground_on_background")
+FOR_OWN_FILES = (
+    "13_layerdiffuse_sdxl",
+    "14_foreground_on_background",
+    "16_regions_flux",
+    "17_regions_qwen_image",
+    "18_regions_z_image",
+)
 """Workflows for the user's own models and pictures, which are missing here."""
 
 

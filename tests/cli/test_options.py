@@ -92,7 +92,7 @@ def test_generate(pipeline, tmp_path):
     heard(pipeline, **HEARD, width=24, height=40, negative="dark")
     files = ["--file", "f.safetensors", "--decoder", "d.safetensors", "--augmentations", "2"]
     assert main(["generate", "a ball", *out, "--transparent", *files]) == 0
-    heard(pipeline, seed=0, steps=25, guidance=3.0, augmentations=2, negative="", width=None, height=None)
+    heard(pipeline, seed=0, steps=25, guidance=None, augmentations=2, negative="", width=None, height=None)
     assert [str(pipeline.asked[k]) for k in ("file", "decoder")] == ["f.safetensors", "d.safetensors"]
 
 

@@ -25,13 +25,13 @@ def main(model, net, document, out):
         control = MaskedControl(load_controlnet(net), tensors["hint"], ControlMap.of(layers, mode=mode))
         latents = given["latents"]
         run = Run(
-            pipeline.model.unet,
-            pipeline.model.scheduler,
-            torch.tensor([500]),
-            latents,
-            latents,
-            given["context"],
-            3.0,
+            unet=pipeline.model.unet,
+            scheduler=pipeline.model.scheduler,
+            timesteps=torch.tensor([500]),
+            latents=latents,
+            noise=latents,
+            context=given["context"],
+            guidance=3.0,
         )
         control.start(run, None)
         more = control.model_inputs(run, torch.cat([latents] * 2), 0)

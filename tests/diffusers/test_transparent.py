@@ -18,7 +18,8 @@ from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.sampling import Method
+from layered_diffusers.sampling import GUIDANCE, Method
+from layered_diffusers.transparent import OWN_GUIDANCE
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 
@@ -45,7 +46,8 @@ def test_it_is_what_the_changed_models_latents_decode_to_and_leaves_the_model_al
     before = {k: v.clone() for k, v in pipeline.model.unet.state_dict().items()}
     layer = pipeline.generate_transparent(["a red ball"], steps=2, seeds=[4], augmentations=2)
     change = LayerDiffuse(pipeline.model, TRANSPARENT / "lora.safetensors")
-    latents, _, _ = pipeline.sample_latents(["a red ball"], steps=2, seeds=[4], methods=[change])
+    how = {"steps": 2, "seeds": [4], "methods": [change], "guidance": OWN_GUIDANCE}
+    latents, _, _ = pipeline.sample_latents(["a red ball"], **how)
     decoder = TransparentDecoder.from_weights(load_file(TRANSPARENT / "decoder.safetensors"), "decoder")
     assert torch.equal(layer, decode(decoder, pipeline.decode(latents), latents, augmentations=2))
     assert all(torch.equal(v, before[k]) for k, v in pipeline.model.unet.state_dict().items())
@@ -59,6 +61,35 @@ def test_any_size_is_painted_and_weight_0_is_the_base_model(pipeline):
     decoder = TransparentDecoder.from_weights(load_file(TRANSPARENT / "decoder.safetensors"), "decoder")
     unchanged = pipeline.generate_transparent(["a red ball"], steps=1, weight=0.0, augmentations=1)
     assert torch.equal(unchanged, decode(decoder, pipeline.decode(base), base, augmentations=1))
+
+
+@pytest.mark.parametrize("kind", ["alone", "together"])
+def test_without_a_guidance_the_storybooks_layers_get_their_own_and_other_files_that_of_pictures(
+    pipeline, kind, tmp_path
+):
+    assert OWN_GUIDANCE != GUIDANCE
+    own = TRANSPARENT / {"alone": "lora.safetensors", "together": "joint.safetensors"}[kind]
+    file, decoder = (tmp_path / "other.safetensors", tmp_path / "decoder.safetensors")
+    shutil.copy(own, file)
+    shutil.copy(TRANSPARENT / "decoder.safetensors", decoder)
+
+    def made(**more):
+        how = {"steps": 2, "augmentations": 1, **more}
+        if kind == "alone":
+            return pipeline.generate_transparent(["a red ball"], **how)
+        return pipeline.generate_together(["a red ball by the sea"], **how).foreground
+
+    default = made()
+    assert torch.equal(default, made(guidance=None))
+    assert torch.equal(default, made(guidance=OWN_GUIDANCE))
+    assert not torch.equal(default, made(guidance=GUIDANCE))
+    others = made(file=file, decoder=decoder)
+    assert torch.equal(others, made(guidance=GUIDANCE))
+
+
+def test_pictures_without_a_guidance_get_the_general_one(pipeline):
+    made = pipeline.generate(["a red ball"], steps=2)
+    assert torch.equal(made, pipeline.generate(["a red ball"], steps=2, guidance=GUIDANCE))
 
 
 def test_one_layer_is_a_picture_with_alpha(pipeline, layers):

@@ -33,6 +33,7 @@ ROOMS = (
     "layered_diffusers.sampling",
     "layered_diffusers.methods",
     "layered_diffusers.generator",
+    "layered_diffusers.transformer",
     "layered_diffusers.transparent",
     "layered_diffusers.stages",
     "layered_diffusers.pipeline",

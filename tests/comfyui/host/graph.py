@@ -32,6 +32,11 @@ def from_image(**inputs):
     return node("LD_LayerFromImage", **{**DEFAULTS, **inputs})
 
 
+def from_layout(text="", **inputs):
+    values = {"boxes": "auto", "order": "as listed", "width": 128, "height": 64}
+    return node("LD_LayersFromLayout", text=text, **{**values, **inputs})
+
+
 def per_layer_sdedit(layers, **inputs):
     values = {
         "background": 1.0,

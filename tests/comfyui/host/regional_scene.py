@@ -82,3 +82,26 @@ def left_and_right(change):
     """Return the mean change of the left and the right half of a latent, without the columns at their
     border."""
     return float(change[..., :6].abs().mean()), float(change[..., 10:].abs().mean())
+
+
+def in_tiles(model, boxes, together=False, change=lambda x: x):
+    """A clone whose passes are over tiles ``(left, right)`` of the latents, one after the other or in one
+    batch, laid side by side."""
+
+    def tiled(apply_model, args):
+        x, t, c = args["input"], args["timestep"], args["c"]
+        tiles, outs = [change(x[..., a:b]) for a, b in boxes], []
+        if together:
+            n = len(tiles)
+            many = {
+                k: v.repeat(n, *[1] * (v.ndim - 1)) if isinstance(v, torch.Tensor) else v
+                for k, v in c.items()
+            }
+            outs = apply_model(torch.cat(tiles), t.repeat(n), **many).split(len(x))
+        else:
+            outs = [apply_model(tile, t, **c) for tile in tiles]
+        return torch.cat(outs, -1)
+
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(tiled)
+    return clone

@@ -9,6 +9,7 @@ from graph import (
     KEPT,
     add_layer,
     from_image,
+    from_layout,
     layer_diffuse,
     load,
     masked_patch,
@@ -58,6 +59,13 @@ EXAMPLES = {
         "a": load("red.png"),
         "it": node("LD_SaveLayers", layers=["a", 0], filename_prefix="leak", format="ora", bits="8"),
     },
+    "LD_LayoutFromLayers": {
+        "a": load("red.png"),
+        "it": node(
+            "LD_LayoutFromLayers", layers=["a", 0], without_words="name", background="element", colours=5
+        ),
+    },
+    "LD_LayersFromLayout": {"it": from_layout('[{"bbox": [0, 0, 500, 500], "desc": "a red ball"}]')},
     "LD_LayoutMetrics": {
         "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
         "p": node("EmptyImage", width=32, height=32, batch_size=1, color=255),

@@ -460,7 +460,8 @@ def test_fifty_layers_cost_no_more_rows_than_the_canvas_has_or_twice_as_many_if_
         ({"schedule": "x"}, "schedule"), ({"global_weight": 2}, "global_weight"),
         ({"emphasis": math.inf}, "emphasis"),
         ({"guidance": 0.5}, "guidance"), ({"guidance": math.nan}, "guidance"), ({"growth": -0.1}, "growth"),
-        ({"growth": 0.3}, "growth"),
+        ({"growth": 0.3}, "growth"), ({"rescale": -0.1}, "rescale"), ({"rescale": 1.1}, "rescale"),
+        ({"rescale": math.nan}, "rescale"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad, said):

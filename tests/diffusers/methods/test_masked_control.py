@@ -91,13 +91,13 @@ def test_a_range_is_a_share_of_the_models_whole_schedule_however_late_a_run_begi
     timesteps = torch.arange(950, 0, -100)[skipped:]
     latents = torch.randn(1, 4, 16, 16)
     run = Run(
-        pipeline.model.unet,
-        pipeline.model.scheduler,
-        timesteps,
-        latents,
-        latents,
-        torch.randn(2, 77, 64),
-        3.0,
+        unet=pipeline.model.unet,
+        scheduler=pipeline.model.scheduler,
+        timesteps=timesteps,
+        latents=latents,
+        noise=latents,
+        context=torch.randn(2, 77, 64),
+        guidance=3.0,
     )
     masked = control(net, torch.ones(1, 128, 128), Control(hint="canny", end=end))
     with torch.no_grad():
@@ -272,9 +272,16 @@ def adapter_run():
         in_channels=3, channels=widths, num_res_blocks=2, downscale_factor=8, adapter_type="full_adapter"
     ).eval()
     latents = torch.randn(1, 4, 16, 16)
-    return Run(
-        unet, DDIMScheduler(), torch.tensor([500]), latents, latents, torch.randn(2, 7, 40), 3.0
-    ), adapter
+    run = Run(
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        timesteps=torch.tensor([500]),
+        latents=latents,
+        noise=latents,
+        context=torch.randn(2, 7, 40),
+        guidance=3.0,
+    )
+    return run, adapter
 
 
 @torch.no_grad()

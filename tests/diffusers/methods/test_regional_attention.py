@@ -1,6 +1,9 @@
 """Regional prompts on diffusers UNets: the shipped model shows the effect on pictures, tiny random models
 stand for other families."""
 
+import copy
+from contextlib import ExitStack
+
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -12,7 +15,7 @@ from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.sampling import Method
+from layered_diffusers.sampling import Method, Run
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,60 @@ def test_guidance_in_layers_acts_unless_there_is_nothing_to_be_guided_away_from(
     assert torch.equal(made(4, 1.0), made(1, 1.0))
     assert torch.equal(made(4, 3.0, strength=0), made(1, 3.0, strength=0))
     assert torch.equal(made(4, 3.0, start=0.999), made(1, 3.0, start=0.999))
+
+
+def test_rescaling_layers_acts_unless_there_is_nothing_to_rescale(pipeline):
+    def made(rescale, cfg, **more):
+        return sampled(pipeline, halves(), Settings(rescale=rescale, **more), steps=3, guidance=cfg)
+
+    plain = sampled(pipeline, halves(), Settings(), steps=3)
+    assert torch.equal(made(0.0, 3.0), plain)
+    assert not torch.equal(made(0.7, 3.0), plain)
+    assert torch.equal(made(0.7, 1.0), made(0.0, 1.0))
+    assert torch.equal(made(0.7, 3.0, strength=0), made(0.0, 3.0, strength=0))
+    assert torch.equal(made(0.7, 3.0, start=0.999), made(0.0, 3.0, start=0.999))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_models_of_every_prediction_type_are_rescaled_alike_and_in_layers_alone(pipeline, kind):
+    """A run that only looks at one step: what it predicts of the picture is rescaled by the formula."""
+    layer = Layer("left", x=0, y=0, width=64, height=128, prompt="a red ball")
+    document = LayerDocument(128, 128, (layer,), prompt="a meadow")
+    method = RegionalPrompts(pipeline.model, [document], Settings(rescale=0.6))
+    scheduler = copy.deepcopy(pipeline.model.scheduler)
+    scheduler.register_to_config(prediction_type=kind)
+    x, guided, cond = torch.randn(3, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([700])
+    run = Run(pipeline.model.unet, scheduler, timesteps, x, x, torch.zeros(4, 1, 1), 3.0)
+    alpha = float(scheduler.alphas_cumprod[700])
+    a, s = alpha**0.5, (1 - alpha) ** 0.5
+
+    def picture(p):
+        return {"epsilon": (x - s * p) / a, "v_prediction": a * x - s * p, "sample": p}[kind]
+
+    with ExitStack() as stack:
+        method.start(run, stack)
+        method.before_step(run, 0)
+        got = method.guided(run, 3 * guided, cond, x, 0)
+    before, wanted = picture(3 * guided)[..., :8], picture(cond)[..., :8]
+    dims = (1, 2, 3)
+    factor = wanted.std(dims, keepdim=True) / before.std(dims, keepdim=True)
+    torch.testing.assert_close(picture(got)[..., :8], before * (0.6 * factor + 0.4), atol=1e-4, rtol=1e-4)
+    assert torch.equal(got[..., 8:], 3 * guided[..., 8:])
+
+
+def test_every_picture_of_a_batch_is_rescaled_by_its_own_document(pipeline):
+    documents = [
+        halves(),
+        LayerDocument(128, 128, prompt="a meadow"),
+        halves("a green tree", "a white house"),
+    ]
+    settings = Settings(guidance=4, rescale=0.7)
+    method = RegionalPrompts(pipeline.model, documents, settings)
+    together = pipeline.generate(method.prompts, seeds=[3, 4, 5], steps=3, methods=[method])
+    for i, document in enumerate(documents):
+        alone = sampled(pipeline, document, settings, steps=3, seeds=[3 + i])[0]
+        torch.testing.assert_close(alone, together[i], atol=5e-4, rtol=0)
 
 
 def test_every_picture_of_a_batch_is_guided_by_its_own_document(pipeline):

@@ -1,5 +1,4 @@
-"""Regional Prompt Attention on other families: tiny random SDXL and inpainting UNets work, a transformer is
-refused."""
+"""Regional Prompt Attention on other families of UNets: tiny random SDXL and inpainting UNets work."""
 
 from functools import partial
 
@@ -110,33 +109,3 @@ def test_stable_diffusion_1_and_2_and_their_inpainting_variants_work(regions, lo
     # Layers that cover the canvas and get all of the attention: as their words for a prompt.
     torch.testing.assert_close(seen, ball, atol=1e-4, rtol=1e-3)
     assert float((meadow - ball).abs().max()) > 1e-3
-
-
-def test_a_model_that_is_no_such_unet_is_refused_by_its_familys_name(regions, loaded):
-    shape = {
-        "image_model": "flux",
-        "in_channels": 16,
-        "hidden_size": 24,
-        "depth": 0,
-        "depth_single_blocks": 0,
-        "num_heads": 1,
-        "axes_dim": [8, 8, 8],
-    }
-    shape |= {
-        "vec_in_dim": 8,
-        "context_in_dim": 8,
-        "mlp_ratio": 1.0,
-        "txt_ids_dims": [],
-        "theta": 10,
-        "qkv_bias": True,
-        "guidance_embed": False,
-        "patch_size": 2,
-    }
-    config = comfy.supported_models.Flux({**shape, "out_channels": 16})
-    model = comfy.model_patcher.ModelPatcher(
-        config.get_model({}, device="cpu"), torch.device("cpu"), torch.device("cpu")
-    )
-    with pytest.raises(
-        regions.error, match="model: family is 'Flux'; allowed: Stable Diffusion 1.x, 2.x and XL"
-    ):
-        apply(regions, model, loaded[1])

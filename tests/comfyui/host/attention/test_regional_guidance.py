@@ -1,21 +1,10 @@
 """Regional Prompt Attention's guidance in the real host: where and when it acts, and together with other
 packs' functions on the prediction."""
 
-import comfy.patcher_extension
-import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from regional_guidance import dual, dually, guided, left_half, plainly
 from regional_scene import WIDGETS, apply, encode, halves, once
-
-
-def plainly(seen, cfg=3.0):
-    """Apply ComfyUI's own guidance to both halves."""
-    return seen["uncond"] + (seen["cond"] - seen["uncond"]) * cfg
-
-
-def guided(regions, loaded, sigma=5.0, batch=1, cfg=3.0, **values):
-    return once(*apply(regions, *loaded, **values), sigma=sigma, batch=batch, cfg=cfg)
 
 
 @pytest.mark.parametrize("mode", ["regions", "collage"])
@@ -34,9 +23,7 @@ def test_without_strength_it_does_nothing(regions, loaded, record):
 
 
 def test_it_raises_the_scale_inside_layers_while_the_picture_forms(regions, loaded):
-    model, clip = loaded
-    layer = regions.document.Layer("ball", x=0, y=0, width=64, height=128, prompt="a red ball")
-    stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
+    stack = left_half(regions)
     seen = guided(regions, loaded, stack=stack, guidance=4.0)
     expected = seen["uncond"] + (seen["cond"] - seen["uncond"]) * 3 * (1 + 3 / 2)  # half of the canvas
     torch.testing.assert_close(seen["guided"][..., :8], expected[..., :8], atol=1e-4, rtol=1e-4)
@@ -101,43 +88,6 @@ def test_any_latent_size_is_guided(regions, loaded, size):
     # Each half of the canvas is half of it: 1 + (3 - 1) (1 - 1/2), wherever the two meet.
     wanted = seen["uncond"] + 3.0 * 2.0 * (seen["cond"] - seen["uncond"])
     torch.testing.assert_close(seen["guided"], wanted, atol=1e-4, rtol=1e-3)
-
-
-def dual(regions, loaded, style, guidance, sigma=5.0, cfg1=3.0, cfg2=2.0):
-    """Run Dual CFG Guider once; return the sampler's input, and the three predictions, by name."""
-    model, clip = loaded
-    layer = regions.document.Layer("ball", x=0, y=0, width=64, height=128, prompt="a red ball")
-    stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
-    out, positive, negative = apply(regions, model, clip, stack, guidance=guidance)
-    seen = {}
-
-    def keep(executor, unwrapped, conds, *more):
-        predictions = executor(unwrapped, conds, *more)
-        seen.update(zip(("negative", "middle", "positive"), predictions, strict=True))
-        return predictions
-
-    out.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "test", keep)
-    guider = Guider_DualCFG(out)
-    guider.set_conds(positive, encode(clip, "a white house"), negative)
-    guider.set_cfg(cfg1, cfg2, nested=style == "nested")
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-
-    def look(m, x, sigmas, extra_args=None, **_):
-        seen["guided"] = m(x, sigmas[:1].expand(len(x)), **extra_args)
-        return seen["guided"]
-
-    sampler, sigmas = comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0])
-    with torch.inference_mode():
-        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0)
-    return seen
-
-
-def dually(seen, style, cfg1, cfg2):
-    """Dual CFG Guider's formula, with a scale of the positive's words for each cell."""
-    negative, middle, positive = (seen[k] for k in ("negative", "middle", "positive"))
-    if style == "nested":
-        return negative + cfg2 * (middle + cfg1 * (positive - middle) - negative)
-    return negative + cfg2 * (middle - negative) + cfg1 * (positive - middle)
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])

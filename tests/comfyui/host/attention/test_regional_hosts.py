@@ -60,7 +60,17 @@ class Twin:
         return (x * alpha - v * sigma * alpha**0.5).chunk(2)
 
 
-@pytest.mark.parametrize("more", [{}, {"guidance": 6.0, "growth": 0.05}])
+def of_velocity(regions, attention, x, guided, cond, sigma):
+    """Rescale as diffusers does with a model of v-prediction: on what it predicts."""
+    skip, scale = x / (sigma**2 + 1), sigma / (sigma**2 + 1) ** 0.5
+    mine, other = ((skip - picture) / scale for picture in (guided, cond))
+    empty = regions.guidance.of_empty_picture(x / (sigma**2 + 1) ** 0.5, sigma, "v_prediction")
+    return skip - scale * (mine + attention.rescaling(mine, other, empty, sigma))
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"guidance": 6.0, "growth": 0.05}, {"rescale": 0.7}, {"guidance": 6.0, "rescale": 0.7}]
+)
 @pytest.mark.parametrize("mode", ["plain", *MODES])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
@@ -84,6 +94,8 @@ def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
         regions, seen["input"], sigma, contexts, attentions
     )
     theirs = [*theirs, regions.guidance.classifier_free(*theirs, scale)]
+    if regional:
+        theirs[2] = of_velocity(regions, attentions[1], seen["input"], theirs[2], theirs[1], sigma)
     for name, other in zip(("uncond", "cond", "guided"), theirs, strict=True):
         a, b = ((seen["input"] - x) / sigma for x in (seen[name], other))
         assert float((a - b).norm() / b.norm()) < 1e-3

@@ -3,7 +3,7 @@
 import comfy.samplers
 import pytest
 import torch
-from regional_scene import MODES, apply, encode
+from regional_scene import MODES, apply, encode, in_tiles
 
 
 def wide(regions, left=0, width=256):
@@ -32,29 +32,6 @@ def predicted(model, positive, negative, noise, sigma=5.0):
             noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0]), seed=0
         )
     return found[0]
-
-
-def in_tiles(model, boxes, together=False, change=lambda x: x):
-    """A clone whose passes are over tiles ``(left, right)`` of the latents, one after the other or in one
-    batch, laid side by side."""
-
-    def tiled(apply_model, args):
-        x, t, c = args["input"], args["timestep"], args["c"]
-        tiles, outs = [change(x[..., a:b]) for a, b in boxes], []
-        if together:
-            n = len(tiles)
-            many = {
-                k: v.repeat(n, *[1] * (v.ndim - 1)) if isinstance(v, torch.Tensor) else v
-                for k, v in c.items()
-            }
-            outs = apply_model(torch.cat(tiles), t.repeat(n), **many).split(len(x))
-        else:
-            outs = [apply_model(tile, t, **c) for tile in tiles]
-        return torch.cat(outs, -1)
-
-    clone = model.clone()
-    clone.set_model_unet_function_wrapper(tiled)
-    return clone
 
 
 def noise(batch=1):

@@ -14,9 +14,9 @@ import nodes as comfy_nodes
 PICTURES = [
     ("LD_AddLayerByPrompt", "image"), ("LD_AttentionPreview", "image"), ("LD_FindPlace", "before"),
     ("LD_FindPlace", "draft"), ("LD_JoinLayer", "image"), ("LD_LayerFromImage", "image"),
-    ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"), ("LD_PasteBack", "image"),
-    ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"), ("LD_StageLayer", "image"),
-    ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
+    ("LD_LayersFromLayout", "image"), ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"),
+    ("LD_PasteBack", "image"), ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"),
+    ("LD_StageLayer", "image"), ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
 ]  # fmt: skip
 UNREAD = [("LD_ArrangeLayers", "picture")]
 """Inputs of which only the connection counts."""

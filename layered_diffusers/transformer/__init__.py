@@ -1,0 +1,1 @@
+"""Transformers of diffusers: their pipelines sample by their own calls, on which the methods act from outside."""

@@ -1,0 +1,163 @@
+"""Regional prompts on transformers of diffusers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layered_core.attention.attention_maps import AttentionMaps
+from layered_core.attention.joint_regions import JointRegions
+from layered_core.attention.regional_plan import Plan, Region, Settings, plan_regions
+from layered_core.document import LayerDocument
+from layered_core.errors import invalid
+from layered_core.painting.repaint import Repaint
+from layered_diffusers.models.loading import require_unet
+from layered_diffusers.sampling import WordedMethod
+from layered_diffusers.transformer.joining import Row
+from layered_diffusers.transformer.run import FlowRun
+from layered_diffusers.transformer.text import Text, encode, tokenise
+
+
+class JointPrompts(WordedMethod):
+    """Make each layer's words act where the layer is visible. Sample with :attr:`prompts` in place of the
+    prompts, and otherwise as without this method."""
+
+    on_transformers = True
+
+    def __init__(
+        self,
+        model: Any,
+        documents: Sequence[LayerDocument],
+        settings: Settings | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        negative: str = "",
+        maps: AttentionMaps | None = None,
+    ) -> None:
+        """Plan a run.
+
+        Args:
+            model: one of :data:`~layered_diffusers.models.loading.TRANSFORMERS`; it encodes the words.
+            documents: one for each picture, or one for all of them; the canvas is stretched over the picture.
+            settings: see :class:`~layered_core.attention.regional_plan.Settings`; without ``rescale``.
+            prompts: prompt of the whole picture for each document; empty or None takes the document's words.
+            negative: negative prompt of the whole picture; empty takes the document's own.
+            maps: records the attention to the layers' words; works with one document only.
+
+        Raises:
+            LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions`; a layer has an
+                embedding, or more words than the model reads; the settings rescale guidance.
+        """
+        self.model, self.settings, self.maps = model, settings or Settings(), maps
+        if maps is not None and len(documents) != 1:
+            raise invalid("maps: number of documents", len(documents), "1")
+        if self.settings.rescale:
+            fix = "Guidance is rescaled on UNets only without ComfyUI; in ComfyUI on transformers too"
+            raise invalid("rescale", self.settings.rescale, "0 on transformers", fix)
+        for layer in (x for d in documents for x in d if x.visible and x.prompt.strip()):
+            if layer.recipe.embedding:
+                require_unet(model, f"layer {layer.name!r}: its embedding {layer.recipe.embedding!r}")
+        self.plans = [
+            plan_regions(
+                document,
+                self.settings,
+                prompt,
+                negative,
+                partial(tokenise, model),
+                record=maps is not None,
+            )
+            for document, prompt in zip(documents, prompts or [""] * len(documents), strict=True)
+        ]
+        self._texts: dict[str, Text] = {}
+        for region in (r for plan in self.plans for r in (*plan.cond, *plan.uncond)):
+            if region.text and region.strength > 0 and region.text not in self._texts:
+                self._texts[region.text] = encode(model, region.text, f"layer {region.name!r}")
+        self._cut: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of the whole picture for every document; layers' words may have been appended to it."""
+        return [p.prompt for p in self.plans]
+
+    @property
+    def negative(self) -> str:
+        """The negative prompt of the whole picture, of the first document."""
+        return self.plans[0].negative
+
+    def cut_out(self, plan: Repaint) -> JointPrompts:
+        """Return the same words with the layers' places cut as the picture is."""
+        other = copy.copy(self)
+        if not plan.is_whole:
+            other._cut = plan.cut_regions
+        return other
+
+    def start(self, run: FlowRun, stack: ExitStack) -> None:  # type: ignore[override]  # on transformers
+        """Put the regions into the run, if any layer's words act."""
+        count = len(run.latents)
+        if len(self.plans) not in (1, count):
+            raise invalid("documents", len(self.plans), f"one, or one for each picture, that is {count}")
+        self._tell_what_has_no_effect(run)
+        for half, rows in run.joint.halves.items():
+            made = [self._half(plan, half, run, rows[0].main) for plan in self.plans]
+            made = made * count if len(made) == 1 else made
+            run.joint.halves[half] = [Row(row.main, regions) for row, regions in zip(rows, made, strict=True)]
+        self._tell_of_unseen(run)
+        cond = [row.regions for row in run.joint.halves["cond"]]
+        if self.settings.guidance != 1 and any(x is not None for x in cond):
+            run.joint.factor = partial(_factors, cond, (run.latents.shape[-2], run.latents.shape[-1]))
+
+    def _tell_of_unseen(self, run: FlowRun) -> None:
+        regions = [r.regions for rows in run.joint.halves.values() for r in rows if r.regions is not None]
+        names = [name for r in regions for name in r.unseen(run.joint.joiner.grid)]
+        if names:
+            logging.getLogger(__name__).warning(
+                "The words of layers %s do not act: these layers cover too little of any of the picture's %s x %s "
+                "cells. Enlarge them, or raise growth",
+                ", ".join(repr(n) for n in dict.fromkeys(names)),
+                *run.joint.joiner.grid[::-1],
+            )
+
+    def _tell_what_has_no_effect(self, run: FlowRun) -> None:
+        if "uncond" in run.joint.halves:
+            return
+        if self.settings.guidance != 1 or any(plan.uncond for plan in self.plans):
+            logging.getLogger(__name__).warning(
+                "Classifier-free guidance is off, so negative prompts of layers and the setting 'guidance' have "
+                "no effect"
+            )
+
+    def _half(self, plan: Plan, half: str, run: FlowRun, tokens: int) -> JointRegions | None:
+        regions = plan.cond if half == "cond" else plan.uncond
+        maps = self.maps if half == "cond" else None
+        if not any(r.acts for r in regions) and not (regions and maps is not None):
+            return None
+        window = run.schedule.window(self.settings.start, self.settings.end)
+        texts = [self._texts.get(r.text) if r.acts else None for r in regions]
+        if self.settings.mode == "eligen":  # its LoRAs were trained with padding
+            contexts = [None if t is None else t.states for t in texts]
+        else:
+            contexts = [None if t is None else t.own for t in texts]
+            regions = tuple(_without_padding(r, t) for r, t in zip(regions, texts, strict=True))
+        return JointRegions(regions, self.settings, contexts, tokens, window, maps, cut=self._cut)
+
+
+def _without_padding(region: Region, text: Text | None) -> Region:
+    """Return the region with its words' places among the tokens of its text that are kept."""
+    if text is None:
+        return region
+    places = {int(old): new for new, old in enumerate(text.kept)}
+    return replace(region, own=tuple(places[i] for i in region.own if i in places))
+
+
+def _factors(regions: Sequence[JointRegions | None], size: tuple[int, int], sigma: float) -> Tensor:
+    """Return the factor on the guidance of every picture's cells, ``[B, 1, h, w]``."""
+    factors = [torch.ones(size) if r is None else r.guidance(size, sigma) for r in regions]
+    return torch.stack(factors)[:, None]
