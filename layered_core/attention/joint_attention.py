@@ -48,6 +48,12 @@ class Source:
     """Places in :attr:`Sequence.picture` of the tokens that read it, int64 ``[P]``."""
     share: Tensor
     """Weight w of the text for these tokens, more than 0, at most 1; float32 ``[P]``."""
+    region: int | None
+    """Number of the region whose own text it is; None: the text of the whole picture."""
+
+    def to(self, device: torch.device) -> Source:
+        """Return the same on a device."""
+        return Source(self.text.to(device), self.rows.to(device), self.share.to(device), self.region)
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,27 @@ class Reading:
     """Tokens of every text, and the tokens that they read."""
     one_softmax: bool
     """The rule, see the module."""
+    groups: tuple[tuple[Tensor, Tensor], ...] | None
+    """With one softmax and weights of 0 and 1 only: places in :attr:`picture` of tokens that read the same texts,
+    and these texts. None otherwise."""
+    hard: bool
+    """Whether all weights are 0 or 1."""
 
     @property
     def extra(self) -> float:
         """How many times the picture's pixels are computed if each text's pixels are computed apart."""
         return sum(len(s.rows) for s in self.sources) / len(self.picture)
 
-    @property
-    def hard(self) -> bool:
-        """Whether all weights are 0 or 1."""
-        return all(bool((s.share == 1).all()) for s in self.sources)
-
     def to(self, device: torch.device) -> Reading:
         """Return the same on a device."""
-        sources = [Source(s.text.to(device), s.rows.to(device), s.share.to(device)) for s in self.sources]
-        readers = [(rows.to(device), keys.to(device)) for rows, keys in self.readers]
-        return Reading(self.length, self.picture.to(device), tuple(sources), tuple(readers), self.one_softmax)
+
+        def pairs(of: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], ...]:
+            return tuple((a.to(device), b.to(device)) for a, b in of)
+
+        return Reading(
+            self.length, self.picture.to(device), tuple(s.to(device) for s in self.sources),
+            pairs(self.readers), self.one_softmax, None if self.groups is None else pairs(self.groups), self.hard,
+        )  # fmt: skip
 
 
 def reading(
@@ -112,11 +123,30 @@ def reading(
         if not len(text):
             continue
         if len(rows):
-            sources.append(Source(text, rows, share[rows]))
+            sources.append(Source(text, rows, share[rows], i - 1 if i else None))
         seen = picture if i == 0 else torch.cat([picture[rows[rows < len(spans.image)]], others])
         if i == 0 or len(rows):
             readers.append((text, torch.cat([text, seen])))
-    return Reading(spans.length, picture, tuple(sources), tuple(readers), one_softmax)
+    hard = all(bool((s.share == 1).all()) for s in sources)
+    groups = _groups(sources, len(picture)) if one_softmax and hard else None
+    return Reading(spans.length, picture, tuple(sources), tuple(readers), one_softmax, groups, hard)
+
+
+def _groups(sources: Sequence[Source], count: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return the sets of texts that some of the ``count`` tokens of the picture read together: the tokens, and the
+    texts' tokens."""
+    reads = torch.zeros(len(sources), count, dtype=torch.bool)
+    for i, source in enumerate(sources):
+        reads[i, source.rows] = True
+    sets, which = torch.unique(reads, dim=1, return_inverse=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return tuple(
+        (
+            (which == i).nonzero()[:, 0],
+            torch.cat([nothing, *(s.text for s, member in zip(sources, members, strict=True) if member)]),
+        )
+        for i, members in enumerate(sets.T.tolist())
+    )
 
 
 def cheapest_way(read: Reading, q: Tensor, *, pushed: bool, masked: bool, fused: bool = True) -> str:
@@ -166,7 +196,7 @@ def attend_jointly(
         ("bias", False): _mixture_by_bias,
         ("bias", True): _softmax_by_bias,
         ("gather", False): _mixture_by_gather,
-        ("gather", True): _softmax_by_gather if read.hard else _softmax_by_bias,
+        ("gather", True): _softmax_by_bias if read.groups is None else _softmax_by_gather,
         ("lse", False): _by_lse,
         ("lse", True): _by_lse,
     }[way, read.one_softmax]
@@ -206,15 +236,9 @@ def _softmax_by_gather(
 ) -> Tensor:  # fmt: skip
     """Compute the rule of one softmax where all weights are 0 or 1: one call for every set of texts that some
     pixels read together."""
-    reads = torch.zeros(len(read.sources), len(read.picture), dtype=torch.bool, device=q.device)
-    for i, source in enumerate(read.sources):
-        reads[i, source.rows] = True
-    sets, which = torch.unique(reads, dim=1, return_inverse=True)
     out = q.new_zeros(*q.shape[:2], len(read.picture), q.shape[-1])
-    for i, members in enumerate(sets.T.tolist()):
-        own = (which == i).nonzero()[:, 0]
-        texts = [s.text for s, member in zip(read.sources, members, strict=True) if member]
-        rows, keys = read.picture[own], torch.cat([*texts, read.picture])
+    for own, texts in read.groups or ():
+        rows, keys = read.picture[own], torch.cat([texts, read.picture])
         out.index_copy_(2, own, attend(_at(q, rows), _at(k, keys), _at(v, keys), _pick(mask, rows, keys)))
     return out
 

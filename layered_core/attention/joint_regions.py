@@ -163,14 +163,12 @@ class JointRegions(RegionalAttention):
         """Return for every source of the reading what is added to its scores."""
         if not amount:
             return [None] * len(stage.read.sources)
-        of_start = {r.start: i for i, r in enumerate(spans.texts) if r}
         pushes: list[Push | None] = []
         for source in stage.read.sources:
-            i = of_start.get(int(source.text[0]))
-            if i is None:
+            if source.region is None:
                 pushes.append(_main_push(stage.push, source.rows, amount, self.settings.mode))
             else:
-                pushes.append(_own_push(self.regions[i], len(source.text), amount, device))
+                pushes.append(_own_push(self.regions[source.region], len(source.text), amount, device))
         return pushes
 
     def _read_shares(self, q: Tensor, k: Tensor, spans: Spans, stage: _Stage, amount: float) -> Tensor:
