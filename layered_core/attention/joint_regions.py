@@ -38,6 +38,8 @@ class _Stage:
     """Share of attention that goes to each region's own text, ``[L, N]``."""
     push: Tensor | None
     """How much each token of the main prompt is pushed at each of the picture's tokens, ``[I, T]``."""
+    own: tuple[Tensor | None, ...]
+    """How much each token of every region's own text is pushed, ``[1, T_i]``; None for a region without a push."""
 
 
 def relative_noise(sigma: float) -> float:
@@ -90,7 +92,7 @@ class JointRegions(RegionalAttention):
         acting = self.acts(sigma)
         stage = self._stage(spans, latent, patch, sigma > FORMING, q.device, part, acting)
         amount = self.amount(sigma) if acting else 0.0
-        pushes = self._pushes(stage, spans, amount, q.device)
+        pushes = self._pushes(stage, amount)
         if self.maps is not None and part is None:
             self.maps.add(spans.grid, self._read_shares(q, k, spans, stage, amount))
         if not acting:
@@ -143,9 +145,11 @@ class JointRegions(RegionalAttention):
             read = reading(
                 spans, weights, main, one_softmax=one_softmax, repeat=self.settings.mode == "eligen"
             )
+            pushed = [_own_push(r, len(t)) for r, t in zip(self.regions, spans.texts, strict=True)]
             self._stages[key] = _Stage(
-                read.to(device), weights.to(device), self._push_of(spans, masks, read, device)
-            )
+                read.to(device), weights.to(device), self._push_of(spans, masks, read, device),
+                tuple(None if p is None else p.to(device) for p in pushed),
+            )  # fmt: skip
         return self._stages[key]
 
     def _push_of(self, spans: Spans, masks: Tensor, read: Reading, device: torch.device) -> Tensor | None:
@@ -159,7 +163,7 @@ class JointRegions(RegionalAttention):
         rest = len(read.picture) - len(push)
         return torch.nn.functional.pad(push, (0, len(spans.pads), 0, rest)).to(device)
 
-    def _pushes(self, stage: _Stage, spans: Spans, amount: float, device: torch.device) -> list[Push | None]:
+    def _pushes(self, stage: _Stage, amount: float) -> list[Push | None]:
         """Return for every source of the reading what is added to its scores."""
         if not amount:
             return [None] * len(stage.read.sources)
@@ -168,7 +172,7 @@ class JointRegions(RegionalAttention):
             if source.region is None:
                 pushes.append(_main_push(stage.push, source.rows, amount, self.settings.mode))
             else:
-                pushes.append(_own_push(self.regions[source.region], len(source.text), amount, device))
+                pushes.append(_collage_push(stage.own[source.region], amount))
         return pushes
 
     def _read_shares(self, q: Tensor, k: Tensor, spans: Spans, stage: _Stage, amount: float) -> Tensor:
@@ -187,11 +191,13 @@ class JointRegions(RegionalAttention):
         weights = stage.weights.repeat(1, spans.frames)
         rest = (1 - weights.sum(0)).clamp_min(0)
         shares = []
-        for region, text, weight, share in zip(self.regions, spans.texts, weights, of_main, strict=True):
+        for region, text, weight, share, own in zip(
+            self.regions, spans.texts, weights, of_main, stage.own, strict=True
+        ):
             share = share * rest
             if text and region.own and bool(weight.any()):
-                own = _own_push(region, len(text), amount, q.device) if amount else None
-                share = share + _word_shares(queries, k, text, [region.own], own)[0] * weight
+                push_own = _collage_push(own if amount else None, amount)
+                share = share + _word_shares(queries, k, text, [region.own], push_own)[0] * weight
             shares.append(share)
         found = torch.stack(shares, 1)
         return found.view(*found.shape[:2], spans.frames, -1).mean(2)
@@ -204,12 +210,17 @@ def _main_push(push: Tensor | None, rows: Tensor, amount: float, mode: str) -> P
     return lambda s: of_mode(s, own, amount)
 
 
-def _own_push(region: Region, count: int, amount: float, device: torch.device) -> Push | None:
-    if not region.own or not region.inside:
+def _collage_push(push: Tensor | None, amount: float) -> Push | None:
+    return None if push is None else lambda s: collage_push(s, push, amount)
+
+
+def _own_push(region: Region, count: int) -> Tensor | None:
+    """Return how much each token of a region's own text of ``count`` tokens is pushed, ``[1, T]``."""
+    if not count or not region.own or not region.inside:
         return None
-    push = torch.zeros(1, count, device=device)
+    push = torch.zeros(1, count)
     push[:, list(region.own)] = region.inside
-    return lambda s: collage_push(s, push, amount)
+    return push
 
 
 def _word_shares(

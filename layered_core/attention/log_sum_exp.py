@@ -6,9 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 2**24
-"""Most scores that are held at once where they are written out."""
-
 
 def fused_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return plain attention ``[B, H, N, D]`` and its log-sum-exp, float32 ``[B, H, N]``, by a fused kernel of

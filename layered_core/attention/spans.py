@@ -39,11 +39,12 @@ class Spans:
     """Tokens that nobody reads."""
 
     def __post_init__(self) -> None:
-        covered = [i for r in (self.main, *self.texts, self.image, self.pads, self.closed) for i in r]
+        placed = sorted(
+            (r.start, r.stop) for r in (self.main, *self.texts, self.image, self.pads, self.closed) if r
+        )
         pixels = self.grid[0] * self.grid[1]
-        if len(set(covered)) < len(covered) or (
-            covered and not 0 <= min(covered) <= max(covered) < self.length
-        ):
+        edges = [0, *(edge for place in placed for edge in place), self.length]
+        if edges != sorted(edges):
             raise LayeredError(f"tokens of a transformer: spans {self} overlap, or lie outside the sequence")
         if pixels < 1 or len(self.image) % pixels:
             raise LayeredError(

@@ -96,6 +96,7 @@ def weighed(before: Tensor, after: Tensor, weight: Tensor | float) -> Tensor:
         after: the same, changed.
         weight: a number, or weights that can be broadcast.
     """
-    share = torch.as_tensor(weight, device=before.device)
-    mixed = before + (after - before) * share.to(before.dtype)
-    return torch.where(share == 0, before, torch.where(share == 1, after, mixed))
+    if not isinstance(weight, Tensor):
+        return before if weight == 0 else after if weight == 1 else before + (after - before) * weight
+    mixed = before + (after - before) * weight.to(before.dtype)
+    return torch.where(weight == 0, before, torch.where(weight == 1, after, mixed))

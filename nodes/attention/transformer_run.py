@@ -78,7 +78,8 @@ class TransformerRun(Run):
         passes of their own."""
         entries = [(name, e) for name, conditions in guider.conds.items() for e in conditions or ()]
         for name, entry in entries:
-            if entry["uuid"] in self.halves and entry["uuid"] not in self.attentions:
+            # ComfyUI may have copied a conditioning to another half, with that half's text.
+            if entry["uuid"] in self.halves and entry["uuid"] in self.own[name]:
                 half = self.halves[entry["uuid"]]
                 self._check_references(half, entry)
                 self.attentions[entry["uuid"]] = self._attention(half, name, entry, *more)
@@ -326,6 +327,7 @@ class _Pass:
             q, k, v = (split_heads(x, heads) for x in (q, k, v))
 
         def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            bias = None if bias is None else bias.to(q.dtype)
             return call(q, k, v, heads, mask=bias, skip_reshape=True, skip_output_reshape=True, **named)
 
         out = compute(q, k, v, attend, _additive(mask, q))

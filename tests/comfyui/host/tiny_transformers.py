@@ -164,15 +164,16 @@ def fill(module, seed=0):
                 values.copy_(0.1 * noise)
 
 
-def model(family, dtype=torch.float32, **changed):
-    """Return a tiny transformer of a family as ComfyUI's MODEL, with weights of ``dtype``."""
+def model(family, dtype=torch.float32, compute=torch.float32, **changed):
+    """Return a tiny transformer of a family as ComfyUI's MODEL, with weights of ``dtype`` that computes in
+    ``compute``."""
     kind, config, _ = MODELS[family]
     if family == "sd3":
         width = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}}
         config = {**config, "context_embedder_config": width}
     made = kind({**kind.unet_config, **config, **changed})
     made.unet_config = {**made.unet_config, **config, **changed}
-    made.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    made.set_inference_dtype(dtype, None if dtype == compute else compute)
     with torch.inference_mode(False):
         whole = made.get_model({}, device=torch.device("cpu")).eval()
         fill(whole.diffusion_model)

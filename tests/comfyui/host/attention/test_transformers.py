@@ -195,6 +195,22 @@ def test_every_mode_acts(family, mode, run, model_of, clip_of, regions):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_loses_no_more_than_in_a_plain_run(family, run, model_of, clip_of):
+    half, one_step = tiny.model(family, torch.bfloat16, torch.bfloat16), {"steps": 1}
+
+    def lost(rough, exact):
+        assert bool(torch.isfinite(rough).all())
+        return float((rough - exact).norm() / exact.norm())
+
+    usual = lost(
+        plain(family, lambda _: half, clip_of, **one_step), plain(family, model_of, clip_of, **one_step)
+    )
+    for mode in ("regions", "joint", "collage", "paint with words"):
+        how = {"mode": mode, "prompt": "a red ball and a blue star", "global_weight": 0.2, "how": one_step}
+        assert lost(run(family, model=half, **how), run(family, **how)) < 1.5 * usual + 0.01, mode
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_odd_sizes_work(family, run):
     size = (7, 5) if family == "flux2" else (15, 11)
     out = run(family, how={"size": size}, global_weight=0.2, emphasis=0.5)
