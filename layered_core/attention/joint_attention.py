@@ -45,7 +45,7 @@ class Source:
     text: Tensor
     """Tokens of the text, int64 ``[T]``."""
     rows: Tensor
-    """Places in :attr:`Sequence.picture` of the tokens that read it, int64 ``[P]``."""
+    """Places in :attr:`Reading.picture` of the tokens that read it, int64 ``[P]``."""
     share: Tensor
     """Weight w of the text for these tokens, more than 0, at most 1; float32 ``[P]``."""
     region: int | None
@@ -185,11 +185,16 @@ def attend_jointly(
         way: one of ``WAYS``.
         attend: the host's plain attention.
         pushes: for every source what is added to its scores; None for nothing.
-        mask: the host's own additive mask, which broadcasts to ``[B, H, N, N]``.
+        mask: the host's own additive mask, which broadcasts to ``[B, H, N, N]``; not with ``lse``.
+
+    Raises:
+        ValueError: ``lse`` with a mask.
     """
+    if way == "lse" and mask is not None:
+        raise ValueError("parts of an attention are computed without masks: take another way")
     out = torch.zeros_like(q)
     for rows, keys in read.readers:
-        picked = _pick(mask, rows, keys)
+        picked = pick_mask(mask, rows, keys)
         out.index_copy_(2, rows, attend(_at(q, rows), _at(k, keys), _at(v, keys), picked))
     pushes = [None] * len(read.sources) if pushes is None else pushes
     compute = {
@@ -208,7 +213,7 @@ def _at(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(2, index)
 
 
-def _pick(mask: Tensor | None, rows: Tensor, keys: Tensor) -> Tensor | None:
+def pick_mask(mask: Tensor | None, rows: Tensor, keys: Tensor) -> Tensor | None:
     """Return the host's mask for some queries and keys."""
     if mask is None:
         return None
@@ -224,7 +229,7 @@ def _mixture_by_gather(
     out = q.new_zeros(*q.shape[:2], len(read.picture), q.shape[-1])
     for source, push in zip(read.sources, pushes, strict=True):
         rows, keys = read.picture[source.rows], torch.cat([source.text, read.picture])
-        bias = _with_push(q, k, source, rows, push, len(keys), _pick(mask, rows, keys))
+        bias = _with_push(q, k, source, rows, push, len(keys), pick_mask(mask, rows, keys))
         part = attend(_at(q, rows), _at(k, keys), _at(v, keys), bias)
         out.index_add_(2, source.rows, part * source.share[:, None].to(part.dtype))
     return out
@@ -239,7 +244,7 @@ def _softmax_by_gather(
     out = q.new_zeros(*q.shape[:2], len(read.picture), q.shape[-1])
     for own, texts in read.groups or ():
         rows, keys = read.picture[own], torch.cat([texts, read.picture])
-        out.index_copy_(2, own, attend(_at(q, rows), _at(k, keys), _at(v, keys), _pick(mask, rows, keys)))
+        out.index_copy_(2, own, attend(_at(q, rows), _at(k, keys), _at(v, keys), pick_mask(mask, rows, keys)))
     return out
 
 
@@ -300,7 +305,7 @@ def _softmax_by_bias(
     for source in read.sources:
         bias[source.rows[:, None], source.text[None]] = source.share.log().to(bias.dtype)[:, None]
     everyone = torch.arange(read.length, device=q.device)
-    picked = _pick(mask, read.picture, everyone)
+    picked = pick_mask(mask, read.picture, everyone)
     whole = bias[None, None] if picked is None else bias + picked
     for source, push in zip(read.sources, pushes, strict=True):
         if push is not None:

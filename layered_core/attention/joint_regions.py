@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..noise.guidance import FORMING
 from .cross_attention import collage_push, paint_push, word_push
-from .joint_attention import Attend, Push, Reading, attend_jointly, cheapest_way, reading
+from .joint_attention import Attend, Push, Reading, attend_jointly, cheapest_way, pick_mask, reading
 from .log_sum_exp import scores_of
 from .parts import Part
 from .regional_attention import RegionalAttention
@@ -109,7 +109,9 @@ class JointRegions(RegionalAttention):
         """Return whether any region changes attention at this noise level."""
         return self.window.acts(sigma) and any(r.acts for r in self.regions)
 
-    def refine(self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, attend: Attend) -> Tensor:
+    def refine(
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, attend: Attend, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the attention of texts to themselves, ``[B, H, T, D]``, each apart from the others.
 
         Args:
@@ -117,6 +119,7 @@ class JointRegions(RegionalAttention):
             spans: where they stand; a text's place among the text tokens is its place in the sequence less
                 that of the first of them.
             attend: the host's plain attention.
+            mask: the host's own additive mask, which broadcasts to ``[B, H, T, T]``.
         """
         ranges = [r for r in (spans.main, *spans.texts, spans.pads, spans.closed) if r]
         first = min(r.start for r in ranges)
@@ -125,7 +128,7 @@ class JointRegions(RegionalAttention):
             if len(text):
                 rows = (text - first).to(q.device)
                 own_q, own_k, own_v = (x.index_select(2, rows) for x in (q, k, v))
-                out.index_copy_(2, rows, attend(own_q, own_k, own_v, None))
+                out.index_copy_(2, rows, attend(own_q, own_k, own_v, pick_mask(mask, rows, rows)))
         return out
 
     def _stage(

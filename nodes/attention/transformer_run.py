@@ -206,7 +206,7 @@ class _Pass:
     calls: int = 0
     """How many calls of attention there were so far."""
     alike: int = 0
-    """How many calls so far were of either the picture or texts, by their number of tokens."""
+    """How many calls so far had as many queries as keys, where a picture has as many tokens as its texts."""
 
     @classmethod
     def of(
@@ -362,11 +362,17 @@ class _Pass:
 
     def _refine(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: Tensor | None) -> Tensor:
         """Compute one attention of texts among themselves, each apart from the others."""
-        return self.attention.refine(q, k, v, self.spans(self.text_length + self.pixels), attend)
+        spans = self.spans(self.text_length + self.pixels)
+        return self.attention.refine(q, k, v, spans, attend, mask)
 
     def _cross(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend, mask: Tensor | None) -> Tensor:
         """Compute one attention of the picture to texts, part by part of the picture."""
         heads = q.shape[1]
+        if mask is not None:
+            raise LayeredError(
+                f"model: another node masks the text that {self.family.name} reads. Take that node off, or Regional "
+                "Prompt Attention"
+            )
 
         def flat(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
             return merge_heads(attend(*(split_heads(x, heads) for x in (q, k, v)), bias))
