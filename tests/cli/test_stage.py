@@ -84,6 +84,8 @@ def test_layers_can_be_painted_alone_with_alpha_of_their_own(scene, tmp_path):
                     str(tmp_path / name),
                     "--alpha",
                     "transparent",
+                    "--guidance",  # files have another default than the storybook's own
+                    "3",
                     *map(str, files),
                     *QUICK,
                 ]

@@ -141,7 +141,10 @@ def test_models_of_every_prediction_type_are_rescaled_alike_and_in_layers_alone(
     scheduler.register_to_config(prediction_type=kind)
     x, guided, cond = torch.randn(3, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([700])
-    run = Run(pipeline.model.unet, scheduler, timesteps, x, x, torch.zeros(4, 1, 1), 3.0)
+    run = Run(
+        unet=pipeline.model.unet, scheduler=scheduler, timesteps=timesteps, latents=x, noise=x,
+        context=torch.zeros(4, 1, 1), guidance=3.0,
+    )  # fmt: skip
     alpha = float(scheduler.alphas_cumprod[700])
     a, s = alpha**0.5, (1 - alpha) ** 0.5
 
