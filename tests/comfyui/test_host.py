@@ -2,6 +2,7 @@
 here."""
 
 import ast
+import atexit
 import functools
 import os
 import subprocess
@@ -26,16 +27,13 @@ def names():
 
 
 @functools.cache
-def results():
-    """Run all tests under host/ and return their results ``{(file, test): [failure text or None for each
-    case]}``, the log, and the install on which they ran.
-
-    The results are empty if the host's python, or ComfyUI in it, did not start.
-    """
+def begun():
+    """Start all tests under host/ in a process of their own. Return it, its log and its report."""
     folder, python = find_host()
-    report = Path(os.environ.get("TMPDIR", "/tmp")) / f"comfyui-host-{os.getpid()}.xml"
+    base = Path(os.environ.get("TMPDIR", "/tmp")) / f"comfyui-host-{os.getpid()}"
+    report, log = base.with_suffix(".xml"), base.with_suffix(".log")
     environment = {**host_environment(folder), "LAYERED_PYTHON": sys.executable}
-    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment["OMP_NUM_THREADS"] = "1"  # the other tests run at the same time
     command = [
         python,
         "-m",
@@ -48,8 +46,23 @@ def results():
         ".",
         f"--junit-xml={report}",
     ]
-    done = subprocess.run(command, cwd=HOST, env=environment, capture_output=True, text=True, timeout=1800)
-    log = done.stdout + done.stderr
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=HOST, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    atexit.register(process.kill)
+    return process, log, report
+
+
+@functools.cache
+def results():
+    """Wait for the tests under host/ and return their results ``{(file, test): [failure text or None for each
+    case]}``, the log, and the install on which they ran.
+
+    The results are empty if the host's python, or ComfyUI in it, did not start.
+    """
+    process, written, report = begun()
+    process.wait(timeout=2100)
+    log = written.read_text(errors="replace")
+    written.unlink()
     if not report.is_file():
         return {}, log, ""
     cases, started = {}, ""
