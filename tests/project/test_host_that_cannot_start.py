@@ -30,7 +30,7 @@ def test_a_host_that_aborts_is_told_once_with_its_log_and_fails_the_run(tmp_path
     )  # in process, and the server
     assert done.stdout.count("ComfyUI in process could not start ===") == 1
     assert done.stdout.count("ComfyUI's server could not start ===") == 1
-    assert "FAILED: ComfyUI in process, ComfyUI's server could not start" in done.stdout
+    assert "FAILED: ComfyUI's server, ComfyUI in process could not start" in done.stdout
     assert " failed" not in done.stdout
     assert " error" not in done.stdout.replace("operator", "")
 
