@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from layered_core.attention.regional_plan import Plan
 from layered_core.canvas.soft_masks import keep_outside
 from layered_core.errors import check_whole, invalid
 from layered_core.noise.change_map import noise_level
@@ -112,17 +114,28 @@ class Method:
 
 
 class WordedMethod(Method):
-    """A method that may change the prompts with which to sample."""
+    """A method that plans the prompts with which to sample."""
+
+    plans: list[Plan]
+    """One for each document."""
+    _cut: Callable[[Tensor], Tensor] | None = None
 
     @property
     def prompts(self) -> list[str]:
-        """The prompt of the whole picture for every document."""
-        raise NotImplementedError
+        """The prompt of the whole picture for every document; layers' words may have been appended to it."""
+        return [p.prompt for p in self.plans]
 
     @property
     def negative(self) -> str:
-        """The negative prompt of the whole picture."""
-        raise NotImplementedError
+        """The negative prompt of the whole picture, of the first document."""
+        return self.plans[0].negative
+
+    def cut_out(self, plan: Repaint) -> WordedMethod:
+        """Return the same words with the layers' places cut as the picture is."""
+        other = copy.copy(self)
+        if not plan.is_whole:
+            other._cut = plan.cut_regions
+        return other
 
 
 @torch.no_grad()

@@ -105,10 +105,6 @@ class JointRegions(RegionalAttention):
         """Return f(sigma), the amount by which words are pushed."""
         return self.settings.amount(min(sigma, HIGHEST))
 
-    def acts(self, sigma: float) -> bool:
-        """Return whether any region changes attention at this noise level."""
-        return self.window.acts(sigma) and any(r.acts for r in self.regions)
-
     def refine(
         self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, attend: Attend, mask: Tensor | None = None
     ) -> Tensor:

@@ -138,7 +138,7 @@ class RegionalAttention:
         Raises:
             LayeredError: K is no multiple of ``length``.
         """
-        acting = self.window.acts(sigma) and any(r.acts for r in self.regions)
+        acting = self.acts(sigma)
         maps = self.maps if part is None else None
         if not acting and maps is None:
             return base
@@ -177,6 +177,10 @@ class RegionalAttention:
         return attend_regions(
             q, base, level.tiles, keys, values, heads, emphasis=emphasis, amount=amount, attend=attend
         )
+
+    def acts(self, sigma: float) -> bool:
+        """Return whether any region changes attention at this noise level."""
+        return self.window.acts(sigma) and any(r.acts for r in self.regions)
 
     def amount(self, sigma: float) -> float:
         """Return f(sigma), the amount by which words are pushed."""

@@ -111,6 +111,11 @@ class Region:
     guided: float = 0.0
     """Share of the settings' ``guidance`` and ``rescale`` that the region gets, 0..1. Neutral: 0."""
 
+    def without_padding(self, kept: Sequence[int]) -> Region:
+        """Return the region for a text of which only the tokens ``kept`` are left."""
+        places = {old: new for new, old in enumerate(kept)}
+        return replace(self, own=tuple(places[i] for i in self.own if i in places))
+
     @property
     def acts(self) -> bool:
         """Whether the region changes attention at all."""

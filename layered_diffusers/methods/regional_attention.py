@@ -3,8 +3,7 @@ core."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -21,7 +20,6 @@ from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.noise.guidance import of_empty_picture
 from layered_core.noise.window import Window, sigma_at
-from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
@@ -74,26 +72,8 @@ class RegionalPrompts(WordedMethod):
             record=maps is not None,
         )
         self.plans = [plan(d, prompt=p) for d, p in zip(documents, words, strict=True)]
-        self._cut: Callable[[Tensor], Tensor] | None = None
         if maps is not None and len(documents) != 1:
             raise invalid("maps: number of documents", len(documents), "1")
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompt of the whole picture for every document; layers' words may have been appended to it."""
-        return [p.prompt for p in self.plans]
-
-    @property
-    def negative(self) -> str:
-        """The negative prompt of the whole picture, of the first document."""
-        return self.plans[0].negative
-
-    def cut_out(self, plan: Repaint) -> RegionalPrompts:
-        """Return the same words with the layers' places cut as the picture is."""
-        other = copy.copy(self)
-        if not plan.is_whole:
-            other._cut = plan.cut_regions
-        return other
 
     def start(self, run: Run, stack: ExitStack) -> None:
         """Put attention processors on the UNet's cross-attentions, if any layer's words act."""

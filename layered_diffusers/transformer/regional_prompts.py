@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +13,9 @@ from torch import Tensor
 
 from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.joint_regions import JointRegions
-from layered_core.attention.regional_plan import Plan, Region, Settings, plan_regions
+from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
-from layered_core.painting.repaint import Repaint
 from layered_diffusers.models.loading import require_unet
 from layered_diffusers.sampling import WordedMethod
 from layered_diffusers.transformer.joining import Row
@@ -80,24 +77,6 @@ class JointPrompts(WordedMethod):
         for region in (r for plan in self.plans for r in (*plan.cond, *plan.uncond)):
             if region.text and region.strength > 0 and region.text not in self._texts:
                 self._texts[region.text] = encode(model, region.text, f"layer {region.name!r}")
-        self._cut: Callable[[Tensor], Tensor] | None = None
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompt of the whole picture for every document; layers' words may have been appended to it."""
-        return [p.prompt for p in self.plans]
-
-    @property
-    def negative(self) -> str:
-        """The negative prompt of the whole picture, of the first document."""
-        return self.plans[0].negative
-
-    def cut_out(self, plan: Repaint) -> JointPrompts:
-        """Return the same words with the layers' places cut as the picture is."""
-        other = copy.copy(self)
-        if not plan.is_whole:
-            other._cut = plan.cut_regions
-        return other
 
     def start(self, run: FlowRun, stack: ExitStack) -> None:  # type: ignore[override]  # on transformers
         """Put the regions into the run, if any layer's words act."""
@@ -145,16 +124,11 @@ class JointPrompts(WordedMethod):
             contexts = [None if t is None else t.states for t in texts]
         else:
             contexts = [None if t is None else t.own for t in texts]
-            regions = tuple(_without_padding(r, t) for r, t in zip(regions, texts, strict=True))
+            regions = tuple(
+                r if t is None else r.without_padding(t.kept.tolist())
+                for r, t in zip(regions, texts, strict=True)
+            )
         return JointRegions(regions, self.settings, contexts, tokens, window, maps, cut=self._cut)
-
-
-def _without_padding(region: Region, text: Text | None) -> Region:
-    """Return the region with its words' places among the tokens of its text that are kept."""
-    if text is None:
-        return region
-    places = {int(old): new for new, old in enumerate(text.kept)}
-    return replace(region, own=tuple(places[i] for i in region.own if i in places))
 
 
 def _factors(regions: Sequence[JointRegions | None], size: tuple[int, int], sigma: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
@@ -249,7 +248,9 @@ def conditioning(
     if maps is None and not any(r.acts for r in regions):
         regions = ()
     kept = tuple(texts.kept(r, settings.mode) for r in regions)
-    regions = tuple(_without_padding(r, k) for r, k in zip(regions, kept, strict=True))
+    regions = tuple(
+        r if k is None else r.without_padding(k.tolist()) for r, k in zip(regions, kept, strict=True)
+    )
     encoded = {
         t: clip.encode_from_tokens_scheduled(clip.tokenize(t), show_pbar=False)
         for t in dict.fromkeys(r.text for r in regions)
@@ -265,11 +266,3 @@ def conditioning(
         )  # fmt: skip
         carried.append([words, {**rest, KEY: half}])
     return carried
-
-
-def _without_padding(region: Region, kept: Tensor | None) -> Region:
-    """Return the region with its words' places among the kept vectors of its text."""
-    if kept is None:
-        return region
-    places = {int(old): new for new, old in enumerate(kept)}
-    return replace(region, own=tuple(places[i] for i in region.own if i in places))

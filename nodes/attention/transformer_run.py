@@ -8,7 +8,7 @@ so everything in such a pass is about one text. Which attention call is which fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -48,6 +48,9 @@ class TransformerRun(Run):
     family: Family
     cut: CutOut | None = None
     """What Regenerate Layers cut out of the picture; None: the whole canvas is sampled."""
+
+    halves: dict[UUID, Half] = field(default_factory=dict)
+    """The regions of every conditioning that has some."""
 
     def start(self, halves: Mapping[UUID, Half], cut: CutOut | None) -> None:
         """Wrap the run. The attention of each conditioning is made once ComfyUI has processed the
