@@ -91,7 +91,7 @@ export class Board extends Editor {
   pictureOf(layer) {
     const draft = this.drafts.get(layer.name);
     if (draft) return { image: draft.image, isSolid: () => true };
-    if (!layer.own) return layer.url ? this.#picture(layer.url) : undefined;
+    if (!layer.own) return layer.url ? this.#picture({ url: layer.url }) : undefined;
     const mask = layer.mask && (this.painted.get(layer.mask) ?? this.host.address(layer.mask));
     if (!layer.image && !mask) return undefined;
     if (!layer.image) return this.#picture({ mask, tint: layer.tint }, layer.mask);
@@ -354,7 +354,7 @@ export class Board extends Editor {
     this.stage.cancel();
     this.tool = this.tools[name];
     for (const [key, input] of Object.entries(this.toolButtons)) input.checked = key === name;
-    this.sizeLabel.hidden = !(this.tool instanceof Brush);
+    this.sizeLabel.style.visibility = this.tool instanceof Brush ? "visible" : "hidden"; // keeps its room, so that nothing moves
     this.stage.draw();
   }
 
@@ -383,7 +383,8 @@ export class Board extends Editor {
       this.brushSize = toSize(size.value);
       this.stage.draw();
     };
-    this.sizeLabel = element("label", { className: "ld-label ld-size", hidden: true }, size);
+    this.sizeLabel = element("label", { className: "ld-label ld-size" }, size);
+    this.sizeLabel.style.visibility = "hidden";
     const add = button("picture", words("addPicture"), () => this.#choose());
     const copy = button("copy", words("duplicate"), () => this.duplicate());
     const bin = button("bin", words("delete"), () => this.remove());
@@ -424,8 +425,8 @@ export class Board extends Editor {
     this.copyButton.disabled = !this.readable || !own.length;
     this.deleteButton.disabled = !this.readable || !this.selectedLayers.some((layer) => !this.isLocked(layer.name));
     this.alignBox.disabled = !this.readable || !this.selection.length;
-    this.resultLabel.hidden = !this.result;
-    this.attentionLabel.hidden = !this.attention.has(this.chosen);
+    this.resultLabel.style.visibility = this.result ? "visible" : "hidden";
+    this.attentionLabel.style.visibility = this.attention.has(this.chosen) ? "visible" : "hidden";
     this.resultSlider.value = this.resultShare;
     const old = this.result && this.result.of !== JSON.stringify(this.state);
     this.resultLabel.classList.toggle("ld-old", Boolean(old));
