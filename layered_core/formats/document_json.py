@@ -145,11 +145,15 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
     budget.fits_all(sizes)
     return replace(
         canvas,
-        layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in steps(list(enumerate(layers)))),
+        layers=tuple(
+            _layer(item, i, canvas, folder, budget, warnings) for i, item in steps(list(enumerate(layers)))
+        ),
     )
 
 
-def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: list[str]) -> Layer:
+def _layer(
+    data: object, index: int, canvas: LayerDocument, folder: Path, budget: Budget, warnings: list[str]
+) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"layer {name[:MAX_NAME]!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
     entries = known_entries(data, {f.name for f in fields(Layer)}, where)
@@ -168,7 +172,7 @@ def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: lis
         raise LayeredError(f"{where}: {error}") from error
     layer = Layer(recipe=recipe, **pixels, **entries)
     if not pixels:  # what is made of it is as large as its box
-        budget.fits(where, layer.width, layer.height, channels=1)
+        budget.fits(where, layer.width or canvas.width, layer.height or canvas.height, channels=1)
     return layer
 
 

@@ -130,13 +130,6 @@ def test_a_file_that_is_no_picture_is_named(host):
     )
 
 
-def test_a_box_of_no_width_is_refused(host):
-    error = host.error_of(
-        {"1": from_image(name="box", height=10), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
-    )
-    told(error, "layer 'box'", "width is 0", "1..16384", "needs a box")
-
-
 def test_a_negative_width_is_refused_before_running(host):
     valid, _, _, errors = host.validate(
         {"1": load("red.png", width=-5), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
