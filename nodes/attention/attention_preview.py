@@ -137,14 +137,16 @@ class LayerMaskFromAttention(io.ComfyNode):
                 "Neutral: none."),
                 io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1,
                     tooltip="Classifier-free guidance of the quick run; 1 for models that are sampled so, "
-                        "such as Flux and Z-Image Turbo. Neutral: 1, none."),
+                        "such as Flux and Z-Image Turbo. Neutral: 1, none. "
+                        "The default is 4, with which most models follow words."),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.05,
                     tooltip="How much attention makes a place part of the layer, from the least (0) to "
                         "the greatest (1) in the layer's box. Neutral: none.",
                 ),
                 io.Boolean.Input("largest", default=True, tooltip="Keep only the largest connected patch. "
-                "Neutral: off."),
+                "Neutral: off. "
+                "The default is on, as a layer is mostly one thing."),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack; those layers now have a mask, "

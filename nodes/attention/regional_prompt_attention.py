@@ -91,7 +91,8 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Float.Input(
                     "strength", default=_DEFAULT.strength, min=0.0, max=1.0, step=0.05,
                     tooltip="Factor on every layer's 'attention inside' and 'attention outside', 0 to 1. "
-                        "Neutral: 0, the plain prompt.",
+                        "Neutral: 0, the plain prompt. "
+                        "The default is 1, so that the layers act as their recipes say.",
                 ),
                 io.Float.Input(
                     "start", default=_DEFAULT.start, min=0.0, max=1.0, step=0.01, advanced=True,
@@ -104,12 +105,14 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Float.Input(
                     "global_weight", default=_DEFAULT.global_weight, min=0.0, max=1.0, step=0.05,
                     tooltip="Share of attention that the main prompt keeps inside layers, 0 to 1; modes "
-                    "regions and joint. Neutral: 0.",
+                    "regions and joint. Neutral: 0. "
+                    "The default is 0.2, which keeps the layers in one picture.",
                 ),
                 io.Float.Input(
                     "emphasis", default=_DEFAULT.emphasis, min=0.0, max=2.0, step=0.05, advanced=True,
                     tooltip="How far attention to a layer's own words is raised inside the layer, beyond "
-                        "their share, 0 to 2; mode regions. Neutral: 0.",
+                        "their share, 0 to 2; mode regions. Neutral: 0. "
+                        "The default is 0.5, so that small layers are not left out.",
                 ),
                 io.Float.Input(
                     "guidance", default=_DEFAULT.guidance, min=1.0, max=10.0, step=0.1, advanced=True,

@@ -139,22 +139,27 @@ def _recipe() -> list[io.Input]:
         io.Float.Input(
             "inside", display_name="attention inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
             tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. "
-            "Neutral: 0.",
+            "Neutral: 0. "
+            "The default is 1, so that the layer's words act where it is.",
         ),
         io.Float.Input(
             "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0,
             step=0.05,
             tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: "
-            "0.",
+            "0. "
+            "The default is 1, so that the layer's words stay where it is.",
         ),
         io.Float.Input(
             "noise", default=DEFAULT_NOISE, min=0.0, max=1.0, step=0.05,
-            tooltip="How far the layer may change while sampling, 0 (frozen) to 1 (free). Neutral: 1.",
+            tooltip="How far the layer may change while sampling, 0 (frozen) to 1 (free). Neutral: 1. "
+                "The default is 0.8, which draws a layer anew and roughly keeps its shape and "
+                "place.",
         ),
         io.Float.Input(
             "control_strength", default=_DEFAULT.control.strength, min=0.0, max=2.0, step=0.05,
             tooltip="Weight of a ControlNet inside the layer, 0 to 2; acts only with a control hint. "
-            "Neutral: 0.",
+            "Neutral: 0. "
+            "The default is 1, what the ControlNet was trained for.",
         ),
         io.Combo.Input(
             "control_hint", options=list(HINTS), default=_DEFAULT.control.hint, advanced=True,
@@ -173,9 +178,10 @@ def _recipe() -> list[io.Input]:
         "stack."),
         io.Boolean.Input(
             "keep_backdrop", default=True, optional=True, advanced=True,
-            tooltip="On, as one expects of a backdrop: an opaque picture without words that fills the canvas "
+            tooltip="On: an opaque picture without words that fills the canvas "
                 f"behind other layers keeps its pixels, as long as its noise is left at {DEFAULT_NOISE}; any "
-                "other number counts. Off: the noise always counts. Neutral: off.",
+                "other number counts. Off: the noise always counts. Neutral: off. "
+                "The default is on, because nobody has said what the backdrop should become.",
         ),
     ]  # fmt: skip
 
