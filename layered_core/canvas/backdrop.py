@@ -20,6 +20,6 @@ def find_backdrop(document: LayerDocument) -> Layer | None:
     if len(shown) < 2:
         return None
     layer = shown[0]
-    if layer.image is None or layer.prompt.strip() or layer.recipe.embedding or layer.blend_mode != "normal":
+    if layer.image is None or layer.prompt.strip() or layer.blend_mode != "normal":
         return None
     return layer if bool((layer_alpha(layer, document) >= _OPAQUE).all()) else None

@@ -13,9 +13,16 @@ from torch import Tensor
 from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
 from ...layered_core.attention.families import Family
-from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
+from ...layered_core.attention.regional_plan import (
+    REGION_MODES,
+    Region,
+    Settings,
+    layers_without_words,
+    plan_regions,
+)
 from ...layered_core.attention.words import Token
 from ...layered_core.errors import check_letters, invalid
+from ..layers.remarks import tell
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import check_mode, check_model, patched
 from .conditionings import KEY, Half
@@ -157,6 +164,7 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the "
                     "layers' negatives. Works only with the model of this node."),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -176,6 +184,15 @@ class RegionalPromptAttention(io.ComfyNode):
         check_mode(family, settings)
         document = read_stack(layers)
         tell_dynamic("Regional Prompt Attention", document, prompt, negative)
+        if wordless := layers_without_words(document):
+            tell(
+                cls,
+                "Regional Prompt Attention",
+                [
+                    f"Layers without words: {', '.join(repr(name) for name in wordless)}. Only the main prompt acts "
+                    "where they are: write what they show into their prompt"
+                ],
+            )
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
         texts = Texts(clip, family)

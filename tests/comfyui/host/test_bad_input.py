@@ -130,6 +130,16 @@ def test_a_file_that_is_no_picture_is_named(host):
     )
 
 
+def test_an_error_is_shown_with_a_plain_name_instead_of_a_path_of_modules(host):
+    error = host.error_of(
+        {"1": load("red.png", x=-900, name="far"), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+    )
+    told(error, "layer 'far'", "at least one pixel on the canvas")
+    _, details = host.executor.status_messages[-1]
+    assert details["exception_type"] == "LayeredError"
+    assert details["exception_message"].startswith("layer 'far': place is 'x -900, y 0, ")
+
+
 def test_a_negative_width_is_refused_before_running(host):
     valid, _, _, errors = host.validate(
         {"1": load("red.png", width=-5), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}

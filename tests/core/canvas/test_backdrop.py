@@ -39,7 +39,6 @@ def test_a_backdrop_may_be_scaled_turned_and_larger_than_the_canvas(change):
     "change",
     [
         {"prompt": "a meadow"},
-        {"recipe": Recipe(embedding="meadow")},
         {"opacity": 0.9},
         {"visible": False},
         {"blend_mode": "multiply"},
