@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.sd
+import latent_preview
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -188,6 +189,9 @@ class LayerMaskFromAttention(io.ComfyNode):
         )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)
-        comfy.sample.sample(patched(model), noise, steps, cfg, "euler", "normal", *words, empty, seed=seed)
+        shown = latent_preview.prepare_callback(model, steps)
+        comfy.sample.sample(
+            patched(model), noise, steps, cfg, "euler", "normal", *words, empty, seed=seed, callback=shown
+        )
         document, masks = masks_from_attention(document, maps, size, threshold, largest)
         return io.NodeOutput(write_stack(document), masks.to(comfy.model_management.intermediate_device()))
