@@ -24,7 +24,7 @@ from ...layered_core.attention.words import Token
 from ...layered_core.errors import check_letters, invalid
 from ..layers.remarks import tell
 from ..layers.socket import LAYERS, read_stack
-from .attention_patch import check_mode, check_model, patched
+from .attention_patch import acting_alone, check_mode, check_model, patched
 from .conditionings import KEY, Half
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 from .prompt_tokens import TransformerPrompts, tokenise
@@ -160,9 +160,10 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="A clone of the model that applies the "
                     "layers in the two conditionings."),
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt with the layers' "
-                    "words. Works only with the model of this node."),
+                    "words. It acts on a sampler with another model too, unless hooks are put on it: then the "
+                    "sampler needs the model of this node."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the "
-                    "layers' negatives. Works only with the model of this node."),
+                    "layers' negatives. It acts as the positive does."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -205,7 +206,7 @@ class RegionalPromptAttention(io.ComfyNode):
             conditioning(texts, "negative", plan.negative, plan.uncond, settings),
         )
         expected = [half[0][1][KEY].name for half in halves if half[0][1][KEY].regions]
-        return io.NodeOutput(patched(model, expected), *halves)
+        return io.NodeOutput(patched(model, expected), *(acting_alone(*halves) if expected else halves))
 
 
 class Texts:
