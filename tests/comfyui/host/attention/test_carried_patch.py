@@ -37,9 +37,8 @@ def test_so_it_is_with_transformers(regions, family):
     patched, *words = regions.node.execute(model, clip, halves(regions), **values).result
     wanted = tiny.sampled(patched, family, *words, cfg=3.0)
     assert torch.equal(tiny.sampled(model, family, *words, cfg=3.0), wanted)
-    assert float(
-        (wanted - tiny.sampled(model, family, tiny.encode(clip, "a meadow at noon"), words[1])).abs().max()
-    )
+    without = tiny.sampled(model, family, tiny.encode(clip, "a meadow at noon"), words[1], cfg=3.0)
+    assert float((wanted - without).abs().max()) > 1e-2
 
 
 def test_layers_act_beside_a_plain_negative(regions, loaded):
