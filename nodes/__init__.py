@@ -24,6 +24,7 @@ from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
 from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
+from .layers.layers_from_boxes import LayersFromBoxes
 from .layers.layers_from_layout import LayersFromLayout
 from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
@@ -61,6 +62,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLayers,
     SaveLayers,
     LayoutFromLayers,
+    LayersFromBoxes,
     LayersFromLayout,
     LayoutMetrics,
     PerLayerSDEdit,
