@@ -22,6 +22,7 @@ from .demo.demo_model import LoadDemoModel
 from .demo.storybook_picture import StorybookPicture
 from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
+from .layers.layer_board import LayerBoard
 from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
 from .layers.layers_from_boxes import LayersFromBoxes
@@ -52,6 +53,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDemoControlNet,
     StorybookPicture,
     ArrangeLayers,
+    LayerBoard,
     EditLayer,
     SelectLayers,
     SplitLayer,

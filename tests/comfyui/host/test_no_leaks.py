@@ -44,6 +44,10 @@ EXAMPLES = {
             "LD_ArrangeLayers", layers=["a", 0], arrangement={"version": 1, "layers": {"red": {"x": 4}}}
         ),
     },
+    "LD_LayerBoard": {
+        "a": load("red.png"),
+        "it": node("LD_LayerBoard", layers=["a", 0], board={"version": 1, "marked": ["red"]}),
+    },
     "LD_EditLayer": {
         "a": load("red.png"),
         "it": node("LD_EditLayer", layers=["a", 0], layer="red", **{**KEPT, "visible": "off"}),

@@ -47,6 +47,7 @@ ENDS = {
     "LD_SaveLayers png folder": {"filename_prefix": "x", "format": "png folder", "bits": "8"},
     "LD_LayerControlHint": {"outline": True},
     "LD_ArrangeLayers": {"arrangement": {}},
+    "LD_LayerBoard": {"board": {}},
 }
 
 
