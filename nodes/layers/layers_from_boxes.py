@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ...layered_core.document import MAX_SIDE, LayerDocument, unique_names
 from ...layered_core.errors import LayeredError
+from ...layered_core.formats.layout.boxes import PIXELS, THOUSANDTHS, XYWH, YXYX
 from ...layered_core.formats.layout.reading import ReadLayout, read_layout
 from .layout_from_layers import ARRAY, BOUNDING_BOX
 from .remarks import tell
@@ -91,7 +92,9 @@ def _read(boxes: object, below: LayerDocument) -> ReadLayout:
                 "boxes: there is none; allowed: at least one. Draw a box in Create Bounding Boxes, or connect layers"
             )
         return ReadLayout(LayerDocument(below.width, below.height), ("No box is drawn.",))
-    drawn = read_layout(boxes, below.width, below.height)
+    elements = isinstance(boxes, list) and any(isinstance(box, Mapping) and "bbox" in box for box in boxes)
+    rule = f"{THOUSANDTHS} {YXYX}" if elements else f"{PIXELS} {XYWH}"
+    drawn = read_layout(boxes, below.width, below.height, rule)
     if any(layer.prompt for layer in drawn.document):
         return drawn
     return drawn._replace(remarks=(*drawn.remarks, _ONLY_BOXES))

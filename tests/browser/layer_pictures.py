@@ -100,10 +100,15 @@ def take(page, server):
 def drawn_boxes(page):
     """Draw three boxes in ComfyUI's editor, run, and save the picture of Layers from Boxes."""
     open_editor(page)
-    draw(page, 6, 6, 506, 506, "by the sea")
     draw(page, 300, 60, 480, 230, "a yellow star")
     draw(page, 32, 240, 240, 470, "a red house")
-    page.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
+    page.page.evaluate(
+        """() => {
+            app.graph.getNodeById('2').widgets.find(w => w.name === 'prompt').value = 'a red house by the sea';
+            app.nodeOutputs = {};
+            app.queuePrompt(0, 1);
+        }"""
+    )
     page.page.wait_for_function("() => app.nodeOutputs?.['3']?.images?.length", polling=200)
     page.page.wait_for_timeout(1500)
     crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LayersFromBoxes/picture.jpg")

@@ -225,9 +225,10 @@ def test_drawn_boxes_become_layers_of_words_in_their_order(host, pack):
     ]
     assert [x.name for x in document] == ["a meadow", "a red ball", "OPEN", "element 4"]
     assert all(x.image is None for x in document)
-    report = value(host, prompt, "it", 1)
-    assert "Without words: elements 4." in report
-    assert "Palettes are left out" in report
+    assert value(host, prompt, "it", 1).splitlines() == [
+        "Without words: elements 4.",
+        "Palettes are left out: a layer has no place for one.",
+    ]
 
 
 def test_drawn_boxes_lie_on_a_connected_stack_and_have_its_canvas(host, pack):
