@@ -204,13 +204,14 @@ def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
     assert (np.abs(before[..., :3] - after)[outside].max(-1) > 0).mean() < 0.01
 
 
-def test_the_blueprint_is_offered(server):
+def test_the_blueprints_are_offered(server):
     ours = {
         e["name"]
         for e in server.get("/global_subgraphs").values()
         if e["info"]["node_pack"] == "custom_nodes.layered-diffusion"
     }
-    assert ours == {f.stem for f in (PACK / "subgraphs").glob("*.json")} == {"Add Layer by Prompt"}
+    files = {f.stem for f in (PACK / "subgraphs").glob("*.json")}
+    assert ours == files == {"Add Layer by Prompt", "Render Layers", "Redo Layers"}
 
 
 def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server):
