@@ -78,7 +78,12 @@ class AttentionPreview(io.ComfyNode):
         shown = heat_pictures(_as_in(sampled, maps), sampled, size).to(
             comfy.model_management.intermediate_device()
         )
-        return io.NodeOutput(shown, ui=ui.PreviewImage(shown, cls=cls))
+        preview = ui.PreviewImage(shown, cls=cls).as_dict()
+        # For Layer Board, which shows them where its layers are.
+        named = [
+            {"name": name, "picture": dict(it)} for name, it in zip(maps.names, preview["images"], strict=False)
+        ]
+        return io.NodeOutput(shown, ui={**preview, "layer_attention": named})
 
 
 def _as_in(sampled: Tensor, maps: AttentionMaps) -> AttentionMaps:
