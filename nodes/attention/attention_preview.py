@@ -81,7 +81,8 @@ class AttentionPreview(io.ComfyNode):
         preview = ui.PreviewImage(shown, cls=cls).as_dict()
         # For Layer Board, which shows them where its layers are.
         named = [
-            {"name": name, "picture": dict(it)} for name, it in zip(maps.names, preview["images"], strict=False)
+            {"name": name, "picture": dict(it)}
+            for name, it in zip(maps.names, preview["images"], strict=False)
         ]
         return io.NodeOutput(shown, ui={**preview, "layer_attention": named})
 
