@@ -26,6 +26,7 @@ from .layers.edit_layer import EditLayer
 from .layers.layer_board import LayerBoard
 from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
+from .layers.layers_from_boxes import LayersFromBoxes
 from .layers.layers_from_layout import LayersFromLayout
 from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
@@ -67,6 +68,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLayers,
     SaveLayers,
     LayoutFromLayers,
+    LayersFromBoxes,
     LayersFromLayout,
     LayoutMetrics,
     PerLayerSDEdit,

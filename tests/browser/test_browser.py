@@ -45,12 +45,16 @@ def test_the_graph_and_the_api_form_of_a_workflow_say_the_same(page, file):
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes_2"])
 @pytest.mark.parametrize("file", [f for f in GRAPHS if f.stem not in FOR_OWN_FILES], ids=lambda f: f.stem)
-def test_a_workflow_runs_from_the_page_and_the_composite_is_seen_in_the_node(page, server, file, vue):
+def test_a_workflow_runs_from_the_page_and_its_picture_is_seen_in_the_node(page, server, file, vue):
     page.setting("Comfy.VueNodes.Enabled", vue)
     page.open(file)
-    composite = [n[0] for n in page.nodes() if n[1] == "LD_LayerComposite"]
-    page.queue(composite)
-    for node in composite:
+    kinds = {n[0]: n[1] for n in page.nodes()}
+    pictured = [k for k in kinds if kinds[k] == "LD_LayerComposite"] or [
+        k for k in kinds if kinds[k] == "SaveImage"
+    ]
+    assert pictured
+    page.queue(pictured)
+    for node in pictured:
         image = page.page.evaluate("(id) => app.nodeOutputs[id].images[0]", node)
         shown = np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"))
         assert min(shown.shape[:2]) >= 128

@@ -8,6 +8,7 @@ import torch
 from graph import (
     KEPT,
     add_layer,
+    from_boxes,
     from_image,
     from_layout,
     layer_diffuse,
@@ -68,6 +69,13 @@ EXAMPLES = {
         "it": node(
             "LD_LayoutFromLayers", layers=["a", 0], without_words="name", background="element", colours=5
         ),
+    },
+    "LD_LayersFromBoxes": {
+        "a": from_image(width=8, height=8, prompt="a red ball"),
+        "l": node(
+            "LD_LayoutFromLayers", layers=["a", 0], without_words="name", background="element", colours=5
+        ),
+        "it": from_boxes("l"),
     },
     "LD_LayersFromLayout": {"it": from_layout('[{"bbox": [0, 0, 500, 500], "desc": "a red ball"}]')},
     "LD_LayoutMetrics": {
