@@ -102,9 +102,10 @@ def test_a_stack_is_made_from_nothing_by_mouse_and_keys(empty, tmp_path):
     assert "Press B and drag a box" in empty.page.locator(".ld-empty").inner_text()
     empty.choose_files(tmp_path / "park.png")
     assert (empty.state["width"], empty.state["height"]) == (WIDTH, HEIGHT)
-    assert empty.entry("park")["recipe"] == {"noise": 0}  # a backdrop keeps its pixels
+    assert empty.ask("editor.freedomOf(editor.layer('park'))") == 0.8
     empty.choose_files(tmp_path / "kite.png")
     assert empty.names == ["park", "kite"]
+    assert empty.ask("editor.freedomOf(editor.layer('park'))") == 0  # behind others it is a backdrop
 
     empty.click(4, 4)
     empty.press("b")

@@ -166,6 +166,11 @@ export class Board extends Editor {
     return named;
   }
 
+  /** How far a layer may change, as the runs see it. */
+  freedomOf(layer) {
+    return states.freedomOf(layer, this.layers, this.canvas);
+  }
+
   /** A name such as "layer 3" that no layer has. */
   #freshName() {
     const taken = this.layers.map((layer) => layer.name);
@@ -198,10 +203,10 @@ export class Board extends Editor {
 
   #addPicture(image, name, size, point) {
     const { state } = this;
-    // The first picture sets the canvas and stays as it is, as a backdrop.
+    // The first picture sets the canvas. Behind others it is a backdrop, which keeps its pixels unless the user frees it.
     if (!state.width && !this.layers.length) {
       const sized = states.canvasChanged(state, size);
-      this.#add([{ name, image, x: 0, y: 0, ...size, recipe: { noise: 0 } }], sized);
+      this.#add([{ name, image, x: 0, y: 0, ...size }], sized);
       this.layOut();
       return;
     }
