@@ -96,8 +96,8 @@ def test_the_package_offers_every_node(server, package):
 
 def test_every_help_page_of_the_package_and_every_picture_in_it_is_served(server):
     for name in (k for k in server.get("/object_info") if k.startswith("LD_")):
-        folder = f"/extensions/layered-diffusion/docs/{name}"
-        page = server.read(f"{folder}/en.md").decode()
+        folder = "/extensions/layered-diffusion/docs"
+        page = server.read(f"{folder}/{name}/en.md").decode()
         assert page.startswith("# ")
         pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
         assert pictures, name
