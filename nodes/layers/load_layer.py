@@ -235,14 +235,14 @@ class LayerFromImage(io.ComfyNode):
         """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerFromImage",
-            display_name="Layer From Image",
+            display_name="Layer from Image or Box",
             category=CATEGORY,
             description=(
                 "Lay a picture of the graph on a stack as a layer with words, place and recipe. "
                 "Without a picture the layer is a box, or a mask, to be generated later."
             ),
-            search_aliases=["layer", "region", "box", "bounding box", "mask to layer", "image to layer",
-            "add layer"],
+            search_aliases=["Layer From Image", "layer", "region", "box", "bounding box", "mask to layer",
+            "image to layer", "add layer"],
             inputs=[
                 io.Image.Input("image", optional=True, tooltip="The layer's picture; each picture of a "
                     "batch becomes a layer. Not connected: the layer is to be generated later."),

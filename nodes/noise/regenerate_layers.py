@@ -150,7 +150,7 @@ class PasteBack(io.ComfyNode):
                 io.Image.Input("image", tooltip="The decoded picture of the sampled part; a batch gives "
                     "a batch."),
                 PASTE.Input("paste", tooltip="From the node that gave the latent: Regenerate Layers or "
-                "Per-Layer SDEdit."),
+                "Per-Layer Freedom (SDEdit)."),
                 io.Combo.Input(
                     "blend", options=list(BLENDS), default=BLENDS[0],
                     tooltip="gradient: shifts the new part's colours so that they match the surroundings "
@@ -174,7 +174,9 @@ class PasteBack(io.ComfyNode):
     def execute(cls, image: Tensor, paste: Repaint, blend: str, match_colours: bool) -> io.NodeOutput:
         """Paste the part into the picture."""
         if not isinstance(paste, Repaint):
-            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+            raise invalid(
+                "paste", paste, "the paste output of Regenerate Layers or Per-Layer Freedom (SDEdit)"
+            )
         out = paste.paste(pictures(image)[..., :3].movedim(-1, 1).float(), blend, match_colours)
         return io.NodeOutput(out.movedim(1, -1), paste.mask[None].to(out.device))
 
