@@ -20,7 +20,6 @@ from .control.masked_model_patch import MaskedModelPatch
 from .demo.demo_control import LoadDemoControlNet
 from .demo.demo_model import LoadDemoModel
 from .demo.storybook_picture import StorybookPicture
-from .labels import labelled
 from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
 from .layers.layer_composite import LayerComposite
@@ -86,4 +85,4 @@ class LayeredDiffusionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes of the pack."""
-        return [labelled(cancellable(node)) for node in NODES]
+        return [cancellable(node) for node in NODES]

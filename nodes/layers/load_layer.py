@@ -126,13 +126,12 @@ def _placement() -> list[io.Input]:
 def _recipe() -> list[io.Input]:
     return [
         io.Float.Input(
-            "inside", display_name="attention inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
+            "inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
             tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. "
             "Neutral: 0.",
         ),
         io.Float.Input(
-            "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0,
-            step=0.05,
+            "outside", default=_DEFAULT.outside, min=0.0, max=1.0, step=0.05,
             tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: "
             "0.",
         ),

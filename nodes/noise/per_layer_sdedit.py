@@ -58,8 +58,7 @@ class PerLayerSDEdit(io.ComfyNode):
                         "for models with a shifted schedule (SD3, Flux). Neutral: absolute.",
                 ),
                 io.Combo.Input(
-                    "noise", display_name="which noise", options=list(NOISES), default=NOISES[0],
-                    advanced=True,
+                    "noise", options=list(NOISES), default=NOISES[0], advanced=True,
                     tooltip="The noise that a layer gets until it is free. fixed: the sampler's own "
                         "noise. fresh: new noise at every step. Neutral: fixed.",
                 ),

@@ -158,7 +158,7 @@ class PasteBack(io.ComfyNode):
                         "a narrow one. feather: mixes by the mask only. Neutral: feather.",
                 ),
                 io.Boolean.Input(
-                    "match_colours", display_name="match colours", default=True,
+                    "match_colours", default=True,
                     tooltip="First undo the shift of colours by the VAE or by few steps, as measured "
                         "outside the mask. Neutral: off.",
                 ),

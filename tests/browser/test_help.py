@@ -1,10 +1,12 @@
-"""Every help page, opened in ComfyUI's own panel, in both languages."""
+"""Every help page, opened in ComfyUI's own panel, and every label, in both languages."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[2] / "web/docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "web/docs"
 NODES = sorted(folder.name for folder in DOCS.iterdir() if folder.is_dir())
 
 SELECT = """(type) => {
@@ -24,6 +26,12 @@ SHOWN = """(title) => {
         pictures: pictures.map((i) => [i.src, i.naturalWidth]),
         cut: cut.map((t) => `${t.scrollWidth} pixels: ${t.innerText.slice(0, 60)}`),
     };
+}"""
+LABELS = """(type) => {
+    const node = LiteGraph.createNode(type);
+    const widgets = (node.widgets ?? []).map((w) => [w.name, w.label ?? w.name]);
+    const sockets = node.inputs.filter((i) => !i.widget).map((i) => [i.name, i.label ?? i.localized_name ?? i.name]);
+    return Object.fromEntries([...widgets, ...sockets]);
 }"""
 
 
@@ -61,3 +69,11 @@ def test_every_help_page_shows_its_picture_and_no_table_is_cut_off(page, languag
         if shown["cut"]:
             cut[name] = shown["cut"]
     assert cut == {}
+
+
+def test_every_input_shows_its_label_in_the_language_of_the_page(page, language):
+    words = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
+    for name in NODES:
+        shown = page.page.evaluate(LABELS, name)
+        wanted = {key: entry["name"] for key, entry in words[name].get("inputs", {}).items()}
+        assert {key: shown.get(key) for key in wanted} == wanted, name

@@ -20,12 +20,17 @@ def test_the_english_words_are_those_of_the_nodes(host):
     for name, schema in schemas().items():
         assert words[name]["display_name"] == schema.display_name
         assert words[name]["description"] == schema.description
-        assert words[name].get("inputs", {}) == {
-            i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs
+        assert {key: entry["tooltip"] for key, entry in words[name].get("inputs", {}).items()} == {
+            i.id: i.tooltip for i in schema.inputs
         }
         assert words[name].get("outputs", {}) == {
             str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)
         }
+
+
+def test_inputs_have_labels_in_the_locales_alone_because_one_in_the_schema_hides_the_translation(host):
+    inputs = [i for schema in schemas().values() for item in schema.inputs for i in item.get_all()]
+    assert [i.id for i in inputs if i.display_name] == []
 
 
 @pytest.mark.parametrize("language", ["zh"])
