@@ -294,7 +294,14 @@ def layer_noise(
         document = replace(scene.collage, layers=tuple(layers))
         words = [] if attention is None else [pipeline.regional_prompts([document], Settings(mode=attention))]
         image = pipeline.harmonize(
-            document, seed=seed, blur=blur, threshold=threshold, methods=words, steps=steps, guidance=guidance
+            document,
+            seed=seed,
+            blur=blur,
+            threshold=threshold,
+            methods=words,
+            attention=None,
+            steps=steps,
+            guidance=guidance,
         )
         pictures.append(torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1))
     return torch.stack(pictures)
