@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.multidiffusion import RegionFusion, region_rows
+from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
 from demo.world.judge import Judge
 from layered_core.attention.regional_plan import Settings
@@ -30,7 +30,7 @@ from layered_core.control.hints import document_hint
 from layered_core.document import Control, Layer, LayerDocument
 from layered_core.errors import invalid
 from layered_diffusers.methods.masked_control import MaskedControl, load_controlnet
-from layered_diffusers.pipeline import PLACES, LayeredDiffusionPipeline
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import KeepOutside
 
 Pictures = Callable[..., Tensor]
@@ -48,6 +48,7 @@ def method(function: Pictures) -> Pictures:
 
 
 method(joined_texts)
+method(render)
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
@@ -304,40 +305,7 @@ def layer_noise(
             steps=steps,
             guidance=guidance,
         )
-        pictures.append(_pixels(image))
-    return torch.stack(pictures)
-
-
-@method
-def render(
-    pipeline: LayeredDiffusionPipeline,
-    scenes: Sequence[Case],
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-    strength: float = 0.4,
-    places: bool = True,
-    boxes: bool = False,
-) -> Tensor:
-    """Redraw the collage by ``LayeredDiffusionPipeline.render`` at ``strength``.
-
-    ``places``: each layer's words act in its place, else in the whole picture. ``boxes``: the layers have words
-    alone, and are as large as the boxes around the objects.
-    """
-    pictures = []
-    for scene, seed in zip(scenes, seeds, strict=True):
-        layers = _boxes(scene) if boxes else scene.collage.layers
-        document = replace(scene.collage, layers=layers)
-        image = pipeline.render(
-            document,
-            seed=seed,
-            strength=strength,
-            attention=PLACES if places else None,
-            steps=steps,
-            guidance=guidance,
-        )
-        pictures.append(_pixels(image))
+        pictures.append(pixels(image))
     return torch.stack(pictures)
 
 
@@ -531,20 +499,3 @@ def difference_matte(
         made = pipeline.generate_layers(document, seed=seed, steps=steps, guidance=guidance)
         layers.append(composite(replace(made, layers=made.layers[1:])).permute(2, 0, 1))
     return torch.stack(layers)
-
-
-def _boxes(scene: Case) -> tuple[Layer, ...]:
-    """Return the scene's layers without their pictures, each as large as the box around its object."""
-    back, *objects = scene.collage
-    layers = [Layer(back.name, prompt=back.prompt, width=scene.collage.width, height=scene.collage.height)]
-    for layer, mask in zip(objects, scene.box_masks, strict=True):
-        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        left, top = int(columns[0]), int(rows[0])
-        width, height = int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
-        layers.append(Layer(layer.name, prompt=layer.prompt, x=left, y=top, width=width, height=height))
-    return tuple(layers)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """Return a Pillow image as ``[3, H, W]`` in 0..1."""
-    return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)
