@@ -125,6 +125,5 @@ def seen_noises(document: LayerDocument, background: float = 1.0) -> tuple[Tenso
     shown, rest = document_masks(document)
     masks = torch.cat([shown, rest[None]])
     seen = masks.flatten(1).any(1)
-    return masks[seen], torch.tensor(
-        [*(1.0 if x.image is None else x.recipe.noise for x in document), background]
-    )[seen]
+    noises = [*(1.0 if x.image is None else x.recipe.noise for x in document), background]
+    return masks[seen], torch.tensor(noises, dtype=torch.float32)[seen]
