@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..layered_core.errors import LayeredError
 from .attention.attention_preview import AttentionPreview, LayerMaskFromAttention
 from .attention.regional_prompt_attention import RegionalPromptAttention
 from .control.control_hint import LayerControlHint
@@ -22,8 +23,10 @@ from .demo.demo_model import LoadDemoModel
 from .demo.storybook_picture import StorybookPicture
 from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
+from .layers.layer_board import LayerBoard
 from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
+from .layers.layers_from_boxes import LayersFromBoxes
 from .layers.layers_from_layout import LayersFromLayout
 from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
@@ -42,6 +45,9 @@ from .transparency.split_frames import SplitFrames
 from .transparency.transparent_decode import TransparentDecode
 from .transparency.transparent_encode import TransparentEncode
 
+# In front of an error's text, ComfyUI shows its class with the class's module, unless it is one of Python's own.
+LayeredError.__module__ = "builtins"
+
 NODES: list[type[io.ComfyNode]] = [
     LoadLayer,
     LayerFromImage,
@@ -51,6 +57,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDemoControlNet,
     StorybookPicture,
     ArrangeLayers,
+    LayerBoard,
     EditLayer,
     SelectLayers,
     SplitLayer,
@@ -61,6 +68,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLayers,
     SaveLayers,
     LayoutFromLayers,
+    LayersFromBoxes,
     LayersFromLayout,
     LayoutMetrics,
     PerLayerSDEdit,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,7 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
     version = entries.pop("version", None)
     if not is_version(version, VERSION):
         raise invalid("version", version, str(VERSION), 'Put "version": 1 first')
-    layers = entries.pop("layers", [])
-    if not isinstance(layers, list):
-        raise invalid("layers", layers, "a list")
-    if len(layers) > budget.limits.max_layers:
-        raise invalid("number of layers", len(layers), f"at most {budget.limits.max_layers}")
+    layers = layer_entries(entries.pop("layers", []), budget.limits.max_layers)
     for key in ("width", "height"):
         if key not in entries:
             raise invalid(f"canvas {key}", None, "a whole number of pixels")
@@ -143,13 +140,52 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
     files = _pictures(layers, folder)
     sizes = [(f"picture {file.name}", *size, 4) for file in files if (size := picture_size(file)) is not None]
     budget.fits_all(sizes)
-    return replace(
-        canvas,
-        layers=tuple(_layer(item, i, folder, budget, warnings) for i, item in steps(list(enumerate(layers)))),
+    return replace(canvas, layers=read_layers(layers, canvas, partial(_inside, folder), budget, warnings))
+
+
+def layer_entries(data: object, most: int) -> list[Any]:
+    """Return a document's list of layers as it is. Raises :class:`LayeredError` unless it is a list of at most
+    ``most``."""
+    if not isinstance(data, list):
+        raise invalid("layers", data, "a list")
+    if len(data) > most:
+        raise invalid("number of layers", len(data), f"at most {most}")
+    return data
+
+
+def read_layers(
+    entries: Sequence[object],
+    canvas: LayerDocument,
+    find: Callable[[object, str], Path],
+    budget: Budget,
+    warnings: list[str],
+) -> tuple[Layer, ...]:
+    """Return the layers of a document's list.
+
+    Args:
+        entries: as JSON gives them.
+        canvas: the document; layers without a size are as large.
+        find: returns the file that a name stands for; gets the name, and ``image`` or ``mask``. Raises
+            :class:`LayeredError` if there is none.
+        budget: counts the memory of their pictures.
+        warnings: gets a line for each remark on a picture.
+
+    Raises:
+        LayeredError: a layer is wrong; the error names the layer and the field.
+    """
+    return tuple(
+        _layer(item, i, canvas, find, budget, warnings) for i, item in steps(list(enumerate(entries)))
     )
 
 
-def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: list[str]) -> Layer:
+def _layer(
+    data: object,
+    index: int,
+    canvas: LayerDocument,
+    find: Callable[[object, str], Path],
+    budget: Budget,
+    warnings: list[str],
+) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"layer {name[:MAX_NAME]!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
     entries = known_entries(data, {f.name for f in fields(Layer)}, where)
@@ -161,14 +197,14 @@ def _layer(data: object, index: int, folder: Path, budget: Budget, warnings: lis
             file = entries.pop(key, None)
             if file is not None:
                 told: list[str] = []
-                pixels[key] = read(_inside(folder, file, key), budget, told)
+                pixels[key] = read(find(file, key), budget, told)
                 warnings += [f"{where}: {line}" for line in told]
         recipe = read_recipe(entries.pop("recipe", {}))
     except LayeredError as error:
         raise LayeredError(f"{where}: {error}") from error
     layer = Layer(recipe=recipe, **pixels, **entries)
     if not pixels:  # what is made of it is as large as its box
-        budget.fits(where, layer.width, layer.height, channels=1)
+        budget.fits(where, layer.width or canvas.width, layer.height or canvas.height, channels=1)
     return layer
 
 

@@ -104,11 +104,11 @@ class ArrangeLayers(io.ComfyNode):
         return io.NodeOutput(
             write_stack(arranged),
             " ".join(remarks + gone),
-            ui={"arrange_layers": [_shown(document, remarks)]},
+            ui={"arrange_layers": [shown(document, remarks)]},
         )
 
 
-def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
+def shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
     """Return what the editor draws: canvas, background, and the layers back to front with their pictures."""
     layers = []
     for layer in steps(document.layers):
@@ -119,6 +119,7 @@ def _shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
                 "name": layer.name,
                 "picture": picture,
                 "generated": layer.image is None,
+                "prompt": layer.prompt,
                 **{f: getattr(layer, f) for f in FIELDS},
             }
         )

@@ -8,10 +8,12 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io
 
+from ...layered_core.canvas.backdrop import find_backdrop
 from ...layered_core.canvas.compositing import flat
 from ...layered_core.errors import invalid
 from ...layered_core.noise.change_map import NOISES, THRESHOLDS
 from ...layered_core.painting.repaint import plan_document
+from ..layers.remarks import tell
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
 from .cut_out import CutOut
@@ -27,19 +29,21 @@ class PerLayerSDEdit(io.ComfyNode):
         """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_PerLayerSDEdit",
-            display_name="Per-Layer SDEdit",
+            display_name="Per-Layer Freedom (SDEdit)",
             category="layered diffusion/noise",
             description=(
-                "Start sampling from the composite of a stack; each layer may change as far as its noise "
-                "says: 0 keeps it, 1 redraws it. Connect model and latent to any sampler at denoise 1."
+                "Start sampling from the composite of a stack; each layer may change as far as its "
+                "freedom (noise) says: 0 keeps it, 1 redraws it. Connect model and latent to any sampler at denoise 1."
             ),
-            search_aliases=["per layer noise", "denoise per layer", "harmonise", "harmonize", "img2img "
-            "layers", "collage", "differential diffusion"],
+            search_aliases=["Per-Layer SDEdit", "per layer noise", "denoise per layer", "harmonise",
+            "harmonize", "img2img layers", "collage", "differential diffusion"],
             inputs=[
                 io.Model.Input("model", tooltip="A clone of it is patched; the model itself is not changed."),
                 io.Vae.Input("vae", tooltip="Encodes the composite."),
-                LAYERS.Input("layers", tooltip="The stack; the noise in each layer's recipe counts. A "
-                    "layer without a picture may change freely."),
+                LAYERS.Input("layers", tooltip="The stack; the freedom (noise) in each layer's recipe "
+                    "counts. A layer without a picture may change freely; a backdrop, an opaque picture "
+                    "without words that fills the canvas behind other layers, is kept unless its freedom was "
+                    "set."),
                 io.Float.Input(
                     "background", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="How far places that no layer covers may change, 0 (frozen) to 1 (free). "
@@ -80,9 +84,10 @@ class PerLayerSDEdit(io.ComfyNode):
                     "with the noise map as its noise mask."),
                 io.Image.Output(display_name="noise map", tooltip="The noise map as a picture: white may "
                     "change, black stays."),
-                PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of noise "
-                "0 get their own pixels back."),
+                PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of "
+                "freedom 0 get their own pixels back."),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -96,6 +101,16 @@ class PerLayerSDEdit(io.ComfyNode):
         if not len(document):
             raise invalid(
                 "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
+            )
+        backdrop = find_backdrop(document)
+        if backdrop is not None and backdrop.recipe.noise is None:
+            tell(
+                cls,
+                "Per-Layer SDEdit",
+                [
+                    f"layer {backdrop.name!r} has no words and fills the canvas behind the others: it is a backdrop "
+                    "and keeps its pixels. To let it change, give it words, or set a noise for it in Edit Layer"
+                ],
             )
         plan = plan_document(flat(document), document, background=background, blur=blur, unit=vae_unit(vae))
         shown = (

@@ -80,7 +80,9 @@ class StageLayer(io.ComfyNode):
     ) -> io.NodeOutput:
         """Compute the layer's pixels, and lay it on the stack."""
         if not isinstance(paste, Repaint):
-            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+            raise invalid(
+                "paste", paste, "the paste output of Regenerate Layers or Per-Layer Freedom (SDEdit)"
+            )
         name = name.strip() or "layer"
         where, fix = f"layer {name!r}:", "Take one out of the batch with Get Image from Batch"
         picture = one_picture(image, f"{where} image", fix, batch=f"{where} number of pictures in image")
@@ -175,7 +177,9 @@ class FindPlace(io.ComfyNode):
                         "the greatest one; a lower share gives a larger place. Neutral: any.",
                 ),
                 io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on "
-                "every side, pixels. Neutral: 0."),
+                "every side, pixels. Neutral: 0. "
+                "The default is 8, because a thing is mostly a little larger than its "
+                "place in the draft."),
             ],
             outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be. "
                 "Regenerate Layers and inpainting take it as it is.")],

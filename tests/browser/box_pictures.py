@@ -1,12 +1,15 @@
-"""Draw the pictures of workflows whose models' files are missing here: the layers' boxes and words, and the remark
-that there is no picture. ``pictures.py`` calls it."""
+"""Draw the pictures of workflows whose models' files are missing here: the layers' boxes and words, or a drawing of
+what comes out, and the remark that no model made it. ``pictures.py`` calls it."""
 
 import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.world.drawing import draw_background, sprite
+from demo.world.vocabulary import Thing
 from layered_core.document import Layer, LayerDocument
 from layered_core.editing.stack_preview import outlined
 from layered_core.formats.pixel_numbers import to_numbers
@@ -14,7 +17,28 @@ from layered_core.formats.pixel_numbers import to_numbers
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = ("16_regions_flux", "17_regions_qwen_image", "18_regions_z_image")
 REMARK = "no picture: needs the model's files"
+DRAWN = "a drawing: needs the model's files"
 SIDE = 512
+
+
+def checkered():
+    """Return a square of the checks that stand for transparency."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] // 16
+    return Image.fromarray(np.where((x + y) % 2, 178, 204).astype(np.uint8)).convert("RGB")
+
+
+def drawings():
+    """Yield the name and the squares of each workflow that makes transparent layers: what goes in, what comes out."""
+    ball = Image.fromarray(sprite(Thing("glass", "blue", "ball"), 400)[0])
+    glass = checkered()
+    glass.paste(ball, (56, 56), ball)
+    yield "13_layerdiffuse_sdxl", [glass]
+    meadow = Image.fromarray(draw_background("meadow", np.random.default_rng(3), SIDE))
+    house = Image.fromarray(sprite(Thing("solid", "red", "house"), 300)[0])
+    alone, both = checkered(), meadow.copy()
+    for picture in (alone, both):
+        picture.paste(house, (106, 150), house)
+    yield "14_foreground_on_background", [meadow, alone, both]
 
 
 def document_of(prompt):
@@ -41,6 +65,14 @@ def words_of(document):
 
 def take():
     """Write the picture of every workflow."""
+    for name, squares in drawings():
+        sheet = Image.new("RGB", (len(squares) * SIDE, SIDE))
+        for place, square in enumerate(squares):
+            sheet.paste(square, (place * SIDE, 0))
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(22)
+        pen.rectangle((0, SIDE - 40, pen.textlength(DRAWN, font) + 24, SIDE), fill="#202024")
+        pen.text((12, SIDE - 34), DRAWN, fill="#ff9d9d", font=font)
+        sheet.save(PACK / f"workflows/{name}.jpg", quality=88)
     for name in WORKFLOWS:
         document = document_of(json.loads((PACK / f"workflows/api/{name}.json").read_text(encoding="utf-8")))
         boxes = Image.fromarray(to_numbers(outlined(document, SIDE), "u1")).resize((SIDE, SIDE))

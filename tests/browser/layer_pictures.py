@@ -15,6 +15,7 @@ PACK = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comfyui" / "host"), str(PACK)]
 
 import page as pages  # noqa: E402
+from box_editor import draw, open_editor  # noqa: E402
 from comfy_server import Server  # noqa: E402
 from graph import KEPT, load, node  # noqa: E402
 from pictures import crop, run_scene  # noqa: E402
@@ -90,9 +91,28 @@ def take(page, server):
         if name == "LD_ArrangeLayers":
             page.page.evaluate("() => app.graph.getNodeById('5').layerEditor.select('glass ball')")
         crop(page, list(scene), PACK / f"web/docs/{name}/picture.jpg")
+    drawn_boxes(page)
     (PACK / "web/docs/LD_JoinLayer/picture.jpg").write_bytes(
         (PACK / "web/docs/LD_SplitLayer/picture.jpg").read_bytes()
     )
+
+
+def drawn_boxes(page):
+    """Draw three boxes in ComfyUI's editor, run, and save the picture of Layers from Boxes."""
+    open_editor(page)
+    draw(page, 300, 60, 480, 230, "a yellow star")
+    draw(page, 32, 240, 240, 470, "a red house")
+    page.page.evaluate(
+        """() => {
+            app.graph.getNodeById('2').widgets.find(w => w.name === 'prompt').value = 'a red house by the sea';
+            app.nodeOutputs = {};
+            app.queuePrompt(0, 1);
+        }"""
+    )
+    page.page.wait_for_function("() => app.nodeOutputs?.['3']?.images?.length", polling=200)
+    page.page.wait_for_timeout(1500)
+    crop(page, ["1", "2", "3"], PACK / "web/docs/LD_LayersFromBoxes/picture.jpg")
+    page.setting("Comfy.VueNodes.Enabled", False)
 
 
 def main():

@@ -13,10 +13,11 @@ from benchmarks.hosts.find import find_host
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(PACK)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "comfyui"), str(HERE.parent / "comfyui" / "host"), str(PACK)]
 
 import page as pages  # noqa: E402
 from comfy_server import Server  # noqa: E402
+from graph import from_image  # noqa: E402
 
 NODES = {
     "LD_LayerFromImage": ("01_storybook_collage", ["2", "4", "6"]),
@@ -27,8 +28,8 @@ NODES = {
     "LD_LoadLayers": ("03_psd_in_psd_out", ["1", "2"]),
     "LD_SaveLayers": ("03_psd_in_psd_out", ["11"]),
     "LD_PerLayerSDEdit": ("07_harmonise_or_preserve", ["14", "15"]),
-    "LD_RegenerateLayers": ("08_redo_one_layer", ["14", "19"]),
-    "LD_PasteBack": ("08_redo_one_layer", ["17", "18"]),
+    "LD_RegenerateLayers": ("09_stages", ["8", "9"]),
+    "LD_PasteBack": ("09_stages", ["11", "12"]),
     "LD_AddLayerByPrompt": ("09_stages", ["2", "3"]),
     "LD_StageLayer": ("09_stages", ["12", "13"]),
     "LD_StageSeed": ("09_stages", ["7"]),
@@ -46,6 +47,7 @@ NODES = {
 """By help page: the workflow and the nodes of it that the page shows."""
 
 RESULTS = {
+    "00_start_here": ("14",),
     "01_storybook_collage": ("10", "18"),
     "02_compose_and_save": ("12", "14"),
     "03_psd_in_psd_out": ("2", "11"),
@@ -169,17 +171,12 @@ def find_place(page, prompt):
 def masks_from_words(page, prompt):
     """Take the picture of Layer Mask from Attention: its masks for the words of workflow 05's layers, and the
     picture that the same noise becomes."""
-    layers = {k: prompt[k] for k in ("1", "3", "4")}
-    for node in ("3", "4"):
-        layers[node]["inputs"] |= {
-            "x": 0,
-            "y": 0,
-            "width": 128,
-            "height": 128,
-            "canvas_width": 128,
-            "canvas_height": 128,
-        }
-    del layers["3"]["inputs"]["layers"]
+    whole = {"width": 128, "height": 128, "canvas_width": 128, "canvas_height": 128}
+    layers = {
+        "1": prompt["1"],
+        "3": from_image(name="house", prompt="a red house", **whole),
+        "4": from_image(name="ball", prompt="a purple ball", layers=["3", 0], **whole),
+    }
     words, sampler = (
         prompt["6"]["inputs"]["prompt"],
         prompt["8"]["inputs"] | {"seed": 4, "steps": 20, "sampler_name": "euler"},

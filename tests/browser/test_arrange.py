@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from editors import EditorInPage, box_of, near, node
 from PIL import Image
 
 from layered_core.document import BLEND_MODES
@@ -15,10 +16,6 @@ ARRANGE, COMPOSITE, CORE, TOP = "10", "11", "12", "3"
 WIDTH, HEIGHT = 128, 96
 RED, GREEN = (230, 20, 20), (20, 210, 40)
 """The red layer is 40x30 at (10, 12), the green one 24x24 at (80, 40)."""
-
-
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs, "_meta": {}}
 
 
 def load(image, **inputs):
@@ -49,13 +46,11 @@ def stack(server):
     }
 
 
-class Arranger:
-    """The node in the page, and the mouse on its canvas."""
+class Arranger(EditorInPage):
+    """Arrange Layers in the page."""
 
     def __init__(self, page, server, stack, vue):
-        self.it, self.page, self.server = page, page.page, server
-        page.setting("Comfy.VueNodes.Enabled", vue)
-        page.setting("Comfy.Minimap.Visible", False)
+        super().__init__(page, server, vue)
         self.open(stack, {})
 
     def open(self, stack, state, **more):
@@ -64,19 +59,6 @@ class Arranger:
         prompt[COMPOSITE] = node("LD_LayerComposite", layers=[ARRANGE, 0], backdrop="transparent")
         self.it.open_api(prompt)
         self.lay_out()
-
-    def lay_out(self):
-        self.page.evaluate(
-            """([id]) => {
-                for (const node of app.graph.nodes) node.pos = [-2500, 0];
-                app.graph.getNodeById(id).pos = [120, 120];
-                app.canvas.ds.scale = 1;
-                app.canvas.ds.offset = [0, 0];
-                app.canvas.setDirty(true, true);
-            }""",
-            [ARRANGE],
-        )
-        self.page.wait_for_timeout(400)
 
     def run(self):
         """Run the prompt and return the composite's pixels, RGB."""
@@ -89,15 +71,7 @@ class Arranger:
         self.ask(
             "editor.stackKnown && [...editor.images.values()].every(picture => picture.image)", wait=True
         )
-        image = self.page.evaluate("(id) => app.nodeOutputs[id].images[0]", COMPOSITE)
-        return np.asarray(Image.open(io.BytesIO(self.server.picture(image))).convert("RGB"))
-
-    def ask(self, code, *arguments, wait=False):
-        """Evaluate an expression on ``editor`` (and ``a``, the arguments)."""
-        script = f"([id, a]) => {{ const editor = app.graph.getNodeById(id).layerEditor; return {code}; }}"
-        if wait:
-            return self.page.wait_for_function(script, arg=[ARRANGE, arguments], timeout=30_000)
-        return self.page.evaluate(script, [ARRANGE, arguments])
+        return self.composite()
 
     @property
     def state(self):
@@ -106,44 +80,6 @@ class Arranger:
 
     def changes(self, name):
         return self.state.get("layers", {}).get(name, {})
-
-    def at(self, x, y):
-        """Return the page's coordinates of a point on the canvas."""
-        return self.ask(
-            """(() => {
-                const box = editor.stage.element.getBoundingClientRect();
-                const zoom = box.width / editor.stage.element.offsetWidth;
-                const p = editor.stage.onScreen({ x: a[0], y: a[1] });
-                return [box.left + p.x * zoom, box.top + p.y * zoom];
-            })()""",
-            x,
-            y,
-        )
-
-    def drag(self, start, end, *keys, release=True):
-        """Press the mouse at one point of the canvas and release it at another while holding keys; layers
-        snap only if no key prevents it."""
-        self.page.mouse.move(*self.at(*start))
-        self.page.mouse.down()
-        for key in keys:
-            self.page.keyboard.down(key)
-        for part in (0.3, 0.7, 1):
-            self.page.mouse.move(*self.at(*(s + (e - s) * part for s, e in zip(start, end, strict=True))))
-        if release:
-            self.page.mouse.up()
-        for key in keys:
-            self.page.keyboard.up(key)
-
-    def click(self, x, y):
-        self.page.mouse.click(*self.at(x, y))
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-        self.page.wait_for_timeout(100)
-
-    def row(self, name):
-        return self.page.locator(f".ld-row:has(.ld-name[value='{name}'])")
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "nodes_2"])
@@ -159,16 +95,6 @@ def plain(page, server, stack):
     made = Arranger(page, server, stack, False)
     made.run()
     return made
-
-
-def box_of(pixels, colour):
-    """Return left, top, right and bottom of the pixels of a colour."""
-    rows, columns = np.nonzero((np.abs(pixels.astype(int) - colour) < 8).all(-1))
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
-def near(got, wanted, by=2):
-    return all(abs(g - w) <= by for g, w in zip(got, wanted, strict=True))
 
 
 def test_drag_a_layer_run_and_the_composite_moved(arranger):

@@ -1,4 +1,4 @@
-"""The layer editor in the page computes what the server computes."""
+"""The layer editors in the page compute what the server computes."""
 
 import random
 
@@ -7,12 +7,14 @@ import numpy as np
 from layered_core.canvas.placement import corners
 from layered_core.document import Layer, LayerDocument
 from layered_core.editing.arrangement import arrange, read_arrangement
+from layered_core.editing.board import laid, read_board
+from layered_core.formats.limits import Budget, Limits
 
 
 def module(page, name, code, *arguments):
     """Evaluate ``code``, in which ``it`` is a module of the editor and ``a`` are the arguments."""
     script = (
-        f"async (a) => {{ const it = await import('/extensions/layered-diffusion/js/arrange/{name}.js');"
+        f"async (a) => {{ const it = await import('/extensions/layered-diffusion/js/{name}.js');"
         f" return {code}; }}"
     )
     return page.page.evaluate(script, list(arguments))
@@ -52,7 +54,7 @@ def test_the_page_arranges_as_the_server_does(page):
     as_dicts = [[[{f: getattr(x, f) for f in fields} for x in layers], state] for layers, state in cases]
     got = module(
         page,
-        "state",
+        "arrange/state",
         "a[0].map(([stack, state]) => [it.arranged(stack, it.read(state)), it.absent(stack, it.read(state))])",
         as_dicts,
     )
@@ -72,7 +74,7 @@ def test_reordering_gives_that_order_and_keeps_the_names_of_other_stacks(page):
         names = rng.sample([x["name"] for x in stack], len(stack))
         after, arranged = module(
             page,
-            "state",
+            "arrange/state",
             "(() => { const s = it.reordered(a[1], a[0], a[2]); return [s, it.arranged(a[0], s).map(x => "
             "x.name)]; })()",
             stack,
@@ -95,7 +97,7 @@ def test_the_page_sees_corners_where_the_server_does(page):
         }
         for _ in range(200)
     ]
-    got = module(page, "geometry", "a[0].map(box => it.corners(box).map(p => [p.x, p.y]))", boxes)
+    got = module(page, "editor/geometry", "a[0].map(box => it.corners(box).map(p => [p.x, p.y]))", boxes)
     for box, points in zip(boxes, got, strict=True):
         assert np.allclose(points, corners(Layer("a", **box)))
 
@@ -122,7 +124,7 @@ def test_a_pulled_handle_leaves_the_opposite_one_where_it_was(page):
         return [after.width, after.height, Math.hypot(q.x - r.x, q.y - r.y)];
     })"""
     for (box, _, _, _, ratio), (width, height, slip) in zip(
-        cases, module(page, "geometry", code, cases), strict=True
+        cases, module(page, "editor/geometry", code, cases), strict=True
     ):
         assert min(width, height) >= 1
         assert slip <= 0.75
@@ -135,6 +137,54 @@ def test_a_turn_of_the_pointer_is_the_turn_of_the_layer(page):
     for degrees in (0, 30, 90, 179, -45, -120):
         angle = np.deg2rad(degrees - 90)
         to = {"x": 10 + 50 * float(np.cos(angle)), "y": 5 + 50 * float(np.sin(angle))}
-        got = module(page, "geometry", "it.rotated(a[0], {x: 10, y: -45}, a[1], 0.1).rotation", box, to)
+        got = module(
+            page, "editor/geometry", "it.rotated(a[0], {x: 10, y: -45}, a[1], 0.1).rotation", box, to
+        )
         assert abs((got - degrees - 10 + 180) % 360 - 180) < 0.11
         assert -180 <= got < 180
+
+
+def test_the_page_lays_a_board_as_the_server_does(page):
+    """Random boards and layers of the graph give the same names in the same order, with the same places."""
+    rng, cases = random.Random(1), []
+    for _ in range(200):
+        names = rng.sample("abcdefgh", rng.randint(1, 6))
+        own, others = names[: (cut := rng.randint(0, len(names)))], names[cut:]
+
+        def box():
+            return {"x": rng.randint(-9, 9), "y": 0, "width": rng.randint(1, 9), "height": 5}
+
+        below = [{"name": name, **box()} for name in others]
+        changes = {name: {"x": rng.randint(-9, 9)} for name in others if rng.random() < 0.5}
+        state = {"version": 1, "width": 64, "height": 64, "layers": [{"name": name, **box()} for name in own]}
+        order = rng.sample(names + ["gone"], rng.randint(1, len(names) + 1)) if rng.random() < 0.7 else []
+        if changes or order:
+            state["arrangement"] = {"version": 1, "layers": changes, **({"order": order} if order else {})}
+        cases.append((below, state))
+    code = "a[0].map(([below, state]) => it.layersOf(it.read(state), below).map(x => [x.name, x.x, x.width]))"
+    for (below, state), got in zip(cases, module(page, "board/state", code, cases), strict=True):
+        document = LayerDocument(64, 64, tuple(Layer(**entry) for entry in below))
+        stack, _, _ = laid(read_board(state), lambda name, key: None, Budget(Limits()), document)
+        assert [[x.name, x.x, x.width] for x in stack] == got
+
+
+def test_what_is_renamed_deleted_or_put_in_order_stays_readable_for_the_server(page):
+    """Renaming and deleting follow into marks, locks and order."""
+    box = {"x": 0, "y": 0, "width": 9, "height": 9}
+    state = {
+        "version": 1,
+        "layers": [{"name": name, **box} for name in "abc"],
+        "marked": ["a", "b"],
+        "locked": ["b"],
+        "arrangement": {"version": 1, "layers": {}, "order": ["c", "x", "b", "a"]},
+    }
+    renamed = module(page, "board/state", "it.renamed(it.read(a[0]), 'b', 'ball')", state)
+    assert renamed["marked"] == ["a", "ball"]
+    assert renamed["locked"] == ["ball"]
+    assert renamed["arrangement"]["order"] == ["c", "x", "ball", "a"]
+    removed = module(page, "board/state", "it.removed(it.read(a[0]), ['b', 'c'])", state)
+    assert removed["marked"] == ["a"]
+    assert "locked" not in removed
+    assert removed["arrangement"]["order"] == ["x", "a"]
+    for data in (renamed, removed):
+        read_board(data)

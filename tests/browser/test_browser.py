@@ -45,12 +45,16 @@ def test_the_graph_and_the_api_form_of_a_workflow_say_the_same(page, file):
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes_2"])
 @pytest.mark.parametrize("file", [f for f in GRAPHS if f.stem not in FOR_OWN_FILES], ids=lambda f: f.stem)
-def test_a_workflow_runs_from_the_page_and_the_composite_is_seen_in_the_node(page, server, file, vue):
+def test_a_workflow_runs_from_the_page_and_its_picture_is_seen_in_the_node(page, server, file, vue):
     page.setting("Comfy.VueNodes.Enabled", vue)
     page.open(file)
-    composite = [n[0] for n in page.nodes() if n[1] == "LD_LayerComposite"]
-    page.queue(composite)
-    for node in composite:
+    kinds = {n[0]: n[1] for n in page.nodes()}
+    pictured = [k for k in kinds if kinds[k] == "LD_LayerComposite"] or [
+        k for k in kinds if kinds[k] == "SaveImage"
+    ]
+    assert pictured
+    page.queue(pictured)
+    for node in pictured:
         image = page.page.evaluate("(id) => app.nodeOutputs[id].images[0]", node)
         shown = np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"))
         assert min(shown.shape[:2]) >= 128
@@ -139,12 +143,3 @@ def test_a_bad_file_is_told_at_the_node(page):
     assert "gone.png" in errors
     assert "upload it" in errors
     page.complaints.clear()
-
-
-def test_the_help_page_has_its_picture(page):
-    fetch = "async (url) => { const r = await fetch(url); return [r.status, (await r.blob()).type]; }"
-    for name in {n[1] for n in page.nodes() if n[1].startswith("LD_")} | {"LD_LayerComposite"}:
-        assert page.page.evaluate(fetch, f"/extensions/layered-diffusion/docs/{name}/picture.jpg") == [
-            200,
-            "image/jpeg",
-        ]

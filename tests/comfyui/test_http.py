@@ -89,6 +89,7 @@ def test_the_workflows_are_offered_as_templates(server):
 
 
 SHOWN = {
+    "00_start_here": ("14", "sea", {("red", "house"), ("purple", "ball")}),
     "01_storybook_collage": ("18", "meadow", {("red", "house"), ("yellow", "heart")}),
     "02_compose_and_save": ("14", "sunset", {("green", "tree"), ("blue", "ball")}),
     "03_psd_in_psd_out": ("11", "meadow", {("red", "house"), ("green", "tree")}),
@@ -195,8 +196,11 @@ def test_a_frozen_layer_is_saved_as_it_was(server):
 
 
 def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
-    entry = server.run(json.loads((PACK / "workflows/api/08_redo_one_layer.json").read_text()))
-    (before,), (mask,), (after,) = (pictures(server, entry, n) for n in ("10", "19", "18"))
+    prompt = json.loads((PACK / "workflows/api/08_redo_one_layer.json").read_text())
+    (paste,) = (k for k, n in prompt.items() if n["class_type"] == "LD_PasteBack")
+    prompt["90"] = {"class_type": "MaskPreview", "inputs": {"mask": [paste, 1]}, "_meta": {}}
+    entry = server.run(prompt)
+    (before,), (mask,), (after,) = (pictures(server, entry, n) for n in ("10", "90", "18"))
     outside = mask[..., 0] == 0
     assert 0.3 < outside.mean() < 0.9
     # A mask below 1/510 is drawn black, so a pixel there may differ by one grey level.
@@ -204,13 +208,14 @@ def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
     assert (np.abs(before[..., :3] - after)[outside].max(-1) > 0).mean() < 0.01
 
 
-def test_the_blueprint_is_offered(server):
+def test_the_blueprints_are_offered(server):
     ours = {
         e["name"]
         for e in server.get("/global_subgraphs").values()
         if e["info"]["node_pack"] == "custom_nodes.layered-diffusion"
     }
-    assert ours == {f.stem for f in (PACK / "subgraphs").glob("*.json")} == {"Add Layer by Prompt"}
+    files = {f.stem for f in (PACK / "subgraphs").glob("*.json")}
+    assert ours == files == {"Add Layer by Prompt", "Render Layers", "Redo Layers"}
 
 
 def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server):

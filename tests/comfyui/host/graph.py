@@ -37,6 +37,11 @@ def from_layout(text="", **inputs):
     return node("LD_LayersFromLayout", text=text, **{**values, **inputs})
 
 
+def from_boxes(boxes, slot=0, **inputs):
+    values = {"width": 128, "height": 64, "prompt": ""}
+    return node("LD_LayersFromBoxes", boxes=[boxes, slot], **{**values, **inputs})
+
+
 def per_layer_sdedit(layers, **inputs):
     values = {
         "background": 1.0,

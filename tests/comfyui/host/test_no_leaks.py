@@ -8,6 +8,7 @@ import torch
 from graph import (
     KEPT,
     add_layer,
+    from_boxes,
     from_image,
     from_layout,
     layer_diffuse,
@@ -43,6 +44,10 @@ EXAMPLES = {
             "LD_ArrangeLayers", layers=["a", 0], arrangement={"version": 1, "layers": {"red": {"x": 4}}}
         ),
     },
+    "LD_LayerBoard": {
+        "a": load("red.png"),
+        "it": node("LD_LayerBoard", layers=["a", 0], board={"version": 1, "marked": ["red"]}),
+    },
     "LD_EditLayer": {
         "a": load("red.png"),
         "it": node("LD_EditLayer", layers=["a", 0], layer="red", **{**KEPT, "visible": "off"}),
@@ -64,6 +69,13 @@ EXAMPLES = {
         "it": node(
             "LD_LayoutFromLayers", layers=["a", 0], without_words="name", background="element", colours=5
         ),
+    },
+    "LD_LayersFromBoxes": {
+        "a": from_image(width=8, height=8, prompt="a red ball"),
+        "l": node(
+            "LD_LayoutFromLayers", layers=["a", 0], without_words="name", background="element", colours=5
+        ),
+        "it": from_boxes("l"),
     },
     "LD_LayersFromLayout": {"it": from_layout('[{"bbox": [0, 0, 500, 500], "desc": "a red ball"}]')},
     "LD_LayoutMetrics": {

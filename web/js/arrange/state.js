@@ -13,18 +13,21 @@ export const FIELDS = ["x", "y", "width", "height", "rotation", "flip_h", "flip_
 
 export const EMPTY = Object.freeze({ version: VERSION, layers: Object.freeze({}) });
 
-const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+export const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** @returns {unknown} what a workflow holds, which may be text; an empty object for nothing, null for text that is no JSON */
+export function parsed(value) {
+  if (typeof value !== "string") return value ?? {};
+  try {
+    return value.trim() ? JSON.parse(value) : {};
+  } catch {
+    return null;
+  }
+}
 
 /** @returns {State | null} null if this version cannot read the value, which is then kept as it is */
 export function read(value) {
-  if (typeof value === "string") {
-    try {
-      value = value.trim() ? JSON.parse(value) : {};
-    } catch {
-      return null;
-    }
-  }
-  if (value === undefined || value === null) return EMPTY;
+  value = parsed(value);
   if (!isObject(value)) return null;
   if (Object.keys(value).length === 0) return EMPTY;
   const { version, layers = {}, order = [] } = value;
@@ -92,49 +95,4 @@ export function without(state, names) {
 function withLayer(state, name, changes) {
   const { [name]: _, ...others } = state.layers;
   return { ...state, layers: Object.keys(changes).length ? { ...others, [name]: changes } : others };
-}
-
-/** The history of states, for undo and redo. */
-export class History {
-  #past = [];
-  #future = [];
-  #kind = null;
-
-  /** Record `state` as the state before a change. Successive changes of one kind, such as presses of an arrow key, are one step. */
-  push(state, kind = null) {
-    if (kind === null || kind !== this.#kind) this.#past.push(state);
-    if (this.#past.length > 200) this.#past.shift();
-    this.#future = [];
-    this.#kind = kind;
-  }
-
-  /** Make the next change a separate step. */
-  pause() {
-    this.#kind = null;
-  }
-
-  get canUndo() {
-    return this.#past.length > 0;
-  }
-
-  get canRedo() {
-    return this.#future.length > 0;
-  }
-
-  /** @returns {State | undefined} the state before `state` */
-  undo(state) {
-    return this.#step(this.#past, this.#future, state);
-  }
-
-  /** @returns {State | undefined} the state that followed `state` before undo */
-  redo(state) {
-    return this.#step(this.#future, this.#past, state);
-  }
-
-  #step(from, to, state) {
-    this.#kind = null;
-    if (!from.length) return undefined;
-    to.push(state);
-    return from.pop();
-  }
 }

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from graph import from_image, from_layout, load, node
+from graph import from_boxes, from_image, from_layout, load, node
 from PIL import Image
 from server import PromptServer
 
@@ -22,10 +22,10 @@ def value(host, prompt, node_id, slot=0):
     return host.value(copy.deepcopy(prompt), node_id, slot)
 
 
-def editor(**inputs):
-    """Return ComfyUI's box editor, in which nothing was drawn by hand."""
+def editor(*drawn, **inputs):
+    """Return ComfyUI's box editor with boxes that were drawn by hand."""
     return node(
-        "CreateBoundingBoxes", width=200, height=100, editor_state={"__value__": []},
+        "CreateBoundingBoxes", width=200, height=100, editor_state={"__value__": list(drawn)},
         last_incoming={"__value__": []}, **inputs,
     )  # fmt: skip
 
@@ -112,10 +112,8 @@ def test_layers_come_back_with_their_words_order_and_boxes(host, stack, pack, wa
 
 
 def test_boxes_without_words_of_cores_editor_become_layers_without_words(host, pack):
-    drawn = [{"x": 20, "y": 30, "width": 40, "height": 40, "metadata": {"type": "obj"}}]
-    made = editor()
-    made["inputs"]["editor_state"] = {"__value__": drawn}
-    prompt = {"e": made, "back": from_layout(layout=["e", 1], width=200, height=100)}
+    drawn = {"x": 20, "y": 30, "width": 40, "height": 40, "metadata": {"type": "obj"}}
+    prompt = {"e": editor(drawn), "back": from_layout(layout=["e", 1], width=200, height=100)}
     document = pack("nodes.layers.socket").read_stack(value(host, prompt, "back", 0))
     assert placed(document) == [("", 20, 30, 40, 40)]
     assert "Without words: elements 1." in value(host, prompt, "back", 4)
@@ -198,3 +196,68 @@ def test_how_boxes_were_read_is_shown_on_the_node(host, monkeypatch):
     assert told == [
         ("it", "The boxes are read as 0..1000 x y x y: the numbers are thousandths of the canvas.")
     ]
+
+
+def drawn(x, y, width, height, desc="", **metadata):
+    """Return a box as ComfyUI's box editor keeps it."""
+    metadata = {"type": "obj", "text": "", "desc": desc, "palette": [], **metadata}
+    return {"x": x, "y": y, "width": width, "height": height, "metadata": metadata}
+
+
+DRAWN = (
+    drawn(0, 0, 200, 100, "a meadow"),
+    drawn(20, 30, 40, 40, "a red ball", palette=["#ff0000", "#800000"]),
+    drawn(100, 10, 50, 20, "neon", type="text", text="OPEN"),
+    drawn(150, 60, 30, 30),
+)
+"""A background, an object with colours, a sign, and a box without words."""
+
+
+def test_drawn_boxes_become_layers_of_words_in_their_order(host, pack):
+    prompt = {"e": editor(*DRAWN), "it": from_boxes("e", 2, width=200, height=100, prompt="a sunny day")}
+    document = pack("nodes.layers.socket").read_stack(value(host, prompt, "it"))
+    assert (document.width, document.height, document.prompt) == (200, 100, "a sunny day")
+    assert placed(document) == [
+        ("a meadow", 0, 0, 200, 100),
+        ("a red ball", 20, 30, 40, 40),
+        ('"OPEN", neon', 100, 10, 50, 20),
+        ("", 150, 60, 30, 30),
+    ]
+    assert [x.name for x in document] == ["a meadow", "a red ball", "OPEN", "element 4"]
+    assert all(x.image is None for x in document)
+    assert value(host, prompt, "it", 1).splitlines() == [
+        "Without words: elements 4.",
+        "Palettes are left out: a layer has no place for one.",
+    ]
+
+
+def test_drawn_boxes_lie_on_a_connected_stack_and_have_its_canvas(host, pack):
+    meadow = from_image(name="a red ball", prompt="a meadow", **MEADOW)
+    prompt = {
+        "a": meadow,
+        "e": editor(DRAWN[1]),
+        "it": from_boxes("e", 2, width=7, height=7, layers=["a", 0]),
+    }
+    document = pack("nodes.layers.socket").read_stack(value(host, prompt, "it"))
+    assert placed(document) == [("a meadow", 0, 0, 200, 100), ("a red ball", 20, 30, 40, 40)]
+    assert [x.name for x in document] == ["a red ball", "a red ball 2"]
+    assert (document.width, document.height) == (200, 100)
+
+
+def test_boxes_without_their_words_are_told_where_the_words_are(host, pack):
+    prompt = {"e": editor(*DRAWN[:2]), "it": from_boxes("e", 1, width=200, height=100)}
+    document = pack("nodes.layers.socket").read_stack(value(host, prompt, "it"))
+    assert placed(document) == [("", 0, 0, 200, 100), ("", 20, 30, 40, 40)]
+    assert "connect the output elements of Create Bounding Boxes" in value(host, prompt, "it", 1)
+
+
+def test_an_empty_drawing_leaves_a_stack_as_it_is_and_is_refused_without_one(host, pack, stack):
+    read = pack("nodes.layers.socket").read_stack
+    for slot in (1, 2):
+        alone = {"e": editor(), "it": from_boxes("e", slot)}
+        assert "Draw a box in Create Bounding Boxes" in host.error_of(
+            copy.deepcopy({**alone, "end": node("TestCatch", value=["it", 0])})
+        )
+        on_top = {**stack, "e": editor(), "it": from_boxes("e", slot, layers=["c", 0])}
+        before, after = (read(value(host, on_top, key)) for key in ("c", "it"))
+        assert pack("layered_core.document").identical(before, after)

@@ -2,7 +2,6 @@
 
 import { button, element } from "./dom.js";
 import { upright } from "./geometry.js";
-import { OPERATIONS } from "./painter.js";
 
 /** The same as layered_core.document.BLEND_MODES. */
 export const BLEND_MODES = [
@@ -27,13 +26,13 @@ export class Values {
     this.lock.input.checked = editor.ratio;
     const named = { title: editor.words("opacity"), "aria-label": editor.words("opacity") };
     this.slider = element("input", { type: "range", className: "ld-slider", min: 0, max: 100, step: 1, ...named });
-    this.slider.addEventListener("input", () => editor.change(editor.chosen, { opacity: this.slider.value / 100 }, `opacity ${editor.chosen}`));
+    this.slider.addEventListener("input", () => editor.changeSelected(() => ({ opacity: this.slider.value / 100 }), "opacity"));
     this.slider.addEventListener("change", () => editor.history.pause());
-    this.percent = this.#number("opacity", [0, 100], 1, (value) => editor.change(editor.chosen, { opacity: value / 100 }));
+    this.percent = this.#number("opacity", [0, 100], 1, (value) => editor.changeSelected(() => ({ opacity: value / 100 })));
     this.percent.classList.add("ld-short");
     this.mode = element("select", { title: editor.words("blend"), "aria-label": editor.words("blend") });
     this.mode.append(...BLEND_MODES.map((mode) => element("option", { value: mode, textContent: mode })));
-    this.mode.addEventListener("change", () => editor.change(editor.chosen, { blend_mode: this.mode.value }));
+    this.mode.addEventListener("change", () => editor.changeSelected(() => ({ blend_mode: this.mode.value })));
     const row = (...children) => element("div", { className: "ld-values" }, ...children);
     const opacity = element("label", { className: "ld-label ld-wide", title: editor.words("opacity") }, editor.words("opacity"), this.slider);
     this.element = element(
@@ -44,11 +43,6 @@ export class Values {
     );
   }
 
-  /** Whether the canvas draws the blend mode as it really looks. */
-  isDrawn(mode) {
-    return mode in OPERATIONS;
-  }
-
   refresh() {
     const layer = this.editor.selected;
     const off = !layer || !this.editor.readable;
@@ -56,7 +50,10 @@ export class Values {
       field.disabled = off;
       if (field !== this.typing) field.value = value;
     };
-    for (const [name, field] of Object.entries(this.fields)) show(field, layer ? Math.round(layer[name] * 10) / 10 : "");
+    for (const [name, field] of Object.entries(this.fields)) {
+      show(field, layer ? Math.round(layer[name] * 10) / 10 : "");
+      field.disabled ||= this.editor.isLocked(layer.name);
+    }
     this.lock.input.disabled = off;
     show(this.slider, layer ? layer.opacity * 100 : 100);
     show(this.percent, layer ? Math.round(layer.opacity * 100) : "");

@@ -1,6 +1,7 @@
 /** Draws the stage: background, layers, boxes, guides, selection. */
 
 import { bounds, corners, pointOf } from "./geometry.js";
+import { sizeOf } from "./picture.js";
 
 /** Blend modes that a browser's canvas has, or approximates well; the others are drawn as normal. */
 export const OPERATIONS = {
@@ -22,6 +23,11 @@ export class Painter {
     this.stage = stage;
   }
 
+  /** Whether a blend mode is drawn as it really looks. */
+  isDrawn(mode) {
+    return mode in OPERATIONS;
+  }
+
   /** Draw everything, at `stage.density` device pixels for each CSS pixel. */
   paint() {
     const { stage } = this;
@@ -38,7 +44,7 @@ export class Painter {
     const style = getComputedStyle(stage.element);
     const colours = { accent: style.getPropertyValue("--ld-accent").trim(), line: style.getPropertyValue("--ld-line").trim() };
     const view = stage.view();
-    const selected = editor.selected;
+    const { selected } = editor;
     const area = { x: view.x, y: view.y, width: editor.canvas.width * view.scale, height: editor.canvas.height * view.scale };
 
     pen.setTransform(density, 0, 0, density, 0, 0);
@@ -50,17 +56,24 @@ export class Painter {
     if (!editor.canvas.background) this.#paintChecks(pen, area);
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.drawImage(this.#composite(width, height, density, view), 0, 0);
+    pen.setTransform(density, 0, 0, density, 0, 0);
+    for (const { image, alpha } of editor.overlays?.() ?? []) {
+      pen.globalAlpha = alpha;
+      pen.imageSmoothingQuality = "high";
+      pen.drawImage(image, area.x, area.y, area.width, area.height);
+    }
     pen.restore();
 
     pen.setTransform(density, 0, 0, density, 0, 0);
     pen.lineWidth = 1;
     pen.strokeStyle = colours.line;
     pen.strokeRect(area.x - 0.5, area.y - 0.5, area.width + 1, area.height + 1);
-    for (const layer of editor.layers) if (layer.visible && layer.generated) this.#paintPlace(pen, layer);
+    for (const layer of editor.layers) if (layer.visible && layer.generated) this.#paintPlace(pen, layer, editor.label?.(layer) ?? layer.name);
     const hovered = editor.layers.find((layer) => layer.name === stage.hovered);
     if (hovered && hovered.name !== selected?.name && !stage.gesture) this.#outline(pen, hovered, colours.accent, 1, 0.8);
     this.#paintGuides(pen, view, colours);
-    if (selected) this.#paintSelection(pen, selected, colours);
+    this.#paintSelection(pen, colours);
+    editor.tool?.paint(pen, view, colours);
   }
 
   #paintChecks(pen, area) {
@@ -95,7 +108,7 @@ export class Painter {
   }
 
   #paintLayer(pen, layer, view, density, alpha) {
-    const image = this.stage.editor.images.get(layer.name)?.image;
+    const image = this.stage.editor.pictureOf(layer)?.image;
     if (!image) return;
     const middle = this.stage.onScreen(pointOf(layer, 0, 0));
     pen.save();
@@ -107,7 +120,7 @@ export class Painter {
     pen.imageSmoothingQuality = "high";
     const [width, height] = [layer.width * view.scale, layer.height * view.scale];
     // Strongly enlarged pixels are not smoothed, so that the true pixels are seen.
-    pen.imageSmoothingEnabled = (width * density) / image.naturalWidth < 6;
+    pen.imageSmoothingEnabled = (width * density) / sizeOf(image)[0] < 6;
     pen.drawImage(image, -width / 2, -height / 2, width, height);
     pen.restore();
   }
@@ -136,9 +149,15 @@ export class Painter {
   }
 
   /** Draw a layer that is still to be generated: its box and name. */
-  #paintPlace(pen, layer) {
+  #paintPlace(pen, layer, words) {
     pen.save();
     this.#path(pen, layer);
+    if (layer.tint && !this.stage.editor.pictureOf(layer)) {
+      pen.globalAlpha = 0.25 * (1 - (this.stage.editor.resultShare ?? 0)); // it would colour the result
+      pen.fillStyle = layer.tint;
+      pen.fill();
+      pen.globalAlpha = 1;
+    }
     pen.setLineDash([6, 4]);
     pen.lineWidth = 1.5;
     pen.strokeStyle = "rgb(0 0 0 / 60%)";
@@ -149,7 +168,7 @@ export class Painter {
     pen.restore();
     const box = bounds(layer);
     const { x, y } = this.stage.onScreen({ x: (box.left + box.right) / 2, y: box.top });
-    this.#label(pen, layer.name, x, y - 24);
+    this.#label(pen, words, x, y - 24);
   }
 
   #paintGuides(pen, view, colours) {
@@ -170,8 +189,13 @@ export class Painter {
     pen.restore();
   }
 
-  #paintSelection(pen, layer, colours) {
-    this.#outline(pen, layer, colours.accent, 1.5, layer.visible ? 1 : 0.5);
+  #paintSelection(pen, colours) {
+    const { stage } = this;
+    const layers = stage.editor.selectedLayers;
+    for (const layer of layers) this.#outline(pen, layer, colours.accent, layers.length > 1 ? 1 : 1.5, layer.visible ? 1 : 0.5);
+    const { box } = stage;
+    if (!box) return;
+    if (layers.length > 1) this.#outline(pen, box, colours.accent, 1.5);
     const handles = this.stage.handles();
     for (const handle of handles) {
       if (handle.turn) {
@@ -191,11 +215,11 @@ export class Painter {
       pen.strokeStyle = colours.accent;
       pen.stroke();
     }
-    const text = { move: () => `${layer.x}, ${layer.y}`, resize: () => `${layer.width} × ${layer.height}`, turn: () => `${layer.rotation}°` };
-    if (this.stage.gesture?.moved && text[this.stage.gesture.kind]) {
-      const box = bounds(layer);
-      const low = this.stage.onScreen({ x: (box.left + box.right) / 2, y: box.bottom });
-      this.#label(pen, text[this.stage.gesture.kind](), low.x, low.y + 8);
+    const text = { move: () => `${box.x}, ${box.y}`, resize: () => `${box.width} × ${box.height}`, turn: () => `${box.rotation}°` };
+    if (stage.gesture?.moved && text[stage.gesture.kind]) {
+      const { left, right, bottom } = bounds(box);
+      const low = stage.onScreen({ x: (left + right) / 2, y: bottom });
+      this.#label(pen, text[stage.gesture.kind](), low.x, low.y + 8);
     }
   }
 

@@ -52,9 +52,22 @@ export function within(box, point) {
   return { x: arm.x / box.width + 0.5, y: arm.y / box.height + 0.5 };
 }
 
+/** @returns {Box} the upright box that holds all of them */
+export function around(boxes) {
+  const all = boxes.map(bounds);
+  const [left, top] = [Math.min(...all.map((b) => b.left)), Math.min(...all.map((b) => b.top))];
+  const [right, bottom] = [Math.max(...all.map((b) => b.right)), Math.max(...all.map((b) => b.bottom))];
+  return { x: left, y: top, width: right - left, height: bottom - top, rotation: 0 };
+}
+
 export function contains(box, point) {
   const inner = within(box, point);
   return inner.x >= 0 && inner.x <= 1 && inner.y >= 0 && inner.y <= 1;
+}
+
+/** @returns {boolean} whether a box covers the whole canvas */
+export function fills(box, { width, height }) {
+  return [[0, 0], [width, 0], [width, height], [0, height]].every(([x, y]) => contains(box, { x, y }));
 }
 
 /** @returns {Box} the box moved, on whole pixels */
@@ -101,6 +114,38 @@ export function rotated(box, from, to, step) {
   const angle = (p) => (Math.atan2(p.y - middle.y, p.x - middle.x) * 180) / Math.PI;
   const free = box.rotation + angle(to) - angle(from);
   return { ...box, rotation: upright(Math.round(free / step) * step) };
+}
+
+/** @returns {Box} a box that was pulled along when the upright box `from` around it became `to`, of the same shape */
+export function scaledWith(box, from, to) {
+  const scale = to.width / from.width;
+  const middle = centre(box);
+  const side = (value) => limited(Math.round(value * scale), 1, MAX_SIDE);
+  const [width, height] = [side(box.width), side(box.height)];
+  const [x, y] = [to.x + (middle.x - from.x) * scale - width / 2, to.y + (middle.y - from.y) * scale - height / 2];
+  return moved({ ...box, x, y, width, height }, 0, 0);
+}
+
+/** @param {Point} middle @returns {Box} a box turned about a point that need not be its centre */
+export function turnedWith(box, middle, degrees) {
+  const own = centre(box);
+  const arm = turned({ x: own.x - middle.x, y: own.y - middle.y }, degrees);
+  return moved({ ...box, rotation: upright(box.rotation + degrees) }, middle.x + arm.x - own.x, middle.y + arm.y - own.y);
+}
+
+/** How boxes can be aligned: the direction, and the point of both boxes that meets, as a share of their size. */
+export const ALIGNMENTS = {
+  left: ["x", 0], centre: ["x", 0.5], right: ["x", 1],
+  top: ["y", 0], middle: ["y", 0.5], bottom: ["y", 1],
+};
+
+/** @param {Box} frame an upright box @param {keyof ALIGNMENTS} how @returns {Box} the box moved to an edge or the middle of the frame */
+export function aligned(box, frame, how) {
+  const [axis, share] = ALIGNMENTS[how];
+  const own = around([box]);
+  const size = axis === "x" ? "width" : "height";
+  const shift = frame[axis] + frame[size] * share - (own[axis] + own[size] * share);
+  return axis === "x" ? moved(box, shift, 0) : moved(box, 0, shift);
 }
 
 /** @returns {number} the same direction within -180..180, rounded, without floating-point noise */

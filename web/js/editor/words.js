@@ -2,7 +2,7 @@
 
 const WORDS = {
   en: {
-    canvas: "Layers on the canvas. Arrow keys move the selected layer.",
+    canvas: "Layers on the canvas. Arrow keys move the selected layers.",
     layers: "Layers, front to back",
     undo: "Undo (Ctrl+Z)",
     redo: "Redo (Ctrl+Shift+Z)",
@@ -24,9 +24,11 @@ const WORDS = {
     opacity: "Opacity",
     blend: "Blend mode",
     show: "Show or hide (Delete hides)",
-    select: "Select",
+    choose: "Select",
     empty: "Press Run to see the layers here.",
     kept: "Changes to {count} layers are kept.",
+    keptOne: "Changes to 1 layer are kept.",
+    tools: "Tools",
     none: "The stack has no layers.",
     absent: "Not in the stack: {names}. What was set for them is kept.",
     unreadable: "This arrangement was not made by this version. It is kept as it is; undo all changes to start anew.",
@@ -55,9 +57,11 @@ const WORDS = {
     opacity: "不透明度",
     blend: "混合模式",
     show: "显示或隐藏（Delete 隐藏）",
-    select: "选择",
+    choose: "选择",
     empty: "点击运行即可在此看到图层。",
     kept: "已保留对 {count} 个图层的更改。",
+    keptOne: "已保留对 1 个图层的更改。",
+    tools: "工具",
     none: "图层组中没有图层。",
     absent: "不在图层组中：{names}。为它们所做的设置已保留。",
     unreadable: "此排列不是由此版本创建的，已原样保留；撤销所有更改即可重新开始。",
@@ -65,8 +69,9 @@ const WORDS = {
   },
 };
 
-/** @returns {(key: string, values?: Object<string, string | number>) => string} the texts of a language such as "zh" or "zh-TW" */
-export function wordsOf(language) {
-  const own = WORDS[String(language ?? "en").split("-")[0]] ?? WORDS.en;
-  return (key, values = {}) => (own[key] ?? WORDS.en[key]).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+/** @returns {(key: string, values?: Object<string, string | number>) => string} the texts of a language such as "zh" or "zh-TW", with those of `more` */
+export function wordsOf(language, more = {}) {
+  const name = String(language ?? "en").split("-")[0];
+  const [english, own] = ["en", name].map((key) => ({ ...WORDS[key], ...more[key] }));
+  return (key, values = {}) => (own[key] ?? english[key]).replace(/\{(\w+)\}/g, (_, value) => values[value]);
 }
