@@ -12,13 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-PACK = HERE.parents[1]
-sys.path[:0] = [str(HERE.parent / "comfyui"), str(PACK)]
-
-from comfy_server import Server  # noqa: E402
-
-from benchmarks.hosts.find import find_host  # noqa: E402
+PACK = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -262,7 +256,28 @@ def graph_of(blueprint, infos):
     }  # fmt: skip
 
 
+def prompt_of(blueprint, infos, **values):
+    """Return the API prompt of a blueprint's nodes, with ``values`` on its face: constants or links."""
+    face = {**blueprint.face, **values}
+    prompt = {}
+    for number, (kind, _, given) in blueprint.nodes.items():
+        inputs = {}
+        for name, _, default, _ in inputs_of(infos[kind]):
+            value = given.get(name, default)
+            if isinstance(value, From):
+                value = [str(value.node), value.slot]
+            inputs[name] = face[value.name] if isinstance(value, Face) else value
+        given = {name: value for name, value in inputs.items() if value is not None}
+        prompt[str(number)] = {"class_type": kind, "inputs": given, "_meta": {}}
+    return prompt
+
+
 def main():
+    sys.path[:0] = [str(PACK / "tests/comfyui"), str(PACK)]
+    from comfy_server import Server
+
+    from benchmarks.hosts.find import find_host
+
     with tempfile.TemporaryDirectory() as folder:
         server = Server(*find_host(), Path(folder) / "base")
         try:
