@@ -32,6 +32,12 @@ BLEND_MODES = (
 MAX_NAME = 1000
 """Greatest length of a layer's name in letters: it is shown in lists, pictures and errors."""
 
+SHORT_NAME = 40
+"""Greatest length of a name that is made of words, letters."""
+
+DEFAULT_NOISE = 0.8
+"""How far a layer may change whose recipe does not say it, unless it is a backdrop."""
+
 HINTS = ("none", "picture", "canny", "scribble", "lineart", "depth", "normal", "pose", "segmentation")
 """Kinds of ControlNet hint. ``picture``: the layer itself; ``none``: no control; the others name a
 preprocessor."""
@@ -79,8 +85,10 @@ class Recipe:
     """How strongly pixels inside the layer's visible mask attend to its prompt, 0..1. Neutral: 0."""
     outside: float = 1.0
     """How strongly pixels outside the mask are kept from attending to its prompt, 0..1. Neutral: 0."""
-    noise: float = 0.8
-    """How far the layer may change, 0 (frozen) to 1 (free). Neutral: 1."""
+    noise: float | None = None
+    """How far the layer may change, 0 (frozen) to 1 (free). None: it was not said, which counts as 0 for a
+    backdrop (:func:`~layered_core.canvas.backdrop.find_backdrop`) and as 0.8 for any other layer.
+    Neutral: 1."""
     control: Control = field(default_factory=Control)
     """How the layer steers a ControlNet. Neutral: hint ``none``."""
     embedding: str | None = None
@@ -94,7 +102,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_number("inside", self.inside, 0, 1)
         check_number("outside", self.outside, 0, 1)
-        check_number("noise", self.noise, 0, 1)
+        if self.noise is not None:
+            check_number("noise", self.noise, 0, 1)
         if not isinstance(self.control, Control):
             raise invalid("control", self.control, "a control: hint, strength, start, end")
         if self.embedding not in (None, ""):
@@ -124,9 +133,10 @@ class Layer:
     y: float = 0
     """Top edge before rotation, in canvas pixels. Neutral: 0."""
     width: int = 0
-    """Width on the canvas in pixels, 1..16384. 0: the width of the image or mask. Neutral: 0."""
+    """Width on the canvas in pixels, 1..16384. 0: the width of the image or mask; without both, it stays 0
+    until the layer comes into a document, and then is the canvas's. Neutral: 0."""
     height: int = 0
-    """Height on the canvas in pixels, 1..16384. 0: the height of the image or mask. Neutral: 0."""
+    """Height on the canvas in pixels, 1..16384; 0 as for ``width``. Neutral: 0."""
     rotation: float = 0.0
     """Rotation about the centre, degrees clockwise. Neutral: 0."""
     flip_h: bool = False
@@ -186,14 +196,7 @@ class Layer:
         check_number("y", self.y, -4 * MAX_SIDE, 4 * MAX_SIDE)
         for axis, size in (("width", self.width), ("height", self.height)):
             check_whole(axis, size, 0, MAX_SIDE)
-            if size == 0:
-                if frame is None:
-                    raise invalid(
-                        axis,
-                        0,
-                        f"1..{MAX_SIDE}",
-                        "A layer without image or mask needs a box: give width and height",
-                    )
+            if size == 0 and frame is not None:
                 object.__setattr__(self, axis, frame[0] if axis == "width" else frame[1])
         check_number("rotation", self.rotation, -36_000, 36_000)
         check_number("opacity", self.opacity, 0, 1)
@@ -230,7 +233,8 @@ class LayerDocument:
     height: int
     """Canvas height in pixels, 1..16384."""
     layers: tuple[Layer, ...] = ()
-    """The layers, back to front; at most 50, with unique names."""
+    """The layers, back to front; at most 50, with unique names. One without a width or height gets the
+    canvas's."""
     background: tuple[float, float, float] | None = None
     """Colour behind all layers, RGB 0..1, or None for transparent. Neutral: None."""
     prompt: str = ""
@@ -241,7 +245,7 @@ class LayerDocument:
     def __post_init__(self) -> None:
         check_whole("canvas width", self.width, 1, MAX_SIDE)
         check_whole("canvas height", self.height, 1, MAX_SIDE)
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", tuple(_sized(x, self.width, self.height) for x in self.layers))
         if len(self.layers) > MAX_LAYERS:
             raise invalid("number of layers", len(self.layers), f"at most {MAX_LAYERS}")
         for name in (names := [layer.name for layer in self.layers]):
@@ -293,6 +297,14 @@ class LayerDocument:
         return self.prompt or ", ".join(x.prompt for x in reversed(self.layers) if x.visible and x.prompt)
 
 
+def short_name(words: str) -> str:
+    """Return a name made of words: their beginning, cut between two of them; empty if there are none."""
+    line = " ".join(words.split())
+    if len(line) <= SHORT_NAME:
+        return line
+    return line[:SHORT_NAME].rpartition(" ")[0] or line[:SHORT_NAME]
+
+
 def unique_names(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Return the layers; those whose name an earlier one has get a number at its end."""
     taken: set[str] = set()
@@ -326,6 +338,13 @@ def _identical_layers(a: Layer, b: Layer) -> bool:
         if not same:
             return False
     return True
+
+
+def _sized(layer: Layer, width: int, height: int) -> Layer:
+    """Return the layer with the canvas's size where it has none of its own."""
+    if layer.width and layer.height:
+        return layer
+    return replace(layer, width=layer.width or width, height=layer.height or height)
 
 
 def _text(where: str, value: object) -> None:

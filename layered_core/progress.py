@@ -37,6 +37,8 @@ class _Work:
 
     def __init__(self, report: Report) -> None:
         self.report, self.last = report, (0, 1)
+        self.outer = 0, 1
+        """The piece of the work around, of how many, within which :func:`step` counts: see :func:`part`."""
 
 
 _work: ContextVar[_Work | None] = ContextVar("work", default=None)
@@ -56,8 +58,25 @@ def step(done: int, total: int) -> None:
     """Report that ``done`` of ``total`` pieces are done. Raises what the host raises to stop the work."""
     work = _work.get()
     if work is not None:
-        work.last = done, total
-        work.report(done, total)
+        before, pieces_around = work.outer
+        work.last = before * total + done, pieces_around * total
+        work.report(*work.last)
+
+
+@contextmanager
+def part(done: int, total: int) -> Iterator[None]:
+    """Let the work in this block, however it counts its own pieces, be piece number ``done``, from 0, of ``total``:
+    what is reported then never falls back to 0."""
+    work = _work.get()
+    if work is None:
+        yield
+        return
+    around = work.outer
+    work.outer = around[0] * total + done, around[1] * total
+    try:
+        yield
+    finally:
+        work.outer = around
 
 
 def pause() -> None:
@@ -68,10 +87,11 @@ def pause() -> None:
 
 
 def steps(items: Sequence[T]) -> Iterator[T]:
-    """Yield the items, and report before each and after the last."""
+    """Yield the items, and report before each and after the last. Work on an item counts as its part."""
     for done, item in enumerate(items):
         step(done, len(items))
-        yield item
+        with part(done, len(items)):
+            yield item
     step(len(items), len(items))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..layered_core.errors import LayeredError
 from .attention.attention_preview import AttentionPreview, LayerMaskFromAttention
 from .attention.regional_prompt_attention import RegionalPromptAttention
 from .control.control_hint import LayerControlHint
@@ -43,6 +44,9 @@ from .transparency.layer_diffuse_apply import LayerDiffuseApply
 from .transparency.split_frames import SplitFrames
 from .transparency.transparent_decode import TransparentDecode
 from .transparency.transparent_encode import TransparentEncode
+
+# In front of an error's text, ComfyUI shows its class with the class's module, unless it is one of Python's own.
+LayeredError.__module__ = "builtins"
 
 NODES: list[type[io.ComfyNode]] = [
     LoadLayer,

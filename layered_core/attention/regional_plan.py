@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..canvas.backdrop import find_backdrop
 from ..canvas.masks import document_masks
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, check_number, invalid
@@ -201,6 +202,18 @@ def plan_regions(
         tuple(cond),
         tuple(_negative_regions(seen, rest, negative, settings, embedding_prefix)),
     )
+
+
+def layers_without_words(document: LayerDocument) -> list[str]:
+    """Return the names of the layers that are shown and have no words, so that only the main prompt acts where
+    they are. A backdrop needs none and is left out."""
+    backdrop = find_backdrop(document)
+    return [
+        layer.name
+        for layer in document
+        if layer.visible and layer.opacity > 0 and layer is not backdrop
+        and not layer_words(layer, "") and not layer.negative.strip()
+    ]  # fmt: skip
 
 
 def plan_watching(

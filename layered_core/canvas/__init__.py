@@ -5,6 +5,7 @@
 * ``soft_masks``: grow, feather and blur masks; mix two pictures by a mask.
 * ``blend_modes``: the formulas of the blend modes, and the rules of compositing.
 * ``compositing``: flatten a document to one picture.
+* ``backdrop``: the picture that the other layers lie on.
 * ``colour``: sRGB and linear light.
 
 >>> import torch

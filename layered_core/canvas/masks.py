@@ -24,11 +24,11 @@ def layer_alphas(document: LayerDocument) -> Tensor:
     alphas = torch.zeros(len(document), document.height, document.width)
     for i, layer in steps(list(enumerate(document))):
         if layer.visible and layer.opacity > 0:
-            alphas[i] = _alpha(layer, document)
+            alphas[i] = layer_alpha(layer, document)
     return alphas
 
 
-def _alpha(layer: Layer, document: LayerDocument) -> Tensor:
+def layer_alpha(layer: Layer, document: LayerDocument) -> Tensor:
     """Return the alpha ``[H, W]`` of a layer on the canvas, times its opacity, whether or not it is hidden."""
     placed = place(layer.coverage[..., None], layer, document.width, document.height)[..., 0]
     return (placed * layer.opacity).clamp_(0, 1)
@@ -44,7 +44,7 @@ def masks_from_front(document: LayerDocument) -> Iterator[tuple[int, Tensor, Ten
     clear = torch.ones(document.height, document.width)
     for i, layer in steps(list(reversed(list(enumerate(document))))):
         if layer.visible and layer.opacity > 0:
-            alpha = _alpha(layer, document)
+            alpha = layer_alpha(layer, document)
             yield i, alpha, alpha * clear
             clear *= 1 - alpha
 

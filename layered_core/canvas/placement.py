@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -155,6 +156,23 @@ def canvas_extent(layers: Iterable[Layer]) -> tuple[int, int]:
     x 1."""
     points = [point for layer in layers for point in corners(layer)]
     return max([1, *(math.ceil(x) for x, _ in points)]), max([1, *(math.ceil(y) for _, y in points)])
+
+
+def fitted(layer: Layer, width: int, height: int) -> Layer:
+    """Return the layer scaled down, if it is larger, to fit into a canvas of ``width`` x ``height``: it keeps its
+    shape and its top left corner."""
+    scale = min(1.0, width / layer.width, height / layer.height)
+    if scale == 1:
+        return layer
+    return replace(
+        layer, width=max(1, round(layer.width * scale)), height=max(1, round(layer.height * scale))
+    )
+
+
+def is_cut_off(layer: Layer, width: int, height: int) -> bool:
+    """Return whether a part of the layer's box lies off a canvas of ``width`` x ``height``."""
+    xs, ys = zip(*corners(layer), strict=True)
+    return bool(min(*xs, *ys) < 0 or max(xs) > width or max(ys) > height)
 
 
 def is_off_canvas(layer: Layer, width: int, height: int) -> bool:

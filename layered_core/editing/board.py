@@ -87,7 +87,7 @@ def _board(data: object) -> Board:
     if isinstance(entries.get("background"), list):
         entries["background"] = tuple(entries["background"])
     canvas = LayerDocument(**{"width": SIDE, "height": SIDE, **entries})
-    plain = read_layers([_without_pictures(x) for x in layers], _no_picture, Budget(Limits()), [])
+    plain = read_layers([_without_pictures(x) for x in layers], canvas, _no_picture, Budget(Limits()), [])
     replace(canvas, layers=plain)  # checks that names occur once
     return Board(canvas, sized, tuple(layers), marked, locked, arrangement)
 
@@ -96,8 +96,7 @@ def _without_pictures(entry: object) -> object:
     """Return the JSON of a layer without its pictures, so that all else can be checked."""
     if not isinstance(entry, Mapping) or not any(entry.get(key) for key in PICTURES):
         return entry
-    rest = {key: value for key, value in entry.items() if key not in PICTURES}
-    return {**rest, **{side: rest.get(side) or 1 for side in ("width", "height")}}
+    return {key: value for key, value in entry.items() if key not in PICTURES}
 
 
 def _no_picture(name: object, key: str) -> Path:
@@ -129,7 +128,8 @@ def laid(
     """
     remarks: list[str] = []
     try:
-        own = replace(board.canvas, layers=read_layers(board.layers, find, budget, remarks)).layers
+        canvas = _canvas(board, below)
+        own = replace(canvas, layers=read_layers(board.layers, canvas, find, budget, remarks)).layers
         others = renamed([layer.name for layer in own], below)
         for before, after in zip(below or (), others, strict=True):
             if before.name != after.name:
@@ -137,7 +137,7 @@ def laid(
                     f"Two layers are called {before.name!r}: the one that is not the board's own is "
                     f"{after.name!r} now."
                 )
-        stack, absent = arrange(replace(_canvas(board, below), layers=(*others, *own)), board.arrangement)
+        stack, absent = arrange(replace(canvas, layers=(*others, *own)), board.arrangement)
     except LayeredError as error:
         raise LayeredError(f"board: {error}") from None
     names = [layer.name for layer in stack]

@@ -140,7 +140,7 @@ def _document(entries: dict[str, Any], folder: Path, budget: Budget, warnings: l
     files = _pictures(layers, folder)
     sizes = [(f"picture {file.name}", *size, 4) for file in files if (size := picture_size(file)) is not None]
     budget.fits_all(sizes)
-    return replace(canvas, layers=read_layers(layers, partial(_inside, folder), budget, warnings))
+    return replace(canvas, layers=read_layers(layers, canvas, partial(_inside, folder), budget, warnings))
 
 
 def layer_entries(data: object, most: int) -> list[Any]:
@@ -155,6 +155,7 @@ def layer_entries(data: object, most: int) -> list[Any]:
 
 def read_layers(
     entries: Sequence[object],
+    canvas: LayerDocument,
     find: Callable[[object, str], Path],
     budget: Budget,
     warnings: list[str],
@@ -163,6 +164,7 @@ def read_layers(
 
     Args:
         entries: as JSON gives them.
+        canvas: the document; layers without a size are as large.
         find: returns the file that a name stands for; gets the name, and ``image`` or ``mask``. Raises
             :class:`LayeredError` if there is none.
         budget: counts the memory of their pictures.
@@ -171,11 +173,18 @@ def read_layers(
     Raises:
         LayeredError: a layer is wrong; the error names the layer and the field.
     """
-    return tuple(_layer(item, i, find, budget, warnings) for i, item in steps(list(enumerate(entries))))
+    return tuple(
+        _layer(item, i, canvas, find, budget, warnings) for i, item in steps(list(enumerate(entries)))
+    )
 
 
 def _layer(
-    data: object, index: int, find: Callable[[object, str], Path], budget: Budget, warnings: list[str]
+    data: object,
+    index: int,
+    canvas: LayerDocument,
+    find: Callable[[object, str], Path],
+    budget: Budget,
+    warnings: list[str],
 ) -> Layer:
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"layer {name[:MAX_NAME]!r}" if isinstance(name, str) and name else f"layer number {index + 1}"
@@ -195,7 +204,7 @@ def _layer(
         raise LayeredError(f"{where}: {error}") from error
     layer = Layer(recipe=recipe, **pixels, **entries)
     if not pixels:  # what is made of it is as large as its box
-        budget.fits(where, layer.width, layer.height, channels=1)
+        budget.fits(where, layer.width or canvas.width, layer.height or canvas.height, channels=1)
     return layer
 
 

@@ -11,7 +11,7 @@ from psd_tools.psd.layer_and_mask import ChannelData, ChannelDataList, LayerReco
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
-from ..progress import pause
+from ..progress import pause, steps
 from .limits import Budget
 from .merged_picture import straight_merged
 from .pixel_numbers import Numbers, interleaved
@@ -51,7 +51,7 @@ class Channels:
             raise LayeredError(f"{where}: a colour channel is missing. Save the file anew")
         found = {
             channel: self._plane(planes[ChannelID(channel)], width, height)
-            for channel in dict.fromkeys(colours)
+            for channel in steps(tuple(dict.fromkeys(colours)))
         }
         alpha = planes.get(ChannelID.TRANSPARENCY_MASK)
         values = interleaved(

@@ -27,7 +27,7 @@ from psd_tools.psd.patterns import Pattern
 from torch import Tensor
 
 from ..errors import LayeredError, invalid
-from ..progress import step
+from ..progress import part, step
 from .file_groups import check_groups, flatten_groups
 from .file_layers import FileGroup, FileLayer, Item, LayerFile, clean_text
 from .file_nodes import Node, leaves, make_room
@@ -265,7 +265,7 @@ class _Reader:
                 base, bottom, clipped = node, None, []
             if not node.read or (to_base and base is not None and not base.read):
                 continue
-            item = self._layer(*node.source) if node.items is None else self._group(node)
+            item = self._leaf(*node.source) if node.items is None else self._group(node)
             if item is None:
                 continue
             if to_base and bottom is None:
@@ -317,10 +317,16 @@ class _Reader:
         self._note_knockout(record, group)
         return group
 
+    def _leaf(self, record: LayerRecord, channels: ChannelDataList) -> FileLayer | None:
+        """Return a layer as :meth:`_layer` does, and report it as a piece of the file."""
+        done = min(self.done, self.count)
+        self.done += 1
+        step(done, self.count)
+        with part(done, self.count):
+            return self._layer(record, channels)
+
     def _layer(self, record: LayerRecord, channels: ChannelDataList) -> FileLayer | None:
         """Return a layer; None for one of a kind that is left out."""
-        step(min(self.done, self.count), self.count)
-        self.done += 1
         name = title(record, self.encoding)
         where = f"layer {name!r}"
         vector = self._vector(record, where)

@@ -155,8 +155,7 @@ def _record(
         record.mask_data = MaskData(**box, background_color=0)
         planes.append((ChannelID.USER_LAYER_MASK, mask))
     channels = ChannelDataList()
-    for channel, numbers in planes:
-        pause()
+    for channel, numbers in steps(planes):
         data = _channel(numbers, header)
         record.channel_info.append(ChannelInfo(channel, len(data.data) + 2))
         channels.append(data)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..canvas.backdrop import find_backdrop
 from ..canvas.masks import document_masks
 from ..canvas.soft_masks import gaussian_blur
-from ..document import LayerDocument
+from ..document import DEFAULT_NOISE, LayerDocument
 from ..errors import check_number
 
 THRESHOLDS = ("absolute", "normalised")
@@ -95,10 +96,10 @@ def noise_map(document: LayerDocument, background: float = 1.0, blur: float = 0.
     """Compute the change map of a document: the layers' noise, weighted by how much of each pixel shows them.
 
     ``N = sum_i M_i * noise_i + M_background * background`` (Collage Diffusion section 5 with soft visible
-    masks). A layer without a picture has nothing to keep and counts as 1.
+    masks), with the noises of :func:`layer_noises`.
 
     Args:
-        document: the ``recipe.noise`` of a layer says how far it may change.
+        document: the layers.
         background: how far pixels that no layer covers may change, 0..1.
         blur: standard deviation of a Gaussian blur of the map, pixels. Neutral: 0.
 
@@ -125,6 +126,16 @@ def seen_noises(document: LayerDocument, background: float = 1.0) -> tuple[Tenso
     shown, rest = document_masks(document)
     masks = torch.cat([shown, rest[None]])
     seen = masks.flatten(1).any(1)
-    return masks[seen], torch.tensor(
-        [*(1.0 if x.image is None else x.recipe.noise for x in document), background]
-    )[seen]
+    return masks[seen], torch.tensor([*layer_noises(document), background])[seen]
+
+
+def layer_noises(document: LayerDocument) -> list[float]:
+    """Return how far each layer may change, 0..1: what its recipe says. Where that says nothing, it is 0 for a
+    backdrop (:func:`~layered_core.canvas.backdrop.find_backdrop`) and else 0.8. A layer without a picture has
+    nothing to keep and counts as 1."""
+    backdrop = find_backdrop(document)
+    unsaid = [0.0 if layer is backdrop else DEFAULT_NOISE for layer in document]
+    return [
+        1.0 if x.image is None else default if x.recipe.noise is None else x.recipe.noise
+        for x, default in zip(document, unsaid, strict=True)
+    ]

@@ -21,6 +21,7 @@ from ...layered_core.attention.families import Family
 from ...layered_core.attention.regional_plan import Settings
 from ...layered_core.errors import invalid
 from ..noise.cut_out import cut_of
+from .carried_patch import carrying, take_off
 from .conditionings import KEY, Half, acting_halves
 from .regional_run import Run
 from .transformer_families import WORKING, family_of, way_out
@@ -74,6 +75,12 @@ def patched(
     return clone
 
 
+def acting_alone(*halves: list[list[Any]]) -> list[list[list[Any]]]:
+    """Return the conditionings so that their regions act on any model that :func:`check_model` accepts, whether or
+    not it is one of :func:`patched`."""
+    return carrying(partial(_sample, frozenset()), *halves)
+
+
 def _sample(
     expected: Collection[str],
     executor: comfy.patcher_extension.WrapperExecutor,
@@ -85,10 +92,15 @@ def _sample(
     *more: Any,
     **named: Any,
 ) -> Tensor:
-    """Wrap a whole sampling run: install the regions that its conditionings carry."""
+    """Wrap a whole sampling run: install the regions that its conditionings carry, unless the model or another
+    conditioning has brought the same wrapper along and it has done so already."""
     guider = executor.class_obj
+    if guider.model_options.get(KEY):
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, *more, **named)
+    guider.model_options[KEY] = True
     cut = cut_of(guider, latent_image, denoise_mask)
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
+    take_off(entries)
     carried = [entry[KEY] for entry in entries if KEY in entry]
     _warn_of_missing(expected, carried)
     for half in carried:

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.sd
+import latent_preview
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -143,14 +144,16 @@ class LayerMaskFromAttention(io.ComfyNode):
                 "Neutral: none."),
                 io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1,
                     tooltip="Classifier-free guidance of the quick run; 1 for models that are sampled so, "
-                        "such as Flux and Z-Image Turbo. Neutral: 1, none."),
+                        "such as Flux and Z-Image Turbo. Neutral: 1, none. "
+                        "The default is 4, with which most models follow words."),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.05,
                     tooltip="How much attention makes a place part of the layer, from the least (0) to "
                         "the greatest (1) in the layer's box. Neutral: none.",
                 ),
                 io.Boolean.Input("largest", default=True, tooltip="Keep only the largest connected patch. "
-                "Neutral: off."),
+                "Neutral: off. "
+                "The default is on, as a layer is mostly one thing."),
             ],
             outputs=[
                 LAYERS.Output(display_name="layers", tooltip="The stack; those layers now have a mask, "
@@ -192,6 +195,9 @@ class LayerMaskFromAttention(io.ComfyNode):
         )
         empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, *size))
         noise = comfy.sample.prepare_noise(empty, seed)
-        comfy.sample.sample(patched(model), noise, steps, cfg, "euler", "normal", *words, empty, seed=seed)
+        shown = latent_preview.prepare_callback(model, steps)
+        comfy.sample.sample(
+            patched(model), noise, steps, cfg, "euler", "normal", *words, empty, seed=seed, callback=shown
+        )
         document, masks = masks_from_attention(document, maps, size, threshold, largest)
         return io.NodeOutput(write_stack(document), masks.to(comfy.model_management.intermediate_device()))

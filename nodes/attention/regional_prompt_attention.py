@@ -13,11 +13,18 @@ from torch import Tensor
 from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.cross_attention import SCHEDULES
 from ...layered_core.attention.families import Family
-from ...layered_core.attention.regional_plan import REGION_MODES, Region, Settings, plan_regions
+from ...layered_core.attention.regional_plan import (
+    REGION_MODES,
+    Region,
+    Settings,
+    layers_without_words,
+    plan_regions,
+)
 from ...layered_core.attention.words import Token
 from ...layered_core.errors import check_letters, invalid
+from ..layers.remarks import tell
 from ..layers.socket import LAYERS, read_stack
-from .attention_patch import check_mode, check_model, patched
+from .attention_patch import acting_alone, check_mode, check_model, patched
 from .conditionings import KEY, Half
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
 from .prompt_tokens import TransformerPrompts, tokenise
@@ -91,7 +98,8 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Float.Input(
                     "strength", default=_DEFAULT.strength, min=0.0, max=1.0, step=0.05,
                     tooltip="Factor on every layer's 'attention inside' and 'attention outside', 0 to 1. "
-                        "Neutral: 0, the plain prompt.",
+                        "Neutral: 0, the plain prompt. "
+                        "The default is 1, so that the layers act as their recipes say.",
                 ),
                 io.Float.Input(
                     "start", default=_DEFAULT.start, min=0.0, max=1.0, step=0.01, advanced=True,
@@ -104,12 +112,14 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Float.Input(
                     "global_weight", default=_DEFAULT.global_weight, min=0.0, max=1.0, step=0.05,
                     tooltip="Share of attention that the main prompt keeps inside layers, 0 to 1; modes "
-                    "regions and joint. Neutral: 0.",
+                    "regions and joint. Neutral: 0. "
+                    "The default is 0.2, which keeps the layers in one picture.",
                 ),
                 io.Float.Input(
                     "emphasis", default=_DEFAULT.emphasis, min=0.0, max=2.0, step=0.05, advanced=True,
                     tooltip="How far attention to a layer's own words is raised inside the layer, beyond "
-                        "their share, 0 to 2; mode regions. Neutral: 0.",
+                        "their share, 0 to 2; mode regions. Neutral: 0. "
+                        "The default is 0.5, so that small layers are not left out.",
                 ),
                 io.Float.Input(
                     "guidance", default=_DEFAULT.guidance, min=1.0, max=10.0, step=0.1, advanced=True,
@@ -150,10 +160,12 @@ class RegionalPromptAttention(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="A clone of the model that applies the "
                     "layers in the two conditionings."),
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt with the layers' "
-                    "words. Works only with the model of this node."),
+                    "words. It acts on a sampler with another model too, unless hooks are put on it: then the "
+                    "sampler needs the model of this node."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the "
-                    "layers' negatives. Works only with the model of this node."),
+                    "layers' negatives. It acts as the positive does."),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -173,6 +185,15 @@ class RegionalPromptAttention(io.ComfyNode):
         check_mode(family, settings)
         document = read_stack(layers)
         tell_dynamic("Regional Prompt Attention", document, prompt, negative)
+        if wordless := layers_without_words(document):
+            tell(
+                cls,
+                "Regional Prompt Attention",
+                [
+                    f"Layers without words: {', '.join(repr(name) for name in wordless)}. Only the main prompt acts "
+                    "where they are: write what they show into their prompt"
+                ],
+            )
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
         texts = Texts(clip, family)
@@ -185,7 +206,7 @@ class RegionalPromptAttention(io.ComfyNode):
             conditioning(texts, "negative", plan.negative, plan.uncond, settings),
         )
         expected = [half[0][1][KEY].name for half in halves if half[0][1][KEY].regions]
-        return io.NodeOutput(patched(model, expected), *halves)
+        return io.NodeOutput(patched(model, expected), *(acting_alone(*halves) if expected else halves))
 
 
 class Texts:

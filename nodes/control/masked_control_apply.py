@@ -61,7 +61,8 @@ class MaskedControlNetApply(io.ComfyNode):
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.01,
                     tooltip="Weight of the net's residuals, 0 to 2; the layers' own strengths are "
-                        "multiplied by it. Neutral: 0.",
+                        "multiplied by it. Neutral: 0. "
+                        "The default is 1, what nets are trained for.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,

@@ -59,7 +59,8 @@ class MaskedModelPatch(io.ComfyNode):
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.01,
                     tooltip="Weight of what the patch changes, 0 to 2; the layers' own strengths are multiplied "
-                    "by it. 1 is the patch as it is. Neutral: 0.",
+                    "by it. 1 is the patch as it is. Neutral: 0. "
+                    "The default is 1, what patches are made for.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,

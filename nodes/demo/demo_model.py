@@ -12,6 +12,7 @@ import comfy.model_base
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
@@ -24,6 +25,17 @@ from torch import Tensor
 
 from ...demo.world.places import MODEL, TRANSFORMER, TRANSFORMER_SCHEDULER
 from ...layered_core.errors import LayeredError
+from ..layers.remarks import warn
+
+SIDE = 128
+"""Width and height, pixels, of the pictures that the networks were trained on."""
+
+SHORTER, LONGER = (96, 128), (104, 160)
+"""Least and greatest shorter and longer side, pixels, of pictures that still show what the words say. Smaller ones
+lack things; larger ones show them several times."""
+
+_CELL = 8
+"""Pixels a side of a latent cell."""
 
 NETWORKS = ("UNet", "transformer")
 """The networks that the node loads; the first is the default."""
@@ -104,7 +116,30 @@ def _patcher(
         kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
         patcher = kind(model, load_device=device, offload_device=offload)
         model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "storybook", _sample)
     return patcher
+
+
+def _sample(
+    executor: comfy.patcher_extension.WrapperExecutor, noise: Tensor, *more: Any, **named: Any
+) -> Tensor:
+    """Wrap a sampling run: warn of a size that the networks were not made for."""
+    height, width = (_CELL * side for side in noise.shape[-2:])
+    shorter, longer = sorted((height, width))
+    if shorter > SHORTER[1] or longer > LONGER[1]:
+        _warn_of_size(width, height, "shows things several times")
+    elif shorter < SHORTER[0] or longer < LONGER[0]:
+        _warn_of_size(width, height, "lacks things")
+    return executor(noise, *more, **named)
+
+
+def _warn_of_size(width: int, height: int, effect: str) -> None:
+    warn(
+        "Load Demo Model",
+        f"the demo model was made for {SIDE}x{SIDE} pixels, and at {width}x{height} it {effect}. Connect the latent "
+        f"of Load Demo Model to the sampler, or take a picture whose shorter side is {SHORTER[0]} to {SHORTER[1]} "
+        f"pixels and whose longer side is {LONGER[0]} to {LONGER[1]}",
+    )
 
 
 def load_clip(folder: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
@@ -194,15 +229,23 @@ class LoadDemoModel(io.ComfyNode):
                     display_name="clip", tooltip="A small CLIP text encoder with CLIP's own tokenizer."
                 ),
                 io.Vae.Output(display_name="vae", tooltip="An autoencoder in the TAESD layout."),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="An empty latent of the size that the model was made for, 128x128 pixels, for the "
+                    "sampler.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, network: str = NETWORKS[0]) -> io.NodeOutput:
-        """Load the network, text encoder and VAE."""
+        """Load the network, text encoder and VAE, and make an empty latent."""
         folder = str(MODEL)
         load = load_unet if network == NETWORKS[0] else load_transformer
-        return io.NodeOutput(load(folder), load_clip(folder), load_vae(folder))
+        empty = torch.zeros(
+            1, 4, SIDE // _CELL, SIDE // _CELL, device=comfy.model_management.intermediate_device()
+        )
+        return io.NodeOutput(load(folder), load_clip(folder), load_vae(folder), {"samples": empty})
 
 
 def _clip_patcher(folder: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -119,6 +119,7 @@ def shown(document: LayerDocument, remarks: list[str]) -> dict[str, Any]:
                 "name": layer.name,
                 "picture": picture,
                 "generated": layer.image is None,
+                "prompt": layer.prompt,
                 **{f: getattr(layer, f) for f in FIELDS},
             }
         )

@@ -63,7 +63,8 @@ class LayoutFromLayers(io.ComfyNode):
                 io.Int.Input(
                     "colours", default=MAX_COLOURS, min=0, max=MAX_COLOURS,
                     tooltip="Most colours of each palette, 0 to 5. Only layers with a picture have one. Neutral: 0, "
-                        "no palettes.",
+                        "no palettes. "
+                        "The default is 5, the most that such models read.",
                 ),
             ],
             outputs=[

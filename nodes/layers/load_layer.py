@@ -13,15 +13,25 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.canvas.placement import canvas_extent, is_off_canvas
-from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Control, Layer, Recipe
+from ...layered_core.canvas.placement import canvas_extent, fitted, is_cut_off, is_off_canvas
+from ...layered_core.document import (
+    BLEND_MODES,
+    DEFAULT_NOISE,
+    HINTS,
+    MAX_SIDE,
+    Control,
+    Layer,
+    Recipe,
+    short_name,
+)
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.formats.limits import Budget, Limits
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
 from .long_work import fingerprint
 from .pictures import masks, pictures
-from .socket import LAYERS, append_layers, mask_to_presence, rgba, stack_canvas
+from .remarks import tell
+from .socket import LAYERS, append_layers, canvas_below, mask_to_presence, rgba, stack_canvas
 
 CATEGORY = "layered diffusion/layers"
 _DEFAULT = Recipe()
@@ -47,8 +57,8 @@ def _words() -> list[io.Input]:
         io.String.Input(
             "name",
             default="",
-            tooltip="The layer's name. Empty: the file's name, or 'layer'. Layers of the same name get a "
-            "number.",
+            tooltip="The layer's name. Empty: the file's name, or the beginning of the layer's words, or "
+            "'layer'. Layers of the same name get a number.",
         ),
     ]
 
@@ -74,14 +84,15 @@ def _placement() -> list[io.Input]:
             default=0,
             min=0,
             max=MAX_SIDE,
-            tooltip="Width on the canvas, pixels. 0: the picture's own. Neutral: 0.",
+            tooltip="Width on the canvas, pixels. 0: the picture's own, unless it is larger than the canvas "
+            "and is then scaled down to fit; without a picture or mask, the canvas's. Neutral: 0.",
         ),
         io.Int.Input(
             "height",
             default=0,
             min=0,
             max=MAX_SIDE,
-            tooltip="Height on the canvas, pixels. 0: the picture's own. Neutral: 0.",
+            tooltip="Height on the canvas, pixels; 0 as for width. Neutral: 0.",
         ),
         io.Float.Input(
             "rotation",
@@ -128,22 +139,27 @@ def _recipe() -> list[io.Input]:
         io.Float.Input(
             "inside", display_name="attention inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
             tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. "
-            "Neutral: 0.",
+            "Neutral: 0. "
+            "The default is 1, so that the layer's words act where it is.",
         ),
         io.Float.Input(
             "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0,
             step=0.05,
             tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: "
-            "0.",
+            "0. "
+            "The default is 1, so that the layer's words stay where it is.",
         ),
         io.Float.Input(
-            "noise", default=_DEFAULT.noise, min=0.0, max=1.0, step=0.05,
-            tooltip="How far the layer may change while sampling, 0 (frozen) to 1 (free). Neutral: 1.",
+            "noise", default=DEFAULT_NOISE, min=0.0, max=1.0, step=0.05,
+            tooltip="How far the layer may change while sampling, 0 (frozen) to 1 (free). Neutral: 1. "
+                "The default is 0.8, which draws a layer anew and roughly keeps its shape and "
+                "place.",
         ),
         io.Float.Input(
             "control_strength", default=_DEFAULT.control.strength, min=0.0, max=2.0, step=0.05,
             tooltip="Weight of a ControlNet inside the layer, 0 to 2; acts only with a control hint. "
-            "Neutral: 0.",
+            "Neutral: 0. "
+            "The default is 1, what the ControlNet was trained for.",
         ),
         io.Combo.Input(
             "control_hint", options=list(HINTS), default=_DEFAULT.control.hint, advanced=True,
@@ -151,16 +167,22 @@ def _recipe() -> list[io.Input]:
         ),
         io.Int.Input(
             "canvas_width", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas width, pixels. 0: that of the incoming stack, or, without one, wide enough "
-                "for all layers. Neutral: 0.",
+            tooltip="Canvas width, pixels. 0: that of the incoming stack; the stack's first picture sets it, "
+                "and larger ones after it do not widen it. Neutral: 0.",
         ),
         io.Int.Input(
             "canvas_height", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas height, pixels. 0: that of the incoming stack, or, without one, high enough "
-                "for all layers. Neutral: 0.",
+            tooltip="Canvas height, pixels; 0 as for canvas_width. Neutral: 0.",
         ),
         LAYERS.Input("layers", optional=True, tooltip="The stack to lay this layer on. Not connected: a new "
         "stack."),
+        io.Boolean.Input(
+            "keep_backdrop", default=True, optional=True, advanced=True,
+            tooltip="On: an opaque picture without words that fills the canvas "
+                f"behind other layers keeps its pixels, as long as its noise is left at {DEFAULT_NOISE}; any "
+                "other number counts. Off: the noise always counts. Neutral: off. "
+                "The default is on, because nobody has said what the backdrop should become.",
+        ),
     ]  # fmt: skip
 
 
@@ -192,6 +214,7 @@ class LoadLayer(io.ComfyNode):
                 *_words(), *_placement(), *_recipe(),
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip=_OUTPUT_TOOLTIP)],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -221,9 +244,8 @@ class LoadLayer(io.ComfyNode):
         picture = read_picture(path, Budget(Limits(option="")), warnings)
         if warnings:
             logging.warning("Load Layer: %s", "; ".join(warnings))
-        return io.NodeOutput(
-            _with_layers(layers, [_layer(name.strip() or path.stem, picture, None, values)], values)
-        )
+        added = [_layer(name.strip() or path.stem, picture, None, values)]
+        return io.NodeOutput(_with_layers(cls, "Load Layer", layers, added, values))
 
 
 class LayerFromImage(io.ComfyNode):
@@ -254,6 +276,7 @@ class LayerFromImage(io.ComfyNode):
                 *_words(), *_placement(), *_recipe(),
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip=_OUTPUT_TOOLTIP)],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -262,7 +285,7 @@ class LayerFromImage(io.ComfyNode):
         layers: Mapping[str, Any] | None = None, **values: Any
     ) -> io.NodeOutput:  # fmt: skip
         """Append one layer for each picture of the batch; without a picture, one layer."""
-        name = name.strip() or "layer"
+        name = name.strip() or short_name(values["prompt"]) or "layer"
         image = None if image is None else pictures(image, f"layer {name!r}: image")
         mask = None if mask is None else masks(mask, f"layer {name!r}: mask")
         count = 1 if image is None else len(image)
@@ -279,7 +302,7 @@ class LayerFromImage(io.ComfyNode):
                     values,
                 )
             )
-        return io.NodeOutput(_with_layers(layers, added, values))
+        return io.NodeOutput(_with_layers(cls, "Layer From Image", layers, added, values))
 
 
 def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
@@ -300,22 +323,47 @@ def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping
     )
     try:
         control = Control(hint=values["control_hint"], strength=values["control_strength"])
-        recipe = Recipe(
-            inside=values["inside"], outside=values["outside"], noise=values["noise"], control=control
+        noise = (
+            None
+            if values.get("keep_backdrop", True) and values["noise"] == DEFAULT_NOISE
+            else values["noise"]
         )
+        recipe = Recipe(inside=values["inside"], outside=values["outside"], noise=noise, control=control)
     except LayeredError as error:
         raise LayeredError(f"layer {name!r}: {error}") from None
     return Layer(name, image, mask, recipe=recipe, **{k: values[k] for k in placement})
 
 
 def _with_layers(
-    stack: Mapping[str, Any] | None, added: list[Layer], values: Mapping[str, Any]
+    node: type[io.ComfyNode],
+    title: str,
+    stack: Mapping[str, Any] | None,
+    added: list[Layer],
+    values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the stack with the layers on top. Raises :class:`LayeredError` for a layer that lies wholly off
-    the canvas."""
-    document = append_layers(stack, added, (values["canvas_width"], values["canvas_height"]))
+    """Return the stack with the layers on top. Pictures of no given size that are larger than the canvas are
+    scaled down; the node tells it, and which layers are cut off at the canvas's edge.
+
+    Raises:
+        LayeredError: a layer lies wholly off the canvas.
+    """
+    given = values["canvas_width"], values["canvas_height"]
+    below = canvas_below(stack, given)
+    remarks = []
+    if all(below) and not values["width"] and not values["height"]:
+        whole, added = added, [x if x.image is None else fitted(x, *below) for x in added]
+        remarks += [
+            f"layer {x.name!r}: its picture of {x.width}x{x.height} pixels is larger than the canvas of "
+            f"{below[0]}x{below[1]}, and is scaled down to {y.width}x{y.height}. Give width and height to "
+            "choose another size"
+            for x, y in zip(whole, added, strict=True)
+            if x is not y
+        ]
+    document = append_layers(stack, added, given)
+    width, height = stack_canvas(document) or canvas_extent(added)
     for layer in added:
-        width, height = stack_canvas(document) or canvas_extent(added)
+        if not layer.width or not layer.height:  # it gets the canvas's
+            continue
         if is_off_canvas(layer, width, height):
             where = f"x {layer.x}, y {layer.y}, {layer.width}x{layer.height}"
             raise invalid(
@@ -324,6 +372,9 @@ def _with_layers(
                 f"at least one pixel on the canvas of {width}x{height}",
                 "Move it or enlarge the canvas",
             )
+        if is_cut_off(layer, width, height):
+            remarks.append(f"layer {layer.name!r}: what lies off the canvas of {width}x{height} is cut off")
+    tell(node, title, remarks)
     return document
 
 

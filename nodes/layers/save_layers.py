@@ -57,7 +57,8 @@ class SaveLayers(io.ComfyNode):
                 io.Combo.Input(
                     "bits", options=[str(b) for b in BITS], default="8", advanced=True,
                     tooltip="How exactly pixels are kept: 8, 16 or 32 bits a channel. With 32 no bit is "
-                        "lost, and the file is several times as large. Neutral: 32.",
+                        "lost, and the file is several times as large. Neutral: 32. "
+                        "The default is 8, which every program reads.",
                 ),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="The saved file, relative to the "

@@ -31,6 +31,9 @@ KEY = "layered_diffusion"
 VERSION = 1
 """The version of LAYERS, and of the private key."""
 
+SIDE = 512
+"""Width and height, pixels, of a canvas of which nothing says how large it is, as of ComfyUI's empty latents."""
+
 LAYERS = getattr(io, "Layers", None) or io.Custom("LAYERS")
 """The socket type. On hosts that do not name it yet, a custom type with the same string."""
 
@@ -45,7 +48,7 @@ def read_stack(stack: object) -> LayerDocument:
     """
     items = _items(stack)
     layers = [layer for index, item in steps(list(enumerate(items))) for layer in _layers(item, index)]
-    width, height = stack_canvas(stack) or canvas_extent(layers)
+    width, height = stack_canvas(stack) or _extent(layers)
     backdrop = next((item[KEY]["background"] for item in items if _is_backdrop(item)), None)
     words = next(
         (
@@ -78,8 +81,8 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
     Args:
         stack: a LAYERS document, or None to start one.
         layers: back to front.
-        canvas: width and height in pixels; 0 takes that of ``stack``, or, if it has none, one that holds all
-            layers.
+        canvas: width and height in pixels, see :func:`canvas_below`. Where that is unknown, the first picture
+            sets it: it then holds all layers so far. Until there is a picture, it is left open.
     """
     check_room(stack, len(layers))
     below = [] if stack is None else _items(stack)
@@ -89,11 +92,30 @@ def append_layers(stack: object, layers: Sequence[Layer], canvas: tuple[int, int
         "version": VERSION,
         "layers": [*kept, *(_item(layer, top) for layer in layers)],
     }
-    before = stack_canvas(stack) or ((0, 0) if all(canvas) or not any(canvas) else _extent(document))
-    after = canvas[0] or before[0], canvas[1] or before[1]
+    after = canvas_below(stack, canvas)
+    if not all(after) and (any(after) or any(layer.image is not None for layer in layers)):
+        extent = _read_extent(document)
+        after = after[0] or extent[0], after[1] or extent[1]
     if all(after):
         document["canvas"] = after
     return document
+
+
+def canvas_below(stack: object, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Return the width and height, pixels, of the canvas on which the next layer is laid; 0 where it is not
+    known yet.
+
+    Args:
+        stack: a LAYERS document, or None.
+        canvas: what the user says; 0 takes that of ``stack``, or of its layers if some have a picture.
+    """
+    if all(canvas):
+        return canvas
+    below = stack_canvas(stack)
+    if below is None and stack is not None and any("region" not in _own(i, "") for i in _items(stack)):
+        below = _read_extent(stack)
+    width, height = below or (0, 0)
+    return canvas[0] or width, canvas[1] or height
 
 
 def check_room(stack: object, more: int) -> None:
@@ -114,9 +136,16 @@ def _pictures_of(item: Mapping[str, Any]) -> int:
     return len(item["image"]) if item["image"].ndim == 4 else 1
 
 
-def _extent(stack: dict[str, Any]) -> tuple[int, int]:
+def _read_extent(stack: object) -> tuple[int, int]:
+    """Return the width and height of a LAYERS document that states no canvas."""
     document = read_stack(stack)
     return document.width, document.height
+
+
+def _extent(layers: Sequence[Layer]) -> tuple[int, int]:
+    """Return the canvas that holds all layers that have a size; without any, a square of :data:`SIDE`."""
+    sized = [layer for layer in layers if layer.width and layer.height]
+    return canvas_extent(sized) if sized or not layers else (SIDE, SIDE)
 
 
 def stack_canvas(stack: object) -> tuple[int, int] | None:
@@ -209,7 +238,8 @@ def _layers(item: Mapping[str, Any], index: int) -> list[Layer]:
         "recipe": _recipe(own.get("recipe", {}), name),
     }
     if "region" in own:
-        return [Layer(name, None, own["region"], **shared)]
+        size = {"width": max(_whole(item.get("w")), 0), "height": max(_whole(item.get("h")), 0)}
+        return [Layer(name, None, own["region"], **{**shared, **size})]
     frames = item.get("mask")
     frames = masks(frames, f"layer {name!r}: mask") if isinstance(frames, Tensor) else None
     count = len(image)

@@ -8,10 +8,12 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io
 
+from ...layered_core.canvas.backdrop import find_backdrop
 from ...layered_core.canvas.compositing import flat
 from ...layered_core.errors import invalid
 from ...layered_core.noise.change_map import NOISES, THRESHOLDS
 from ...layered_core.painting.repaint import plan_document
+from ..layers.remarks import tell
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
 from .cut_out import CutOut
@@ -39,7 +41,8 @@ class PerLayerSDEdit(io.ComfyNode):
                 io.Model.Input("model", tooltip="A clone of it is patched; the model itself is not changed."),
                 io.Vae.Input("vae", tooltip="Encodes the composite."),
                 LAYERS.Input("layers", tooltip="The stack; the noise in each layer's recipe counts. A "
-                    "layer without a picture may change freely."),
+                    "layer without a picture may change freely; a backdrop, an opaque picture without words "
+                    "that fills the canvas behind other layers, is kept unless its noise was set."),
                 io.Float.Input(
                     "background", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="How far places that no layer covers may change, 0 (frozen) to 1 (free). "
@@ -83,6 +86,7 @@ class PerLayerSDEdit(io.ComfyNode):
                 PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of noise "
                 "0 get their own pixels back."),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -96,6 +100,16 @@ class PerLayerSDEdit(io.ComfyNode):
         if not len(document):
             raise invalid(
                 "layers: number of layers", 0, "at least one", "Lay a picture on the stack with Load Layer"
+            )
+        backdrop = find_backdrop(document)
+        if backdrop is not None and backdrop.recipe.noise is None:
+            tell(
+                cls,
+                "Per-Layer SDEdit",
+                [
+                    f"layer {backdrop.name!r} has no words and fills the canvas behind the others: it is a backdrop "
+                    "and keeps its pixels. To let it change, give it words, or set a noise for it in Edit Layer"
+                ],
             )
         plan = plan_document(flat(document), document, background=background, blur=blur, unit=vae_unit(vae))
         shown = (

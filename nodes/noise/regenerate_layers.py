@@ -52,15 +52,18 @@ class RegenerateLayers(io.ComfyNode):
                 io.Float.Input(
                     "noise", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="How far those layers may change, 0 (not at all) to 1 (made anew). Neutral: "
-                        "0, the picture stays as it is.",
+                        "0, the picture stays as it is. "
+                        "The default is 1, as one redoes a layer to get another.",
                 ),
                 io.Int.Input(
                     "grow", default=4, min=-1024, max=1024,
-                    tooltip="Widen the region on every side, pixels; negative values narrow it. Neutral: 0.",
+                    tooltip="Widen the region on every side, pixels; negative values narrow it. Neutral: 0. "
+                        "The default is 4, so that no rim of the old layer is left.",
                 ),
                 io.Int.Input(
                     "feather", default=8, min=0, max=1024,
-                    tooltip="Width of the soft border, pixels. Beyond it no pixel changes. Neutral: 0.",
+                    tooltip="Width of the soft border, pixels. Beyond it no pixel changes. Neutral: 0. "
+                        "The default is 8, so that no edge is seen.",
                 ),
                 io.Int.Input(
                     "size", default=0, min=0, max=MAX_SIDE, step=8,
@@ -155,12 +158,14 @@ class PasteBack(io.ComfyNode):
                     "blend", options=list(BLENDS), default=BLENDS[0],
                     tooltip="gradient: shifts the new part's colours so that they match the surroundings "
                         "at the border. multi-band: mixes broad forms over a wide border and details over "
-                        "a narrow one. feather: mixes by the mask only. Neutral: feather.",
+                        "a narrow one. feather: mixes by the mask only. Neutral: feather. "
+                        "The default is gradient, which hides the seam best.",
                 ),
                 io.Boolean.Input(
                     "match_colours", display_name="match colours", default=True,
                     tooltip="First undo the shift of colours by the VAE or by few steps, as measured "
-                        "outside the mask. Neutral: off.",
+                        "outside the mask. Neutral: off. "
+                        "The default is on, because every VAE shifts colours a little.",
                 ),
             ],
             outputs=[

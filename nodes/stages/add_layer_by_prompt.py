@@ -78,7 +78,8 @@ class AddLayerByPrompt(io.ComfyNode):
                 io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Sampling steps; finding a "
                     "place takes half as many more. Neutral: any."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free "
-                "guidance. With transparent alpha and the storybook's file, 2 suits. Neutral: 1, none."),
+                "guidance. With transparent alpha and the storybook's file, 2 suits. Neutral: 1, none. "
+                "The default is 7, as most models need guidance to follow words."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
                 tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
@@ -91,7 +92,8 @@ class AddLayerByPrompt(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "feather", default=8, min=0, max=1024, advanced=True,
-                    tooltip="Width of the soft border inside the layer's place, pixels. Neutral: 0."
+                    tooltip="Width of the soft border inside the layer's place, pixels. Neutral: 0. "
+                        "The default is 8, so that no edge is seen."
                 ),
                 io.Int.Input(
                     "size", default=0, min=0, max=MAX_SIDE, step=8, advanced=True,
@@ -104,7 +106,8 @@ class AddLayerByPrompt(io.ComfyNode):
                         "place's longer side. Neutral: any, without a size.",
                 ),
                 io.Combo.Input("blend", options=list(BLENDS), default=BLENDS[0], advanced=True,
-                tooltip="As in Paste Back. Neutral: feather."),
+                tooltip="As in Paste Back. Neutral: feather. "
+                    "The default is gradient, which hides the seam best."),
                 LAYERS.Input("layers", optional=True, tooltip="The stack so far. Not connected: a new "
                     "stack, with the image at the back if there is one."),
                 io.Image.Input("image", optional=True, tooltip="The picture so far, if there are no "

@@ -175,7 +175,9 @@ class FindPlace(io.ComfyNode):
                         "the greatest one; a lower share gives a larger place. Neutral: any.",
                 ),
                 io.Int.Input("grow", default=8, min=0, max=1024, advanced=True, tooltip="Widen the place on "
-                "every side, pixels. Neutral: 0."),
+                "every side, pixels. Neutral: 0. "
+                "The default is 8, because a thing is mostly a little larger than its "
+                "place in the draft."),
             ],
             outputs=[io.Mask.Output(display_name="mask", tooltip="1 is where the thing may be. "
                 "Regenerate Layers and inpainting take it as it is.")],

@@ -64,7 +64,8 @@ class LayerDiffuseApply(io.ComfyNode):
                         "several pictures needs a batch of that many latents.",
                 ),
                 io.Float.Input("weight", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="How far the file "
-                "changes the model, 0 to 2. Neutral: 0."),
+                "changes the model, 0 to 2. Neutral: 0. "
+                "The default is 1, what the file was trained for."),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
                     tooltip="Share of the sampling at which the file begins to act, 0 to 1. Neutral: 0.",

@@ -71,7 +71,8 @@ class TransparentDecode(io.ComfyNode):
                 io.Combo.Input(
                     "augmentations", options=[str(n) for n in AUGMENTATIONS], default="8",
                     tooltip="Number of passes over mirrored and turned pictures: 1, 2, 4 or 8. More "
-                        "passes give a steadier result, and take as many times longer. Neutral: 1.",
+                        "passes give a steadier result, and take as many times longer. Neutral: 1. "
+                        "The default is 8, as LayerDiffuse was published.",
                 ),
                 io.Combo.Input(
                     "combine", options=list(COMBINE), default=COMBINE[0], advanced=True,
@@ -81,7 +82,8 @@ class TransparentDecode(io.ComfyNode):
                 io.Int.Input(
                     "tile_size", default=2048, min=256, max=16384, step=64, advanced=True,
                     tooltip="Greatest side that is decoded at once, pixels. Larger pictures are decoded "
-                        "in tiles that fade into one another. Neutral: the picture's longer side or more.",
+                        "in tiles that fade into one another. Neutral: the picture's longer side or more. "
+                        "The default is 2048, for which the memory of most cards is enough.",
                 ),
                 io.Combo.Input(
                     "precision", options=list(PRECISIONS), default="auto", advanced=True,

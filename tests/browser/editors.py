@@ -21,17 +21,25 @@ class EditorInPage:
         page.setting("Comfy.Minimap.Visible", False)
 
     def lay_out(self):
-        self.page.evaluate(
-            """([id]) => {
-                for (const node of app.graph.nodes) node.pos = [-2500, 0];
-                app.graph.getNodeById(id).pos = [120, 120];
-                app.canvas.ds.scale = 1;
-                app.canvas.ds.offset = [0, 0];
-                app.canvas.setDirty(true, true);
-            }""",
-            [self.EDITOR],
-        )
-        self.page.wait_for_timeout(400)
+        """Put the editor's node where all of it is seen. ComfyUI moves the view itself after it opened a workflow,
+        late on a busy machine: look until the editor stays where it was put."""
+        place = """([id]) => {
+            for (const node of app.graph.nodes) node.pos = [-2500, 0];
+            app.graph.getNodeById(id).pos = [120, 120];
+            app.canvas.ds.scale = 1;
+            app.canvas.ds.offset = [0, 0];
+            app.canvas.setDirty(true, true);
+        }"""
+        where = "(r => [r.x, r.y, r.width, r.height])(editor.stage.element.getBoundingClientRect())"
+        before = None
+        for _ in range(50):
+            self.page.evaluate(place, [self.EDITOR])
+            self.page.wait_for_timeout(400)
+            now = self.ask(where)
+            if now == before and 120 < now[0] < 200 and now[1] > 120 and now[3] > 100:
+                return
+            before = now
+        raise AssertionError(f"the editor does not stay in its place: {before}")
 
     def ask(self, code, *arguments, wait=False):
         """Evaluate an expression on ``editor`` (and ``a``, the arguments)."""

@@ -56,8 +56,18 @@ class BoardInPage(EditorInPage):
         chooser.value.set_files([str(file) for file in files])
         self.page.wait_for_timeout(600)
 
-    def tool(self, title):
-        self.page.locator(f".ld-button[title^='{title}']").click()
+    def pick(self, *names):
+        """Select layers, and give the canvas the focus."""
+        self.ask(
+            "[editor.select(), a.forEach(name => editor.select(name, true)), editor.stage.focus()].length",
+            *names,
+        )
+
+    def paint(self, tool, size, *points):
+        """Draw a stroke, and wait until the server has it."""
+        self.ask("(editor.useTool(a[0]), editor.brushSize = a[1])", tool, size)
+        self.drag(*points)
+        self.ask("!editor.saving.size && !editor.drafts.size", wait=True)
 
     @property
     def status(self):
@@ -92,9 +102,10 @@ def test_a_stack_is_made_from_nothing_by_mouse_and_keys(empty, tmp_path):
     assert "Press B and drag a box" in empty.page.locator(".ld-empty").inner_text()
     empty.choose_files(tmp_path / "park.png")
     assert (empty.state["width"], empty.state["height"]) == (WIDTH, HEIGHT)
-    assert empty.entry("park")["recipe"] == {"noise": 0}  # a backdrop keeps its pixels
+    assert empty.ask("editor.freedomOf(editor.layer('park'))") == 0.8
     empty.choose_files(tmp_path / "kite.png")
     assert empty.names == ["park", "kite"]
+    assert empty.ask("editor.freedomOf(editor.layer('park'))") == 0  # behind others it is a backdrop
 
     empty.click(4, 4)
     empty.press("b")
@@ -135,12 +146,9 @@ def test_all_that_was_made_can_be_undone_and_redone(made):
 
 
 def test_the_brush_makes_a_place_and_the_server_has_it_where_it_was_painted(made):
-    made.press("Escape")
-    made.click(200, 200)
+    made.pick()
     made.press("p")
-    made.ask("editor.brushSize = 12")
-    made.drag((20, 20), (50, 60))
-    made.page.wait_for_timeout(800)
+    made.paint("brush", 12, (20, 20), (50, 60))
     (name,) = set(made.names) - {"sky", "green"}
     place = made.entry(name)
     assert near([place[k] for k in ("x", "y", "width", "height")], (14, 14, 42, 52), by=2)
@@ -160,32 +168,24 @@ def test_what_is_erased_on_the_canvas_is_what_the_composite_loses(page, server, 
     it = BoardInPage(page, server, False, board(SKY, {**GREEN_LAYER, "x": 40, **place}))
     before = it.run()
     left, top, right, bottom = box_of(before, GREEN)
-    it.ask("editor.select('green')")
-    it.ask("editor.useTool('eraser')")
-    it.ask("editor.brushSize = 8")
+    it.pick("green")
     middle = (left + 4, top + 4)
-    it.drag(middle, (middle[0] + 0.5, middle[1]))
-    it.page.wait_for_timeout(800)
+    it.paint("eraser", 8, middle, (middle[0] + 0.5, middle[1]))
     assert it.entry("green")["mask"].startswith("layered_diffusion/mask_")
     after = it.run()
     changed = np.nonzero(np.abs(after.astype(int) - before).max(-1) > 60)
     assert abs(changed[1].mean() + 0.5 - middle[0]) < 1
     assert abs(changed[0].mean() + 0.5 - middle[1]) < 1
-    assert after[bottom - 3, right - 3].tolist() == list(GREEN)
+    assert near(after[bottom - 3, right - 3].tolist(), GREEN, by=1)
 
 
 def test_an_erased_box_shrinks_to_what_is_left_and_one_erased_wholly_stays(page, server):
     it = BoardInPage(page, server, False, board({"name": "box", "x": 20, "y": 20, "width": 40, "height": 40}))
-    it.ask("editor.select('box')")
-    it.ask("editor.useTool('eraser')")
-    it.ask("editor.brushSize = 60")
-    it.drag((70, 10), (70, 90))
-    it.page.wait_for_timeout(800)
+    it.pick("box")
+    it.paint("eraser", 60, (70, 10), (70, 90))
     box = it.entry("box")
     assert near((box["x"], box["y"], box["width"], box["height"]), (20, 20, 20, 40), by=1)
-    it.ask("editor.brushSize = 90")
-    it.drag((30, 10), (30, 90))
-    it.page.wait_for_timeout(500)
+    it.paint("eraser", 90, (30, 10), (30, 90))
     assert it.entry("box") == box
     assert "Nothing would be left of box" in it.status
 
@@ -218,7 +218,7 @@ def test_a_locked_layer_stays_and_is_not_in_the_way(made):
     assert made.state["locked"] == ["green"]
     before = made.entry("green")
     made.drag((90, 50), (60, 20), "Control")
-    made.ask("editor.select('green')")
+    made.pick("green")
     made.press("ArrowLeft", "Delete")
     assert made.entry("green") == before
     made.row("green").locator(".ld-button[title^='Lock']").click()
@@ -232,7 +232,7 @@ def test_layers_of_the_graph_lie_among_the_boards_own(page, server):
     assert box_of(it.run(), GREEN) == (80, 40, 104, 64)
     it.ask("editor.layers.length === 3 && Boolean(editor.pictureOf(editor.layers[0]).image)", wait=True)
     assert it.ask("editor.layers.map(layer => layer.name)") == ["red", "sky", "green"]
-    it.ask("editor.select('red')")
+    it.pick("red")
     it.press("PageUp", "Shift+ArrowRight")
     state = it.state["arrangement"]
     assert state["order"] == ["sky", "red", "green"]
@@ -262,7 +262,7 @@ def test_the_result_is_shown_over_the_layers_and_is_called_old_after_a_change(pa
     it.ask("Boolean(editor.result)", wait=True)
     slider = it.page.locator(".ld-result .ld-slider")
     assert slider.input_value() == "1"
-    it.ask("editor.select('green')")
+    it.pick("green")
     it.press("ArrowLeft")
     assert "the board was changed since" in it.page.locator(".ld-result").get_attribute("title")
     slider.fill("0")
@@ -330,7 +330,7 @@ def test_fifty_layers_fit_and_one_more_is_told(page, server):
     it = BoardInPage(page, server, False, board(*boxes))
     height = it.ask("editor.element.offsetHeight")
     assert it.ask("editor.list.element.scrollHeight > editor.list.element.clientHeight")
-    it.ask("editor.select('box 0')")
+    it.pick("box 0")
     row = it.row("box 0").bounding_box()
     shown = it.page.locator(".ld-list").bounding_box()
     assert shown["y"] <= row["y"] <= shown["y"] + shown["height"]
@@ -356,7 +356,7 @@ def test_a_layer_is_made_and_changed_without_a_mouse(empty):
 
 
 def test_every_control_has_a_name_for_a_screen_reader(made):
-    made.ask("editor.select('green')")
+    made.pick("green")
     nameless = made.ask(
         "[...editor.element.querySelectorAll('input, select, button')].filter(e => !e.hidden && "
         "!(e.getAttribute('aria-label') || e.title || e.closest('label')?.textContent.trim() || "
@@ -368,7 +368,7 @@ def test_every_control_has_a_name_for_a_screen_reader(made):
 def test_two_boards_keep_their_own_layers(page, server):
     it = BoardInPage(page, server, False, board(SKY))
     it.open(board(SKY), before={"20": node("LD_LayerBoard", board=board(GREEN_LAYER))})
-    it.ask("editor.select('sky')")
+    it.pick("sky")
     it.press("Delete")
     prompt = page.prompt()
     assert prompt["10"]["inputs"]["board"]["layers"] == []
@@ -405,7 +405,7 @@ class Fingers:
 
 def test_a_box_is_drawn_and_moved_with_a_finger_and_two_fingers_zoom(empty):
     fingers = Fingers(empty.page)
-    empty.ask("editor.useTool('box')")
+    empty.ask("(editor.useTool('box'), editor.snap = false)")
     fingers.drag((empty.at(200, 200), empty.at(600, 500)))
     empty.page.keyboard.type("a boat")
     empty.press("Enter")
@@ -414,6 +414,8 @@ def test_a_box_is_drawn_and_moved_with_a_finger_and_two_fingers_zoom(empty):
     fingers.drag((empty.at(400, 350), empty.at(500, 380)))
     assert near([empty.entry("a boat")[k] for k in ("x", "y")], (300, 230), by=12)
     before = empty.entry("a boat")
+    graph = empty.page.evaluate("() => app.canvas.ds.scale")
     fingers.drag((empty.at(450, 500), empty.at(300, 500)), (empty.at(600, 500), empty.at(750, 500)))
-    assert empty.ask("editor.stage.zoom") > 1.8
+    assert empty.ask("editor.stage.zoom") == pytest.approx(3, rel=0.1)
     assert empty.entry("a boat") == before
+    assert empty.page.evaluate("() => app.canvas.ds.scale") == graph  # which ComfyUI would zoom as well

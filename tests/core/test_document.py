@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from layered_core.document import BLEND_MODES, Control, Layer, LayerDocument, Lora, Recipe, identical
+from layered_core.document import (
+    BLEND_MODES,
+    Control,
+    Layer,
+    LayerDocument,
+    Lora,
+    Recipe,
+    identical,
+    short_name,
+)
 from layered_core.errors import LayeredError
 
 PIXELS = torch.rand(6, 9, 4, generator=torch.Generator().manual_seed(0))
@@ -49,9 +58,24 @@ def test_a_bad_field_is_named_with_its_layer(field, value, says):
     assert "\n" not in str(caught.value)
 
 
-def test_a_layer_without_picture_needs_a_box():
-    with pytest.raises(LayeredError, match="needs a box"):
-        Layer("ghost")
+def test_a_layer_without_picture_and_size_is_the_whole_canvas():
+    (ghost, wide) = LayerDocument(70, 50, (Layer("ghost"), Layer("wide", y=20, height=8)))
+    assert (ghost.x, ghost.y, ghost.width, ghost.height) == (0, 0, 70, 50)
+    assert (wide.y, wide.width, wide.height) == (20, 70, 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("a red ball", "a red ball"),
+        (" a red\nball ", "a red ball"),
+        ("", ""),
+        ("an old brass lantern with a burning candle in it", "an old brass lantern with a burning"),
+        ("x" * 50, "x" * 40),
+    ],
+)
+def test_a_name_made_of_words_is_one_short_line_of_whole_words(words, name):
+    assert short_name(words) == name
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from layered_core.document import Layer, LayerDocument
 from layered_core.editing.stack_preview import outlined
 from layered_core.files import content_hash, read_layers, write_layers
 from layered_core.painting import mattes
-from layered_core.progress import by_rows, pause, read_all, reporting, row_bands, step, steps, watched
+from layered_core.progress import by_rows, part, pause, read_all, reporting, row_bands, step, steps, watched
 
 
 class StopError(BaseException):
@@ -52,6 +53,22 @@ def test_a_host_is_told_before_each_piece_and_after_the_last():
         pause()
     step(7, 9)
     assert told == [(0, 2), (1, 2), (2, 2), (2, 2)]
+
+
+def test_work_inside_a_piece_counts_as_a_part_of_it_and_the_bar_never_falls_back():
+    told = []
+    with reporting(lambda done, total: told.append(done / total)):
+        for _ in steps("ab"):
+            for _ in steps("abc"):
+                step(1, 2)
+        with suppress(ValueError), part(1, 2):
+            raise ValueError
+        step(1, 4)
+    *nested, after = told
+    assert nested == sorted(nested)
+    assert nested[:5] == [0, 0, 1 / 12, 1 / 6, 3 / 12]
+    assert nested[-1] == 1
+    assert after == 1 / 4
 
 
 def test_bands_cover_every_row_once():

@@ -2,7 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { Arrange } from "./arrange/arrange.js";
-import { addEditor, addStyle, address, growTo, language, outputKey, remember } from "./editor/host.js";
+import { addEditor, address, growTo, language, outputKey, prepare, remember } from "./editor/host.js";
 import { wordsOf } from "./editor/words.js";
 
 const NODE = "LD_ArrangeLayers";
@@ -17,7 +17,7 @@ function show(node, output) {
 
 app.registerExtension({
   name: "LayeredDiffusion.ArrangeLayers",
-  init: addStyle,
+  init: prepare,
   getCustomWidgets() {
     return {
       LD_ARRANGEMENT(node, name) {

@@ -5,7 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { Board } from "./board/board.js";
 import { FileError } from "./board/files.js";
 import { WORDS } from "./board/words.js";
-import { addEditor, addStyle, address, growTo, language, outputKey, remember } from "./editor/host.js";
+import { addEditor, address, growTo, language, outputKey, prepare, remember } from "./editor/host.js";
 import { wordsOf } from "./editor/words.js";
 
 const NODE = "LD_LayerBoard";
@@ -86,7 +86,7 @@ function heard({ detail }) {
 
 app.registerExtension({
   name: "LayeredDiffusion.LayerBoard",
-  init: addStyle,
+  init: prepare,
   setup() {
     api.addEventListener("executed", heard);
   },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...document import MAX_LAYERS, MAX_NAME, MAX_SIDE, Layer, LayerDocument, unique_names
+from ...document import MAX_LAYERS, MAX_NAME, MAX_SIDE, Layer, LayerDocument, short_name, unique_names
 from ...errors import LayeredError, check_whole, invalid
 from ..file_layers import clean_text
 from .boxes import AUTO, RULES, Numbers, box_numbers, edges, rule_of
@@ -25,9 +25,6 @@ _NAME = ("name", "title", "label", "class", "class_name", "object", "category", 
 _TEXT = ("text", "content", "value")
 _KINDS = ("obj", "object", "text")
 """Values of ``type`` that are no words."""
-
-_SHORT = 40
-"""Greatest length of a name that is made of words, letters."""
 
 
 class ReadLayout(NamedTuple):
@@ -107,9 +104,9 @@ def _items(entries: Sequence[Mapping[str, Any] | None], remarks: list[str]) -> l
             continue
         entry = {str(key).lower(): value for key, value in entry.items()}
         words = _words(entry)
-        written = _first(entry, _NAME) or split_text(words)[0] or _short(words)
+        written = _first(entry, _NAME) or split_text(words)[0] or short_name(words)
         name = clean_text(written).strip()[:MAX_NAME] or f"element {number}"
-        items.append(_Item(f"{number} ({_short(name)})", name, words, numbers))
+        items.append(_Item(f"{number} ({short_name(name)})", name, words, numbers))
         if not words:
             wordless.append(str(number))
         coloured |= bool(entry.get("color_palette") or entry.get("palette"))
@@ -193,14 +190,6 @@ def _first(entry: Mapping[str, Any], keys: Sequence[str]) -> str:
 def _clean(words: str) -> str:
     """Return words without halves of surrogate pairs, which no tokenizer reads."""
     return words.encode("utf-8", "ignore").decode("utf-8")
-
-
-def _short(words: str) -> str:
-    """Return the beginning of words, cut between two of them."""
-    line = " ".join(words.split())
-    if len(line) <= _SHORT:
-        return line
-    return line[:_SHORT].rpartition(" ")[0] or line[:_SHORT]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -130,11 +130,14 @@ def test_a_file_that_is_no_picture_is_named(host):
     )
 
 
-def test_a_box_of_no_width_is_refused(host):
+def test_an_error_is_shown_with_a_plain_name_instead_of_a_path_of_modules(host):
     error = host.error_of(
-        {"1": from_image(name="box", height=10), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
+        {"1": load("red.png", x=-900, name="far"), "2": node("LD_LayerPreview", layers=["1", 0], size=64)}
     )
-    told(error, "layer 'box'", "width is 0", "1..16384", "needs a box")
+    told(error, "layer 'far'", "at least one pixel on the canvas")
+    _, details = host.executor.status_messages[-1]
+    assert details["exception_type"] == "LayeredError"
+    assert details["exception_message"].startswith("layer 'far': place is 'x -900, y 0, ")
 
 
 def test_a_negative_width_is_refused_before_running(host):

@@ -48,6 +48,25 @@ def test_every_input_has_a_tooltip_and_every_widget_names_its_neutral_value(host
             assert item.tooltip, f"{node_id} output {item.display_name}"
 
 
+def test_a_default_that_is_not_the_neutral_value_says_why(host):
+    silent = []
+    for node_id, node in ours().items():
+        for item in node.GET_SCHEMA().inputs:
+            default = getattr(item, "default", None)
+            stated = re.search(r"Neutral: ([\w-]+(?:\.\d+)?)", item.tooltip)
+            values = {"on": True, "off": False}
+            if stated is None or default is None or item.get_io_type() == "STRING":
+                continue
+            neutral = values.get(stated[1], stated[1])
+            try:
+                is_neutral = float(neutral) == float(default)
+            except ValueError:  # names: of a choice, or words such as "none", where there is no neutral value
+                is_neutral = neutral == default or neutral not in (getattr(item, "options", None) or ())
+            if not is_neutral and "The default is" not in item.tooltip:
+                silent.append(f"{node_id}.{item.id}: {item.tooltip}")
+    assert silent == []
+
+
 def test_every_field_of_a_prompt_resolves_choices_and_comments_in_the_page(host):
     dull = []
     for node_id, node in ours().items():

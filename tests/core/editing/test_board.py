@@ -59,6 +59,16 @@ def test_what_the_board_leaves_open_is_taken_from_the_layers_that_come_in():
     assert len(stack_of(read_board({}))[0]) == 0
 
 
+def test_a_layer_without_a_size_is_as_large_as_the_canvas():
+    sky = {"name": "all", "prompt": "a park"}
+    assert (stack_of(board(sky))[0].layer("all").width, stack_of(board(sky))[0].layer("all").height) == (
+        64,
+        48,
+    )
+    stack, _, _ = stack_of(read_board({"version": 1, "layers": [sky]}), BELOW)
+    assert (stack.layer("all").width, stack.layer("all").height) == (40, 30)
+
+
 def test_of_two_layers_of_one_name_the_one_from_elsewhere_is_renamed_and_told():
     stack, marked, remarks = stack_of(board(BOX, marked=["ball"]), BELOW)
     assert [layer.name for layer in stack] == ["sky", "ball 2", "ball"]
@@ -79,7 +89,7 @@ def test_names_that_are_gone_are_kept_and_told():
     [
         ({"version": 2}, "board: version is 2; allowed: 1. A newer version of this pack made this board"),
         ({"version": 1, "zoom": 3}, "board: JSON: key is 'zoom'"),
-        ({"version": 1, "layers": [{"name": "a"}]}, "board: layer 'a': width is 0"),
+        ({"version": 1, "layers": [{"name": "a", "width": -1}]}, "board: layer 'a': width is -1"),
         ({"version": 1, "layers": [{**BOX, "opacity": 2}]}, "board: layer 'ball': opacity is 2"),
         (
             {"version": 1, "layers": [{**BOX, "image": "a.png", "opacity": 2}]},

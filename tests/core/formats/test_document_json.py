@@ -108,7 +108,6 @@ BAD = {
     "a bad recipe value": (document(recipe={"noise": 7}), "layer 'sky': noise is 7; allowed: a number 0..1"),
     "NaN": (document(opacity=float("nan")), "layer 'sky': opacity is nan"),
     "a string for a number": (document(x="left"), "layer 'sky': x is 'left'"),
-    "zero size": (document(width=0), "needs a box"),
     "an absurd size": (
         document(width=10**9),
         "layer 'sky': width is 1000000000; allowed: a whole number 0..16384",
@@ -203,3 +202,17 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     pixels = read_picture(tmp_path / "a.png")
     assert pixels.shape == (4, 2, 4)
     assert pixels[0, 1, 0] == 1
+
+
+def test_a_layer_without_size_is_the_whole_canvas_and_one_without_noise_says_so(tmp_path):
+    path = tmp_path / "d.json"
+    layers = [
+        {"name": "sky", "prompt": "a sky"},
+        {"name": "ball", "width": 4, "height": 4, "recipe": {"noise": 0.8}},
+    ]
+    path.write_text(json.dumps({"version": 1, "width": 8, "height": 6, "layers": layers}))
+    read = read_document(path)
+    sky, ball = read
+    assert (sky.width, sky.height, sky.recipe.noise, ball.recipe.noise) == (8, 6, None, 0.8)
+    write_document(read, tmp_path / "again")
+    assert identical(read_document(tmp_path / "again" / "document.json"), read)

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
-from layered_core.noise.change_map import free_places, fresh_noise, noise_level, noise_map, schedule_place
+from layered_core.noise.change_map import (
+    free_places,
+    fresh_noise,
+    layer_noises,
+    noise_level,
+    noise_map,
+    schedule_place,
+)
 
 LEVELS = st.floats(0, 1)
 
@@ -134,3 +141,19 @@ def test_blur_is_in_pixels_and_keeps_the_mean():
 def test_values_out_of_range_are_named(values):
     with pytest.raises(LayeredError, match="allowed: a number 0"):
         noise_map(LayerDocument(4, 4, (opaque("a", 0, 4, 0.5, 4),)), **values)
+
+
+def test_a_backdrop_keeps_its_pixels_unless_its_noise_was_said():
+    photo = Layer("photo", torch.ones(16, 16, 4))
+    ball = Layer("ball", torch.ones(4, 4, 4))
+    assert layer_noises(LayerDocument(16, 16, (photo, ball))) == [0.0, 0.8]
+    said = replace(photo, recipe=Recipe(noise=0.8))
+    assert layer_noises(LayerDocument(16, 16, (said, ball))) == [0.8, 0.8]
+    assert layer_noises(LayerDocument(16, 16, (photo,))) == [0.8]
+
+
+def test_only_pixels_of_the_backdrop_are_frozen():
+    photo, ball = Layer("photo", torch.ones(16, 16, 4)), Layer("ball", torch.ones(4, 4, 4))
+    change = noise_map(LayerDocument(16, 16, (photo, ball)))
+    assert bool((change[:4, :4] == 0.8).all())
+    assert float(change.sum()) == pytest.approx(16 * 0.8)

@@ -91,7 +91,7 @@ export class Board extends Editor {
   pictureOf(layer) {
     const draft = this.drafts.get(layer.name);
     if (draft) return { image: draft.image, isSolid: () => true };
-    if (!layer.own) return layer.url ? this.#picture(layer.url) : undefined;
+    if (!layer.own) return layer.url ? this.#picture({ url: layer.url }) : undefined;
     const mask = layer.mask && (this.painted.get(layer.mask) ?? this.host.address(layer.mask));
     if (!layer.image && !mask) return undefined;
     if (!layer.image) return this.#picture({ mask, tint: layer.tint }, layer.mask);
@@ -166,6 +166,11 @@ export class Board extends Editor {
     return named;
   }
 
+  /** How far a layer may change, as the runs see it. */
+  freedomOf(layer) {
+    return states.freedomOf(layer, this.layers, this.canvas);
+  }
+
   /** A name such as "layer 3" that no layer has. */
   #freshName() {
     const taken = this.layers.map((layer) => layer.name);
@@ -198,10 +203,10 @@ export class Board extends Editor {
 
   #addPicture(image, name, size, point) {
     const { state } = this;
-    // The first picture sets the canvas and stays as it is, as a backdrop.
+    // The first picture sets the canvas. Behind others it is a backdrop, which keeps its pixels unless the user frees it.
     if (!state.width && !this.layers.length) {
       const sized = states.canvasChanged(state, size);
-      this.#add([{ name, image, x: 0, y: 0, ...size, recipe: { noise: 0 } }], sized);
+      this.#add([{ name, image, x: 0, y: 0, ...size }], sized);
       this.layOut();
       return;
     }
@@ -354,7 +359,7 @@ export class Board extends Editor {
     this.stage.cancel();
     this.tool = this.tools[name];
     for (const [key, input] of Object.entries(this.toolButtons)) input.checked = key === name;
-    this.sizeLabel.hidden = !(this.tool instanceof Brush);
+    this.sizeLabel.style.visibility = this.tool instanceof Brush ? "visible" : "hidden"; // keeps its room, so that nothing moves
     this.stage.draw();
   }
 
@@ -383,7 +388,8 @@ export class Board extends Editor {
       this.brushSize = toSize(size.value);
       this.stage.draw();
     };
-    this.sizeLabel = element("label", { className: "ld-label ld-size", hidden: true }, size);
+    this.sizeLabel = element("label", { className: "ld-label ld-size" }, size);
+    this.sizeLabel.style.visibility = "hidden";
     const add = button("picture", words("addPicture"), () => this.#choose());
     const copy = button("copy", words("duplicate"), () => this.duplicate());
     const bin = button("bin", words("delete"), () => this.remove());
@@ -424,8 +430,8 @@ export class Board extends Editor {
     this.copyButton.disabled = !this.readable || !own.length;
     this.deleteButton.disabled = !this.readable || !this.selectedLayers.some((layer) => !this.isLocked(layer.name));
     this.alignBox.disabled = !this.readable || !this.selection.length;
-    this.resultLabel.hidden = !this.result;
-    this.attentionLabel.hidden = !this.attention.has(this.chosen);
+    this.resultLabel.style.visibility = this.result ? "visible" : "hidden";
+    this.attentionLabel.style.visibility = this.attention.has(this.chosen) ? "visible" : "hidden";
     this.resultSlider.value = this.resultShare;
     const old = this.result && this.result.of !== JSON.stringify(this.state);
     this.resultLabel.classList.toggle("ld-old", Boolean(old));

@@ -26,8 +26,7 @@ export class CanvasPanel {
       "div",
       { className: "ld-rows" },
       element("div", { className: "ld-values" }, label("canvasWidth", words("canvasSize"), this.width), "×", label("canvasHeight", this.height), background),
-      this.prompt,
-      this.negative,
+      element("div", { className: "ld-values ld-whole" }, this.prompt, this.negative),
     );
   }
 

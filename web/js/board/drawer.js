@@ -15,7 +15,7 @@ export class Drawer {
     this.negative = element("input", { className: "ld-text ld-words", type: "text", placeholder: words("negative"), "aria-label": words("negative") });
     this.negative.addEventListener("input", () => board.change(row.name, { negative: this.negative.value }, `negative ${row.name}`));
     this.fields = [
-      this.#slider("noise", 1, (layer) => !layer.generated, (layer) => layer.recipe.noise, (value) => set({ noise: value }, "noise")),
+      this.#slider("noise", 1, (layer) => !layer.generated, (layer) => board.freedomOf(layer), (value) => set({ noise: value }, "noise")),
       this.#slider("inside", 1, (layer) => layer.prompt, (layer) => layer.recipe.inside, (value) => set({ inside: value, outside: value }, "inside")),
       this.#choice("hint", HINTS, (layer) => !layer.generated, (layer) => layer.recipe.control.hint, (value) => control({ hint: value })),
       this.#slider(

@@ -9,6 +9,7 @@
  */
 
 import * as arrangement from "../arrange/state.js";
+import { fills } from "../editor/geometry.js";
 
 export const VERSION = 1;
 export const MAX_LAYERS = 50;
@@ -23,8 +24,8 @@ const NEUTRAL = {
   prompt: "", negative: "", rotation: 0, flip_h: false, flip_v: false, opacity: 1, blend_mode: "normal", visible: true, image: null, mask: null,
 };
 
-/** A recipe's values when nothing was set; the same as layered_core.document.Recipe. */
-const RECIPE = { inside: 1, outside: 1, noise: 0.8, seed: null, loras: [], embedding: null, control: { hint: "none", strength: 1, start: 0, end: 1 } };
+/** A recipe's values when nothing was set; the same as layered_core.document.Recipe. `noise` null: see `freedomOf`. */
+const RECIPE = { inside: 1, outside: 1, noise: null, seed: null, loras: [], embedding: null, control: { hint: "none", strength: 1, start: 0, end: 1 } };
 
 const { isObject } = arrangement;
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
@@ -71,6 +72,19 @@ const arranged = (state) => arrangement.read(state.arrangement);
 export function layersOf(state, incoming) {
   const own = state.layers.map(whole);
   return arrangement.arranged([...incoming, ...own], arranged(state));
+}
+
+/**
+ * How far a layer may change if nobody said it: 0 for a backdrop, which is the hindmost layer that shows, a picture without words that fills
+ * the canvas behind others; 0.8 for any other. The same rule as layered_core/canvas/backdrop.py, which also looks at the pixels.
+ *
+ * @param {object[]} layers all of them, back to front
+ */
+export function freedomOf(layer, layers, canvas) {
+  if (layer.recipe.noise !== null) return layer.recipe.noise;
+  const shown = layers.filter((one) => one.visible && one.opacity > 0);
+  const backdrop = shown.length > 1 && shown[0].name === layer.name && !layer.generated && !layer.prompt.trim();
+  return backdrop && layer.blend_mode === "normal" && fills(layer, canvas) ? 0 : 0.8;
 }
 
 const isOwn = (state, name) => state.layers.some((entry) => entry.name === name);

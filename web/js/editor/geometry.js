@@ -65,6 +65,11 @@ export function contains(box, point) {
   return inner.x >= 0 && inner.x <= 1 && inner.y >= 0 && inner.y <= 1;
 }
 
+/** @returns {boolean} whether a box covers the whole canvas */
+export function fills(box, { width, height }) {
+  return [[0, 0], [width, 0], [width, height], [0, height]].every(([x, y]) => contains(box, { x, y }));
+}
+
 /** @returns {Box} the box moved, on whole pixels */
 export function moved(box, dx, dy) {
   const far = 4 * MAX_SIDE;

@@ -67,11 +67,17 @@ export function addEditor(node, name, editor, { type, height, onExecuted, ready 
   return { widget };
 }
 
-/** Load the editors' style once. */
-export function addStyle() {
+/** Two fingers on an editor's canvas zoom there: the graph, which would zoom as well, does not hear of them. */
+function keepPinches(event) {
+  if (event.touches.length > 1 && event.target.closest?.(".ld-stage")) event.stopPropagation();
+}
+
+/** Do once what all editors need from the page. */
+export function prepare() {
   const href = new URL("./editor.css", import.meta.url).href;
-  if (![...document.styleSheets].some((sheet) => sheet.href === href) && !document.querySelector(`link[href="${href}"]`))
-    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
+  if (document.querySelector(`link[href="${href}"]`)) return;
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
+  window.addEventListener("touchmove", keepPinches, { capture: true, passive: true });
 }
 
 /** Make a new node at least this large. */

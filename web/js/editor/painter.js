@@ -153,7 +153,7 @@ export class Painter {
     pen.save();
     this.#path(pen, layer);
     if (layer.tint && !this.stage.editor.pictureOf(layer)) {
-      pen.globalAlpha = 0.25;
+      pen.globalAlpha = 0.25 * (1 - (this.stage.editor.resultShare ?? 0)); // it would colour the result
       pen.fillStyle = layer.tint;
       pen.fill();
       pen.globalAlpha = 1;

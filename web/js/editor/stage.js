@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 import {
-  HANDLES, around, centre, contains, guideLines, movedAndSnapped, pointOf, resized, rotated, scaledWith, snappedPoint, turnedWith, within,
+  HANDLES, around, centre, contains, fills, guideLines, movedAndSnapped, pointOf, resized, rotated, scaledWith, snappedPoint, turnedWith, within,
 } from "./geometry.js";
 import { Painter } from "./painter.js";
 
@@ -197,11 +197,6 @@ export class Stage {
     );
   }
 
-  #fills(layer) {
-    const { width, height } = this.editor.canvas;
-    return [[0, 0], [width, 0], [width, height], [0, height]].every(([x, y]) => contains(layer, { x, y }));
-  }
-
   #isSolid(layer, point) {
     const at = within(layer, point);
     return this.editor.pictureOf(layer)?.isSolid(layer.flip_h ? 1 - at.x : at.x, layer.flip_v ? 1 - at.y : at.y) ?? true;
@@ -242,7 +237,7 @@ export class Stage {
     if (!handle && !held && !(adds && !layer)) editor.select(layer?.name, adds);
     const { box } = this;
     // A layer that fills the canvas is easily hit by mistake: it moves only once it is selected.
-    const still = layer && !held && this.#fills(layer);
+    const still = layer && !held && fills(layer, editor.canvas);
     const kind = handle?.turn ? "turn" : handle ? "resize" : layer && box && !still ? "move" : "pan";
     const pulled = kind === "resize" ? pointOf(box, handle.u, handle.v) : from;
     const grip = { x: pulled.x - from.x, y: pulled.y - from.y };

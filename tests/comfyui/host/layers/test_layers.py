@@ -234,15 +234,17 @@ def test_our_layer_lies_on_top_whatever_z_index_core_gave_those_below(host, pict
     assert [x.name for x in door.read_stack(host.value(prompt, "4"))] == ["low", "high", "ours"]
 
 
-def test_without_a_canvas_ours_is_as_large_as_cores(host, pictures, door):
+def test_a_stack_of_cores_nodes_without_a_canvas_is_as_large_as_core_says(host, pictures, door):
     from comfy_extras.nodes_compositor import canvas_extent, document_items, expand_item_frames
 
     for rotation in (0.0, 30.0, 45.0, 90.0, 200.0):
         prompt = {
-            "1": load("opaque.png", x=7, y=-11),
-            "2": load("soft.png", x=90, y=50, rotation=rotation, layers=["1", 0]),
+            "1": node("LoadImage", image="opaque.png"),
+            "2": node("AddLayer", image=["1", 0], x=7, y=-11),
+            "3": node("LoadImage", image="soft.png"),
+            "4": node("AddLayer", image=["3", 0], x=90, y=50, rotation=rotation, layers=["2", 0]),
         }
-        stack = host.value(prompt, "2")
+        stack = host.value(prompt, "4")
         document = door.read_stack(stack)
         assert (document.width, document.height) == canvas_extent(expand_item_frames(document_items(stack)))
 

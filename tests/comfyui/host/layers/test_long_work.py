@@ -6,6 +6,8 @@ import os
 import shutil
 import time
 
+from boot import pack_module  # isort: skip  # first: it makes ComfyUI importable
+
 import comfy.model_management
 import comfy.utils
 import folder_paths
@@ -13,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from comfy_execution.utils import get_executing_context
-from graph import load, node
+from graph import from_image, load, node, transparent_decode
 from PIL import Image
+from sampling import LOADER
 
 import nodes
 
@@ -87,6 +90,93 @@ def test_the_bar_moves_while_a_stack_is_composited(host, monkeypatch):
     bands = [value for value, total in seen if total == -(-1500 // (32_000 // 1500))]
     assert len(bands) >= 3
     assert bands[0] < bands[-1]
+
+
+def files_of(host, form):
+    """Save a stack of three large layers, and return a prompt that loads the file at its node "end"."""
+    layers, last = stack(900, 3)
+    saved = node("LD_SaveLayers", layers=last, filename_prefix="x", format=form, bits="8")
+    host.run({**layers, "saved": saved})
+    (file,) = host.output.glob("x*")
+    shutil.move(file, host.input / f"long.{form}")
+    shutil.rmtree(host.output)
+    host.output.mkdir()
+    host.fresh()
+    return {
+        "end": node("LD_LoadLayers", file=f"long.{form}", memory_limit=4),
+        "c": node("LD_LayerComposite", layers=["end", 0], backdrop="grey"),
+    }
+
+
+def decoding(host):
+    return {
+        "p": node("EmptyImage", width=256, height=256, batch_size=1, color=255),
+        "end": transparent_decode(["p", 0], augmentations="4"),
+        "c": node("PreviewImage", images=["end", 0]),
+    }
+
+
+def masking(host):
+    from_attention = node(
+        "LD_LayerMaskFromAttention", model=["loader", 0], clip=["loader", 1], layers=["a", 0],
+        prompt="a red ball in a meadow", negative="", seed=0, steps=12, cfg=3.0, threshold=0.5, largest=True,
+    )  # fmt: skip
+    return {
+        **LOADER,
+        "a": from_image(width=128, height=128, prompt="a red ball"),
+        "end": from_attention,
+        "c": node("LD_LayerComposite", layers=["end", 0], backdrop="grey"),
+    }
+
+
+def saving(host, form):
+    layers, last = stack(900, 3)
+    return {**layers, "end": node("LD_SaveLayers", layers=last, filename_prefix="x", format=form, bits="8")}
+
+
+LONG = {
+    "PSD reading": lambda host: files_of(host, "psd"),
+    "PSD writing": lambda host: saving(host, "psd"),
+    "OpenRaster reading": lambda host: files_of(host, "ora"),
+    "Transparent Decode": decoding,
+    "Layer Mask from Attention": masking,
+}
+
+
+def watching(monkeypatch, use):
+    """Let ``use`` be called with the share that is done whenever the bar of the node "end" moves."""
+
+    def move(value, total, preview, node_id=None, **_):
+        if get_executing_context().node_id == "end":
+            use(value / total)
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", move)
+
+
+@pytest.mark.parametrize("work", LONG)
+def test_the_bar_moves_during_long_work(host, work, monkeypatch):
+    prompt, seen = LONG[work](host), []
+    monkeypatch.setattr(pack_module("nodes.layers.long_work"), "_PAUSE", 0.0)
+    watching(monkeypatch, seen.append)
+    host.run(prompt)
+    assert len({round(share, 1) for share in seen if 0 < share < 1}) >= 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("work", LONG)
+def test_long_work_stops_within_two_seconds_wherever_it_is_and_leaves_nothing(host, work, share, monkeypatch):
+    prompt, cancelled, before = LONG[work](host), [], previews()
+
+    def cancel(done):
+        if done >= share and not cancelled:
+            cancelled.append(time.monotonic())
+            nodes.interrupt_processing()
+
+    watching(monkeypatch, cancel)
+    assert host.error_of(prompt) == "execution_interrupted"
+    assert time.monotonic() - cancelled[0] < 2
+    assert list(host.output.rglob("*")) == []
+    assert previews() == before
 
 
 def test_a_file_is_not_hashed_on_after_the_run_was_cancelled(host, pack):

@@ -45,7 +45,7 @@ def pictures(host):
 
 def stack(back=0.6, front=0.6, picture="back.png"):
     return {
-        "back": load(picture, noise=back),
+        "back": load(picture, noise=back, keep_backdrop=False),
         "front": load("red.png", x=48, y=24, noise=front, layers=["back", 0]),
     }
 
