@@ -85,7 +85,7 @@ def inside(height, width):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rendered_words_act_where_the_layer_is(host, family):
     one, other = (
-        host.value(prompt_of(blueprints.RENDER, family, words), "14")["samples"]
+        host.value(prompt_of(blueprints.RENDER, family, words), "104")["samples"]
         for words in ("a tall white lighthouse", "a small red fox in the grass")
     )
     assert bool(torch.isfinite(one).all())
@@ -97,7 +97,7 @@ def test_rendered_words_act_where_the_layer_is(host, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_rendered_layer_of_noise_0_keeps_its_pixels_exactly(host, family):
     prompt = prompt_of(blueprints.RENDER, family, noise=0.0)
-    before, after = host.value(prompt, "picture")[0], host.value(prompt, "16")[0]
+    before, after = host.value(prompt, "picture")[0], host.value(prompt, "106")[0]
     box = inside(SIDE, SIDE)
     assert torch.equal(after[~box], before[~box])
     assert bool((after[box] != before[box]).any(-1).all())
@@ -106,7 +106,7 @@ def test_a_rendered_layer_of_noise_0_keeps_its_pixels_exactly(host, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_redoing_changes_what_is_marked_and_no_other_pixel(host, family):
     prompt = prompt_of(blueprints.REDO, family, marked="box", image=["picture", 0], grow=0, feather=0)
-    before, after = host.value(prompt, "picture")[0], host.value(prompt, "18")[0]
+    before, after = host.value(prompt, "picture")[0], host.value(prompt, "108")[0]
     box = inside(SIDE, SIDE)
     assert torch.equal(after[~box], before[~box])
     assert bool((after[box] != before[box]).any(-1).all())
@@ -115,9 +115,9 @@ def test_redoing_changes_what_is_marked_and_no_other_pixel(host, family):
 def test_redoing_nothing_gives_the_same_picture_and_loads_no_model(host):
     # Loading a model of this family would fail.
     prompt = prompt_of(blueprints.REDO, "no such family", marked=" \n", image=["picture", 0])
-    assert torch.equal(host.value(prompt, "18"), host.value(prompt, "picture"))
+    assert torch.equal(host.value(prompt, "108"), host.value(prompt, "picture"))
     prompt = prompt_of(blueprints.REDO, "no such family", marked="box", image=["picture", 0])
-    assert "no such family" in host.error_of({**prompt, "end": node("TestCatch", value=["18", 0])})
+    assert "no such family" in host.error_of({**prompt, "end": node("TestCatch", value=["108", 0])})
 
 
 @pytest.mark.parametrize("blueprint", [blueprints.RENDER, blueprints.REDO], ids=lambda b: b.name)
