@@ -12,13 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-PACK = HERE.parents[1]
-sys.path[:0] = [str(HERE.parent / "comfyui"), str(PACK)]
-
-from comfy_server import Server  # noqa: E402
-
-from benchmarks.hosts.find import find_host  # noqa: E402
+PACK = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,8 @@ class Blueprint:
     face: dict
     """By label on the face, from top to bottom: None for a socket, else the value it begins with."""
     nodes: dict
-    """By id: kind, title or None, and what is not at its default: a value, :class:`Face` or :class:`From`."""
+    """By id: kind, title or None, and what is not at its default: a value, :class:`Face` or :class:`From`. The page
+    gives nodes inside other ids if nodes outside have the same, so these ids are high."""
     outputs: dict
     """By label: :class:`From`."""
 
@@ -93,21 +88,21 @@ RENDER = Blueprint(
         "words' strength": 1.0, "words' guidance": 1.0, "flux guidance": 3.5, "freedom outside layers": 1.0,
     },
     {
-        11: ("LD_RegionalPromptAttention", "words where the layers are", {"model": Face("model"), **WORDS}),
-        12: (
+        101: ("LD_RegionalPromptAttention", "words where the layers are", {"model": Face("model"), **WORDS}),
+        102: (
             "LD_PerLayerSDEdit", "how far each layer may change",
             {
-                "model": From(11, 0), "vae": Face("vae"), "layers": Face("layers"),
+                "model": From(101, 0), "vae": Face("vae"), "layers": Face("layers"),
                 "background": Face("freedom outside layers"),
             },
         ),
-        13: ("FluxGuidance", "for Flux alone", {"conditioning": From(11, 1), "guidance": Face("flux guidance")}),
-        14: ("KSampler", None, sampler(From(12, 0), (13, 11), From(12, 1))),
-        15: ("VAEDecode", None, {"samples": From(14, 0), "vae": Face("vae")}),
-        16: ("LD_PasteBack", "layers of noise 0 keep their pixels", {"image": From(15, 0), "paste": From(12, 3)}),
-        17: ("LD_SelectLayers", "the stack, as it came", {"layers": Face("layers"), "which": "*"}),
+        103: ("FluxGuidance", "for Flux alone", {"conditioning": From(101, 1), "guidance": Face("flux guidance")}),
+        104: ("KSampler", None, sampler(From(102, 0), (103, 101), From(102, 1))),
+        105: ("VAEDecode", None, {"samples": From(104, 0), "vae": Face("vae")}),
+        106: ("LD_PasteBack", "layers of noise 0 keep their pixels", {"image": From(105, 0), "paste": From(102, 3)}),
+        107: ("LD_SelectLayers", "the stack, as it came", {"layers": Face("layers"), "which": "*"}),
     },
-    {"image": From(16, 0), "layers": From(17, 0)},
+    {"image": From(106, 0), "layers": From(107, 0)},
 )  # fmt: skip
 
 REDO = Blueprint(
@@ -123,7 +118,7 @@ REDO = Blueprint(
         "grow": 4, "feather": 8, "size": 0,
     },
     {
-        11: (
+        101: (
             "LD_RegenerateLayers", "only the marked layers may change",
             {
                 "model": Face("model"), "vae": Face("vae"), "names": Face("marked"), "noise": Face("freedom"),
@@ -131,19 +126,19 @@ REDO = Blueprint(
                 "image": Face("image"),
             },
         ),
-        12: ("LD_RegionalPromptAttention", "words where the layers are", {"model": From(11, 0), **WORDS}),
-        13: ("FluxGuidance", "for Flux alone", {"conditioning": From(12, 1), "guidance": Face("flux guidance")}),
-        14: ("KSampler", None, sampler(From(12, 0), (13, 12), From(11, 1))),
-        15: ("VAEDecode", None, {"samples": From(14, 0), "vae": Face("vae")}),
-        16: ("LD_PasteBack", "all else stays as it was", {"image": From(15, 0), "paste": From(11, 2)}),
-        17: ("RegexMatch", "is a layer marked?", {"string": Face("marked"), "regex_pattern": r"\S"}),
-        18: (
+        102: ("LD_RegionalPromptAttention", "words where the layers are", {"model": From(101, 0), **WORDS}),
+        103: ("FluxGuidance", "for Flux alone", {"conditioning": From(102, 1), "guidance": Face("flux guidance")}),
+        104: ("KSampler", None, sampler(From(102, 0), (103, 102), From(101, 1))),
+        105: ("VAEDecode", None, {"samples": From(104, 0), "vae": Face("vae")}),
+        106: ("LD_PasteBack", "all else stays as it was", {"image": From(105, 0), "paste": From(101, 2)}),
+        107: ("RegexMatch", "is a layer marked?", {"string": Face("marked"), "regex_pattern": r"\S"}),
+        108: (
             "ComfySwitchNode", "if none is, the picture as it came",
-            {"switch": From(17, 0), "on_false": Face("image"), "on_true": From(16, 0)},
+            {"switch": From(107, 0), "on_false": Face("image"), "on_true": From(106, 0)},
         ),
-        19: ("LD_SelectLayers", "the stack, as it came", {"layers": Face("layers"), "which": "*"}),
+        109: ("LD_SelectLayers", "the stack, as it came", {"layers": Face("layers"), "which": "*"}),
     },
-    {"image": From(18, 0), "layers": From(19, 0)},
+    {"image": From(108, 0), "layers": From(109, 0)},
 )  # fmt: skip
 
 ANY = "COMFY_MATCHTYPE_V3"
@@ -262,7 +257,28 @@ def graph_of(blueprint, infos):
     }  # fmt: skip
 
 
+def prompt_of(blueprint, infos, **values):
+    """Return the API prompt of a blueprint's nodes, with ``values`` on its face: constants or links."""
+    face = {**blueprint.face, **values}
+    prompt = {}
+    for number, (kind, _, given) in blueprint.nodes.items():
+        inputs = {}
+        for name, _, default, _ in inputs_of(infos[kind]):
+            value = given.get(name, default)
+            if isinstance(value, From):
+                value = [str(value.node), value.slot]
+            inputs[name] = face[value.name] if isinstance(value, Face) else value
+        given = {name: value for name, value in inputs.items() if value is not None}
+        prompt[str(number)] = {"class_type": kind, "inputs": given, "_meta": {}}
+    return prompt
+
+
 def main():
+    sys.path[:0] = [str(PACK / "tests/comfyui"), str(PACK)]
+    from comfy_server import Server
+
+    from benchmarks.hosts.find import find_host
+
     with tempfile.TemporaryDirectory() as folder:
         server = Server(*find_host(), Path(folder) / "base")
         try:

@@ -132,6 +132,16 @@ def test_every_workflow_says_here_what_it_shows():
     assert set(SHOWN) | set(FOR_OWN_FILES) == {f.stem for f in API}
 
 
+@pytest.mark.parametrize("file", API, ids=lambda f: f.stem)
+def test_every_template_has_a_note_and_a_line_in_the_list_of_templates(file):
+    graph = json.loads((PACK / "workflows" / file.name).read_text(encoding="utf-8"))
+    (note,) = (n["widgets_values"][0] for n in graph["nodes"] if n["type"] == "MarkdownNote")
+    assert "**What to change first.**" in note
+    title = note.splitlines()[0].lstrip("# ")
+    listed = (PACK / "workflows/README.md").read_text(encoding="utf-8")
+    assert f"| [{file.stem}]({file.name}) | {title}" in listed
+
+
 @pytest.mark.parametrize("name", FOR_OWN_FILES)
 def test_a_workflow_for_the_users_own_files_lacks_nothing_but_those(server, name):
     prompt = json.loads((PACK / f"workflows/api/{name}.json").read_text())
