@@ -242,6 +242,7 @@ def graph_of(blueprint, infos):
     shown = {"name": "$$canvas-image-preview", "sourceNodeId": str(sampling)}
     outer = {
         "id": 1, "type": key, "pos": [100, 100], "size": [340, 560], "flags": {}, "order": 0, "mode": 0,
+        "showAdvanced": True,  # the face of a blueprint has no button for it
         "inputs": [
             {"localized_name": label, "name": label, "type": faces[label][0][1], "link": None}
             | ({"widget": {"name": label}} if label in values else {})

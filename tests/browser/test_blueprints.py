@@ -87,6 +87,8 @@ def test_the_file_of_a_blueprint_is_what_its_table_and_the_nodes_give(server, bl
 def test_render_layers_paints_each_layers_words_where_the_layer_is(page, server, vue):
     page.setting("Comfy.VueNodes.Enabled", vue)
     take(page, "Render Layers", VALUES)
+    if vue:
+        page.page.locator("[data-node-id]").get_by_text("words' guidance").wait_for()
     prompt = page.prompt()
     painted = picture(server, server.run(prompt), prompt)
     assert painted.shape == (128, 128, 3)
