@@ -67,7 +67,7 @@ class BoardInPage(EditorInPage):
         """Draw a stroke, and wait until the server has it."""
         self.ask("(editor.useTool(a[0]), editor.brushSize = a[1])", tool, size)
         self.drag(*points)
-        self.ask("!editor.saving.size && !editor.drafts.size", wait=True)
+        self.ask("!editor.saving.size && !editor.painting.drafts.size", wait=True)
 
     @property
     def status(self):
@@ -261,7 +261,7 @@ def test_the_result_is_shown_over_the_layers_and_is_called_old_after_a_change(pa
     it.run()
     it.ask("Boolean(editor.result)", wait=True)
     slider = it.page.locator(".ld-result .ld-slider")
-    assert slider.input_value() == "1"
+    assert slider.input_value() == "100"
     it.pick("green")
     it.press("ArrowLeft")
     assert "the board was changed since" in it.page.locator(".ld-result").get_attribute("title")

@@ -1,15 +1,16 @@
 /** Layer Board: an editor in which a stack of layers is made. Independent of ComfyUI. */
 
-import { button, element, textButton } from "../editor/dom.js";
+import { element, textButton } from "../editor/dom.js";
 import { Editor } from "../editor/editor.js";
-import { ALIGNMENTS, moved } from "../editor/geometry.js";
-import { Picture, cutBy } from "../editor/picture.js";
+import { moved } from "../editor/geometry.js";
+import { Picture } from "../editor/picture.js";
 import { Values } from "../editor/values.js";
 import { CanvasPanel } from "./canvas_panel.js";
 import { ACCEPT, FileError, checkPicture, placeOf } from "./files.js";
-import { asFile, nameOf, painted, stroke, strokeSheet } from "./masks.js";
+import { Painting } from "./painting.js";
 import { Rows } from "./rows.js";
 import * as states from "./state.js";
+import { Toolbar } from "./toolbar.js";
 import { BoxTool, Brush } from "./tools.js";
 
 const MAX_SIDE = 16384;
@@ -43,18 +44,18 @@ export class Board extends Editor {
     this.stackKnown = true;
     this.incoming = null; // canvas of the layers that come in
     this.pictures = new Map(); // by their addresses
-    this.painted = new Map(); // masks of this session, by their names in the input folder
-    this.drafts = new Map(); // strokes that the state does not have yet, by the layers' names
+    this.painting = new Painting(this);
     this.saving = new Set(); // what is on its way to the server
     this.complaint = null; // what went wrong last: {words, retry}
     this.result = null;
     this.attention = new Map();
     this.resultShare = 0;
-    this.brushSize = 64;
+    this.brushShare = 0.3; // of the canvas's longer side, squared
     this.tools = { select: null, box: new BoxTool(this), brush: new Brush(this, false), eraser: new Brush(this, true) };
     this.values = new Values(this);
     this.canvasPanel = new CanvasPanel(this);
-    this.assemble({ tools: this.#toolbar(), list: new Rows(this), panels: [this.values, this.canvasPanel] });
+    this.toolbar = new Toolbar(this);
+    this.assemble({ tools: this.toolbar.element, list: new Rows(this), panels: [this.values, this.canvasPanel] });
     this.#takeFiles();
   }
 
@@ -65,10 +66,9 @@ export class Board extends Editor {
   get layers() {
     let places = 0;
     const layers = super.layers;
-    const fresh = [...this.drafts.values()].filter((draft) => draft.fresh).map((draft) => states.whole(draft.fresh));
-    return [...layers, ...fresh].map((layer) => {
+    return [...layers, ...this.painting.fresh.map(states.whole)].map((layer) => {
       const tint = layer.own && layer.generated ? { tint: tintOf(places++) } : {};
-      return { ...layer, ...tint, ...this.drafts.get(layer.name)?.box };
+      return { ...layer, ...tint, ...this.painting.drafts.get(layer.name)?.box };
     });
   }
 
@@ -90,10 +90,10 @@ export class Board extends Editor {
   }
 
   pictureOf(layer) {
-    const draft = this.drafts.get(layer.name);
+    const draft = this.painting.drafts.get(layer.name);
     if (draft) return { image: draft.image, isSolid: () => true };
     if (!layer.own) return layer.url ? this.#picture({ url: layer.url }) : undefined;
-    const mask = layer.mask && (this.painted.get(layer.mask) ?? this.host.address(layer.mask));
+    const mask = layer.mask && (this.painting.masks.get(layer.mask) ?? this.host.address(layer.mask));
     if (!layer.image && !mask) return undefined;
     if (!layer.image) return this.#picture({ mask, tint: layer.tint }, layer.mask);
     return this.#picture({ url: this.host.address(layer.image), mask }, layer.mask);
@@ -144,7 +144,7 @@ export class Board extends Editor {
       this.result = { ...this.result, of: JSON.stringify(this.state) };
       this.refresh();
     } catch (error) {
-      this.#fileTrouble(error, () => this.keepResult());
+      this.fileTrouble(error, () => this.keepResult());
     }
   }
 
@@ -163,7 +163,7 @@ export class Board extends Editor {
 
   /** What lies over the layers: the last result, or what the selected layer's words attended to. */
   overlays() {
-    const map = this.attentionButton.checked && this.attention.get(this.chosen);
+    const map = this.toolbar.attention.input.checked && this.attention.get(this.chosen);
     if (map && this.#isOfBoard(map)) return [{ image: map.image, alpha: 1 }];
     return this.result && this.resultShare ? [{ image: this.result.picture.image, alpha: this.resultShare }] : [];
   }
@@ -177,7 +177,8 @@ export class Board extends Editor {
     return room;
   }
 
-  #add(layers, state = this.state) {
+  /** Add layers of the board's own in front, and select them. */
+  add(layers, state = this.state) {
     const taken = this.layers.map((layer) => layer.name);
     const named = layers.map((layer) => {
       const name = states.freeName(layer.name, taken);
@@ -203,10 +204,16 @@ export class Board extends Editor {
     return `${this.words("layerName")} ${number}`;
   }
 
+  /** A layer without a place yet, which is not on the board; undefined if there is no room. */
+  newPlace() {
+    if (!this.#hasRoom()) return undefined;
+    return { name: this.#freshName(), generated: true, x: 0, y: 0, width: 0, height: 0, recipe: { noise: 1 } };
+  }
+
   /** Add a layer of words, and let the user write them. */
   addBox(box) {
     if (!this.readable || !this.#hasRoom()) return;
-    const [{ name }] = this.#add([{ name: this.#freshName(), ...box, recipe: { noise: 1 } }]);
+    const [{ name }] = this.add([{ name: this.#freshName(), ...box, recipe: { noise: 1 } }]);
     this.list.focusWords(name);
   }
 
@@ -217,10 +224,10 @@ export class Board extends Editor {
       this.complaint = null;
       try {
         const size = await checkPicture(file, this.host.mostBytes(), MAX_SIDE);
-        const image = await this.#send(file, file.name);
+        const image = await this.send(file, file.name);
         this.#addPicture(image, file.name.replace(/\.[^.]+$/, ""), size, point);
       } catch (error) {
-        this.#fileTrouble(error, () => this.addFiles([file], point));
+        this.fileTrouble(error, () => this.addFiles([file], point));
       }
     }
   }
@@ -230,17 +237,17 @@ export class Board extends Editor {
     // The first picture sets the canvas. Behind others it is a backdrop, which keeps its pixels unless the user frees it.
     if (!state.width && !this.layers.length) {
       const sized = states.canvasChanged(state, size);
-      this.#add([{ name, image, x: 0, y: 0, ...size }], sized);
+      this.add([{ name, image, x: 0, y: 0, ...size }], sized);
       this.layOut();
       return;
     }
     const place = placeOf(size, this.canvas, point);
-    this.#add([{ name, image, ...place }]);
+    this.add([{ name, image, ...place }]);
     if (place.width < size.width) this.complain("fitted", { name, size: `${size.width} x ${size.height}` });
   }
 
   /** Keep a promise in mind until it is done, so that a run waits for it. */
-  #send(file, name) {
+  send(file, name) {
     const sending = this.host.upload(file, name);
     const done = sending.catch(() => {}).finally(() => this.saving.delete(done));
     this.saving.add(done);
@@ -252,7 +259,8 @@ export class Board extends Editor {
     while (this.saving.size) await Promise.all(this.saving);
   }
 
-  #fileTrouble(error, retry) {
+  /** Say what is wrong with a file. @param {() => void} retry what helps if the server did not answer */
+  fileTrouble(error, retry) {
     if (!(error instanceof FileError)) throw error;
     this.complain(error.key, error.values, error.key === "noServer" ? retry : null);
   }
@@ -267,7 +275,7 @@ export class Board extends Editor {
     const own = this.selectedLayers.filter((layer) => layer.own);
     if (!own.length || !this.#hasRoom(own.length)) return;
     const { width } = this.canvas;
-    this.#add(own.map((layer) => ({ ...layer, ...moved(layer, Math.round(width / 32), Math.round(width / 32)) })));
+    this.add(own.map((layer) => ({ ...layer, ...moved(layer, Math.round(width / 32), Math.round(width / 32)) })));
   }
 
   /** Delete the board's own layers among the selected ones; hide the others, which are the graph's. */
@@ -284,9 +292,7 @@ export class Board extends Editor {
     const free = states.freeName(wanted, others);
     if (!wanted.trim() || free === name || !this.readable) return;
     this.selection = this.selection.map((one) => (one === name ? free : one));
-    const draft = this.drafts.get(name);
-    this.drafts.delete(name);
-    if (draft) this.drafts.set(free, draft);
+    this.painting.rename(name, free);
     this.list.rekey(name, free);
     this.edit(states.renamed(this.state, name, free));
   }
@@ -309,159 +315,32 @@ export class Board extends Editor {
     this.edit(states.put(this.state, key, names, on));
   }
 
-  // ---- masks ---------------------------------------------------------------------------------------------------------------
-
-  /** Begin a stroke on the selected layer, or with the brush on a new one. @returns {object | null} the stroke */
-  startStroke(erases) {
-    let layer = this.selected;
-    if (layer && (!layer.own || this.isLocked(layer.name))) {
-      this.complain(layer.own ? "lockedLayer" : "notOwn", { name: layer.name });
-      return null;
-    }
-    const fresh = !layer;
-    if (fresh && erases) {
-      this.complain("selectFirst");
-      return null;
-    }
-    if (fresh && !this.#hasRoom()) return null;
-    layer ??= { name: this.#freshName(), generated: true, x: 0, y: 0, width: 0, height: 0, recipe: { noise: 1 } };
-    const before = this.drafts.get(layer.name);
-    const picture = fresh ? undefined : this.pictureOf(layer);
-    if (picture && !before && !picture.image) return null; // still loading
-    const target = before?.target ?? strokeSheet(layer, picture?.mask ?? null, this.canvas);
-    return { layer, fresh: before ? before.fresh : fresh && layer, target, source: before ? before.source : (picture?.source ?? null) };
-  }
-
-  strokeTo(drawing, from, to, size, erases) {
-    stroke(drawing.target, from, to, size, erases);
-    const { layer, fresh, target, source } = drawing;
-    const box = target.fitted ? { x: 0, y: 0, width: this.canvas.width, height: this.canvas.height, rotation: 0, flip_h: false, flip_v: false } : {};
-    drawing.draft = { target, source, fresh, box, image: source ? cutBy(source, target.sheet) : target.sheet };
-    this.drafts.set(layer.name, drawing.draft);
-    this.stage.draw();
-  }
-
-  dropStroke({ layer }) {
-    this.drafts.delete(layer.name);
-    this.refresh();
-  }
-
-  /** Keep what was painted: send the mask to the server, then put its name into the state. */
-  async endStroke(drawing) {
-    const { layer, fresh, target, draft } = drawing;
-    const made = painted(target, this.canvas);
-    if (!made) {
-      this.dropStroke(drawing);
-      if (!fresh) this.complain("nothingLeft", { name: layer.name });
-      return;
-    }
-    try {
-      const mask = made.mask && (await this.#sendMask(made.mask));
-      const name = [...this.drafts].find(([, one]) => one === draft)?.[0];
-      if (name === undefined) return; // painted on meanwhile, or given up
-      this.drafts.delete(name);
-      if (fresh) this.#add([{ ...fresh, name, ...made.box, mask }]);
-      else this.change(name, { ...made.box, mask });
-      this.refresh();
-    } catch (error) {
-      this.#fileTrouble(error, () => this.endStroke(drawing));
-    }
-  }
-
-  /** @returns {Promise<string>} the mask's name in the input folder */
-  async #sendMask(mask) {
-    const file = await asFile(mask);
-    const name = await this.#send(file, await nameOf(file));
-    this.painted.set(name, mask);
-    return name;
-  }
-
   // ---- tools and keys ------------------------------------------------------------------------------------------------------
 
   /** @param {"select" | "box" | "brush" | "eraser"} name */
   useTool(name) {
     this.stage.cancel();
     this.tool = this.tools[name];
-    for (const [key, input] of Object.entries(this.toolButtons)) input.checked = key === name;
-    this.sizeLabel.style.visibility = this.tool instanceof Brush ? "visible" : "hidden"; // keeps its room, so that nothing moves
-    this.stage.draw();
+    this.refresh();
   }
 
-  #toolbar() {
-    const { words } = this;
-    const { undo, redo, flipH, flipV, snap, fit } = this.commonTools();
-    this.toolButtons = {};
-    const group = `ld-tools-${Math.random()}`;
-    const tool = (name) => {
-      const made = button(name, words(name), () => this.useTool(name), "radio");
-      made.input.name = group;
-      made.input.checked = name === "select";
-      this.toolButtons[name] = made.input;
-      return made.label;
-    };
-    const tools = element("span", { className: "ld-group", role: "radiogroup", "aria-label": words("tools") }, ...Object.keys(this.tools).map(tool));
-    const size = element("input", { type: "range", className: "ld-slider", min: 0, max: 100, step: 1, "aria-label": words("brushSize"), title: words("brushSize") });
-    const toSize = (share) => Math.max(Math.round(Math.max(this.canvas.width, this.canvas.height) * 0.5 * (share / 100) ** 2), 1);
-    size.value = 50;
-    size.addEventListener("input", () => {
-      this.brushSize = toSize(size.value);
-      this.stage.draw();
-    });
-    this.resizeBrush = (step) => {
-      size.value = Number(size.value) + step;
-      this.brushSize = toSize(size.value);
-      this.stage.draw();
-    };
-    this.sizeLabel = element("label", { className: "ld-label ld-size" }, size);
-    this.sizeLabel.style.visibility = "hidden";
-    const add = button("picture", words("addPicture"), () => this.#choose());
-    const copy = button("copy", words("duplicate"), () => this.duplicate());
-    const bin = button("bin", words("delete"), () => this.remove());
-    this.copyButton = copy.input;
-    this.deleteButton = bin.input;
-    const align = element("select", { className: "ld-align", title: words("align"), "aria-label": words("align") });
-    align.append(element("option", { value: "", textContent: words("align") }));
-    align.append(...Object.keys(ALIGNMENTS).map((how) => element("option", { value: how, textContent: words(how) })));
-    align.addEventListener("change", () => {
-      if (align.value) this.align(align.value);
-      align.value = "";
-    });
-    this.alignBox = align;
-    const slider = element("input", { type: "range", className: "ld-slider", min: 0, max: 1, step: 0.01, value: 0, "aria-label": words("result") });
-    slider.addEventListener("input", () => {
-      this.resultShare = Number(slider.value);
-      this.stage.draw();
-    });
-    this.resultSlider = slider;
-    this.resultLabel = element("label", { className: "ld-label ld-result", title: words("result") }, words("resultShort"), slider);
-    const keep = button("keep", words("keep"), () => this.keepResult());
-    this.keepLabel = keep.label;
-    const attention = button("attention", words("attention"), () => this.stage.draw(), "checkbox");
-    this.attentionButton = attention.input;
-    this.attentionLabel = attention.label;
-    const bar = () => element("span", { className: "ld-bar" });
-    return element(
-      "div",
-      { className: "ld-tools", role: "toolbar", "aria-label": words("tools") },
-      tools, add.label, copy.label, bin.label, this.sizeLabel, bar(), undo.label, redo.label, bar(), flipH.label, flipV.label, align, bar(), snap.label, fit.label,
-      element("span", { className: "ld-gap" }),
-      this.resultLabel, this.keepLabel, this.attentionLabel,
-    );
+  /** The brush's diameter, canvas pixels. */
+  get brushSize() {
+    return Math.max(Math.round(this.#mostBrush * this.brushShare ** 2), 1);
+  }
+
+  set brushSize(pixels) {
+    this.brushShare = Math.min(Math.sqrt(pixels / this.#mostBrush), 1);
+  }
+
+  get #mostBrush() {
+    return Math.max(this.canvas.width, this.canvas.height);
   }
 
   refresh() {
     super.refresh();
+    this.toolbar.refresh();
     this.values.element.hidden = !this.selection.length;
-    const own = this.selectedLayers.filter((layer) => layer.own);
-    this.copyButton.disabled = !this.readable || !own.length;
-    this.deleteButton.disabled = !this.readable || !this.selectedLayers.some((layer) => !this.isLocked(layer.name));
-    this.alignBox.disabled = !this.readable || !this.selection.length;
-    this.resultLabel.style.visibility = this.keepLabel.style.visibility = this.result ? "visible" : "hidden";
-    this.attentionLabel.style.visibility = this.attention.has(this.chosen) ? "visible" : "hidden";
-    this.resultSlider.value = this.resultShare;
-    const old = this.result && this.result.of !== JSON.stringify(this.state);
-    this.resultLabel.classList.toggle("ld-old", Boolean(old));
-    this.resultLabel.title = this.words(old ? "resultOld" : "result");
   }
 
   emptyText() {
@@ -528,7 +407,8 @@ export class Board extends Editor {
       return true;
     }
     if (this.tool instanceof Brush && (event.key === "[" || event.key === "]")) {
-      this.resizeBrush(event.key === "]" ? 4 : -4);
+      this.brushShare = Math.min(Math.max(this.brushShare + (event.key === "]" ? 0.03 : -0.03), 0), 1);
+      this.refresh();
       return true;
     }
     return super.layerKey(event);
@@ -546,7 +426,7 @@ export class Board extends Editor {
 
   // ---- files ---------------------------------------------------------------------------------------------------------------
 
-  #choose() {
+  chooseFiles() {
     const input = element("input", { type: "file", accept: ACCEPT, multiple: true });
     input.addEventListener("change", () => this.addFiles([...input.files]));
     input.click();

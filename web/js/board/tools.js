@@ -68,26 +68,26 @@ export class Brush {
   }
 
   down(point) {
-    this.drawing = this.board.startStroke(this.erases);
+    this.drawing = this.board.painting.start(this.erases);
     this.last = this.drawing ? point : null;
     this.move(point);
   }
 
   move(point) {
     if (!this.drawing) return;
-    this.board.strokeTo(this.drawing, this.last, point, this.board.brushSize, this.erases);
+    this.board.painting.go(this.drawing, this.last, point, this.board.brushSize, this.erases);
     this.last = point;
   }
 
   up() {
-    if (this.drawing) this.board.endStroke(this.drawing);
+    if (this.drawing) this.board.painting.end(this.drawing);
     this.drawing = null;
   }
 
   enter() {}
 
   cancel() {
-    if (this.drawing) this.board.dropStroke(this.drawing);
+    if (this.drawing) this.board.painting.drop(this.drawing);
     this.drawing = null;
   }
 
