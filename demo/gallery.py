@@ -21,7 +21,7 @@ from layered_core.formats.document_json import write_document
 from layered_core.formats.pictures import to_image, write_whole
 from layered_core.metrics.picture_metrics import differing_pixels
 from layered_core.noise.change_map import noise_map
-from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.pipeline import PLACES, LayeredDiffusionPipeline
 
 SAMPLER = "euler_ancestral"
 STEPS = 25
@@ -68,10 +68,11 @@ def make_gallery(folder: Path, *, seed: int = 0, progress: Progress | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
     redrawn = sum(_steps(s) for s in STRENGTHS) + 2 * _steps(FREEDOM)
-    counter = _Counter(progress, total=STEPS + redrawn + 4 * STEPS)
+    counter = _Counter(progress, total=STEPS + redrawn + 8 * STEPS)
     page = _Page(folder)
     _from_words(pipeline, page, seed, counter)
     _from_layers(pipeline, page, seed, counter)
+    _from_boxes(pipeline, page, seed, counter)
     _layer_by_layer(pipeline, page, seed, counter)
     _redo_one(pipeline, page, _in_stages(pipeline, page, seed, counter), seed, counter)
     return page.write()
@@ -115,13 +116,33 @@ def _from_layers(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, cou
         page.picture(f"mask_{index + 1}_{layer.name}.png", to_image(mask), f"visible mask of {layer.name}")
     page.end_row()
     page.note(
-        f"The result: “{document.words}”, redrawn as a whole from the composite. At low strength the collage is "
-        f"kept, at high strength the model decides."
+        f"The result: “{document.words}”, redrawn as a whole from the composite, while each layer's words act where "
+        f"the layer is. At low strength the collage is kept, at high strength the model decides."
     )
     page.picture("composite.png", to_image(composite(document)), "composite, no model")
     for strength in STRENGTHS:
         picture = pipeline.render(document, seed=seed, strength=strength, steps=STEPS, progress=counter.run())
         page.picture(f"render_{round(100 * strength):03d}.png", picture, f"strength {strength:g}")
+    page.end_row()
+
+
+def _from_boxes(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, counter: _Counter) -> None:
+    document = LayerDocument(CANVAS, CANVAS, STAGES)
+    write_document(document, page.folder / "boxes")
+    page.heading(
+        "From boxes with words",
+        "Layers without pictures: what <code>layered render boxes/document.json -o out.png</code> does. Each layer's "
+        "words act in its box; with <code>--words everywhere</code> the model chooses the places.",
+    )
+    page.picture("boxes.png", _outlines(document), ", ".join(f"“{x.prompt}”" for x in STAGES))
+    for name, words, attention in (("places", "in their boxes", PLACES), ("everywhere", "everywhere", None)):
+        for number in range(2):
+            picture = pipeline.render(
+                document, seed=seed + number, attention=attention, steps=STEPS, progress=counter.run()
+            )
+            page.picture(
+                f"boxes_{name}_{number + 1}.png", picture, f"words act {words}, seed {seed + number}"
+            )
     page.end_row()
 
 
@@ -194,6 +215,17 @@ def _redo_one(
         f"what changed: {differing_pixels(new, old, place)} pixels outside",
     )
     page.end_row("redo.jpg")
+
+
+def _outlines(document: LayerDocument) -> Image.Image:
+    """Draw the boxes of the layers in front of the backmost one, on white."""
+    picture = Image.new("RGB", (document.width, document.height), (255, 255, 255))
+    pen = ImageDraw.Draw(picture)
+    for layer in document.layers[1:]:
+        left, top = int(layer.x), int(layer.y)
+        pen.rectangle((left, top, left + layer.width - 1, top + layer.height - 1), outline=(0, 0, 0))
+        pen.text((left + 4, top + 3), layer.name, fill=(0, 0, 0))
+    return picture
 
 
 def _cut_out(name: str, thing: Thing, box: tuple[float, float, float, float]) -> Layer:

@@ -2,5 +2,6 @@
 
 >>> from layered_cli.command import main
 >>> main(["generate", "a red ball by the sea", "-o", "ball.png", "--steps", "10"])
+wrote ball.png
 0
 """

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from layered_cli.shared import Bar, Commands, number
+from layered_cli.shared import Bar, Commands, number, wrote
 
 
 def add(commands: Commands) -> None:
@@ -34,4 +33,4 @@ def run(options: argparse.Namespace) -> None:
 
     with Bar("demo") as bar:
         page = make_gallery(options.out, seed=options.seed, progress=bar.step)
-    sys.stdout.write(f"{page}\n")
+    wrote(page)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, number, pipeline_of
+from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, number, pipeline_of, wrote
 
 
 def add(commands: Commands) -> None:
@@ -90,10 +90,11 @@ def run(options: argparse.Namespace) -> None:
         pipeline = pipeline_of(options)
         files = {"file": options.file, "decoder": options.decoder, "augmentations": options.augmentations}
         if options.layers:
-            write_layers(pipeline.generate_scene(options.prompt, **how, **files), options.out, bits=8)
+            wrote(write_layers(pipeline.generate_scene(options.prompt, **how, **files), options.out, bits=8))
             return
         if options.transparent:
             picture = pipeline.generate_transparent_layer(options.prompt, **how, **files)
         else:
             picture = pipeline.generate_layer(options.prompt, **how)
     write_whole(options.out, lambda file: save_png(picture, file))
+    wrote(options.out)

@@ -15,6 +15,7 @@ from layered_cli.shared import (
     complain,
     read_document,
     size,
+    wrote,
 )
 
 
@@ -73,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
             sys.stdout.write(text)
         else:
             options.out.write_text(text, encoding="utf-8")
+            wrote(options.out)
         remarks = layout.remarks
     else:
         if options.out is None:
@@ -82,6 +84,6 @@ def run(options: argparse.Namespace) -> None:
         source = options.document.read_text(encoding="utf-8", errors="replace")
         width, height = options.size
         document, remarks = read_layout(source, width, height, options.boxes)
-        write_layers(document, options.out)
+        wrote(write_layers(document, options.out))
     for remark in remarks:
         complain(f"{options.document.name}: {remark}")

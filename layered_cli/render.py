@@ -18,9 +18,11 @@ from layered_cli.shared import (
     number,
     pipeline_of,
     read_document,
+    wrote,
 )
 
 if TYPE_CHECKING:
+    from layered_core.attention.regional_plan import Settings
     from layered_core.document import LayerDocument
     from layered_diffusers.methods.masked_control import MaskedControl
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -32,7 +34,8 @@ def add(commands: Commands) -> None:
         "render",
         help="turn a layer document into one coherent picture",
         description="Composite the layers of a document, then let the model redraw the whole so that they "
-        "belong together.",
+        "belong together. Each layer's words act where the layer is. A layer without a picture is painted from its "
+        "words.",
     )
     parser.add_argument(
         "document", type=Path, help="layered file: .psd, .psb, .ora, or .json with pictures beside it"
@@ -48,9 +51,19 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--strength",
         type=number(0, 1),
-        default=0.6,
+        default=0.4,
         metavar="0..1",
-        help="0 keeps the composite, 1 keeps nothing of it (default: %(default)s)",
+        help="how far the layers' pictures may change: 0 keeps them, 1 keeps nothing of them "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--words",
+        choices=("places", "everywhere"),
+        default="places",
+        help="where a layer's words act: in its own place, or in the whole picture (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--adapters", type=Path, metavar="FOLDER", help="folder of the embeddings that recipes name"
     )
     parser.add_argument(
         "--per-layer",
@@ -96,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
             write_layers(document, options.out, read.workflow)
         else:
             write_picture(composite(document), options.out)
+        wrote(options.out)
         return
     if layered and len(document) >= MAX_LAYERS:
         fix = "Merge some of them, or write a .png"
@@ -112,6 +126,7 @@ def run(options: argparse.Namespace) -> None:
             "steps": options.steps,
         }
         how |= {"guidance": options.guidance, "progress": bar.step}
+        how |= {"adapters": options.adapters, "attention": _attention(options.words)}
         pipeline = pipeline_of(options)
         if options.control is not None:
             how["methods"] = [_control(pipeline, document, options.control)]
@@ -125,6 +140,14 @@ def run(options: argparse.Namespace) -> None:
         write_layers(replace(document, layers=layers), options.out, read.workflow, bits=8)
     else:
         write_whole(options.out, lambda file: save_png(picture, file))
+    wrote(options.out)
+
+
+def _attention(words: str) -> Settings | None:
+    """Return how a layer's words act, for a choice of ``--words``."""
+    from layered_diffusers.pipeline import PLACES
+
+    return PLACES if words == "places" else None
 
 
 def _control(pipeline: LayeredDiffusionPipeline, document: LayerDocument, folder: str) -> MaskedControl:

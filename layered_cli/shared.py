@@ -31,6 +31,11 @@ def complain(text: str, code: int = 2) -> int:
     return code
 
 
+def wrote(file: Path) -> None:
+    """Say on standard output which file was written."""
+    sys.stdout.write(f"wrote {file}\n")
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",

@@ -16,6 +16,7 @@ from layered_cli.shared import (
     number,
     pipeline_of,
     read_document,
+    wrote,
 )
 
 
@@ -136,6 +137,7 @@ def run(options: argparse.Namespace) -> None:
             if options.replace
             else pipeline.generate_layers(read.document, **how)
         )
-    write_layers(document, options.out, read.workflow, bits=8)
+    wrote(write_layers(document, options.out, read.workflow, bits=8))
     if options.picture is not None:
         write_picture(composite(document), options.picture)
+        wrote(options.picture)

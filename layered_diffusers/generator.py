@@ -228,6 +228,10 @@ class Generator:
             unit=self.unit,
         )
 
+    def is_guided(self, guidance: float | None = None) -> bool:
+        """Return whether a run with ``guidance`` (None: ``GUIDANCE``) has classifier-free guidance."""
+        return guidance is None or guidance != 1
+
     @property
     def inpaints(self) -> bool:
         """Whether the model is made for inpainting: its UNet takes a mask and the masked picture beside the

@@ -4,6 +4,7 @@ Diffusion model on disk."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from demo.world.places import TRANSFORMER
 from layered_core.attention.regional_plan import Settings
 from layered_core.canvas.compositing import GREY, over_colour
 from layered_core.document import LayerDocument
+from layered_core.errors import check_number
 from layered_core.formats.pictures import to_image
-from layered_core.painting.repaint import plan_document
+from layered_core.painting.repaint import Repaint, plan_document
 from layered_diffusers import stages
 from layered_diffusers.generator import Generator
 from layered_diffusers.models.adapters import embedded
@@ -28,7 +30,7 @@ from layered_diffusers.models.loading import (
     is_transformer,
     load_model,
 )
-from layered_diffusers.sampling import Sampling
+from layered_diffusers.sampling import Method, Sampling
 from layered_diffusers.transformer.generator import TransformerGenerator
 from layered_diffusers.transparent import (
     generate_in_place,
@@ -44,6 +46,12 @@ if TYPE_CHECKING:
 
     from layered_diffusers.stages import Staging
     from layered_diffusers.transparent import Painting, Together
+
+PLACES = Settings(global_weight=0.5, guidance=3.0, growth=0.03)
+"""How a layer's words act in its place when a document is rendered, unless other settings are given. The whole
+prompt keeps half of the attention, because a layer's picture says what is there too. The guidance and the growth
+make sure that a layer of words is seen. They act while the layout is forming: in one of
+the ten steps of a picture at strength 0.4."""
 
 
 class LayeredDiffusionPipeline(Generator):
@@ -247,65 +255,95 @@ class LayeredDiffusionPipeline(Generator):
         noise: str = "fixed",
         dilation: float = 0.0,
         softness: float = 0.0,
+        attention: Settings | None = PLACES,
+        adapters: Path | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
         """Turn a document into one picture in which each layer changes as far as its ``recipe.noise`` says.
 
-        With 1 for every layer the result is a picture from ``document.words`` alone. A layer with 0 keeps its
-        pixels exactly.
+        With 1 for every layer the result is a picture from words alone. A layer with 0 keeps its pixels
+        exactly.
 
         Args:
             document: sampling starts from its composite; ``document.words`` is the prompt.
             seed: seed of the noise.
             background: how far the places that no layer covers may change, 0..1.
             blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise.change_map`.
+            attention, adapters: as in :meth:`render`.
             options: those of :meth:`generate`.
         """
         plan = plan_document(
             self.flat(document)[0], document, background=background, blur=blur, unit=self.unit
         )
-        start = plan.cut()[None]
-        change = self._change_map(plan, start, threshold, noise, dilation, softness)
-        options.setdefault("negative", document.negative)
-        options["methods"] = [change, *options.get("methods", ())]
-        sampled = self.generate(
-            [document.words], seeds=[seed], start=start, strength=float(plan.change.max()), **options
-        )
-        return to_image(plan.paste(sampled)[0].permute(1, 2, 0))
+        change = self._change_map(plan, plan.cut()[None], threshold, noise, dilation, softness)
+        return self._redraw(document, plan, [change], seed, attention, adapters, options)
 
     def render(
         self,
         document: LayerDocument,
         *,
         seed: int = 0,
-        strength: float = 0.6,
-        attention: Settings | None = None,
+        strength: float = 0.4,
+        attention: Settings | None = PLACES,
         adapters: Path | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
-        """Turn a document into one picture: SDEdit on its whole composite, with the layers' words as prompt.
+        """Turn a document into one picture: SDEdit on its composite, with each layer's words in its place.
+
+        Where the document has no picture, that is where a layer with words alone is seen, or no layer and no
+        background colour, the model paints from noise, whatever the strength is.
 
         Args:
             document: sampling starts from its composite; ``document.words`` is the prompt.
             seed: seed of the noise.
-            strength: 0 keeps the composite (through the VAE), 1 keeps nothing of it.
-            attention: settings that bind each layer's words to the place of the layer; None: the words act
-                anywhere.
+            strength: how far the layers' pictures may change: 0 keeps every pixel of them, 1 keeps nothing.
+            attention: how each layer's words are bound to the place of the layer; None: the words act
+                everywhere.
             adapters: with ``attention``, folder of the embeddings that the layers' recipes name. They act
                 only in this picture.
             options: those of :meth:`generate`.
+
+        Raises:
+            LayeredError: a value is out of range, or a layer's embedding is missing; the text names it.
         """
+        check_number("strength", strength, 0, 1)
+        layers = tuple(replace(x, recipe=replace(x.recipe, noise=strength)) for x in document)
+        plan = plan_document(
+            self.flat(document)[0],
+            replace(document, layers=layers),
+            background=1.0 if document.background is None else strength,
+            unit=self.unit,
+        )
+        least, most = (float(x) for x in plan.change.aminmax())
+        changes = [] if least == most else [self._change_map(plan, plan.cut()[None])]
+        return self._redraw(document, plan, changes, seed, attention, adapters, options)
+
+    def _redraw(
+        self,
+        document: LayerDocument,
+        plan: Repaint,
+        changes: Sequence[Method],
+        seed: int,
+        attention: Settings | None,
+        adapters: Path | None,
+        options: Sampling,
+    ) -> Image.Image:
+        """Sample the whole picture of ``plan``, held by ``changes`` where it may change less than elsewhere, and
+        paste it. The other arguments are those of :meth:`render`."""
         options.setdefault("negative", document.negative)
-        words = document.words
+        if attention is PLACES and not self.is_guided(options.get("guidance")):
+            attention = replace(PLACES, guidance=1.0)
+        words, places = document.words, list[Method]()
         acts = attention is not None and attention.strength > 0
         with embedded(self.model, [document] if acts else [], adapters):
             if attention is not None:
-                method = self.regional_prompts([document], attention, negative=options["negative"])
-                words, options["methods"] = method.prompts[0], [method, *options.get("methods", ())]
-            pictures = self.generate(
-                [words], seeds=[seed], start=self.flat(document), strength=strength, **options
+                regional = self.regional_prompts([document], attention, negative=options["negative"])
+                words, places = regional.prompts[0], [regional]
+            options["methods"] = [*changes, *places, *options.get("methods", ())]
+            sampled = self.generate(
+                [words], seeds=[seed], start=plan.cut()[None], strength=float(plan.change.max()), **options
             )
-        return to_image(pictures[0].permute(1, 2, 0))
+        return to_image(plan.paste(sampled)[0].permute(1, 2, 0))
 
 
 class TransformerPipeline(TransformerGenerator, LayeredDiffusionPipeline):

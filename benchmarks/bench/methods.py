@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.multidiffusion import RegionFusion, region_rows
+from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
 from demo.world.judge import Judge
 from layered_core.attention.regional_plan import Settings
@@ -47,6 +47,7 @@ def method(function: Pictures) -> Pictures:
 
 
 method(joined_texts)
+method(render)
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
@@ -294,9 +295,16 @@ def layer_noise(
         document = replace(scene.collage, layers=tuple(layers))
         words = [] if attention is None else [pipeline.regional_prompts([document], Settings(mode=attention))]
         image = pipeline.harmonize(
-            document, seed=seed, blur=blur, threshold=threshold, methods=words, steps=steps, guidance=guidance
+            document,
+            seed=seed,
+            blur=blur,
+            threshold=threshold,
+            methods=words,
+            attention=None,
+            steps=steps,
+            guidance=guidance,
         )
-        pictures.append(torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1))
+        pictures.append(pixels(image))
     return torch.stack(pictures)
 
 

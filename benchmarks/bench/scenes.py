@@ -18,7 +18,7 @@ from demo.world.scenes import HELD_OUT, Scene, is_held_out, place_object, random
 from demo.world.vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, THINGS, Thing
 from layered_core.canvas.compositing import composite
 from layered_core.control.hints import canny
-from layered_core.document import LayerDocument
+from layered_core.document import Layer, LayerDocument
 
 FIRST = HELD_OUT + 1_000_000
 """First seed of the bench's scenes."""
@@ -59,6 +59,19 @@ class Case:
     def collage(self) -> LayerDocument:
         """The scene as a collage that a user might make, of cut-outs that do not fit each other."""
         return pasted(self.scene, self.scene.seed)
+
+    @functools.cached_property
+    def boxes(self) -> LayerDocument:
+        """The scene as a user might describe it without pictures: layers of words alone, each as large as the box
+        around its object."""
+        back, *objects = self.collage
+        layers = [Layer(back.name, prompt=back.prompt, width=self.collage.width, height=self.collage.height)]
+        for layer, mask in zip(objects, self.box_masks, strict=True):
+            rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+            left, top = int(columns[0]), int(rows[0])
+            width, height = int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+            layers.append(Layer(layer.name, prompt=layer.prompt, x=left, y=top, width=width, height=height))
+        return replace(self.collage, layers=tuple(layers))
 
     @functools.cached_property
     def backdrop(self) -> Tensor:

@@ -126,7 +126,7 @@ def seen_noises(document: LayerDocument, background: float = 1.0) -> tuple[Tenso
     shown, rest = document_masks(document)
     masks = torch.cat([shown, rest[None]])
     seen = masks.flatten(1).any(1)
-    return masks[seen], torch.tensor([*layer_noises(document), background])[seen]
+    return masks[seen], torch.tensor([*layer_noises(document), background], dtype=torch.float32)[seen]
 
 
 def layer_noises(document: LayerDocument) -> list[float]:

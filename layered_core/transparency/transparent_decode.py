@@ -76,7 +76,6 @@ def decode(
     rows, columns = (_starts(side, tile, overlap) for side in (height, width))
     total = len(rows) * len(columns) * -(-len(pixels) // batch) * augmentations
     done = 0
-    step(done, total)
     result = torch.zeros(len(pixels), 4, height, width, device=pixels.device)
     for first in range(0, len(pixels), batch):
         chosen = slice(first, first + batch)

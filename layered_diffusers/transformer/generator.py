@@ -62,7 +62,7 @@ class TransformerGenerator(Generator):
         seeds, height, width = self._checked(
             prompts, seeds, start, height, width, steps=steps, guidance=guidance, strength=strength
         )
-        embeds = bool(self.model.transformer.config.get("guidance_embeds", False))
+        embeds = self._embeds_guidance
         check_number("guidance", guidance, 0 if embeds else 1, 50)
         check_number("true_guidance", self.true_guidance, 1, 50)
         self._check_methods(methods)
@@ -117,6 +117,16 @@ class TransformerGenerator(Generator):
         """Decode latents ``[B, C, h, w]`` in the transformer's scale to pictures ``[B, 3, H, W]``, float32 in
         0..1 on the CPU."""
         return latents.decode(self.model, found)
+
+    def is_guided(self, guidance: float | None = None) -> bool:
+        """Return whether a run with ``guidance`` (None: ``GUIDANCE``) has classifier-free guidance."""
+        scale = GUIDANCE if guidance is None else guidance
+        return (self.true_guidance if self._embeds_guidance else scale) > 1
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        """Whether guidance is an input of the transformer."""
+        return bool(self.model.transformer.config.get("guidance_embeds", False))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -31,9 +31,9 @@ class Carrying(dict[str, Any]):
         return Carrying(self, self._carried)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        if key == "uuid":
+        if key == "uuid" and key not in self:  # a run may give it another one later
             self.setdefault("hooks", self._carried)
+        super().__setitem__(key, value)
 
 
 def carrying(wrapper: Any, *conditionings: Sequence[tuple[Any, dict[str, Any]]]) -> list[list[list[Any]]]:

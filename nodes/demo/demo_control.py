@@ -78,7 +78,7 @@ class LoadDemoControlNet(io.ComfyNode):
             search_aliases=["storybook", "demo", "controlnet loader", "canny", "edges"],
             inputs=[],
             outputs=[
-                io.ControlNet.Output(display_name="control_net", tooltip="For the model of Load Demo Model.")
+                io.ControlNet.Output(display_name="ControlNet", tooltip="For the model of Load Demo Model.")
             ],
         )
 

@@ -24,7 +24,6 @@ def _value(
     to: io.Input,
     tooltip: str,
     *others: str,
-    label: str | None = None,
     advanced: bool | None = None,
 ) -> io.Input:
     """Return a field that is kept, set to the value that then appears below it, or set to one of
@@ -37,7 +36,6 @@ def _value(
     return io.DynamicCombo.Input(
         name,
         options=options,
-        display_name=label,
         tooltip=f"{tooltip} Neutral: keep.",
         extra_dict={"advanced": advanced},
     )
@@ -84,11 +82,10 @@ FIELDS = [
     _value(
         "inside", _number(1, 0, 1, 0.05, "0 to 1"),
         "How strongly the words are attended to inside the layer's visible part, 0 to 1.",
-        label="attention inside",
     ),
     _value(
         "outside", _number(1, 0, 1, 0.05, "0 to 1"),
-        "How strongly the words are kept out of the rest of the canvas, 0 to 1.", label="attention outside",
+        "How strongly the words are kept out of the rest of the canvas, 0 to 1.",
     ),
     _value("noise", _number(0.8, 0, 1, 0.05, "0 to 1"), "How far the layer may change while sampling, 0 "
     "(frozen) to 1 (free)."),

@@ -137,14 +137,13 @@ def _placement() -> list[io.Input]:
 def _recipe() -> list[io.Input]:
     return [
         io.Float.Input(
-            "inside", display_name="attention inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
+            "inside", default=_DEFAULT.inside, min=0.0, max=1.0, step=0.05,
             tooltip="How strongly the layer's words are attended to inside its visible part, 0 to 1. "
             "Neutral: 0. "
             "The default is 1, so that the layer's words act where it is.",
         ),
         io.Float.Input(
-            "outside", display_name="attention outside", default=_DEFAULT.outside, min=0.0, max=1.0,
-            step=0.05,
+            "outside", default=_DEFAULT.outside, min=0.0, max=1.0, step=0.05,
             tooltip="How strongly the layer's words are kept out of the rest of the canvas, 0 to 1. Neutral: "
             "0. "
             "The default is 1, so that the layer's words stay where it is.",
@@ -257,14 +256,14 @@ class LayerFromImage(io.ComfyNode):
         """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerFromImage",
-            display_name="Layer From Image",
+            display_name="Layer from Image or Box",
             category=CATEGORY,
             description=(
                 "Lay a picture of the graph on a stack as a layer with words, place and recipe. "
                 "Without a picture the layer is a box, or a mask, to be generated later."
             ),
-            search_aliases=["layer", "region", "box", "bounding box", "mask to layer", "image to layer",
-            "add layer"],
+            search_aliases=["Layer From Image", "layer", "region", "box", "bounding box", "mask to layer",
+            "image to layer", "add layer"],
             inputs=[
                 io.Image.Input("image", optional=True, tooltip="The layer's picture; each picture of a "
                     "batch becomes a layer. Not connected: the layer is to be generated later."),

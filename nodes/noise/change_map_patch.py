@@ -127,8 +127,8 @@ def _outer(runs: SplitRuns, threshold: str, dilation: float) -> Callable[..., Te
         runs.remember(out, whole.latents, pin_noise(whole.sampler, whole.noise, seed))
         if pins:
             logging.info(
-                "Per-Layer SDEdit, Regenerate Layers: this run leaves noise. The sampler that goes on with it must "
-                "get the model of the same node"
+                "Per-Layer Freedom (SDEdit), Regenerate Layers: this run leaves noise. The sampler that goes on "
+                "with it must get the model of the same node"
             )
         return out
 

@@ -29,20 +29,21 @@ class PerLayerSDEdit(io.ComfyNode):
         """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_PerLayerSDEdit",
-            display_name="Per-Layer SDEdit",
+            display_name="Per-Layer Freedom (SDEdit)",
             category="layered diffusion/noise",
             description=(
-                "Start sampling from the composite of a stack; each layer may change as far as its noise "
-                "says: 0 keeps it, 1 redraws it. Connect model and latent to any sampler at denoise 1."
+                "Start sampling from the composite of a stack; each layer may change as far as its "
+                "freedom (noise) says: 0 keeps it, 1 redraws it. Connect model and latent to any sampler at denoise 1."
             ),
-            search_aliases=["per layer noise", "denoise per layer", "harmonise", "harmonize", "img2img "
-            "layers", "collage", "differential diffusion"],
+            search_aliases=["Per-Layer SDEdit", "per layer noise", "denoise per layer", "harmonise",
+            "harmonize", "img2img layers", "collage", "differential diffusion"],
             inputs=[
                 io.Model.Input("model", tooltip="A clone of it is patched; the model itself is not changed."),
                 io.Vae.Input("vae", tooltip="Encodes the composite."),
-                LAYERS.Input("layers", tooltip="The stack; the noise in each layer's recipe counts. A "
-                    "layer without a picture may change freely; a backdrop, an opaque picture without words "
-                    "that fills the canvas behind other layers, is kept unless its noise was set."),
+                LAYERS.Input("layers", tooltip="The stack; the freedom (noise) in each layer's recipe "
+                    "counts. A layer without a picture may change freely; a backdrop, an opaque picture "
+                    "without words that fills the canvas behind other layers, is kept unless its freedom was "
+                    "set."),
                 io.Float.Input(
                     "background", default=1.0, min=0.0, max=1.0, step=0.05,
                     tooltip="How far places that no layer covers may change, 0 (frozen) to 1 (free). "
@@ -83,8 +84,8 @@ class PerLayerSDEdit(io.ComfyNode):
                     "with the noise map as its noise mask."),
                 io.Image.Output(display_name="noise map", tooltip="The noise map as a picture: white may "
                     "change, black stays."),
-                PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of noise "
-                "0 get their own pixels back."),
+                PASTE.Output(display_name="paste", tooltip="For Paste Back, after decoding: layers of "
+                "freedom 0 get their own pixels back."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

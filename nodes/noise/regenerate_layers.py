@@ -153,7 +153,7 @@ class PasteBack(io.ComfyNode):
                 io.Image.Input("image", tooltip="The decoded picture of the sampled part; a batch gives "
                     "a batch."),
                 PASTE.Input("paste", tooltip="From the node that gave the latent: Regenerate Layers or "
-                "Per-Layer SDEdit."),
+                "Per-Layer Freedom (SDEdit)."),
                 io.Combo.Input(
                     "blend", options=list(BLENDS), default=BLENDS[0],
                     tooltip="gradient: shifts the new part's colours so that they match the surroundings "
@@ -162,7 +162,7 @@ class PasteBack(io.ComfyNode):
                         "The default is gradient, which hides the seam best.",
                 ),
                 io.Boolean.Input(
-                    "match_colours", display_name="match colours", default=True,
+                    "match_colours", default=True,
                     tooltip="First undo the shift of colours by the VAE or by few steps, as measured "
                         "outside the mask. Neutral: off. "
                         "The default is on, because every VAE shifts colours a little.",
@@ -179,7 +179,9 @@ class PasteBack(io.ComfyNode):
     def execute(cls, image: Tensor, paste: Repaint, blend: str, match_colours: bool) -> io.NodeOutput:
         """Paste the part into the picture."""
         if not isinstance(paste, Repaint):
-            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+            raise invalid(
+                "paste", paste, "the paste output of Regenerate Layers or Per-Layer Freedom (SDEdit)"
+            )
         out = paste.paste(pictures(image)[..., :3].movedim(-1, 1).float(), blend, match_colours)
         return io.NodeOutput(out.movedim(1, -1), paste.mask[None].to(out.device))
 

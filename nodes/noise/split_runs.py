@@ -96,8 +96,8 @@ def uncut(runs: SplitRuns, run: Run, sigmas: Tensor, least: float, pins: bool) -
             raise LayeredError(
                 "latent: the sampler adds no noise to it, so it should hold noise already; but it is not what "
                 "a sampler with this model has left, and so its clean picture is unknown. Connect the model "
-                "of one and the same node (Per-Layer SDEdit, Regenerate Layers) to both samplers of a run that "
-                "is cut in two, and change nothing of the latent between them, its size included; or let this "
+                "of one and the same node (Per-Layer Freedom (SDEdit), Regenerate Layers) to both samplers of a "
+                "run that is cut in two, and change nothing of the latent between them, its size included; or let this "
                 "sampler add noise. If the first sampler did not run again in this prompt, change its seed"
             )
     if not any(origins):

@@ -80,7 +80,9 @@ class StageLayer(io.ComfyNode):
     ) -> io.NodeOutput:
         """Compute the layer's pixels, and lay it on the stack."""
         if not isinstance(paste, Repaint):
-            raise invalid("paste", paste, "the paste output of Regenerate Layers or Per-Layer SDEdit")
+            raise invalid(
+                "paste", paste, "the paste output of Regenerate Layers or Per-Layer Freedom (SDEdit)"
+            )
         name = name.strip() or "layer"
         where, fix = f"layer {name!r}:", "Take one out of the batch with Get Image from Batch"
         picture = one_picture(image, f"{where} image", fix, batch=f"{where} number of pictures in image")

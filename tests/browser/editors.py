@@ -100,3 +100,30 @@ def box_of(pixels, colour):
 
 def near(got, wanted, by=2):
     return all(abs(g - w) <= by for g, w in zip(got, wanted, strict=True))
+
+
+class Fingers:
+    """Touches on the page, as a tablet sends them."""
+
+    def __init__(self, page):
+        self.session = page.context.new_cdp_session(page)
+
+    def send(self, kind, *points):
+        at = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        self.session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    def drag(self, *ways):
+        """Move one finger for each of ``ways``, (from, to)."""
+        self.send("touchStart", *(start for start, _ in ways))
+        for part in (0.3, 0.7, 1):
+            self.send(
+                "touchMove",
+                *(tuple(s + (e - s) * part for s, e in zip(start, end, strict=True)) for start, end in ways),
+            )
+        self.send("touchEnd")
+
+    def tap(self, locator):
+        box = locator.bounding_box()
+        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.send("touchStart", middle)
+        self.send("touchEnd")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from editors import EditorInPage, box_of, near, node
+from editors import EditorInPage, Fingers, box_of, near, node
 from PIL import Image
 
 WIDTH, HEIGHT = 128, 96
@@ -380,27 +380,6 @@ LOAD = node(
     rotation=0.0, flip_h=False, flip_v=False, opacity=1.0, blend_mode="normal", visible=True, inside=1.0,
     outside=1.0, noise=0.8, control_strength=1.0, control_hint="none", canvas_width=WIDTH, canvas_height=HEIGHT,
 )  # fmt: skip
-
-
-class Fingers:
-    """Touches on the page, as a tablet sends them."""
-
-    def __init__(self, page):
-        self.session = page.context.new_cdp_session(page)
-
-    def send(self, kind, *points):
-        at = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
-        self.session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
-
-    def drag(self, *ways):
-        """Move one finger for each of ``ways``, (from, to)."""
-        self.send("touchStart", *(start for start, _ in ways))
-        for part in (0.3, 0.7, 1):
-            self.send(
-                "touchMove",
-                *(tuple(s + (e - s) * part for s, e in zip(start, end, strict=True)) for start, end in ways),
-            )
-        self.send("touchEnd")
 
 
 def test_a_box_is_drawn_and_moved_with_a_finger_and_two_fingers_zoom(empty):

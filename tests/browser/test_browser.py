@@ -143,12 +143,3 @@ def test_a_bad_file_is_told_at_the_node(page):
     assert "gone.png" in errors
     assert "upload it" in errors
     page.complaints.clear()
-
-
-def test_the_help_page_has_its_picture(page):
-    fetch = "async (url) => { const r = await fetch(url); return [r.status, (await r.blob()).type]; }"
-    for name in {n[1] for n in page.nodes() if n[1].startswith("LD_")} | {"LD_LayerComposite"}:
-        assert page.page.evaluate(fetch, f"/extensions/layered-diffusion/docs/{name}/picture.jpg") == [
-            200,
-            "image/jpeg",
-        ]

@@ -197,6 +197,26 @@ def test_what_becomes_of_groups_can_be_chosen_and_is_told(tmp_path, capsys):
         assert [layer.name for layer in read_layers(out).document] == names
 
 
+def test_every_command_says_which_file_it_wrote(tmp_path, capsys):
+    path, quick = str(scene(tmp_path / "scene")), ["--steps", "1", "--device", "cpu"]
+    words = tmp_path / "words.json"
+    layer = {"name": "a", "prompt": "a red ball", "width": 64, "height": 64}
+    words.write_text(json.dumps({"version": 1, "width": 64, "height": 64, "layers": [layer]}))
+    out, folder = str(tmp_path / "out"), str(tmp_path / "layers")
+    stage = ["stage", str(words), "-o", folder, "--picture", f"{out}.png", *quick]
+    for said, files in (
+        (["render", path, "-o", f"{out}.png", *quick], [f"{out}.png"]),
+        (["render", path, "-o", f"{out}.ora", *quick], [f"{out}.ora"]),
+        (["render", path, "-o", f"{out}.psd", "--composite-only"], [f"{out}.psd"]),
+        (["generate", "a ball", "-o", f"{out}.png", *quick], [f"{out}.png"]),
+        (stage, [f"{folder}/document.json", f"{out}.png"]),
+        (["layout", path, "-o", f"{out}.json"], [f"{out}.json"]),
+        (["layout", f"{out}.json", "--size", "64x64", "-o", f"{out}.psd"], [f"{out}.psd"]),
+    ):
+        assert main(said) == 0
+        assert capsys.readouterr().out == "".join(f"wrote {file}\n" for file in files)
+
+
 def test_composite_only_keeps_alpha(tmp_path):
     document = LayerDocument(4, 4, (Layer("a", torch.full((4, 4, 4), 0.2)),))
     path = write_document(document, tmp_path / "scene")

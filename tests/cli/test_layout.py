@@ -30,7 +30,7 @@ def test_a_document_is_printed_or_written_as_elements(scene, tmp_path, capsys):
     assert json.loads(told.out) == ELEMENTS
     assert told.err == "layered: scene.ora: Left out, as they are hidden: 'ghost'.\n"
     assert main(["layout", scene, "-o", str(tmp_path / "a.json")]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'a.json'}\n"
     assert json.loads((tmp_path / "a.json").read_text()) == ELEMENTS
 
 

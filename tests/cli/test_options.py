@@ -1,6 +1,8 @@
 """What is said on the command line reaches the pipeline, word by word."""
 
 import zipfile
+from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from layered_cli import generate, render, stage
 from layered_cli.command import main
 from layered_core.document import Layer, LayerDocument
 from layered_core.files import read_layers, write_layers
+from layered_diffusers.pipeline import PLACES, LayeredDiffusionPipeline
 
 SAID = ["--seed", "7", "--steps", "11", "--guidance", "4.5"]
 HEARD = {"seed": 7, "steps": 11, "guidance": 4.5}
@@ -99,10 +102,19 @@ def test_generate(pipeline, tmp_path):
 def test_render(pipeline, scene, tmp_path):
     out = ["-o", str(tmp_path / "a.png")]
     assert main(["render", scene, *out, *SAID, "--strength", "0.3"]) == 0
-    heard(pipeline, **HEARD, strength=0.3, negative="rust")
-    assert main(["render", scene, *out, "--per-layer", "--negative", "dark"]) == 0
-    heard(pipeline, negative="dark")
+    heard(pipeline, **HEARD, strength=0.3, negative="rust", attention=PLACES, adapters=None)
+    more = ["--words", "everywhere", "--adapters", "a folder"]
+    assert main(["render", scene, *out, "--per-layer", "--negative", "dark", *more]) == 0
+    heard(pipeline, negative="dark", attention=None, adapters=Path("a folder"))
     assert "strength" not in pipeline.asked
+
+
+def test_the_command_renders_as_the_pipeline_does_when_nothing_is_said(pipeline, scene, tmp_path):
+    for more, method in (([], "render"), (["--per-layer"], "harmonize")):
+        assert main(["render", scene, "-o", str(tmp_path / "a.png"), *more]) == 0
+        for name, parameter in signature(getattr(LayeredDiffusionPipeline, method)).parameters.items():
+            if name in pipeline.asked and name != "options":
+                assert pipeline.asked[name] == parameter.default, (method, name)
 
 
 def test_stage(pipeline, scene, tmp_path):

@@ -1,4 +1,5 @@
-"""A command prints its progress and our own warnings, and no remark of the libraries below it."""
+"""A command prints its progress, our own warnings and which file it wrote, and no remark of the libraries below
+it."""
 
 import logging
 import os
@@ -34,19 +35,19 @@ def besides_the_bar(stderr, title):
     return [line for line in lines if line and not re.match(rf"{title}: +\d+%\|.*\|.*step", line)]
 
 
-def test_generate_prints_its_progress_and_nothing_else(tmp_path):
+def test_generate_prints_its_progress_and_its_file_and_nothing_else(tmp_path):
     done = layered("generate", "a red ball", "-o", tmp_path / "a.png", *SHORT)
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, f"wrote {tmp_path / 'a.png'}\n")
     assert besides_the_bar(done.stderr, "generate") == []
     assert "generate: 100%" in done.stderr
 
 
-def test_render_with_a_controlnet_prints_its_progress_and_nothing_else(tmp_path):
+def test_render_with_a_controlnet_prints_its_progress_and_its_file_and_nothing_else(tmp_path):
     document = random_scene(4, count=2).document()
     steered = [replace(layer, recipe=replace(layer.recipe, control=Control("canny"))) for layer in document]
     scene = write_document(replace(document, layers=tuple(steered)), tmp_path / "scene")
     done = layered("render", scene, "-o", tmp_path / "a.png", "--control", *SHORT)
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, f"wrote {tmp_path / 'a.png'}\n")
     assert besides_the_bar(done.stderr, "render") == []
     assert "render: 100%" in done.stderr
 

@@ -104,6 +104,7 @@ SHOWN = {
     "12_transparent_layer": ("12", "meadow", {("red", "heart")}),
     "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
     "19_layout_boxes": ("13", "sea", {("red", "house"), ("purple", "ball"), ("yellow", "star")}),
+    "21_make_then_redo": ("14", "sea", {("red", "house"), ("purple", "ball")}),
     "20_regions_storybook_transformer": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
 }
 """For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128

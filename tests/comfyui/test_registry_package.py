@@ -96,13 +96,14 @@ def test_the_package_offers_every_node(server, package):
 
 def test_every_help_page_of_the_package_and_every_picture_in_it_is_served(server):
     for name in (k for k in server.get("/object_info") if k.startswith("LD_")):
-        folder = f"/extensions/layered-diffusion/docs/{name}"
-        page = server.read(f"{folder}/en.md").decode()
-        assert page.startswith("# ")
-        pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
-        assert pictures, name
-        for picture in pictures:
-            assert Image.open(io.BytesIO(server.read(f"{folder}/{picture}"))).size > (1, 1), picture
+        folder = "/extensions/layered-diffusion/docs"
+        for language in ("en", "zh"):
+            page = server.read(f"{folder}/{name}/{language}.md").decode()
+            assert page.startswith("# ")
+            pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+            assert pictures, name
+            for picture in pictures:
+                assert Image.open(io.BytesIO(server.read(f"{folder}/{picture}"))).size > (1, 1), picture
 
 
 def test_every_template_of_the_package_opens_with_its_picture(server, package):

@@ -28,6 +28,17 @@ async function upload(file, name) {
   return made.subfolder ? `${made.subfolder}/${made.name}` : made.name;
 }
 
+/** Put a picture that the server made into the input folder. @returns {Promise<string>} its name there */
+async function keep(url) {
+  let file;
+  try {
+    file = await (await fetch(url)).blob();
+  } catch {
+    throw new FileError("noServer", { name: "picture.png" });
+  }
+  return upload(file, "board_result.png");
+}
+
 /** The address of a file in the input folder, as a layer names it. */
 function inputAddress(name) {
   const at = name.lastIndexOf("/");
@@ -94,7 +105,7 @@ app.registerExtension({
     return {
       LD_BOARD(node, name) {
         const words = wordsOf(language(), WORDS);
-        const editor = new Board({ words, onChange: () => remember(node), upload, address: inputAddress, mostBytes });
+        const editor = new Board({ words, onChange: () => remember(node), upload, keep, address: inputAddress, mostBytes });
         node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
         node.onDragDrop = async (event) => {
           await editor.addFiles([...event.dataTransfer.files]);

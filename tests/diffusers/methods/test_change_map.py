@@ -60,7 +60,7 @@ def pixels(image):
 def test_all_noise_one_is_the_picture_of_the_words_to_the_bit(pipeline):
     document = with_noise(collage_document(), 1.0)
     assert np.array_equal(
-        pixels(pipeline.harmonize(document, seed=4, steps=3)),
+        pixels(pipeline.harmonize(document, seed=4, attention=None, steps=3)),
         pixels(pipeline.generate_layer(document.words, seed=4, steps=3)),
     )
 

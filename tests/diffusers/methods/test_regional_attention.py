@@ -14,7 +14,7 @@ from layered_core.attention.regional_plan import REGION_MODES, Settings
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_diffusers.methods.regional_attention import RegionalPrompts
-from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.pipeline import PLACES, LayeredDiffusionPipeline
 from layered_diffusers.sampling import Method, Run
 
 
@@ -253,11 +253,12 @@ def test_maps_of_a_plain_run_change_no_bit(pipeline):
     assert maps
 
 
-def test_render_takes_regions(pipeline):
-    plain, regional = (
-        pipeline.render(halves(), strength=1.0, steps=2, attention=a) for a in (None, Settings())
+def test_render_takes_regions_and_does_so_by_itself(pipeline):
+    plain, regional, default = (
+        pipeline.render(halves(), strength=1.0, steps=2, **how)
+        for how in ({"attention": None}, {"attention": PLACES}, {})
     )
-    assert plain.tobytes() != regional.tobytes()
+    assert plain.tobytes() != regional.tobytes() == default.tobytes()
     assert (
         pipeline.render(halves(), strength=1.0, steps=2, attention=Settings(strength=0)).tobytes()
         == plain.tobytes()

@@ -114,7 +114,7 @@ def test_a_method_of_its_own_names_an_embedding_that_is_not_loaded(pipeline, fol
 
 
 def test_layers_that_do_not_act_need_no_embedding(pipeline):
-    plain = pipeline.render(halves("ball"), strength=1.0, steps=2)
+    plain = pipeline.render(halves("ball"), strength=1.0, steps=2, attention=None)
     off = pipeline.render(halves("ball", "nosuch"), strength=1.0, steps=2, attention=Settings(strength=0.0))
     assert difference(off, plain) == 0
     hidden = halves("ball", "nosuch")

@@ -163,6 +163,25 @@ def test_render_lets_words_act_in_their_places(pipeline):
     assert not np.array_equal(np.asarray(plain), np.asarray(bound))
 
 
+def test_render_paints_layers_of_words_and_keeps_pictures(pipeline):
+    back = Layer("back", pixels(0, 64, 96), prompt="meadow")
+    ball = Layer("ball", prompt="a red ball", x=32, y=16, width=32, height=32)
+    document = LayerDocument(96, 64, (back, ball))
+    before = (pipeline.flat(document)[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    after = np.asarray(pipeline.render(document, strength=0.0, steps=2, guidance=1.0))
+    outside = np.ones((64, 96), bool)
+    outside[16:48, 32:64] = False
+    assert np.array_equal(after[outside], before[outside])
+    assert np.abs(after[~outside].astype(int) - before[~outside]).mean() > 5
+
+
+@pytest.mark.parametrize("how", [{"guidance": 1.0}, {}, {"guidance": 4.0}])
+def test_rendering_without_settings_warns_of_no_setting(pipeline, how, caplog):
+    document = LayerDocument(96, 64, (Layer("back", pixels(0, 64, 96), prompt="meadow"),))
+    pipeline.render(document, strength=0.5, steps=2, **how)
+    assert caplog.text == ""
+
+
 def test_a_document_is_built_stage_by_stage(flux):
     meadow = Layer("meadow", prompt="in the meadow", width=96, height=64)
     ball = Layer("ball", prompt="a red ball", x=32, y=16, width=32, height=32)

@@ -33,6 +33,7 @@ export class Board extends Editor {
    * @param {(key: string, values?: object) => string} host.words
    * @param {() => void} host.onChange
    * @param {(file: Blob, name: string) => Promise<string>} host.upload puts a file into the input folder; returns its name there, or throws a FileError
+   * @param {(url: string) => Promise<string>} host.keep puts a result into the input folder; as `upload`
    * @param {(name: string) => string} host.address where the page finds a file of the input folder
    * @param {() => number} host.mostBytes the greatest file that the server takes
    */
@@ -130,6 +131,29 @@ export class Board extends Editor {
     if (!image) return false;
     const { width, height } = this.canvas;
     return Math.abs((image.naturalWidth * height) / (image.naturalHeight * width) - 1) < 0.02;
+  }
+
+  /** Make the last result the backdrop, on which layers can be redone one at a time. */
+  async keepResult() {
+    const { url } = this.result.picture;
+    try {
+      const image = await this.host.keep(url);
+      const backdrop = this.layers.find((layer) => layer.own && states.isBackdrop(layer, this.canvas));
+      if (backdrop) this.change(backdrop.name, { image, mask: null });
+      else this.#addBehind({ name: this.words("resultName"), image, x: 0, y: 0, width: this.canvas.width, height: this.canvas.height });
+      this.result = { ...this.result, of: JSON.stringify(this.state) };
+      this.refresh();
+    } catch (error) {
+      this.#fileTrouble(error, () => this.keepResult());
+    }
+  }
+
+  #addBehind(layer) {
+    if (!this.#hasRoom()) return;
+    const name = states.freeName(layer.name, this.layers.map((one) => one.name));
+    const state = states.added(this.state, [{ ...layer, name }]);
+    const names = [name, ...this.layers.map((one) => one.name)];
+    this.edit(states.put(states.reordered(state, this.stack, names), "locked", [name], true));
   }
 
   /** Show, while a layer is selected, what its words attended to. @param {{name: string, url: string}[]} maps */
@@ -410,6 +434,8 @@ export class Board extends Editor {
     });
     this.resultSlider = slider;
     this.resultLabel = element("label", { className: "ld-label ld-result", title: words("result") }, words("resultShort"), slider);
+    const keep = button("keep", words("keep"), () => this.keepResult());
+    this.keepLabel = keep.label;
     const attention = button("attention", words("attention"), () => this.stage.draw(), "checkbox");
     this.attentionButton = attention.input;
     this.attentionLabel = attention.label;
@@ -419,7 +445,7 @@ export class Board extends Editor {
       { className: "ld-tools", role: "toolbar", "aria-label": words("tools") },
       tools, add.label, copy.label, bin.label, this.sizeLabel, bar(), undo.label, redo.label, bar(), flipH.label, flipV.label, align, bar(), snap.label, fit.label,
       element("span", { className: "ld-gap" }),
-      this.resultLabel, this.attentionLabel,
+      this.resultLabel, this.keepLabel, this.attentionLabel,
     );
   }
 
@@ -430,7 +456,7 @@ export class Board extends Editor {
     this.copyButton.disabled = !this.readable || !own.length;
     this.deleteButton.disabled = !this.readable || !this.selectedLayers.some((layer) => !this.isLocked(layer.name));
     this.alignBox.disabled = !this.readable || !this.selection.length;
-    this.resultLabel.style.visibility = this.result ? "visible" : "hidden";
+    this.resultLabel.style.visibility = this.keepLabel.style.visibility = this.result ? "visible" : "hidden";
     this.attentionLabel.style.visibility = this.attention.has(this.chosen) ? "visible" : "hidden";
     this.resultSlider.value = this.resultShare;
     const old = this.result && this.result.of !== JSON.stringify(this.state);

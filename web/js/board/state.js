@@ -83,8 +83,12 @@ export function layersOf(state, incoming) {
 export function freedomOf(layer, layers, canvas) {
   if (layer.recipe.noise !== null) return layer.recipe.noise;
   const shown = layers.filter((one) => one.visible && one.opacity > 0);
-  const backdrop = shown.length > 1 && shown[0].name === layer.name && !layer.generated && !layer.prompt.trim();
-  return backdrop && layer.blend_mode === "normal" && fills(layer, canvas) ? 0 : 0.8;
+  return shown.length > 1 && shown[0].name === layer.name && isBackdrop(layer, canvas) ? 0 : 0.8;
+}
+
+/** @returns {boolean} whether a layer is a picture without words that fills the canvas */
+export function isBackdrop(layer, canvas) {
+  return !layer.generated && !layer.prompt.trim() && layer.blend_mode === "normal" && fills(layer, canvas);
 }
 
 const isOwn = (state, name) => state.layers.some((entry) => entry.name === name);
