@@ -98,6 +98,25 @@ class Page:
             self.page.wait_for_function(loaded, arg=node, timeout=120_000, polling=200)
         self.page.wait_for_timeout(500)
 
+    def overlaps(self):
+        """Return the titles of nodes that lie over one another by more than 2 pixels, as they are drawn now."""
+        return self.page.evaluate(
+            """() => {
+                const boxes = app.graph.nodes.map((node) => {
+                    const drawn = LiteGraph.vueNodesMode && document.querySelector(`[data-node-id="${node.id}"]`);
+                    const { scale, offset } = app.canvas.ds;
+                    const [x, y] = node.pos.map((value, axis) => (value + offset[axis]) * scale);
+                    const [width, height] = node.size.map((value) => value * scale);
+                    const box = drawn ? drawn.getBoundingClientRect()
+                        : { left: x, top: y - 30 * scale, right: x + width, bottom: y + height };
+                    return { title: node.title, box };
+                });
+                const apart = (a, b) => a.right - 2 < b.left || a.bottom - 2 < b.top;
+                return boxes.flatMap((a, i) => boxes.slice(i + 1)
+                    .filter((b) => !apart(a.box, b.box) && !apart(b.box, a.box)).map((b) => [a.title, b.title]));
+            }"""
+        )
+
     def look(self, scale, offset):
         """Move the canvas."""
         self.page.evaluate(

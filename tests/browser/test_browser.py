@@ -49,11 +49,12 @@ def test_a_workflow_runs_from_the_page_and_its_picture_is_seen_in_the_node(page,
     page.setting("Comfy.VueNodes.Enabled", vue)
     page.open(file)
     kinds = {n[0]: n[1] for n in page.nodes()}
-    pictured = [k for k in kinds if kinds[k] == "LD_LayerComposite"] or [
-        k for k in kinds if kinds[k] == "SaveImage"
+    pictured = [k for k in kinds if kinds[k] == "SaveImage"] or [
+        k for k in kinds if kinds[k] == "LD_LayerComposite"
     ]
     assert pictured
     page.queue(pictured)
+    assert page.overlaps() == []  # with the pictures that nodes show after a run
     for node in pictured:
         image = page.page.evaluate("(id) => app.nodeOutputs[id].images[0]", node)
         shown = np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"))
