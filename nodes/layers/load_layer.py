@@ -301,7 +301,7 @@ class LayerFromImage(io.ComfyNode):
                     values,
                 )
             )
-        return io.NodeOutput(_with_layers(cls, "Layer From Image", layers, added, values))
+        return io.NodeOutput(_with_layers(cls, "Layer from Image or Box", layers, added, values))
 
 
 def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping[str, Any]) -> Layer:
