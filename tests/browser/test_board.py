@@ -1,12 +1,14 @@
 """Layer Board as users see it: a stack made from nothing, in both of ComfyUI's ways to draw nodes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from editors import EditorInPage, Fingers, box_of, near, node
 from PIL import Image
 
+PACK = Path(__file__).resolve().parents[2]
 WIDTH, HEIGHT = 128, 96
 RED, GREEN, BLUE = (230, 20, 20), (20, 210, 40), (40, 60, 220)
 SKY = {"name": "sky", "image": "board_sky.png", "x": 0, "y": 0, "width": WIDTH, "height": HEIGHT}
@@ -398,3 +400,51 @@ def test_a_box_is_drawn_and_moved_with_a_finger_and_two_fingers_zoom(empty):
     assert empty.ask("editor.stage.zoom") == pytest.approx(3, rel=0.1)
     assert empty.entry("a boat") == before
     assert empty.page.evaluate("() => app.canvas.ds.scale") == graph  # which ComfyUI would zoom as well
+
+
+def test_a_picture_is_pasted_and_text_is_not(made):
+    """As ComfyUI would make a node of it, the page's own paste must not hear of it."""
+    made.pick()
+    nodes = made.page.evaluate("() => app.graph.nodes.length")
+    paste = """async ([kind, text]) => {
+        const data = new DataTransfer();
+        if (kind === 'text') data.setData('text/plain', text);
+        else {
+            const canvas = new OffscreenCanvas(20, 10);
+            canvas.getContext('2d').fillRect(0, 0, 20, 10);
+            data.items.add(new File([await canvas.convertToBlob()], 'image.png', { type: 'image/png' }));
+        }
+        document.activeElement.dispatchEvent(
+            new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true }));
+    }"""
+    made.page.evaluate(paste, ["text", "hello"])
+    made.page.evaluate(paste, ["picture", ""])
+    made.ask("editor.layers.length === 3", wait=True)
+    assert made.names == ["sky", "green", "image"]
+    assert made.page.evaluate("() => app.graph.nodes.length") == nodes
+
+
+def test_what_words_attended_to_is_shown_for_the_selected_layer(page, server):
+    it = BoardInPage(page, server, False)
+    page.open(PACK / "workflows" / "05_regional_prompts.json")
+    it.EDITOR = str(
+        page.page.evaluate("() => app.graph.nodes.find(n => n.comfyClass === 'LD_LayerBoard').id")
+    )
+    it.lay_out()
+    page.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
+    it.ask("editor.attention.size > 0 && [...editor.attention.values()].every(map => map.image)", wait=True)
+    name = it.ask("[...editor.attention.keys()].at(-1)")
+    it.pick(name)
+    it.ask("(editor.toolbar.attention.input.checked = true)")
+    ((address, alpha),) = it.ask("editor.overlays().map(({ image, alpha }) => [image.src, alpha])")
+    assert address.endswith(it.ask("editor.attention.get(a[0]).url", name))
+    assert alpha == 1
+
+
+def test_a_board_in_a_subgraph_keeps_its_layers(made):
+    made.page.evaluate(
+        "(id) => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", made.EDITOR
+    )
+    made.page.wait_for_timeout(500)
+    boards = [n["inputs"]["board"] for n in made.it.prompt().values() if n["class_type"] == "LD_LayerBoard"]
+    assert [[layer["name"] for layer in board["layers"]] for board in boards] == [["sky", "green"]]

@@ -185,7 +185,8 @@ export class Board extends Editor {
       taken.push(name);
       return { ...layer, name };
     });
-    this.edit(states.added(state, named));
+    const { width, height } = this.canvas;
+    this.edit(states.added(state.width ? state : states.canvasChanged(state, { width, height }), named)); // layers fix the size
     this.selection = named.map((layer) => layer.name);
     this.refresh();
     return named;
