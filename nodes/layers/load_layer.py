@@ -171,7 +171,7 @@ def _recipe() -> list[io.Input]:
         ),
         io.Int.Input(
             "canvas_height", default=0, min=0, max=MAX_SIDE, advanced=True,
-            tooltip="Canvas height, pixels; 0 as for canvas_width. Neutral: 0.",
+            tooltip="Canvas height, pixels; 0 as for the width. Neutral: 0.",
         ),
         LAYERS.Input("layers", optional=True, tooltip="The stack to lay this layer on. Not connected: a new "
         "stack."),
