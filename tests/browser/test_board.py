@@ -147,6 +147,53 @@ def test_all_that_was_made_can_be_undone_and_redone(made):
     assert made.names == ["sky", "green", "green 2"]
 
 
+def test_a_copy_of_a_box_is_an_entry_that_the_server_reads(page, server):
+    it = BoardInPage(
+        page, server, False, board(SKY, {"name": "box", "x": 8, "y": 8, "width": 32, "height": 32})
+    )
+    it.pick("box")
+    it.press("Control+d")
+    assert set(it.entry("box 2")) == {"name", "x", "y", "width", "height"}
+    it.run()
+
+
+def test_layers_that_a_program_posted_without_a_size_are_shown_in_the_size_that_they_have(page, server):
+    sizeless = board({"name": "all", "prompt": "a park"}, {"name": "green", "image": "board_green.png"})
+    it = BoardInPage(page, server, False, sizeless)
+    it.ask("editor.layer('green').width === 24", wait=True)
+    assert it.ask("[editor.layer('all').width, editor.layer('all').height]") == [WIDTH, HEIGHT]
+    assert box_of(it.run(), GREEN) == (0, 0, 24, 24)
+    assert it.state == sizeless
+
+
+def test_the_drawer_keeps_the_focus_and_sets_what_acts_for_the_layer(made):
+    made.pick("green")
+    made.page.locator(".ld-row.ld-selected summary").click()
+    fields = made.page.locator(".ld-row.ld-selected .ld-drawer-row:visible span")
+    assert fields.all_inner_texts() == ["freedom", "control"]
+    hint = made.page.locator(".ld-row.ld-selected .ld-drawer-row select")
+    hint.click()
+    assert made.ask("document.activeElement.tagName") == "SELECT"
+    hint.select_option("canny")
+    made.page.locator(".ld-row.ld-selected .ld-words").first.fill("a green square")
+    made.page.wait_for_timeout(200)
+    assert fields.all_inner_texts() == [
+        "freedom",
+        "words' strength",
+        "control",
+        "control strength",
+        "seed",
+        "LoRA",
+    ]
+    lora = made.page.locator(".ld-row.ld-selected .ld-drawer-row input[aria-label='LoRA']")
+    lora.fill("ink.safetensors:0.5, soft")
+    lora.press("Tab")
+    recipe = made.entry("green")["recipe"]
+    assert recipe["control"]["hint"] == "canny"
+    assert recipe["loras"] == [{"name": "ink.safetensors", "strength": 0.5}, {"name": "soft", "strength": 1}]
+    made.run()
+
+
 def test_the_brush_makes_a_place_and_the_server_has_it_where_it_was_painted(made):
     made.pick()
     made.press("p")

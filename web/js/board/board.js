@@ -3,7 +3,7 @@
 import { element, textButton } from "../editor/dom.js";
 import { Editor } from "../editor/editor.js";
 import { moved } from "../editor/geometry.js";
-import { Picture } from "../editor/picture.js";
+import { Picture, sizeOf } from "../editor/picture.js";
 import { Values } from "../editor/values.js";
 import { CanvasPanel } from "./canvas_panel.js";
 import { ACCEPT, FileError, checkPicture, placeOf } from "./files.js";
@@ -45,7 +45,7 @@ export class Board extends Editor {
     this.incoming = null; // canvas of the layers that come in
     this.pictures = new Map(); // by their addresses
     this.painting = new Painting(this);
-    this.saving = new Set(); // what is on its way to the server
+    this.saving = new Set(); // work on files that is not done yet
     this.complaint = null; // what went wrong last: {words, retry}
     this.result = null;
     this.attention = new Map();
@@ -68,8 +68,16 @@ export class Board extends Editor {
     const layers = super.layers;
     return [...layers, ...this.painting.fresh.map(states.whole)].map((layer) => {
       const tint = layer.own && layer.generated ? { tint: tintOf(places++) } : {};
-      return { ...layer, ...tint, ...this.painting.drafts.get(layer.name)?.box };
+      return { ...layer, ...tint, ...this.#sizeOf(layer), ...this.painting.drafts.get(layer.name)?.box };
     });
+  }
+
+  /** The size of a layer of which only a program said something: that of its picture, or of the canvas. */
+  #sizeOf({ width, height, image }) {
+    if (width && height) return {};
+    const picture = image && this.#picture({ url: this.host.address(image) }).source;
+    const [w, h] = picture ? sizeOf(picture) : [this.canvas.width, this.canvas.height];
+    return { width: width || w, height: height || h };
   }
 
   isLocked(name) {
@@ -134,7 +142,11 @@ export class Board extends Editor {
   }
 
   /** Make the last result the backdrop, on which layers can be redone one at a time. */
-  async keepResult() {
+  keepResult() {
+    return this.track(this.#keepResult());
+  }
+
+  async #keepResult() {
     const { url } = this.result.picture;
     try {
       const image = await this.host.keep(url);
@@ -219,13 +231,17 @@ export class Board extends Editor {
   }
 
   /** Add pictures. @param {File[]} files @param {{x: number, y: number}} [point] where they were dropped, canvas pixels */
-  async addFiles(files, point) {
+  addFiles(files, point) {
+    return this.track(this.#addFiles(files, point));
+  }
+
+  async #addFiles(files, point) {
     for (const file of files) {
       if (!this.readable || !this.#hasRoom()) return;
       this.complaint = null;
       try {
         const size = await checkPicture(file, this.host.mostBytes(), MAX_SIDE);
-        const image = await this.send(file, file.name);
+        const image = await this.host.upload(file, file.name);
         this.#addPicture(image, file.name.replace(/\.[^.]+$/, ""), size, point);
       } catch (error) {
         this.fileTrouble(error, () => this.addFiles([file], point));
@@ -247,12 +263,11 @@ export class Board extends Editor {
     if (place.width < size.width) this.complain("fitted", { name, size: `${size.width} x ${size.height}` });
   }
 
-  /** Keep a promise in mind until it is done, so that a run waits for it. */
-  send(file, name) {
-    const sending = this.host.upload(file, name);
-    const done = sending.catch(() => {}).finally(() => this.saving.delete(done));
+  /** Keep work on files in mind until it is done, so that a run waits for it. @returns {Promise<unknown>} the same */
+  track(work) {
+    const done = work.catch(() => {}).finally(() => this.saving.delete(done));
     this.saving.add(done);
-    return sending;
+    return work;
   }
 
   /** Resolves when nothing is on its way to the server. */

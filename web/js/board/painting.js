@@ -63,7 +63,11 @@ export class Painting {
   }
 
   /** Keep what was painted: send the mask to the server, then put its name into the state. */
-  async end(drawing) {
+  end(drawing) {
+    return this.board.track(this.#keep(drawing));
+  }
+
+  async #keep(drawing) {
     const { board } = this;
     const { layer, fresh, target, draft } = drawing;
     const made = painted(target, board.canvas);
@@ -89,7 +93,7 @@ export class Painting {
   /** @returns {Promise<string>} the mask's name in the input folder */
   async #send(mask) {
     const file = await asFile(mask);
-    const name = await this.board.send(file, await nameOf(file));
+    const name = await this.board.host.upload(file, await nameOf(file));
     this.masks.set(name, mask);
     return name;
   }

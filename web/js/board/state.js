@@ -24,6 +24,9 @@ const NEUTRAL = {
   prompt: "", negative: "", rotation: 0, flip_h: false, flip_v: false, opacity: 1, blend_mode: "normal", visible: true, image: null, mask: null,
 };
 
+/** All that an entry may hold; what else a layer has is the page's own. */
+const FIELDS = ["name", "x", "y", "width", "height", ...Object.keys(NEUTRAL)];
+
 /** A recipe's values when nothing was set; the same as layered_core.document.Recipe. `noise` null: see `freedomOf`. */
 const RECIPE = { inside: 1, outside: 1, noise: null, seed: null, loras: [], embedding: null, control: { hint: "none", strength: 1, start: 0, end: 1 } };
 
@@ -60,10 +63,11 @@ export function whole(entry) {
 }
 
 /** @returns {Entry} without the fields that have their neutral value */
-function short({ own: _, generated: __, recipe, ...layer }) {
-  const entry = Object.fromEntries(Object.entries(layer).filter(([key, value]) => !(key in NEUTRAL) || value !== NEUTRAL[key]));
-  const set = Object.fromEntries(Object.entries(recipe ?? {}).filter(([key, value]) => !same(value, RECIPE[key])));
-  return Object.keys(set).length ? { ...entry, recipe: set } : entry;
+function short(layer) {
+  const told = (key) => layer[key] !== undefined && !(key in NEUTRAL && layer[key] === NEUTRAL[key]);
+  const entry = Object.fromEntries(FIELDS.filter(told).map((key) => [key, layer[key]]));
+  const recipe = Object.fromEntries(Object.entries(layer.recipe ?? {}).filter(([key, value]) => !same(value, RECIPE[key])));
+  return Object.keys(recipe).length ? { ...entry, recipe } : entry;
 }
 
 const arranged = (state) => arrangement.read(state.arrangement);

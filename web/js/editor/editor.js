@@ -55,7 +55,8 @@ export class Editor {
     this.element.addEventListener("keydown", (event) => this.#key(event));
     // A button pressed with the pointer leaves the focus on the canvas.
     this.element.addEventListener("click", (event) => {
-      if (event.detail > 0 && event.target.closest(".ld-button, .ld-row, .ld-text-button") && !event.target.matches(".ld-text")) this.stage.focus();
+      const pressed = event.target.closest(".ld-button, .ld-row, .ld-text-button") && !event.target.closest(".ld-text, .ld-more");
+      if (event.detail > 0 && pressed) this.stage.focus();
     });
     this.refresh();
   }
