@@ -14,6 +14,7 @@ from ...layered_core.editing.layer_picture import thumbnail
 from ...layered_core.errors import LayeredError
 from ...layered_core.progress import steps
 from .compositor_state import apply_compositor, linked_compositor
+from .editor_widget import EditorInput
 from .preview import Preview
 from .socket import LAYERS, read_stack, write_stack
 
@@ -28,11 +29,8 @@ class ArrangementWidget(io.ComfyTypeIO):
 
     Type = Mapping[str, Any]
 
-    class Input(io.WidgetInput):
-        """An input without a socket: its value is made by hand."""
-
-        def __init__(self, id: str, tooltip: str) -> None:
-            super().__init__(id, optional=True, tooltip=tooltip, default={}, socketless=True)
+    class Input(EditorInput):
+        """The input of a node."""
 
 
 class ArrangeLayers(io.ComfyNode):

@@ -14,6 +14,7 @@ from ...layered_core.editing.board import PICTURES, Board, laid, read_board, ren
 from ...layered_core.errors import LayeredError
 from ...layered_core.formats.limits import Budget, Limits
 from .arrange_layers import shown
+from .editor_widget import EditorInput
 from .input_files import input_path
 from .long_work import fingerprint
 from .remarks import tell
@@ -27,11 +28,8 @@ class BoardWidget(io.ComfyTypeIO):
 
     Type = Mapping[str, Any]
 
-    class Input(io.WidgetInput):
-        """An input without a socket: its value is made by hand."""
-
-        def __init__(self, id: str, tooltip: str) -> None:
-            super().__init__(id, optional=True, tooltip=tooltip, default={}, socketless=True)
+    class Input(EditorInput):
+        """The input of a node."""
 
 
 class LayerBoard(io.ComfyNode):
