@@ -35,6 +35,7 @@ FIELDS = {
     ("LD_EditLayer", "prompt.to"),
     ("LD_LayerFromImage", "negative"),
     ("LD_LayerFromImage", "prompt"),
+    ("LD_LayersFromBoxes", "prompt"),
     ("LD_LayerMaskFromAttention", "negative"),
     ("LD_LayerMaskFromAttention", "prompt"),
     ("LD_LoadLayer", "negative"),
@@ -77,6 +78,23 @@ def test_a_saved_workflow_keeps_the_choice_and_chooses_again(page):
     for inputs, words in ((sent, shown), again[:2]):
         assert (inputs["prompt"], inputs["prompt.to"]) == ("set", "a red ball")
         assert words == "a {red|red} ball"
+
+
+def test_words_on_a_board_are_sent_with_what_was_chosen_and_stay_as_they_were_written(page):
+    sent, kept = page.page.evaluate(
+        """async (words) => {
+            app.graph.clear();
+            const node = LiteGraph.createNode('LD_LayerBoard');
+            app.graph.add(node);
+            const layer = { name: 'a', prompt: words, negative: words, x: 0, y: 0, width: 8, height: 8 };
+            node.layerEditor.value = { version: 1, prompt: words, layers: [layer] };
+            return [(await app.graphToPrompt()).output[node.id].inputs.board, node.layerEditor.value];
+        }""",
+        WORDS,
+    )
+    (layer,) = sent["layers"]
+    assert all(CHOSEN.match(text) for text in (sent["prompt"], layer["prompt"], layer["negative"]))
+    assert kept["layers"][0]["prompt"] == kept["prompt"] == WORDS
 
 
 @pytest.mark.parametrize(

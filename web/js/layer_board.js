@@ -4,8 +4,9 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { Board } from "./board/board.js";
 import { FileError } from "./board/files.js";
+import { withWords } from "./board/state.js";
 import { WORDS } from "./board/words.js";
-import { addEditor, address, growTo, language, outputKey, prepare, remember } from "./editor/host.js";
+import { addEditor, address, growTo, language, outputKey, prepare, remember, resolved } from "./editor/host.js";
 import { wordsOf } from "./editor/words.js";
 
 const NODE = "LD_LayerBoard";
@@ -43,6 +44,12 @@ async function keep(url) {
 function inputAddress(name) {
   const at = name.lastIndexOf("/");
   return address({ filename: name.slice(at + 1), subfolder: name.slice(0, Math.max(at, 0)), type: "input" });
+}
+
+/** The board as the server gets it: all strokes saved, all choices in words made. */
+async function sent(editor) {
+  await editor.saved();
+  return editor.readable ? withWords(editor.value, resolved) : editor.value;
 }
 
 const mostBytes = () => api.getServerFeature?.("max_upload_size", 100 * 2 ** 20) ?? 100 * 2 ** 20;
@@ -112,7 +119,7 @@ app.registerExtension({
           return true;
         };
         return addEditor(node, name, editor, {
-          type: "LD_BOARD", height: 420, onExecuted: (output) => show(node, output), ready: () => editor.saved(),
+          type: "LD_BOARD", height: 420, onExecuted: (output) => show(node, output), send: () => sent(editor),
         });
       },
     };

@@ -173,3 +173,13 @@ export function canvasChanged(state, changes) {
   const { background, prompt, negative, ...rest } = all;
   return { ...rest, ...(background ? { background } : {}), ...(prompt ? { prompt } : {}), ...(negative ? { negative } : {}) };
 }
+
+/** @param {(words: string) => string} change @returns {State | {}} a value for the workflow in which all words were changed */
+export function withWords(value, change) {
+  const words = ({ prompt, negative, ...rest }) => ({
+    ...rest,
+    ...(prompt ? { prompt: change(prompt) } : {}),
+    ...(negative ? { negative: change(negative) } : {}),
+  });
+  return value.layers ? { ...words(value), layers: value.layers.map(words) } : value;
+}

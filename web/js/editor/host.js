@@ -6,6 +6,13 @@ import { api } from "../../../../scripts/api.js";
 /** The language that the user chose, such as "en" or "zh". */
 export const language = () => app.extensionManager?.setting?.get("Comfy.Locale");
 
+/** @returns {string} a prompt as ComfyUI sends it: of {a|b} one is chosen, and comments are left out */
+export function resolved(text) {
+  const field = { dynamicPrompts: true, value: text };
+  app.extensions.find(({ name }) => name === "Comfy.DynamicPrompts")?.nodeCreated({ widgets: [field] });
+  return field.serializeValue?.(undefined, 0) ?? text;
+}
+
 /** The address of a picture that the server has. */
 export function address({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder: subfolder ?? "", type: type ?? "temp" })}`);
@@ -37,10 +44,10 @@ function forward(element) {
 /**
  * Make an editor a widget of its node.
  *
- * @param {{type: string, height: number, onExecuted: (output: object) => void, ready?: () => Promise<void>}} options `ready`: resolves
- *   when the value is whole, before it is sent to the server
+ * @param {{type: string, height: number, onExecuted: (output: object) => void, send?: () => Promise<object>}} options `send`: gives the
+ *   value that the server gets, if it is not the value that the workflow keeps
  */
-export function addEditor(node, name, editor, { type, height, onExecuted, ready }) {
+export function addEditor(node, name, editor, { type, height, onExecuted, send }) {
   node.layerEditor = editor;
   const widget = node.addDOMWidget(name, type, editor.element, {
     getValue: () => editor.value,
@@ -48,12 +55,7 @@ export function addEditor(node, name, editor, { type, height, onExecuted, ready 
     getMinHeight: () => height,
     serialize: true,
   });
-  if (ready) {
-    widget.serializeValue = async () => {
-      await ready();
-      return editor.value;
-    };
-  }
+  if (send) widget.serializeValue = send;
   forward(editor.element);
   const { onRemoved, onExecuted: executed } = node;
   node.onRemoved = function (...all) {
