@@ -112,15 +112,16 @@ def bytes_needed(
 
     The peak is at the full side, in the first resnet of the last block. It holds a skip connection (``w0``
     channels), the block's input (``w1``) concatenated with another skip, the shortcut, a convolution's
-    output, and the picture twice. Some wide convolutions copy their weights. Measured memory is 0.7 to 1.0 of
-    the estimate (``tests/core/transparency/test_transparent_decode.py``, and in the published widths
+    output, and the picture twice, or three times on CPUs that compute bfloat16 in single precision. Some wide
+    convolutions copy their weights. Measured memory is 0.7 to 1.0 of the estimate
+    (``tests/core/transparency/test_transparent_decode.py``, and in the published widths
     ``python -m benchmarks.transparent_decode``).
     """
     side = decoder.STRIDE
     area = min(-(-height // side) * side, tile) * min(-(-width // side) * side, tile)
     weight = next(decoder.parameters())
     copies = 2 * max(p.numel() for p in decoder.parameters())
-    network = (area * (4 * decoder.widths[0] + decoder.widths[1] + 2 * 3) + copies) * weight.element_size()
+    network = (area * (4 * decoder.widths[0] + decoder.widths[1] + 3 * 3) + copies) * weight.element_size()
     passes = area * 4 * 4 * (augmentations + 2)
     return network + passes, height * width * 4 * 4
 
