@@ -98,7 +98,7 @@ class Compositor:
         """Return the canvas's rows composited, ``[H, W, 4]``."""
         document = self._document
         band = 0, rows.start, document.width, rows.stop
-        seen, background = [], document.background
+        seen = []
         for layer in reversed(self._shown):
             box = meet(layer.box, band)
             if box is None:
@@ -108,10 +108,9 @@ class Compositor:
             if most > 0:
                 seen.append((layer.mode, box, colour, alpha))
             if layer.mode == "normal" and least == 1 and box == band:
-                background = None  # nothing of it is seen, and mixing it in would change the last bits
                 break
         size = rows.stop - rows.start, document.width
-        below = _Band(self._rules, background, like.new_zeros(3, *size))
+        below = _Band(self._rules, document.background, like.new_zeros(3, *size))
         for mode, (x0, y0, x1, y1), colour, alpha in reversed(seen):
             area = ..., slice(y0 - rows.start, y1 - rows.start), slice(x0, x1)
             below.lay(mode, area, colour, alpha)

@@ -170,14 +170,6 @@ def test_what_is_laid_on_nothing_comes_through_to_the_bit(rules):
 
 
 @pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
-def test_a_picture_that_covers_a_background_comes_through_to_the_bit(rules):
-    pixels = picture(9, 11, 4)
-    pixels[..., 3] = 1
-    grey = (0.5, 0.5, 0.5)
-    assert torch.equal(composite(LayerDocument(11, 9, (Layer("a", pixels),), grey), rules), pixels)
-
-
-@pytest.mark.parametrize("rules", ["comfyui", "photoshop"])
 def test_the_background_is_an_opaque_layer_under_all(rules):
     layers = Layer("a", picture(5, 6, 1), blend_mode="multiply"), Layer("b", picture(5, 6, 2))
     sheet = Layer("sheet", torch.tensor([[[0.1, 0.5, 0.9, 1.0]]]), width=6, height=5)
