@@ -32,9 +32,9 @@ class EditorInPage:
         }"""
         where = "(r => [r.x, r.y, r.width, r.height])(editor.stage.element.getBoundingClientRect())"
         before = None
-        for _ in range(50):
+        for _ in range(150):
             self.page.evaluate(place, [self.EDITOR])
-            self.page.wait_for_timeout(400)
+            self.page.wait_for_timeout(150)
             now = self.ask(where)
             if now == before and 120 < now[0] < 200 and now[1] > 120 and now[3] > 100:
                 return

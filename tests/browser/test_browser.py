@@ -23,17 +23,12 @@ FOR_OWN_FILES = (
 
 
 @pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
-def test_a_workflow_opens_with_no_missing_node(page, file):
+def test_a_workflow_opens_with_no_missing_node_and_says_the_same_as_its_api_form(page, file):
+    """Except for titles, and for inputs at their defaults that only the page writes."""
     page.open(file)
     nodes = page.nodes()
     assert len(nodes) == len(json.loads(file.read_text())["nodes"])
     assert [n for n in nodes if not n[2]] == []
-
-
-@pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
-def test_the_graph_and_the_api_form_of_a_workflow_say_the_same(page, file):
-    """Except for titles, and for inputs at their defaults that only the page writes."""
-    page.open(file)
     from_page = page.prompt()
     from_file = json.loads((PACK / "workflows" / "api" / file.name).read_text())
     assert set(from_page) == set(from_file)
