@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 
+# The page opens a workflow of its own last, over whatever was opened before.
 READY = (
-    "() => window.app?.graph && window.app?.extensionManager"
+    "() => window.app?.graph && window.app?.extensionManager?.workflow?.activeWorkflow"
     " && Object.keys(LiteGraph.registered_node_types).length > 50"
 )
 
