@@ -13,12 +13,12 @@ that are not the board's own, and orders all of them if some are not.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..document import MAX_LAYERS, LayerDocument, unique_names
+from ..document import MAX_LAYERS, Layer, LayerDocument, unique_names
 from ..errors import LayeredError, invalid
 from ..formats.document_json import layer_entries, read_layers
 from ..formats.limits import Budget, Limits
@@ -158,9 +158,6 @@ def _canvas(board: Board, below: LayerDocument | None) -> LayerDocument:
     return LayerDocument(size.width, size.height, **kept)
 
 
-def renamed(own: list[str], below: LayerDocument | None) -> tuple[Any, ...]:
+def renamed(own: Sequence[str], below: LayerDocument | None) -> tuple[Layer, ...]:
     """Return the layers of ``below``, those with a name among ``own`` under another name."""
-    if below is None:
-        return ()
-    stand_ins = [replace(below.layers[0], name=name) for name in own] if len(below) else []
-    return unique_names([*stand_ins, *below])[len(own) :]
+    return unique_names([*map(Layer, own), *(below or ())])[len(own) :]
