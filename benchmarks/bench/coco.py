@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ LEAST = 0.01
 MOST = 8
 """Greatest number of objects."""
 
-_GRID = 128
+_GRID = 64
 """Side of the grid on which the covered share is measured."""
 
 _PLURALS = {"person": "people", "mouse": "mice", "knife": "knives"}
@@ -76,13 +77,7 @@ def choose(settings: CocoSettings, count: int) -> list[Chosen]:
     Raises:
         LayeredError: the files cannot be read, or fewer captions fit.
     """
-    photos = read_photos(settings.annotations)
-    chosen: list[Chosen] = []
-    for index in np.random.default_rng(settings.seed).permutation(len(photos)):
-        if len(chosen) == count:
-            break
-        fitting = (fit(photos[index], caption) for caption in photos[index].captions)
-        chosen += [found for found in fitting if found is not None][:1]
+    chosen = list(islice(_fitting(read_photos(settings.annotations), settings.seed), count))
     if len(chosen) < count:
         what = f"{len(chosen)} captions fit" if chosen else "no caption fits"
         raise LayeredError(
@@ -93,18 +88,32 @@ def choose(settings: CocoSettings, count: int) -> list[Chosen]:
     return chosen
 
 
+def _fitting(photos: Sequence[Photo], seed: int) -> Iterator[Chosen]:
+    """Yield the captions that fit, at most one of a photograph."""
+    for index in np.random.default_rng(seed).permutation(len(photos)):
+        for caption in photos[index].captions:
+            found = fit(photos[index], caption)
+            if found is not None:
+                yield found
+                break
+
+
 def fit(photo: Photo, caption: str) -> Chosen | None:
     """Return what a caption names in its photograph, or None if it does not fit."""
     names = named(caption, {x.category for x in photo.instances})
-    mine = [x for x in photo.instances if x.category in names]
     if len(names) < 2:
         return None
+    mine = [x for x in photo.instances if x.category in names]
     square = _square(photo, mine)
-    areas = [float(x.mask(square, _GRID).float().mean()) for x in mine]
-    order = sorted((i for i in range(len(mine)) if areas[i] >= LEAST), key=lambda i: -areas[i])
-    if len({mine[i].category for i in order}) < 2 or len(order) > MOST:
+    # Only objects with a box that is large enough are drawn.
+    large = [x for x in mine if _area(_frame(x, square)) >= LEAST]
+    if len({x.category for x in large}) < 2:
         return None
-    return Chosen(photo.number, caption, square, tuple(mine[i] for i in order))
+    areas = [float(x.mask(square, _GRID).float().mean()) for x in large]
+    order = sorted((i for i, area in enumerate(areas) if area >= LEAST), key=lambda i: -areas[i])
+    if len({large[i].category for i in order}) < 2 or len(order) > MOST:
+        return None
+    return Chosen(photo.number, caption, square, tuple(large[i] for i in order))
 
 
 def named(caption: str, categories: set[str]) -> set[str]:
@@ -219,9 +228,29 @@ class CocoCase(Case):
         raise _no_pictures()
 
 
-def coco_cases(settings: CocoSettings, count: int, side: int) -> list[Case]:
-    """Return ``count`` scenes of :func:`choose` as pictures of ``side`` by ``side`` pixels."""
-    return [coco_case(chosen, settings.places == "boxes", side) for chosen in choose(settings, count)]
+class CocoCases(Sequence[Case]):
+    """The scenes of :func:`choose` as pictures to make. They are drawn when they are needed: all of them at once would
+    fill the memory."""
+
+    def __init__(self, settings: CocoSettings, count: int, side: int) -> None:
+        """Choose ``count`` captions, for pictures of ``side`` by ``side`` pixels."""
+        self.chosen, self.by_box, self.side = choose(settings, count), settings.places == "boxes", side
+        self._drawn = functools.lru_cache(maxsize=16)(self._draw)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Case]: ...
+    def __getitem__(self, index: int | slice) -> Case | Sequence[Case]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._drawn(range(len(self))[index])
+
+    def _draw(self, index: int) -> Case:
+        return coco_case(self.chosen[index], self.by_box, self.side)
 
 
 def coco_case(chosen: Chosen, by_box: bool, side: int) -> CocoCase:
@@ -255,6 +284,12 @@ def _frame(instance: Instance, square: Square) -> list[float]:
         top + height - square.top,
     )
     return [min(max(edge / square.side, 0.0), 1.0) for edge in edges]
+
+
+def _area(frame: Sequence[float]) -> float:
+    """Return the area of a box, as a share of the square."""
+    left, top, right, bottom = frame
+    return (right - left) * (bottom - top)
 
 
 def _drawn(box: Tensor, side: int) -> Tensor:

@@ -23,8 +23,8 @@ from layered_core.errors import LayeredError, check_number, check_whole, invalid
 
 GET = "Give the folder 'annotations' of COCO, as it is unpacked from annotations_trainval2017.zip"
 
-_FINE = 4
-"""A polygon is drawn this many times larger and then reduced by area."""
+_FINE = 512
+"""Least side in pixels at which polygons are drawn, before they are reduced by area."""
 
 
 class Square(NamedTuple):
@@ -57,15 +57,15 @@ class Instance:
             rows = slice(square.top, square.top + square.side)
             columns = slice(square.left, square.left + square.side)
             return resized(whole[rows, columns], side, side) > 0.5
-        canvas = Image.new("L", (side * _FINE, side * _FINE))
-        pen, scale = ImageDraw.Draw(canvas), side * _FINE / square.side
+        times = max(2, _FINE // side)
+        canvas = Image.new("L", (side * times, side * times))
+        pen, scale = ImageDraw.Draw(canvas), side * times / square.side
         for polygon in self.outline:
             # Pillow counts from the middle of a pixel, COCO from its corner.
             xs = [(x - square.left) * scale - 0.5 for x in polygon[::2]]
             ys = [(y - square.top) * scale - 0.5 for y in polygon[1::2]]
-            pen.polygon(list(zip(xs, ys, strict=True)), fill=1)
-        fine = torch.from_numpy(np.asarray(canvas, np.float32))
-        return torch.nn.functional.avg_pool2d(fine[None], _FINE)[0] > 0.5
+            pen.polygon(list(zip(xs, ys, strict=True)), fill=255)
+        return torch.from_numpy(np.array(canvas.reduce(times))) > 127
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,19 @@ def annotations_checksum(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-@functools.lru_cache(maxsize=1)
 def read_photos(folder: Path) -> tuple[Photo, ...]:
-    """Return the photographs of a folder, in the order of their ids.
+    """Return the photographs of a folder, in the order of their ids. Files that did not change are read once.
 
     Raises:
         LayeredError: a file is missing, is not JSON, or lacks an entry; the text names it.
     """
-    captions_file, instances_file = annotation_files(folder)
+    files = annotation_files(folder)
+    return _read(*files, tuple(path.stat().st_mtime_ns for path in files))
+
+
+@functools.lru_cache(maxsize=1)
+def _read(captions_file: Path, instances_file: Path, changed: tuple[int, ...]) -> tuple[Photo, ...]:
+    """Read the photographs of two files that were last changed at these times."""
     captions: dict[int, list[tuple[int, str]]] = {}
     for entry, where in _entries(_table(captions_file), captions_file, "annotations"):
         with _checked(where):
@@ -193,7 +198,7 @@ def _instance(entry: Mapping[str, Any], category: str, width: int, height: int) 
     outline = entry["segmentation"]
     if isinstance(outline, list):
         for polygon in outline:
-            if len(polygon) < 6 or len(polygon) % 2 or not all(math.isfinite(float(p)) for p in polygon):
+            if len(polygon) < 6 or len(polygon) % 2 or not math.isfinite(sum(polygon)):
                 raise invalid("segmentation", polygon, "polygons of three or more points, x and y by turns")
         return Instance(category, (x, y, w, h), outline, height)
     if list(outline["size"]) != [height, width]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ class CocoExaminer:
         return float(text_similarity(*counts)) if len(found) else 0.0
 
 
-@functools.lru_cache(maxsize=1)
 def coco_examiner(settings: Settings) -> CocoExaminer:
     """Return the examiner of the suite ``coco``.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.bench.judging import Examiner
 from demo.world.vocabulary import COLOURS, KINDS
+from layered_core.canvas.resizing import resized
 from layered_core.errors import LayeredError, invalid
 from layered_core.metrics.layout_metrics import mask_boxes
 
@@ -132,13 +133,27 @@ class WordDetector:
     def find(self, pictures: Tensor, labels: Sequence[str]) -> list[Detections]:
         """See :class:`Detector`."""
         texts = [f"a photo of a {label}" for label in labels]
-        inputs = self.processor(
-            text=[texts] * len(pictures), images=_bytes(pictures), return_tensors="pt", truncation=True
-        ).to(self.model.device)  # fmt: skip
+        tokens = self.processor.tokenizer(
+            texts * len(pictures), padding="max_length", truncation=True, return_tensors="pt"
+        )
+        inputs = {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "pixel_values": self._pixels(pictures),
+        }
         results = self.processor.post_process_grounded_object_detection(
-            self.model(**inputs), threshold=FLOOR, target_sizes=[(1, 1)] * len(pictures)
+            self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()}),
+            threshold=FLOOR,
+            target_sizes=[(1, 1)] * len(pictures),
         )
         return [_kept(result, dict(enumerate(labels))) for result in results]
+
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        """Return square pictures as the model takes them, ``[B, 3, h, w]``. The processor itself needs torchvision or
+        scipy for this."""
+        own = self.processor.image_processor
+        mean, deviation = (torch.tensor(x)[:, None, None] for x in (own.image_mean, own.image_std))
+        return (resized(pictures.float().cpu(), own.size["height"], own.size["width"]) - mean) / deviation
 
 
 def load_detector(folder: Path, device: str | None = None) -> Detector:
@@ -154,7 +169,9 @@ def load_detector(folder: Path, device: str | None = None) -> Detector:
         AutoModelForZeroShotObjectDetection,
         AutoProcessor,
     )
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     name = f"--detector {str(folder)!r}"
     if not folder.is_dir():
         raise invalid(

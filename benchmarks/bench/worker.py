@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench.coco import coco_cases
+from benchmarks.bench.coco import CocoCases
 from benchmarks.bench.coco_judging import CocoExaminer, coco_examiner
 from benchmarks.bench.judging import Examiner
 from benchmarks.bench.methods import METHODS
@@ -29,10 +29,10 @@ class Worker:
             settings.model, device=settings.device, sampler=suite.sampler
         )
         self.examiner: Examiner | CocoExaminer
-        self.cases: list[Case]
+        self.cases: Sequence[Case]
         if suite.scenes == COCO:
             self.examiner = coco_examiner(settings)
-            self.cases = coco_cases(coco_settings(settings), settings.count, self.pipeline.side)
+            self.cases = CocoCases(coco_settings(settings), settings.count, self.pipeline.side)
         else:
             self.examiner = Examiner(find_model(settings.model), settings.clip)
             self.cases = CASES[suite.scenes](settings.count)

