@@ -19,7 +19,9 @@ from layered_core.document import MAX_SIDE, LayerDocument
 from layered_core.errors import check_number, check_whole, invalid
 from layered_core.painting.repaint import Repaint, plan_repaint, tighten
 from layered_core.painting.stages import DRAFT_STRENGTH, changed_region, draft_reach, draft_steps
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.methods.change_map import ChangeMap, InpaintInput
+from layered_diffusers.methods.layered_rendering import LayeredRendering, Rendered
 from layered_diffusers.methods.masked_control import InpaintControl
 from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.models import vae
@@ -202,6 +204,23 @@ class Generator:
         """Return the method that makes each layer's words act where the layer is visible. See
         :class:`~layered_diffusers.methods.regional_attention.RegionalPrompts`; sample with its ``prompts``."""
         return RegionalPrompts(self.model, documents, settings, prompts=prompts, negative=negative, maps=maps)
+
+    def layered_rendering(
+        self,
+        documents: Sequence[LayerDocument],
+        rendering: Rendering | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        negative: str = "",
+        then: WordedMethod | None = None,
+    ) -> Rendered:
+        """Return the method that leads each layer to its place while the picture is forming, and leaves the rest to
+        ``then``. See :class:`~layered_diffusers.methods.layered_rendering.Rendered`; sample with its
+        ``prompts``."""
+        return LayeredRendering(
+            self.model, self.encode, documents, rendering or Rendering(),
+            prompts=prompts, negative=negative, then=then,
+        )  # fmt: skip
 
     def stage_plan(
         self,

@@ -86,6 +86,9 @@ class Method:
     on_transformers = False
     """Whether the method acts on transformers too, where it gets an :class:`AnyRun`."""
 
+    joins_rows = False
+    """Whether pictures of one batch look at each other."""
+
     def cut_out(self, plan: Repaint) -> Method:
         """Return the method for a run over the part of a picture that ``plan`` cuts out. What is laid out on the
         whole picture is cut alike."""
@@ -102,6 +105,15 @@ class Method:
         """Return further keyword arguments for the UNet; ``model_input`` is ``[2 B, C, h, w]``, uncond rows
         before cond rows."""
         return {}
+
+    def predict(self, run: Run, index: int, more: dict[str, Any]) -> Tensor | None:
+        """Return the guided prediction ``[B, C, h, w]`` of a step in place of the model's own pass, or None to
+        leave it to that.
+
+        ``more`` holds the UNet's further arguments, for uncond rows before cond rows. One method of a run at most
+        may do so; then :meth:`guided` is not called at the step.
+        """
+        return None
 
     def guided(self, run: Run, prediction: Tensor, cond: Tensor, model_input: Tensor, index: int) -> Tensor:
         """Return the prediction ``[B, C, h, w]`` after classifier-free guidance, changed; ``cond`` is the
@@ -141,6 +153,7 @@ class WordedMethod(Method):
 @torch.no_grad()
 def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None = None) -> Tensor:
     """Denoise ``run.latents`` over ``run.timesteps`` and return the clean latents ``[B, C, h, w]``."""
+    predicting = check_predicting(methods)
     with ExitStack() as stack:
         for method in methods:
             method.start(run, stack)
@@ -152,18 +165,41 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
             more = add_residuals([method.model_inputs(run, model_input, index) for method in methods])
             if run.added:
                 more["added_cond_kwargs"] = run.added
-            if run.concat is not None:
-                model_input = torch.cat([model_input, run.concat], 1)
-            uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
-            prediction = classifier_free(uncond, cond, run.guidance)
-            for method in methods:
-                prediction = method.guided(run, prediction, cond, scaled[: len(cond)], index)
+            prediction = None if predicting is None else predicting.predict(run, index, more)
+            if prediction is None:
+                if run.concat is not None:
+                    model_input = torch.cat([model_input, run.concat], 1)
+                uncond, cond = run.unet(model_input, t, run.context, **more).sample.chunk(2)
+                prediction = classifier_free(uncond, cond, run.guidance)
+                for method in methods:
+                    prediction = method.guided(run, prediction, cond, scaled[: len(cond)], index)
             run.latents = run.scheduler.step(prediction, t, run.latents, **_step_arguments(run)).prev_sample
             for method in methods:
                 method.after_step(run, index)
             if progress is not None:
                 progress(index + 1, total)
     return run.latents
+
+
+def check_predicting(methods: Sequence[Method]) -> Method | None:
+    """Return the method that takes over predictions, None if there is none.
+
+    Raises:
+        LayeredError: there are two, or another method lets the pictures of the batch look at each other, so that
+            rows of layers would mix with them.
+    """
+    found = [m for m in methods if type(m).predict is not Method.predict]
+    others = [m for m in methods if m.joins_rows]
+    if len(found) > 1 or (found and others):
+        names = [type(m).__name__ for m in (*found, *others)]
+        raise invalid(
+            "methods",
+            " and ".join(names),
+            "one method that predicts a step by rows of its own, and none beside it that makes several pictures of a "
+            "batch together",
+            f"Leave out {names[-1]}",
+        )
+    return found[0] if found else None
 
 
 def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:

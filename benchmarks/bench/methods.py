@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
-from benchmarks.bench.multidiffusion import RegionFusion, region_rows
+from benchmarks.bench.layered_rendering import layered_rendering, published_rendering
+from benchmarks.bench.multidiffusion import multidiffusion, prediction_blending
 from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
 from demo.world.judge import Judge
@@ -46,8 +47,15 @@ def method(function: Pictures) -> Pictures:
     return function
 
 
-method(joined_texts)
-method(render)
+for _function in (
+    joined_texts,
+    layered_rendering,
+    multidiffusion,
+    prediction_blending,
+    published_rendering,
+    render,
+):
+    method(_function)
 
 
 def check_method(where: str, name: object, parameters: Mapping[str, object]) -> None:
@@ -149,50 +157,6 @@ def global_sdedit(
     return pipeline.generate(
         [s.words for s in scenes], seeds=seeds, steps=steps, guidance=guidance, start=start, strength=strength
     )
-
-
-# --- regions with words, by methods of others ---
-
-
-@method
-def multidiffusion(
-    pipeline: LayeredDiffusionPipeline,
-    scenes: Sequence[Case],
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-    bootstrapping: float = 0.4,
-) -> Tensor:
-    """Denoise every region by itself and average by hard masks at every step (Bar-Tal et al., arXiv
-    2302.08113, region-based).
-
-    ``bootstrapping``: share of the steps in which a foreground region has a plain colour around itself; the
-    authors use 20 of 50 steps.
-    """
-    rows = region_rows(scenes, seeds, base=False)
-    fusion = RegionFusion(rows, pipeline, hard=True, bootstrapping=round(bootstrapping * steps))
-    return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])
-
-
-@method
-def prediction_blending(
-    pipeline: LayeredDiffusionPipeline,
-    scenes: Sequence[Case],
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-    strength: float = 1.0,
-) -> Tensor:
-    """Average predictions as ComfyUI's ConditioningSetMask and Combine do: of the caption everywhere and of
-    each region's words inside the region.
-
-    ``strength``: weight of a region against the caption.
-    """
-    rows = region_rows(scenes, seeds, base=True)
-    fusion = RegionFusion(rows, pipeline, hard=False, strength=strength)
-    return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])
 
 
 # --- changing one thing ---
@@ -320,18 +284,19 @@ def regional_prompts(
     inside: float = 1.0,
     outside: float = 1.0,
     strength: float = 1.0,
+    boxes: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Make each layer's words act where the layer is visible, in one pass of the model.
 
     ``mode``: one of :data:`layered_core.attention.regional_plan.REGION_MODES`. ``inside``, ``outside``: the
     strengths of every layer. ``strength`` below 1: start from the collage's composite, as
-    :func:`global_sdedit`.
+    :func:`global_sdedit`. ``boxes``: the layers are as large as the boxes around the objects.
     ``settings``: other fields of ``layered_core.attention.regional_plan.Settings``.
     """
     documents = []
     for scene in scenes:
-        drawn = scene.scene.document()
+        drawn = scene.boxes if boxes else scene.scene.document()
         layers = [replace(x, recipe=replace(x.recipe, inside=inside, outside=outside)) for x in drawn]
         documents.append(replace(drawn, layers=tuple(layers)))
     chosen, words = Settings(mode=mode, **(settings or {})), [s.words for s in scenes]

@@ -30,9 +30,9 @@ class Rows(NamedTuple):
     """Whether the row is the first one of its picture."""
 
 
-def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Rows:
+def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool, boxes: bool = False) -> Rows:
     """Return the rows of ``scenes``: the whole caption (``base``) or the background's words, then the
-    objects."""
+    objects, in their outlines or in the ``boxes`` around them."""
     rows = Rows([], [], [], torch.empty(0), [])
     masks = []
     for index, (scene, seed) in enumerate(zip(scenes, seeds, strict=True)):
@@ -41,7 +41,7 @@ def region_rows(scenes: Sequence[Case], seeds: Sequence[int], base: bool) -> Row
         rows.seeds.extend([seed] * len(prompts))
         rows.picture.extend([index] * len(prompts))
         rows.first.extend([True] + [False] * len(scene.things))
-        masks += [torch.ones(1, *scene.masks.shape[1:]), scene.masks]
+        masks += [torch.ones(1, *scene.masks.shape[1:]), scene.visible_boxes if boxes else scene.masks]
     return rows._replace(masks=torch.cat(masks))
 
 
@@ -107,3 +107,44 @@ class RegionFusion(Method):
         """Return the sum over the rows of each picture."""
         out = values.new_zeros(int(self.picture[-1]) + 1, *values.shape[1:])
         return out.index_add_(0, self.picture, values)
+
+
+def multidiffusion(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    bootstrapping: float = 0.4,
+    boxes: bool = False,
+) -> Tensor:
+    """Denoise every region by itself and average by hard masks at every step (Bar-Tal et al., arXiv
+    2302.08113, region-based).
+
+    ``bootstrapping``: share of the steps in which a foreground region has a plain colour around itself; the
+    authors use 20 of 50 steps. ``boxes``: regions are the boxes around the objects.
+    """
+    rows = region_rows(scenes, seeds, base=False, boxes=boxes)
+    fusion = RegionFusion(rows, pipeline, hard=True, bootstrapping=round(bootstrapping * steps))
+    return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])
+
+
+def prediction_blending(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    strength: float = 1.0,
+    boxes: bool = False,
+) -> Tensor:
+    """Average predictions as ComfyUI's ConditioningSetMask and Combine do: of the caption everywhere and of
+    each region's words inside the region.
+
+    ``strength``: weight of a region against the caption. ``boxes``: as in :func:`multidiffusion`.
+    """
+    rows = region_rows(scenes, seeds, base=True, boxes=boxes)
+    fusion = RegionFusion(rows, pipeline, hard=False, strength=strength)
+    return pipeline.generate(rows.prompts, seeds=rows.seeds, steps=steps, guidance=guidance, methods=[fusion])

@@ -17,6 +17,7 @@ from demo.world.harmony import pasted
 from demo.world.scenes import HELD_OUT, Scene, is_held_out, place_object, random_scene
 from demo.world.vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, THINGS, Thing
 from layered_core.canvas.compositing import composite
+from layered_core.canvas.masks import visible_masks
 from layered_core.control.hints import canny
 from layered_core.document import Layer, LayerDocument
 
@@ -124,6 +125,11 @@ class Case:
             left, top, right, bottom = _box(item.silhouette, item.x, item.y)
             mask[max(top - 4, 0) : bottom + 4, max(left - 4, 0) : right + 4] = 1
         return out
+
+    @functools.cached_property
+    def visible_boxes(self) -> Tensor:
+        """What is seen of each of the boxes, of which later ones lie in front, float ``[L, H, W]``."""
+        return visible_masks(self.box_masks)[0]
 
     @functools.cached_property
     def change_mask(self) -> Tensor:

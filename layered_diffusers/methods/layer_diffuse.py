@@ -119,6 +119,11 @@ class LayerDiffuse(Method):
                 )
             self.acting = _Weights(model.unet, {**patches.diff, **patches.lora}, term, weight)
 
+    @property
+    def joins_rows(self) -> bool:  # type: ignore[override]
+        """Whether the file makes several pictures together."""
+        return isinstance(self.acting, _Sharing)
+
     def start(self, run: Run, stack: ExitStack) -> None:
         """Check the sizes and the batch, which are known only now."""
         for name, size in self.sizes.items():

@@ -17,6 +17,7 @@ ROOMS = (
     "layered_core.control",
     "layered_core.attention",
     "layered_core.painting",
+    "layered_core.rendering",
     "layered_core.transparency",
     "layered_core.metrics",
     "demo.world",

@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_file_of_its_packages(wheel):
         "demo/model/unet/diffusion_pytorch_model.safetensors",
         "demo/files/storybook.psd",
         "benchmarks/suites/layout.yaml",
-        "layered_core/schema/document.schema.json",
+        "layered_core/formats/schema/document.schema.json",
         "layered_core/py.typed",
         "layered_diffusers/py.typed",
     ):
