@@ -73,8 +73,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--methods",
-        metavar="NAMES",
-        help="measure these rows of the table alone, with commas between, e.g. 'plain prompt,regions' (default: all)",
+        nargs="+",
+        metavar="NAME",
+        help="measure these rows of the table alone, e.g. 'plain prompt' regions (default: all)",
     )
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or mps (default: the GPU if there is one)"
@@ -132,5 +133,4 @@ def run(options: argparse.Namespace) -> None:
         options.device, options.clip,
         options.processes, options.fresh, coco,
     )  # fmt: skip
-    methods = None if options.methods is None else [name.strip() for name in options.methods.split(",")]
-    bench(options.suites, settings, options.json, methods)
+    bench(options.suites, settings, options.json, options.methods)

@@ -260,7 +260,7 @@ def test_every_method_makes_its_pictures_by_mask_and_by_box(folder, tmp_path, ca
 def test_a_run_with_rt_detr_goes_on_where_it_was_and_refuses_other_settings(
     models, folder, tmp_path, monkeypatch, capsys
 ):
-    options = ("--detector", str(models / "rt_detr"), "--methods", "plain prompt,regions", "--json")
+    options = ("--detector", str(models / "rt_detr"), "--methods", "plain prompt", "regions", "--json")
     assert command(folder, tmp_path, *options, "-n", "2") == 0
     first = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     for of_row in first.values():
@@ -284,7 +284,7 @@ def test_a_run_with_rt_detr_goes_on_where_it_was_and_refuses_other_settings(
         (["-n", "0"], "n is 0; allowed: a whole number 1..100000"),
         (["--detector", "nowhere"], "--detector is 'nowhere'; allowed: the folder of a model of AutoModel"),
         (
-            ["--methods", "plain prompt,collage"],
+            ["--methods", "plain prompt", "collage"],
             "suite coco: method is 'collage'; allowed: plain prompt, MultiD",
         ),
         (["--model", "nowhere"], "model is 'nowhere'; allowed: a folder"),
