@@ -217,7 +217,7 @@ def background_of(document: LayerDocument) -> Layer | None:
 def _check_picture(layer: Layer) -> None:
     if layer.image is None:
         raise invalid(
-            f"layer {layer.name!r}: its picture, of which the colour is taken",
+            f"layer {layer.name!r}: the picture that gives its colour",
             None,
             "a picture in every layer with words",
             "Choose the colour 'words', or give the layer a picture",
