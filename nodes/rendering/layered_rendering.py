@@ -102,7 +102,7 @@ class LayeredRendering(io.ComfyNode):
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default=_DEFAULT.preset, advanced=True,
                     tooltip="faithful: every layer has a negative pass of its own. fast: one negative pass for all, "
-                        "at half the cost. Neutral: none.",
+                        "in little more than half the time. Neutral: none.",
                 ),
                 io.Combo.Input(
                     "then", options=list(THEN), default="regions",
