@@ -18,6 +18,7 @@ from graph import (
     per_layer_sdedit,
     regenerate,
     regional,
+    rendering,
     transparent_decode,
     transparent_encode,
 )
@@ -116,6 +117,10 @@ EXAMPLES = {
     "LD_RegionalPromptAttention": {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "it": regional("a", guidance=4.0),
+    },
+    "LD_LayeredRendering": {
+        "a": from_image(width=64, height=128, prompt="a red ball"),
+        "it": rendering("a"),
     },
     "LD_AttentionPreview": {
         "a": from_image(width=64, height=128, prompt="a red ball"),
