@@ -39,6 +39,7 @@ from .measure.layout_metrics import LayoutMetrics
 from .noise.per_layer_sdedit import PerLayerSDEdit
 from .noise.regenerate_layers import PasteBack, RegenerateLayers
 from .rendering.layered_rendering import LayeredRendering
+from .rendering.vision_guidance_preview import VisionGuidancePreview
 from .stages.add_layer_by_prompt import AddLayerByPrompt
 from .stages.stage_layer import FindPlace, StageLayer, StageSeed
 from .transparency.layer_diffuse_apply import LayerDiffuseApply
@@ -83,6 +84,7 @@ NODES: list[type[io.ComfyNode]] = [
     AttentionPreview,
     LayerMaskFromAttention,
     LayeredRendering,
+    VisionGuidancePreview,
     LayerDiffuseApply,
     SplitFrames,
     TransparentDecode,

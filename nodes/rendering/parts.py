@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import comfy.sd
 from torch import Tensor
@@ -29,6 +29,15 @@ _OF_THE_PROMPT = frozenset({
 """Options that say where and when a prompt acts; parts have their own places."""
 
 
+class Led(NamedTuple):
+    """How a part was led in a run; both tensors are on the CPU."""
+
+    colours: Tensor
+    """Its unit vectors, ``[B, C]``."""
+    mask: Tensor
+    """Where it was seen, ``[h, w]``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """What one node asks of the runs of its conditionings."""
@@ -38,6 +47,9 @@ class Job:
     latents: Tensor | None = None
     """In the VAE's scale, ``[N, C, ..., h, w]``: of the colour ``constant``, or of the picture and of mid grey; None
     if the colours come from elsewhere."""
+
+    led: dict[int, Led] = field(default_factory=dict)
+    """The parts that were led in the last run, by their numbers, for Vision Guidance Preview."""
 
     @property
     def parts(self) -> tuple[Part, ...]:

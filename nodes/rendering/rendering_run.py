@@ -26,7 +26,7 @@ from ...layered_core.rendering.vision_guidance import (
     vision_guidance,
     word_colours,
 )
-from .parts import EMPTY, KEY, WHOLE, Job, role_of
+from .parts import EMPTY, KEY, WHOLE, Job, Led, role_of
 
 Entry = dict[str, Any]
 """A conditioning of a run, as ComfyUI's guiders hold it."""
@@ -143,8 +143,10 @@ class RenderingRun:
             colours = self._given_colours(model, x, led)
         else:
             colours = self._asked_colours(executor, model, x, led, *more)
+        self.job.led.clear()
         planted = {}
         for number, colour in colours.items():
+            self.job.led[number] = Led(colour.cpu(), self.masks[number].cpu())
             masks = self.masks[number].to(x).expand(len(x), -1, -1)
             found = vision_guidance(colour, masks, x.new_full((len(x),), strengths[number]))
             planted[number] = found if x.ndim == 4 else found[:, :, None]
