@@ -138,7 +138,8 @@ def browser(size=(1900, 1000)):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        # Without a graphics card, drawing the page as one would takes most of a core all the time. WebGL stays.
+        flags = ["--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         chromium = playwright.chromium.launch(executable_path=find_browser()[0], args=flags)
 
         def new(server):
