@@ -400,7 +400,9 @@ def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page,
     assert box_of(arranger.run(), RED) == (10, 12, 50, 42)
     arranger.page.locator("[data-testid=compositor-open-button]").click()
     rows = arranger.page.locator("[data-testid=layer-panel-row]")
-    arranger.it.wait("() => document.querySelector('[data-testid=layer-panel-row]')?.innerText.includes('green')")
+    arranger.it.wait(
+        "() => document.querySelector('[data-testid=layer-panel-row]')?.innerText.includes('green')"
+    )
     assert [rows.nth(i).inner_text().split("\n")[0] for i in range(rows.count())] == ["green", "red", "sky"]
     rows.nth(1).click()
     x = arranger.page.locator("[data-testid=layer-properties-panel] input").first
@@ -408,7 +410,9 @@ def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page,
     x.fill("61")
     x.press("Enter")
     arranger.page.get_by_role("button", name="Close").click()
-    arranger.it.wait("(id) => app.graph.getNodeById(id).widgets.some(w => w.value?.layers?.length === 3)", CORE)
+    arranger.it.wait(
+        "(id) => app.graph.getNodeById(id).widgets.some(w => w.value?.layers?.length === 3)", CORE
+    )
     assert box_of(arranger.run(), RED) == (61, 12, 101, 42)
     assert arranger.ask("editor.layers[1].x") == 61
     assert arranger.state == {}
