@@ -27,7 +27,7 @@ class TinyTransformer:
         return {"required": {"family": ("STRING",)}}
 
     def load(self, family):
-        return tiny.model(family), tiny.clip(family)
+        return tiny.shared_model(family), tiny.clip(family)
 
 
 @pytest.fixture(autouse=True)
