@@ -46,7 +46,7 @@ class EditorInPage:
         """Evaluate an expression on ``editor`` (and ``a``, the arguments)."""
         script = f"([id, a]) => {{ const editor = app.graph.getNodeById(id).layerEditor; return {code}; }}"
         if wait:
-            return self.it.wait(script, [self.EDITOR, arguments], 30_000)
+            return self.it.wait(script, [self.EDITOR, arguments])
         return self.page.evaluate(script, [self.EDITOR, arguments])
 
     def composite(self):
