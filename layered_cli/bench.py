@@ -12,9 +12,10 @@ def add(commands: Commands) -> None:
     """Add this sub-command to ``commands``."""
     parser = commands.add_parser(
         "bench",
-        help="measure the methods on the storybook, with baselines in the same run",
+        help="measure the methods on the storybook or on COCO's captions, with baselines in the same run",
         description="Make the pictures of suites of scenes, judge them, and write tables, plots and JSON. An "
-        "interrupted run continues where it stopped.",
+        "interrupted run continues where it stopped. The suite coco takes its scenes from COCO's captions and "
+        "instances, which are not shipped: layered bench coco --annotations DIR --model FOLDER --detector FOLDER.",
     )
     parser.add_argument(
         "suites",
@@ -45,7 +46,10 @@ def add(commands: Commands) -> None:
         help="number of processes, of one thread each (default: %(default)s)",
     )
     parser.add_argument(
-        "--model", metavar="FOLDER", help="a model of the storybook world (default: the shipped one)"
+        "--model",
+        metavar="FOLDER",
+        help="a model of the storybook world (default: the shipped one); for the suite coco any model that "
+        "'layered generate' takes",
     )
     parser.add_argument(
         "--steps",
@@ -65,23 +69,68 @@ def add(commands: Commands) -> None:
         "--clip",
         type=Path,
         metavar="FOLDER",
-        help="any CLIP model in the transformers layout, to measure CLIP scores too",
+        help="any CLIP model in the transformers layout, to measure CLIP score and T2I-Sim too",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="measure these rows of the table alone, e.g. 'plain prompt' regions (default: all)",
     )
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or mps (default: the GPU if there is one)"
     )
-    parser.set_defaults(run=run)
+    coco = parser.add_argument_group("suite coco")
+    coco.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="DIR",
+        help="folder with COCO's captions_*.json and instances_*.json",
+    )
+    places = coco.add_mutually_exclusive_group()
+    places.add_argument(
+        "--masks",
+        dest="places",
+        action="store_const",
+        const="masks",
+        help="the objects' outlines say where they are (default)",
+    )
+    places.add_argument(
+        "--boxes",
+        dest="places",
+        action="store_const",
+        const="boxes",
+        help="the boxes around the objects say where they are",
+    )
+    coco.add_argument(
+        "--detector",
+        type=Path,
+        metavar="FOLDER",
+        help="a detector in the transformers layout, e.g. RT-DETR or OWLv2 (default: the storybook's judge, which "
+        "knows the storybook's objects alone)",
+    )
+    coco.add_argument(
+        "--seed",
+        type=number(0, 2**32 - 1, whole=True),
+        default=0,
+        metavar="S",
+        help="decides the order in which captions are chosen (default: %(default)s)",
+    )
+    parser.set_defaults(run=run, places="masks")
 
 
 def run(options: argparse.Namespace) -> None:
     from benchmarks.bench.command import bench
     from benchmarks.bench.records import default_out
-    from benchmarks.bench.suite import Settings
+    from benchmarks.bench.suite import CocoSettings, Settings
     from layered_diffusers.models.loading import find_model
 
+    coco = None
+    if options.annotations is not None:
+        coco = CocoSettings(options.annotations, options.places, options.detector, options.seed)
     settings = Settings(
         options.n, find_model(options.model), options.out or default_out(), options.steps, options.guidance,
         options.device, options.clip,
-        options.processes, options.fresh,
+        options.processes, options.fresh, coco,
     )  # fmt: skip
-    bench(options.suites, settings, options.json)
+    bench(options.suites, settings, options.json, options.methods)

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from benchmarks.bench.report import Summary, write_report
 from benchmarks.bench.running import run_suite
-from benchmarks.bench.suite import Settings, Suite, read_suite, suite_names
+from benchmarks.bench.suite import COCO, Settings, Suite, coco_settings, read_suite, suite_names
 from benchmarks.hosts.find import find_host, require_host
+from layered_core.errors import LayeredError
 from layered_diffusers.models.loading import STORYBOOK, find_model
 
 
@@ -21,8 +22,12 @@ def of_suite(settings: Settings, suite: Suite) -> Settings:
     return replace(settings, model=find_model(suite.model))
 
 
-def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
+def bench(
+    names: Sequence[str], settings: Settings, as_json: bool, methods: Sequence[str] | None = None
+) -> None:
     """Run the suites called ``names``, or all for ``["all"]``, and print each table.
+
+    ``methods``: names of the rows to measure; None for all.
 
     With ``as_json`` a last line follows: ``{method: {metric: {mean, low, high, n}}}``, and around it the
     names of the suites if there are several.
@@ -38,6 +43,17 @@ def bench(names: Sequence[str], settings: Settings, as_json: bool) -> None:
             suites = [s for s in suites if s.host != "comfyui"]
         else:
             require_host()
+    if settings.coco is None and any(s.scenes == COCO for s in suites):
+        if list(names) != ["all"]:
+            coco_settings(settings)
+        sys.stderr.write("layered: no --annotations were given. The suite coco is left out\n")
+        suites = [s for s in suites if s.scenes != COCO]
+    if settings.coco is not None and not any(s.scenes == COCO for s in suites):
+        raise LayeredError(
+            "--annotations is for the suite coco, which is not among the suites. Add coco to them"
+        )
+    if methods is not None:
+        suites = [suite.only(methods) for suite in suites]
     figures = {}
     for suite in suites:
         chosen = of_suite(settings, suite)

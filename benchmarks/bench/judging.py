@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +49,13 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "leak_colour": ("share of a layer's colour found in other layers' regions", False),
     "background": ("landscape as asked", True),
     "exact": ("all objects there, right, nothing else, and the landscape", True),
-    "t2i_sim": ("cosine of what the words name and what the judge sees, times 100", True),
-    "clip_score": ("cosine of CLIP's vectors, times 100", True),
+    "t2i_sim": ("cosine of what the words name and what the judge sees, times 100; no CLIP", True),
+    "t2i_sim_labels": (
+        "cosine of the objects asked for and found, counted by name, times 100; no CLIP",
+        True,
+    ),
+    "t2i_sim_clip": ("BoxDiff's T2I-Sim: cosine of CLIP's vectors of picture and caption, -1 to 1", True),
+    "clip_score": ("CLIP score: the same cosine, times 100 and not below 0", True),
     "native": ("probability that nothing is pasted", True),
     "fidelity": ("PSNR to the scene drawn as one, inside the objects, dB", True),
     "edges": ("F1 of edges with the scene drawn as one, inside and around the objects", True),
@@ -66,8 +71,10 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "alpha_iou": ("IoU of alpha with the object, 0 where it is missing", True),
     "background_alpha": ("mean alpha away from the object", False),
     "material": ("difference of mean alpha inside the object from the same thing's as drawn", False),
-    "ap50": ("average precision at IoU .5", True),
-    "ap": ("average precision at IoU .5:.95", True),
+    "ap50": ("average precision at mask IoU .5", True),
+    "ap": ("average precision at mask IoU .5:.95", True),
+    "box_ap50": ("average precision at box IoU .5", True),
+    "box_ap": ("average precision at box IoU .5:.95", True),
     "frechet": ("Fréchet distance to drawn scenes in the judge's features", False),
     "time": ("seconds a picture over the baseline's", False),
 }
@@ -97,7 +104,7 @@ class Examiner:
     def __init__(self, model: Path, clip: Path | None = None) -> None:
         self.judge = Judge.load(_weights(model, "judge"))
         self.harmony = Harmony.load(_weights(model, "harmony"))
-        self.clip = None if clip is None else _Clip(clip)
+        self.clip = None if clip is None else Clip(clip)
 
     def look(self, pictures: Tensor) -> list[Sight]:
         """Judge ``pictures`` [B, 3, H, W] in 0..1."""
@@ -147,12 +154,13 @@ class Examiner:
                 figures |= redo_figures(case, picture, sight)
             figures["native"] = native[index]
             if self.clip is not None:
-                figures["clip_score"] = self.clip.score(picture, case.words)
-            matches = detections(case, sight)
+                figures |= self.clip.figures(picture, case.words)
+            matches, box_matches = detections(case, sight)
             records.append(
                 {
-                    "figures": {k: None if v != v else round(float(v), 5) for k, v in figures.items()},
+                    "figures": rounded(figures),
                     "matches": [x.tolist() for x in matches],
+                    "box_matches": [x.tolist() for x in box_matches],
                     "features": [[round(v, 4) for v in row] for row in sight.features.tolist()],
                 }
             )
@@ -194,7 +202,7 @@ def layout_figures(case: Case, sight: Sight) -> dict[str, float]:
     accuracy = region_accuracy(kinds, colours, hard, wanted_kinds, wanted_colours)
     vectors = (seen_vector(verdict), words_vector(case.words))
     return {
-        "iou": _best(ious * right), "any_iou": any_iou, "box_iou": _best(boxes * right),
+        "iou": best_iou(ious, right), "any_iou": any_iou, "box_iou": best_iou(boxes, right),
         "object": float(accuracy[0].float().mean()), "colour": float(accuracy[1].float().mean()),
         "both": float(accuracy[2].float().mean()),
         "leak_object": _leak(masks, kinds * 100 + colours, wanted_kinds * 100 + wanted_colours),
@@ -293,19 +301,34 @@ def around(mask: Tensor) -> Tensor:
     return nn.functional.max_pool2d(mask[None, None].float(), 2 * AWAY + 1, 1, AWAY)[0, 0] > 0
 
 
-def detections(case: Case, sight: Sight) -> Matches:
-    """Match the judge's objects with the scene's, for average precision by masks."""
+def detections(case: Case, sight: Sight) -> tuple[Matches, Matches]:
+    """Match the judge's objects with the scene's, for average precision by masks and by boxes."""
     hard = nn.functional.avg_pool2d(case.masks[None], 2)[0] > 0.5
     found = sight.verdict.objects
-    ious = (
-        mask_iou(torch.stack([f.mask for f in found])[:, None], hard[None])
-        if found
-        else torch.zeros(0, len(hard))
-    )
+    masks = torch.stack([f.mask for f in found]) if found else torch.zeros(0, *hard.shape[1:])
     labels = torch.tensor([_label(f.colour, f.kind) for f in found], dtype=torch.int64)
-    return match_detections(
-        sight.scores, labels, torch.tensor([_label(t.colour, t.kind) for t in case.things]), ious
+    wanted = torch.tensor([_label(t.colour, t.kind) for t in case.things])
+    by_mask = mask_iou(masks[:, None], hard[None])
+    by_box = box_iou(mask_boxes(masks.float()), mask_boxes(hard.float()))
+    return (
+        match_detections(sight.scores, labels, wanted, by_mask),
+        match_detections(sight.scores, labels, wanted, by_box),
     )
+
+
+def rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Return figures as a record holds them: five digits, None for NaN."""
+    return {k: None if v != v else round(float(v), 5) for k, v in figures.items()}
+
+
+def best_iou(ious: Tensor, right: Tensor) -> float:
+    """Return the mean over the wanted objects of their best IoU with what was found right; 0 for a missing one.
+
+    Args:
+        ious: of detections by wanted objects, ``[D, L]``.
+        right: whether a detection shows what a wanted object is, bool ``[D, L]``.
+    """
+    return float((ious * right).amax(0).mean()) if len(ious) else 0.0
 
 
 def label_maps(verdict: Verdict) -> tuple[Tensor, Tensor]:
@@ -343,7 +366,7 @@ def seen_vector(verdict: Verdict) -> Tensor:
     return vector
 
 
-class _Clip:
+class Clip:
     """Any CLIP model in the transformers layout."""
 
     def __init__(self, folder: Path) -> None:
@@ -361,13 +384,18 @@ class _Clip:
             ) from None
 
     @torch.no_grad()
-    def score(self, picture: Tensor, words: str) -> float:
+    def figures(self, picture: Tensor, words: str) -> dict[str, float]:
+        """Compute ``clip_score`` and ``t2i_sim_clip`` of a picture ``[3, H, W]`` in 0..1 and its caption."""
         image = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         inputs = self.processor(
             text=[words], images=[image], return_tensors="pt", padding=True, truncation=True
         )
         out = self.model(**inputs)
-        return float(text_similarity(out.image_embeds, out.text_embeds))
+        cosine = nn.functional.cosine_similarity(out.image_embeds.float(), out.text_embeds.float())
+        return {
+            "clip_score": float(text_similarity(out.image_embeds, out.text_embeds)),
+            "t2i_sim_clip": float(cosine),
+        }
 
 
 def _weights(model: Path, name: str) -> Path:
@@ -385,11 +413,6 @@ def _weights(model: Path, name: str) -> Path:
 
 def _label(colour: str, kind: str) -> int:
     return _COLOURS.index(colour) * len(_KINDS) + _KINDS.index(kind)
-
-
-def _best(ious: Tensor) -> float:
-    """Return the mean over the wanted objects of their best IoU."""
-    return float(ious.amax(0).mean()) if len(ious) else 0.0
 
 
 def _leak(masks: Tensor, found: Tensor, wanted: Tensor) -> float:

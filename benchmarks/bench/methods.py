@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
-from benchmarks.bench.layered_rendering import layered_rendering
+from benchmarks.bench.layered_rendering import layered_rendering, published_rendering
 from benchmarks.bench.multidiffusion import multidiffusion, prediction_blending
 from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
@@ -47,7 +47,14 @@ def method(function: Pictures) -> Pictures:
     return function
 
 
-for _function in (joined_texts, layered_rendering, multidiffusion, prediction_blending, render):
+for _function in (
+    joined_texts,
+    layered_rendering,
+    multidiffusion,
+    prediction_blending,
+    published_rendering,
+    render,
+):
     method(_function)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench.suite import Row, Settings, Suite
+from benchmarks.bench.coco_files import annotations_checksum
+from benchmarks.bench.suite import COCO, Row, Settings, Suite, coco_settings
 from demo.world.places import MODEL, TRANSFORMER
 from layered_core.errors import LayeredError
 from layered_diffusers.models.loading import find_model
@@ -34,6 +35,12 @@ class Records:
             "weights": weights_checksum(settings.model),
             "clip": None if settings.clip is None else str(settings.clip), "commit": commit(),
         }  # fmt: skip
+        if suite.scenes == COCO:
+            coco = coco_settings(settings)
+            header |= {
+                "annotations": annotations_checksum(coco.annotations), "places": coco.places,
+                "seed": coco.seed, "detector": None if coco.detector is None else str(coco.detector),
+            }  # fmt: skip
         self.lines: dict[tuple[str, int], dict[str, Any]] = {}
         try:
             settings.out.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.bench.intervals import Interval, mean_interval, paired_interval, set_interval
 from benchmarks.bench.judging import FIGURES, Examiner, reference_features
 from benchmarks.bench.records import SHOWN, measured_at, picture_path, weights_checksum
-from benchmarks.bench.suite import Row, Settings, Suite
+from benchmarks.bench.suite import COCO, Row, Settings, Suite, coco_settings
 from layered_core.errors import LayeredError
 from layered_core.formats.pictures import write_whole
 from layered_core.metrics.layout_metrics import Matches, average_precision
@@ -25,11 +26,15 @@ from layered_core.metrics.picture_metrics import frechet_distance
 from layered_diffusers.models.loading import find_model
 
 _SHARES = {
-    "iou", "any_iou", "box_iou", "ap50", "ap", "object", "colour", "both", "leak_object", "leak_colour",
+    "iou", "any_iou", "box_iou", "ap50", "ap", "box_ap50", "box_ap", "t2i_sim_clip",
+    "object", "colour", "both", "leak_object", "leak_colour",
     "background", "exact", "native", "edges",
     "changed_right", "kept_right", "object_right", "alpha_iou",
 }  # fmt: skip
 """Figures in 0..1, which are shown with two digits."""
+
+_OF_CLIP = ("clip_score", "t2i_sim_clip")
+"""Figures that a CLIP model gives."""
 
 
 class Summary:
@@ -57,7 +62,7 @@ class Summary:
     def table(self) -> str:
         """Return a Markdown table of the figures with their 95 % intervals; bold where the interval of the
         paired difference to the baseline excludes zero."""
-        names = [f for f in self.suite.show if any(f in figures for figures in self.figures.values())]
+        names = self._shown(self.figures)
         lines = [
             "| | " + " | ".join(f"{n} {_arrow(n)}".strip() for n in names) + " |",
             "| --- |" + " --- |" * len(names),
@@ -86,7 +91,7 @@ class Summary:
         baselines."""
         if not self.differences:
             return ""
-        names = [f for f in self.suite.show if any(f in d for d in self.differences.values())]
+        names = self._shown(self.differences)
         lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
         for row in self.suite.rows:
             if row.name in self.differences:
@@ -100,15 +105,22 @@ class Summary:
         sampler = self.suite.sampler or "the model's own sampler"
         where = "" if self.suite.host == "diffusers" else f", host {self.suite.host}"
         return (
-            f"`layered bench {self.suite.name} -n {s.count}`, commit {measured_at(self.suite, s)}, weights "
-            f"{weights_checksum(s.model)}, "
+            f"`layered bench {self.suite.name} -n {s.count}{self._options()}`, "
+            f"commit {measured_at(self.suite, s)}, weights {weights_checksum(s.model)}, "
             f"{sampler}, {s.steps} steps, guidance {s.guidance:g}{where}"
         )
 
+    def _options(self) -> str:
+        """Return the options of the suite ``coco`` as they were given; empty for other suites."""
+        if self.suite.scenes != COCO:
+            return ""
+        coco = coco_settings(self.settings)
+        detector = "" if coco.detector is None else f" --detector {coco.detector}"
+        return f" --annotations {coco.annotations} --{coco.places}{detector} --seed {coco.seed}"
+
     def markdown(self) -> str:
         """Return the whole report in Markdown, without title and pictures."""
-        shown = [f for f in self.suite.show if any(f in figures for figures in self.figures.values())]
-        legend = "; ".join(f"*{f}* {FIGURES[f][0]}" for f in shown)
+        legend = "; ".join(f"*{f}* {FIGURES[f][0]}" for f in self._shown(self.figures))
         parts = [self.suite.about, self.table(), legend + "."]
         if table := self.difference_table():
             parts += [
@@ -118,12 +130,17 @@ class Summary:
         parts.append(f"{self.provenance()}; bootstrap 95 % intervals over scenes.")
         return "\n\n".join(parts) + "\n"
 
+    def _shown(self, figures: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+        """Return the figures of the tables: those that the suite shows, and CLIP's wherever there is a CLIP."""
+        names = [*self.suite.show, *(f for f in _OF_CLIP if f not in self.suite.show)]
+        return [name for name in names if any(name in of_row for of_row in figures.values())]
+
     def _figures(self, row: Row) -> dict[str, Interval]:
         records = self.records[row.name]
         names = list(dict.fromkeys(k for r in records for k in r["figures"]))
         figures = {name: mean_interval(_values(records, name)) for name in names}
         for name, figure in self._of_sets(records).items():
-            most = 1.0 if name.startswith("ap") else math.inf
+            most = math.inf if name == "frechet" else 1.0
             figures[name], self.drawn[row.name, name] = set_interval(figure, len(records), most=most)
         figures["seconds"] = mean_interval([r["seconds"] for r in records])
         baseline = self.records[row.baseline] if row.baseline is not None else records
@@ -146,12 +163,13 @@ class Summary:
 
     def _of_sets(self, records: Sequence[dict[str, Any]]) -> dict[str, Callable[[Sequence[int]], float]]:
         """Return functions that compute the figures of a set of scenes as a whole."""
-        matches = [_matches(r["matches"]) for r in records]
         features = [torch.tensor(r["features"]) for r in records]
         out: dict[str, Callable[[Sequence[int]], float]] = {}
-        if "ap" in self.suite.show:
-            out["ap50"] = lambda scenes: float(average_precision([matches[i] for i in scenes])[0])
-            out["ap"] = lambda scenes: float(average_precision([matches[i] for i in scenes]).mean())
+        for name, key in (("ap", "matches"), ("box_ap", "box_matches")):
+            if name in self.suite.show and all(r[key] is not None for r in records):
+                precision = _precision([_matches(r[key]) for r in records])
+                out[f"{name}50"] = partial(_of_thresholds, precision, 1)
+                out[name] = partial(_of_thresholds, precision, None)
         reference = self.reference
         if reference is not None:
             out["frechet"] = lambda scenes: frechet_distance(
@@ -341,6 +359,19 @@ def _matches(entry: list[Any]) -> Matches:
         torch.tensor(hits, dtype=torch.bool).view(len(hits), -1),
         torch.tensor(wanted),
     )
+
+
+def _precision(matches: Sequence[Matches]) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """Return a function that computes the average precision of some scenes at each threshold, once for the same
+    scenes."""
+    return functools.cache(lambda scenes: average_precision([matches[i] for i in scenes]))
+
+
+def _of_thresholds(
+    precision: Callable[[tuple[int, ...]], torch.Tensor], count: int | None, scenes: Sequence[int]
+) -> float:
+    """Return the mean average precision of some scenes at the first ``count`` thresholds; None for all."""
+    return float(precision(tuple(scenes))[:count].mean())
 
 
 def _ratios(

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.bench.coco_judging import coco_examiner
 from benchmarks.bench.records import Records
-from benchmarks.bench.suite import Row, Settings, Suite
+from benchmarks.bench.suite import COCO, Row, Settings, Suite
 from benchmarks.bench.worker import Worker
 from layered_core.errors import LayeredError, check_whole
 from layered_diffusers.models.loading import find_model
@@ -30,11 +31,13 @@ def run_suite(suite: Suite, settings: Settings) -> list[dict[str, Any]]:
     ``seconds`` and the entries of :meth:`Examiner.examine`.
 
     Raises:
-        LayeredError: a results file is of other settings, a folder cannot be written, or the model is
-            missing.
+        LayeredError: a results file is of other settings, a folder cannot be written, the model is
+            missing, or the suite ``coco`` lacks something.
     """
     check_whole("n", settings.count, 1, 100_000)
     find_model(settings.model)
+    if suite.scenes == COCO:
+        coco_examiner(settings)
     records = Records(suite, settings)
     batches = _missing(suite, settings, records)
     total = sum(len(scenes) for _, scenes in batches)

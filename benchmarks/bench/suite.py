@@ -4,7 +4,8 @@ sampled."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ _SUITE_KEYS = {
     "model",
     "methods",
 }
+
+
+COCO = "coco"
+"""The scenes that come from COCO's files instead of the storybook."""
 
 
 _ROW_KEYS = {"name", "method", "parameters", "baseline", "family"}
@@ -82,6 +87,35 @@ class Suite:
     model: str | None = None
     """Model that makes the pictures unless another is chosen; None for the storybook."""
 
+    def only(self, names: Sequence[str]) -> Suite:
+        """Return the suite with those rows alone that are called ``names``. A row whose baseline is left out is
+        compared with none.
+
+        Raises:
+            LayeredError: there is no row of such a name.
+        """
+        known = [row.name for row in self.rows]
+        for name in names:
+            if name not in known:
+                raise invalid(f"suite {self.name}: method", name, ", ".join(known))
+        rows = (row for row in self.rows if row.name in names)
+        kept = tuple(row if row.baseline in names else replace(row, baseline=None) for row in rows)
+        return replace(self, rows=kept, grid=tuple(name for name in self.grid if name in names))
+
+
+@dataclass(frozen=True)
+class CocoSettings:
+    """Settings of the suite ``coco``."""
+
+    annotations: Path
+    """Folder with ``captions_*.json`` and ``instances_*.json``."""
+    places: str = "masks"
+    """What says where the objects are: their ``masks``, or the ``boxes`` around them."""
+    detector: Path | None = None
+    """Folder of a detector in the transformers layout; None for the storybook's judge."""
+    seed: int = 0
+    """Seed of the order in which captions are chosen."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -98,6 +132,18 @@ class Settings:
     processes: int = 2
     fresh: bool = False
     """Rename the old results of the suite and measure everything again."""
+    coco: CocoSettings | None = None
+    """Settings of the suite ``coco``; None: it cannot be run."""
+
+
+def coco_settings(settings: Settings) -> CocoSettings:
+    """Return the settings of the suite ``coco``, or raise :class:`LayeredError` if there are none."""
+    if settings.coco is None:
+        raise LayeredError(
+            "suite coco needs COCO's captions and instances, which are not shipped. Give their folder with "
+            "--annotations DIR"
+        )
+    return settings.coco
 
 
 def suite_names() -> list[str]:
@@ -126,8 +172,8 @@ def read_suite(name: str, folder: Path = SUITES) -> Suite:
         raise LayeredError(f"suite {str(path)!r} is not YAML: {error}") from None
     where = f"suite {name}"
     _check_keys(where, entries, _SUITE_KEYS, {"scenes", "show", "methods"})
-    if entries["scenes"] not in CASES:
-        raise invalid(f"{where}: scenes", entries["scenes"], ", ".join(CASES))
+    if entries["scenes"] not in (*CASES, COCO):
+        raise invalid(f"{where}: scenes", entries["scenes"], ", ".join([*CASES, COCO]))
     host = entries.get("host", "diffusers")
     sampler = entries.get("sampler")
     if sampler is not None and sampler not in SAMPLERS:

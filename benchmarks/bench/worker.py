@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench.coco import CocoCases
+from benchmarks.bench.coco_judging import CocoExaminer, coco_examiner
 from benchmarks.bench.judging import Examiner
 from benchmarks.bench.methods import METHODS
 from benchmarks.bench.records import SHOWN, picture_path
 from benchmarks.bench.scenes import CASES, Case
-from benchmarks.bench.suite import Row, Settings, Suite
+from benchmarks.bench.suite import COCO, Row, Settings, Suite, coco_settings
 from layered_core.formats.pictures import write_picture
 from layered_diffusers.models.loading import find_model
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
@@ -26,8 +28,14 @@ class Worker:
         self.pipeline = LayeredDiffusionPipeline.from_pretrained(
             settings.model, device=settings.device, sampler=suite.sampler
         )
-        self.examiner = Examiner(find_model(settings.model), settings.clip)
-        self.cases: list[Case] = CASES[suite.scenes](settings.count)
+        self.examiner: Examiner | CocoExaminer
+        self.cases: Sequence[Case]
+        if suite.scenes == COCO:
+            self.examiner = coco_examiner(settings)
+            self.cases = CocoCases(coco_settings(settings), settings.count, self.pipeline.side)
+        else:
+            self.examiner = Examiner(find_model(settings.model), settings.clip)
+            self.cases = CASES[suite.scenes](settings.count)
 
     def measure(self, row: Row, scenes: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Make and judge the pictures of some scenes and yield their records. The seeds are the scenes'

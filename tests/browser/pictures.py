@@ -295,11 +295,13 @@ def main():
             import box_pictures
             import layer_pictures
             import patch_pictures
+            import rendering_pictures
             import transparency_pictures
 
             layer_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
+            rendering_pictures.take(page)
             box_pictures.take()
         finally:
             server.stop()

@@ -1,5 +1,6 @@
 """What is said on the command line reaches the pipeline, word by word."""
 
+import io
 import zipfile
 from inspect import signature
 from pathlib import Path
@@ -55,6 +56,15 @@ def scene(tmp_path):
     return str(write_layers(document, tmp_path / "scene.ora", {"prompt": {"1": "kept"}}))
 
 
+def changed(path, how):
+    """Put ``how(name, data)`` in the place of every entry of an OpenRaster file."""
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries.items():
+            new.writestr(name, how(name, data))
+
+
 def heard(pipeline, **wanted):
     assert {k: pipeline.asked[k] for k in wanted} == wanted
 
@@ -64,8 +74,9 @@ def test_a_document_that_needs_more_memory_than_allowed_is_refused_with_the_opti
     command, scene, tmp_path, capsys
 ):
     said = [command, scene, "-o", str(tmp_path / "a.psd")]
-    big = LayerDocument(9000, 9000, (Layer("a", torch.zeros(1, 1, 4), width=9000, height=9000),))
-    write_layers(big, scene)
+    big = io.BytesIO()
+    Image.new("L", (9000, 9000)).save(big, "PNG", compress_level=1)
+    changed(scene, lambda name, data: big.getvalue() if name.startswith("data/") else data)
     assert main([*said, "--memory-limit", "1"]) == 2
     assert (
         "is '1,296,000,000 bytes'; allowed: at most 1,073,741,824. "
@@ -77,12 +88,9 @@ def test_a_document_that_needs_more_memory_than_allowed_is_refused_with_the_opti
 def test_what_layers_cannot_hold_is_told(command, pipeline, tmp_path, capsys):
     path = tmp_path / "scene.ora"
     write_layers(LayerDocument(4, 4, (Layer("a", torch.ones(4, 4, 4), prompt="a"),)), path)
-    with zipfile.ZipFile(path) as old:
-        entries = {name: old.read(name) for name in old.namelist()}
-    entries["stack.xml"] = entries["stack.xml"].replace(b"<layer", b"<filter /><layer")
-    with zipfile.ZipFile(path, "w") as new:
-        for name, data in entries.items():
-            new.writestr(name, data)
+    changed(
+        path, lambda name, data: data.replace(b"<layer", b"<filter /><layer") if name == "stack.xml" else data
+    )
     main([command, str(path), "-o", str(tmp_path / "a.psd"), *SAID])
     assert "layered: scene.ora: a <filter> is left out" in capsys.readouterr().err
 

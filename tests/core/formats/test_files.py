@@ -20,7 +20,9 @@ from layered_core.formats.file_layers import split_title
 from layered_core.formats.limits import Limits
 from layered_core.formats.to_file import rounded
 
-SCHEMA = json.loads((Path(__file__).parents[3] / "layered_core/formats/schema/document.schema.json").read_text())
+SCHEMA = json.loads(
+    (Path(__file__).parents[3] / "layered_core/formats/schema/document.schema.json").read_text()
+)
 WORKFLOW = {
     "workflow": {"nodes": [{"id": 1, "title": "größe <&>\n"}]},
     "prompt": {"1": {"inputs": {"a": [1, 2.5, None, True]}}},
