@@ -138,10 +138,10 @@ class _Call:
     def answer(self, flow: Tensor) -> tuple[Any]:
         """Return flow ``[n, C, h, w]`` as the transformer gives it."""
         host = self.run.host
-        found = (-flow if host.turned else flow).to(self.run.model.transformer.dtype)
+        found = -flow if host.turned else flow
         if host.listed:
-            return (list(found[:, :, None]),)
-        return (pack(found) if host.packed else found,)
+            return (list(found[:, :, None].to(self.given[0][0])),)
+        return ((pack(found) if host.packed else found).to(self.named["hidden_states"]),)
 
     def _named(self, inputs: Tensor, states: Tensor, texts: Sequence[Text]) -> dict[str, Any]:
         """Return the inputs of a transformer that takes batches."""

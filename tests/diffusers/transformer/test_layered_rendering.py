@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from tiny_transformers import TINY
@@ -292,6 +293,19 @@ def test_regions_that_follow_act_after_the_share_alone(pipeline):
     assert not torch.equal(regional.latents[0], followed.latents[0])
     whole, never = rendered(pipeline, share=1), rendered(pipeline, share=1, then=regions)
     assert torch.equal(sampled(pipeline, whole, **how), sampled(pipeline, never, **how))
+
+
+def test_a_layer_without_freedom_keeps_its_pixels_while_the_others_are_rendered(pipeline):
+    doc = document()
+    kept = torch.rand(64, 32, 4, generator=torch.Generator().manual_seed(2)).mul(255).round() / 255
+    kept[..., 3] = 1
+    ball = Layer("ball", kept, prompt=BALL, recipe=Recipe(noise=0))
+    doc = LayerDocument(96, 64, (ball, doc.layers[1]), prompt=MAIN)
+    how = {"steps": 3, "guidance": 3.0, "attention": None}
+    out = pipeline.harmonize(doc, rendering=Rendering(share=0.9), **how)
+    pixels = torch.from_numpy(np.array(out.crop((0, 0, 32, 64)))).float() / 255
+    assert torch.equal(pixels, kept[..., :3])
+    assert out.tobytes() != pipeline.harmonize(doc, **how).tobytes()
 
 
 def test_a_share_counts_from_the_start_of_the_run_that_is_left(flux):
