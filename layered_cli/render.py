@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from layered_cli.shared import (
 if TYPE_CHECKING:
     from layered_core.attention.regional_plan import Settings
     from layered_core.document import LayerDocument
+    from layered_core.rendering.rendering_plan import Rendering
     from layered_diffusers.methods.masked_control import MaskedControl
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
@@ -63,6 +65,37 @@ def add(commands: Commands) -> None:
         help="where a layer's words act: in its own place, or in the whole picture (default: %(default)s)",
     )
     parser.add_argument(
+        "--render-share",
+        type=number(0, 1),
+        default=0.0,
+        metavar="0..1",
+        help="layered rendering: share of the sampling, from its start, in which every layer is painted by itself and "
+        "led to its place; --words says what acts in the rest. .3 is a good share, 0 is off (default: 0)",
+    )
+    parser.add_argument(
+        "--vision-strength",
+        type=number(0, 1),
+        default=0.2,
+        metavar="0..1",
+        help="with --render-share: how strongly a layer's colour is planted in its place while it is painted "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vision-colour",
+        type=_colour,
+        default="words",
+        metavar="COLOUR",
+        help="with --render-share: where that colour comes from: words (the model's own idea of the layer's words), "
+        "picture (the layer's picture), noise, or one colour for all layers, #RRGGBB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--render-preset",
+        choices=("faithful", "fast"),
+        default="faithful",
+        help="with --render-share: fast lets all layers share one pass for the negative prompt, in about half the "
+        "time (default: %(default)s)",
+    )
+    parser.add_argument(
         "--adapters", type=Path, metavar="FOLDER", help="folder of the embeddings that recipes name"
     )
     parser.add_argument(
@@ -98,6 +131,7 @@ def run(options: argparse.Namespace) -> None:
     from layered_core.errors import invalid
     from layered_core.files import shown_otherwise, write_layers
     from layered_core.formats.pictures import from_image, save_png, write_picture, write_whole
+    from layered_core.rendering.rendering_plan import plan_rendering
 
     check_out(options.out, (".png", ".psd", ".psb", ".ora"))
     read = read_document(options)
@@ -119,6 +153,11 @@ def run(options: argparse.Namespace) -> None:
             f"at most {MAX_LAYERS - 1} beside the picture",
             fix,
         )
+    rendering = _rendering(options)
+    if rendering.share > 0:
+        plan_rendering(
+            document, rendering, negative=options.negative
+        )  # raises its errors before a model is loaded
     with Bar("render") as bar:
         how: dict[str, Any] = {
             "seed": options.seed,
@@ -127,6 +166,7 @@ def run(options: argparse.Namespace) -> None:
         }
         how |= {"guidance": options.guidance, "progress": bar.step}
         how |= {"adapters": options.adapters, "attention": _attention(options.words)}
+        how |= {"rendering": rendering if rendering.share > 0 else None}
         pipeline = pipeline_of(options)
         if options.control is not None:
             how["methods"] = [_control(pipeline, document, options.control)]
@@ -148,6 +188,33 @@ def _attention(words: str) -> Settings | None:
     from layered_diffusers.pipeline import PLACES
 
     return PLACES if words == "places" else None
+
+
+def _rendering(options: argparse.Namespace) -> Rendering:
+    """Return the settings of layered rendering."""
+    from layered_core.rendering.rendering_plan import Rendering
+
+    colour, constant = options.vision_colour
+    return Rendering(
+        share=options.render_share,
+        strength=options.vision_strength,
+        colour=colour,
+        constant=constant,
+        preset=options.render_preset,
+    )
+
+
+def _colour(text: str) -> tuple[str, tuple[float, float, float]]:
+    """Return where a colour comes from, and red, green and blue 0..1 of a text such as ``#FF8000``; white if the
+    text is a name."""
+    if text in ("words", "picture", "noise"):
+        return text, (1.0, 1.0, 1.0)
+    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not words, picture, noise, or a colour such as #FF8000"
+        )
+    red, green, blue = (int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return "constant", (red, green, blue)
 
 
 def _control(pipeline: LayeredDiffusionPipeline, document: LayerDocument, folder: str) -> MaskedControl:

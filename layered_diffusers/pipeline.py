@@ -20,6 +20,7 @@ from layered_core.document import LayerDocument
 from layered_core.errors import check_number
 from layered_core.formats.pictures import to_image
 from layered_core.painting.repaint import Repaint, plan_document
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers import stages
 from layered_diffusers.generator import Generator
 from layered_diffusers.models.adapters import embedded
@@ -30,7 +31,7 @@ from layered_diffusers.models.loading import (
     is_transformer,
     load_model,
 )
-from layered_diffusers.sampling import Method, Sampling
+from layered_diffusers.sampling import Method, Sampling, WordedMethod
 from layered_diffusers.transformer.generator import TransformerGenerator
 from layered_diffusers.transparent import (
     generate_in_place,
@@ -257,6 +258,7 @@ class LayeredDiffusionPipeline(Generator):
         softness: float = 0.0,
         attention: Settings | None = PLACES,
         adapters: Path | None = None,
+        rendering: Rendering | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
         """Turn a document into one picture in which each layer changes as far as its ``recipe.noise`` says.
@@ -269,14 +271,14 @@ class LayeredDiffusionPipeline(Generator):
             seed: seed of the noise.
             background: how far the places that no layer covers may change, 0..1.
             blur, threshold, noise, dilation, softness: see :mod:`layered_core.noise.change_map`.
-            attention, adapters: as in :meth:`render`.
+            attention, adapters, rendering: as in :meth:`render`.
             options: those of :meth:`generate`.
         """
         plan = plan_document(
             self.flat(document)[0], document, background=background, blur=blur, unit=self.unit
         )
         change = self._change_map(plan, plan.cut()[None], threshold, noise, dilation, softness)
-        return self._redraw(document, plan, [change], seed, attention, adapters, options)
+        return self._redraw(document, plan, [change], seed, attention, adapters, rendering, options)
 
     def render(
         self,
@@ -286,6 +288,7 @@ class LayeredDiffusionPipeline(Generator):
         strength: float = 0.4,
         attention: Settings | None = PLACES,
         adapters: Path | None = None,
+        rendering: Rendering | None = None,
         **options: Unpack[Sampling],
     ) -> Image.Image:
         """Turn a document into one picture: SDEdit on its composite, with each layer's words in its place.
@@ -299,12 +302,15 @@ class LayeredDiffusionPipeline(Generator):
             strength: how far the layers' pictures may change: 0 keeps every pixel of them, 1 keeps nothing.
             attention: how each layer's words are bound to the place of the layer; None: the words act
                 everywhere.
-            adapters: with ``attention``, folder of the embeddings that the layers' recipes name. They act
-                only in this picture.
+            adapters: with ``attention`` or ``rendering``, folder of the embeddings that the layers' recipes
+                name. They act only in this picture.
+            rendering: leads each layer to its place while the picture is forming; ``attention`` acts in the
+                rest of the run. None: not at all.
             options: those of :meth:`generate`.
 
         Raises:
-            LayeredError: a value is out of range, or a layer's embedding is missing; the text names it.
+            LayeredError: a value is out of range, or a layer's embedding is missing; the text names it. With
+                ``rendering``, see also :func:`~layered_core.rendering.rendering_plan.plan_rendering`.
         """
         check_number("strength", strength, 0, 1)
         layers = tuple(replace(x, recipe=replace(x.recipe, noise=strength)) for x in document)
@@ -316,7 +322,7 @@ class LayeredDiffusionPipeline(Generator):
         )
         least, most = (float(x) for x in plan.change.aminmax())
         changes = [] if least == most else [self._change_map(plan, plan.cut()[None])]
-        return self._redraw(document, plan, changes, seed, attention, adapters, options)
+        return self._redraw(document, plan, changes, seed, attention, adapters, rendering, options)
 
     def _redraw(
         self,
@@ -326,6 +332,7 @@ class LayeredDiffusionPipeline(Generator):
         seed: int,
         attention: Settings | None,
         adapters: Path | None,
+        rendering: Rendering | None,
         options: Sampling,
     ) -> Image.Image:
         """Sample the whole picture of ``plan``, held by ``changes`` where it may change less than elsewhere, and
@@ -333,12 +340,17 @@ class LayeredDiffusionPipeline(Generator):
         options.setdefault("negative", document.negative)
         if attention is PLACES and not self.is_guided(options.get("guidance")):
             attention = replace(PLACES, guidance=1.0)
-        words, places = document.words, list[Method]()
-        acts = attention is not None and attention.strength > 0
+        method: WordedMethod | None = None
+        leads = rendering is not None and rendering.share > 0
+        acts = leads or (attention is not None and attention.strength > 0)
         with embedded(self.model, [document] if acts else [], adapters):
             if attention is not None:
-                regional = self.regional_prompts([document], attention, negative=options["negative"])
-                words, places = regional.prompts[0], [regional]
+                method = self.regional_prompts([document], attention, negative=options["negative"])
+            if leads:
+                method = self.layered_rendering(
+                    [document], rendering, negative=options["negative"], then=method
+                )
+            words, places = (document.words, []) if method is None else (method.prompts[0], [method])
             options["methods"] = [*changes, *places, *options.get("methods", ())]
             sampled = self.generate(
                 [words], seeds=[seed], start=plan.cut()[None], strength=float(plan.change.max()), **options

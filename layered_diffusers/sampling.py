@@ -186,7 +186,7 @@ def check_predicting(methods: Sequence[Method]) -> Method | None:
 
     Raises:
         LayeredError: there are two, or another method lets the pictures of the batch look at each other, so that
-            rows of layers would mix with them.
+            rows of layers would mix with them; or there is another with words, see :func:`check_worded`.
     """
     found = [m for m in methods if type(m).predict is not Method.predict]
     others = [m for m in methods if m.joins_rows]
@@ -199,7 +199,21 @@ def check_predicting(methods: Sequence[Method]) -> Method | None:
             "batch together",
             f"Leave out {names[-1]}",
         )
+    if found:
+        check_worded(methods)
     return found[0] if found else None
+
+
+def check_worded(methods: Sequence[Method]) -> None:
+    """Raise :class:`LayeredError` if there is more than one method that plans the prompts."""
+    names = [type(m).__name__ for m in methods if isinstance(m, WordedMethod)]
+    if len(names) > 1:
+        raise invalid(
+            "methods",
+            " and ".join(names),
+            "one method that plans the prompts",
+            "Leave one out; regional prompts that follow layered rendering are its 'then'",
+        )
 
 
 def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:

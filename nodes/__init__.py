@@ -38,6 +38,8 @@ from .layers.split_layer import JoinLayer, SplitLayer
 from .measure.layout_metrics import LayoutMetrics
 from .noise.per_layer_sdedit import PerLayerSDEdit
 from .noise.regenerate_layers import PasteBack, RegenerateLayers
+from .rendering.layered_rendering import LayeredRendering
+from .rendering.vision_guidance_preview import VisionGuidancePreview
 from .stages.add_layer_by_prompt import AddLayerByPrompt
 from .stages.stage_layer import FindPlace, StageLayer, StageSeed
 from .transparency.layer_diffuse_apply import LayerDiffuseApply
@@ -81,6 +83,8 @@ NODES: list[type[io.ComfyNode]] = [
     RegionalPromptAttention,
     AttentionPreview,
     LayerMaskFromAttention,
+    LayeredRendering,
+    VisionGuidancePreview,
     LayerDiffuseApply,
     SplitFrames,
     TransparentDecode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -63,9 +63,9 @@ class ByArea(product.LayeredRendering):
         self._places = rows.masks
         return replace(rows, masks=rows.masks.mean((1, 2), keepdim=True).expand_as(rows.masks))
 
-    def _planted(self, run: Run, scaled: Tensor, sigma: float, more: dict[str, Any]) -> Tensor:
+    def _planted(self, run: AnyRun, ask: Callable[[Sequence[str], Tensor], Tensor], sign: float) -> Tensor:
         areas, self.rows.masks = self.rows.masks, self._places
-        planted = super()._planted(run, scaled, sigma, more)
+        planted = super()._planted(run, ask, sign)
         self.rows.masks = areas
         return planted
 

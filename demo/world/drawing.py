@@ -88,17 +88,10 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
         )
     big = 3 * size
     unit = big / (1 + 2 * _HALO)
-    border = (big - unit) / 2
+    shape, inner = _shape(kind, big)
 
     def at(points: Sequence[_Point]) -> list[_Point]:
-        return [(border + px * unit, border + py * unit) for px, py in points]
-
-    shape = Image.new("L", (big, big), 0)
-    pen = ImageDraw.Draw(shape)
-    for points in _SHAPES[kind]():
-        pen.polygon(at(points), fill=255)
-    inner = shape.filter(ImageFilter.GaussianBlur(unit * 0.012)).point(lambda v: 255 if v > 240 else 0)
-    inner = inner.filter(ImageFilter.MinFilter(2 * int(unit * 0.018) + 1))
+        return _laid(points, big)
 
     body = COLOURS[colour]
     outline = _mix(body, _OUTLINE, {"solid": 0.75, "glass": 0.35}.get(material, 0.0))
@@ -124,6 +117,25 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
     return paint.convert("RGBa").resize((size, size), Image.Resampling.BOX), shape.resize(
         (size, size), Image.Resampling.BOX
     )
+
+
+@functools.lru_cache(maxsize=32)
+def _shape(kind: str, big: int) -> tuple[Image.Image, Image.Image]:
+    """Return the silhouette of a kind of object in a square of ``big`` pixels, and its part inside the outline."""
+    unit = big / (1 + 2 * _HALO)
+    shape = Image.new("L", (big, big), 0)
+    pen = ImageDraw.Draw(shape)
+    for points in _SHAPES[kind]():
+        pen.polygon(_laid(points, big), fill=255)
+    inner = shape.filter(ImageFilter.GaussianBlur(unit * 0.012)).point(lambda v: 255 if v > 240 else 0)
+    return shape, inner.filter(ImageFilter.MinFilter(2 * int(unit * 0.018) + 1))
+
+
+def _laid(points: Sequence[_Point], big: int) -> list[_Point]:
+    """Return points of the unit square in pixels of a square of ``big`` pixels, inside the halo's border."""
+    unit = big / (1 + 2 * _HALO)
+    border = (big - unit) / 2
+    return [(border + px * unit, border + py * unit) for px, py in points]
 
 
 def _mix(a: tuple[int, int, int], b: tuple[int, int, int], share: float) -> tuple[int, int, int]:

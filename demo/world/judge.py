@@ -193,7 +193,8 @@ def connected_components(labels: Tensor) -> Tensor:
             spread = spread + nn.functional.max_pool2d(inside[None, None], 3, 1, 1)[0, 0] * mask
         if torch.equal(spread, patches):
             return patches.long()
-        patches = spread
+        # A number names a pixel of its patch, which may know a greater one by now.
+        patches = spread.flatten()[spread.long() - 1]
 
 
 def _stage(inside: int, out: int, stride: int = 1) -> nn.Sequential:

@@ -74,7 +74,8 @@ class Rendering:
                 (:func:`~layered_core.noise.change_map.noise_level`).
             first: that of the run's first step; 1 for a run from noise alone.
         """
-        return level > first * (1 - self.share)
+        # The last step of some schedules is at level 0.
+        return self.share == 1 or level > first * (1 - self.share)
 
     @property
     def asks_model(self) -> bool:
@@ -216,7 +217,7 @@ def background_of(document: LayerDocument) -> Layer | None:
 def _check_picture(layer: Layer) -> None:
     if layer.image is None:
         raise invalid(
-            f"layer {layer.name!r}: its picture, of which the colour is taken",
+            f"layer {layer.name!r}: the picture that gives its colour",
             None,
             "a picture in every layer with words",
             "Choose the colour 'words', or give the layer a picture",

@@ -16,7 +16,7 @@ from layered_core.canvas.compositing import flat
 from layered_core.canvas.masks import mask_pyramid
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
-from layered_core.noise.guidance import classifier_free, of_empty_picture
+from layered_core.noise.guidance import classifier_free
 from layered_core.noise.window import sigma_at
 from layered_core.painting.repaint import Repaint
 from layered_core.rendering.rendering_plan import Part, Rendering, plan_rendering
@@ -59,6 +59,9 @@ class Rendered(WordedMethod):
 
     Sample with :attr:`prompts` in place of the prompts.
     """
+
+    most: int | None = None
+    """Rows that the model takes at once; None: all. It is halved when the device's memory does not suffice."""
 
     def __init__(
         self,
@@ -170,6 +173,43 @@ class Rendered(WordedMethod):
             torch.tensor([self.rendering.strength * p.led for p in parts]).to(run.latents),
         )
 
+    def _planted(self, run: AnyRun, ask: Callable[[Sequence[str], Tensor], Tensor], sign: float) -> Tensor:
+        """Return what is planted in each row, ``[R, C, h, w]``.
+
+        ``ask`` returns the model's predictions for texts, at the run's first latents of the pictures whose numbers
+        are given beside them, ``[n]``. ``sign`` is that of the picture in a prediction.
+        """
+        rows, given = self.rows, run.latents[self.rows.picture]
+        if not bool(rows.led.any()):
+            return torch.zeros_like(given)
+        if self.rendering.asks_vae:
+            return vision_guidance(self._given_colours(run), rows.masks, rows.led)
+        # Two predictions at the same latents differ by a number times what differs in their pictures.
+        cond = sign * ask([p.words for p in rows.parts], rows.picture)
+        own = torch.arange(len(run.latents), device=run.latents.device)
+        empty = sign * ask([""] * len(own), own)[rows.picture]
+        colours = (
+            word_colours(cond, empty)
+            if self.rendering.colour == "words"
+            else noise_colours(given, cond, empty)
+        )
+        return vision_guidance(colours, rows.masks, rows.led)
+
+    def _in_parts(self, rows: Tensor, model: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the predictions of ``model`` for rows, int64 ``[n]``, from as many passes as memory asks for."""
+        done: list[Tensor] = []
+        while len(rows):
+            part = rows[: self.most]
+            try:
+                done.append(model(part))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.most = len(part) // 2
+                continue
+            rows = rows[len(part) :]
+        return torch.cat(done)
+
     def _given_colours(self, run: AnyRun) -> Tensor:
         """Return the colours that come from pictures, ``[R, C]``."""
         if self.rendering.colour == "constant":
@@ -198,9 +238,6 @@ class Rendered(WordedMethod):
 class LayeredRendering(Rendered):
     """Layered rendering on a UNet. See :class:`Rendered`."""
 
-    most: int | None = None
-    """Rows that the UNet takes at once; None: all. It is halved when the device's memory does not suffice."""
-
     def start(self, run: Run, stack: ExitStack) -> None:
         """Encode the words of all parts."""
         super().start(run, stack)
@@ -210,7 +247,9 @@ class LayeredRendering(Rendered):
             logging.getLogger(__name__).warning(
                 "Classifier-free guidance is off, so negative prompts have no effect"
             )
-        texts = dict.fromkeys(t for p in self.rows.parts for t in (p.words, p.negative, ""))
+        texts = dict.fromkeys(
+            ("", self.negative, *(t for p in self.rows.parts for t in (p.words, p.negative)))
+        )
         self._texts = {text: i for i, text in enumerate(texts)}
         contexts, self._pooled = encode(self.model, list(texts))
         self._contexts = stack_texts(contexts)
@@ -223,9 +262,13 @@ class LayeredRendering(Rendered):
         rows, t = self.rows, run.timesteps[index]
         scaled = run.scheduler.scale_model_input(run.latents, t)
         sigma = sigma_at(run.scheduler.alphas_cumprod, float(t))
-        if index == 0:
-            self.rows.planted = self._planted(run, scaled, sigma, more)
         count, guidance = len(scaled), run.guidance
+        if index == 0:
+            rows.planted = self._planted(
+                run,
+                lambda texts, picture: self._model(run, t, scaled[picture], texts, count + picture, more),
+                1.0 if self._kind == "sample" else -1.0,
+            )
         shifted = scaled[rows.picture] + rows.planted
         words, negatives = ([getattr(p, k) for p in rows.parts] for k in ("words", "negative"))
         cond = self._model(run, t, shifted, words, count + rows.picture, more)
@@ -241,30 +284,6 @@ class LayeredRendering(Rendered):
         scale = guidance[rows.picture] if isinstance(guidance, Tensor) else guidance
         return fuse(classifier_free(uncond, cond, scale) - back * rows.planted, rows.masks, rows.picture)
 
-    def _planted(self, run: Run, scaled: Tensor, sigma: float, more: dict[str, Any]) -> Tensor:
-        """Return what is planted in each row, ``[R, C, h, w]``."""
-        rows = self.rows
-        if not bool(rows.led.any()):
-            return torch.zeros_like(scaled[rows.picture])
-        if self.rendering.asks_vae:
-            return vision_guidance(self._given_colours(run), rows.masks, rows.led)
-        given = scaled[rows.picture]
-        cond = self._model(
-            run, run.timesteps[0], given, [p.words for p in rows.parts], len(scaled) + rows.picture, more
-        )
-        own = torch.arange(len(scaled), device=scaled.device)
-        empty = self._model(run, run.timesteps[0], scaled, [""] * len(scaled), own, more)[rows.picture]
-        # A prediction minus that of an empty picture is the denoised picture times a number.
-        nothing = of_empty_picture(given, sigma, self._kind)
-        sign = 1.0 if self._kind == "sample" else -1.0
-        cond, empty = sign * (cond - nothing), sign * (empty - nothing)
-        colours = (
-            word_colours(cond, empty)
-            if self.rendering.colour == "words"
-            else noise_colours(given, cond, empty)
-        )
-        return vision_guidance(colours, rows.masks, rows.led)
-
     def _model(
         self, run: Run, t: Tensor, inputs: Tensor, texts: Sequence[str], source: Tensor, more: dict[str, Any]
     ) -> Tensor:
@@ -276,24 +295,17 @@ class LayeredRendering(Rendered):
         own = torch.tensor([self._texts[text] for text in texts], device=inputs.device)
         if run.concat is not None:
             inputs = torch.cat([inputs, run.concat[source]], 1)
-        done: list[Tensor] = []
-        at = 0
-        while at < len(inputs):
-            part = slice(at, at + (self.most or len(inputs)))
+
+        def predicted(part: Tensor) -> Tensor:
             given = _taken(more, source[part], 2 * len(run.latents))
             if run.added:
                 given["added_cond_kwargs"] = {k: v[source[part]] for k, v in run.added.items()}
                 if self._pooled is not None:
                     given["added_cond_kwargs"]["text_embeds"] = self._pooled[own[part]]
-            try:
-                done.append(run.unet(inputs[part], t, self._contexts[own[part]], **given).sample)
-            except torch.OutOfMemoryError:
-                if len(inputs[part]) == 1:
-                    raise
-                self.most = len(inputs[part]) // 2
-                continue
-            at = part.stop
-        return torch.cat(done)
+            found: Tensor = run.unet(inputs[part], t, self._contexts[own[part]], **given).sample
+            return found
+
+        return self._in_parts(torch.arange(len(inputs), device=inputs.device), predicted)
 
 
 def _taken(value: Any, rows: Tensor, count: int) -> Any:

@@ -13,10 +13,12 @@ from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.regional_plan import Settings
 from layered_core.document import LayerDocument
 from layered_core.errors import check_number, invalid
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.generator import Generator
-from layered_diffusers.sampling import GUIDANCE, Method, Progress, noised
+from layered_diffusers.sampling import GUIDANCE, Method, Progress, WordedMethod, check_worded, noised
 from layered_diffusers.transformer import latents
 from layered_diffusers.transformer.hosts import host_of
+from layered_diffusers.transformer.layered_rendering import TransformerRendering
 from layered_diffusers.transformer.regional_prompts import JointPrompts
 from layered_diffusers.transformer.run import FlowRun, sample
 from layered_diffusers.transformer.schedule import FlowSchedule
@@ -108,6 +110,22 @@ class TransformerGenerator(Generator):
         """Return the method that makes each layer's words act where the layer is visible."""
         return JointPrompts(self.model, documents, settings, prompts=prompts, negative=negative, maps=maps)
 
+    def layered_rendering(
+        self,
+        documents: Sequence[LayerDocument],
+        rendering: Rendering | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        negative: str = "",
+        then: WordedMethod | None = None,
+    ) -> TransformerRendering:
+        """Return the method that leads each layer to its place while the picture is forming, and leaves the rest
+        to ``then``."""
+        return TransformerRendering(
+            self.model, self.encode, documents, rendering or Rendering(),
+            prompts=prompts, negative=negative, then=then,
+        )  # fmt: skip
+
     def encode(self, pictures: Tensor) -> Tensor:
         """Encode pictures ``[B, 3, H, W]`` in 0..1, padded by repeating the edge, to latents ``[B, C, h, w]``
         in the transformer's scale (the mean of the VAE's distribution)."""
@@ -149,12 +167,11 @@ class TransformerGenerator(Generator):
                 raise invalid(
                     "methods",
                     type(method).__name__,
-                    f"methods that act on transformers, with {self.host.family.name}: regional prompts, change "
-                    f"maps, keeping what is outside a mask",
+                    f"methods that act on transformers, with {self.host.family.name}: regional prompts, layered "
+                    f"rendering, change maps, keeping what is outside a mask",
                     "Leave it out, or use a Stable Diffusion model",
                 )
-        if sum(isinstance(m, JointPrompts) for m in methods) > 1:
-            raise invalid("methods: number of regional prompts", 2, "1")
+        check_worded(methods)
 
     def _check_size(self, rows: int, columns: int) -> None:
         """Raise :class:`LayeredError` for a picture larger than the positions that the model knows."""

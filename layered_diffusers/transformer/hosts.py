@@ -24,6 +24,8 @@ class Host:
     """Whether the transformer takes lists of texts and pictures instead of batches."""
     masks: bool = False
     """Whether the pipeline itself closes the padding of prompts of different length."""
+    turned: bool = False
+    """Whether the transformer predicts the picture minus the noise, which the pipeline turns round."""
 
     @property
     def family(self) -> Family:
@@ -41,7 +43,7 @@ HOSTS = {
     "flux": Host("flux", APART, packed=True),
     "sd3": Host("sd3", NEGATIVE_FIRST, picture_first=True),
     "qwen": Host("qwen", APART, packed=True, masks=True),
-    "zimage": Host("zimage", POSITIVE_FIRST, picture_first=True, listed=True, masks=True),
+    "zimage": Host("zimage", POSITIVE_FIRST, picture_first=True, listed=True, masks=True, turned=True),
 }
 
 

@@ -59,6 +59,8 @@ class Joint(TorchFunctionMode):
         """How much more the guidance is in the layers; None: nowhere."""
         self.scale = 1.0
         """Scale of classifier-free guidance."""
+        self.idle = False
+        """Whether calls are only counted, because another method makes them with rows of its own."""
         self.step = self.call = 0
         self._rows: Sequence[Row] = ()
         self._groups: list[Group] = []
@@ -98,6 +100,8 @@ class Joint(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _before(self, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if self.idle:
+            return None
         self._rows = [row for half in self.passes[self.call] for row in self.halves[half]]
         sigma = relative_noise(self.sigmas[self.step])
         acts = [r.regions is not None and r.regions.acts(sigma) for r in self._rows]
@@ -124,7 +128,8 @@ class Joint(TorchFunctionMode):
                 "caches and compiled blocks"
             )
         self.call += 1
-        return self._guided(output) if self.factor is not None and "uncond" in self.halves else None
+        guides = self.factor is not None and "uncond" in self.halves and not self.idle
+        return self._guided(output) if guides else None
 
     def _attend(self, func: Any, given: dict[str, Any]) -> Tensor:
         self._seen += 1

@@ -16,11 +16,10 @@ from layered_core.attention.joint_regions import JointRegions
 from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
-from layered_diffusers.models.loading import require_unet
 from layered_diffusers.sampling import WordedMethod
 from layered_diffusers.transformer.joining import Row
 from layered_diffusers.transformer.run import FlowRun
-from layered_diffusers.transformer.text import Text, encode, tokenise
+from layered_diffusers.transformer.text import Text, check_embeddings, encode, tokenise
 
 
 class JointPrompts(WordedMethod):
@@ -59,9 +58,7 @@ class JointPrompts(WordedMethod):
         if self.settings.rescale:
             fix = "Guidance is rescaled on UNets only without ComfyUI; in ComfyUI on transformers too"
             raise invalid("rescale", self.settings.rescale, "0 on transformers", fix)
-        for layer in (x for d in documents for x in d if x.visible and x.prompt.strip()):
-            if layer.recipe.embedding:
-                require_unet(model, f"layer {layer.name!r}: its embedding {layer.recipe.embedding!r}")
+        check_embeddings(model, documents)
         self.plans = [
             plan_regions(
                 document,

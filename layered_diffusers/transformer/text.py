@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from layered_core.attention.words import Token
+from layered_core.document import LayerDocument
 from layered_core.errors import LayeredError, check_letters
+from layered_diffusers.models.loading import require_unet
 from layered_diffusers.models.text import chunks_of
 from layered_diffusers.models.text import encode as encode_clip
 from layered_diffusers.models.text import tokenise as tokenise_clip
@@ -51,6 +53,13 @@ def encode(model: Any, text: str, where: str = "prompt") -> Text:
     """
     check_letters(where, text)
     return _ENCODERS[host_of(model).key](model, text, where)
+
+
+def check_embeddings(model: Any, documents: Sequence[LayerDocument]) -> None:
+    """Raise :class:`LayeredError` if a visible layer with words has an embedding: they need a UNet."""
+    for layer in (x for d in documents for x in d if x.visible and x.prompt.strip()):
+        if layer.recipe.embedding:
+            require_unet(model, f"layer {layer.name!r}: its embedding {layer.recipe.embedding!r}")
 
 
 def tokenise(model: Any, text: str) -> list[Token]:

@@ -78,7 +78,7 @@ def patched(
 def acting_alone(*halves: list[list[Any]]) -> list[list[list[Any]]]:
     """Return the conditionings so that their regions act on any model that :func:`check_model` accepts, whether or
     not it is one of :func:`patched`."""
-    return carrying(partial(_sample, frozenset()), *halves)
+    return carrying(KEY, partial(_sample, frozenset()), *halves)
 
 
 def _sample(
@@ -100,7 +100,7 @@ def _sample(
     guider.model_options[KEY] = True
     cut = cut_of(guider, latent_image, denoise_mask)
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
-    take_off(entries)
+    take_off(entries, KEY)
     carried = [entry[KEY] for entry in entries if KEY in entry]
     _warn_of_missing(expected, carried)
     for half in carried:

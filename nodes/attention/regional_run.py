@@ -42,6 +42,8 @@ class Run:
     """By the uuid that ComfyUI gives to every conditioning of a run."""
     predictions: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
     """The predictions of this step by the names of the guider's conditionings."""
+    predicted: set[UUID] = field(default_factory=set, kw_only=True)
+    """The uuids of the conditionings that took part in these predictions: another node may leave some out."""
     latents: Tensor | None = field(default=None, kw_only=True)
     """The noisy latents of this step, ``[B, C, h, w]``, or ``[B, C, frames, h, w]``."""
     areas: dict[UUID, tuple[int, int]] = field(default_factory=dict, kw_only=True)
@@ -176,8 +178,14 @@ class Run:
         self.latents = x
         out = executor(model, conds, x, *more)
         if len(conds) > 1:
-            names = {id(conditions): name for name, conditions in self.guider.conds.items() if conditions}
-            self.predictions = {names[id(c)]: o for c, o in zip(conds, out, strict=True) if id(c) in names}
+            entries = [[e["uuid"] for e in conditions or ()] for conditions in conds]
+            self.predicted = {uuid for uuids in entries for uuid in uuids}
+            names = {e["uuid"]: name for name, own in self.guider.conds.items() for e in own or ()}
+            self.predictions = {
+                names[uuids[0]]: o
+                for uuids, o in zip(entries, out, strict=True)
+                if uuids and uuids[0] in names
+            }
         return out
 
     def guide(self, prediction: Mapping[str, Any]) -> Tensor:
@@ -208,8 +216,9 @@ class Run:
         return None if attention is None else attention.guidance(self.latent_size, self.noise(sigma))
 
     def _acting(self, conditions: Sequence[Mapping[str, Any]] | None) -> RegionalAttention | None:
-        """Return the regions of a conditioning; None if no layer acts there."""
-        uuid = next((e["uuid"] for e in conditions or () if e["uuid"] in self.attentions), None)
+        """Return the regions of a conditioning; None if no layer acts there, or it took no part in this step."""
+        uuids = (e["uuid"] for e in conditions or ())
+        uuid = next((u for u in uuids if u in self.attentions and u in self.predicted), None)
         return None if uuid is None else self.attentions[uuid]
 
     def _rescaled(self, prediction: Mapping[str, Any], denoised: Tensor, sigma: float) -> Tensor:

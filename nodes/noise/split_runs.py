@@ -110,6 +110,12 @@ def uncut(runs: SplitRuns, run: Run, sigmas: Tensor, least: float, pins: bool) -
     return Run(noise + run.noise.to(noise), torch.stack([x.clean for x in known]), _starting_at(run))
 
 
+def goes_on(noise: Tensor, sampler: Any) -> bool:
+    """Return whether a run with this noise ``[B, C, ...]`` and sampler goes on with noise that an earlier one has
+    left."""
+    return not bool(noise.any()) or getattr(sampler, "goes_on", False)
+
+
 def pin_noise(sampler: Any, noise: Tensor, seed: int) -> Tensor:
     """Return the noise that ComfyUI gives pinned places. With its ddim it is not that of the start."""
     if not getattr(sampler, "inpaint_options", {}).get("random"):
@@ -136,7 +142,7 @@ def _starting_at(run: Run) -> Any:
         start = base.model_sampling.noise_scaling(sigmas[0], run.noise.to(x), latents, full)
         return function(model, start, sigmas, *more, **named)
 
-    sampler.sampler_function = sample
+    sampler.sampler_function, sampler.goes_on = sample, True
     sampler.inpaint_options = {**sampler.inpaint_options, "random": False}
     return sampler
 

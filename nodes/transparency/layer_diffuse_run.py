@@ -62,6 +62,14 @@ class ModelChange:
     """The output of the file's encoder for the given picture, at each resolution."""
 
 
+def frames_of(options: dict[str, Any]) -> int:
+    """Return how many pictures of one scene a model with these options makes together; 1 without the node."""
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    wrappers = comfy.patcher_extension.get_wrappers_with_key(kind, KEY, options, is_model_options=True)
+    changes: list[ModelChange] = [wrapper.args[0] for wrapper in wrappers]
+    return max((c.sharing.frames for c in changes if c.sharing is not None), default=1)
+
+
 def attentions_of(unet: UNetModel) -> list[nn.Module]:
     """Return every attention of the UNet, in the order of the files."""
     blocks = [

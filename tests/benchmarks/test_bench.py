@@ -15,6 +15,7 @@ from benchmarks import page
 from benchmarks.bench import running as bench
 from benchmarks.bench.host_methods import HOST
 from benchmarks.bench.host_methods import check_method as check_host_method
+from benchmarks.bench.judging import reference_features
 from benchmarks.bench.methods import METHODS
 from benchmarks.bench.multidiffusion import RegionFusion, region_rows
 from benchmarks.bench.records import Records, measured_at, weights_checksum
@@ -70,6 +71,20 @@ def measured(tmp_path_factory):
     suite = read_suite("tiny", folder)
     chosen = settings(folder / "out")
     return suite, chosen, run_suite(suite, chosen)
+
+
+@pytest.fixture(scope="module")
+def summary(measured):
+    """The figures of the tiny suite."""
+    return Summary(*measured)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_drawn_scenes():
+    """Compare with features of 8 drawn scenes instead of 192, which nobody looks at here."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(reference_features, "__defaults__", (8,))
+        yield
 
 
 # --- suites
@@ -332,10 +347,10 @@ def test_the_command_prints_a_table_and_ends_in_one_json_object(tmp_path, monkey
     assert figures["drawn"]["time"]["mean"] == 1
 
 
-def test_the_report_has_table_plots_grid_and_provenance(measured):
+def test_the_report_has_table_plots_grid_and_provenance(measured, summary):
     pytest.importorskip("matplotlib")
-    suite, chosen, records = measured
-    files = write_report(Summary(suite, chosen, records))
+    suite, chosen, _ = measured
+    files = write_report(summary)
     assert {f.name for f in files} == {
         "tiny.json",
         "tiny.md",
@@ -363,9 +378,9 @@ def test_the_report_has_table_plots_grid_and_provenance(measured):
     )
 
 
-def test_the_page_gets_new_blocks_and_keeps_the_rest(measured, tmp_path):
-    suite, chosen, records = measured
-    write_report(Summary(suite, chosen, records))
+def test_the_page_gets_new_blocks_and_keeps_the_rest(summary, tmp_path):
+    chosen = summary.settings
+    write_report(summary)
     target = tmp_path / "evaluation.md"
     target.write_text(
         "before\n\n<!-- suite: other -->\nkept\n<!-- /suite -->\n\n<!-- more suites -->\n\nafter\n"
@@ -382,9 +397,9 @@ def test_the_page_gets_new_blocks_and_keeps_the_rest(measured, tmp_path):
         page.update(target, tmp_path / "images")
 
 
-def test_the_page_names_the_suites_that_it_has_no_figures_of(measured, tmp_path):
-    suite, chosen, records = measured
-    write_report(Summary(suite, chosen, records))
+def test_the_page_names_the_suites_that_it_has_no_figures_of(summary, tmp_path):
+    chosen = summary.settings
+    write_report(summary)
     target = tmp_path / "evaluation.md"
     target.write_text(
         "<!-- suite: layout -->\nx\n<!-- /suite -->\n<!-- more suites -->\n<!-- not measured -->\nold\n<!-- "

@@ -7,7 +7,7 @@ SIDE = 512
 def open_editor(page):
     """Open a graph of Create Bounding Boxes (node 1), Layers from Boxes (2) and Layer Preview (3)."""
     page.setting("Comfy.VueNodes.Enabled", True)
-    page.page.wait_for_timeout(500)
+    page.settle()
     page.page.evaluate(
         """async (side) => {
             await app.loadGraphData({ nodes: [], links: [], version: 0.4 });
@@ -30,7 +30,7 @@ def open_editor(page):
     )
     page.look(1.0, (90, 110))
     page.page.locator('[data-node-id="1"] canvas').wait_for()
-    page.page.wait_for_timeout(1500)  # until the nodes have their final size and place
+    page.settle()
 
 
 def draw(page, left, top, right, bottom, words="", text=None):

@@ -23,18 +23,19 @@ class EditorInPage:
     def lay_out(self):
         """Put the editor's node where all of it is seen. ComfyUI moves the view itself after it opened a workflow,
         late on a busy machine: look until the editor stays where it was put."""
-        place = """([id]) => {
+        place = """async ([id]) => {
             for (const node of app.graph.nodes) node.pos = [-2500, 0];
             app.graph.getNodeById(id).pos = [120, 120];
             app.canvas.ds.scale = 1;
             app.canvas.ds.offset = [0, 0];
             app.canvas.setDirty(true, true);
+            for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
         }"""
         where = "(r => [r.x, r.y, r.width, r.height])(editor.stage.element.getBoundingClientRect())"
         before = None
         for _ in range(150):
             self.page.evaluate(place, [self.EDITOR])
-            self.page.wait_for_timeout(150)
+            self.page.wait_for_timeout(50)
             now = self.ask(where)
             if now == before and 120 < now[0] < 200 and now[1] > 120 and now[3] > 100:
                 return
@@ -45,7 +46,7 @@ class EditorInPage:
         """Evaluate an expression on ``editor`` (and ``a``, the arguments)."""
         script = f"([id, a]) => {{ const editor = app.graph.getNodeById(id).layerEditor; return {code}; }}"
         if wait:
-            return self.page.wait_for_function(script, arg=[self.EDITOR, arguments], timeout=30_000)
+            return self.it.wait(script, [self.EDITOR, arguments])
         return self.page.evaluate(script, [self.EDITOR, arguments])
 
     def composite(self):

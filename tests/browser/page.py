@@ -12,6 +12,14 @@ READY = (
     " && Object.keys(LiteGraph.registered_node_types).length > 50"
 )
 
+DRAWN = """async () => {
+    for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
+    const boxes = [...document.querySelectorAll("[data-node-id]")].map((node) => node.getBoundingClientRect());
+    const { scale, offset } = app.canvas.ds;
+    return JSON.stringify([scale, [...offset], boxes, app.graph.nodes.map((n) => [n.id, [...n.pos], [...n.size]])]);
+}"""
+"""What is drawn where, two frames from now."""
+
 
 def find_browser():
     """Return (path of a Chromium, None), or (None, a line that says what is missing)."""
@@ -39,7 +47,7 @@ class Page:
         page.on("pageerror", lambda e: self._note("error", str(e), ""))
         page.on("response", lambda r: r.status >= 400 and self._note("error", f"{r.status} {r.url}", r.url))
         page.goto(server.url, wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=120_000, polling=200)
+        self.wait(READY)
 
     def _note(self, kind, text, url):
         """Keep errors that name our files, our nodes, or missing pictures of ours. Missing input pictures are
@@ -47,6 +55,23 @@ class Page:
         ours = ("layered-diffusion", "layered_diffusion", "LD_", "/view?", "/docs/")
         if kind == "error" and any(o in text or o in url for o in ours) and "/view?type=input" not in url:
             self.complaints.append(f"{text} {url}")
+
+    def wait(self, condition, arg=None, timeout_ms=120_000):
+        """Wait until a function of the page, given ``arg``, returns something true. It is asked at intervals: asking
+        at every frame keeps the browser drawing, which takes a whole core without a graphics card."""
+        return self.page.wait_for_function(condition, arg=arg, timeout=timeout_ms, polling=100)
+
+    def settle(self):
+        """Wait until the page has drawn the graph twice in the same way: nodes get their sizes and places when they
+        are drawn, late on a busy machine."""
+        before = None
+        for _ in range(100):
+            now = self.page.evaluate(DRAWN)
+            if now == before:
+                return
+            before = now
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"the graph does not come to rest: {before}")
 
     def setting(self, name, value):
         self.page.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
@@ -57,13 +82,13 @@ class Page:
             "async (graph) => { await app.loadGraphData(graph); }",
             json.loads(file.read_text(encoding="utf-8")),
         )
-        self.page.wait_for_timeout(800)
+        self.settle()
 
     def open_api(self, prompt, name="test"):
         self.page.evaluate(
             "async ([prompt, name]) => { await app.loadApiJson(prompt, name); }", [prompt, name]
         )
-        self.page.wait_for_timeout(800)
+        self.settle()
 
     def nodes(self):
         """Return (id, type, whether the frontend knows the type) of every node."""
@@ -76,18 +101,10 @@ class Page:
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def queue(self, wait_for, timeout_ms=300_000):
-        """Press Run and wait until every node of ``wait_for`` shows a picture that is loaded.
-
-        It asks at intervals: asking at every frame keeps the browser drawing, which takes a whole core
-        without a graphics card.
-        """
+        """Press Run and wait until every node of ``wait_for`` shows a picture that is loaded."""
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
-        self.page.wait_for_function(
-            "(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)",
-            arg=list(wait_for),
-            timeout=timeout_ms,
-            polling=200,
-        )
+        shown = "(ids) => ids.every(id => app.nodeOutputs?.[id]?.images?.length)"
+        self.wait(shown, list(wait_for), timeout_ms)
         # A node loads its picture when it is drawn, and only visible nodes are drawn.
         loaded = """(id) => {
             const node = app.graph.getNodeById(id);
@@ -96,8 +113,8 @@ class Page:
             return node.imgs?.length && node.imgs.every(i => i.naturalWidth > 0);
         }"""
         for node in wait_for:
-            self.page.wait_for_function(loaded, arg=node, timeout=120_000, polling=200)
-        self.page.wait_for_timeout(500)
+            self.wait(loaded, node)
+        self.settle()
 
     def overlaps(self):
         """Return the titles of nodes that lie over one another by more than 2 pixels, as they are drawn now."""
@@ -124,7 +141,7 @@ class Page:
             "([s, o]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = o; app.canvas.setDirty(true, true); }",
             [scale, list(offset)],
         )
-        self.page.wait_for_timeout(500)
+        self.settle()
 
     def shoot(self, path, box=None):
         """Save the visible page, or its part ``box`` = (x, y, width, height), as JPEG."""
@@ -138,7 +155,8 @@ def browser(size=(1900, 1000)):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        # Without a graphics card, drawing the page as one would takes most of a core all the time. WebGL stays.
+        flags = ["--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         chromium = playwright.chromium.launch(executable_path=find_browser()[0], args=flags)
 
         def new(server):

@@ -35,6 +35,7 @@ NODES = {
     "LD_StageSeed": ("09_stages", ["7"]),
     "LD_RegionalPromptAttention": ("05_regional_prompts", ["6", "8", "11"]),
     "LD_AttentionPreview": ("05_regional_prompts", ["10"]),
+    "LD_VisionGuidancePreview": ("22_layered_rendering", ["10"]),
     "LD_LoadDemoControlNet": ("10_control_per_layer", ["12", "17"]),
     "LD_MaskedControlNetApply": ("10_control_per_layer", ["17", "20", "21"]),
     "LD_LayerControlHint": ("10_control_per_layer", ["10", "15"]),
@@ -63,6 +64,7 @@ RESULTS = {
     "15_foreground_and_background": ("14", "16", "12", "13"),
     "19_layout_boxes": ("2", "6", "13"),
     "20_regions_storybook_transformer": ("5", "10", "11"),
+    "22_layered_rendering": ("5", "10", "11"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 
@@ -295,11 +297,13 @@ def main():
             import box_pictures
             import layer_pictures
             import patch_pictures
+            import rendering_pictures
             import transparency_pictures
 
             layer_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
+            rendering_pictures.take(page)
             box_pictures.take()
         finally:
             server.stop()

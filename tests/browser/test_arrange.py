@@ -63,10 +63,9 @@ class Arranger(EditorInPage):
     def run(self):
         """Run the prompt and return the composite's pixels, RGB."""
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
-        self.page.wait_for_function(
+        self.it.wait(
             "([a, c]) => app.nodeOutputs?.[a]?.arrange_layers && app.nodeOutputs?.[c]?.images?.length",
-            arg=[ARRANGE, COMPOSITE],
-            timeout=120_000,
+            [ARRANGE, COMPOSITE],
         )
         self.ask(
             "editor.stackKnown && [...editor.images.values()].every(picture => picture.image)", wait=True
@@ -317,9 +316,7 @@ def test_a_state_of_another_version_is_kept_as_it_is_until_it_is_reset(plain, st
     state = {"version": 7, "layers": {"red": {"x": 44}}, "secret": True}
     plain.open(stack, state)
     plain.page.evaluate("() => app.queuePrompt(0, 1)")
-    plain.page.wait_for_function(
-        "(id) => Object.keys(app.lastNodeErrors ?? {}).includes(id)", arg=ARRANGE, timeout=30_000
-    )
+    plain.it.wait("(id) => Object.keys(app.lastNodeErrors ?? {}).includes(id)", ARRANGE, 30_000)
     assert "version is 7" in plain.page.evaluate("() => JSON.stringify(app.lastNodeErrors)")
     plain.page.keyboard.press("Escape")
     assert plain.state == state
@@ -353,7 +350,7 @@ def test_the_picture_is_as_sharp_as_the_screen_and_the_graphs_zoom(arranger):
     arranger.page.wait_for_timeout(500)
     arranger.page.mouse.move(*arranger.at(64, 48))
     arranger.page.mouse.wheel(0, -100)
-    arranger.page.wait_for_function("() => app.canvas.ds.scale > 1.5")
+    arranger.it.wait("() => app.canvas.ds.scale > 1.5", timeout_ms=30_000)
     arranger.ask(
         "Math.abs(editor.stage.canvas.width - editor.stage.element.getBoundingClientRect().width * "
         "devicePixelRatio) <= 2",
@@ -403,9 +400,8 @@ def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page,
     assert box_of(arranger.run(), RED) == (10, 12, 50, 42)
     arranger.page.locator("[data-testid=compositor-open-button]").click()
     rows = arranger.page.locator("[data-testid=layer-panel-row]")
-    arranger.page.wait_for_function(
-        "() => document.querySelector('[data-testid=layer-panel-row]')?.innerText.includes('green')",
-        timeout=120_000,
+    arranger.it.wait(
+        "() => document.querySelector('[data-testid=layer-panel-row]')?.innerText.includes('green')"
     )
     assert [rows.nth(i).inner_text().split("\n")[0] for i in range(rows.count())] == ["green", "red", "sky"]
     rows.nth(1).click()
@@ -414,10 +410,8 @@ def test_cores_layer_editor_opens_our_stack_and_what_is_done_there_goes_on(page,
     x.fill("61")
     x.press("Enter")
     arranger.page.get_by_role("button", name="Close").click()
-    arranger.page.wait_for_function(
-        "(id) => app.graph.getNodeById(id).widgets.some(w => w.value?.layers?.length === 3)",
-        arg=CORE,
-        timeout=30_000,
+    arranger.it.wait(
+        "(id) => app.graph.getNodeById(id).widgets.some(w => w.value?.layers?.length === 3)", CORE
     )
     assert box_of(arranger.run(), RED) == (61, 12, 101, 42)
     assert arranger.ask("editor.layers[1].x") == 61

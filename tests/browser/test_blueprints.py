@@ -1,5 +1,6 @@
 """Render Layers and Redo Layers are found by the page's search, and run as nodes do."""
 
+import contextlib
 import io
 import json
 
@@ -49,18 +50,19 @@ ADD = """([values, pictured]) => {
 
 def take(page, name, values):
     """Put a blueprint on an empty graph from the search of nodes, and connect it."""
+    from playwright.sync_api import TimeoutError  # which is not everywhere
+
     inside = page.page
     inside.evaluate("() => app.loadGraphData({ nodes: [], links: [], version: 0.4 })")
-    inside.wait_for_timeout(800)
+    page.settle()
     inside.mouse.move(1000, 600)
     for _ in range(3):  # a busy page loses keys
         inside.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-        inside.wait_for_timeout(1500)
-        inside.keyboard.type(name, delay=50)
-        inside.wait_for_timeout(3000)  # until the search has answered
+        inside.get_by_role("dialog").locator("input").first.fill(name)
+        inside.get_by_test_id("result-item").filter(has_text=name).first.wait_for()
         inside.keyboard.press("Enter")
-        inside.wait_for_timeout(1500)
-        if inside.evaluate("() => app.graph.nodes.length"):
+        with contextlib.suppress(TimeoutError):
+            page.wait("() => app.graph.nodes.length", timeout_ms=10_000)
             break
         inside.keyboard.press("Escape")
         inside.wait_for_timeout(1000)

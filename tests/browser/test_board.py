@@ -35,9 +35,7 @@ class BoardInPage(EditorInPage):
     def run(self):
         """Run the prompt and return the composite's pixels, RGB."""
         self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
-        self.page.wait_for_function(
-            "(id) => app.nodeOutputs?.[id]?.images?.length", arg=self.COMPOSITE, timeout=120_000
-        )
+        self.it.wait("(id) => app.nodeOutputs?.[id]?.images?.length", self.COMPOSITE)
         return self.composite()
 
     @property
@@ -56,7 +54,7 @@ class BoardInPage(EditorInPage):
         with self.page.expect_file_chooser() as chooser:
             self.page.locator(".ld-button[title^='Add pictures']").click()
         chooser.value.set_files([str(file) for file in files])
-        self.page.wait_for_timeout(600)
+        self.ask("!editor.saving.size", wait=True)
 
     def pick(self, *names):
         """Select layers, and give the canvas the focus."""
@@ -354,7 +352,7 @@ def test_nothing_is_kept_of_an_upload_that_fails_and_it_can_be_tried_again(made,
     assert made.names == ["sky", "green"]
     made.page.unroute("**/upload/image")
     made.page.locator(".ld-text-button[value='Try again']").click()
-    made.page.wait_for_timeout(600)
+    made.ask("!editor.saving.size", wait=True)
     assert made.names == ["sky", "green", "late"]
     made.it.complaints.clear()  # the browser's own on the failed request
 

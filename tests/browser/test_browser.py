@@ -134,7 +134,7 @@ def test_a_bad_file_is_told_at_the_node(page):
     )
     page.complaints.clear()  # the frontend asks for the missing file's thumbnail and gets a 404
     page.page.evaluate("() => app.queuePrompt(0, 1)")
-    page.page.wait_for_function("() => Object.keys(app.lastNodeErrors ?? {}).includes('1')", timeout=30_000)
+    page.wait("() => Object.keys(app.lastNodeErrors ?? {}).includes('1')")
     errors = page.page.evaluate("() => JSON.stringify(app.lastNodeErrors)")
     assert "gone.png" in errors
     assert "upload it" in errors

@@ -35,6 +35,8 @@ FIELDS = {
     ("LD_EditLayer", "prompt.to"),
     ("LD_LayerFromImage", "negative"),
     ("LD_LayerFromImage", "prompt"),
+    ("LD_LayeredRendering", "negative"),
+    ("LD_LayeredRendering", "prompt"),
     ("LD_LayersFromBoxes", "prompt"),
     ("LD_LayerMaskFromAttention", "negative"),
     ("LD_LayerMaskFromAttention", "prompt"),

@@ -63,11 +63,9 @@ class Newcomer(EditorInPage):
                 app.queuePrompt(0, 1);
             }"""
         )
-        self.page.wait_for_function("() => window.ended", timeout=300_000, polling=200)
+        self.it.wait("() => window.ended", timeout_ms=300_000)
         assert self.page.evaluate("() => window.ended") == "execution_success"
-        self.page.wait_for_function(
-            "(id) => app.nodeOutputs?.[id]?.images?.length", arg=SAVE, timeout=30_000, polling=200
-        )
+        self.it.wait("(id) => app.nodeOutputs?.[id]?.images?.length", SAVE)
         image = self.page.evaluate("(id) => app.nodeOutputs[id].images[0]", SAVE)
         return np.asarray(Image.open(io.BytesIO(self.server.picture(image))).convert("RGB"), dtype=np.int64)
 

@@ -39,7 +39,7 @@ def title(name, language):
     return (DOCS / name / f"{language}.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
-@pytest.fixture(params=["en", "zh"])
+@pytest.fixture(scope="module", params=["en", "zh"])
 def language(page, request):
     """A language, and the panel with a node's help open in it. The page is built anew when the language
     changes."""

@@ -25,9 +25,7 @@ def graph(page):
     }
     show = {"class_type": "LD_LayerPreview", "inputs": {"layers": ["1", 0], "size": 64}, "_meta": {}}
     page.open_api({"1": load, "2": show})
-    page.page.wait_for_function(
-        "() => app.graph.getNodeById('1')?.widgets?.some(w => w.type === 'button')", timeout=30_000
-    )
+    page.wait("() => app.graph.getNodeById('1')?.widgets?.some(w => w.type === 'button')")
 
 
 @pytest.fixture(params=[".psd", ".ora"])
@@ -44,7 +42,7 @@ def test_a_file_chosen_with_the_button_is_uploaded_and_runs(page, graph, file, v
     with page.page.expect_file_chooser() as chooser:
         page.page.evaluate(BUTTON)
     chooser.value.set_files(str(file))
-    page.page.wait_for_function(f"() => ({FILE})().startsWith('upload')", timeout=10_000)
+    page.wait(f"() => ({FILE})().startsWith('upload')")
     page.queue(["2"])
     assert page.prompt()["1"]["inputs"] == {
         "file": page.page.evaluate(FILE),

@@ -1,5 +1,6 @@
 """What is said on the command line reaches the pipeline, word by word."""
 
+import io
 import zipfile
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,7 @@ from layered_cli import generate, render, stage
 from layered_cli.command import main
 from layered_core.document import Layer, LayerDocument
 from layered_core.files import read_layers, write_layers
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.pipeline import PLACES, LayeredDiffusionPipeline
 
 SAID = ["--seed", "7", "--steps", "11", "--guidance", "4.5"]
@@ -54,6 +56,15 @@ def scene(tmp_path):
     return str(write_layers(document, tmp_path / "scene.ora", {"prompt": {"1": "kept"}}))
 
 
+def changed(path, how):
+    """Put ``how(name, data)`` in the place of every entry of an OpenRaster file."""
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries.items():
+            new.writestr(name, how(name, data))
+
+
 def heard(pipeline, **wanted):
     assert {k: pipeline.asked[k] for k in wanted} == wanted
 
@@ -63,8 +74,9 @@ def test_a_document_that_needs_more_memory_than_allowed_is_refused_with_the_opti
     command, scene, tmp_path, capsys
 ):
     said = [command, scene, "-o", str(tmp_path / "a.psd")]
-    big = LayerDocument(9000, 9000, (Layer("a", torch.zeros(1, 1, 4), width=9000, height=9000),))
-    write_layers(big, scene)
+    big = io.BytesIO()
+    Image.new("L", (9000, 9000)).save(big, "PNG", compress_level=1)
+    changed(scene, lambda name, data: big.getvalue() if name.startswith("data/") else data)
     assert main([*said, "--memory-limit", "1"]) == 2
     assert (
         "is '1,296,000,000 bytes'; allowed: at most 1,073,741,824. "
@@ -76,12 +88,9 @@ def test_a_document_that_needs_more_memory_than_allowed_is_refused_with_the_opti
 def test_what_layers_cannot_hold_is_told(command, pipeline, tmp_path, capsys):
     path = tmp_path / "scene.ora"
     write_layers(LayerDocument(4, 4, (Layer("a", torch.ones(4, 4, 4), prompt="a"),)), path)
-    with zipfile.ZipFile(path) as old:
-        entries = {name: old.read(name) for name in old.namelist()}
-    entries["stack.xml"] = entries["stack.xml"].replace(b"<layer", b"<filter /><layer")
-    with zipfile.ZipFile(path, "w") as new:
-        for name, data in entries.items():
-            new.writestr(name, data)
+    changed(
+        path, lambda name, data: data.replace(b"<layer", b"<filter /><layer") if name == "stack.xml" else data
+    )
     main([command, str(path), "-o", str(tmp_path / "a.psd"), *SAID])
     assert "layered: scene.ora: a <filter> is left out" in capsys.readouterr().err
 
@@ -107,6 +116,59 @@ def test_render(pipeline, scene, tmp_path):
     assert main(["render", scene, *out, "--per-layer", "--negative", "dark", *more]) == 0
     heard(pipeline, negative="dark", attention=None, adapters=Path("a folder"))
     assert "strength" not in pipeline.asked
+
+
+def test_layered_rendering(pipeline, scene, tmp_path):
+    said = ["render", scene, "-o", str(tmp_path / "a.png")]
+    assert main(said) == 0
+    heard(pipeline, rendering=None)
+    assert main([*said, "--render-share", "0.3"]) == 0
+    heard(pipeline, rendering=Rendering(share=0.3, strength=0.2, colour="words", preset="faithful"))
+    more = ["--vision-strength", "0.1", "--vision-colour", "#FF8000", "--render-preset", "fast"]
+    assert main([*said, "--per-layer", "--render-share", "1", *more]) == 0
+    constant = (1.0, 128 / 255, 0.0)
+    wanted = Rendering(share=1.0, strength=0.1, colour="constant", constant=constant, preset="fast")
+    heard(pipeline, rendering=wanted)
+    for colour in ("picture", "noise"):
+        assert main([*said, "--render-share", "0.3", "--vision-colour", colour]) == 0
+        heard(pipeline, rendering=Rendering(colour=colour))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--render-share", "1.5", "'1.5' is not a number 0..1"),
+        ("--render-share", "nan", "'nan' is not a number 0..1"),
+        ("--vision-strength", "-1", "'-1' is not a number 0..1"),
+        ("--vision-colour", "red", "'red' is not words, picture, noise, or a colour such as #FF8000"),
+        ("--vision-colour", "#FF800", "'#FF800' is not words, picture, noise, or a colour such as #FF8000"),
+        ("--render-preset", "quick", "'quick'"),
+    ],
+)
+def test_bad_settings_of_layered_rendering_are_told(pipeline, scene, tmp_path, capsys, option, value, told):
+    with pytest.raises(SystemExit) as stopped:
+        main(["render", scene, "-o", str(tmp_path / "a.png"), "--render-share", "0.3", f"{option}={value}"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert option in error
+    assert told in error
+
+
+def test_layers_that_cannot_be_rendered_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, capsys):
+    def load(options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(render, "pipeline_of", load)
+    said = ["render", str(tmp_path / "a.ora"), "-o", str(tmp_path / "a.png"), "--render-share", "0.3"]
+    write_layers(LayerDocument(4, 4, (Layer("sky", torch.ones(4, 4, 4)),)), tmp_path / "a.ora")
+    assert main(said) == 2
+    assert "layers: none has words of its own" in capsys.readouterr().err
+    ball = Layer("ball", width=4, height=4, prompt="a ball")
+    write_layers(LayerDocument(4, 4, (ball,)), tmp_path / "a.ora")
+    assert main([*said, "--vision-colour", "picture"]) == 2
+    told = "layer 'ball': the picture that gives its colour is None; allowed: a picture in every layer"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_the_command_renders_as_the_pipeline_does_when_nothing_is_said(pipeline, scene, tmp_path):

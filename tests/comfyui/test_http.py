@@ -105,6 +105,11 @@ SHOWN = {
     "15_foreground_and_background": ("12", "sea", {("purple", "ball")}),
     "19_layout_boxes": ("13", "sea", {("red", "house"), ("purple", "ball"), ("yellow", "star")}),
     "21_make_then_redo": ("14", "sea", {("red", "house"), ("purple", "ball")}),
+    "22_layered_rendering": (
+        "11",
+        "meadow",
+        {("yellow", "star"), ("red", "house"), ("green", "tree"), ("blue", "ball")},
+    ),
     "20_regions_storybook_transformer": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
 }
 """For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128
@@ -113,20 +118,23 @@ x 128 pixels."""
 
 _THREE_FILES = {("UNETLoader", "unet_name"), ("CLIPLoader", "clip_name"), ("VAELoader", "vae_name")}
 
+_FLUX_FILES = {
+    ("UNETLoader", "unet_name"),
+    ("DualCLIPLoader", "clip_name1"),
+    ("DualCLIPLoader", "clip_name2"),
+    ("VAELoader", "vae_name"),
+}
+
 FOR_OWN_FILES = {
     "13_layerdiffuse_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
     "14_foreground_on_background": {("CheckpointLoaderSimple", "ckpt_name"), ("LoadImage", "image")},
-    "16_regions_flux": {
-        ("UNETLoader", "unet_name"),
-        ("DualCLIPLoader", "clip_name1"),
-        ("DualCLIPLoader", "clip_name2"),
-        ("VAELoader", "vae_name"),
-    },  # fmt: skip
+    "16_regions_flux": _FLUX_FILES,
     "17_regions_qwen_image": _THREE_FILES,
     "18_regions_z_image": _THREE_FILES,
+    "23_layered_rendering_flux": _FLUX_FILES,
 }
 """Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the
-missing files. ``host/attention/test_transformer_templates.py`` runs 16 to 18 on small networks."""
+missing files. ``host/attention/test_transformer_templates.py`` runs 16 to 18 and 23 on small networks."""
 
 
 def test_every_workflow_says_here_what_it_shows():

@@ -28,6 +28,7 @@ ROOMS = (
     "nodes.control",
     "nodes.attention",
     "nodes.transparency",
+    "nodes.rendering",
     "nodes.stages",
     "nodes",
     "layered_diffusers.models",

@@ -76,6 +76,20 @@ def regional(layers, **inputs):
     )
 
 
+def rendering(layers, **inputs):
+    values = {
+        "prompt": "a red ball and a blue star in a meadow", "negative": "", "share": 0.5, "strength": 0.2,
+        "colour": "words", "constant": "#ffffff", "preset": "faithful", "then": "regions", "form": "denoised",
+    }  # fmt: skip
+    return node(
+        "LD_LayeredRendering",
+        model=["loader", 0],
+        clip=["loader", 1],
+        layers=[layers, 0],
+        **{**values, **inputs},
+    )
+
+
 def regenerate(layers, names, **inputs):
     values = {"noise": 1.0, "grow": 2, "feather": 6, "size": 0, "context": 0.5, "border": "outside"}
     return node(

@@ -11,6 +11,7 @@ from graph import (
     per_layer_sdedit,
     regenerate,
     regional,
+    rendering,
 )
 from PIL import Image
 from sampling import LOADER, models, of_ours, sample
@@ -31,6 +32,10 @@ NEUTRAL: dict[str, dict] = {
     "LD_RegionalPromptAttention": {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "it": regional("a", strength=0.0),
+    },
+    "LD_LayeredRendering": {
+        "a": from_image(width=64, height=128, prompt="a red ball"),
+        "it": rendering("a", share=0.0),
     },
 }
 """For every node of ours with a MODEL as input and output: a prompt in which it is called "it" and has its

@@ -18,6 +18,7 @@ from graph import (
     per_layer_sdedit,
     regenerate,
     regional,
+    rendering,
     transparent_decode,
     transparent_encode,
 )
@@ -117,6 +118,10 @@ EXAMPLES = {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "it": regional("a", guidance=4.0),
     },
+    "LD_LayeredRendering": {
+        "a": from_image(width=64, height=128, prompt="a red ball"),
+        "it": rendering("a"),
+    },
     "LD_AttentionPreview": {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "r": regional("a", record=True),
@@ -136,6 +141,31 @@ EXAMPLES = {
         ),
         "d": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
         "it": node("LD_AttentionPreview", positive=["r", 1], image=["d", 0], size=64),
+    },
+    "LD_VisionGuidancePreview": {
+        "a": from_image(width=64, height=128, prompt="a red ball"),
+        "r": rendering("a"),
+        "l": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "s": node(
+            "KSampler",
+            model=["r", 0],
+            positive=["r", 1],
+            negative=["r", 2],
+            latent_image=["l", 0],
+            seed=0,
+            steps=1,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "it": node(
+            "LD_VisionGuidancePreview",
+            model=["loader", 0],
+            vae=["loader", 2],
+            positive=["r", 1],
+            samples=["s", 0],
+        ),
     },
     "LD_LayerMaskFromAttention": {
         "a": from_image(width=128, height=128, prompt="a red ball"),

@@ -1,6 +1,8 @@
 """Tiny transformers of ComfyUI's own classes with random weights, and text encoders of its own tokenizers and
 templates that give every token the vector of its id."""
 
+import functools
+
 import comfy.model_patcher
 import comfy.samplers
 import comfy.sd
@@ -181,8 +183,15 @@ def model(family, dtype=torch.float32, compute=torch.float32, **changed):
     return comfy.model_patcher.ModelPatcher(whole, load_device=cpu, offload_device=cpu)
 
 
+@functools.cache
+def shared_model(family):
+    """Return :func:`model` with its defaults, the same for all tests: nodes patch clones of it."""
+    return model(family)
+
+
+@functools.cache
 def clip(family):
-    """Return a text encoder of a family as ComfyUI's CLIP."""
+    """Return a text encoder of a family as ComfyUI's CLIP, the same for all tests."""
     tokenizer, encoder = TEXTS[family]
     with torch.inference_mode(False):
         return comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(tokenizer, encoder), parameters=1)

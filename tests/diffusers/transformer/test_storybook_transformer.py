@@ -15,9 +15,12 @@ from demo.train.transformer import SHIFT, new_transformer
 from demo.world.places import MODEL
 from demo.world.scenes import random_scene
 from layered_cli.command import main
+from layered_core.attention.regional_plan import Settings as Places
+from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_core.formats.document_json import write_document
 from layered_core.formats.pictures import read_picture
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers import pipeline as pipelines
 from layered_diffusers.models import loading
 from layered_diffusers.pipeline import LayeredDiffusionPipeline, TransformerPipeline
@@ -75,6 +78,31 @@ def test_prompts_of_different_length_in_one_batch_are_as_each_alone(pipeline):
         torch.testing.assert_close(both[i : i + 1], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_layers_with_texts_of_different_length_are_rendered_and_regions_follow(pipeline):
+    """One layer's text has two chunks of 77 tokens, and so has one of the prompts."""
+    ball = Layer("ball", width=64, height=128, prompt="a red ball " * 30)
+    star = Layer("star", x=64, width=64, height=64, prompt="a blue star")
+    prompts = ["a red ball and a blue star " * 15, "a blue star in a meadow"]
+    documents = [LayerDocument(128, 128, (ball, star)), LayerDocument(128, 128, (star,))]
+    how = {"steps": 3, "negative": "at night", "guidance": 3.0}
+
+    def led(chosen, words, follows=True):
+        regions = pipeline.regional_prompts(chosen, Places(guidance=2.0), prompts=words, negative="at night")
+        return pipeline.layered_rendering(
+            chosen, Rendering(), prompts=words, negative="at night", then=regions if follows else None
+        )
+
+    both = pipeline.sample_latents(prompts, seeds=[1, 2], methods=[led(documents, prompts)], **how)[0]
+    for i in range(2):
+        one = documents[i : i + 1], prompts[i : i + 1]
+        alone = pipeline.sample_latents(one[1], seeds=[1 + i], methods=[led(*one)], **how)[0]
+        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+        without = pipeline.sample_latents(one[1], seeds=[1 + i], methods=[led(*one, follows=False)], **how)[0]
+        plain = pipeline.sample_latents(one[1], seeds=[1 + i], **how)[0]
+        assert float((alone - without).abs().max()) > 1e-3
+        assert float((without - plain).abs().max()) > 1e-3
+
+
 def test_a_missing_or_broken_file_is_named(random_weights):
     file = random_weights / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -93,7 +121,11 @@ def test_the_command_line_takes_it(random_weights, tmp_path):
     options = ["--model", "demo-transformer", "--steps", "2", "--device", "cpu"]
     assert main(["render", str(document), "-o", str(out), "--strength", "0.5", *options]) == 0
     assert tuple(read_picture(out).shape) == (128, 128, 4)
+    plain = out.read_bytes()
     assert main(["render", str(document), "-o", str(out), "--per-layer", *options]) == 0
+    led = ["--render-share", "0.5", "--render-preset", "fast", "--vision-colour", "#FF8000"]
+    assert main(["render", str(document), "-o", str(out), "--strength", "0.5", *led, *options]) == 0
+    assert out.read_bytes() != plain
 
 
 def test_the_command_line_refuses_a_controlnet_on_it(random_weights, tmp_path, capsys):

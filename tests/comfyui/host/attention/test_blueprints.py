@@ -49,7 +49,7 @@ class TinyLoader:
         return {"required": {"family": ("STRING",)}}
 
     def load(self, family):
-        return tiny.model(family), tiny.clip(family), TinyVae(family)
+        return tiny.shared_model(family), tiny.clip(family), TinyVae(family)
 
 
 @pytest.fixture(autouse=True)

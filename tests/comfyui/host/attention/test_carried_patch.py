@@ -32,7 +32,7 @@ def plain(clip, prompt=WIDGETS["prompt"]):
 
 @pytest.mark.parametrize("family", list(tiny.MODELS))
 def test_so_it_is_with_transformers(regions, family):
-    model, clip = tiny.model(family), tiny.clip(family)
+    model, clip = tiny.shared_model(family), tiny.clip(family)
     values = {**WIDGETS, "prompt": "a meadow at noon", "negative": "dark", "guidance": 3.0}
     patched, *words = regions.node.execute(model, clip, halves(regions), **values).result
     wanted = tiny.sampled(patched, family, *words, cfg=3.0)

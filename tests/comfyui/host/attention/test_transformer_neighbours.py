@@ -20,14 +20,7 @@ VALUES = {**WIDGETS, "prompt": "a meadow at noon", "negative": "dark"}
 
 @pytest.fixture(scope="module")
 def made():
-    kept = {}
-
-    def of(family):
-        if family not in kept:
-            kept[family] = tiny.model(family), tiny.clip(family)
-        return kept[family]
-
-    return of
+    return lambda family: (tiny.shared_model(family), tiny.clip(family))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from regional_scene import WIDGETS, everywhere, halves
 def apply(regions, family, stack, **values):
     """Return model, positive and negative."""
     widgets = {**WIDGETS, "prompt": "a meadow at noon", "negative": "dark", **values}
-    return regions.node.execute(tiny.model(family), tiny.clip(family), stack, **widgets).result
+    return regions.node.execute(tiny.shared_model(family), tiny.clip(family), stack, **widgets).result
 
 
 @pytest.mark.parametrize("family", list(tiny.MODELS))

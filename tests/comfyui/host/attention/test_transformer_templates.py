@@ -12,7 +12,16 @@ from graph import node
 
 import nodes
 
-FAMILIES = {"16_regions_flux": "flux", "17_regions_qwen_image": "qwen", "18_regions_z_image": "zimage"}
+FAMILIES = {
+    "16_regions_flux": "flux",
+    "17_regions_qwen_image": "qwen",
+    "18_regions_z_image": "zimage",
+    "23_layered_rendering_flux": "flux",
+}
+NEUTRAL = {
+    "LD_RegionalPromptAttention": {"strength": 0.0},
+    "LD_LayeredRendering": {"share": 0.0, "then": "prompt"},
+}
 SIDE = 192
 
 
@@ -27,7 +36,7 @@ class TinyTransformer:
         return {"required": {"family": ("STRING",)}}
 
     def load(self, family):
-        return tiny.model(family), tiny.clip(family)
+        return tiny.shared_model(family), tiny.clip(family)
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +90,12 @@ def test_a_layers_words_act_where_the_layer_is(host, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_at_strength_0_it_is_the_plain_workflow_to_the_bit(host, name):
+def test_with_neutral_values_it_is_the_plain_workflow_to_the_bit(host, name):
     prompt = template(name)
-    regions = one(prompt, "LD_RegionalPromptAttention")
+    ((regions, kind),) = [(k, n["class_type"]) for k, n in prompt.items() if n["class_type"] in NEUTRAL]
     inputs = prompt[regions]["inputs"]
     plain = copy.deepcopy(prompt)
-    inputs["strength"] = 0.0
+    inputs.update(NEUTRAL[kind])
     places = {
         0: inputs["model"],
         **{i: [f"text {i}", 0] for i in (1, 2)},

@@ -11,25 +11,13 @@ FAMILIES = list(tiny.MODELS)
 EXACT = {"global_weight": 0.0, "emphasis": 0.0}
 
 
-@pytest.fixture(scope="module")
-def model_of():
-    made = {}
-    return lambda family: made.setdefault(family, tiny.model(family))
-
-
-@pytest.fixture(scope="module")
-def clip_of():
-    made = {}
-    return lambda family: made.setdefault(family, tiny.clip(family))
-
-
 @pytest.fixture
-def run(regions, model_of, clip_of):
+def run(regions):
     """Sample a scene of two halves on a family."""
 
     def sample(family, stack=None, *, how=None, model=None, **values):
         out = regions.node.execute(
-            model or model_of(family), clip_of(family), halves(regions) if stack is None else stack,
+            model or tiny.shared_model(family), tiny.clip(family), halves(regions) if stack is None else stack,
             **{**WIDGETS, "prompt": "a meadow at noon", "negative": "dark", **EXACT, **values},
         ).result  # fmt: skip
         return tiny.sampled(out[0], family, out[1], out[2], **(how or {}))
@@ -37,37 +25,34 @@ def run(regions, model_of, clip_of):
     return sample
 
 
-def plain(family, model_of, clip_of, prompt="a meadow at noon", **how):
-    clip = clip_of(family)
-    return tiny.sampled(model_of(family), family, tiny.encode(clip, prompt), tiny.encode(clip, "dark"), **how)
+def plain(family, prompt="a meadow at noon", model=None, **how):
+    clip = tiny.clip(family)
+    words = tiny.encode(clip, prompt), tiny.encode(clip, "dark")
+    return tiny.sampled(model or tiny.shared_model(family), family, *words, **how)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_act_and_nothing_is_lost(family, run, model_of, clip_of):
+def test_layers_act_and_nothing_is_lost(family, run):
     out = run(family)
     assert bool(torch.isfinite(out).all())
-    assert float((out - plain(family, model_of, clip_of)).abs().max()) > 1e-2
+    assert float((out - plain(family)).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_strength_0_and_a_window_that_never_opens_are_the_plain_prompt_to_the_bit(
-    family, run, model_of, clip_of
-):
-    wanted = plain(family, model_of, clip_of)
+def test_strength_0_and_a_window_that_never_opens_are_the_plain_prompt_to_the_bit(family, run):
+    wanted = plain(family)
     assert torch.equal(run(family, strength=0.0), wanted)
     assert torch.equal(run(family, start=1.0, end=1.0), wanted)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("flux2", "zimage")])
-def test_a_layer_over_all_of_the_canvas_acts_as_its_words_would_as_the_prompt(
-    family, regions, run, model_of, clip_of
-):
+def test_a_layer_over_all_of_the_canvas_acts_as_its_words_would_as_the_prompt(family, regions, run):
     """The layer's text has no padding. Flux 2 and Z-Image always fill up a prompt, so they are left out."""
-    words, clip = "a red ball in a meadow", clip_of(family)
+    words, clip = "a red ball in a meadow", tiny.clip(family)
     [[encoded, rest]] = tiny.encode(clip, words)
     if family != "anima":
         encoded = encoded[:, regions.prompts.TransformerPrompts(clip).kept(words)]
-    alone = tiny.sampled(model_of(family), family, [[encoded, rest]], tiny.encode(clip, "dark"))
+    alone = tiny.sampled(tiny.shared_model(family), family, [[encoded, rest]], tiny.encode(clip, "dark"))
     # The pooled text and the picture's position stay those of the main prompt: let it have the same words.
     seen = run(family, everywhere(regions, words), prompt=words)
     torch.testing.assert_close(seen, alone, atol=1e-4, rtol=1e-3)
@@ -75,7 +60,7 @@ def test_a_layer_over_all_of_the_canvas_acts_as_its_words_would_as_the_prompt(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_nothing_closed_it_is_the_plain_run_of_the_joined_texts_to_the_bit(
-    family, regions, model_of, clip_of, pack, monkeypatch
+    family, regions, pack, monkeypatch
 ):
     """What is left of the hook then, the joining and the override, changes nothing."""
     module, joined = pack("nodes.attention.transformer_run"), []
@@ -91,11 +76,14 @@ def test_with_nothing_closed_it_is_the_plain_run_of_the_joined_texts_to_the_bit(
     monkeypatch.setattr(module._Pass, "_cross", lambda now, q, k, v, attend, mask: attend(q, k, v, mask))
     monkeypatch.setattr(regions.joint_regions, "attend_jointly", open_to_all)
     out = regions.node.execute(
-        model_of(family), clip_of(family), halves(regions), **{**WIDGETS, "prompt": "a meadow", **EXACT}
+        tiny.shared_model(family),
+        tiny.clip(family),
+        halves(regions),
+        **{**WIDGETS, "prompt": "a meadow", **EXACT},
     ).result
     seen = tiny.sampled(out[0], family, out[1], out[2])
     rest = {k: v for k, v in out[1][0][1].items() if k not in ("layered_diffusion_attention", "t5xxl_ids")}
-    plain = tiny.sampled(model_of(family), family, [[joined[0], rest]], out[2])
+    plain = tiny.sampled(tiny.shared_model(family), family, [[joined[0], rest]], out[2])
     assert torch.equal(seen, plain)
     assert joined[0].shape[1] > out[1][0][0].shape[1]
 
@@ -151,11 +139,11 @@ def halves_apart(func, q, k, v, heads, mask=None, skip_reshape=False, **named):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_over_all_blocks_other_words_do_not_reach_pixels_that_see_only_their_own(
-    family, regions, run, model_of, monkeypatch
+    family, regions, run, monkeypatch
 ):
     """Texts leak into each other nowhere: not in refiners, not by their positions, not through padding."""
     monkeypatch.setattr(regions.joint_regions, "attend_jointly", isolated)
-    model = model_of(family).clone()
+    model = tiny.shared_model(family).clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = halves_apart
     one = run(family, halves(regions, "a red ball", "a blue star"), model=model)
     two = run(family, halves(regions, "a red ball", "a green house"), model=model)
@@ -166,12 +154,12 @@ def test_over_all_blocks_other_words_do_not_reach_pixels_that_see_only_their_own
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_with_a_negative_is_as_its_parts_run_apart(family, regions, run, model_of, clip_of):
+def test_a_batch_with_a_negative_is_as_its_parts_run_apart(family, regions, run):
     stack = halves(regions, negative="blurred")
     together = run(family, stack, how={"cfg": 3.0, "batch": 2, "steps": 1})
-    clip = clip_of(family)
+    clip = tiny.clip(family)
     out = regions.node.execute(
-        model_of(family), clip, stack, **{**WIDGETS, "prompt": "a meadow at noon", "negative": "dark", **EXACT}
+        tiny.shared_model(family), clip, stack, **{**WIDGETS, "prompt": "a meadow at noon", "negative": "dark", **EXACT}
     ).result  # fmt: skip
     halves_apart = [
         tiny.sampled(out[0], family, which, which, batch=2, steps=1) for which in (out[1], out[2])
@@ -183,28 +171,26 @@ def test_a_batch_with_a_negative_is_as_its_parts_run_apart(family, regions, run,
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["joint", "collage", "paint with words", "eligen"])
-def test_every_mode_acts(family, mode, run, model_of, clip_of, regions):
+def test_every_mode_acts(family, mode, run, regions):
     if mode == "eligen" and family == "anima":
         with pytest.raises(regions.error, match="mode: on Anima is 'eligen'"):
             run(family, mode=mode)
         return
     out = run(family, mode=mode, prompt="a red ball and a blue star", emphasis=0.5)
-    wanted = plain(family, model_of, clip_of, "a red ball and a blue star")
+    wanted = plain(family, "a red ball and a blue star")
     assert bool(torch.isfinite(out).all())
     assert float((out - wanted).abs().max()) > (1e-5 if family == "sd3" else 1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_half_precision_loses_no_more_than_in_a_plain_run(family, run, model_of, clip_of):
+def test_half_precision_loses_no_more_than_in_a_plain_run(family, run):
     half, one_step = tiny.model(family, torch.bfloat16, torch.bfloat16), {"steps": 1}
 
     def lost(rough, exact):
         assert bool(torch.isfinite(rough).all())
         return float((rough - exact).norm() / exact.norm())
 
-    usual = lost(
-        plain(family, lambda _: half, clip_of, **one_step), plain(family, model_of, clip_of, **one_step)
-    )
+    usual = lost(plain(family, model=half, **one_step), plain(family, **one_step))
     for mode in ("regions", "joint", "collage", "paint with words"):
         how = {"mode": mode, "prompt": "a red ball and a blue star", "global_weight": 0.2, "how": one_step}
         assert lost(run(family, model=half, **how), run(family, **how)) < 1.5 * usual + 0.01, mode
