@@ -111,10 +111,12 @@ class _Published(Method):
         outside: float,
     ) -> None:
         self.pipeline, self.captions, self.colour, self.share = pipeline, captions, colour, share
-        self.picture, self.first = torch.tensor(rows.picture), torch.tensor(rows.first)
         cells = torch.stack([pipeline.latent_mask(m) for m in rows.masks])
+        self.picture = torch.tensor(rows.picture, device=cells.device)
+        self.first = torch.tensor(rows.first, device=cells.device)
         objects = cells * ~self.first[:, None, None]
-        rest = torch.zeros(int(self.picture[-1]) + 1, *cells.shape[1:]).index_add_(0, self.picture, objects)
+        rest = cells.new_zeros(int(self.picture[-1]) + 1, *cells.shape[1:])
+        rest.index_add_(0, self.picture, objects)
         self.masks = torch.where(self.first[:, None, None], (1 - rest[self.picture]).clamp_min(0), objects)
         shift = inside * objects - outside * (1 - objects)
         self.shift = (shift * ~self.first[:, None, None])[:, None]
