@@ -147,7 +147,7 @@ class LayeredRendering(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Plan the parts, encode their words, and patch a clone of the model."""
         rendering = Rendering(share, strength, colour, read_colour(constant), form, preset)
-        check_frames(model.model_options)
+        check_frames(model)
         document = read_stack(layers)
         tell_dynamic(NAME, document, prompt, negative)
         if wordless := layers_without_words(document):

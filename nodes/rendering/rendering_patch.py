@@ -44,9 +44,9 @@ def acting_alone(*halves: Sequence[Entry]) -> list[list[list[Any]]]:
     return carrying(KEY, _sample, *halves)
 
 
-def check_frames(options: dict[str, Any]) -> None:
-    """Raise :class:`LayeredError` if a model with these options makes several pictures of one scene together."""
-    if (frames := frames_of(options)) > 1:
+def check_frames(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raise :class:`LayeredError` if a model makes several pictures of one scene together."""
+    if (frames := frames_of(model)) > 1:
         raise LayeredError(
             f"model: LayerDiffuse Apply makes {frames} pictures of one scene together, which share their attention; "
             "Layered Rendering needs every picture alone. Take the model without it, or a mode that makes one picture"
@@ -87,7 +87,7 @@ def _begin(
     first = 1.0 if goes_on(noise, sampler) else level_of(sampling, float(sigmas[0]))
     run = RenderingRun(guider, job, first, {}, len(noise))
     if run.acts(float(sigmas[0])):
-        check_frames(guider.model_options)
+        check_frames(guider.model_patcher)
         check_latents(job, noise)
         _check_entries(guider.conds)
         cut = cut_of(guider, latent_image, denoise_mask)

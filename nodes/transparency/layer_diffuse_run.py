@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import comfy.hooks
+import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.weight_adapter
 import torch
@@ -62,10 +63,9 @@ class ModelChange:
     """The output of the file's encoder for the given picture, at each resolution."""
 
 
-def frames_of(options: dict[str, Any]) -> int:
-    """Return how many pictures of one scene a model with these options makes together; 1 without the node."""
-    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-    wrappers = comfy.patcher_extension.get_wrappers_with_key(kind, KEY, options, is_model_options=True)
+def frames_of(model: comfy.model_patcher.ModelPatcher) -> int:
+    """Return how many pictures of one scene a model makes together; 1 if no LayerDiffuse file says otherwise."""
+    wrappers = model.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY)
     changes: list[ModelChange] = [wrapper.args[0] for wrapper in wrappers]
     return max((c.sharing.frames for c in changes if c.sharing is not None), default=1)
 

@@ -15,11 +15,12 @@ from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 PROMPT, NEGATIVE = "a red ball and a blue star in a meadow", "dark"
+STEPS = 4
 CASES = {
     "words": ({}, "regions"),
     "words guided": ({}, "regions guided"),
     "apart": ({"strength": 0.0, "share": 1.0}, "prompt"),
-    "constant": ({"colour": "constant", "constant": (1.0, 0.5, 0.0)}, "prompt"),
+    "constant": ({"colour": "constant", "constant": (1.0, 0.4, 0.0)}, "prompt"),
     "picture": ({"colour": "picture"}, "prompt"),
     "noise": ({"colour": "noise"}, "prompt"),
     "paper": ({"form": "paper"}, "prompt"),
@@ -59,12 +60,13 @@ def main(folder):
             [document], Rendering(**{"share": 0.6, **settings}), then=later, **how
         )
         tensors[name] = pipeline.sample_latents(
-            method.prompts, seeds=[3], steps=4, guidance=3.0, negative=NEGATIVE, methods=[method]
+            method.prompts, seeds=[3], steps=STEPS, guidance=3.0, negative=NEGATIVE, methods=[method]
         )[0]  # fmt: skip
-    tensors["plain"] = pipeline.sample_latents([PROMPT], seeds=[3], steps=4, guidance=3.0, negative=NEGATIVE)[
-        0
-    ]
-    scheduler = pipeline.model.scheduler
+    tensors["plain"] = pipeline.sample_latents(
+        [PROMPT], seeds=[3], steps=STEPS, guidance=3.0, negative=NEGATIVE
+    )[0]
+    scheduler = type(pipeline.model.scheduler).from_config(pipeline.model.scheduler.config)
+    scheduler.set_timesteps(STEPS)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     tensors["start"], tensors["sigmas"] = noise * scheduler.init_noise_sigma, scheduler.sigmas
     tensors |= {f"picture {i}": layer.image for i, layer in enumerate(document)}

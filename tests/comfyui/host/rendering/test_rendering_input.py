@@ -6,7 +6,6 @@ import comfy.patcher_extension
 import pytest
 import torch
 from comfy_extras.nodes_hooks import ConditioningSetDefaultAndCombine
-from graph import node
 from regional_scene import encode, everywhere, in_tiles
 from rendering_scene import render
 from sampling import sample
@@ -39,14 +38,6 @@ def test_a_value_out_of_range_is_named(regions, loaded, values, named):
     message = refused(regions, *loaded, **values)
     assert named in message
     assert "allowed" in message
-
-
-def test_a_picture_that_holds_no_numbers_is_named(regions, loaded, host):
-    vae = host.value({"loader": node("LD_LoadDemoModel")}, "loader", 2)
-    image = torch.full((128, 128, 4), float("nan"))
-    layer = regions.document.Layer("ball", width=128, height=128, prompt="a ball", image=image)
-    stack = regions.layers.write_stack(regions.document.LayerDocument(128, 128, (layer,)))
-    assert "NaN" in refused(regions, *loaded, stack, colour="picture", vae=vae)
 
 
 def test_a_family_that_regions_do_not_know_is_told_to_go_on_with_the_prompt(
