@@ -24,6 +24,7 @@ from transformers import (
     RTDetrResNetConfig,
 )
 
+from benchmarks.bench import command as bench_command
 from benchmarks.bench import running
 from benchmarks.bench.coco import CocoCases, choose
 from benchmarks.bench.coco_judging import CocoExaminer
@@ -301,6 +302,13 @@ def test_annotations_and_the_suite_need_each_other(folder, tmp_path, capsys):
     assert "Give their folder with --annotations DIR" in capsys.readouterr().err
     assert main(["bench", "layout", "--annotations", str(folder), "--out", str(tmp_path / "out")]) == 2
     assert "--annotations is for the suite coco" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_suites_without_annotations_are_all_but_coco(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_command, "suite_names", lambda: ["coco"])
+    assert main(["bench", "all", "--out", str(tmp_path / "out")]) == 0
+    assert "no --annotations were given. The suite coco is left out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
