@@ -74,7 +74,8 @@ class Rendering:
                 (:func:`~layered_core.noise.change_map.noise_level`).
             first: that of the run's first step; 1 for a run from noise alone.
         """
-        return level > first * (1 - self.share)
+        # A run's last step may be at level 0.
+        return self.share == 1 or level > first * (1 - self.share)
 
     @property
     def asks_model(self) -> bool:
