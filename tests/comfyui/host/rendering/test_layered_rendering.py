@@ -1,5 +1,7 @@
 """Layered Rendering in a real ComfyUI: the storybook, sampled in a few steps."""
 
+import gc
+
 import comfy.samplers
 import pytest
 import torch
@@ -92,11 +94,20 @@ def test_at_cfg_1_the_log_names_what_is_idle(regions, loaded, caplog):
     model, *words = render(regions, *loaded, halves(regions, negative="a white house"), preset="fast")
     noise, sigmas = torch.randn(1, 4, 16, 16), torch.tensor([5.0, 0.0])
     guided(model, *words, noise, sigmas, cfg=1.0)
-    [line] = [r.getMessage() for r in caplog.records if "cfg is 1" in r.getMessage()]
-    assert "the negatives of layers and the preset fast" in line
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Layered Rendering: ")]
+    assert len(told) == 1
+    assert "the negatives of layers and the preset fast" in told[0]
     caplog.clear()
     guided(model, *words, noise, sigmas, cfg=3.0)
-    assert not caplog.records
+    assert "Layered Rendering: " not in caplog.text
+
+
+def test_nothing_of_a_run_outlives_it(regions, loaded, pack):
+    kind = pack("nodes.rendering.rendering_run").RenderingRun
+    model, *words = render(regions, *loaded)
+    sample(model, *words)
+    gc.collect()
+    assert [x for x in gc.get_objects() if type(x) is kind] == []
 
 
 def test_a_layer_that_covers_too_little_of_any_cell_is_named_and_left_out(regions, loaded, caplog):

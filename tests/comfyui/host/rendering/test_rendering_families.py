@@ -72,6 +72,18 @@ def test_what_is_planted_is_in_the_rows_of_its_layer_alone(regions, family):
         torch.testing.assert_close(outside, -inside, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_while_layers_are_rendered_regions_do_not_act_on_transformers(regions, family):
+    model, clip = transformers.model(family), transformers.clip(family)
+    alone, *others = (
+        transformers.sampled(out[0], family, *out[1:], cfg=3.0)
+        for then in ("prompt", "regions", "regions guided")
+        for out in [render(regions, model, clip, share=1.0, then=then, **WORDS)]
+    )
+    for other in others:
+        torch.testing.assert_close(other, alone, atol=1e-5, rtol=1e-5)
+
+
 def one_layer(regions):
     """A layer on the left half."""
     layer = regions.document.Layer("ball", x=0, y=0, width=64, height=128, prompt="a red ball")

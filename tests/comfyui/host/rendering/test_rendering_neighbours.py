@@ -82,7 +82,10 @@ def test_in_a_cut_out_layers_are_where_they_are_in_the_picture(host, regions, lo
 
     by_hand = model.clone()
     pack("nodes.noise.cut_out").with_cut_out(by_hand, None)
-    assert torch.equal(seen(model, 160, 48, 64, 32), seen(by_hand, 128, 32, 32, 64))
+    right, wrong = seen(by_hand, 128, 32, 32, 64), seen(by_hand, 160, 48, 64, 32)
+    followed = seen(model, 160, 48, 64, 32)
+    # The layer is cut and scaled with a soft edge.
+    assert float((followed - right).abs().mean()) < 0.2 * float((wrong - right).abs().mean())
 
 
 def test_a_controlnet_acts_in_all_passes_behind_the_node_and_in_front_of_it(host, regions, loaded):
@@ -163,8 +166,9 @@ def test_an_inpainting_mask_of_the_latent_keeps_what_it_keeps(host, regions):
         "l": node("SetLatentNoiseMask", samples=["v", 0], mask=["half", 0]),
         "b": load("red.png", x=10, y=30, prompt="a red ball", layers=["a", 0]),
         "r": rendering("b", then="prompt"),
-        "k": sampled(["r", 0], ["l", 0], positive=["r", 1], negative=["r", 2]),
+        "k": sampled(["r", 0], ["l", 0]),
     }  # fmt: skip
+    prompt["k"]["inputs"] |= {"positive": ["r", 1], "negative": ["r", 2]}
     Image.new("RGB", (128, 128), (90, 140, 60)).save(host.input / "back.png")
     Image.new("RGBA", (40, 40), (200, 30, 40, 255)).save(host.input / "red.png")
     before, after = host.value(prompt, "v")["samples"], host.value(prompt, "k")["samples"]
