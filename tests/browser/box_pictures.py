@@ -15,7 +15,7 @@ from layered_core.editing.stack_preview import outlined
 from layered_core.formats.pixel_numbers import to_numbers
 
 PACK = Path(__file__).resolve().parents[2]
-WORKFLOWS = ("16_regions_flux", "17_regions_qwen_image", "18_regions_z_image")
+WORKFLOWS = ("16_regions_flux", "17_regions_qwen_image", "18_regions_z_image", "23_layered_rendering_flux")
 REMARK = "no picture: needs the model's files"
 DRAWN = "a drawing: needs the model's files"
 SIDE = 512

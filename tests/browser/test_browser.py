@@ -18,6 +18,7 @@ FOR_OWN_FILES = (
     "16_regions_flux",
     "17_regions_qwen_image",
     "18_regions_z_image",
+    "23_layered_rendering_flux",
 )
 """Workflows for the user's own models and pictures, which are missing here."""
 
