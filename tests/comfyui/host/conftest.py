@@ -8,6 +8,7 @@ from importlib import metadata
 
 from boot import BASE, LOOP, load_extras, load_pack, pack_module  # isort: skip  # first: it makes ComfyUI importable
 
+import comfy.model_management
 import comfyui_version
 import execution
 import folder_paths
@@ -44,7 +45,12 @@ class Host:
         self.fresh()
 
     def fresh(self):
-        """Return an executor with empty caches."""
+        """Take an executor with empty caches, and unload all models.
+
+        The executor before goes in one piece, with a MODEL and its clones. ComfyUI could not tell any more
+        whose weights are loaded, and would collect garbage at every load.
+        """
+        comfy.model_management.unload_all_models()
         self.server = NoServer()
         self.executor = execution.PromptExecutor(
             self.server,
