@@ -192,6 +192,15 @@ def host(record_testsuite_property):
     shutil.rmtree(BASE, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def no_lost_models():
+    """Forget loaded models whose MODEL is gone, while their weights are kept for other tests: ComfyUI would collect
+    garbage at every load."""
+    yield
+    loaded = comfy.model_management.current_loaded_models
+    loaded[:] = [model for model in loaded if model.real_model is None or not model.is_dead()]
+
+
 @pytest.fixture(scope="session")
 def pack(host):
     """Return a module of the pack by its path, e.g. ``pack("nodes.layers.socket")``, with the same objects
