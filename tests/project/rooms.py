@@ -16,6 +16,7 @@ ROOMS = (
     "layered_core.editing",
     "layered_core.control",
     "layered_core.attention",
+    "layered_core.learning",
     "layered_core.painting",
     "layered_core.rendering",
     "layered_core.transparency",
