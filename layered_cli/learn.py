@@ -149,10 +149,12 @@ def run(options: argparse.Namespace) -> None:
         check_free(f"layer {subject.layer!r}", options.adapters, subject.word, options.overwrite)
     folder: Path = options.adapters
     previews = [folder / f"{subject.word}.preview.png" for subject in subjects]
+    shown: set[Path] = set()
 
     def write(paths: Sequence[Path], pictures: Sequence[Image]) -> None:
         for path, picture in zip(paths, pictures, strict=True):
             write_whole(path, lambda file, picture=picture: save_png(picture, file))
+            shown.add(path)
 
     try:
         with Bar("learn") as bar:
@@ -168,7 +170,7 @@ def run(options: argparse.Namespace) -> None:
                 plot=lambda drawings: write([folder / f"{x.word}.plot.png" for x in subjects], drawings),
             )
     except (LayeredError, KeyboardInterrupt):
-        for path in previews:
+        for path in shown:
             path.unlink(missing_ok=True)
         raise
     for subject in subjects:

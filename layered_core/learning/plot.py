@@ -28,7 +28,8 @@ def loss_plot(
     ends = [max(len(losses), 1), max((step for step, _ in errors), default=1)]
     most_x = max(ends)
     measured = [e for _, row in errors for e in row]
-    most_y = max([*measured, *(float(x) for x in np.percentile(losses, [98]) if len(losses))], default=1.0)
+    usual = [float(np.percentile(losses, 98))] if len(losses) else []
+    most_y = max([*measured, *usual], default=1.0)
     most_y = most_y * 1.05 or 1.0
 
     def at(step: float, value: float) -> tuple[float, float]:
