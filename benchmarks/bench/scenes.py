@@ -4,7 +4,7 @@ known."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -257,7 +257,7 @@ def learn_cases(count: int, beside: bool = False) -> list[Case]:
     return cases
 
 
-CASES = {
+CASES: dict[str, Callable[[int], list[Case]]] = {
     "layout": layout_cases,
     "redo": redo_cases,
     "layer": layer_cases,

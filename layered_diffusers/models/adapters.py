@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from diffusers import DiffusionPipeline
@@ -153,7 +154,7 @@ def loaded_values(model: DiffusionPipeline) -> Mapping[str, WordValues]:
     return _VALUES.get(model, {})
 
 
-def cross_attentions(unet: nn.Module) -> dict[str, nn.Module]:
+def cross_attentions(unet: nn.Module) -> dict[str, Any]:
     """Return a UNet's cross-attentions by name, in the order in which it runs them, in which
     :class:`~layered_core.learning.word_values.WordValues` counts its blocks."""
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
@@ -214,12 +215,12 @@ def _load_vectors(
 
 
 def _unload_later(
-    model: DiffusionPipeline, before: set[str], parts: Mapping[str, object] | None, stack: ExitStack
+    model: DiffusionPipeline, before: set[str], parts: Mapping[str, Any] | None, stack: ExitStack
 ) -> None:
     """Take the tokens that were added since ``before`` out of a model again when ``stack`` closes."""
     tokenizer = model.tokenizer if parts is None else parts["tokenizer"]
     # Further vectors have tokens of their own, which diffusers does not unload with the first.
-    added = {t: i for t, i in tokenizer.get_added_vocab().items() if t not in before}  # type: ignore[attr-defined]
+    added = {t: i for t, i in tokenizer.get_added_vocab().items() if t not in before}
     tokens = sorted(added, key=added.__getitem__)
     stack.callback(model.unload_textual_inversion, tokens, **(parts or {}))
 
