@@ -103,6 +103,11 @@ class PlacedLoras:
         self.documents = [LoraPlaces(layers, cut) for layers in loras.layers]
         self.loras = [lora for places in self.documents for lora in places.loras]
 
+    def numbers(self, document: int) -> slice:
+        """Return the numbers of a document's own LoRAs."""
+        first = sum(len(places.loras) for places in self.documents[:document])
+        return slice(first, first + len(self.documents[document].loras))
+
     def of_rows(self, count: int, weights: Callable[[int], Tensor]) -> Tensor:
         """Return weights of the rows of a batch, ``[K, count, ...]``.
 
@@ -112,10 +117,8 @@ class PlacedLoras:
         """
         found = [weights(i) for i in range(len(self.documents))]
         out = found[0].new_zeros(len(self.loras), len(found), *found[0].shape[1:])
-        first = 0
         for i, own in enumerate(found):
-            out[first : first + len(own), i] = own
-            first += len(own)
+            out[self.numbers(i), i] = own
         return out.repeat(1, count // len(found), *[1] * (out.ndim - 2))
 
     def of_words(self, document: int, layer: str) -> Tensor:
