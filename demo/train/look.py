@@ -41,10 +41,10 @@ class Lora(nn.Module):
             self.up = nn.Linear(RANK, base.out_features, bias=False)
         else:
             size, stride, padding = base.kernel_size, base.stride, base.padding
-            self.down = nn.Conv2d(base.in_channels, RANK, size, stride, padding, bias=False)  # type: ignore[arg-type]
+            self.down = nn.Conv2d(base.in_channels, RANK, size, stride, padding, bias=False)
             self.up = nn.Conv2d(RANK, base.out_channels, 1, bias=False)
-        nn.init.kaiming_uniform_(self.down.weight, 5**0.5)  # type: ignore[arg-type]
-        nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]
+        nn.init.kaiming_uniform_(self.down.weight, 5**0.5)
+        nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``W x + U D x``."""
@@ -64,7 +64,7 @@ def add_loras(unet: UNet2DConditionModel) -> dict[str, Lora]:
     for name in names:
         parent, last = name.rsplit(".", 1)
         owner = unet.get_submodule(parent)
-        loras[name] = Lora(owner.get_submodule(last))  # type: ignore[arg-type]  # chosen above
+        loras[name] = Lora(owner.get_submodule(last))
         owner.add_module(last, loras[name])
     return loras
 

@@ -63,7 +63,7 @@ class DocumentLoras:
             loras: numbered from 0; one may come twice.
             device: where the part computes.
         """
-        network = getattr(self.model, part, None)
+        network = getattr(self.model, part)
         found: dict[str, list[tuple[int, Delta]]] = {}
         for k, lora in enumerate(loras):
             for name, pair in self._files[lora.name].get(part, {}).items():
@@ -236,7 +236,7 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], stack: ExitS
         del module.forward
         vars(module).update(before)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     stack.callback(put_back)
 
 
@@ -252,7 +252,7 @@ def _scaled(
     down, up = pair.down.to(device, dtype), (pair.up * (pair.scale * strength)).to(device, dtype)
     if not isinstance(module, nn.Conv2d):
         return LowRank(down, up)
-    how = module.stride, module.padding, module.dilation, module.groups
+    how: Any = module.stride, module.padding, module.dilation, module.groups
     return lambda x, y: functional.conv2d(functional.conv2d(x, down, None, *how), up)
 
 
