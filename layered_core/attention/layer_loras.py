@@ -109,6 +109,13 @@ class LoraPlaces:
         ).reshape(len(self.loras), len(layers))
         self._cells: dict[Hashable, Tensor] = {}
 
+    @property
+    def covering(self) -> str | None:
+        """The layer with LoRAs that covers the whole picture, so that they act on the main prompt too; None: none
+        does."""
+        full = (self._masks > 1 - LEAST_WEIGHT).flatten(1).all(1)
+        return next((name for name, covers in zip(self.layers, full.tolist(), strict=True) if covers), None)
+
     def alone(self, layer: str | None) -> Alone:
         """Return the view of rows that are about one layer by itself; None, or a layer without LoRAs: no LoRA acts."""
         return Alone(self.layers.index(layer) if layer in self.layers else NOBODY)

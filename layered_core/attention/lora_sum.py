@@ -104,7 +104,7 @@ class Pixels:
     """The weights of K LoRAs for the output of a convolution."""
 
     weights: Tensor
-    """Float32 ``[K, B, h', w']``; B may be 1 for all pictures alike."""
+    """Float32 ``[K, B, h', w']``; B may be 1 for all pictures alike, and h' and w' 1 for all places alike."""
     boxes: tuple[Box | None, ...]
     """For each LoRA the box outside which its weights are 0; None: they are 0 everywhere."""
     full: tuple[bool, ...]
@@ -211,11 +211,10 @@ class Adapted:
                 out = out + delta(x, y)
                 continue
             out = y.clone() if out is y else out
-            weights = pixels.weights[k, :, None].to(y.dtype)
-            if self.reach is None:
-                out += delta(x, y) * weights
+            if self.reach is not None and y.shape[-2:] == pixels.weights.shape[-2:]:
+                _add_in_box(out, x, y, delta, pixels.weights[k, :, None].to(y.dtype), box, self.reach)
             else:
-                _add_in_box(out, x, y, delta, weights, box, self.reach)
+                out += delta(x, y) * _over(pixels.weights[k], y)
         return out
 
     def _together_is_cheaper(
@@ -236,6 +235,13 @@ class Adapted:
         down, up = self._stacked
         spread = rows.spread([(k, len(d.down)) for k, d in pairs], x.dtype)
         return torch.addmm(y, torch.mm(x, down).mul_(spread), up)
+
+
+def _over(weights: Tensor, y: Tensor) -> Tensor:
+    """Return weights ``[B, h', w']`` so that they broadcast over ``y`` ``[B', C', ..., h, w]``, or, if they are alike
+    everywhere, over ``[B', C', N]``."""
+    sides = weights.shape[-2:] if y.ndim > 3 else (1,)
+    return weights.to(y.dtype).view(len(weights), *[1] * (y.ndim - 1 - len(sides)), *sides)
 
 
 def _add_in_box(
