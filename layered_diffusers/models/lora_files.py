@@ -174,7 +174,7 @@ def _place(model: DiffusionPipeline, key: str) -> tuple[str, str]:
     return component, re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", rest)
 
 
-def _module(part: nn.Module, path: str) -> tuple[str, nn.Module] | None:
+def _module(part: nn.Module, path: str) -> tuple[str, Any] | None:
     """Return the name and the module of a layer; text encoders are one level deeper in some versions of their
     library. None: there is no such layer."""
     for name in (path, path.removeprefix("text_model."), f"text_model.{path}"):
