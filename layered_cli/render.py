@@ -99,7 +99,7 @@ def add(commands: Commands) -> None:
         "--adapters",
         type=Path,
         metavar="FOLDER",
-        help="folder of the LoRAs and embeddings that recipes name. A layer's LoRAs act where the layer is seen, and not "
+        help="folder of the LoRAs and embeddings that recipes name. A layer's LoRAs act where the layer is seen; not "
         "with --words everywhere",
     )
     parser.add_argument(

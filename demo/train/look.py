@@ -40,8 +40,8 @@ class Lora(nn.Module):
             self.down = nn.Linear(base.in_features, RANK, bias=False)
             self.up = nn.Linear(RANK, base.out_features, bias=False)
         else:
-            how: Any = base.kernel_size, base.stride, base.padding
-            self.down = nn.Conv2d(base.in_channels, RANK, *how, bias=False)
+            how: dict[str, Any] = {"stride": base.stride, "padding": base.padding, "bias": False}
+            self.down = nn.Conv2d(base.in_channels, RANK, base.kernel_size, **how)  # type: ignore[arg-type]
             self.up = nn.Conv2d(RANK, base.out_channels, 1, bias=False)
         nn.init.kaiming_uniform_(self.down.weight, 5**0.5)
         nn.init.zeros_(self.up.weight)
