@@ -53,7 +53,7 @@ def matrices(transformer, names, seed=0):
     generator, found = torch.Generator().manual_seed(seed), {}
     for name in names:
         weight = transformer.get_submodule(name).weight
-        scale = (0.3 * float(weight.std()) / RANK**0.5) ** 0.5
+        scale = (0.3 * float(weight.detach().std()) / RANK**0.5) ** 0.5
         down = scale * torch.randn(RANK, *weight.shape[1:], generator=generator)
         found[name] = (
             down,
@@ -178,3 +178,36 @@ def test_a_lora_of_another_family_is_named_before_anything_is_sampled(pipeline, 
     save_file(tensors, tmp_path / "unet.safetensors")
     with pytest.raises(LayeredError, match=r"layer 'ball': LoRA 'unet.safetensors' does not fit "):
         pipeline.regional_prompts([parts(Lora("unet"))], adapters=tmp_path)
+
+
+def test_kohyas_flux_files_and_their_text_encoders_half_are_read(tmp_path):
+    """Kohya's files join a block's projections to queries, keys and values; diffusers keeps them apart."""
+    pipeline = made("flux")
+    width = pipeline.model.transformer.inner_dim
+    generator = torch.Generator().manual_seed(0)
+    down, up = (
+        torch.randn(RANK, width, generator=generator),
+        torch.randn(3 * width, RANK, generator=generator),
+    )
+    key = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {
+        f"{key}.lora_down.weight": down,
+        f"{key}.lora_up.weight": up,
+        f"{key}.alpha": torch.tensor(1.0),
+    }
+    clip = pipeline.model.text_encoder
+    name = "encoder.layers.1.self_attn.v_proj"
+    spoken = matrices(getattr(clip, "text_model", clip), [name])[name]
+    key = f"lora_te1_text_model_{name.replace('.', '_')}"
+    tensors |= {f"{key}.lora_down.weight": spoken[0], f"{key}.lora_up.weight": spoken[1]}
+    save_file(tensors, tmp_path / "look.safetensors")
+    method = pipeline.regional_prompts([parts(Lora("look"))], adapters=tmp_path)
+    file = method.loras._files["look"]
+    query = file["transformer"]["transformer_blocks.0.attn.to_q"]
+    torch.testing.assert_close(query.scale * query.up @ query.down, (up[:width] @ down) / RANK)
+    plain = pipeline.model.encode_prompt("a red ball", None)[1]
+    with method.loras.encoding(0, "ball"):
+        changed = pipeline.model.encode_prompt("a red ball", None)[1]
+    assert not torch.equal(changed, plain)
+    assert torch.equal(pipeline.model.encode_prompt("a red ball", None)[1], plain)
+    assert not torch.equal(sampled(pipeline, parts(Lora("look")), tmp_path), sampled(pipeline, parts()))
