@@ -22,7 +22,7 @@ from demo.train.loop import Trainer, device
 from demo.train.unet import Replay
 from demo.train.words import word_ids
 from demo.world.looks import LOOKS
-from demo.world.scenes import HELD_OUT, Draw, random_scene
+from demo.world.scenes import Draw, Scene, random_scene
 
 RANK = 4
 
@@ -88,17 +88,9 @@ class LookReplay(Replay):
         super().__init__(vae, rng, capacity=12_000)
         self.draw_object = draw
 
-    @torch.no_grad()
-    def add(self, count: int) -> None:
-        """Draw, encode and store ``count`` new scenes."""
-        scenes = [
-            random_scene(int(s), draw=self.draw_object) for s in self.rng.integers(HELD_OUT, size=count)
-        ]
-        pictures = torch.from_numpy(np.stack([s.picture() for s in scenes])).permute(0, 3, 1, 2)
-        pictures = pictures.to(device()).float() / 127.5 - 1
-        latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
-        for scene, picture, latent in zip(scenes, pictures, latents, strict=True):
-            self.store(self.take_slot(), scene, picture, latent)
+    def draw_scene(self, seed: int) -> Scene:
+        """Draw the scene of a seed, its objects with the look."""
+        return random_scene(seed, draw=self.draw_object)
 
 
 def train(rank: int, processes: int, options: Any) -> None:
@@ -116,16 +108,18 @@ def train(rank: int, processes: int, options: Any) -> None:
         rank,
         processes,
         minutes=options.minutes,
-        rate=options.rate or 2e-3,
-        average=0.99,
+        rate=options.rate or 4e-3,
+        average=0.97,
+        warmup=20,
     )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     replay = LookReplay(vae, rng, LOOKS[options.look])
-    replay.add(256)
+    for _ in range(8):
+        replay.add(32)
     objective, going = Objective(), True
     while going:
-        count = options.scale * 16
-        replay.add(count // 8 if replay.filled < 2000 else count // 16)
+        count = options.scale * 8
+        replay.add(count // 8)
         latents, tokens, _, _ = replay.batch(count, ids)
         batch = objective.noised(latents)
         with torch.autocast(device().type, torch.bfloat16):
