@@ -211,6 +211,11 @@ def layer_cases(count: int) -> list[Case]:
     return cases
 
 
+def few_cases(count: int) -> list[Case]:
+    """Return the scenes of :func:`layout_cases` with two or three objects."""
+    return layout_cases(count, (2, 3))
+
+
 ODD_THINGS = (
     ("orange", "ball"), ("cyan", "house"), ("brown", "heart"), ("red and white", "ball"), ("pink", "star"),
     ("orange", "house"), ("cyan", "mushroom"), ("brown", "tree"), ("red and white", "heart"), ("pink", "heart"),
@@ -259,6 +264,7 @@ def learn_cases(count: int, beside: bool = False) -> list[Case]:
 
 CASES: dict[str, Callable[[int], list[Case]]] = {
     "layout": layout_cases,
+    "few": few_cases,
     "redo": redo_cases,
     "layer": layer_cases,
     "learn": learn_cases,
