@@ -23,6 +23,7 @@ from layered_core.painting.repaint import Repaint, plan_document
 from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers import stages
 from layered_diffusers.generator import Generator
+from layered_diffusers.learning.learn import learn_words
 from layered_diffusers.models.adapters import embedded
 from layered_diffusers.models.loading import (
     STORYBOOK,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel
     from typing_extensions import Unpack
 
+    from layered_diffusers.learning.learn import Learning
     from layered_diffusers.stages import Staging
     from layered_diffusers.transparent import Painting, Together
 
@@ -302,8 +304,9 @@ class LayeredDiffusionPipeline(Generator):
             strength: how far the layers' pictures may change: 0 keeps every pixel of them, 1 keeps nothing.
             attention: how each layer's words are bound to the place of the layer; None: the words act
                 everywhere.
-            adapters: with ``attention`` or ``rendering``, folder of the embeddings that the layers' recipes
-                name. They act only in this picture.
+            adapters: folder of the LoRAs and embeddings that the layers' recipes name. They act only in this
+                picture: with ``attention``, a layer's LoRAs where the layer is seen and on its own words; with
+                ``attention`` or ``rendering``, its embedding.
             rendering: leads each layer to its place while the picture is forming; ``attention`` acts in the
                 rest of the run. None: not at all.
             options: those of :meth:`generate`.
@@ -323,6 +326,13 @@ class LayeredDiffusionPipeline(Generator):
         least, most = (float(x) for x in plan.change.aminmax())
         changes = [] if least == most else [self._change_map(plan, plan.cut()[None])]
         return self._redraw(document, plan, changes, seed, attention, adapters, rendering, options)
+
+    def learn_words(
+        self, document: LayerDocument, folder: Path, **options: Unpack[Learning]
+    ) -> LayerDocument:
+        """Learn a word from each of some layers, write its files into ``folder``, and return the document with the
+        words in the layers' recipes. See :func:`layered_diffusers.learning.learn.learn_words`."""
+        return learn_words(self, document, folder, **options)
 
     def _redraw(
         self,
@@ -345,7 +355,9 @@ class LayeredDiffusionPipeline(Generator):
         acts = leads or (attention is not None and attention.strength > 0)
         with embedded(self.model, [document] if acts else [], adapters):
             if attention is not None:
-                method = self.regional_prompts([document], attention, negative=options["negative"])
+                method = self.regional_prompts(
+                    [document], attention, negative=options["negative"], adapters=adapters
+                )
             if leads:
                 method = self.layered_rendering(
                     [document], rendering, negative=options["negative"], then=method
