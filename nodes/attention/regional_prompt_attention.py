@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import comfy.model_patcher
@@ -21,13 +21,17 @@ from ...layered_core.attention.regional_plan import (
     plan_regions,
 )
 from ...layered_core.attention.words import Token
+from ...layered_core.document import Layer
 from ...layered_core.errors import check_letters, invalid
-from ..layers.remarks import tell
+from ...layered_core.learning.word_values import Place
+from ..layers.remarks import tell, warn
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import acting_alone, check_mode, check_model, patched
 from .conditionings import KEY, Half
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
+from .learnt_words import Learnt, Spoken, learnt_words, places, words_with_values
 from .prompt_tokens import TransformerPrompts, tokenise
+from .unet_run import key_widths
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -197,6 +201,8 @@ class RegionalPromptAttention(io.ComfyNode):
         if settings.strength > 0 or record:
             check_layer_words(clip, document)
         texts = Texts(clip, family)
+        if settings.strength > 0:
+            texts.learn(model, document)
         plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING, record)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
@@ -215,11 +221,39 @@ class Texts:
     def __init__(self, clip: comfy.sd.CLIP, family: Family | None) -> None:
         """Read texts with ComfyUI's CLIP, for a transformer's family or, if None, for a UNet."""
         self.clip, self.family = clip, family
+        self._learnt: tuple[Learnt, ...] = ()
         self._prompts = None if family is None else TransformerPrompts(clip)
 
     def tokenise(self, text: str) -> list[Token]:
         """Return the tokens of a text, without weights, with their places among the encoded vectors."""
         return tokenise(self.clip, text) if self._prompts is None else self._prompts.tokenise(text)
+
+    def learn(self, model: comfy.model_patcher.ModelPatcher, layers: Iterable[Layer]) -> None:
+        """Take in the learnt words with values that layers' recipes name, for a UNet. On a transformer say that the
+        words act as embeddings alone.
+
+        Raises:
+            LayeredError: values are broken, or were learnt with another kind of model.
+        """
+        if self.family is None:
+            self._learnt = learnt_words(key_widths(model.model.diffusion_model), layers, self.tokenise)
+        elif found := words_with_values(layers):
+            names = ", ".join(repr(name) for name in found)
+            warn(
+                "Regional Prompt Attention",
+                f"learnt words {names} act without their values, which need a UNet",
+            )
+
+    def spoken(self, text: str, regions: Iterable[Region]) -> Spoken | None:
+        """Return where learnt words stand in a main prompt and in its regions' own texts; None: nowhere."""
+        found = Spoken(self._places(text), tuple(self._places(region.text) for region in regions))
+        return found if self._learnt and found else None
+
+    def _places(self, text: str) -> tuple[Place, ...]:
+        if not self._learnt or not text:
+            return ()
+        length = sum(len(chunk) for chunk in next(iter(self.clip.tokenize(text).values())))
+        return places(self.tokenise(text), self._learnt, length)
 
     def kept(self, region: Region, mode: str) -> Tensor | None:
         """Return which vectors of a region's own text a transformer reads; None: all of them.
@@ -283,7 +317,7 @@ def conditioning(
         own = [encoded[r.text][part] if r.text else (None, None) for r in regions]
         half = Half(
             name, regions, settings, tuple(None if c is None else c[0] for c, _ in own), words, count,
-            tuple(extra for _, extra in own), kept, maps,
+            tuple(extra for _, extra in own), kept, maps, texts.spoken(text, regions),
         )  # fmt: skip
         carried.append([words, {**rest, KEY: half}])
     return carried
