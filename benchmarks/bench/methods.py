@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.layered_rendering import layered_rendering, published_rendering
+from benchmarks.bench.learning import class_word, learnt_word, nearest_word
 from benchmarks.bench.multidiffusion import multidiffusion, prediction_blending
 from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
@@ -48,9 +49,12 @@ def method(function: Pictures) -> Pictures:
 
 
 for _function in (
+    class_word,
     joined_texts,
     layered_rendering,
+    learnt_word,
     multidiffusion,
+    nearest_word,
     prediction_blending,
     published_rendering,
     render,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, MATERIALS, Thing
+from .vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, MATERIALS, ODD_COLOURS, Thing
 
 _HALO = 0.22
 """Border around an object's silhouette in its sprite, as a share of the silhouette's side, for halo and
@@ -76,10 +76,11 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
     """Return the premultiplied ("RGBa") sprite and the silhouette of ``size`` pixels, drawn three times
     larger and reduced."""
     material, colour, kind = thing
-    if kind not in KINDS or colour not in COLOURS or material not in MATERIALS:
+    colours = {**COLOURS, **ODD_COLOURS}
+    if kind not in KINDS or colour not in colours or material not in MATERIALS:
         raise ValueError(
             f"there is no {material} {colour} {kind} in the storybook; allowed: kinds {KINDS}, colours "
-            f"{tuple(COLOURS)}, materials {MATERIALS}"
+            f"{tuple(colours)}, materials {MATERIALS}"
         )
     if size < _SPRITE:
         image, silhouette = _sprite_at(thing, _SPRITE)
@@ -93,7 +94,7 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
     def at(points: Sequence[_Point]) -> list[_Point]:
         return _laid(points, big)
 
-    body = COLOURS[colour]
+    body = colours[colour]
     outline = _mix(body, _OUTLINE, {"solid": 0.75, "glass": 0.35}.get(material, 0.0))
     paint = Image.new("RGB", (big, big), outline)
     painted = Image.new("RGB", (big, big), body)

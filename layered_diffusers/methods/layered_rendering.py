@@ -302,7 +302,8 @@ class LayeredRendering(Rendered):
                 given["added_cond_kwargs"] = {k: v[source[part]] for k, v in run.added.items()}
                 if self._pooled is not None:
                     given["added_cond_kwargs"]["text_embeds"] = self._pooled[own[part]]
-            found: Tensor = run.unet(inputs[part], t, self._contexts[own[part]], **given).sample
+            with run.texts([texts[i] for i in part.tolist()]):
+                found: Tensor = run.unet(inputs[part], t, self._contexts[own[part]], **given).sample
             return found
 
         return self._in_parts(torch.arange(len(inputs), device=inputs.device), predicted)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from layered_core.attention.attention_maps import AttentionMaps
@@ -18,8 +18,10 @@ from layered_core.attention.regional_attention import RegionalAttention
 from layered_core.attention.regional_plan import Plan, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
+from layered_core.learning.word_values import with_values
 from layered_core.noise.guidance import of_empty_picture
 from layered_core.noise.window import Window, sigma_at
+from layered_diffusers.methods.learnt_words import LearntProcessor, is_plain, learnt_places, output
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
@@ -118,9 +120,19 @@ class RegionalPrompts(WordedMethod):
                 changed[rows] += half.rescaling(prediction[rows], cond[rows], empty[rows], self._sigma)
         return changed
 
-    def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
+    def mix(
+        self,
+        block: str,
+        attn: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        base: Tensor,
+        number: int | None = None,
+    ) -> Tensor:
         """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before
-        cond rows. The arguments are those of :class:`RegionalAttention`."""
+        cond rows. The arguments are those of :class:`RegionalAttention`; ``number`` is that of the block among the
+        cross-attentions, None without learnt words."""
         out = base.clone()
         for rows, half in zip(torch.arange(len(q)).chunk(2), self._halves, strict=True):
             for own, attention in zip([rows] if len(half) == 1 else rows.split(1), half, strict=True):
@@ -130,8 +142,15 @@ class RegionalPrompts(WordedMethod):
                         q[at], k[at], v[at], base[at], size=self._sizes[q.shape[1]], sigma=self._sigma,
                         heads=attn.heads, block=block,
                         project=lambda x: (attn.to_k(x), attn.to_v(x)), attend=plain(attn.heads),
+                        change=None if number is None else partial(self._with_learnt, attention, number),
                     )  # fmt: skip
         return out
+
+    def _with_learnt(
+        self, half: RegionalAttention, block: int, regions: Sequence[int], k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the values of learnt words to keys and values ``[n, T, D]`` of some regions' texts."""
+        return with_values(k, v, [learnt_places(self.model, half.regions[i].text) for i in regions], block)
 
     def _half(self, plan: Plan, half: str) -> RegionalAttention | None:
         regions = plan.cond if half == "cond" else plan.uncond
@@ -164,14 +183,12 @@ class _Processor:
             encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
         )
         q, k, v = attn.to_q(hidden_states), attn.to_k(words), attn.to_v(words)
+        learnt = self.before if isinstance(self.before, LearntProcessor) else None
+        if learnt is not None:
+            k, v = learnt.change(k, v)
         base = plain(attn.heads)(q, k, v, None)
-        mixed = self.method.mix(self.name, attn, q, k, v, base)
-        if type(self.before) in (AttnProcessor, AttnProcessor2_0) and attention_mask is None:
-            return _out(attn, mixed)
+        mixed = self.method.mix(self.name, attn, q, k, v, base, None if learnt is None else learnt.block)
+        if is_plain(self.before if learnt is None else learnt.before) and attention_mask is None:
+            return output(attn, mixed)
         theirs: Tensor = self.before(attn, hidden_states, encoder_hidden_states, attention_mask, **more)
-        return theirs + _out(attn, mixed) - _out(attn, base)
-
-
-def _out(attn: Attention, x: Tensor) -> Tensor:
-    out: Tensor = attn.to_out[1](attn.to_out[0](x))
-    return out / attn.rescale_output_factor
+        return theirs + output(attn, mixed) - output(attn, base)

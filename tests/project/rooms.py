@@ -36,6 +36,7 @@ ROOMS = (
     "layered_diffusers.sampling",
     "layered_diffusers.methods",
     "layered_diffusers.generator",
+    "layered_diffusers.learning",
     "layered_diffusers.transformer",
     "layered_diffusers.transparent",
     "layered_diffusers.stages",
