@@ -168,9 +168,7 @@ class UNetRun(Run):
         halves = list(zip(extra["uuids"], extra["cond_or_uncond"], strict=True))
         shares = [(part, *half) for part in extra[PARTS] for half in halves]
         rows = [slice(int(own[0]), int(own[-1]) + 1) for own in torch.arange(len(q)).chunk(len(shares))]
-        k, v = self._with_learnt_words(
-            k, v, sigma, number, [(at, s[1]) for at, s in zip(rows, shares, strict=True)]
-        )
+        k, v = self._with_learnt_words(k, v, number, [(at, s[1]) for at, s in zip(rows, shares, strict=True)])
         out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
         for at, (part, uuid, which) in zip(rows, shares, strict=True):
             if uuid in self.attentions:
@@ -187,20 +185,19 @@ class UNetRun(Run):
         return out
 
     def _with_learnt_words(
-        self, k: Tensor, v: Tensor, sigma: float, number: int, shares: Sequence[tuple[slice, UUID]]
+        self, k: Tensor, v: Tensor, number: int, shares: Sequence[tuple[slice, UUID]]
     ) -> tuple[Tensor, Tensor]:
-        """Return the main prompt's keys and values with those of its learnt words changed, where layers act.
+        """Return the main prompt's keys and values with those of its learnt words changed.
 
         Args:
             k, v: of all rows of the pass, ``[B, K, C]``.
-            sigma: the noise level.
             number: of the cross-attention.
             shares: rows and the uuid of the conditioning that they have.
         """
         acting = [
             (at, self.spoken[attention])
             for at, uuid in shares
-            if (attention := self.attentions.get(uuid)) in self.spoken and attention.acts(sigma)
+            if (attention := self.attentions.get(uuid)) in self.spoken
         ]
         if not any(spoken.prompt for _, spoken in acting):
             return k, v
