@@ -33,8 +33,8 @@ def placed(
     if not moves:
         return layer
     scale = chance.uniform(SMALLEST, 1.0)
-    sides = (max(1, round(side * scale)) for side in (layer.width, layer.height))
-    layer = replace(layer, **dict(zip(("width", "height"), sides, strict=True)))
+    width, height = (max(1, round(side * scale)) for side in (layer.width, layer.height))
+    layer = replace(layer, width=width, height=height)
     left, top, right, bottom = bounds(layer)
     return replace(
         layer,
