@@ -172,13 +172,14 @@ class UNetRun(Run):
         out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
         for at, (part, uuid, which) in zip(rows, shares, strict=True):
             if uuid in self.attentions:
-                spoken = self.spoken.get(self.attentions[uuid])
+                attention = self.attentions[uuid]
+                spoken = self.spoken.get(attention)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
                 of_half = {**extra, "uuids": [uuid], "cond_or_uncond": [which]}
-                mixed = self.attentions[uuid](
+                mixed = attention(
                     q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
                     heads=extra["n_heads"], block=cached,
-                    project=partial(context.project, module, at, of_half), attend=plain, part=part,
+                    project=partial(context.project, module, at, of_half, attention), attend=plain, part=part,
                     change=spoken.of_regions(number) if spoken is not None else None,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
