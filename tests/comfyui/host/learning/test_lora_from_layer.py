@@ -8,34 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from graph import from_image, node
-from sampling import LOADER
-
-
-def scene(**layer):
-    picture = node("LD_StorybookPicture", what="ball", colour="red", material="solid", size=48, seed=0)
-    values = {"name": "ball", "prompt": "a red ball", "x": 40, "y": 40, "width": 48, "height": 48, **layer}
-    placed = from_image(canvas_width=128, canvas_height=128, **values)
-    if layer.get("width") != 0:
-        placed["inputs"] |= {"image": ["picture", 0], "mask": ["picture", 1]}
-    return {**LOADER, "picture": picture, "a": placed}
-
-
-def data(**values):
-    inputs = {"count": 3, "context": "grey", "flips": True, "moves": True, "masked": True, "seed": 0}
-    return node(
-        "LD_LayerTrainingData", model=["loader", 0], clip=["loader", 1], vae=["loader", 2], layers=["a", 0],
-        **{"layer": "ball", **inputs, **values},
-    )  # fmt: skip
-
-
-def train(**values):
-    inputs = {
-        "batch_size": 1, "grad_accumulation_steps": 1, "steps": 2, "learning_rate": 0.001, "rank": 2,
-        "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32",
-        "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
-        "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False, **values,
-    }  # fmt: skip
-    return node("TrainLoraNode", model=["d", 0], latents=["d", 1], positive=["d", 2], **inputs)
+from learning_scene import one_ball, train_lora, training_data
 
 
 @pytest.fixture
@@ -49,7 +22,7 @@ def files():
 
 
 def test_the_first_picture_is_the_layer_as_it_is_and_the_others_show_it_elsewhere(host, pack):
-    prompt = {**scene(), "d": data(count=5)}
+    prompt = {**one_ball(), "d": training_data(count=5)}
     pictures, positive = host.value(prompt, "d", 3), host.value(prompt, "d", 2)
     document = pack("nodes.layers.socket").read_stack(host.value(prompt, "a", 0))
     grey = pack("layered_core.canvas.compositing")
@@ -61,7 +34,9 @@ def test_the_first_picture_is_the_layer_as_it_is_and_the_others_show_it_elsewher
 
 
 def test_the_same_seed_gives_the_same_places(host):
-    first, again, other = (host.value({**scene(), "d": data(seed=seed)}, "d", 3) for seed in (1, 1, 2))
+    first, again, other = (
+        host.value({**one_ball(), "d": training_data(seed=seed)}, "d", 3) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -75,7 +50,7 @@ def test_train_lora_learns_only_what_lies_inside_the_layer(host, monkeypatch):
             return super().forward(predicted, wanted)
 
     monkeypatch.setattr(comfy_extras.nodes_train, "_create_loss_function", lambda name: Watched())
-    prompt = {**scene(), "d": data(count=1, context="composite"), "t": train()}
+    prompt = {**one_ball(), "d": training_data(count=1, context="composite"), "t": train_lora()}
     lora = host.value(prompt, "t", 0)
     (entry,) = host.value(prompt, "d", 2)
     mask = entry[1]["layered_diffusion_training"].mask[:, None].expand(1, 4, 16, 16)
@@ -88,13 +63,13 @@ def test_train_lora_learns_only_what_lies_inside_the_layer(host, monkeypatch):
 
 
 def test_unmasked_data_pass_the_model_on_as_it_is(host):
-    prompt = {**scene(), "d": data(masked=False)}
+    prompt = {**one_ball(), "d": training_data(masked=False)}
     assert host.value(prompt, "d", 0) is host.value(prompt, "loader", 0)
 
 
 def test_the_trained_lora_is_saved_and_stands_in_the_recipe_of_its_layer_alone(host, pack, files):
     prompt = {
-        **scene(), "d": data(count=1), "t": train(steps=1),
+        **one_ball(), "d": training_data(count=1), "t": train_lora(steps=1),
         "b": from_image(name="other", prompt="a tree", width=16, height=16),
         "s": node("LD_SaveLayerLora", layers=["b", 0], layer="ball", lora=["t", 0], name="odd-ball", strength=0.7,
             overwrite=False),
@@ -111,7 +86,7 @@ def test_the_trained_lora_is_saved_and_stands_in_the_recipe_of_its_layer_alone(h
 
 def test_a_second_lora_of_a_name_gets_a_number_unless_it_may_overwrite(pack, files, host):
     saving = pack("nodes.learning.save_layer_lora").SaveLayerLora
-    stack = host.value(scene(), "a", 0)
+    stack = host.value(one_ball(), "a", 0)
     lora = {"diffusion_model.x.lora_up.weight": torch.zeros(2, 2)}
     names = [saving.execute(stack, "ball", lora, "odd", 1.0, more).result[1] for more in (False, False, True)]
     assert names == ["odd.safetensors", "odd-2.safetensors", "odd.safetensors"]
@@ -131,7 +106,7 @@ def test_a_second_lora_of_a_name_gets_a_number_unless_it_may_overwrite(pack, fil
     ],
 )
 def test_a_layer_that_cannot_be_learnt_from_is_named(host, layer, values, said):
-    prompt = {**scene(**layer), "d": data(**values)}
+    prompt = {**one_ball(**layer), "d": training_data(**values)}
     assert said in host.error_of({**prompt, "end": node("TestCatch", value=["d", 0])})
 
 
@@ -139,6 +114,6 @@ def test_a_layer_that_cannot_be_learnt_from_is_named(host, layer, values, said):
 def test_odd_names_of_a_file_are_refused(host, pack, files, name):
     with pytest.raises(pack("layered_core.errors").LayeredError, match="^name is"):
         pack("nodes.learning.save_layer_lora").SaveLayerLora.execute(
-            host.value(scene(), "a", 0), "ball", {"a": torch.zeros(1)}, name, 1.0, False
+            host.value(one_ball(), "a", 0), "ball", {"a": torch.zeros(1)}, name, 1.0, False
         )
     assert not list(files.glob("*.safetensors"))
