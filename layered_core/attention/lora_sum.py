@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Delta = Callable[[Tensor, Tensor], Tensor]
 """What a LoRA adds to a module, with its strength: from the input ``x`` and the module's own output ``f(x)`` to
@@ -36,16 +37,19 @@ _CALLS_EACH = 5
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A LoRA of a linear layer: a :data:`Delta` that is ``up (down x)``."""
+    """A LoRA of a linear layer: a :data:`Delta` that is ``scale up (down x)``."""
 
     down: Tensor
     """``[r, C]`` for rank r."""
     up: Tensor
-    """``[C', r]``, with strength and scale in it."""
+    """``[C', r]``."""
+    scale: float = 1.0
+    """Factor, with the strength in it."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``[n, C']`` for rows ``x`` ``[n, C]``."""
-        return torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up)
+        out = functional.linear(functional.linear(x, self.down), self.up)
+        return out if self.scale == 1 else out * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +235,10 @@ class Adapted:
     def _together(self, y: Tensor, x: Tensor, rows: Rows) -> Tensor:
         pairs = [(k, delta) for k, delta in self.deltas if isinstance(delta, LowRank)]
         if self._stacked is None:
-            self._stacked = torch.cat([d.down for _, d in pairs]).T, torch.cat([d.up for _, d in pairs], 1).T
+            self._stacked = (
+                torch.cat([d.down for _, d in pairs]).T,
+                torch.cat([d.up * d.scale for _, d in pairs], 1).T,
+            )
         down, up = self._stacked
         spread = rows.spread([(k, len(d.down)) for k, d in pairs], x.dtype)
         return torch.addmm(y, torch.mm(x, down).mul_(spread), up)

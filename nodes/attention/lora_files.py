@@ -108,6 +108,10 @@ def _read(
         comfy.lora_convert.convert_lora(tensors), {**of_texts, **of_model}, log_missing=False
     )
     targets = {target_of(key): patch for key, patch in patches.items()}
+    for target in [t for t in targets if t.is_bias]:  # modules without a bias get none, as in ComfyUI
+        root = model.model if target.module.startswith("diffusion_model.") else clip.cond_stage_model
+        if getattr(root.get_submodule(target.module), "bias", None) is None:
+            del targets[target]
     read = LoraFile(
         file,
         {t: patch for t, patch in targets.items() if t.module.startswith("diffusion_model.")},

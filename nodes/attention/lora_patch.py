@@ -116,8 +116,10 @@ def with_loras(loras: LoadedLoras | None, *conditionings: Sequence[Entry]) -> li
     """Return conditionings that bring the LoRAs to the runs that they are used in."""
     if loras is None:
         return list(conditionings)
-    marked = [[[words, {LORAS: loras, **options}] for words, options in entries] for entries in conditionings]
-    return carrying(LORAS, _sample, *marked)
+    copies = [[[words, options.copy()] for words, options in entries] for entries in conditionings]
+    for options in (options for entries in copies for _, options in entries):
+        options.setdefault(LORAS, loras)
+    return carrying(LORAS, _sample, *copies)
 
 
 def patched(
