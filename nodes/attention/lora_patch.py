@@ -55,6 +55,10 @@ class LoadedLoras:
         """The layer with LoRAs that covers the whole picture; None: none does."""
         return LoraPlaces(self.layers).covering
 
+    def named(self, layer: str) -> str:
+        """Return the name of a layer that has LoRAs; empty for any other."""
+        return layer if any(x.layer == layer for x in self.layers) else ""
+
     @property
     def remark(self) -> str:
         """Which LoRAs act in which layers, for the user."""
