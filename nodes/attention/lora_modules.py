@@ -99,13 +99,21 @@ def is_convolution(module: nn.Module) -> bool:
 
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return weight is not None and len(weight.shape) == 2 and not isinstance(module, nn.Embedding)
+    is_matrix = weight is not None and len(weight.shape) == 2 and not isinstance(module, nn.Embedding)
+    return is_matrix or isinstance(module, nn.Linear)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """Return a module's numbers of outputs and inputs; quantised weights may be packed in another shape."""
+    names = ("out_channels", "in_channels") if is_convolution(module) else ("out_features", "in_features")
+    outputs, inputs = (getattr(module, name, None) for name in names)
+    groups = getattr(module, "groups", 1)
+    return int(outputs or module.weight.shape[0]), int(inputs or module.weight.shape[1] * groups)
 
 
 def _sides(module: nn.Module, target: Target) -> tuple[int, int]:
     """Return how many outputs and inputs of a module a patch is for."""
-    shape = module.weight.shape
-    sides = [int(shape[0]), int(shape[1]) * getattr(module, "groups", 1)]
+    sides = list(_shape(module))
     if target.offset is not None:
         sides[target.offset[0]] = target.offset[2]
     return sides[0], sides[1]
@@ -185,7 +193,7 @@ def _low_rank(
     scale = (1.0 if alpha is None else alpha / len(down)) * adapter.multiplier
     if target.offset is not None:
         dim, first, length = target.offset
-        rest = int(module.weight.shape[dim]) - first - length
+        rest = _shape(module)[dim] - first - length
         if dim == 0:
             up = functional.pad(up, (0, 0, first, rest))
         else:

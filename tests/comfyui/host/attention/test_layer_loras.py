@@ -6,9 +6,12 @@ import lora_scene as scene
 import pytest
 import tiny
 import torch
+from graph import node, regenerate
 from lora_scene import KINDS, layer, path_of, stack_of, unet_shapes, with_own, write_lora
 from regional_scene import apply, encode, in_tiles, predicted
-from sampling import explode, sample
+from sampling import LOADER, explode, sample
+
+import nodes as comfy_nodes
 
 PLAIN = {"prompt": "a meadow at noon", "negative": "dark"}
 
@@ -261,3 +264,53 @@ def test_bad_loras_are_named_before_sampling(regions, sd15, loaded, tmp_path):
     assert "is a LoRA of the kind DoRA, which cannot act in one layer alone" in bad_error(
         regions, sd15, "dora"
     )
+
+
+def test_loras_act_on_a_model_shaped_as_sdxl(regions, loaded, tmp_path):
+    model, clip = tiny.build("sdxl", tmp_path), loaded[1]
+    name = write_lora("whole_sdxl", {**unet_shapes(model), **scene.text_shapes(clip)}, std=0.3)
+    last = write_lora("last_sdxl", unet_shapes(model, lambda name: name == "out.2"))
+
+    def seen(model, clip, *layers):
+        model, *words = apply(regions, model, clip, stack_of(regions, *layers), **PLAIN)
+        for options in (options for entries in words for _, options in entries):
+            options["pooled_output"] = torch.zeros(1, 1280)
+        return predicted(model, *words)[1:]
+
+    whole = layer(regions, "all")
+    wanted = seen(*core("lora", model, clip, name, 0.7), whole)
+    assert close(seen(model, clip, with_own(regions, whole, (name, 0.7))), wanted, 1e-4)
+    got, plain = (seen(model, clip, *halves(regions, own))[0] for own in ([last], []))
+    changed = (got - plain).abs().amax((0, 1, 2))
+    assert float(changed[:8].min()) > 0
+    assert float(changed[8:].max()) == 0
+
+
+def test_loras_follow_a_cut_out(host, regions, loaded):
+    picture = node("EmptyImage", width=160, height=160, batch_size=1, color=0x406080)
+    given = regenerate("a", "", size=128, grow=0, feather=0)["inputs"]
+    del given["layers"]
+    prompt = {
+        **LOADER,
+        "picture": picture,
+        "none": node("SolidMask", value=0.0, width=160, height=160),
+        "box": node("SolidMask", value=1.0, width=32, height=32),
+        "mask": node(
+            "MaskComposite", destination=["none", 0], source=["box", 0], x=48, y=64, operation="add"
+        ),
+        "it": node("LD_RegenerateLayers", **given, image=["picture", 0], mask=["mask", 0]),
+    }
+    model, latent = host.value(prompt, "it", 0), host.value(prompt, "it", 1)
+    last = write_lora("last_story", unet_shapes(model, lambda name: name == "out.2"))
+    results = []
+    for own in ([last], []):
+        # Pixels 32 to 96 are sampled in 16 columns; the layer covers the first 8 of them.
+        ball = layer(regions, "ball", *own, width=64)
+        stack = stack_of(regions, ball, layer(regions, "rest", x=64, width=96), side=160)
+        out = apply(regions, model, loaded[1], stack, **PLAIN)
+        with torch.inference_mode():
+            made = comfy_nodes.common_ksampler(out[0], 1, 1, 3.0, "euler", "normal", *out[1:], latent)
+        results.append(made[0]["samples"])
+    changed = (results[0] - results[1]).abs().amax((0, 1, 2))
+    assert float(changed[5:8].min()) > 0
+    assert float(changed[8:].max()) == 0
