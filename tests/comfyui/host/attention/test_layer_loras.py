@@ -313,4 +313,4 @@ def test_loras_follow_a_cut_out(host, regions, loaded):
         results.append(made[0]["samples"])
     changed = (results[0] - results[1]).abs().amax((0, 1, 2))
     assert float(changed[5:8].min()) > 0
-    assert float(changed[8:].max()) == 0
+    assert float(changed[9:].max()) == 0  # the mask is scaled, so that its edge is soft
