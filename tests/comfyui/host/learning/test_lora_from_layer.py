@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import comfy.sd
 import comfy_extras.nodes_train
 import folder_paths
 import pytest
@@ -9,6 +10,8 @@ import safetensors.torch
 import torch
 from graph import from_image, node
 from learning_scene import one_ball, train_lora, training_data
+from regional_scene import WORDS, apply, everywhere, predicted
+from sampling import LOADER
 
 
 @pytest.fixture
@@ -45,18 +48,18 @@ def test_train_lora_learns_only_what_lies_inside_the_layer(host, monkeypatch):
     seen = []
 
     class Watched(torch.nn.MSELoss):
-        def forward(self, predicted, wanted):
-            seen.append((predicted.detach(), wanted.detach()))
-            return super().forward(predicted, wanted)
+        def forward(self, said, wanted):
+            seen.append((said.detach(), wanted.detach()))
+            return super().forward(said, wanted)
 
     monkeypatch.setattr(comfy_extras.nodes_train, "_create_loss_function", lambda name: Watched())
     prompt = {**one_ball(), "d": training_data(count=1, context="composite"), "t": train_lora()}
     lora = host.value(prompt, "t", 0)
     (entry,) = host.value(prompt, "d", 2)
     mask = entry[1]["layered_diffusion_training"].mask[:, None].expand(1, 4, 16, 16)
-    for predicted, wanted in seen:
-        assert torch.equal(predicted[mask == 0], wanted[mask == 0])
-        assert float((predicted - wanted)[mask == 1].abs().mean()) > 0.01
+    for said, wanted in seen:
+        assert torch.equal(said[mask == 0], wanted[mask == 0])
+        assert float((said - wanted)[mask == 1].abs().mean()) > 0.01
     assert any(
         float(tensor.abs().sum()) > 0 for key, tensor in lora.items() if key.endswith("lora_down.weight")
     )
@@ -82,6 +85,29 @@ def test_the_trained_lora_is_saved_and_stands_in_the_recipe_of_its_layer_alone(h
     trained = host.value(prompt, "t", 0)
     assert written.keys() == trained.keys()
     assert all(torch.equal(written[key], trained[key]) for key in written)
+
+
+def test_on_a_layer_over_the_whole_picture_it_is_cores_lora_norms_included(host, regions, files):
+    prompt = {**one_ball(), "d": training_data(count=1), "t": train_lora(steps=4, learning_rate=0.05)}
+    lora, model, clip = (
+        host.value(prompt, "t", 0),
+        host.value(LOADER, "loader", 0),
+        host.value(LOADER, "loader", 1),
+    )
+    assert any(key.endswith("out.0.diff") for key in lora)  # a GroupNorm
+    safetensors.torch.save_file({k: v.contiguous() for k, v in lora.items()}, files / "odd.safetensors")
+    folder_paths.cache_helper.clear()
+    folder_paths.filename_list_cache.clear()
+    recipe = regions.document.Recipe(loras=(regions.document.Lora("odd"),))
+    stack = everywhere(regions, recipe=recipe)
+    ours = predicted(*apply(regions, model, clip, stack, prompt=WORDS))
+    whole, _ = comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0)
+    plain = everywhere(regions)
+    cores = predicted(*apply(regions, whole, clip, plain, prompt=WORDS))
+    without = predicted(*apply(regions, model, clip, plain, prompt=WORDS))
+    for own, core, off in zip(ours[1:], cores[1:], without[1:], strict=True):
+        assert float((core - off).abs().mean()) > 0.01
+        assert float((own - core).abs().max()) < 1e-3 * float((core - off).abs().max())
 
 
 def test_a_second_lora_of_a_name_gets_a_number_unless_it_may_overwrite(pack, files, host):
