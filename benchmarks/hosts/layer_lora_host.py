@@ -7,6 +7,7 @@ import sd15_host as sd15  # isort: skip  # first: it makes ComfyUI importable
 import boot  # isort: skip
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import comfy.model_patcher
@@ -32,7 +33,8 @@ FOUR: list[Box] = [(x, y, HALF, HALF) for y in (0, HALF) for x in (0, HALF)]
 
 def write_loras(model: comfy.model_patcher.ModelPatcher, count: int) -> None:
     """Write LoRAs with random weights for all projections of all attentions, named ``lora_0.safetensors`` and so on."""
-    folder = folder_paths.get_folder_paths("loras")[0]
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
     projections = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
     weights = {k: w for k, w in model.model.state_dict().items() if k.endswith(projections) and ".attn" in k}
     for number in range(count):
@@ -43,7 +45,7 @@ def write_loras(model: comfy.model_patcher.ModelPatcher, count: int) -> None:
                 torch.randn(RANK, inside, generator=generator) * inside**-0.5
             )
             tensors[f"{name}.lora_up.weight"] = torch.randn(out, RANK, generator=generator) * 0.1 * RANK**-0.5
-        comfy.utils.save_torch_file(tensors, f"{folder}/lora_{number}.safetensors")
+        comfy.utils.save_torch_file(tensors, str(folder / f"lora_{number}.safetensors"))
 
 
 def regional(

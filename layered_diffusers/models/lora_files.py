@@ -25,6 +25,7 @@ _OTHER_KINDS = {
     r"lokr_w": "LoKr",
     r"[ab][12]\.weight$": "GLoRA",
     r"oft_": "OFT",
+    r"dora_scale": "DoRA",
     r"\.diff": "full",
 }
 """Parts of the names by which kinds of files that are not read are told."""
