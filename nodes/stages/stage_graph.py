@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.model_management
-import folder_paths
 import torch
 from comfy_execution.graph_utils import GraphBuilder
 
 from ...layered_core.canvas.compositing import flat
-from ...layered_core.errors import invalid
 from ...layered_core.painting.stages import DRAFT_STRENGTH, StagePlan, draft_reach, draft_steps
 from ..attention.embeddings import EMBEDDING, check_words
+from ..layers.lora_files import lora_file
 
 
 class Sampler(NamedTuple):
@@ -48,7 +46,7 @@ class StageGraph:
             check_words(clip, text, f"layer {layer.name!r}: ")
         for lora in layer.recipe.loras:
             loaded = self.graph.node(
-                "LoraLoader", model=model, clip=clip, lora_name=_lora_file(layer.name, lora.name),
+                "LoraLoader", model=model, clip=clip, lora_name=lora_file(layer.name, lora.name),
                 strength_model=lora.strength, strength_clip=lora.strength,
             )  # fmt: skip
             model, clip = loaded.out(0), loaded.out(1)
@@ -141,17 +139,3 @@ class StageGraph:
             kind, seen = "ControlNetApplyAdvanced", {"image": cut.out(5)}
         applied = self.graph.node(kind, **given, **seen)
         return [applied.out(0), applied.out(1)]
-
-
-def _lora_file(layer: str, lora: str) -> str:
-    """The file of ComfyUI's that a recipe means; the name may leave folder and ending out."""
-    files = folder_paths.get_filename_list("loras")
-    for file in files:
-        if lora in (file, Path(file).name, Path(file).stem):
-            return str(file)
-    raise invalid(
-        f"layer {layer!r}: LoRA",
-        lora,
-        ", ".join(files) or "none: there is no file",
-        "Copy it into ComfyUI's models/loras folder",
-    )
