@@ -192,6 +192,38 @@ def test_the_drawer_keeps_the_focus_and_sets_what_acts_for_the_layer(made):
     made.run()
 
 
+def test_loras_of_a_layer_are_added_by_name_weighed_and_removed(made):
+    folder = made.server.base / "models" / "loras" / "people"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "anna.safetensors").touch()
+    made.pick("green")
+    made.page.locator(".ld-row.ld-selected .ld-words").first.fill("a green square")
+    made.page.locator(".ld-row.ld-selected summary").click()
+    row = made.page.locator(".ld-row.ld-selected .ld-loras")
+    adder = row.get_by_label("LoRA", exact=True)
+    adder.click()
+    offered = "document.getElementById(document.activeElement.getAttribute('list'))?.options ?? []"
+    made.ask(f"[...{offered}].some(({{ value }}) => value === 'people/anna.safetensors')", wait=True)
+    for text in ("people/anna.safetensors", "nowhere:0.5"):
+        adder.fill(text)
+        adder.press("Enter")
+    assert adder.input_value() == ""
+    assert made.entry("green")["recipe"]["loras"] == [
+        {"name": "people/anna.safetensors", "strength": 1},
+        {"name": "nowhere", "strength": 0.5},
+    ]
+    assert row.locator(".ld-chip").all_inner_texts() == ["anna", "nowhere"]
+    assert row.locator(".ld-missing").all_inner_texts() == ["nowhere"]
+    number = row.get_by_label("Strength of people/anna.safetensors")
+    number.fill("-9")
+    assert made.entry("green")["recipe"]["loras"][0]["strength"] == -4
+    number.fill("0.75")
+    row.get_by_label("Remove nowhere").click()
+    assert made.entry("green")["recipe"]["loras"] == [{"name": "people/anna.safetensors", "strength": 0.75}]
+    made.press("Control+z")
+    assert row.locator(".ld-chip").all_inner_texts() == ["anna", "nowhere"]
+
+
 def test_the_brush_makes_a_place_and_the_server_has_it_where_it_was_painted(made):
     made.pick()
     made.press("p")

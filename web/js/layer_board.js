@@ -52,6 +52,16 @@ async function sent(editor) {
   return editor.readable ? withWords(editor.value, resolved) : editor.value;
 }
 
+/** @returns {Promise<string[]>} the names of the LoRA files; none if the server does not say */
+async function loras() {
+  try {
+    const answer = await api.fetchApi("/models/loras");
+    return answer.status === 200 ? await answer.json() : [];
+  } catch {
+    return [];
+  }
+}
+
 const mostBytes = () => api.getServerFeature?.("max_upload_size", 100 * 2 ** 20) ?? 100 * 2 ** 20;
 
 function show(node, output) {
@@ -112,7 +122,7 @@ app.registerExtension({
     return {
       LD_BOARD(node, name) {
         const words = wordsOf(language(), WORDS);
-        const editor = new Board({ words, onChange: () => remember(node), upload, keep, address: inputAddress, mostBytes });
+        const editor = new Board({ words, onChange: () => remember(node), upload, keep, address: inputAddress, mostBytes, loras });
         node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
         node.onDragDrop = async (event) => {
           await editor.addFiles([...event.dataTransfer.files]);
