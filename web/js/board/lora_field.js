@@ -36,13 +36,13 @@ export class LoraField {
   constructor(board, set) {
     const { words, loraFiles: files } = board;
     Object.assign(this, { board, words, files, set, loras: [] });
-    this.chips = element("div", { className: "ld-chips" });
+    this.chips = [];
     this.adder = element("input", { type: "text", className: "ld-text", placeholder: words("loraAdd"), "aria-label": words("lora") });
     this.adder.setAttribute("list", files.element.id);
     this.adder.addEventListener("focus", () => this.#look());
     this.adder.addEventListener("change", () => this.#add());
     const title = element("span", { textContent: words("lora") });
-    this.element = element("div", { className: "ld-label ld-drawer-row ld-loras", title: words("loraWhy") }, title, this.chips, this.adder);
+    this.element = element("div", { className: "ld-label ld-drawer-row ld-loras", title: words("loraWhy") }, title, element("div", { className: "ld-chips" }, this.adder));
   }
 
   /** @param {{recipe: {loras: {name: string, strength?: number}[]}}} layer */
@@ -59,7 +59,7 @@ export class LoraField {
 
   async #look() {
     await this.files.refresh();
-    if (!this.chips.contains(document.activeElement)) this.#draw();
+    if (!this.chips.some((chip) => chip.contains(document.activeElement))) this.#draw();
   }
 
   /** Add what was typed; a LoRA that the layer has already gets the new strength. */
@@ -72,7 +72,9 @@ export class LoraField {
 
   #draw() {
     this.numbers = this.loras.map(({ name }, index) => this.#strength(name, index));
-    this.chips.replaceChildren(...this.loras.map(({ name }, index) => this.#chip(name, index)));
+    for (const chip of this.chips) chip.remove();
+    this.chips = this.loras.map(({ name }, index) => this.#chip(name, index));
+    this.adder.before(...this.chips);
     this.#showStrengths();
   }
 
