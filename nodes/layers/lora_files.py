@@ -13,7 +13,7 @@ KIND = "loras"
 """ComfyUI's name for the folders of LoRAs."""
 
 # Behind the user's folders, so that the first stays the one that files are downloaded to.
-folder_paths.add_model_folder_path(KIND, str(LORAS))
+folder_paths.add_model_folder_path(KIND, str(LORAS.parent))
 
 
 def lora_choices() -> list[str]:

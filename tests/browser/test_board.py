@@ -5,73 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from editors import EditorInPage, Fingers, box_of, near, node
+from boards import BLUE, GREEN, GREEN_LAYER, HEIGHT, RED, SKY, WIDTH, BoardInPage, board
+from editors import Fingers, box_of, near, node
 from PIL import Image
 
 PACK = Path(__file__).resolve().parents[2]
-WIDTH, HEIGHT = 128, 96
-RED, GREEN, BLUE = (230, 20, 20), (20, 210, 40), (40, 60, 220)
-SKY = {"name": "sky", "image": "board_sky.png", "x": 0, "y": 0, "width": WIDTH, "height": HEIGHT}
-GREEN_LAYER = {"name": "green", "image": "board_green.png", "x": 80, "y": 40, "width": 24, "height": 24}
-
-
-def board(*layers, **more):
-    return {"version": 1, "width": WIDTH, "height": HEIGHT, "layers": list(layers), **more}
-
-
-class BoardInPage(EditorInPage):
-    """Layer Board in the page, with a composite after it."""
-
-    def __init__(self, page, server, vue, state=None, **inputs):
-        super().__init__(page, server, vue)
-        self.open(state or {}, **inputs)
-
-    def open(self, state, before=(), **inputs):
-        made = {self.EDITOR: node("LD_LayerBoard", board=state, **inputs), **dict(before)}
-        made[self.COMPOSITE] = node("LD_LayerComposite", layers=[self.EDITOR, 0], backdrop="black")
-        self.it.open_api(made)
-        self.lay_out()
-
-    def run(self):
-        """Run the prompt and return the composite's pixels, RGB."""
-        self.page.evaluate("() => { app.nodeOutputs = {}; app.queuePrompt(0, 1); }")
-        self.it.wait("(id) => app.nodeOutputs?.[id]?.images?.length", self.COMPOSITE)
-        return self.composite()
-
-    @property
-    def state(self):
-        """Return the board that the page would send to the server."""
-        return self.it.prompt()[self.EDITOR]["inputs"]["board"]
-
-    def entry(self, name):
-        return next(layer for layer in self.state["layers"] if layer["name"] == name)
-
-    @property
-    def names(self):
-        return [layer["name"] for layer in self.state.get("layers", [])]
-
-    def choose_files(self, *files):
-        with self.page.expect_file_chooser() as chooser:
-            self.page.locator(".ld-button[title^='Add pictures']").click()
-        chooser.value.set_files([str(file) for file in files])
-        self.ask("!editor.saving.size", wait=True)
-
-    def pick(self, *names):
-        """Select layers, and give the canvas the focus."""
-        self.ask(
-            "[editor.select(), a.forEach(name => editor.select(name, true)), editor.stage.focus()].length",
-            *names,
-        )
-
-    def paint(self, tool, size, *points):
-        """Draw a stroke, and wait until the server has it."""
-        self.ask("(editor.useTool(a[0]), editor.brushSize = a[1])", tool, size)
-        self.drag(*points)
-        self.ask("!editor.saving.size && !editor.painting.drafts.size", wait=True)
-
-    @property
-    def status(self):
-        return self.page.locator(".ld-status").inner_text()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,38 +128,6 @@ def test_the_drawer_keeps_the_focus_and_sets_what_acts_for_the_layer(made):
     assert recipe["control"]["hint"] == "canny"
     assert recipe["loras"] == [{"name": "ink.safetensors", "strength": 0.5}, {"name": "soft", "strength": 1}]
     made.run()
-
-
-def test_loras_of_a_layer_are_added_by_name_weighed_and_removed(made):
-    folder = made.server.base / "models" / "loras" / "people"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "anna.safetensors").touch()
-    made.pick("green")
-    made.page.locator(".ld-row.ld-selected .ld-words").first.fill("a green square")
-    made.page.locator(".ld-row.ld-selected summary").click()
-    row = made.page.locator(".ld-row.ld-selected .ld-loras")
-    adder = row.get_by_label("LoRA", exact=True)
-    adder.click()
-    offered = "document.getElementById(document.activeElement.getAttribute('list'))?.options ?? []"
-    made.ask(f"[...{offered}].some(({{ value }}) => value === 'people/anna.safetensors')", wait=True)
-    for text in ("people/anna.safetensors", "nowhere:0.5"):
-        adder.fill(text)
-        adder.press("Enter")
-    assert adder.input_value() == ""
-    assert made.entry("green")["recipe"]["loras"] == [
-        {"name": "people/anna.safetensors", "strength": 1},
-        {"name": "nowhere", "strength": 0.5},
-    ]
-    assert row.locator(".ld-chip").all_inner_texts() == ["anna", "nowhere"]
-    assert row.locator(".ld-missing").all_inner_texts() == ["nowhere"]
-    number = row.get_by_label("Strength of people/anna.safetensors")
-    number.fill("-9")
-    assert made.entry("green")["recipe"]["loras"][0]["strength"] == -4
-    number.fill("0.75")
-    row.get_by_label("Remove nowhere").click()
-    assert made.entry("green")["recipe"]["loras"] == [{"name": "people/anna.safetensors", "strength": 0.75}]
-    made.press("Control+z")
-    assert row.locator(".ld-chip").all_inner_texts() == ["anna", "nowhere"]
 
 
 def test_the_brush_makes_a_place_and_the_server_has_it_where_it_was_painted(made):

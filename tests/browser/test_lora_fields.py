@@ -1,6 +1,8 @@
-"""The fields for a layer's LoRAs appear as they are wanted, and a saved workflow keeps what was chosen."""
+"""The fields for a layer's LoRAs, in nodes and on the board: they appear as they are wanted, and a saved workflow keeps
+what was chosen."""
 
 import pytest
+from boards import BoardInPage, board
 
 FILES = ("ink.safetensors", "soft.safetensors")
 
@@ -83,3 +85,43 @@ def test_a_workflow_from_before_layers_had_loras_opens_without_any(page, kind, u
     again = page.page.evaluate(REOPEN, workflow)
     assert again["class_type"] == kind
     assert of_loras(again["inputs"]) == {"loras": unset}
+
+
+@pytest.fixture
+def made(page, server):
+    """A board with a box, in the classic way to draw nodes."""
+    return BoardInPage(
+        page, server, False, board({"name": "green", "x": 8, "y": 8, "width": 32, "height": 32})
+    )
+
+
+def test_loras_of_a_layer_are_added_by_name_weighed_and_removed(made):
+    folder = made.server.base / "models" / "loras" / "people"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "anna.safetensors").touch()
+    made.pick("green")
+    made.page.locator(".ld-row.ld-selected .ld-words").first.fill("a green square")
+    made.page.locator(".ld-row.ld-selected summary").click()
+    row = made.page.locator(".ld-row.ld-selected .ld-loras")
+    adder = row.get_by_label("LoRA", exact=True)
+    adder.click()
+    offered = "document.getElementById(document.activeElement.getAttribute('list'))?.options ?? []"
+    made.ask(f"[...{offered}].some(({{ value }}) => value === 'people/anna.safetensors')", wait=True)
+    for text in ("people/anna.safetensors", "nowhere:0.5"):
+        adder.fill(text)
+        adder.press("Enter")
+    assert adder.input_value() == ""
+    assert made.entry("green")["recipe"]["loras"] == [
+        {"name": "people/anna.safetensors", "strength": 1},
+        {"name": "nowhere", "strength": 0.5},
+    ]
+    assert row.locator(".ld-chip").all_inner_texts() == ["anna", "nowhere"]
+    assert row.locator(".ld-missing").all_inner_texts() == ["nowhere"]
+    number = row.get_by_label("Strength of people/anna.safetensors")
+    number.fill("-9")
+    assert made.entry("green")["recipe"]["loras"][0]["strength"] == -4
+    number.fill("0.75")
+    row.get_by_label("Remove nowhere").click()
+    assert made.entry("green")["recipe"]["loras"] == [{"name": "people/anna.safetensors", "strength": 0.75}]
+    made.press("Control+z")
+    assert row.locator(".ld-chip").all_inner_texts() == ["anna", "nowhere"]

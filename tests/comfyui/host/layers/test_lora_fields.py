@@ -101,6 +101,17 @@ def test_loras_that_cannot_be_are_refused_before_anything_is_sampled(host, field
     assert error in host.error_of({"ball": ball(**fields), "end": end})
 
 
+def test_split_layer_gives_loras_as_the_text_that_edit_layer_takes(loras):
+    prompt = {
+        "ball": ball(**TWO),
+        "split": node("LD_SplitLayer", layers=["ball", 0], layer="ball"),
+        "none": edit("ball", loras="none"),
+        "back": edit("none", loras="as text", **{"loras.text": ["split", 8]}),
+    }
+    assert loras(prompt, "none") == []
+    assert loras(prompt, "back") == loras(prompt, "ball") == [(INK, 0.5), (SOFT, -1)]
+
+
 def test_four_loras_are_chosen_in_one_node(loras):
     fields, prefix = chosen(INK, 1.0), "loras"
     for strength, name in ((2.0, "second"), (3.0, "third"), (4.0, "fourth")):
