@@ -10,6 +10,8 @@
 * ``joint_attention``: each text acts on its own pixels in a joint attention, in three ways.
 * ``joint_regions``: apply a plan at every joint attention of a run.
 * ``log_sum_exp``: attention in parts that are merged exactly.
+* ``layer_loras``: LoRAs that act in one layer: how much each counts where in a network.
+* ``lora_sum``: the masked sum of LoRAs in one module.
 * ``attention_maps``: record what words attend to; heat maps and masks from the record.
 
 >>> from layered_core.attention.regional_plan import Settings, plan_regions

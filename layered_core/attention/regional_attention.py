@@ -178,6 +178,11 @@ class RegionalAttention:
             q, base, level.tiles, keys, values, heads, emphasis=emphasis, amount=amount, attend=attend
         )
 
+    def regions_of_length(self, length: int) -> list[int]:
+        """Return the numbers of the regions whose own text has so many tokens; they are projected together, in this
+        order."""
+        return [i for i, c in enumerate(self.contexts) if c is not None and len(c) == length]
+
     def acts(self, sigma: float) -> bool:
         """Return whether any region changes attention at this noise level."""
         return self.window.acts(sigma) and any(r.acts for r in self.regions)
@@ -237,7 +242,7 @@ class RegionalAttention:
         keys: list[Tensor | None] = [None] * len(self.regions)
         values = list(keys)
         for length in {len(c) for c in self.contexts if c is not None}:
-            same = [i for i, c in enumerate(self.contexts) if c is not None and len(c) == length]
+            same = self.regions_of_length(length)
             k, v = project(torch.stack([not_none(self.contexts[i]) for i in same]).to(q.device, q.dtype))
             for n, i in enumerate(same):
                 keys[i], values[i] = k[n], v[n]

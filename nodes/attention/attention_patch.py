@@ -22,7 +22,7 @@ from ...layered_core.attention.regional_plan import Settings
 from ...layered_core.errors import invalid
 from ..noise.cut_out import cut_of
 from .carried_patch import carrying, take_off
-from .conditionings import KEY, Half, acting_halves
+from .conditionings import KEY, LORAS, Half, acting_halves
 from .regional_run import Run
 from .transformer_families import WORKING, family_of, way_out
 from .transformer_run import TransformerRun
@@ -101,6 +101,7 @@ def _sample(
     cut = cut_of(guider, latent_image, denoise_mask)
     entries = [entry for conditions in guider.conds.values() for entry in conditions or ()]
     take_off(entries, KEY)
+    take_off(entries, LORAS)  # which else keep texts from being kept
     carried = [entry[KEY] for entry in entries if KEY in entry]
     _warn_of_missing(expected, carried)
     for half in carried:

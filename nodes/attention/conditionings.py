@@ -18,6 +18,10 @@ KEY = "layered_diffusion_attention"
 """The key of our entry in a conditioning, of our wrappers on a model, and of what a forward pass hands to our
 patches."""
 
+LORAS = "layered_diffusion_loras"
+"""The key of the layers' LoRAs in a conditioning, of their wrappers on a model, and of the pass in a network's
+options."""
+
 
 @dataclass(frozen=True)
 class Half:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...layered_core.attention.regional_attention import RegionalAttention
 from ...layered_core.errors import LayeredError, invalid
+from .lora_places import words_of
 
 Patch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor, Tensor]]
 """Changes what comes before the projections of a cross-attention: features of the picture ``[B, N, C]``, context
@@ -64,7 +66,12 @@ class ContextPatches:
             raise _several_vectors(self.per_token)
 
     def project(
-        self, module: nn.Module, at: slice, extra: Mapping[str, Any], texts: Tensor
+        self,
+        module: nn.Module,
+        at: slice,
+        extra: Mapping[str, Any],
+        attention: RegionalAttention,
+        texts: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values of layers' texts: ``[L, T, C]``, or with patches ``[L, B, T, C]``.
 
@@ -72,13 +79,19 @@ class ContextPatches:
             module: the cross-attention.
             at: rows of the batch that the texts are for.
             extra: what a patch is told of these rows.
+            attention: its regions of that length have the texts.
             texts: encoded, ``[L, T, C']``.
         """
+        layers = [attention.regions[i].name for i in attention.regions_of_length(texts.shape[1])]
         if self.features is None:
-            return module.to_k(texts), module.to_v(texts)
-        features = self.features[at]
-        pairs = [self._patched(features, text.repeat(len(features), 1, 1), extra) for text in texts]
-        keys, values = [module.to_k(k) for k, _ in pairs], [module.to_v(v) for _, v in pairs]
+            with words_of(extra, layers):
+                return module.to_k(texts), module.to_v(texts)
+        features, keys, values = self.features[at], [], []
+        for layer, text in zip(layers, texts, strict=True):
+            key, value = self._patched(features, text.repeat(len(features), 1, 1), extra)
+            with words_of(extra, [layer]):
+                keys.append(module.to_k(key))
+                values.append(module.to_v(value))
         return torch.stack(keys), torch.stack(values)
 
     def _patched(self, features: Tensor, text: Tensor, extra: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import comfy.model_patcher
@@ -27,6 +28,8 @@ from ..layers.socket import LAYERS, read_stack
 from .attention_patch import acting_alone, check_mode, check_model, patched
 from .conditionings import KEY, Half
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
+from .lora_patch import LoadedLoras, load_loras, with_loras
+from .lora_patch import patched as with_lora_wrapper
 from .prompt_tokens import TransformerPrompts, tokenise
 
 _DEFAULT = Settings()
@@ -185,18 +188,18 @@ class RegionalPromptAttention(io.ComfyNode):
         check_mode(family, settings)
         document = read_stack(layers)
         tell_dynamic("Regional Prompt Attention", document, prompt, negative)
+        acts = settings.strength > 0
+        loras = load_loras(document, model, clip, settings.start, settings.end) if acts else None
+        remarks = [] if loras is None else [loras.remark]
         if wordless := layers_without_words(document):
-            tell(
-                cls,
-                "Regional Prompt Attention",
-                [
-                    f"Layers without words: {', '.join(repr(name) for name in wordless)}. Only the main prompt acts "
-                    "where they are: write what they show into their prompt"
-                ],
+            remarks.append(
+                f"Layers without words: {', '.join(repr(name) for name in wordless)}. Only the main prompt acts "
+                "where they are: write what they show into their prompt"
             )
-        if settings.strength > 0 or record:
+        tell(cls, "Regional Prompt Attention", remarks)
+        if acts or record:
             check_layer_words(clip, document)
-        texts = Texts(clip, family)
+        texts = Texts(clip, family, loras)
         plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING, record)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
@@ -206,20 +209,39 @@ class RegionalPromptAttention(io.ComfyNode):
             conditioning(texts, "negative", plan.negative, plan.uncond, settings),
         )
         expected = [half[0][1][KEY].name for half in halves if half[0][1][KEY].regions]
-        return io.NodeOutput(patched(model, expected), *(acting_alone(*halves) if expected else halves))
+        alone = acting_alone(*halves) if expected else halves
+        return io.NodeOutput(with_lora_wrapper(patched(model, expected), loras), *with_loras(loras, *alone))
 
 
 class Texts:
     """The texts of one run, for a UNet or a transformer."""
 
-    def __init__(self, clip: comfy.sd.CLIP, family: Family | None) -> None:
-        """Read texts with ComfyUI's CLIP, for a transformer's family or, if None, for a UNet."""
-        self.clip, self.family = clip, family
+    def __init__(self, clip: comfy.sd.CLIP, family: Family | None, loras: LoadedLoras | None = None) -> None:
+        """Read texts with ComfyUI's CLIP, for a transformer's family or, if None, for a UNet; each layer's own with
+        its LoRAs."""
+        self.clip, self.family, self.loras = clip, family, loras
         self._prompts = None if family is None else TransformerPrompts(clip)
 
     def tokenise(self, text: str) -> list[Token]:
         """Return the tokens of a text, without weights, with their places among the encoded vectors."""
         return tokenise(self.clip, text) if self._prompts is None else self._prompts.tokenise(text)
+
+    def encode(self, text: str, layer: str | None = None) -> list[list[Any]]:
+        """Encode a text as CLIP Text Encode does, with the LoRAs of a layer.
+
+        Args:
+            text: any words.
+            layer: the layer whose own words they are. None: they are the whole picture's, with the LoRAs of a layer
+                that covers all of it.
+        """
+        changed: AbstractContextManager[None] = nullcontext()
+        if self.loras is not None:
+            changed = self.loras.encoding(self.clip, self.loras.covering if layer is None else layer)
+        with changed:
+            encoded: list[list[Any]] = self.clip.encode_from_tokens_scheduled(
+                self.clip.tokenize(text), show_pbar=False
+            )
+            return encoded
 
     def kept(self, region: Region, mode: str) -> Tensor | None:
         """Return which vectors of a region's own text a transformer reads; None: all of them.
@@ -264,23 +286,19 @@ def conditioning(
     check_letters("prompt", text)
     for region in regions:
         check_letters("a layer's words", region.text)
-    clip = texts.clip
-    tokens = clip.tokenize(text)
     if maps is None and not any(r.acts for r in regions):
         regions = ()
     kept = tuple(texts.kept(r, settings.mode) for r in regions)
     regions = tuple(
         r if k is None else r.without_padding(k.tolist()) for r, k in zip(regions, kept, strict=True)
     )
-    encoded = {
-        t: clip.encode_from_tokens_scheduled(clip.tokenize(t), show_pbar=False)
-        for t in dict.fromkeys(r.text for r in regions)
-        if t
-    }
-    count = sum(len(chunk) for chunk in next(iter(tokens.values())))
+    with_own = set() if texts.loras is None else {x.layer for x in texts.loras.layers}
+    keys = [(r.text, r.name if r.name in with_own else "") for r in regions]
+    encoded = {key: texts.encode(*key) for key in dict.fromkeys(keys) if key[0]}
+    count = sum(len(chunk) for chunk in next(iter(texts.clip.tokenize(text).values())))
     carried = []
-    for part, (words, rest) in enumerate(clip.encode_from_tokens_scheduled(tokens)):
-        own = [encoded[r.text][part] if r.text else (None, None) for r in regions]
+    for part, (words, rest) in enumerate(texts.encode(text)):
+        own = [encoded[key][part] if key[0] else (None, None) for key in keys]
         half = Half(
             name, regions, settings, tuple(None if c is None else c[0] for c, _ in own), words, count,
             tuple(extra for _, extra in own), kept, maps,

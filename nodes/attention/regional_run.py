@@ -160,12 +160,7 @@ class Run:
         for tile in x.flatten(1, -3).split(max(1, len(whole))):
             places = {find_part(*rows) for rows in zip(tile, whole, strict=False)}
             if len(tile) != len(whole) or len(places) != 1 or None in places:
-                raise LayeredError(
-                    f"layers: a pass of the model is over {size[1]}x{size[0]} latent cells, of which it is not "
-                    f"known where they lie among the {self.latent_size[1]}x{self.latent_size[0]} that are "
-                    "sampled. Take off the node that samples in parts which it shifts or scales, or Regional "
-                    "Prompt Attention"
-                )
+                raise unknown_part(size, self.latent_size)
             parts += places
         return parts
 
@@ -239,3 +234,17 @@ class Run:
         if attention is None or not attention.settings.rescale or not share:
             return denoised
         return denoised + attention.rescaling(whole, cond, 0.0, self.noise(sigma)) / share
+
+
+def unknown_part(size: tuple[int, ...], whole: tuple[int, int]) -> LayeredError:
+    """Return the error for a pass of the model over a part of the picture that lies nobody knows where.
+
+    Args:
+        size: height and width of the part, latent cells.
+        whole: those of the picture.
+    """
+    return LayeredError(
+        f"layers: a pass of the model is over {size[1]}x{size[0]} latent cells, of which it is not known where they "
+        f"lie among the {whole[1]}x{whole[0]} that are sampled. Take off the node that samples in parts which it "
+        "shifts or scales, or Regional Prompt Attention"
+    )

@@ -29,6 +29,7 @@ from ...layered_core.attention.spans import Spans
 from ...layered_core.errors import LayeredError, invalid
 from ..noise.cut_out import CutOut
 from .conditionings import Half
+from .lora_places import Layout, words_of
 from .regional_run import Run
 from .transformer_families import network_of
 
@@ -119,12 +120,16 @@ class TransformerRun(Run):
             seed=extra_args.get("seed"),
         )  # fmt: skip
         contexts: list[Tensor | None] = []
-        for words, rest, kept in zip(half.contexts, half.extras, half.kept, strict=True):
+        options = self.guider.model_options.get("transformer_options", {})
+        for region, words, rest, kept in zip(
+            half.regions, half.contexts, half.extras, half.kept, strict=True
+        ):
             if words is None:
                 contexts.append(None)
                 continue
             condition = {**(rest or {}), "cross_attn": words[None], "model_conds": {}}
-            processed = process(conds=[condition])[0]["model_conds"]["c_crossattn"].cond[0]
+            with words_of(options, [region.name]):
+                processed = process(conds=[condition])[0]["model_conds"]["c_crossattn"].cond[0]
             left = self._filled_up(len(processed), len(words))
             contexts.append(processed if kept is None or self.family.padded else processed[kept + left])
         length = entry["model_conds"]["c_crossattn"].cond.shape[1]
@@ -306,6 +311,13 @@ class _Pass:
             first = self.main.stop - len(text) if self.family.positions == "end" else self.main.start
             ids[:, text.start : text.stop] = before[:, first : first + len(text)]
         return {**args, "txt_ids": ids}
+
+    def layout(self, plain: Layout) -> Layout:
+        """Return the layout of this pass, from that of one without regions' texts."""
+        names = tuple(r.name for r in self.attention.regions)
+        return replace(
+            plain, main=self.main, texts=self.texts, names=names, closed=self.closed, pads=self.pads
+        )
 
     def spans(self, length: int) -> Spans:
         """Return where everything stands in a joint sequence of ``length`` tokens."""

@@ -156,13 +156,14 @@ class UNetRun(Run):
         shares = [(part, *half) for part in extra[PARTS] for half in halves]
         for own, (part, uuid, which) in zip(torch.arange(len(q)).chunk(len(shares)), shares, strict=True):
             if uuid in self.attentions:
+                attention = self.attentions[uuid]
                 at = slice(int(own[0]), int(own[-1]) + 1)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
                 of_half = {**extra, "uuids": [uuid], "cond_or_uncond": [which]}
-                mixed = self.attentions[uuid](
+                mixed = attention(
                     q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
                     heads=extra["n_heads"], block=cached,
-                    project=partial(context.project, module, at, of_half), attend=plain, part=part,
+                    project=partial(context.project, module, at, of_half, attention), attend=plain, part=part,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out
