@@ -119,13 +119,17 @@ def test_the_drawer_keeps_the_focus_and_sets_what_acts_for_the_layer(made):
         "control",
         "control strength",
         "seed",
+        "embedding",
         "LoRA",
     ]
+    embedding = made.page.locator(".ld-row.ld-selected .ld-drawer-row input[aria-label='embedding']")
+    embedding.fill("my_ball")
+    embedding.press("Tab")
     lora = made.page.locator(".ld-row.ld-selected .ld-drawer-row input[aria-label='LoRA']")
     lora.fill("ink.safetensors:0.5, soft")
     lora.press("Tab")
     recipe = made.entry("green")["recipe"]
-    assert recipe["control"]["hint"] == "canny"
+    assert (recipe["control"]["hint"], recipe["embedding"]) == ("canny", "my_ball")
     assert recipe["loras"] == [{"name": "ink.safetensors", "strength": 0.5}, {"name": "soft", "strength": 1}]
     made.run()
 

@@ -37,7 +37,12 @@ def tensors_of(kind, shape, generator):
         return {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(2.0)}
     flat = inner * int(torch.tensor(kernel).prod()) if kernel else inner
     if kind == "loha":
-        names = {"hada_w1_a": (out, RANK), "hada_w1_b": (RANK, flat), "hada_w2_a": (out, RANK), "hada_w2_b": (RANK, flat)}
+        names = {
+            "hada_w1_a": (out, RANK),
+            "hada_w1_b": (RANK, flat),
+            "hada_w2_a": (out, RANK),
+            "hada_w2_b": (RANK, flat),
+        }
         return {name: random(*s) for name, s in names.items()}
     if kind == "lokr":
         a, b = _kronecker(out), _kronecker(inner)

@@ -24,6 +24,7 @@ export class Drawer {
         (value) => control({ strength: value }, "hint"),
       ),
       this.#text("seed", (layer) => layer.prompt, (layer) => layer.recipe.seed ?? "", (text) => set({ seed: /^\d{1,16}$/.test(text) ? Number(text) : null })),
+      this.#text("embedding", (layer) => layer.prompt, (layer) => layer.recipe.embedding ?? "", (text) => set({ embedding: text || null }), board.embeddings),
       this.#loras((loras, kind) => set({ loras }, kind)),
     ];
     const rows = this.fields.map((field) => field.element);
@@ -72,9 +73,10 @@ export class Drawer {
     return { element: this.#row(key, select), acts, show: (layer) => (select.value = get(layer)) };
   }
 
-  #text(key, acts, get, set) {
+  #text(key, acts, get, set, names) {
     const field = element("input", { type: "text", className: "ld-text", placeholder: this.board.words(`${key}None`), "aria-label": this.board.words(key) });
     field.addEventListener("change", () => set(field.value.trim()));
+    names?.offer(field);
     const show = (layer) => {
       if (field !== document.activeElement) field.value = get(layer);
     };

@@ -3,43 +3,17 @@
 import { button, element } from "../editor/dom.js";
 import { lorasOf, within } from "./loras.js";
 
-/** The LoRA files that the server has, offered while a name is typed: one list for all layers of a board. */
-export class LoraFiles {
-  static #count = 0;
-
-  /** @param {() => Promise<string[]>} read asks the server for its files */
-  constructor(read) {
-    this.read = read;
-    this.names = null; // not known yet
-    this.element = element("datalist", { id: `ld-loras-${(LoraFiles.#count += 1)}` });
-  }
-
-  /** Ask the server again, so that new files are offered. */
-  async refresh() {
-    this.names = (await this.read()).map((name) => name.replaceAll("\\", "/"));
-    this.element.replaceChildren(...this.names.map((value) => element("option", { value })));
-  }
-
-  /** @returns {boolean} whether a LoRA is certainly missing; the same rule as nodes/layers/lora_files.py */
-  lacks(lora) {
-    const stem = (name) => name.replace(/\.[^./]*$/, "");
-    const means = (name) => lora === name || lora === stem(name);
-    return this.names !== null && !this.names.some((name) => means(name) || means(name.split("/").at(-1)));
-  }
-}
-
 export class LoraField {
   /**
    * @param {import("./board.js").Board} board
    * @param {(loras: {name: string, strength: number}[], kind?: string) => void} set `kind`: steps of one change, which is undone as one
    */
   constructor(board, set) {
-    const { words, loraFiles: files } = board;
+    const { words, loras: files } = board;
     Object.assign(this, { board, words, files, set, loras: [] });
     this.chips = [];
     this.adder = element("input", { type: "text", className: "ld-text", placeholder: words("loraAdd"), "aria-label": words("lora") });
-    this.adder.setAttribute("list", files.element.id);
-    this.adder.addEventListener("focus", () => this.#look());
+    files.offer(this.adder);
     this.adder.addEventListener("change", () => this.#add());
     const title = element("span", { textContent: words("lora") });
     this.element = element("div", { className: "ld-label ld-drawer-row ld-loras", title: words("loraWhy") }, title, element("div", { className: "ld-chips" }, this.adder));
@@ -52,11 +26,15 @@ export class LoraField {
     if (isSame) return;
     const sameNames = loras.length === this.loras.length && loras.every(({ name }, index) => name === this.loras[index].name);
     this.loras = loras;
-    if (sameNames) this.#showStrengths();
-    else this.#draw();
-    if (loras.length && this.files.names === null) this.#look();
+    if (sameNames) {
+      this.#showStrengths();
+      return;
+    }
+    this.#draw();
+    if (loras.length) this.#look();
   }
 
+  /** Mark the LoRAs that the server lacks. */
   async #look() {
     await this.files.refresh();
     if (!this.chips.some((chip) => chip.contains(document.activeElement))) this.#draw();

@@ -4,10 +4,8 @@ import comfy.sd
 import comfy.utils
 import lora_scene as scene
 import pytest
-import torch
 from lora_scene import KINDS, layer, path_of, stack_of, unet_shapes, write_lora
-from regional_scene import apply, encode, predicted
-from sampling import explode, sample
+from regional_scene import apply, predicted
 
 PLAIN = {"prompt": "a meadow at noon", "negative": "dark"}
 
