@@ -68,12 +68,12 @@ class Lora:
     """A LoRA that acts on one layer."""
 
     name: str
-    """File name without a folder, as the host lists it."""
+    """File name as the host lists it; with its folder below the host's own one, ``/`` between them, if need be."""
     strength: float = 1.0
     """Factor on the LoRA's weights, -4..4. Neutral: 0."""
 
     def __post_init__(self) -> None:
-        _file_name("lora.name", self.name)
+        _file_below("lora.name", self.name)
         check_number("lora.strength", self.strength, -4, 4)
 
 
@@ -358,6 +358,14 @@ def _file_name(where: str, value: object) -> None:
     if not value or "/" in value or "\\" in value or value.startswith("."):
         fix = "Put the file into the host's own folder for such files, and give its name"
         raise invalid(where, value, "a file name without folder", fix)
+
+
+def _file_below(where: str, value: object) -> None:
+    _text(where, value)
+    assert isinstance(value, str)
+    if "\\" in value or any(not part or part.startswith(".") for part in value.split("/")):
+        fix = "Put the file into the host's own folder for such files, and give its name"
+        raise invalid(where, value, "a file name, or folder/name below the host's own folder", fix)
 
 
 def _one_of(where: str, value: object, allowed: tuple[str, ...]) -> None:

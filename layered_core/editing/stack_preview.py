@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..canvas.compositing import Compositor, over_colour
 from ..canvas.placement import corners
-from ..document import Layer, LayerDocument
+from ..document import Layer, LayerDocument, short_name
 from ..formats.pixel_numbers import to_numbers
 
 _COLOURS = ("#ff5252", "#ffd740", "#40c4ff", "#69f0ae", "#e040fb", "#ff9100", "#18ffff", "#b2ff59")
@@ -45,7 +45,8 @@ def outlined(
     rules: str = "photoshop",
     marks: Sequence[Layer] | None = None,
 ) -> Tensor:
-    """Draw the composite over a checkerboard, with every layer's outline, number (1 is at the back) and name.
+    """Draw the composite over a checkerboard, with every layer's outline, number (1 is at the back), name and
+    LoRAs.
 
     Layers without a picture get a dashed outline. Hidden layers are left out, and so are letters that no
     installed font has.
@@ -68,12 +69,22 @@ def outlined(
     pen = ImageDraw.Draw(image)
     drawn = document.layers if marks is None else marks
     visible = [(number, layer) for number, layer in enumerate(drawn, 1) if layer.visible]
-    face = _face([layer.name for _, layer in visible])
-    labels = [" ".join([str(number), *_written(face, layer.name).split()]) for number, layer in visible]
+    texts = [[f"{number} {layer.name}", *_loras(layer)] for number, layer in visible]
+    face = _face([line for lines in texts for line in lines])
+    labels = ["\n".join(" ".join(_written(face, line).split()) for line in lines) for lines in texts]
     font = _font(face, visible, labels, scale, max(size) // 26)
     for (number, layer), label in zip(visible, labels, strict=True):
         _draw(pen, layer, number, label, scale, font, size)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+
+
+def _loras(layer: Layer) -> list[str]:
+    """Return a line that names the layer's LoRAs, without folders and endings; none if it has none."""
+    named = [
+        f"{lora.name.split('/')[-1].removesuffix('.safetensors')} {lora.strength:g}"
+        for lora in layer.recipe.loras
+    ]
+    return [f"+ {short_name(', '.join(named))}"] if named else []
 
 
 def _on_board(stack: Compositor, height: int, width: int, scale: float) -> Image.Image:
@@ -125,7 +136,8 @@ def _font(face: str, layers: list[tuple[int, Layer]], labels: list[str], scale: 
     size, wide = float(largest), _loaded(face, 100)
     for (_, layer), label in zip(layers, labels, strict=True):
         xs = [x * scale for x, _ in corners(layer)]
-        size = min(size, 100 * (max(xs) - min(xs) - 8) / wide.getlength(label))
+        longest = max(wide.getlength(line) for line in label.split("\n"))
+        size = min(size, 100 * (max(xs) - min(xs) - 8) / longest)
     return _loaded(face, max(14, int(size)))
 
 

@@ -251,11 +251,11 @@ def adapter_file(name: str, folder: Path | None) -> Path:
         )
     for ending in ("", ".safetensors"):
         file = file_inside(folder, f"{name}{ending}")
-        if file is None or file.parent != folder:
+        if file is None:
             raise invalid(
                 "LoRA or embedding",
                 name,
-                f"a file name in {str(folder)!r}",
+                f"a file in {str(folder)!r}",
                 "Folders and links that lead out of it are not followed: copy the file into it",
             )
         if file.suffix == ".safetensors" and os.path.isfile(file):

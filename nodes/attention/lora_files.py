@@ -18,7 +18,8 @@ import comfy.weight_adapter
 import folder_paths
 from torch import nn
 
-from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.errors import LayeredError
+from ..layers.lora_files import KIND, lora_file
 from .lora_modules import LoraMisfitError, Target, module_of, target_of
 
 _MARKS = ("lora", "hada_", "lokr_", "oft_", ".a1.", ".diff", ".w_norm", ".set_weight", ".alpha")
@@ -43,24 +44,6 @@ _READ: weakref.WeakValueDictionary[Any, LoraFile] = weakref.WeakValueDictionary(
 """The files that some conditioning still uses, by what they were read from and for."""
 
 
-def lora_file(layer: str, lora: str) -> str:
-    """Return the file of ComfyUI's that a recipe means; the name may leave folder and ending out.
-
-    Raises:
-        LayeredError: there is no such file; the text names the layer.
-    """
-    files = folder_paths.get_filename_list("loras")
-    for file in files:
-        if lora in (file, Path(file).name, Path(file).stem):
-            return str(file)
-    raise invalid(
-        f"layer {layer!r}: LoRA",
-        lora,
-        ", ".join(files) or "none: there is no file",
-        "Copy it into ComfyUI's models/loras folder",
-    )
-
-
 def read_lora(
     layer: str, lora: str, model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP
 ) -> LoraFile:
@@ -76,7 +59,7 @@ def read_lora(
             cannot change in one layer alone.
     """
     file = lora_file(layer, lora)
-    path = Path(folder_paths.get_full_path_or_raise("loras", file))
+    path = Path(folder_paths.get_full_path_or_raise(KIND, file))
     if not hasattr(comfy.weight_adapter, "BypassForwardHook"):
         raise LayeredError(f"layer {layer!r}: LoRA {file!r} needs a ComfyUI that has bypass LoRAs. Update it")
     stamp, networks = path.stat(), (model.model, clip.cond_stage_model)

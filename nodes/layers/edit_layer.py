@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ...layered_core.document import BLEND_MODES, HINTS, MAX_SIDE, Layer
 from ...layered_core.errors import LayeredError
+from .lora_inputs import ADD, CHOOSE, NONE, TEXT, WHERE, lora_input, loras_of
 from .socket import LAYERS, read_stack, write_stack
 
 KEEP = "keep"
@@ -128,13 +129,20 @@ class EditLayer(io.ComfyNode):
                 io.String.Input("layer", default="", tooltip="The name of the layer to change, as Layer "
                 "Preview shows it."),
                 *FIELDS,
+                lora_input(
+                    KEEP, CHOOSE, ADD, TEXT, NONE,
+                    tooltip=f"LoRAs of this layer alone. {WHERE} choose and as text replace those that it has; "
+                    "add leaves them and adds one, or gives one another strength. Neutral: keep.",
+                ),
             ],
             outputs=[LAYERS.Output(display_name="layers", tooltip="The stack with the layer changed; the "
                 "very same stack if every field is kept.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, layers: Mapping[str, Any], layer: str, **fields: Any) -> io.NodeOutput:
+    def execute(
+        cls, layers: Mapping[str, Any], layer: str, loras: Mapping[str, Any] | None = None, **fields: Any
+    ) -> io.NodeOutput:
         """Change the fields that are not kept."""
         for field in FIELDS:
             if field.id not in fields:  # ComfyUI drops an input whose choice it does not know
@@ -145,6 +153,8 @@ class EditLayer(io.ComfyNode):
         document = read_stack(layers)
         before = document.layer(layer)
         changes = {name: value for name, field in fields.items() if (value := _new(field)) is not KEEP}
+        if (owned := loras_of(layer, loras, before.recipe.loras)) != before.recipe.loras:
+            changes["loras"] = owned
         if not changes:
             return io.NodeOutput(layers)
         after = _changed(before, changes)
@@ -169,7 +179,7 @@ def _changed(layer: Layer, changes: Mapping[str, Any]) -> Layer:
     recipe = {
         key: value
         for key, value in changes.items()
-        if key in ("inside", "outside", "noise", "embedding", "seed")
+        if key in ("inside", "outside", "noise", "embedding", "loras", "seed")
     }
     own = {
         key: value for key, value in changes.items() if key not in recipe and not key.startswith("control_")

@@ -29,6 +29,7 @@ from ...layered_core.formats.limits import Budget, Limits
 from ...layered_core.formats.pictures import read_picture
 from .input_files import input_path
 from .long_work import fingerprint
+from .lora_inputs import CHOOSE, NONE, TEXT, WHERE, lora_input, loras_of
 from .pictures import masks, pictures
 from .remarks import tell
 from .socket import LAYERS, append_layers, canvas_below, mask_to_presence, rgba, stack_canvas
@@ -182,6 +183,10 @@ def _recipe() -> list[io.Input]:
                 "other number counts. Off: the noise always counts. Neutral: off. "
                 "The default is on, because nobody has said what the backdrop should become.",
         ),
+        lora_input(
+            NONE, CHOOSE, TEXT,
+            tooltip=f"LoRAs of this layer alone. {WHERE} Neutral: none.",
+        ),
     ]  # fmt: skip
 
 
@@ -320,6 +325,7 @@ def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping
         "blend_mode",
         "visible",
     )
+    loras = loras_of(name, values.get("loras"))
     try:
         control = Control(hint=values["control_hint"], strength=values["control_strength"])
         noise = (
@@ -327,7 +333,9 @@ def _layer(name: str, image: Tensor | None, mask: Tensor | None, values: Mapping
             if values.get("keep_backdrop", True) and values["noise"] == DEFAULT_NOISE
             else values["noise"]
         )
-        recipe = Recipe(inside=values["inside"], outside=values["outside"], noise=noise, control=control)
+        recipe = Recipe(
+            inside=values["inside"], outside=values["outside"], noise=noise, control=control, loras=loras
+        )
     except LayeredError as error:
         raise LayeredError(f"layer {name!r}: {error}") from None
     return Layer(name, image, mask, recipe=recipe, **{k: values[k] for k in placement})

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...layered_core.editing.layer_picture import put_picture, take_picture
+from ...layered_core.formats.lora_text import loras_as_text
 from .pictures import one_mask, one_picture
 from .socket import LAYERS, clamped, read_stack, write_stack
 
@@ -52,6 +53,8 @@ class SplitLayer(io.ComfyNode):
                 "rounded."),
                 io.Int.Output(display_name="width", tooltip="Width on the canvas, pixels."),
                 io.Int.Output(display_name="height", tooltip="Height on the canvas, pixels."),
+                io.String.Output(display_name="LoRAs", tooltip="The layer's LoRAs as text, ink:0.5, people/anna:1, "
+                "as Edit Layer takes them; empty if it has none."),
             ],
         )  # fmt: skip
 
@@ -60,7 +63,8 @@ class SplitLayer(io.ComfyNode):
         """Take the layer apart."""
         it = read_stack(layers).layer(layer)
         image, alpha = (t[None].to(comfy.model_management.intermediate_device()) for t in take_picture(it))
-        return io.NodeOutput(image, alpha, it.name, it.prompt, round(it.x), round(it.y), it.width, it.height)
+        place = round(it.x), round(it.y), it.width, it.height
+        return io.NodeOutput(image, alpha, it.name, it.prompt, *place, loras_as_text(it.recipe.loras))
 
 
 class JoinLayer(io.ComfyNode):

@@ -12,7 +12,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from ...layered_core.canvas.compositing import flat
 from ...layered_core.painting.stages import DRAFT_STRENGTH, StagePlan, draft_reach, draft_steps
 from ..attention.embeddings import EMBEDDING, check_words
-from ..attention.lora_files import lora_file
+from ..layers.lora_files import lora_file
 
 
 class Sampler(NamedTuple):

@@ -1,6 +1,8 @@
 """The layer editors in the page compute what the server computes."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 
@@ -188,3 +190,16 @@ def test_what_is_renamed_deleted_or_put_in_order_stays_readable_for_the_server(p
     assert removed["arrangement"]["order"] == ["x", "a"]
     for data in (renamed, removed):
         read_board(data)
+
+
+def test_the_page_reads_loras_as_the_server_does(page):
+    """The texts are those of the core's own test."""
+    file = Path(__file__).resolve().parents[1] / "data/lora_texts.json"
+    cases = json.loads(file.read_text(encoding="utf-8"))
+    texts = [case["text"] for case in cases]
+    got = module(
+        page, "board/loras", "a[0].map(text => it.lorasOf(text).map(x => [x.name, x.strength]))", texts
+    )
+    assert got == [case["loras"] for case in cases]
+    written = module(page, "board/loras", "it.lorasAsText(it.lorasOf(a[0]))", "ink, people/anna:0.50")
+    assert written == "ink:1, people/anna:0.5"

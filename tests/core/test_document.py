@@ -97,10 +97,11 @@ def test_control_cannot_end_before_it_starts():
         Control(start=0.5, end=0.2)
 
 
-@pytest.mark.parametrize("name", ["", "../x.safetensors", "a/b", "a\\b"])
-def test_a_lora_is_a_file_name_without_folder(name):
-    with pytest.raises(LayeredError, match="without folder"):
+@pytest.mark.parametrize("name", ["", "../x.safetensors", "/a", "a//b", "a/../b", "a/", "a\\b", ".a"])
+def test_a_lora_is_a_file_in_the_hosts_folder_or_below_it(name):
+    with pytest.raises(LayeredError, match="below the host's own folder"):
         Lora(name)
+    assert Lora("people/anna.safetensors").name == "people/anna.safetensors"
 
 
 def test_two_layers_of_one_name_are_refused():

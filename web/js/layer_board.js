@@ -52,6 +52,21 @@ async function sent(editor) {
   return editor.readable ? withWords(editor.value, resolved) : editor.value;
 }
 
+/** @returns {Promise<string[]>} a list of the server's; empty if it does not answer */
+async function listed(route) {
+  try {
+    const answer = await api.fetchApi(route);
+    return answer.status === 200 ? await answer.json() : [];
+  } catch {
+    return [];
+  }
+}
+
+const loras = () => listed("/models/loras");
+
+/** The embeddings, without the files beside them that hold a learnt word's keys and values. */
+const embeddings = async () => (await listed("/embeddings")).filter((name) => !name.endsWith(".values"));
+
 const mostBytes = () => api.getServerFeature?.("max_upload_size", 100 * 2 ** 20) ?? 100 * 2 ** 20;
 
 function show(node, output) {
@@ -112,7 +127,7 @@ app.registerExtension({
     return {
       LD_BOARD(node, name) {
         const words = wordsOf(language(), WORDS);
-        const editor = new Board({ words, onChange: () => remember(node), upload, keep, address: inputAddress, mostBytes });
+        const editor = new Board({ words, onChange: () => remember(node), upload, keep, address: inputAddress, mostBytes, loras, embeddings });
         node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
         node.onDragDrop = async (event) => {
           await editor.addFiles([...event.dataTransfer.files]);

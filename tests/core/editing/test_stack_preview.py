@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from layered_core.canvas.placement import canvas_extent, corners, is_off_canvas
-from layered_core.document import Layer, LayerDocument
+from layered_core.document import Layer, LayerDocument, Lora, Recipe
 from layered_core.editing import stack_preview as outline
 from layered_core.editing.stack_preview import outlined
 
@@ -85,6 +85,17 @@ def test_a_label_stays_on_the_canvas():
 
 def named(name):
     return outlined(LayerDocument(64, 64, (box(name, x=8, y=8, width=50, height=40),)), 512)
+
+
+def test_the_label_names_the_layers_loras_without_folder_and_ending():
+    def drawn(*loras):
+        it = box("ball", x=8, y=8, width=50, height=40, recipe=Recipe(loras=loras))
+        return outlined(LayerDocument(64, 64, (it,)), 512)
+
+    ink = drawn(Lora("people/ink.safetensors", 0.5))
+    assert torch.equal(ink, drawn(Lora("ink", 0.5)))
+    assert len({tuple(x.flatten().tolist()) for x in (ink, drawn(), drawn(Lora("ink", 0.6)))}) == 3
+    assert torch.equal(drawn(), named("ball"))
 
 
 def test_letters_that_no_font_has_are_left_out(monkeypatch):

@@ -68,7 +68,7 @@ def layers(draw, exact):
     control = Control(draw(st.sampled_from(HINTS)), draw(st.floats(0, 2)), 0.25, draw(st.floats(0.25, 1)))
     recipe = Recipe(
         draw(shares), draw(shares), draw(shares), control, draw(st.none() | st.text(max_size=5).filter(is_file_name)),
-        tuple(Lora(f"l{i}", draw(st.floats(-4, 4))) for i in range(draw(st.integers(0, 2)))),
+        tuple(Lora(f"people/l{i}", draw(st.floats(-4, 4))) for i in range(draw(st.integers(0, 2)))),
         draw(st.none() | st.integers(0, 2**63 - 1)),
     )  # fmt: skip
     return Layer(

@@ -92,10 +92,16 @@ def test_links_in_a_circle_and_impossible_names_are_named(folders):
 
 
 @pytest.mark.parametrize("field", ["embedding", "lora.name"])
-@pytest.mark.parametrize("name", ["../secret/evil", "/evil", "a/b", "a\\b", ".hidden", "..", 5])
-def test_a_recipe_names_files_without_a_folder(field, name):
+@pytest.mark.parametrize("name", ["../secret/evil", "/evil", "a/../b", "a\\b", ".hidden", "..", 5])
+def test_a_recipe_names_no_files_outside_the_hosts_folder(field, name):
     with pytest.raises(LayeredError, match=rf"^{field} is .*allowed: a "):
         Recipe(embedding=name) if field == "embedding" else Recipe(loras=(Lora(name),))
+
+
+def test_only_a_lora_may_lie_in_a_folder_below():
+    assert Lora("people/anna").name == "people/anna"
+    with pytest.raises(LayeredError, match="without folder"):
+        Recipe(embedding="people/anna")
 
 
 def test_names_that_hosts_list_are_allowed():

@@ -6,6 +6,7 @@ import { moved } from "../editor/geometry.js";
 import { Picture, sizeOf } from "../editor/picture.js";
 import { Values } from "../editor/values.js";
 import { CanvasPanel } from "./canvas_panel.js";
+import { FileNames } from "./file_names.js";
 import { ACCEPT, FileError, checkPicture, placeOf } from "./files.js";
 import { Painting } from "./painting.js";
 import { Rows } from "./rows.js";
@@ -37,6 +38,8 @@ export class Board extends Editor {
    * @param {(url: string) => Promise<string>} host.keep puts a result into the input folder; as `upload`
    * @param {(name: string) => string} host.address where the page finds a file of the input folder
    * @param {() => number} host.mostBytes the greatest file that the server takes
+   * @param {() => Promise<string[]>} host.loras the names of the server's LoRA files
+   * @param {() => Promise<string[]>} host.embeddings the names of its embeddings
    */
   constructor({ words, onChange, ...host }) {
     super({ words, onChange, model: MODEL });
@@ -45,6 +48,8 @@ export class Board extends Editor {
     this.incoming = null; // canvas of the layers that come in
     this.pictures = new Map(); // by their addresses
     this.painting = new Painting(this);
+    this.loras = new FileNames(host.loras);
+    this.embeddings = new FileNames(host.embeddings);
     this.saving = new Set(); // work on files that is not done yet
     this.complaint = null; // what went wrong last: {words, retry}
     this.result = null;
@@ -56,6 +61,7 @@ export class Board extends Editor {
     this.canvasPanel = new CanvasPanel(this);
     this.toolbar = new Toolbar(this);
     this.assemble({ tools: this.toolbar.element, list: new Rows(this), panels: [this.values, this.canvasPanel] });
+    this.element.append(this.loras.element, this.embeddings.element);
     this.#takeFiles();
   }
 

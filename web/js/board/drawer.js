@@ -1,6 +1,7 @@
 /** What acts for the selected layer besides its words: shown under its row, folded until it is wanted. */
 
 import { element } from "../editor/dom.js";
+import { LoraField } from "./lora_field.js";
 
 /** The same as layered_core.document.HINTS. */
 export const HINTS = ["none", "picture", "canny", "scribble", "lineart", "depth", "normal", "pose", "segmentation"];
@@ -23,7 +24,8 @@ export class Drawer {
         (value) => control({ strength: value }, "hint"),
       ),
       this.#text("seed", (layer) => layer.prompt, (layer) => layer.recipe.seed ?? "", (text) => set({ seed: /^\d{1,16}$/.test(text) ? Number(text) : null })),
-      this.#text("lora", (layer) => layer.prompt, (layer) => lorasAsText(layer.recipe.loras), (text) => set({ loras: lorasOf(text) })),
+      this.#text("embedding", (layer) => layer.prompt, (layer) => layer.recipe.embedding ?? "", (text) => set({ embedding: text || null }), board.embeddings),
+      this.#loras((loras, kind) => set({ loras }, kind)),
     ];
     const rows = this.fields.map((field) => field.element);
     const fold = element("details", { className: "ld-fold" }, element("summary", { textContent: words("more") }), ...rows);
@@ -71,26 +73,18 @@ export class Drawer {
     return { element: this.#row(key, select), acts, show: (layer) => (select.value = get(layer)) };
   }
 
-  #text(key, acts, get, set) {
+  #text(key, acts, get, set, names) {
     const field = element("input", { type: "text", className: "ld-text", placeholder: this.board.words(`${key}None`), "aria-label": this.board.words(key) });
     field.addEventListener("change", () => set(field.value.trim()));
+    names?.offer(field);
     const show = (layer) => {
       if (field !== document.activeElement) field.value = get(layer);
     };
     return { element: this.#row(key, field), acts, show };
   }
-}
 
-/** @returns {string} LoRAs as `name:strength, name:strength` */
-export function lorasAsText(loras) {
-  return loras.map(({ name, strength = 1 }) => `${name}:${strength}`).join(", ");
-}
-
-/** @returns {{name: string, strength: number}[]} LoRAs of `name:strength, name`; without a strength, 1 */
-export function lorasOf(text) {
-  const parts = text.split(",").map((part) => part.trim()).filter(Boolean);
-  return parts.map((part) => {
-    const [, name, strength] = part.match(/^(.*?)(?::\s*(-?\d*\.?\d+))?$/);
-    return { name: name.trim(), strength: Math.min(Math.max(Number(strength ?? 1), -4), 4) };
-  });
+  #loras(set) {
+    const field = new LoraField(this.board, set);
+    return { element: field.element, acts: (layer) => layer.prompt || layer.recipe.loras.length, show: (layer) => field.show(layer) };
+  }
 }

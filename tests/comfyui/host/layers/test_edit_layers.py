@@ -87,7 +87,7 @@ def expected(layer, field, value):
 def test_every_field_can_be_changed_here():
     ids = [i.id for i in comfy_nodes.NODE_CLASS_MAPPINGS["LD_EditLayer"].GET_SCHEMA().inputs]
     assert ids[:2] == ["layers", "layer"]
-    assert set(ids[2:]) == set(KEPT) == set(NEW)
+    assert set(ids[2:]) == {*KEPT, "loras"} == {*NEW, "loras"}  # LoRAs: test_lora_fields.py
 
 
 @pytest.mark.parametrize("field", sorted(NEW))
@@ -205,7 +205,7 @@ def test_split_gives_straight_colour_opaque_as_1_words_and_place(host):
     assert torch.equal(image, pixels[None, ..., :3])
     assert torch.equal(alpha, pixels[None, ..., 3])
     assert words == ["tree", "a tree", 30, 0, 24, 20]
-    assert [host.value(prompt, "q", slot) for slot in range(2, 8)] == ["star", "a star", 5, 6, 30, 10]
+    assert [host.value(prompt, "q", slot) for slot in range(2, 9)] == ["star", "a star", 5, 6, 30, 10, ""]
     assert torch.allclose(host.value(prompt, "q", 1), torch.tensor(0.7), atol=1e-6)
 
 
