@@ -355,7 +355,8 @@ class LayeredRendering(Rendered):
         ``source`` is the row of the run's own batch, uncond rows before cond rows, from which each row takes its
         further inputs. ``owners`` says whose LoRAs act on each row; None: each acts where its layer is.
         """
-        spoken = zip(texts, owners or [None] * len(texts), strict=True)
+        nobody: list[Owner | None] = [None] * len(texts)
+        spoken = zip(texts, owners or nobody, strict=True)
         own = torch.tensor([self._texts[self._spoken(*x)] for x in spoken], device=inputs.device)
         if run.concat is not None:
             inputs = torch.cat([inputs, run.concat[source]], 1)

@@ -117,7 +117,8 @@ class TransformerRendering(Rendered):
     ) -> Tensor:
         """Return the flow for latents ``[n, C, h, w]`` and words each. ``owners`` says whose LoRAs act on each row;
         None: no LoRA does."""
-        spoken = zip(words, owners or [None] * len(words), strict=True)
+        nobody: list[Owner | None] = [None] * len(words)
+        spoken = zip(words, owners or nobody, strict=True)
         return self._flow_of(call, latents, [self._texts[self._spoken(*x)] for x in spoken], owners)
 
     def _flow_of(
