@@ -21,8 +21,8 @@ CONTROL = MODEL / "controlnet"
 TRANSPARENT = MODEL / "transparent"
 """Weights for transparent layers: decoder, encoder, LoRA, joint generator."""
 
-LORAS = MODEL / "loras"
-"""LoRAs for the UNet, a file for each of :data:`demo.world.looks.LOOKS`."""
+LORAS = MODEL / "loras" / "storybook"
+"""LoRAs for the model. ComfyUI lists them as ``storybook/…``, among the user's own."""
 
 JUDGE = MODEL / "judge"
 """The networks that judge pictures: the judge and the harmony classifier."""
