@@ -221,13 +221,14 @@ class Generator:
         prompts: Sequence[str] | None = None,
         negative: str = "",
         then: WordedMethod | None = None,
+        adapters: Path | None = None,
     ) -> Rendered:
         """Return the method that leads each layer to its place while the picture is forming, and leaves the rest to
         ``then``. See :class:`~layered_diffusers.methods.layered_rendering.Rendered`; sample with its
         ``prompts``."""
         return LayeredRendering(
             self.model, self.encode, documents, rendering or Rendering(),
-            prompts=prompts, negative=negative, then=then,
+            prompts=prompts, negative=negative, then=then, adapters=adapters,
         )  # fmt: skip
 
     def stage_plan(

@@ -305,8 +305,8 @@ class LayeredDiffusionPipeline(Generator):
             attention: how each layer's words are bound to the place of the layer; None: the words act
                 everywhere.
             adapters: folder of the LoRAs and embeddings that the layers' recipes name. They act only in this
-                picture: with ``attention``, a layer's LoRAs where the layer is seen and on its own words; with
-                ``attention`` or ``rendering``, its embedding.
+                picture, with ``attention`` or ``rendering``: a layer's LoRAs where the layer is seen and on its own
+                words.
             rendering: leads each layer to its place while the picture is forming; ``attention`` acts in the
                 rest of the run. None: not at all.
             options: those of :meth:`generate`.
@@ -360,7 +360,7 @@ class LayeredDiffusionPipeline(Generator):
                 )
             if leads:
                 method = self.layered_rendering(
-                    [document], rendering, negative=options["negative"], then=method
+                    [document], rendering, negative=options["negative"], then=method, adapters=adapters
                 )
             words, places = (document.words, []) if method is None else (method.prompts[0], [method])
             options["methods"] = [*changes, *places, *options.get("methods", ())]

@@ -127,8 +127,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         going = trainer.update(objective.error(v, batch), count)
         if trainer.due(4.0) or not going:
             if rank == 0:
-                (export / "loras").mkdir(parents=True, exist_ok=True)
-                save_file(
-                    weights_of(trainer.averaged(), loras), export / "loras" / f"{options.look}.safetensors"
-                )
+                loras_folder = export / "loras" / "storybook"
+                loras_folder.mkdir(parents=True, exist_ok=True)
+                save_file(weights_of(trainer.averaged(), loras), loras_folder / f"{options.look}.safetensors")
             trainer.save()

@@ -24,6 +24,10 @@ Change = Callable[[Tensor, Tensor], Tensor]
 """From a layer's own output and its input to the changed output."""
 
 
+Part = tuple[int, str]
+"""What is about one layer alone: the document's number and the layer's name. A name of none: no LoRA acts."""
+
+
 class DocumentLoras:
     """The LoRAs of the layers of some documents, read for a model that stays as it is."""
 
@@ -121,10 +125,12 @@ class PlacedLoras:
             out[self.numbers(i), i] = own
         return out.repeat(1, count // len(found), *[1] * (out.ndim - 2))
 
-    def of_words(self, document: int, layer: str) -> Tensor:
-        """Return weights of the own words of a document's layer, ``[K, 1]``."""
-        own = [p.words([layer if i == document else None]) for i, p in enumerate(self.documents)]
-        return torch.cat(own)
+    def of_parts(self, parts: Sequence[Part]) -> Tensor:
+        """Return weights of rows that are each about one layer alone, ``[K, R]``: 1 for its own LoRAs."""
+        out = torch.zeros(len(self.loras), len(parts))
+        for row, (document, layer) in enumerate(parts):
+            out[self.numbers(document), row] = self.documents[document].words([layer])[:, 0]
+        return out
 
 
 class UNetLoras:
@@ -141,12 +147,24 @@ class UNetLoras:
         self._rows: dict[Hashable, Rows] = {}
         self._pixels: dict[Hashable, Pixels] = {}
         self._texts: dict[Hashable, KeysAndValues] = {}
-        self._speaker: tuple[int, str] | None = None
+        self._parts: tuple[Part, ...] = ()
+        self.idle = False
+        """Whether nothing acts, because another method has come over these."""
 
     def start(self, stack: ExitStack) -> None:
         """Change the UNet's layers until ``stack`` closes."""
         for name, (module, adapted) in self._changed.items():
             change_output(module, self._change(name, adapted), stack)
+
+    @contextmanager
+    def alone(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Let each row of a batch be about one layer alone, for the length of a ``with`` block: its LoRAs act on all
+        of it, no other layer's do."""
+        self._parts = tuple(parts)
+        try:
+            yield
+        finally:
+            self._parts = ()
 
     def texts(
         self, block: str, attention: RegionalAttention, document: int, like: Tensor, project: ProjectWords
@@ -172,11 +190,8 @@ class UNetLoras:
                 if context is None:
                     k = v = None
                 else:
-                    self._speaker = document, region.name
-                    try:
+                    with self.alone([(document, region.name)]):
                         k, v = (x[0] for x in project(context[None].to(like.device, like.dtype)))
-                    finally:
-                        self._speaker = None
                 keys.append(k)
                 values.append(v)
             self._texts[key] = keys, values
@@ -186,6 +201,8 @@ class UNetLoras:
         words = name.endswith((".attn2.to_k", ".attn2.to_v"))
 
         def change(y: Tensor, x: Tensor) -> Tensor:
+            if self.idle:
+                return y
             if y.ndim == 4:
                 return adapted.to_pixels(y, x, self._of_map(y))
             return adapted.to_rows(y, x, self._of_rows(x, words))
@@ -194,29 +211,31 @@ class UNetLoras:
 
     def _of_map(self, y: Tensor) -> Pixels:
         size = int(y.shape[2]), int(y.shape[3])
-        key = size, len(y)
+        key = size, len(y), self._parts
         if key not in self._pixels:
             documents = self.placed.documents
-            weights = self.placed.of_rows(
-                1 if len(documents) == 1 else len(y), lambda i: documents[i].cells(size)
-            )
+            if self._parts:
+                weights = self.placed.of_parts(self._parts)[..., None, None].expand(-1, -1, *size)
+            else:
+                count = 1 if len(documents) == 1 else len(y)
+                weights = self.placed.of_rows(count, lambda i: documents[i].cells(size))
             self._pixels[key] = Pixels.of(weights, self._device)
         return self._pixels[key]
 
     def _of_rows(self, x: Tensor, words: bool) -> Rows:
         """Return the weights of the rows of a linear layer's input, ``[R, N, C]`` or ``[R, C]``."""
         count, length = len(x), x.shape[1] if x.ndim == 3 else 1
-        size = None if words or x.ndim < 3 else self._sizes.get(length)
-        key = count, length, size, self._speaker
+        size = None if words or x.ndim < 3 or self._parts else self._sizes.get(length)
+        key = count, length, size, self._parts
         if key not in self._rows:
             documents = self.placed.documents
             if size is not None:
                 weights = self.placed.of_rows(count, lambda i: documents[i].cells(size).flatten(1))
             else:
-                if self._speaker is None:
-                    weights = self.placed.of_rows(count, lambda i: documents[i].placeless())
+                if self._parts:
+                    weights = self.placed.of_parts(self._parts)
                 else:
-                    weights = self.placed.of_words(*self._speaker).expand(-1, count)
+                    weights = self.placed.of_rows(count, lambda i: documents[i].placeless())
                 weights = weights[..., None].expand(-1, -1, length)
             self._rows[key] = Rows.of(weights.flatten(1), self._device)
         return self._rows[key]

@@ -122,12 +122,13 @@ class TransformerGenerator(Generator):
         prompts: Sequence[str] | None = None,
         negative: str = "",
         then: WordedMethod | None = None,
+        adapters: Path | None = None,
     ) -> TransformerRendering:
         """Return the method that leads each layer to its place while the picture is forming, and leaves the rest
         to ``then``."""
         return TransformerRendering(
             self.model, self.encode, documents, rendering or Rendering(),
-            prompts=prompts, negative=negative, then=then,
+            prompts=prompts, negative=negative, then=then, adapters=adapters,
         )  # fmt: skip
 
     def encode(self, pictures: Tensor) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 from layered_core.attention.lora_sum import Adapted, Pixels, Rows
 from layered_core.attention.spans import tokens
-from layered_diffusers.methods.layer_loras import Change, DocumentLoras, PlacedLoras, change_output
+from layered_diffusers.methods.layer_loras import Change, DocumentLoras, Part, PlacedLoras, change_output
 from layered_diffusers.transformer.hosts import Host
 from layered_diffusers.transformer.joining import Layout, Row
 from layered_diffusers.transformer.latents import PATCH
@@ -49,6 +49,7 @@ class JointLoras:
         self._cells = [places.cells(size, patch=PATCH) for places in self.placed.documents]
         self._rows: dict[Hashable, Rows] = {}
         self._laid: Sequence[tuple[Row, Layout, int]] = ()
+        self._parts: Sequence[Part] = ()
 
     def start(self, stack: ExitStack) -> None:
         """Change the transformer's modules until ``stack`` closes."""
@@ -65,26 +66,43 @@ class JointLoras:
         """
         self._laid, self._rows = list(zip(rows, layouts, lengths, strict=True)), {}
 
+    @contextmanager
+    def alone(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Let each row of a batch be about one layer alone, for the length of a ``with`` block: its LoRAs act on all
+        of it, no other layer's do."""
+        self._parts, self._rows = parts, {}
+        try:
+            yield
+        finally:
+            self._parts, self._rows = (), {}
+
     def _change(self, name: str, adapted: Adapted) -> Change:
         kind = "text" if _OF_TEXTS.search(name) else "picture" if _OF_PICTURE.search(name) else ""
 
         def change(y: Tensor, x: Tensor) -> Tensor:
-            if not self._laid:
+            if not self._laid and not self._parts:
                 return y
             if y.ndim == 4:
-                return adapted.to_pixels(y, x, self._of_patches(len(y)))
+                return adapted.to_pixels(y, x, self._of_patches(len(y), y.shape[2:]))
             return adapted.to_rows(y, x, self._of_rows(x, kind))
 
         return change
 
-    def _of_patches(self, count: int) -> Pixels:
+    def _of_patches(self, count: int, size: torch.Size) -> Pixels:
+        if self._parts:
+            return Pixels.of(
+                self.placed.of_parts(self._parts)[..., None, None].expand(-1, -1, *size), self._device
+            )
         return Pixels.of(self.placed.of_rows(count, lambda i: self._cells[i]), self._device)
 
     def _of_rows(self, x: Tensor, kind: str) -> Rows:
         """Return the weights of the rows of an input ``[R, N, C]``, ``[R, C]``, or ``[R N, C]``."""
         key = kind, x.shape[:-1]
         if key not in self._rows:
-            if x.ndim == 2 and len(x) == len(self._laid):
+            if self._parts:
+                weights = self.placed.of_parts(self._parts)
+                weights = weights.repeat_interleave(x[..., 0].numel() // len(self._parts), 1)
+            elif x.ndim == 2 and len(x) == len(self._laid):
                 weights = self.placed.of_rows(len(x), lambda i: self.placed.documents[i].placeless())
             else:
                 weights = self._of_tokens(x, kind)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from demo.world.places import LORAS
 from layered_core.attention.regional_plan import Settings
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 from layered_core.errors import LayeredError
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.sampling import Method
@@ -293,3 +295,49 @@ def test_render_lets_loras_act_in_their_layers(pipeline, folder):
         pipeline.render(halves(Lora("look")), steps=3)
     assert pipeline.render(halves(Lora("look")), steps=3, adapters=folder) != plain
     assert pipeline.render(halves(Lora("look", 0.0)), steps=3, adapters=folder) == plain
+
+
+def rendered(pipeline, document, folder=None, then=False, **settings):
+    """Sample by layered rendering."""
+    following = RegionalPrompts(pipeline.model, [document], adapters=folder) if then else None
+    settings = {"share": 1.0, "strength": 0.0, **settings}
+    method = pipeline.layered_rendering([document], Rendering(**settings), then=following, adapters=folder)
+    return pipeline.generate(method.prompts, seeds=[0], steps=3, methods=[method])
+
+
+def test_in_layered_rendering_a_layers_loras_act_on_all_of_its_own_pass(pipeline, folder):
+    def document(*loras):
+        recipe = Recipe(loras=loras)
+        back = Layer("back", width=128, height=128, prompt="a meadow", recipe=recipe)
+        ball = Layer("ball", width=64, height=128, prompt="a red ball", recipe=recipe)
+        return LayerDocument(128, 128, (back, ball), prompt="a red ball in a meadow")
+
+    right = rendered(merged(pipeline, matrices(pipeline.model.unet, CHANGED), 0.8 / RANK), document())
+    torch.testing.assert_close(
+        rendered(pipeline, document(Lora("look", 0.8)), folder), right, atol=1e-4, rtol=0
+    )
+    assert not torch.equal(right, rendered(pipeline, document()))
+
+
+@pytest.mark.parametrize("then", [False, True])
+def test_after_the_share_of_layered_rendering_loras_act_by_place_once(pipeline, folder, then):
+    late = rendered(pipeline, halves(Lora("look")), folder, then, share=0.0)
+    whole_run = rendered(pipeline, halves(Lora("look")), folder, then, share=0.5)
+    assert not torch.equal(late, whole_run)
+    assert torch.equal(late, rendered(pipeline, halves(), None, then, share=0.0)) is not then
+    assert not [n for n, m in pipeline.model.unet.named_modules() if "forward" in vars(m)]
+
+
+def test_the_shipped_lora_paints_its_own_layer_pink_and_not_its_neighbour(pipeline):
+    def pink(picture):
+        red, green, blue = picture[0]
+        return ((red > 0.6) & (red - green > 0.15) & (blue - green > 0.08) & (red - blue > 0.04)).float()
+
+    settings = Settings(guidance=6.0, growth=0.03)
+    plain, painted = (
+        pink(sampled(pipeline, halves(*loras), LORAS, steps=8, settings=settings))
+        for loras in ((), (Lora("pink"),))
+    )
+    assert float(plain.mean()) < 0.005
+    assert float(painted[:, :64].mean()) > 0.03
+    assert float(painted[:, 64:].mean()) < 0.1 * float(painted[:, :64].mean())

@@ -11,6 +11,7 @@ from torch import nn
 from layered_core.attention.regional_plan import Settings
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 from layered_core.errors import LayeredError
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.pipeline import TransformerPipeline
 from layered_diffusers.sampling import Method
 
@@ -170,6 +171,23 @@ def test_pictures_of_a_batch_have_loras_of_their_own(pipeline, tmp_path):
     for i, document in enumerate(documents):
         alone = sampled(pipeline, document, folder, seeds=(3 + i,))
         torch.testing.assert_close(alone[0], together[i], atol=2e-4, rtol=0)
+
+
+def test_in_layered_rendering_a_layers_loras_act_on_all_of_its_own_pass(pipeline, tmp_path):
+    def rendered(pipeline, *loras, folder=None):
+        recipe = Recipe(loras=loras)
+        back = Layer("back", torch.ones(64, 96, 4), prompt="in the meadow", recipe=recipe)
+        ball = Layer("ball", torch.ones(64, 32, 4), prompt="a red ball", recipe=recipe)
+        document = LayerDocument(96, 64, (back, ball), prompt=MAIN)
+        method = pipeline.layered_rendering([document], Rendering(share=1.0, strength=0.0), adapters=folder)
+        return pipeline.sample_latents(method.prompts, seeds=[0], steps=2, methods=[method], **SIZE)[0]
+
+    transformer = pipeline.model.transformer
+    pairs = matrices(transformer, all_modules(transformer))
+    ours = rendered(pipeline, Lora("look", 0.7), folder=save(tmp_path, pairs))
+    right = rendered(merged(pipeline, pairs, 0.7))
+    torch.testing.assert_close(ours, right, atol=1e-4, rtol=0)
+    assert float((right - rendered(pipeline)).abs().max()) > 1e-2
 
 
 def test_a_lora_of_another_family_is_named_before_anything_is_sampled(pipeline, tmp_path):
