@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
 
     def write(paths: Sequence[Path], pictures: Sequence[Image]) -> None:
         for path, picture in zip(paths, pictures, strict=True):
-            write_whole(path, lambda file, picture=picture: save_png(picture, file))
+            write_whole(path, partial(save_png, picture))
             shown.add(path)
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -204,10 +205,13 @@ class Generator:
         prompts: Sequence[str] | None = None,
         negative: str = "",
         maps: AttentionMaps | None = None,
+        adapters: Path | None = None,
     ) -> WordedMethod:
-        """Return the method that makes each layer's words act where the layer is visible. See
+        """Return the method that makes each layer's words and LoRAs act where the layer is visible. See
         :class:`~layered_diffusers.methods.regional_attention.RegionalPrompts`; sample with its ``prompts``."""
-        return RegionalPrompts(self.model, documents, settings, prompts=prompts, negative=negative, maps=maps)
+        return RegionalPrompts(
+            self.model, documents, settings, prompts=prompts, negative=negative, maps=maps, adapters=adapters
+        )
 
     def layered_rendering(
         self,

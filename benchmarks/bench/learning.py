@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench.learnt import learnt_figures
+from benchmarks.bench.rendered import pixels
 from benchmarks.bench.scenes import Case
 from demo.world.judge import Judge
 from demo.world.scenes import caption
 from demo.world.vocabulary import BACKGROUNDS, COLOURS
+from layered_core.attention.regional_plan import Settings
 from layered_core.document import LayerDocument
-from layered_core.learning.lesson import LearnSettings, find_subjects, plan_lesson
+from layered_core.learning.lesson import LearnSettings, find_subjects, plan_lesson, with_embeddings
 from layered_core.learning.word_files import LearntWord
 from layered_diffusers.learning.learn import training_size
 from layered_diffusers.learning.training import WordTraining
 from layered_diffusers.models.adapters import embedding_token, spoken
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
-_LEARNT: WeakKeyDictionary[LayeredDiffusionPipeline, dict[Any, LearntWord]] = WeakKeyDictionary()
+_LEARNT: WeakKeyDictionary[LayeredDiffusionPipeline, dict[Any, list[LearntWord]]] = WeakKeyDictionary()
 """Words that were learnt with each pipeline, by thing and settings: other rows use them again."""
 
 
@@ -82,12 +84,51 @@ def learnt_word(
     """
     found = []
     for index, cases, own in _by_thing(scenes, seeds):
-        word = _learnt(pipeline, index, cases[0], LearnSettings(**(settings or {})))
+        document = source_document(cases[0])
+        word = _learnt(pipeline, index, document, ["thing"], LearnSettings(**(settings or {})))[0]
         token = embedding_token(word.name)
         prompts = [_prompt(scene, f"{token} a " if first else f"a {token} ") for scene in cases]
         with spoken(pipeline.model, [word]):
             found.append(pipeline.generate(prompts, seeds=own, steps=steps, guidance=guidance))
     return torch.cat(found)
+
+
+def learnt_layer_noise(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    objects: float,
+    landscape: float = 0.0,
+    settings: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Learn a word from every object of the collage, all in one run, and harmonise the collage as the method
+    ``layer_noise`` does with attention ``collage``, with the words in the layers' prompts.
+
+    ``settings``: fields of ``layered_core.learning.lesson.LearnSettings``.
+    """
+    pictures = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        names = [layer.name for layer in scene.collage.layers[1:]]
+        words = _learnt(
+            pipeline, ("collage", scene.scene.seed), scene.collage, names, LearnSettings(**(settings or {}))
+        )
+        document = with_embeddings(scene.collage, find_subjects(scene.collage, names))
+        noises = [landscape, *[objects] * len(names)]
+        layers = tuple(
+            replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(document, noises, strict=True)
+        )
+        told = [f"{embedding_token(w.name)} {t.words}" for w, t in zip(words, scene.things, strict=True)]
+        document = replace(document, layers=layers, prompt=caption(told, scene.background_words))
+        with spoken(pipeline.model, words):
+            regional = pipeline.regional_prompts([document], Settings(mode="collage"))
+            image = pipeline.harmonize(
+                document, seed=seed, methods=[regional], attention=None, steps=steps, guidance=guidance
+            )
+        pictures.append(pixels(image))
+    return torch.stack(pictures)
 
 
 def source_document(case: Case) -> LayerDocument:
@@ -99,17 +140,21 @@ def source_document(case: Case) -> LayerDocument:
 
 
 def _learnt(
-    pipeline: LayeredDiffusionPipeline, index: object, case: Case, settings: LearnSettings
-) -> LearntWord:
+    pipeline: LayeredDiffusionPipeline,
+    index: object,
+    document: LayerDocument,
+    layers: Sequence[str],
+    settings: LearnSettings,
+) -> list[LearntWord]:
+    """Return the words learnt from some layers, or those that were learnt before under the same index."""
     known = _LEARNT.setdefault(pipeline, {})
     if (index, settings) not in known:
-        document = source_document(case)
-        subjects = find_subjects(document, ["thing"])
+        subjects = find_subjects(document, layers)
         training = WordTraining(
             pipeline, plan_lesson(document, subjects, settings, *training_size(pipeline, document))
         )
         training.run()
-        known[index, settings] = training.words()[0]
+        known[index, settings] = training.words()
     return known[index, settings]
 
 

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.layered_rendering import layered_rendering, published_rendering
-from benchmarks.bench.learning import class_word, learnt_word, nearest_word
+from benchmarks.bench.learning import class_word, learnt_layer_noise, learnt_word, nearest_word
+from benchmarks.bench.looks import layer_loras
 from benchmarks.bench.multidiffusion import multidiffusion, prediction_blending
 from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
@@ -51,7 +52,9 @@ def method(function: Pictures) -> Pictures:
 for _function in (
     class_word,
     joined_texts,
+    layer_loras,
     layered_rendering,
+    learnt_layer_noise,
     learnt_word,
     multidiffusion,
     nearest_word,

@@ -4,7 +4,7 @@ known."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -211,6 +211,11 @@ def layer_cases(count: int) -> list[Case]:
     return cases
 
 
+def few_cases(count: int) -> list[Case]:
+    """Return the scenes of :func:`layout_cases` with two or three objects."""
+    return layout_cases(count, (2, 3))
+
+
 ODD_THINGS = (
     ("orange", "ball"), ("cyan", "house"), ("brown", "heart"), ("red and white", "ball"), ("pink", "star"),
     ("orange", "house"), ("cyan", "mushroom"), ("brown", "tree"), ("red and white", "heart"), ("pink", "heart"),
@@ -257,8 +262,9 @@ def learn_cases(count: int, beside: bool = False) -> list[Case]:
     return cases
 
 
-CASES = {
+CASES: dict[str, Callable[[int], list[Case]]] = {
     "layout": layout_cases,
+    "few": few_cases,
     "redo": redo_cases,
     "layer": layer_cases,
     "learn": learn_cases,

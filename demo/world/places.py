@@ -21,6 +21,9 @@ CONTROL = MODEL / "controlnet"
 TRANSPARENT = MODEL / "transparent"
 """Weights for transparent layers: decoder, encoder, LoRA, joint generator."""
 
+LORAS = MODEL / "loras"
+"""LoRAs for the UNet, a file for each of :data:`demo.world.looks.LOOKS`."""
+
 JUDGE = MODEL / "judge"
 """The networks that judge pictures: the judge and the harmony classifier."""
 

@@ -96,7 +96,7 @@ def write_word(word: LearntWord, folder: Path, overwrite: bool = False) -> list[
     check_free(where, folder, word.name, overwrite)
     contents = [save({k: _plain(v) for k, v in word.vectors.items()}, dict(word.facts))]
     if word.values is not None:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for i, (dk, dv) in enumerate(zip(word.values.keys, word.values.values, strict=True)):
             tensors |= {f"blocks.{i}.dk": _plain(dk), f"blocks.{i}.dv": _plain(dv)}
         marks = {"format": _FORMAT, "noun": word.values.noun, "word_sha256": fingerprint(word.vectors)}

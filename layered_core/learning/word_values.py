@@ -124,7 +124,7 @@ def find_place(
     if not at:
         return None
     words = [start + n for start in at for n in range(len(word))]
-    return Place(values, *(tuple(text[i].index for i in x) for x in (words, nouns)), length)
+    return Place(values, tuple(text[i].index for i in words), tuple(text[i].index for i in nouns), length)
 
 
 def with_values(k: Tensor, v: Tensor, texts: Sequence[Sequence[Place]], block: int) -> tuple[Tensor, Tensor]:

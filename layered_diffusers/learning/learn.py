@@ -95,10 +95,9 @@ def check_model(pipeline: Generator) -> None:
         )
     if pipeline.inpaints:
         raise invalid("model to learn words with", name, "one that is not made for inpainting")
-    objective.target(  # raises its error
-        pipeline.model.scheduler.config.prediction_type, *(torch.zeros(1, 1, 1, 1) for _ in range(2)),
-        torch.ones(1),
-    )  # fmt: skip
+    prediction = pipeline.model.scheduler.config.prediction_type
+    if prediction not in objective.PREDICTIONS:
+        raise invalid(f"what {name} predicts", prediction, ", ".join(objective.PREDICTIONS))
 
 
 def training_size(pipeline: Generator, document: LayerDocument) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from layered_core import __version__
-from layered_core.attention.cross_attention import merge_heads, scores, split_heads
+from layered_core.attention.cross_attention import merge_heads, plain, scores, split_heads
 from layered_core.errors import invalid
 from layered_core.formats.pictures import to_image
 from layered_core.learning import objective
@@ -274,8 +274,7 @@ class _Watching:
         pixels, least, most = q.shape[1], *_MAPPED
         record = bool(now.pairs) and least <= pixels <= most
         if not record and not self.training._is_explicit:
-            heads = (split_heads(x, attn.heads) for x in (q, k, v))
-            return output(attn, merge_heads(nn.functional.scaled_dot_product_attention(*heads)))
+            return output(attn, plain(attn.heads)(q, k, v, None))
         shares = scores(q, k, attn.heads).softmax(-1)
         if record:
             tokens = [(row, list(now.places[row][number].word)) for row, number in now.pairs]

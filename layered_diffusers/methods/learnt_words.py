@@ -24,12 +24,10 @@ def learnt_places(model: StableDiffusion, text: str) -> list[Place]:
     if not any(token in text for token in loaded):
         return []
     tokens, length = tokenise(model, text), context_length(model, text)
-    found = [
-        find_place(
-            tokens, *([t.what for t in tokenise(model, x)] for x in (token, values.noun)), values, length
-        )
-        for token, values in loaded.items()
-    ]
+    found = []
+    for token, values in loaded.items():
+        word, noun = ([t.what for t in tokenise(model, x)] for x in (token, values.noun))
+        found.append(find_place(tokens, word, noun, values, length))
     return [place for place in found if place is not None]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from diffusers import DiffusionPipeline
@@ -51,7 +52,7 @@ def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> It
             stack.callback(model.unload_lora_weights)
             names = [f"lora_{i}" for i in range(len(recipe.loras))]
             for name, lora in zip(names, recipe.loras, strict=True):
-                file = _file(lora.name, folder)
+                file = adapter_file(lora.name, folder)
                 _load(
                     file,
                     lambda f=file, n=name: model.load_lora_weights(
@@ -153,7 +154,7 @@ def loaded_values(model: DiffusionPipeline) -> Mapping[str, WordValues]:
     return _VALUES.get(model, {})
 
 
-def cross_attentions(unet: nn.Module) -> dict[str, nn.Module]:
+def cross_attentions(unet: nn.Module) -> dict[str, Any]:
     """Return a UNet's cross-attentions by name, in the order in which it runs them, in which
     :class:`~layered_core.learning.word_values.WordValues` counts its blocks."""
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
@@ -164,7 +165,7 @@ def cross_attentions(unet: nn.Module) -> dict[str, nn.Module]:
 def _embed(model: DiffusionPipeline, name: str, folder: Path | None, stack: ExitStack) -> str:
     """Load an embedding until ``stack`` closes, and return its token."""
     require_unet(model, f"embedding {name!r}")
-    file, token = _file(name, folder), embedding_token(name)
+    file, token = adapter_file(name, folder), embedding_token(name)
     values = values_of(file)
     if not _is_sdxl_embedding(file):
         before = set(model.tokenizer.get_added_vocab())
@@ -214,12 +215,12 @@ def _load_vectors(
 
 
 def _unload_later(
-    model: DiffusionPipeline, before: set[str], parts: Mapping[str, object] | None, stack: ExitStack
+    model: DiffusionPipeline, before: set[str], parts: Mapping[str, Any] | None, stack: ExitStack
 ) -> None:
     """Take the tokens that were added since ``before`` out of a model again when ``stack`` closes."""
     tokenizer = model.tokenizer if parts is None else parts["tokenizer"]
     # Further vectors have tokens of their own, which diffusers does not unload with the first.
-    added = {t: i for t, i in tokenizer.get_added_vocab().items() if t not in before}  # type: ignore[attr-defined]
+    added = {t: i for t, i in tokenizer.get_added_vocab().items() if t not in before}
     tokens = sorted(added, key=added.__getitem__)
     stack.callback(model.unload_textual_inversion, tokens, **(parts or {}))
 
@@ -237,7 +238,12 @@ def _add_values(
     stack.callback(loaded.pop, token)
 
 
-def _file(name: str, folder: Path | None) -> Path:
+def adapter_file(name: str, folder: Path | None) -> Path:
+    """Return the file of a LoRA or embedding that a recipe names, with or without its ending.
+
+    Raises:
+        LayeredError: there is none in ``folder``, which may be None: no folder was given.
+    """
     if folder is None:
         raise LayeredError(
             f"LoRA or embedding {name!r} was not found, because no folder of LoRAs and embeddings is given. "

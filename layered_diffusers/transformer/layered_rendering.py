@@ -15,6 +15,7 @@ from torch import Tensor
 from layered_core.document import LayerDocument
 from layered_core.rendering.rendering_plan import Rendering
 from layered_core.rendering.vision_guidance import fuse, left_in
+from layered_diffusers.methods.layer_loras import replace_forward
 from layered_diffusers.methods.layered_rendering import Encode, Rendered
 from layered_diffusers.sampling import WordedMethod
 from layered_diffusers.transformer.latents import pack, unpack
@@ -66,9 +67,7 @@ class TransformerRendering(Rendered):
                     self.model, text, f"layer {part.name!r}" if part.name else "prompt"
                 )
         transformer = self.model.transformer
-        before, own = vars(transformer).get("forward"), transformer.forward
-        transformer.forward = partial(self._forward, run, own)
-        stack.callback(_put_back, transformer, before)
+        replace_forward(transformer, partial(self._forward, run, transformer.forward), stack)
 
     def before_step(self, run: FlowRun, index: int) -> None:  # type: ignore[override]  # on transformers
         """Keep the run's attention out of the layers' passes, and let the method act that follows them."""
@@ -161,11 +160,3 @@ class _Call:
         if "encoder_hidden_states_mask" in named:  # texts of one length have no padding
             named["encoder_hidden_states_mask"] = None
         return named
-
-
-def _put_back(transformer: Any, forward: Any) -> None:
-    """Give a transformer the forward that it had; None: that of its class."""
-    if forward is None:
-        del transformer.forward
-    else:
-        transformer.forward = forward
