@@ -110,7 +110,7 @@ SHOWN = {
         "meadow",
         {("yellow", "star"), ("red", "house"), ("green", "tree"), ("blue", "ball")},
     ),
-    "25_learn_a_layer": ("24", "sea", {("TODO", "ball")}),
+    "25_learn_a_layer": ("24", "sea", {("red", "ball")}),
     "26_lora_from_a_layer": ("24", "sea", {("TODO", "ball")}),
     "20_regions_storybook_transformer": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
 }
