@@ -8,11 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from demo.world.scenes import random_scene
+from layered_core.attention.regional_plan import Settings
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
+from layered_core.learning import objective
 from layered_core.learning.lesson import LearnSettings, find_subjects, plan_lesson
 from layered_core.learning.word_files import read_tensors
 from layered_core.learning.wording import with_word
+from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.learning.learn import training_size
 from layered_diffusers.learning.training import WordTraining
 from layered_diffusers.models.adapters import embedded
@@ -185,6 +188,38 @@ def test_a_rendered_layer_of_words_alone_shows_its_learnt_values_where_it_is(pip
     assert not np.array_equal(with_values, rendered())
 
 
+def test_a_region_of_the_whole_canvas_is_the_plain_prompt_with_the_learnt_word(pipeline, document, tmp_path):
+    """Values act in a region's own words as they do in the prompt."""
+    learnt = learn(pipeline, document, tmp_path, steps=1)
+    recipe = learnt.layer("one").recipe
+    scene = LayerDocument(128, 128, (Layer("all", prompt="a ball", recipe=recipe),), prompt="at night")
+    with embedded(pipeline.model, [learnt], tmp_path):
+        regions = pipeline.regional_prompts([scene], Settings(global_weight=0.0))
+        inside = pipeline.generate(regions.prompts, seeds=[5], steps=3, methods=[regions])
+        plain = pipeline.generate(["<one-krk> a ball"], seeds=[5], steps=3)
+    torch.testing.assert_close(inside, plain, atol=1e-4, rtol=0)
+    (tmp_path / "one-krk.values.safetensors").unlink()
+    assert not torch.allclose(drawn(pipeline, "<one-krk> a ball", tmp_path, learnt), plain[0], atol=1e-3)
+
+
+def test_layered_rendering_paints_a_layer_with_its_values(pipeline, document, tmp_path):
+    learnt = learn(pipeline, document, tmp_path, steps=1)
+    box = Layer("box", prompt="a ball", x=16, y=16, width=96, height=96, recipe=learnt.layer("one").recipe)
+    back = Layer("back", prompt="by the sea")
+
+    def rendered(folder=tmp_path):
+        return np.asarray(
+            pipeline.render(
+                LayerDocument(128, 128, (back, box)),
+                seed=1, strength=1.0, steps=3, adapters=folder, attention=None, rendering=Rendering(share=0.5),
+            )
+        )  # fmt: skip
+
+    with_values = rendered()
+    (tmp_path / "one-krk.values.safetensors").unlink()
+    assert not np.array_equal(with_values, rendered())
+
+
 def training(pipeline, document, **more):
     subjects = find_subjects(document, ["one", "two"])
     settings = LearnSettings(batch=2, **more)
@@ -193,27 +228,22 @@ def training(pipeline, document, **more):
     )
 
 
-def test_what_lies_outside_the_mask_is_not_learnt_from(pipeline, document):
+def test_what_lies_outside_the_mask_is_not_learnt_from(pipeline, document, monkeypatch):
     made = training(pipeline, document, form="word")
     outside = made._masks[0, 0] == 0
     with made._training():
         whole = made._errors()[0]
-        target = made._latents.clone()
     # The model's own output near the border depends on what is around, so only what it is compared with is planted.
-    import layered_diffusers.learning.training as module
+    before = objective.target
 
-    def planted(*given, before=module.objective.target):
+    def planted(*given):
         wanted = before(*given).clone()
         wanted[..., outside] = torch.nan
         return wanted
 
-    module.objective.target, before = planted, module.objective.target
-    try:
-        with made._training():
-            assert made._errors()[0] == whole
-    finally:
-        module.objective.target = before
-    assert torch.equal(made._latents, target)
+    monkeypatch.setattr(objective, "target", planted)
+    with made._training():
+        assert made._errors()[0] == whole
 
 
 def test_gradients_reach_all_of_a_word_and_nothing_else(pipeline, document):
