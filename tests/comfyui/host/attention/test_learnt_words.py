@@ -100,15 +100,15 @@ def test_at_strength_zero_a_word_in_the_prompt_is_a_plain_embedding(regions, loa
     assert not torch.equal(shown(regions, loaded, prompt=prompt), word)
 
 
-def test_both_hosts_predict_the_same_with_values(regions, pack, loaded, learn):
-    learn()
+@pytest.mark.parametrize("form", ["values", "word"])
+def test_both_hosts_predict_the_same_with_a_learnt_word(regions, pack, loaded, learn, form):
+    learn(form=form)
     sigma = loaded[0].get_model_object("model_sampling").sigma(torch.tensor(500.0)).item()
     out = apply(regions, *loaded, scene(regions), prompt="embedding:krk a red ball in a meadow")
     seen = once(*out, sigma)
     half = out[1][0][1][regions.patch.KEY]
-    assert half.spoken.prompt
-    assert half.spoken.regions[0]
-    assert not half.spoken.regions[1]
+    spoken = half.spoken or pack("nodes.attention.learnt_words").Spoken((), ((), ()))
+    assert [bool(x) for x in (spoken.prompt, *spoken.regions)] == [form == "values"] * 2 + [False]
     twin = Twin(pack("demo.world.places").MODEL)
     contexts = torch.cat([out[2][0][0], out[1][0][0]])
     names = [n for n in twin.unet.attn_processors if ".attn2." in n]
@@ -117,9 +117,9 @@ def test_both_hosts_predict_the_same_with_values(regions, pack, loaded, learn):
     class Changed(regions.regional.RegionalAttention):
         def __call__(self, q, k, v, base, *, block, **more):
             number = order.index(block)
-            k, v = half.spoken.of_prompt(number, k, v)
+            k, v = spoken.of_prompt(number, k, v)
             base = more["attend"](q, k, v, None)
-            return super().__call__(q, k, v, base, block=block, change=half.spoken.of_regions(number), **more)
+            return super().__call__(q, k, v, base, block=block, change=spoken.of_regions(number), **more)
 
     attention = Changed(half.regions, half.settings, half.contexts, half.tokens)
     theirs = twin.predict(regions, seen["input"], sigma, contexts, [None, attention])[1]
