@@ -96,7 +96,11 @@ def add(commands: Commands) -> None:
         "time (default: %(default)s)",
     )
     parser.add_argument(
-        "--adapters", type=Path, metavar="FOLDER", help="folder of the embeddings that recipes name"
+        "--adapters",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the LoRAs and embeddings that recipes name. A layer's LoRAs act where the layer is seen; not "
+        "with --words everywhere",
     )
     parser.add_argument(
         "--per-layer",

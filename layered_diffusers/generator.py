@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -200,10 +201,13 @@ class Generator:
         prompts: Sequence[str] | None = None,
         negative: str = "",
         maps: AttentionMaps | None = None,
+        adapters: Path | None = None,
     ) -> WordedMethod:
-        """Return the method that makes each layer's words act where the layer is visible. See
+        """Return the method that makes each layer's words and LoRAs act where the layer is visible. See
         :class:`~layered_diffusers.methods.regional_attention.RegionalPrompts`; sample with its ``prompts``."""
-        return RegionalPrompts(self.model, documents, settings, prompts=prompts, negative=negative, maps=maps)
+        return RegionalPrompts(
+            self.model, documents, settings, prompts=prompts, negative=negative, maps=maps, adapters=adapters
+        )
 
     def layered_rendering(
         self,
@@ -213,13 +217,14 @@ class Generator:
         prompts: Sequence[str] | None = None,
         negative: str = "",
         then: WordedMethod | None = None,
+        adapters: Path | None = None,
     ) -> Rendered:
         """Return the method that leads each layer to its place while the picture is forming, and leaves the rest to
         ``then``. See :class:`~layered_diffusers.methods.layered_rendering.Rendered`; sample with its
         ``prompts``."""
         return LayeredRendering(
             self.model, self.encode, documents, rendering or Rendering(),
-            prompts=prompts, negative=negative, then=then,
+            prompts=prompts, negative=negative, then=then, adapters=adapters,
         )  # fmt: skip
 
     def stage_plan(

@@ -302,8 +302,9 @@ class LayeredDiffusionPipeline(Generator):
             strength: how far the layers' pictures may change: 0 keeps every pixel of them, 1 keeps nothing.
             attention: how each layer's words are bound to the place of the layer; None: the words act
                 everywhere.
-            adapters: with ``attention`` or ``rendering``, folder of the embeddings that the layers' recipes
-                name. They act only in this picture.
+            adapters: folder of the LoRAs and embeddings that the layers' recipes name. They act only in this
+                picture, with ``attention`` or ``rendering``: a layer's LoRAs where the layer is seen and on its own
+                words.
             rendering: leads each layer to its place while the picture is forming; ``attention`` acts in the
                 rest of the run. None: not at all.
             options: those of :meth:`generate`.
@@ -345,10 +346,12 @@ class LayeredDiffusionPipeline(Generator):
         acts = leads or (attention is not None and attention.strength > 0)
         with embedded(self.model, [document] if acts else [], adapters):
             if attention is not None:
-                method = self.regional_prompts([document], attention, negative=options["negative"])
+                method = self.regional_prompts(
+                    [document], attention, negative=options["negative"], adapters=adapters
+                )
             if leads:
                 method = self.layered_rendering(
-                    [document], rendering, negative=options["negative"], then=method
+                    [document], rendering, negative=options["negative"], then=method, adapters=adapters
                 )
             words, places = (document.words, []) if method is None else (method.prompts[0], [method])
             options["methods"] = [*changes, *places, *options.get("methods", ())]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench.looks import look_figures
 from benchmarks.bench.scenes import REFERENCE, Case, layout_cases
 from demo.world.harmony import Harmony
 from demo.world.judge import Judge, Verdict
@@ -71,6 +72,12 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "alpha_iou": ("IoU of alpha with the object, 0 where it is missing", True),
     "background_alpha": ("mean alpha away from the object", False),
     "material": ("difference of mean alpha inside the object from the same thing's as drawn", False),
+    "pink_inside": ("share of the first object's pixels that are pink", None),
+    "pink_outside": ("the same of the other objects", None),
+    "striped_inside": ("how much darker the second object is in the rows of stripes than between them", None),
+    "striped_outside": ("the same of the other objects", None),
+    "colour_inside": ("first objects in the colour that their words name, by the judge", None),
+    "colour_outside": ("the same of the other objects", None),
     "ap50": ("average precision at mask IoU .5", True),
     "ap": ("average precision at mask IoU .5:.95", True),
     "box_ap50": ("average precision at box IoU .5", True),
@@ -151,7 +158,7 @@ class Examiner:
                     | fidelity_figures(case, picture)
                     | control_figures(case, picture)
                 )
-                figures |= redo_figures(case, picture, sight)
+                figures |= redo_figures(case, picture, sight) | look_figures(case, picture, sight.verdict)
             figures["native"] = native[index]
             if self.clip is not None:
                 figures |= self.clip.figures(picture, case.words)

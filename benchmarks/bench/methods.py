@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.layered_rendering import layered_rendering, published_rendering
+from benchmarks.bench.looks import layer_loras
 from benchmarks.bench.multidiffusion import multidiffusion, prediction_blending
 from benchmarks.bench.rendered import pixels, render
 from benchmarks.bench.scenes import Case
@@ -49,6 +50,7 @@ def method(function: Pictures) -> Pictures:
 
 for _function in (
     joined_texts,
+    layer_loras,
     layered_rendering,
     multidiffusion,
     prediction_blending,

@@ -208,7 +208,12 @@ def layer_cases(count: int) -> list[Case]:
     return cases
 
 
-CASES = {"layout": layout_cases, "redo": redo_cases, "layer": layer_cases}
+def few_cases(count: int) -> list[Case]:
+    """Return the scenes of :func:`layout_cases` with two or three objects."""
+    return layout_cases(count, (2, 3))
+
+
+CASES = {"layout": layout_cases, "few": few_cases, "redo": redo_cases, "layer": layer_cases}
 """The functions that make scenes, by the names that suites use."""
 
 

@@ -8,8 +8,11 @@ import importlib
 import torch
 
 from demo.train.loop import launch
+from demo.world.looks import LOOKS
 
-PARTS = ("vae", "judge", "text", "unet", "transformer", "control", "transparent", "transparent_lora", "joint")
+PARTS = (
+    "vae", "judge", "text", "unet", "transformer", "control", "transparent", "transparent_lora", "joint", "look"
+)  # fmt: skip
 
 
 def main() -> None:
@@ -46,6 +49,9 @@ def main() -> None:
         "--fresh",
         action="store_true",
         help="start from random weights where there is no checkpoint (default: from the shipped weights)",
+    )
+    parser.add_argument(
+        "--look", choices=LOOKS, default="pink", help="what the part look teaches (default: %(default)s)"
     )
     parser.add_argument("--rate", type=float, help="greatest learning rate (default: the part's own)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")

@@ -65,7 +65,7 @@ class Replay(ReplayStore):
     @torch.no_grad()
     def add(self, count: int) -> None:
         """Draw, encode and store ``count`` new scenes."""
-        scenes = [random_scene(int(self.rng.integers(HELD_OUT))) for _ in range(count)]
+        scenes = [self.draw_scene(int(self.rng.integers(HELD_OUT))) for _ in range(count)]
         pictures = (
             torch.from_numpy(np.stack([s.picture() for s in scenes])).to(device()).permute(0, 3, 1, 2).float()
             / 127.5
@@ -75,6 +75,10 @@ class Replay(ReplayStore):
             latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
         for scene, picture, latent in zip(scenes, pictures, latents, strict=True):
             self.store(self.take_slot(), scene, picture, latent)
+
+    def draw_scene(self, seed: int) -> Scene:
+        """Draw the scene of a seed."""
+        return random_scene(seed)
 
     def store(self, slot: int, scene: Scene, picture: Tensor, latent: Tensor) -> None:
         """Store one scene; ``picture`` is ``[3, H, W]`` in -1..1."""

@@ -38,10 +38,14 @@ def sprite(thing: Thing, size: int = _SPRITE) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_in_box(
-    thing: Thing, box: tuple[float, float, float, float], angle: float, flip: bool
+    thing: Thing,
+    box: tuple[float, float, float, float],
+    angle: float,
+    flip: bool,
+    body: tuple[int, int, int] | None = None,
 ) -> tuple[int, int, np.ndarray, np.ndarray]:
     """Draw an object whose silhouette fills ``box`` = (x, y, width, height) in pixels and is then turned by
-    ``angle`` degrees.
+    ``angle`` degrees. ``body`` is its colour, red, green and blue 0..255; None: the one that the words name.
 
     Returns:
         Left and top edge of the sprite, pixels; RGBA uint8 ``[h, w, 4]``, straight alpha; silhouette uint8
@@ -52,7 +56,7 @@ def draw_in_box(
     right, bottom = math.ceil(x + width * (1 + _HALO)), math.ceil(y + height * (1 + _HALO))
     out = (right - left, bottom - top)
     side = max(out)
-    sprite, silhouette = _sprite_at(thing, next((s for s in _MIPS if s >= side), side))
+    sprite, silhouette = _sprite_at(thing, next((s for s in _MIPS if s >= side), side), body)
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     scale_x = sprite.width / (width * (1 + 2 * _HALO)) * (-1 if flip else 1)
     scale_y = sprite.height / (height * (1 + 2 * _HALO))
@@ -72,9 +76,11 @@ def draw_in_box(
 
 
 @functools.lru_cache(maxsize=1024)
-def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
+def _sprite_at(
+    thing: Thing, size: int, body: tuple[int, int, int] | None = None
+) -> tuple[Image.Image, Image.Image]:
     """Return the premultiplied ("RGBa") sprite and the silhouette of ``size`` pixels, drawn three times
-    larger and reduced."""
+    larger and reduced; ``body`` as in :func:`draw_in_box`."""
     material, colour, kind = thing
     if kind not in KINDS or colour not in COLOURS or material not in MATERIALS:
         raise ValueError(
@@ -82,7 +88,7 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
             f"{tuple(COLOURS)}, materials {MATERIALS}"
         )
     if size < _SPRITE:
-        image, silhouette = _sprite_at(thing, _SPRITE)
+        image, silhouette = _sprite_at(thing, _SPRITE, body)
         return image.resize((size, size), Image.Resampling.BOX), silhouette.resize(
             (size, size), Image.Resampling.BOX
         )
@@ -93,7 +99,7 @@ def _sprite_at(thing: Thing, size: int) -> tuple[Image.Image, Image.Image]:
     def at(points: Sequence[_Point]) -> list[_Point]:
         return _laid(points, big)
 
-    body = COLOURS[colour]
+    body = body or COLOURS[colour]
     outline = _mix(body, _OUTLINE, {"solid": 0.75, "glass": 0.35}.get(material, 0.0))
     paint = Image.new("RGB", (big, big), outline)
     painted = Image.new("RGB", (big, big), body)

@@ -11,7 +11,7 @@ objects and background in a picture.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,10 @@ class StoryObject:
     def thing(self) -> Thing:
         """The object's material, colour and kind, without its place."""
         return Thing(self.material, self.colour, self.kind)
+
+
+Draw = Callable[..., StoryObject]
+"""Draws an object as :func:`place_object` does, with the same arguments except ``body``."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def random_scene(
     background: str | None = None,
     materials: Sequence[str] = MATERIALS,
     size: int = CANVAS,
+    draw: Draw | None = None,
 ) -> Scene:
     """Draw a scene from ``seed``.
 
@@ -197,23 +202,30 @@ def random_scene(
         background: a key of ``BACKGROUNDS``, or None for a random one.
         materials: the materials to choose from; ``solid`` is chosen 70 % of the time if there are others too.
         size: side of the canvas in pixels.
+        draw: draws each object, such as one of :data:`demo.world.looks.LOOKS`; None: :func:`place_object`. It
+            changes nothing else in the scene.
     """
     rng = np.random.default_rng(seed)
     place, things = random_things(rng, count, background, materials)
     backdrop = draw_background(place, rng, size)
     objects = [
-        place_object(thing, box, angle=float(rng.uniform(-10, 10)), flip=bool(rng.random() < 0.5))
+        (draw or place_object)(thing, box, angle=float(rng.uniform(-10, 10)), flip=bool(rng.random() < 0.5))
         for thing, box in zip(things, _boxes(len(things), rng, size), strict=True)
     ]
     return Scene(seed, place, backdrop, tuple(objects))
 
 
 def place_object(
-    thing: Thing, box: tuple[float, float, float, float], *, angle: float = 0.0, flip: bool = False
+    thing: Thing,
+    box: tuple[float, float, float, float],
+    *,
+    angle: float = 0.0,
+    flip: bool = False,
+    body: tuple[int, int, int] | None = None,
 ) -> StoryObject:
     """Draw an object whose silhouette fills ``box`` = (x, y, width, height) in pixels and is then turned by
-    ``angle`` degrees."""
-    left, top, image, silhouette = draw_in_box(thing, box, angle, flip)
+    ``angle`` degrees. ``body`` is its colour, red, green and blue 0..255; None: the one that the words name."""
+    left, top, image, silhouette = draw_in_box(thing, box, angle, flip, body)
     return StoryObject(thing.kind, thing.colour, thing.material, left, top, image, silhouette)
 
 

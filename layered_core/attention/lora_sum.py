@@ -21,31 +21,35 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Delta = Callable[[Tensor, Tensor], Tensor]
 """What a LoRA adds to a module, with its strength: from the input ``x`` and the module's own output ``f(x)`` to
 ``adapted(x) - f(x)``. For a linear layer rows ``[n, C]`` and ``[n, C']``; for a convolution ``[B, C, h, w]`` and
 ``[B, C', h', w']``."""
 
-_CALL = {"cpu": 2e6, "cuda": 2e9}
+_CALL = {"cpu": 2e6, "cuda": 3e8}
 """Multiplications that take about as long as the start of one operation, by the kind of device."""
 
-_CALLS_EACH = 5
-"""Operations that a LoRA takes if its rows are gathered."""
+_CALLS_EACH, _CALLS_TOGETHER = 6, 3
+"""Operations that a LoRA takes if its rows are gathered, and that all take together."""
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A LoRA of a linear layer: a :data:`Delta` that is ``up (down x)``."""
+    """A LoRA of a linear layer: a :data:`Delta` that is ``scale up (down x)``."""
 
     down: Tensor
     """``[r, C]`` for rank r."""
     up: Tensor
-    """``[C', r]``, with strength and scale in it."""
+    """``[C', r]``."""
+    scale: float = 1.0
+    """Factor, with the strength in it."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``[n, C']`` for rows ``x`` ``[n, C]``."""
-        return torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up)
+        out = functional.linear(functional.linear(x, self.down), self.up)
+        return out if self.scale == 1 else out * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +174,15 @@ class Reach:
         )  # fmt: skip
 
 
+class _Plan(NamedTuple):
+    """How the sum is computed on some rows."""
+
+    acting: Sequence[tuple[int, Delta]]
+    """The LoRAs that have a weight there."""
+    together: bool
+    """Whether all are computed on all rows, in few operations."""
+
+
 @dataclass(eq=False)
 class Adapted:
     """What the LoRAs of a run add to one module."""
@@ -179,17 +192,20 @@ class Adapted:
     reach: Reach | None = None
     """For a convolution that may be computed in a box; None: only as a whole."""
     _stacked: tuple[Tensor, Tensor] | None = None
+    _plans: dict[Rows, _Plan] = field(default_factory=dict)
 
     def to_rows(self, y: Tensor, x: Tensor, rows: Rows) -> Tensor:
         """Return a linear layer's output ``y`` ``[..., C']`` for input ``x`` ``[..., C]``, with the LoRAs added."""
-        acting = [(k, delta) for k, delta in self.deltas if rows.count(k)]
-        if not acting:
+        plan = self._plans.get(rows)
+        if plan is None:
+            plan = self._plans[rows] = self._plan(rows, x, y)
+        if not plan.acting:
             return y
         flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        if len(acting) > 1 and self._together_is_cheaper(acting, rows, flat_x, flat_y):
+        if plan.together:
             return self._together(flat_y, flat_x, rows).view_as(y)
         out = flat_y
-        for k, delta in acting:
+        for k, delta in plan.acting:
             own = rows.chosen[k]
             if own is None:
                 out = out + delta(flat_x, flat_y)
@@ -217,21 +233,27 @@ class Adapted:
                 out += delta(x, y) * _over(pixels.weights[k], y)
         return out
 
-    def _together_is_cheaper(
-        self, acting: Sequence[tuple[int, Delta]], rows: Rows, x: Tensor, y: Tensor
-    ) -> bool:
-        """Return whether all LoRAs on all rows take less time than each on its own rows."""
-        if not all(isinstance(delta, LowRank) for _, delta in self.deltas):
-            return False
-        apart = sum(rows.count(k) * len(delta.down) for k, delta in acting if isinstance(delta, LowRank))
-        together = len(x) * sum(len(delta.down) for _, delta in self.deltas if isinstance(delta, LowRank))
-        saved = (_CALLS_EACH * len(acting) - 4) * _CALL.get(x.device.type, _CALL["cuda"])
-        return (together - apart) * (x.shape[1] + y.shape[1]) < saved
+    def _plan(self, rows: Rows, x: Tensor, y: Tensor) -> _Plan:
+        """Return how the sum is computed on some rows: all LoRAs on all rows, if that takes less time than each on its
+        own rows."""
+        acting = [(k, delta) for k, delta in self.deltas if rows.count(k)]
+        everywhere = len(acting) == 1 and rows.chosen[acting[0][0]] is None
+        pairs = [(k, delta) for k, delta in self.deltas if isinstance(delta, LowRank)]
+        if everywhere or not acting or len(pairs) < len(self.deltas):
+            return _Plan(acting, False)
+        count = x.numel() // x.shape[-1]
+        apart = sum(rows.count(k) * len(delta.down) for k, delta in pairs)
+        together = count * sum(len(delta.down) for _, delta in pairs)
+        saved = (_CALLS_EACH * len(acting) - _CALLS_TOGETHER) * _CALL.get(x.device.type, _CALL["cuda"])
+        return _Plan(acting, (together - apart) * (x.shape[-1] + y.shape[-1]) < saved)
 
     def _together(self, y: Tensor, x: Tensor, rows: Rows) -> Tensor:
         pairs = [(k, delta) for k, delta in self.deltas if isinstance(delta, LowRank)]
         if self._stacked is None:
-            self._stacked = torch.cat([d.down for _, d in pairs]).T, torch.cat([d.up for _, d in pairs], 1).T
+            self._stacked = (
+                torch.cat([d.down for _, d in pairs]).T,
+                torch.cat([d.up * d.scale for _, d in pairs], 1).T,
+            )
         down, up = self._stacked
         spread = rows.spread([(k, len(d.down)) for k, d in pairs], x.dtype)
         return torch.addmm(y, torch.mm(x, down).mul_(spread), up)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from layered_core.errors import invalid
 from layered_core.noise.guidance import classifier_free
 from layered_core.noise.window import sigma_at
 from layered_core.painting.repaint import Repaint
-from layered_core.rendering.rendering_plan import Part, Rendering, plan_rendering
+from layered_core.rendering.rendering_plan import Part, Rendering, background_of, plan_rendering
 from layered_core.rendering.vision_guidance import (
     fuse,
     left_in,
@@ -29,10 +30,18 @@ from layered_core.rendering.vision_guidance import (
     vision_guidance,
     word_colours,
 )
+from layered_diffusers.methods.layer_loras import DocumentLoras, UNetLoras
+from layered_diffusers.methods.layer_loras import Part as LoraPart
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.text import encode
 from layered_diffusers.models.text import stack as stack_texts
 from layered_diffusers.sampling import AnyRun, Run, WordedMethod
+
+Owner = LoraPart
+"""Whose LoRAs act on a row."""
+
+Spoken = tuple[str, Owner | None]
+"""A text, and the layer whose LoRAs change how it is encoded; None: no LoRA does."""
 
 Encode = Callable[[Tensor], Tensor]
 """Encodes pictures ``[B, 3, H, W]`` in 0..1 to latents ``[B, C, h, w]`` in the model's scale."""
@@ -73,6 +82,7 @@ class Rendered(WordedMethod):
         prompts: Sequence[str] | None = None,
         negative: str = "",
         then: WordedMethod | None = None,
+        adapters: Path | None = None,
     ) -> None:
         """Plan a run.
 
@@ -85,11 +95,16 @@ class Rendered(WordedMethod):
             negative: main negative prompt; empty takes the document's own.
             then: acts after the share of layered rendering, planned for the same documents and prompts; None:
                 the main prompt alone.
+            adapters: folder of the LoRAs that the layers' recipes name. While a layer is predicted by itself its
+                LoRAs act on all of it, later where the layer is seen.
 
         Raises:
-            LayeredError: see :func:`~layered_core.rendering.rendering_plan.plan_rendering` and
-                :func:`~layered_diffusers.models.adapters.with_tokens`.
+            LayeredError: see :func:`~layered_core.rendering.rendering_plan.plan_rendering`,
+                :func:`~layered_diffusers.models.adapters.with_tokens` and
+                :class:`~layered_diffusers.methods.layer_loras.DocumentLoras`.
         """
+        own = documents if rendering.share > 0 else []
+        self.loras: DocumentLoras = getattr(then, "loras", None) or DocumentLoras(model, own, adapters)
         self.model, self.encode, self.rendering, self.then = model, encode, rendering, then
         self.documents = [with_tokens(model, d, needed=rendering.share > 0) for d in documents]
         self.renderings = [
@@ -210,6 +225,20 @@ class Rendered(WordedMethod):
             rows = rows[len(part) :]
         return torch.cat(done)
 
+    def _owners(self) -> list[Owner]:
+        """Return whose LoRAs act on each row."""
+        found = []
+        for part, picture in zip(self.rows.parts, self.rows.picture.tolist(), strict=True):
+            number = picture if len(self.documents) > 1 else 0
+            behind = background_of(self.documents[number])
+            found.append((number, part.name or ("" if behind is None else behind.name)))
+        return found
+
+    def _spoken(self, text: str, owner: Owner | None) -> Spoken:
+        """Return what says how a text is encoded: as the words of a layer whose LoRAs change the text encoder, or as
+        any text."""
+        return text, owner if owner is not None and self.loras.speaks_for(*owner) else None
+
     def _given_colours(self, run: AnyRun) -> Tensor:
         """Return the colours that come from pictures, ``[R, C]``."""
         if self.rendering.colour == "constant":
@@ -238,6 +267,14 @@ class Rendered(WordedMethod):
 class LayeredRendering(Rendered):
     """Layered rendering on a UNet. See :class:`Rendered`."""
 
+    _placed: UNetLoras | None = None
+
+    def before_step(self, run: Run, index: int) -> None:
+        """Let the method act that follows, with LoRAs of its own, once the share is over."""
+        super().before_step(run, index)
+        if self._placed is not None and self._follows:
+            self._placed.idle = getattr(self.then, "loras", None) is self.loras
+
     def start(self, run: Run, stack: ExitStack) -> None:
         """Encode the words of all parts."""
         super().start(run, stack)
@@ -247,12 +284,22 @@ class LayeredRendering(Rendered):
             logging.getLogger(__name__).warning(
                 "Classifier-free guidance is off, so negative prompts have no effect"
             )
-        texts = dict.fromkeys(
-            ("", self.negative, *(t for p in self.rows.parts for t in (p.words, p.negative)))
-        )
-        self._texts = {text: i for i, text in enumerate(texts)}
-        contexts, self._pooled = encode(self.model, list(texts))
-        self._contexts = stack_texts(contexts)
+        self._placed = UNetLoras(self.loras, run, self._cut) if self.loras else None
+        if self._placed is not None:
+            self._placed.start(stack)
+        parts = list(zip(self.rows.parts, self._owners(), strict=True))
+        texts: dict[Spoken, None] = dict.fromkeys([("", None), (self.negative, None)])
+        texts |= dict.fromkeys(self._spoken(t, owner) for p, owner in parts for t in (p.words, p.negative))
+        plain = [text for text in texts if text[1] is None]
+        contexts, pooled = encode(self.model, [text for text, _ in plain])
+        self._texts = {text: i for i, text in enumerate([*plain, *(x for x in texts if x[1] is not None)])}
+        for text, owner in list(self._texts)[len(plain) :]:
+            assert owner is not None
+            with self.loras.encoding(*owner):
+                found, own = encode(self.model, [text])
+            contexts += found
+            pooled = None if pooled is None or own is None else torch.cat([pooled, own])
+        self._contexts, self._pooled = stack_texts(contexts), pooled
         self._kind = str(run.scheduler.config.prediction_type)
 
     def predict(self, run: Run, index: int, more: dict[str, Any]) -> Tensor | None:
@@ -260,18 +307,27 @@ class LayeredRendering(Rendered):
         if index >= self._end:
             return None
         rows, t = self.rows, run.timesteps[index]
+        owners = self._owners()
         scaled = run.scheduler.scale_model_input(run.latents, t)
         sigma = sigma_at(run.scheduler.alphas_cumprod, float(t))
         count, guidance = len(scaled), run.guidance
         if index == 0:
             rows.planted = self._planted(
                 run,
-                lambda texts, picture: self._model(run, t, scaled[picture], texts, count + picture, more),
+                lambda texts, picture: self._model(
+                    run,
+                    t,
+                    scaled[picture],
+                    texts,
+                    count + picture,
+                    more,
+                    owners if any(texts) else None,
+                ),
                 1.0 if self._kind == "sample" else -1.0,
             )
         shifted = scaled[rows.picture] + rows.planted
         words, negatives = ([getattr(p, k) for p in rows.parts] for k in ("words", "negative"))
-        cond = self._model(run, t, shifted, words, count + rows.picture, more)
+        cond = self._model(run, t, shifted, words, count + rows.picture, more, owners)
         back = left_in(sigma, self._kind) if self.rendering.form == "denoised" else 0.0
         if isinstance(guidance, float | int) and guidance == 1:
             return fuse(cond - back * rows.planted, rows.masks, rows.picture)
@@ -280,19 +336,28 @@ class LayeredRendering(Rendered):
             own = torch.arange(count, device=scaled.device)
             uncond = self._model(run, t, scaled, [self.negative] * count, own, more)
             return classifier_free(uncond, fused, guidance)
-        uncond = self._model(run, t, shifted, negatives, rows.picture, more)
+        uncond = self._model(run, t, shifted, negatives, rows.picture, more, owners)
         scale = guidance[rows.picture] if isinstance(guidance, Tensor) else guidance
         return fuse(classifier_free(uncond, cond, scale) - back * rows.planted, rows.masks, rows.picture)
 
     def _model(
-        self, run: Run, t: Tensor, inputs: Tensor, texts: Sequence[str], source: Tensor, more: dict[str, Any]
+        self,
+        run: Run,
+        t: Tensor,
+        inputs: Tensor,
+        texts: Sequence[str],
+        source: Tensor,
+        more: dict[str, Any],
+        owners: Sequence[Owner] | None = None,
     ) -> Tensor:
         """Return the UNet's prediction for rows with texts of their own, in as many passes as memory asks for.
 
         ``source`` is the row of the run's own batch, uncond rows before cond rows, from which each row takes its
-        further inputs.
+        further inputs. ``owners`` says whose LoRAs act on each row; None: each acts where its layer is.
         """
-        own = torch.tensor([self._texts[text] for text in texts], device=inputs.device)
+        nobody: list[Owner | None] = [None] * len(texts)
+        spoken = zip(texts, owners or nobody, strict=True)
+        own = torch.tensor([self._texts[self._spoken(*x)] for x in spoken], device=inputs.device)
         if run.concat is not None:
             inputs = torch.cat([inputs, run.concat[source]], 1)
 
@@ -302,7 +367,10 @@ class LayeredRendering(Rendered):
                 given["added_cond_kwargs"] = {k: v[source[part]] for k, v in run.added.items()}
                 if self._pooled is not None:
                     given["added_cond_kwargs"]["text_embeds"] = self._pooled[own[part]]
-            found: Tensor = run.unet(inputs[part], t, self._contexts[own[part]], **given).sample
+            with ExitStack() as stack:
+                if self._placed is not None and owners is not None:
+                    stack.enter_context(self._placed.alone([owners[i] for i in part.tolist()]))
+                found: Tensor = run.unet(inputs[part], t, self._contexts[own[part]], **given).sample
             return found
 
         return self._in_parts(torch.arange(len(inputs), device=inputs.device), predicted)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.cross_attention import plain
 from layered_core.attention.regional_attention import RegionalAttention
-from layered_core.attention.regional_plan import Plan, Settings, plan_regions
+from layered_core.attention.regional_plan import Plan, Region, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.noise.guidance import of_empty_picture
 from layered_core.noise.window import Window, sigma_at
+from layered_diffusers.methods.layer_loras import DocumentLoras, UNetLoras
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
@@ -39,6 +41,7 @@ class RegionalPrompts(WordedMethod):
         prompts: Sequence[str] | None = None,
         negative: str = "",
         maps: AttentionMaps | None = None,
+        adapters: Path | None = None,
     ) -> None:
         """Plan a run.
 
@@ -52,16 +55,19 @@ class RegionalPrompts(WordedMethod):
                 An embedding ``krk`` is written ``<krk>`` in them.
             negative: negative prompt of the whole picture; empty takes the document's own.
             maps: records the attention to the layers' words; works with one document only.
+            adapters: folder of the LoRAs that the layers' recipes name.
 
         Raises:
-            LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions` and
-                :func:`~layered_diffusers.models.adapters.with_tokens`.
+            LayeredError: see :func:`~layered_core.attention.regional_plan.plan_regions`,
+                :func:`~layered_diffusers.models.adapters.with_tokens` and
+                :class:`~layered_diffusers.methods.layer_loras.DocumentLoras`.
         """
         self.model, self.settings, self.maps = model, settings or Settings(), maps
         # The documents' own words are without embeddings, as in ComfyUI.
         words = [
             p.strip() or d.words for p, d in zip(prompts or [""] * len(documents), documents, strict=True)
         ]
+        self.loras = DocumentLoras(model, documents if self.settings.strength > 0 else [], adapters)
         acts = self.settings.strength > 0 or maps is not None
         documents = [with_tokens(model, d, needed=acts) for d in documents]
         plan = partial(
@@ -76,7 +82,7 @@ class RegionalPrompts(WordedMethod):
             raise invalid("maps: number of documents", len(documents), "1")
 
     def start(self, run: Run, stack: ExitStack) -> None:
-        """Put attention processors on the UNet's cross-attentions, if any layer's words act."""
+        """Put attention processors on the UNet's cross-attentions, if any layer's words act, and let LoRAs act."""
         if len(self.plans) not in (1, len(run.latents)):
             allowed = f"one, or one for each picture, that is {len(run.latents)}"
             raise invalid("documents", len(self.plans), allowed)
@@ -87,7 +93,12 @@ class RegionalPrompts(WordedMethod):
             (height >> i) * (width >> i): (height >> i, width >> i)
             for i in range(len(run.unet.config.block_out_channels))
         }
-        self._halves = [[self._half(plan, half) for plan in self.plans] for half in ("uncond", "cond")]
+        self._halves = [
+            [self._half(i, plan, half) for i, plan in enumerate(self.plans)] for half in ("uncond", "cond")
+        ]
+        self._placed = UNetLoras(self.loras, run, self._cut) if self.loras else None
+        if self._placed is not None:
+            self._placed.start(stack)
         if any(x is not None for half in self._halves for x in half):
             before = dict(run.unet.attn_processors)
             stack.callback(run.unet.set_attn_processor, before)
@@ -122,30 +133,49 @@ class RegionalPrompts(WordedMethod):
         """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before
         cond rows. The arguments are those of :class:`RegionalAttention`."""
         out = base.clone()
+
+        def project(x: Tensor) -> tuple[Tensor, Tensor]:
+            return attn.to_k(x), attn.to_v(x)
+
         for rows, half in zip(torch.arange(len(q)).chunk(2), self._halves, strict=True):
-            for own, attention in zip([rows] if len(half) == 1 else rows.split(1), half, strict=True):
+            for i, (own, attention) in enumerate(
+                zip([rows] if len(half) == 1 else rows.split(1), half, strict=True)
+            ):
                 if attention is not None:
                     at = slice(int(own[0]), int(own[-1]) + 1)
+                    texts = None
+                    if self._placed is not None:
+                        texts = self._placed.texts(block, attention, i, q, project)
                     out[at] = attention(
                         q[at], k[at], v[at], base[at], size=self._sizes[q.shape[1]], sigma=self._sigma,
-                        heads=attn.heads, block=block,
-                        project=lambda x: (attn.to_k(x), attn.to_v(x)), attend=plain(attn.heads),
+                        heads=attn.heads, block=block, project=project, attend=plain(attn.heads), texts=texts,
                     )  # fmt: skip
         return out
 
-    def _half(self, plan: Plan, half: str) -> RegionalAttention | None:
+    def _half(self, document: int, plan: Plan, half: str) -> RegionalAttention | None:
         regions = plan.cond if half == "cond" else plan.uncond
         maps = self.maps if half == "cond" else None
         if not any(r.acts for r in regions) and not (regions and maps is not None):
             return None
-        texts = list(dict.fromkeys(r.text for r in regions if r.text))
-        contexts = dict(zip(texts, encode(self.model, texts)[0], strict=True)) if texts else {}
+        apart = [bool(r.text) and self.loras.speaks_for(document, r.name) for r in regions]
+        texts = list(
+            dict.fromkeys(r.text for r, own in zip(regions, apart, strict=True) if r.text and not own)
+        )
+        shared = dict(zip(texts, encode(self.model, texts)[0], strict=True)) if texts else {}
+        contexts = [
+            self._encoded(document, r) if own else shared.get(r.text)
+            for r, own in zip(regions, apart, strict=True)
+        ]
         tokens = context_length(self.model, plan.prompt if half == "cond" else plan.negative)
         window = Window.of_shares(self._alphas, self.settings.start, self.settings.end)
         return RegionalAttention(
-            regions, self.settings, [contexts.get(r.text) for r in regions], tokens, window, maps,
-            cut=self._cut,
+            regions, self.settings, contexts, tokens, window, maps, cut=self._cut,
         )  # fmt: skip
+
+    def _encoded(self, document: int, region: Region) -> Tensor:
+        """Encode a region's words with its layer's own LoRAs."""
+        with self.loras.encoding(document, region.name):
+            return encode(self.model, [region.text])[0][0]
 
 
 class _Processor:

@@ -41,7 +41,7 @@ def adapted(model: DiffusionPipeline, recipe: Recipe, folder: Path | None) -> It
             stack.callback(model.unload_lora_weights)
             names = [f"lora_{i}" for i in range(len(recipe.loras))]
             for name, lora in zip(names, recipe.loras, strict=True):
-                file = _file(lora.name, folder)
+                file = adapter_file(lora.name, folder)
                 _load(
                     file,
                     lambda f=file, n=name: model.load_lora_weights(
@@ -130,7 +130,7 @@ def _is_loaded(model: DiffusionPipeline, token: str) -> bool:
 def _embed(model: DiffusionPipeline, name: str, folder: Path | None, stack: ExitStack) -> str:
     """Load an embedding until ``stack`` closes, and return its token."""
     require_unet(model, f"embedding {name!r}")
-    file, token = _file(name, folder), embedding_token(name)
+    file, token = adapter_file(name, folder), embedding_token(name)
     before = set(model.tokenizer.get_added_vocab())
     _load(file, lambda: model.load_textual_inversion(file.parent, weight_name=file.name, token=token))
     # Further vectors have tokens of their own, which diffusers does not unload with the first.
@@ -139,7 +139,12 @@ def _embed(model: DiffusionPipeline, name: str, folder: Path | None, stack: Exit
     return token
 
 
-def _file(name: str, folder: Path | None) -> Path:
+def adapter_file(name: str, folder: Path | None) -> Path:
+    """Return the file of a LoRA or embedding that a recipe names, with or without its ending.
+
+    Raises:
+        LayeredError: there is none in ``folder``, which may be None: no folder was given.
+    """
     if folder is None:
         raise LayeredError(
             f"LoRA or embedding {name!r} was not found, because no folder of LoRAs and embeddings is given. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,9 +107,12 @@ class TransformerGenerator(Generator):
         prompts: Sequence[str] | None = None,
         negative: str = "",
         maps: AttentionMaps | None = None,
+        adapters: Path | None = None,
     ) -> JointPrompts:
-        """Return the method that makes each layer's words act where the layer is visible."""
-        return JointPrompts(self.model, documents, settings, prompts=prompts, negative=negative, maps=maps)
+        """Return the method that makes each layer's words and LoRAs act where the layer is visible."""
+        return JointPrompts(
+            self.model, documents, settings, prompts=prompts, negative=negative, maps=maps, adapters=adapters
+        )
 
     def layered_rendering(
         self,
@@ -118,12 +122,13 @@ class TransformerGenerator(Generator):
         prompts: Sequence[str] | None = None,
         negative: str = "",
         then: WordedMethod | None = None,
+        adapters: Path | None = None,
     ) -> TransformerRendering:
         """Return the method that leads each layer to its place while the picture is forming, and leaves the rest
         to ``then``."""
         return TransformerRendering(
             self.model, self.encode, documents, rendering or Rendering(),
-            prompts=prompts, negative=negative, then=then,
+            prompts=prompts, negative=negative, then=then, adapters=adapters,
         )  # fmt: skip
 
     def encode(self, pictures: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +111,11 @@ class Joiner:
             named["encoder_hidden_states_mask"] = torch.cat([mask, mask.new_ones(len(mask), room)], 1)
         return [self._layout(i, joined, length, room).to(states.device) for i in range(len(joined.rows))]
 
+    def lengths(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> list[int]:
+        """Return every row's number of text tokens in the transformer, from its arguments after :meth:`join`."""
+        states = named["encoder_hidden_states"]
+        return [int(states.shape[1])] * len(states)
+
     @contextmanager
     def positions(self) -> Iterator[None]:
         """Let every region's text stand where it would stand as the prompt, inside the block."""
@@ -155,6 +160,11 @@ class ListJoiner(Joiner):
                 given[2][i] = torch.cat([text, block.to(text)])
         device = given[2][0].device
         return [self._layout_of(i, joined).to(device) for i in range(len(joined.rows))]
+
+    def lengths(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> list[int]:
+        """Return every row's number of text tokens in the transformer, from its arguments after :meth:`join`."""
+        multiple = self.host.family.multiple
+        return [-(-len(text) // multiple) * multiple for text in given[2]]
 
     @contextmanager
     def positions(self) -> Iterator[None]:

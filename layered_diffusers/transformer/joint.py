@@ -21,6 +21,7 @@ from layered_core.errors import LayeredError
 from layered_diffusers.transformer.hosts import Host
 from layered_diffusers.transformer.joining import Joined, Joiner, Layout, ListJoiner, Row
 from layered_diffusers.transformer.latents import PATCH, pack
+from layered_diffusers.transformer.layer_loras import JointLoras
 
 Factor = Callable[[float], Tensor]
 """Relative noise to the factor on the guidance of every latent cell, ``[B, 1, h, w]``."""
@@ -59,6 +60,8 @@ class Joint(TorchFunctionMode):
         """How much more the guidance is in the layers; None: nowhere."""
         self.scale = 1.0
         """Scale of classifier-free guidance."""
+        self.loras: JointLoras | None = None
+        """LoRAs of layers; None: none acts."""
         self.idle = False
         """Whether calls are only counted, because another method makes them with rows of its own."""
         self.step = self.call = 0
@@ -109,19 +112,24 @@ class Joint(TorchFunctionMode):
         uneven = not self.host.masks and any(
             r.main < named["encoder_hidden_states"].shape[1] for r in self._rows
         )
-        if not any(acts) and not watched and not uneven:
+        if not any(acts) and not watched and not uneven and self.loras is None:
             return None
         texts = [
             list(r.regions.contexts) if on and r.regions is not None else []
             for r, on in zip(self._rows, acts, strict=True)
         ]
         given = tuple(list(x) if isinstance(x, list) else x for x in given)
-        self._groups = _grouped(self._rows, self.joiner.join(Joined(self._rows, texts), given, named))
+        layouts = self.joiner.join(Joined(self._rows, texts), given, named)
+        if self.loras is not None:
+            self.loras.lay_out(self._rows, layouts, self.joiner.lengths(given, named))
+        self._groups = _grouped(self._rows, layouts)
         self._seen = self._attended = 0
         return given, named
 
     def _after(self, module: nn.Module, given: Any, output: Any) -> Any:
         watched, self._groups, self.joiner.joined = bool(self._groups), [], None
+        if self.loras is not None:
+            self.loras.lay_out([], [], [])
         if watched and not self._attended:
             raise LayeredError(
                 "regions: no attention of the transformer was seen. Use diffusers' native attention, without "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 from layered_core.document import LayerDocument
 from layered_core.rendering.rendering_plan import Rendering
 from layered_core.rendering.vision_guidance import fuse, left_in
-from layered_diffusers.methods.layered_rendering import Encode, Rendered
+from layered_diffusers.methods.layer_loras import replace_forward
+from layered_diffusers.methods.layered_rendering import Encode, Owner, Rendered
 from layered_diffusers.sampling import WordedMethod
 from layered_diffusers.transformer.latents import pack, unpack
+from layered_diffusers.transformer.layer_loras import JointLoras
 from layered_diffusers.transformer.run import FlowRun
 from layered_diffusers.transformer.text import Text, check_embeddings, encode
 
@@ -32,6 +35,7 @@ class TransformerRendering(Rendered):
     """
 
     on_transformers = True
+    _placed: JointLoras | None = None
 
     def __init__(
         self,
@@ -43,11 +47,15 @@ class TransformerRendering(Rendered):
         prompts: Sequence[str] | None = None,
         negative: str = "",
         then: WordedMethod | None = None,
+        adapters: Path | None = None,
     ) -> None:
         """Plan a run. Arguments and errors are those of
         :class:`~layered_diffusers.methods.layered_rendering.Rendered`; besides, no layer may have an embedding."""
         check_embeddings(model, documents if rendering.share > 0 else [])
-        super().__init__(model, encode, documents, rendering, prompts=prompts, negative=negative, then=then)
+        super().__init__(
+            model, encode, documents, rendering,
+            prompts=prompts, negative=negative, then=then, adapters=adapters,
+        )  # fmt: skip
 
     def start(self, run: FlowRun, stack: ExitStack) -> None:  # type: ignore[override]  # on transformers
         """Encode the words of all parts, and come between the pipeline and its transformer until ``stack``
@@ -59,16 +67,18 @@ class TransformerRendering(Rendered):
             logging.getLogger(__name__).warning(
                 "Classifier-free guidance is off, so negative prompts have no effect"
             )
-        self._texts = {"": encode(self.model, "")}
-        for part in self.rows.parts:
-            for text in {part.words, part.negative} - self._texts.keys():
-                self._texts[text] = encode(
-                    self.model, text, f"layer {part.name!r}" if part.name else "prompt"
-                )
+        if self.loras:
+            self._placed = run.joint.loras = JointLoras(self.loras, run.host, run.latents, self._cut)
+            self._placed.start(stack)
+        self._texts = {self._spoken("", None): encode(self.model, "")}
+        for part, owner in zip(self.rows.parts, self._owners(), strict=True):
+            for spoken in {self._spoken(t, owner) for t in (part.words, part.negative)} - self._texts.keys():
+                with self.loras.encoding(*owner) if spoken[1] is not None else nullcontext():
+                    self._texts[spoken] = encode(
+                        self.model, spoken[0], f"layer {part.name!r}" if part.name else "prompt"
+                    )
         transformer = self.model.transformer
-        before, own = vars(transformer).get("forward"), transformer.forward
-        transformer.forward = partial(self._forward, run, own)
-        stack.callback(_put_back, transformer, before)
+        replace_forward(transformer, partial(self._forward, run, transformer.forward), stack)
 
     def before_step(self, run: FlowRun, index: int) -> None:  # type: ignore[override]  # on transformers
         """Keep the run's attention out of the layers' passes, and let the method act that follows them."""
@@ -80,10 +90,14 @@ class TransformerRendering(Rendered):
         joint, rows = run.joint, self.rows
         if not joint.idle:
             return own(*given, **named)
-        call = _Call(run, own, given, named)
+        call, owners = _Call(run, own, given, named), self._owners()
         if joint.step == joint.call == 0:
             rows.planted = self._planted(
-                run, lambda words, picture: self._flow(call, run.latents[picture], self._encoded(words)), -1.0
+                run,
+                lambda words, picture: self._flow(
+                    call, run.latents[picture], words, owners if any(words) else None
+                ),
+                -1.0,
             )
         shifted = run.latents[rows.picture] + rows.planted
         paper = self.rendering.form == "paper"
@@ -91,25 +105,50 @@ class TransformerRendering(Rendered):
         halves = []
         for half in joint.passes[joint.call]:
             if half == "uncond" and self.rendering.preset == "fast":
-                halves.append(self._flow(call, run.latents, run.texts["uncond"]))
+                halves.append(self._flow_of(call, run.latents, run.texts["uncond"]))
                 continue
             words = [part.words if half == "cond" else part.negative for part in rows.parts]
-            found = self._flow(call, shifted, self._encoded(words))
+            found = self._flow(call, shifted, words, owners)
             halves.append(fuse(found - back * rows.planted, rows.masks, rows.picture))
         return call.answer(torch.cat(halves))
 
-    def _encoded(self, texts: Sequence[str]) -> list[Text]:
-        return [self._texts[text] for text in texts]
+    def _flow(
+        self, call: _Call, latents: Tensor, words: Sequence[str], owners: Sequence[Owner] | None
+    ) -> Tensor:
+        """Return the flow for latents ``[n, C, h, w]`` and words each. ``owners`` says whose LoRAs act on each row;
+        None: no LoRA does."""
+        nobody: list[Owner | None] = [None] * len(words)
+        spoken = zip(words, owners or nobody, strict=True)
+        return self._flow_of(call, latents, [self._texts[self._spoken(*x)] for x in spoken], owners)
 
-    def _flow(self, call: _Call, latents: Tensor, texts: Sequence[Text]) -> Tensor:
+    def _flow_of(
+        self, call: _Call, latents: Tensor, texts: Sequence[Text], owners: Sequence[Owner] | None = None
+    ) -> Tensor:
         """Return the flow for latents ``[n, C, h, w]`` and a text each, in a pass for every length of text, or
         more where memory asks for it."""
         lengths = torch.tensor([len(text.states) for text in texts], device=latents.device)
         flow = torch.empty_like(latents)
         for length in lengths.unique():
             rows = (lengths == length).nonzero()[:, 0]
-            flow[rows] = self._in_parts(rows, lambda part: call.flow(latents[part], [texts[i] for i in part]))
+            flow[rows] = self._in_parts(rows, lambda part: self._of_rows(call, latents, texts, owners, part))
         return flow
+
+    def _of_rows(
+        self,
+        call: _Call,
+        latents: Tensor,
+        texts: Sequence[Text],
+        owners: Sequence[Owner] | None,
+        part: Tensor,
+    ) -> Tensor:
+        rows = part.tolist()
+        alone = (
+            nullcontext()
+            if owners is None or self._placed is None
+            else self._placed.alone([owners[i] for i in rows])
+        )
+        with alone:
+            return call.flow(latents[part], [texts[i] for i in rows])
 
 
 @dataclass(frozen=True)
@@ -161,11 +200,3 @@ class _Call:
         if "encoder_hidden_states_mask" in named:  # texts of one length have no padding
             named["encoder_hidden_states_mask"] = None
         return named
-
-
-def _put_back(transformer: Any, forward: Any) -> None:
-    """Give a transformer the forward that it had; None: that of its class."""
-    if forward is None:
-        del transformer.forward
-    else:
-        transformer.forward = forward

@@ -14,6 +14,7 @@ import comfy.lora_convert
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
+import comfy.weight_adapter
 import folder_paths
 from torch import nn
 
@@ -35,6 +36,8 @@ class LoraFile:
     """What it changes in the model: ComfyUI's patches."""
     texts: Mapping[Target, Any]
     """What it changes in the text encoders."""
+    made_for: tuple[weakref.ref[nn.Module], weakref.ref[nn.Module]]
+    """The model and the text encoders that it was read for."""
 
 
 _READ: weakref.WeakValueDictionary[Any, LoraFile] = weakref.WeakValueDictionary()
@@ -57,10 +60,12 @@ def read_lora(
     """
     file = lora_file(layer, lora)
     path = Path(folder_paths.get_full_path_or_raise(KIND, file))
-    stamp = path.stat()
-    key = str(path), stamp.st_mtime_ns, stamp.st_size, id(model.model), id(clip.cond_stage_model)
+    if not hasattr(comfy.weight_adapter, "BypassForwardHook"):
+        raise LayeredError(f"layer {layer!r}: LoRA {file!r} needs a ComfyUI that has bypass LoRAs. Update it")
+    stamp, networks = path.stat(), (model.model, clip.cond_stage_model)
+    key = str(path), stamp.st_mtime_ns, stamp.st_size, *(id(network) for network in networks)
     found = _READ.get(key)
-    if found is None:
+    if found is None or tuple(network() for network in found.made_for) != networks:
         found = _READ[key] = _read(f"layer {layer!r}: LoRA {file!r}", file, path, model, clip)
     return found
 
@@ -91,10 +96,15 @@ def _read(
         comfy.lora_convert.convert_lora(tensors), {**of_texts, **of_model}, log_missing=False
     )
     targets = {target_of(key): patch for key, patch in patches.items()}
+    for target in [t for t in targets if t.is_bias]:  # modules without a bias get none, as in ComfyUI
+        root = model.model if target.module.startswith("diffusion_model.") else clip.cond_stage_model
+        if getattr(root.get_submodule(target.module), "bias", None) is None:
+            del targets[target]
     read = LoraFile(
         file,
         {t: patch for t, patch in targets.items() if t.module.startswith("diffusion_model.")},
         {t: patch for t, patch in targets.items() if not t.module.startswith("diffusion_model.")},
+        (weakref.ref(model.model), weakref.ref(clip.cond_stage_model)),
     )
     family = type(model.model.model_config).__name__
     if not read.model and (not read.texts or any(not _is_of(of_texts, name) for name in names)):

@@ -7,7 +7,9 @@ never read, so they may be offloaded, cast or quantised.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.weight_adapter
@@ -18,6 +20,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from ...layered_core.attention.lora_sum import Adapted, Delta, LowRank, Pixels, Reach, Rows
+
+_ROTATIONS = comfy.weight_adapter.OFTAdapter, comfy.weight_adapter.BOFTAdapter
 
 Weigh = Callable[[Tensor, Tensor], Rows | Pixels | None]
 """From a module's input and output to the weights of the LoRAs on it; None: none acts."""
@@ -65,12 +69,10 @@ def module_of(root: nn.Module, target: Target, patch: Any) -> nn.Module:
     except AttributeError:
         raise LoraMisfitError(f"changes {target.module}, which is not there", of_shape=True) from None
     fixed = f"changes {target.module} ({type(module).__name__}) in a way that cannot act in one layer alone"
-    turned_input = isinstance(patch, comfy.weight_adapter.GLoRAAdapter) and target != (
-        *target[:2],
-        None,
-        None,
-    )
-    if turned_input or (not is_convolution(module) and not _is_linear(module)):
+    is_part = target.offset is not None or target.function is not None
+    if (is_part and isinstance(patch, comfy.weight_adapter.GLoRAAdapter)) or not (
+        is_convolution(module) or _is_linear(module)
+    ):
         raise LoraMisfitError(fixed, of_shape=False)
     try:
         outputs, inputs = _sides(module, target)
@@ -97,13 +99,21 @@ def is_convolution(module: nn.Module) -> bool:
 
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return weight is not None and len(weight.shape) == 2 and not isinstance(module, nn.Embedding)
+    is_matrix = weight is not None and len(weight.shape) == 2 and not isinstance(module, nn.Embedding)
+    return is_matrix or isinstance(module, nn.Linear)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """Return a module's numbers of outputs and inputs; quantised weights may be packed in another shape."""
+    names = ("out_channels", "in_channels") if is_convolution(module) else ("out_features", "in_features")
+    outputs, inputs = (getattr(module, name, None) for name in names)
+    groups = getattr(module, "groups", 1)
+    return int(outputs or module.weight.shape[0]), int(inputs or module.weight.shape[1] * groups)
 
 
 def _sides(module: nn.Module, target: Target) -> tuple[int, int]:
     """Return how many outputs and inputs of a module a patch is for."""
-    shape = module.weight.shape
-    sides = [int(shape[0]), int(shape[1]) * getattr(module, "groups", 1)]
+    sides = list(_shape(module))
     if target.offset is not None:
         sides[target.offset[0]] = target.offset[2]
     return sides[0], sides[1]
@@ -111,16 +121,20 @@ def _sides(module: nn.Module, target: Target) -> tuple[int, int]:
 
 def _outputs(module: nn.Module, target: Target, patch: Any, inputs: int) -> int:
     """Return how many outputs a patch gives for so many inputs, computed without data."""
-    if isinstance(patch, (comfy.weight_adapter.OFTAdapter, comfy.weight_adapter.BOFTAdapter)):
+    if isinstance(patch, _ROTATIONS):
         blocks = patch.weights[0]
         return int(blocks.shape[-3] * blocks.shape[-1])
+    if isinstance(patch, comfy.weight_adapter.GLoRAAdapter):
+        wide, deep = max(patch.weights[2:4], key=len), max(patch.weights[:2], key=len)
+        return len(wide) if len(deep) == inputs else 0
     if isinstance(patch, WeightAdapterBase):
         adapter = _adapter(module, patch, 1.0)
         _move(adapter, torch.device("meta"), torch.float32)
-        x = torch.zeros(1, inputs, *[8] * adapter.conv_dim, device="meta")
+        sides = [8] * adapter.conv_dim
+        x = torch.zeros(1, inputs, *sides, device="meta")
         return int(adapter.h(x, x).shape[1])
     change = _difference(patch)
-    if change.ndim > 1 and change.numel() != module.weight[:1].numel() * len(change):
+    if change.ndim > 1 and change[0].numel() != math.prod(module.weight.shape[1:]):
         return 0
     return len(change)
 
@@ -146,15 +160,10 @@ def delta_of(
     if _is_plain(adapter) and target.function is None:
         return _low_rank(module, target, adapter, device, dtype)
     _move(adapter, device, dtype)
-    if type(patch).bypass_forward is not WeightAdapterBase.bypass_forward:  # GLoRA
-
-        def whole(x: Tensor, y: Tensor) -> Tensor:
-            out: Tensor = adapter.bypass_forward(module.forward, x)
-            return out - y
-
-        return whole
-    if type(patch).g is not WeightAdapterBase.g:  # OFT, BOFT
-        return _placed(lambda x, y: adapter.g(y + adapter.h(x, y)) - y, target, axis)
+    if isinstance(patch, comfy.weight_adapter.GLoRAAdapter):
+        return _of_input(module, adapter)
+    if isinstance(patch, _ROTATIONS):
+        return _placed(_rotation(adapter, axis), target, axis)
     return _placed(adapter.h, target, axis)
 
 
@@ -179,17 +188,54 @@ def _low_rank(
     module: nn.Module, target: Target, adapter: Any, device: torch.device, dtype: torch.dtype
 ) -> LowRank:
     """Return a plain LoRA, as wide as the module, with its strength in it."""
-    up, down = (w.flatten(1).to(device, torch.float32) for w in adapter.weights[:2])
+    up, down = (w.flatten(1).to(device, dtype) for w in adapter.weights[:2])
     alpha = adapter.weights[2]
-    up = up * ((1.0 if alpha is None else alpha / len(down)) * adapter.multiplier)
+    scale = (1.0 if alpha is None else alpha / len(down)) * adapter.multiplier
     if target.offset is not None:
         dim, first, length = target.offset
-        rest = int(module.weight.shape[dim]) - first - length
+        rest = _shape(module)[dim] - first - length
         if dim == 0:
             up = functional.pad(up, (0, 0, first, rest))
         else:
             down = functional.pad(down, (first, rest))
-    return LowRank(down.to(dtype), up.to(dtype))
+    return LowRank(down, up, scale)
+
+
+def _of_input(module: nn.Module, adapter: Any) -> Delta:
+    """Return what a GLoRA adds: ``f(x + A x) + B x - f(x)``. ComfyUI's bypass swaps the factors of A and B."""
+    a1, a2, b1, b2, alpha, _ = adapter.weights
+    is_old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
+    is_new = b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]
+    if is_old and not is_new:
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    scale = (1.0 if alpha is None else alpha / a2.shape[0]) * adapter.multiplier
+    parts = [
+        _weight(module, w, alone=alone) for w, alone in ((a2, True), (a1, True), (b2, False), (b1, True))
+    ]
+
+    def added(x: Tensor, y: Tensor) -> Tensor:
+        a_down, a_up, b_down, b_up = parts
+        out: Tensor = module.forward(x + a_up(a_down(x, y), y) * scale) - y
+        return out + b_up(b_down(x, y), y) * scale
+
+    return added
+
+
+def _rotation(adapter: Any, axis: int) -> Delta:
+    """Return what OFT and BOFT add: the module's output with its channels rotated, less the output."""
+    adapter.is_conv = False  # it gets channels last
+    turn = adapter.g if isinstance(adapter, comfy.weight_adapter.BOFTAdapter) else partial(_rotated, adapter)
+    return lambda x, y: turn(y.movedim(axis, -1)).movedim(-1, axis) - y
+
+
+def _rotated(adapter: Any, y: Tensor) -> Tensor:
+    """Return ``y`` ``[..., C]`` rotated by OFT, as its own ``g``, which needs another layout in memory."""
+    rotation, count, size = adapter._get_orthogonal_matrix(y.device, y.dtype)
+    identity = torch.eye(size, device=y.device, dtype=y.dtype)
+    rotation = rotation.to(y.dtype) * adapter.multiplier + (1 - adapter.multiplier) * identity
+    out = torch.einsum("knm,...kn->...km", rotation, y.unflatten(-1, (count, size))).flatten(-2)
+    rescale = adapter.weights[1]
+    return out if rescale is None else out * rescale.view(-1)
 
 
 def _difference(patch: Any) -> Tensor:
@@ -212,15 +258,22 @@ def _bias(change: Tensor, axis: int) -> Delta:
     return added
 
 
-def _weight(module: nn.Module, change: Tensor) -> Delta:
-    """Return the delta that adds a difference of the weight."""
+def _weight(module: nn.Module, change: Tensor, *, alone: bool = False) -> Delta:
+    """Return the delta that adds a difference of the weight.
+
+    Args:
+        module: the module.
+        change: the difference, ``[C', ...]``.
+        alone: whether a convolution's pixels are each by themselves.
+    """
     info = comfy.weight_adapter.bypass.get_module_type_info(module)
     if not info["is_conv"]:
         return lambda x, y: functional.linear(x, change.flatten(1))
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[info["conv_dim"] - 1]
-    own = change.view(len(change), -1, *info["kernel_size"])
-    named = {key: info[key] for key in ("stride", "padding", "dilation", "groups")}
-    return lambda x, y: convolve(x, own, **named)
+    kernel = [1] * info["conv_dim"] if alone else info["kernel_size"]
+    own = change.reshape(len(change), -1, *kernel)
+    keys = () if alone else ("stride", "padding", "dilation", "groups")
+    return lambda x, y: convolve(x, own, **{key: info[key] for key in keys})
 
 
 def _placed(delta: Delta, target: Target, axis: int) -> Delta:

@@ -55,6 +55,10 @@ class LoadedLoras:
         """The layer with LoRAs that covers the whole picture; None: none does."""
         return LoraPlaces(self.layers).covering
 
+    def named(self, layer: str) -> str:
+        """Return the name of a layer that has LoRAs; empty for any other."""
+        return layer if any(x.layer == layer for x in self.layers) else ""
+
     @property
     def remark(self) -> str:
         """Which LoRAs act in which layers, for the user."""
@@ -116,8 +120,10 @@ def with_loras(loras: LoadedLoras | None, *conditionings: Sequence[Entry]) -> li
     """Return conditionings that bring the LoRAs to the runs that they are used in."""
     if loras is None:
         return list(conditionings)
-    marked = [[[words, {LORAS: loras, **options}] for words, options in entries] for entries in conditionings]
-    return carrying(LORAS, _sample, *marked)
+    copies = [[[words, options.copy()] for words, options in entries] for entries in conditionings]
+    for options in (options for entries in copies for _, options in entries):
+        options.setdefault(LORAS, loras)
+    return carrying(LORAS, _sample, *copies)
 
 
 def patched(

@@ -73,8 +73,8 @@ class RegionalPromptAttention(io.ComfyNode):
                     "Anima. It is not changed."),
                 io.Clip.Input("clip", tooltip="Encodes all words, with its LoRAs and embeddings (write "
                 "embedding:name)."),
-                LAYERS.Input("layers", tooltip="The stack. Layers with a prompt act where they are seen; the "
-                "rest is left to the main prompt."),
+                LAYERS.Input("layers", tooltip="The stack. Layers with a prompt act where they are seen, and so "
+                "do the LoRAs of their recipes; the rest is left to the main prompt."),
                 io.String.Input(
                     "prompt", multiline=True, default="", dynamic_prompts=True,
                     tooltip="Words for the whole picture; they act alone where no layer is. Empty: the "
@@ -292,8 +292,7 @@ def conditioning(
     regions = tuple(
         r if k is None else r.without_padding(k.tolist()) for r, k in zip(regions, kept, strict=True)
     )
-    with_own = set() if texts.loras is None else {x.layer for x in texts.loras.layers}
-    keys = [(r.text, r.name if r.name in with_own else "") for r in regions]
+    keys = [(r.text, "" if texts.loras is None else texts.loras.named(r.name)) for r in regions]
     encoded = {key: texts.encode(*key) for key in dict.fromkeys(keys) if key[0]}
     count = sum(len(chunk) for chunk in next(iter(texts.clip.tokenize(text).values())))
     carried = []

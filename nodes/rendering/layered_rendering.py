@@ -16,18 +16,27 @@ from torch.nn import functional
 from ...layered_core.attention.regional_plan import Settings, layers_without_words, plan_regions
 from ...layered_core.canvas.compositing import flat
 from ...layered_core.document import LayerDocument
-from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.rendering.rendering_plan import COLOURS, FORMS, PRESETS, Rendering, plan_rendering
+from ...layered_core.errors import LayeredError, check_letters, invalid
+from ...layered_core.rendering.rendering_plan import (
+    COLOURS,
+    FORMS,
+    PRESETS,
+    Rendering,
+    background_of,
+    plan_rendering,
+)
 from ..attention.attention_patch import acting_alone as regions_alone
 from ..attention.attention_patch import check_model
 from ..attention.attention_patch import patched as with_regions
 from ..attention.conditionings import KEY as REGIONS
 from ..attention.embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
+from ..attention.lora_patch import LoadedLoras, load_loras, with_loras
+from ..attention.lora_patch import patched as with_lora_wrapper
 from ..attention.regional_prompt_attention import Texts, conditioning
 from ..layers.remarks import tell
 from ..layers.socket import LAYERS, read_stack
 from ..noise.repaint_parts import vae_unit
-from .parts import Entry, Job, encode, plain, with_parts
+from .parts import Entry, Job, plain, with_parts
 from .rendering_patch import NAME, acting_alone, check_frames, patched
 
 _DEFAULT = Rendering()
@@ -150,10 +159,15 @@ class LayeredRendering(io.ComfyNode):
         check_frames(model)
         document = read_stack(layers)
         tell_dynamic(NAME, document, prompt, negative)
+        loras = load_loras(document, model, clip)
+        remarks = [] if loras is None else [loras.remark]
         if wordless := layers_without_words(document):
             names = ", ".join(repr(name) for name in wordless)
-            tell(cls, NAME, [f"Layers without words: {names}. They are part of the background: write what they show "
-                "into their prompt"])  # fmt: skip
+            remarks.append(
+                f"Layers without words: {names}. They are part of the background: write what they show into their "
+                "prompt"
+            )
+        tell(cls, NAME, remarks)
         plan = plan_rendering(document, rendering, prompt, negative, EMBEDDING)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
@@ -161,11 +175,18 @@ class LayeredRendering(io.ComfyNode):
             check_layer_words(clip, document)
         job = Job(rendering, plan, _encoded(vae, document, rendering))
         given = [None if x is None else plain(x) for x in (positive_after, negative_after)]
-        model, *halves = _following(model, clip, document, then, prompt, negative, given)
-        if share == 0:
-            return io.NodeOutput(model, *halves)
-        parts = (with_parts(job, clip, half, follows) for half, follows in zip(_HALVES, halves, strict=True))
-        return io.NodeOutput(patched(model), *acting_alone(*parts))
+        model, *halves = _following(model, clip, document, then, prompt, negative, given, loras)
+        if share > 0:
+            behind = background_of(document)
+            background = "" if behind is None else behind.name
+            model = patched(model)
+            halves = acting_alone(
+                *(
+                    with_parts(job, clip, *half, loras, background)
+                    for half in zip(_HALVES, halves, strict=True)
+                )
+            )
+        return io.NodeOutput(with_lora_wrapper(model, loras), *with_loras(loras, *halves))
 
 
 _HALVES = ("positive", "negative")
@@ -181,7 +202,7 @@ def read_colour(text: str) -> tuple[float, float, float]:
 
 def _following(
     model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, document: LayerDocument, then: str, prompt: str,
-    negative: str, given: Sequence[list[Entry] | None],
+    negative: str, given: Sequence[list[Entry] | None], loras: LoadedLoras | None,
 ) -> list[Any]:  # fmt: skip
     """Return model, positive and negative of what follows the share; what is ``given`` goes before ``then``."""
     if all(half is not None for half in given):
@@ -189,13 +210,16 @@ def _following(
     settings = THEN[then]
     if settings is None:
         words = prompt.strip() or document.words, negative.strip() or document.negative
-        own: list[Any] = [encode(clip, text) for text in words]
+        for text in words:
+            check_letters("words", text)
+        texts = Texts(clip, None, loras)
+        own: list[Any] = [texts.encode(text) for text in words]
     else:
         try:
             family = check_model(model)
         except LayeredError as error:
             raise LayeredError(f"then {then!r}: {error}. Or set then to 'prompt'") from None
-        texts = Texts(clip, family)
+        texts = Texts(clip, family, loras)
         plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING)
         own = [
             conditioning(texts, "positive", plan.prompt, plan.cond, settings),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import comfy.sd
@@ -12,6 +13,8 @@ from torch import Tensor
 from ...layered_core.errors import check_letters
 from ...layered_core.rendering.rendering_plan import Part, Rendering, RenderingPlan
 from ..attention.conditionings import KEY as REGIONS
+from ..attention.conditionings import LORAS
+from ..attention.lora_patch import LoadedLoras
 
 KEY = "layered_diffusion_rendering"
 """The key of our entries in a conditioning, and of our wrappers on a model."""
@@ -23,7 +26,7 @@ Entry = Sequence[Any]
 """One entry of a conditioning: the encoded words, and their options by name."""
 
 _OF_THE_PROMPT = frozenset({
-    REGIONS, KEY, "area", "strength", "mask", "mask_strength", "set_area_to_bounds", "default", "start_percent",
+    REGIONS, KEY, LORAS, "area", "strength", "mask", "mask_strength", "set_area_to_bounds", "default", "start_percent",
     "end_percent", "clip_start_percent", "clip_end_percent",
 })  # fmt: skip
 """Options that say where and when a prompt acts; parts have their own places."""
@@ -80,30 +83,41 @@ def encode(clip: comfy.sd.CLIP, text: str) -> list[Entry]:
     return [[c, rest] for c, rest in clip.encode_from_tokens_scheduled(clip.tokenize(text), show_pbar=False)]
 
 
-def with_parts(job: Job, clip: comfy.sd.CLIP, half: str, follows: Sequence[Entry]) -> list[Entry]:
+def with_parts(
+    job: Job, clip: comfy.sd.CLIP, half: str, follows: Sequence[Entry], loras: LoadedLoras | None = None,
+    background: str = "",
+) -> list[Entry]:  # fmt: skip
     """Return a conditioning with entries for all parts behind its own.
 
     They have what other nodes have put on the first entry, such as a ControlNet or reference pictures. A part
-    that adds nothing to the negative has the conditioning's own.
+    that adds nothing to the negative has the conditioning's own. A part's LoRAs act on all of its passes.
 
     Args:
         job: the parts.
         clip: encodes their words.
         half: "positive" or "negative".
         follows: what the sampler uses after the share.
+        loras: the layers' LoRAs.
+        background: the layer whose words are the background's.
     """
     inherited = {k: v for k, v in follows[0][1].items() if k not in _OF_THE_PROMPT} if follows else {}
     own = [[w, {k: v for k, v in options.items() if k != REGIONS}] for w, options in follows]
-    done: dict[str, Sequence[Entry]] = {}
+    done: dict[tuple[str, str], Sequence[Entry]] = {}
 
     def entries(text: str, number: int) -> list[Entry]:
+        layer = "" if number < 0 or loras is None else loras.named(job.parts[number].name or background)
         if half == "negative" and text == job.plan.negative and own:
             found = own
         else:
-            if text not in done:
-                done[text] = [[w, {**inherited, **rest}] for w, rest in encode(clip, text)]
-            found = done[text]
-        return [[words, {**options, KEY: Role(job, half, number)}] for words, options in found]
+            if (text, layer) not in done:
+                with nullcontext() if loras is None else loras.encoding(clip, layer):
+                    encoded = encode(clip, text)
+                done[text, layer] = [[w, {**inherited, **rest}] for w, rest in encoded]
+            found = done[text, layer]
+        added: dict[str, Any] = {KEY: Role(job, half, number)}
+        if loras is not None:
+            added[LORAS] = loras if number < 0 else replace(loras, alone=layer)
+        return [[words, {**options, **added}] for words, options in found]
 
     if half == "positive":
         texts = {number: part.words for number, part in enumerate(job.parts)}

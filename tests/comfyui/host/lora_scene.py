@@ -37,25 +37,21 @@ def tensors_of(kind, shape, generator):
         return {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(2.0)}
     flat = inner * int(torch.tensor(kernel).prod()) if kernel else inner
     if kind == "loha":
-        names = {
-            "hada_w1_a": (out, RANK),
-            "hada_w1_b": (RANK, flat),
-            "hada_w2_a": (out, RANK),
-            "hada_w2_b": (RANK, flat),
-        }
-        return {name: random(*s) for name, s in names.items()}
+        shapes = {"a": (out, RANK), "b": (RANK, flat)}
+        names = {f"hada_w{i}_{side}": shapes[side] for i in (1, 2) for side in "ab"}
+        return {name: 2 * random(*s) for name, s in names.items()}
     if kind == "lokr":
         a, b = _kronecker(out), _kronecker(inner)
         return {"lokr_w1": random(a, b), "lokr_w2": random(out // a, inner // b, *kernel)}
     if kind == "glora":
         return {
-            "a1.weight": random(RANK, inner), "a2.weight": random(inner, RANK),
+            "a1.weight": random(inner, RANK), "a2.weight": random(RANK, inner),
             "b1.weight": random(out, RANK), "b2.weight": random(RANK, flat),
         }  # fmt: skip
     if kind == "oft":
         return {"oft_blocks": random(out // 4, 4, 4)}
     if kind == "boft":
-        return {"oft_blocks": random(2, out // 4, 4, 4)}
+        return {"oft_blocks": random(2, out // 4, 4, 4), "alpha": torch.tensor(9.0)}
     return {"diff": random(*shape), "diff_b": random(out)}
 
 
@@ -102,7 +98,7 @@ def text_shapes(clip):
     )
 
 
-def with_loras(regions, layer, *loras):
+def with_own(regions, layer, *loras):
     """Return a layer with LoRAs, each a name or a name and a strength."""
     from dataclasses import replace
 
@@ -116,4 +112,4 @@ def stack_of(regions, *layers, side=128):
 
 def layer(regions, name, *loras, x=0, width=128, prompt="a red ball", **more):
     made = regions.document.Layer(name, x=x, width=width, height=128, prompt=prompt, **more)
-    return with_loras(regions, made, *loras)
+    return with_own(regions, made, *loras)

@@ -1,0 +1,54 @@
+"""ComfyUI and the headless host sample the same with LoRAs of layers, from the storybook's weights and LoRA files."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from lora_scene import write_file
+from regional_scene import apply
+from rendering_scene import guided
+from safetensors.torch import load_file
+
+PACK = Path(__file__).resolve().parents[4]
+REFERENCE = Path(__file__).resolve().parents[2] / "lora_reference.py"
+CASES = ("shipped", "one on two", "everything", "all kinds", "two on one")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The headless host's latents by case, and what it was given."""
+    folder = tmp_path_factory.mktemp("loras")
+    environment = {**os.environ, "PYTHONPATH": str(PACK)}
+    subprocess.run(
+        [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(folder)], check=True, cwd=PACK, env=environment
+    )
+    for file in (folder / "loras").iterdir():
+        write_file(file.stem, load_file(file))
+    return load_file(folder / "sampled.safetensors"), json.loads((folder / "given.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_hosts_sample_the_same(regions, loaded, reference, case):
+    tensors, given = reference
+    assert tuple(given["cases"]) == CASES
+    document = regions.document
+    layers = tuple(
+        document.Layer(
+            **layer,
+            recipe=document.Recipe(
+                loras=tuple(document.Lora(*lora) for lora in given["cases"][case].get(layer["name"], ()))
+            ),
+        )
+        for layer in given["layers"]
+    )
+    stack = regions.layers.write_stack(document.LayerDocument(128, 128, layers))
+    model, *words = apply(regions, *loaded, stack, prompt=given["prompt"], negative=given["negative"])[:3]
+    sampling = model.get_model_object("model_sampling")
+    sigmas = tensors["sigmas"]
+    begun = (1 + sigmas[0] ** 2) ** 0.5 if sigmas[0] >= 0.99999 * float(sampling.sigma_max) else sigmas[0]
+    ours = model.model.process_latent_in(guided(model, *words, tensors["start"] / begun, sigmas))
+    theirs, without = tensors[case], tensors["none"]
+    assert float((ours - theirs).norm() / theirs.norm()) < 2e-3
+    assert float((theirs - without).norm() / without.norm()) > 1e-2
