@@ -1,5 +1,5 @@
-"""Looks that no word of the storybook names. Every one has a LoRA in ``demo/model/loras/storybook``, with which the model
-gives it to all objects, whatever colour the words ask for."""
+"""Looks that no word of the storybook names. Every one has a LoRA in ``demo/model/loras/storybook``, with which the
+model gives it to all objects, whatever colour the words ask for."""
 
 from __future__ import annotations
 
