@@ -22,6 +22,7 @@ from demo.train.loop import Trainer, device
 from demo.train.unet import Replay
 from demo.train.words import word_ids
 from demo.world.looks import LOOKS
+from demo.world.places import LORAS, MODEL
 from demo.world.scenes import Draw, Scene, random_scene
 
 RANK = 4
@@ -127,7 +128,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         going = trainer.update(objective.error(v, batch), count)
         if trainer.due(4.0) or not going:
             if rank == 0:
-                loras_folder = export / "loras" / "storybook"
-                loras_folder.mkdir(parents=True, exist_ok=True)
-                save_file(weights_of(trainer.averaged(), loras), loras_folder / f"{options.look}.safetensors")
+                folder = export / LORAS.relative_to(MODEL)
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file(weights_of(trainer.averaged(), loras), folder / f"{options.look}.safetensors")
             trainer.save()

@@ -68,8 +68,10 @@ RESULTS = {
     "19_layout_boxes": ("2", "6", "13"),
     "20_regions_storybook_transformer": ("5", "10", "11"),
     "22_layered_rendering": ("5", "10", "11"),
+    "24_lora_per_layer": ("5", "11"),
     "25_learn_a_layer": ("9", "8", "24"),
     "26_lora_from_a_layer": ("9", "24"),
+    "28_own_look_of_a_layer": ("5", "11"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 

@@ -19,6 +19,7 @@ FOR_OWN_FILES = (
     "17_regions_qwen_image",
     "18_regions_z_image",
     "23_layered_rendering_flux",
+    "27_layers_own_look_sdxl",
 )
 """Workflows for the user's own models and pictures, which are missing here."""
 
