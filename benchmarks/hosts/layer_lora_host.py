@@ -20,7 +20,7 @@ from sd15_host import Conditioning, encode, run, text_encoder, unet
 
 import nodes
 
-ROUNDS, STEPS, SIDE, RANK = (int(x) for x in ARGUMENTS[:4])
+ROUNDS, STEPS, SIDE, RANK, CORE = (int(x) for x in ARGUMENTS[:5])
 
 WORDS = "a picture of many things"
 
@@ -97,15 +97,17 @@ def main() -> None:
             "regions_4": regional(model, clip, FOUR, 0),
             "ratio_1": regional(model, clip, FOUR, 1),
             "ratio_4": regional(model, clip, FOUR, 4),
-            "core_regions_4": hooks(model, clip, FOUR, 0),
-            "core_ratio_1": hooks(model, clip, FOUR, 1),
-            "core_ratio_4": hooks(model, clip, FOUR, 4),
         }
+        compared = [("ratio_4", "regions_4")]
+        if CORE:
+            counts = {"core_regions_4": 0, "core_ratio_1": 1, "core_ratio_4": 4}
+            made |= {name: hooks(model, clip, FOUR, count) for name, count in counts.items()}
+            compared.append(("core_ratio_4", "core_regions_4"))
         variants: dict[str, Callable[[], torch.Tensor]] = {
             name: partial(run, *v, SIDE, STEPS) for name, v in made.items()
         }
         pictures = {name: work() for name, work in variants.items()}  # a first run is slower
-        for name, without in (("ratio_4", "regions_4"), ("core_ratio_4", "core_regions_4")):
+        for name, without in compared:
             if not bool(pictures[name].isfinite().all()) or torch.equal(pictures[name], pictures[without]):
                 raise SystemExit(f"{name}: the LoRAs change nothing, or the picture is not finite")
         figures = sd15.time_by_turns(variants, ROUNDS)

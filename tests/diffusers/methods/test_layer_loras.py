@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from demo.world.places import LORAS
 from layered_core.attention.regional_plan import Settings
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 from layered_core.errors import LayeredError
@@ -325,3 +326,18 @@ def test_after_the_share_of_layered_rendering_loras_act_by_place_once(pipeline, 
     assert not torch.equal(late, whole_run)
     assert torch.equal(late, rendered(pipeline, halves(), None, then, share=0.0)) is not then
     assert not [n for n, m in pipeline.model.unet.named_modules() if "forward" in vars(m)]
+
+
+def test_the_shipped_lora_paints_its_own_layer_pink_and_not_its_neighbour(pipeline):
+    def pink(picture):
+        red, green, blue = picture[0]
+        return ((red > 0.6) & (red - green > 0.15) & (blue - green > 0.08) & (red - blue > 0.04)).float()
+
+    settings = Settings(guidance=6.0, growth=0.03)
+    plain, painted = (
+        pink(sampled(pipeline, halves(*loras), LORAS, steps=8, settings=settings))
+        for loras in ((), (Lora("pink"),))
+    )
+    assert float(plain.mean()) < 0.005
+    assert float(painted[:, :64].mean()) > 0.03
+    assert float(painted[:, 64:].mean()) < 0.1 * float(painted[:, :64].mean())
