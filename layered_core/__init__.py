@@ -24,6 +24,7 @@ Modules and rooms (each room's own docstring lists its files):
 * ``canvas``: placement, masks, blend modes and compositing.
 * ``noise``: change maps, sampling windows, guidance by region.
 * ``attention``: regional prompts, and masks read from attention.
+* ``learning``: words learnt from layers.
 * ``control``: ControlNet hints and weights for each layer.
 * ``painting``: repainting a part of a picture; building a picture in stages.
 * ``transparency``: LayerDiffuse.

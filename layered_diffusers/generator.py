@@ -23,9 +23,11 @@ from layered_core.painting.stages import DRAFT_STRENGTH, changed_region, draft_r
 from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers.methods.change_map import ChangeMap, InpaintInput
 from layered_diffusers.methods.layered_rendering import LayeredRendering, Rendered
+from layered_diffusers.methods.learnt_words import LearntWords
 from layered_diffusers.methods.masked_control import InpaintControl
 from layered_diffusers.methods.regional_attention import RegionalPrompts
 from layered_diffusers.models import vae
+from layered_diffusers.models.adapters import loaded_values
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import encode, stack
 from layered_diffusers.sampling import (
@@ -122,6 +124,8 @@ class Generator:
             added=added,
             generators=generators,
         )
+        if loaded_values(self.model):
+            methods = [LearntWords(self.model, negative, prompts), *methods]
         if start is not None:
             clean = self.encode(start).expand_as(noise)
             if skipped or strength < 1:

@@ -23,6 +23,7 @@ from layered_core.painting.repaint import Repaint, plan_document
 from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers import stages
 from layered_diffusers.generator import Generator
+from layered_diffusers.learning.learn import learn_words
 from layered_diffusers.models.adapters import embedded
 from layered_diffusers.models.loading import (
     STORYBOOK,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel
     from typing_extensions import Unpack
 
+    from layered_diffusers.learning.learn import Learning
     from layered_diffusers.stages import Staging
     from layered_diffusers.transparent import Painting, Together
 
@@ -324,6 +326,13 @@ class LayeredDiffusionPipeline(Generator):
         least, most = (float(x) for x in plan.change.aminmax())
         changes = [] if least == most else [self._change_map(plan, plan.cut()[None])]
         return self._redraw(document, plan, changes, seed, attention, adapters, rendering, options)
+
+    def learn_words(
+        self, document: LayerDocument, folder: Path, **options: Unpack[Learning]
+    ) -> LayerDocument:
+        """Learn a word from each of some layers, write its files into ``folder``, and return the document with the
+        words in the layers' recipes. See :func:`layered_diffusers.learning.learn.learn_words`."""
+        return learn_words(self, document, folder, **options)
 
     def _redraw(
         self,

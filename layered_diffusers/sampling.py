@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,6 +25,14 @@ GUIDANCE = 3.0
 
 Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and the number of all steps. May raise to stop."""
+
+
+class LearntTexts(Protocol):
+    """What must know the texts of each pass, because learnt words act in them:
+    :class:`layered_diffusers.methods.learnt_words.LearntWords`."""
+
+    def texts(self, texts: Sequence[str]) -> AbstractContextManager[None]:
+        """Let the rows of the model's next passes have these texts, in a ``with`` block."""
 
 
 @dataclass
@@ -66,6 +74,12 @@ class Run(AnyRun):
     concat: Tensor | None = None
     """Further input channels of an inpainting UNet, ``[2 B, C', h, w]``, joined to the scaled latents; None
     for other models."""
+    learnt: LearntTexts | None = None
+    """Told of the texts of passes that are not the run's own; None if no learnt word is loaded."""
+
+    def texts(self, texts: Sequence[str]) -> AbstractContextManager[None]:
+        """Let the rows of the model's next passes have these texts, in a ``with`` block."""
+        return nullcontext() if self.learnt is None else self.learnt.texts(texts)
 
     def level(self, index: int, threshold: str) -> float:
         """Return the place of the timestep between the schedule's last and first, or the run's first."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bench.learnt import learnt_figures
 from benchmarks.bench.looks import look_figures
 from benchmarks.bench.scenes import REFERENCE, Case, layout_cases
 from demo.world.harmony import Harmony
@@ -82,6 +83,9 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "ap": ("average precision at mask IoU .5:.95", True),
     "box_ap50": ("average precision at box IoU .5", True),
     "box_ap": ("average precision at box IoU .5:.95", True),
+    "delta_e": ("distance of the mean colour to the thing's that was learnt from, in L*a*b*", False),
+    "energy": ("energy distance of the colours to the thing's that was learnt from, in L*a*b*", False),
+    "neighbour": ("a thing beside it, which words name, has its kind and colour", True),
     "frechet": ("Fréchet distance to drawn scenes in the judge's features", False),
     "time": ("seconds a picture over the baseline's", False),
 }
@@ -150,7 +154,9 @@ class Examiner:
         for index, (case, picture, sight) in enumerate(
             zip(cases, pictures, self.look(pictures), strict=True)
         ):
-            if layers is not None:
+            if case.source is not None:
+                figures = learnt_figures(case, picture, sight.verdict)
+            elif layers is not None:
                 figures = layer_figures(case, layers[index], sight.verdict)
             else:
                 figures = (
@@ -162,12 +168,13 @@ class Examiner:
             figures["native"] = native[index]
             if self.clip is not None:
                 figures |= self.clip.figures(picture, case.words)
-            matches, box_matches = detections(case, sight)
+            # Average precision compares colours that the judge knows.
+            matches, box_matches = (None, None) if case.source is not None else detections(case, sight)
             records.append(
                 {
                     "figures": rounded(figures),
-                    "matches": [x.tolist() for x in matches],
-                    "box_matches": [x.tolist() for x in box_matches],
+                    "matches": None if matches is None else [x.tolist() for x in matches],
+                    "box_matches": None if box_matches is None else [x.tolist() for x in box_matches],
                     "features": [[round(v, 4) for v in row] for row in sight.features.tolist()],
                 }
             )

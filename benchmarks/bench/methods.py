@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from benchmarks.bench.joined_texts import joined_texts
 from benchmarks.bench.layered_rendering import layered_rendering, published_rendering
+from benchmarks.bench.learning import class_word, learnt_layer_noise, learnt_word, nearest_word
 from benchmarks.bench.looks import layer_loras
 from benchmarks.bench.multidiffusion import multidiffusion, prediction_blending
 from benchmarks.bench.rendered import pixels, render
@@ -49,10 +50,14 @@ def method(function: Pictures) -> Pictures:
 
 
 for _function in (
+    class_word,
     joined_texts,
     layer_loras,
     layered_rendering,
+    learnt_layer_noise,
+    learnt_word,
     multidiffusion,
+    nearest_word,
     prediction_blending,
     published_rendering,
     render,

@@ -30,7 +30,7 @@ _SHARES = {
     "object", "colour", "both", "leak_object", "leak_colour",
     "background", "exact", "native", "edges",
     "pink_inside", "pink_outside", "striped_inside", "striped_outside", "colour_inside", "colour_outside",
-    "changed_right", "kept_right", "object_right", "alpha_iou",
+    "changed_right", "kept_right", "neighbour", "object_right", "alpha_iou",
 }  # fmt: skip
 """Figures in 0..1, which are shown with two digits."""
 

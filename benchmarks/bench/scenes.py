@@ -4,7 +4,7 @@ known."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from demo.world.drawing import draw_background
 from demo.world.harmony import pasted
-from demo.world.scenes import HELD_OUT, Scene, is_held_out, place_object, random_scene
+from demo.world.scenes import HELD_OUT, Scene, StoryObject, is_held_out, place_object, random_scene
 from demo.world.vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, THINGS, Thing
 from layered_core.canvas.compositing import composite
 from layered_core.canvas.masks import visible_masks
@@ -40,6 +40,9 @@ class Case:
     picture."""
     changed: int | None = None
     """Index of the object in which ``scene`` differs from ``before``."""
+    source: Scene | None = None
+    """The scene whose single object a word is to be learnt from, which is the first of ``scene``; None if nothing is
+    to be learnt."""
 
     @property
     def words(self) -> str:
@@ -213,7 +216,60 @@ def few_cases(count: int) -> list[Case]:
     return layout_cases(count, (2, 3))
 
 
-CASES = {"layout": layout_cases, "few": few_cases, "redo": redo_cases, "layer": layer_cases}
+ODD_THINGS = (
+    ("orange", "ball"), ("cyan", "house"), ("brown", "heart"), ("red and white", "ball"), ("pink", "star"),
+    ("orange", "house"), ("cyan", "mushroom"), ("brown", "tree"), ("red and white", "heart"), ("pink", "heart"),
+)  # fmt: skip
+"""Things that no words name: four colours between the palette's, and stripes of two, on two kinds each."""
+
+SEEDS = 8
+"""Pictures of each odd thing."""
+
+
+def odd_object(look: str, kind: str, box: tuple[float, float, float, float]) -> StoryObject:
+    """Draw an object in an odd colour, or in stripes of two colours."""
+    first, _, second = look.partition(" and ")
+    item = place_object(Thing("solid", first, kind), box)
+    if not second:
+        return item
+    image = item.image.copy()
+    stripes = (np.arange(len(image)) // 9) % 2 == 1
+    image[stripes] = place_object(Thing("solid", second, kind), box).image[stripes]
+    return replace(item, image=image)
+
+
+def learn_cases(count: int, beside: bool = False) -> list[Case]:
+    """Return odd things, each to be learnt from one scene and shown :data:`SEEDS` times in another landscape, alone or
+    ``beside`` a thing that words name."""
+    cases = []
+    places = list(BACKGROUNDS)
+    for number in range(count):
+        index, seed = number // SEEDS % len(ODD_THINGS), number % SEEDS
+        look, kind = ODD_THINGS[index]
+        rng = np.random.default_rng(FIRST + index)
+        place = places[index % len(places)]
+        source = Scene(
+            FIRST + index, place, draw_background(place, rng), (odd_object(look, kind, (30, 34, 62, 60)),)
+        )
+        other = places[(index + 2) % len(places)]
+        backdrop = draw_background(other, np.random.default_rng(FIRST + number))
+        wanted = [odd_object(look, kind, (8, 40, 52, 50) if beside else (30, 34, 62, 60))]
+        if beside:
+            kinds = [k for k in KINDS if k != kind]
+            thing = Thing("solid", list(COLOURS)[(index + seed) % len(COLOURS)], kinds[seed % len(kinds)])
+            wanted.append(place_object(thing, (70, 40, 50, 48)))
+        cases.append(Case(Scene(FIRST + number, other, backdrop, tuple(wanted)), source=source))
+    return cases
+
+
+CASES: dict[str, Callable[[int], list[Case]]] = {
+    "layout": layout_cases,
+    "few": few_cases,
+    "redo": redo_cases,
+    "layer": layer_cases,
+    "learn": learn_cases,
+    "learn_beside": functools.partial(learn_cases, beside=True),
+}
 """The functions that make scenes, by the names that suites use."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, MATERIALS, Thing
+from .vocabulary import BACKGROUNDS, CANVAS, COLOURS, KINDS, MATERIALS, ODD_COLOURS, Thing
 
 _HALO = 0.22
 """Border around an object's silhouette in its sprite, as a share of the silhouette's side, for halo and
@@ -82,10 +82,11 @@ def _sprite_at(
     """Return the premultiplied ("RGBa") sprite and the silhouette of ``size`` pixels, drawn three times
     larger and reduced; ``body`` as in :func:`draw_in_box`."""
     material, colour, kind = thing
-    if kind not in KINDS or colour not in COLOURS or material not in MATERIALS:
+    colours = {**COLOURS, **ODD_COLOURS}
+    if kind not in KINDS or colour not in colours or material not in MATERIALS:
         raise ValueError(
             f"there is no {material} {colour} {kind} in the storybook; allowed: kinds {KINDS}, colours "
-            f"{tuple(COLOURS)}, materials {MATERIALS}"
+            f"{tuple(colours)}, materials {MATERIALS}"
         )
     if size < _SPRITE:
         image, silhouette = _sprite_at(thing, _SPRITE, body)
@@ -99,7 +100,7 @@ def _sprite_at(
     def at(points: Sequence[_Point]) -> list[_Point]:
         return _laid(points, big)
 
-    body = body or COLOURS[colour]
+    body = body or colours[colour]
     outline = _mix(body, _OUTLINE, {"solid": 0.75, "glass": 0.35}.get(material, 0.0))
     paint = Image.new("RGB", (big, big), outline)
     painted = Image.new("RGB", (big, big), body)

@@ -19,6 +19,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (244, 244, 240),
 }
 
+ODD_COLOURS: dict[str, tuple[int, int, int]] = {
+    "orange": (245, 130, 32),
+    "cyan": (60, 200, 210),
+    "pink": (244, 130, 180),
+    "brown": (120, 72, 40),
+}
+"""Colours of drawings that no scene of the training has and no caption names."""
+
 MATERIALS = ("solid", "glass", "glowing", "soft")
 """In this order: hard edges, translucent inside, a halo outside, blurred edges. No caption names
 ``solid``."""

@@ -28,6 +28,11 @@ ProjectWords = Callable[[Tensor], tuple[Tensor, Tensor]]
 ``[L, B, T, C]`` if they differ from picture to picture. A host's patches may change the number of tokens."""
 
 
+ChangeWords = Callable[[Sequence[int], Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Changes keys and values ``[L, T, C]`` or ``[L, B, T, C]`` of the regions with the given numbers, as learnt words
+ask: :func:`layered_core.learning.word_values.with_values`."""
+
+
 KeysAndValues = tuple[list[Tensor | None], list[Tensor | None]]
 """Keys and values of every region, ``[T_i, C]`` or ``[B, T_i, C]``; None for a region without its own text."""
 
@@ -116,6 +121,7 @@ class RegionalAttention:
         attend: Attend,
         part: Part | None = None,
         texts: KeysAndValues | None = None,
+        change: ChangeWords | None = None,
     ) -> Tensor:
         """Return the output of one cross-attention with the regions applied, ``[B, N, C]``.
 
@@ -134,6 +140,7 @@ class RegionalAttention:
             part: the part of the sampled picture that the feature map shows; None: all of it. Parts are not
                 recorded.
             texts: keys and values of every region, if the host has them already; nothing is projected then.
+            change: changes the projected keys and values of the regions; None: no region has a learnt word.
 
         Raises:
             LayeredError: K is no multiple of ``length``.
@@ -144,7 +151,7 @@ class RegionalAttention:
             return base
         level = self._level(size, sigma > FORMING, q.device, part)
         nothing: KeysAndValues = [None] * len(self.regions), [None] * len(self.regions)
-        keys, values = (texts or self._keys_and_values(block, q, project)) if acting else nothing
+        keys, values = (texts or self._keys_and_values(block, q, project, change)) if acting else nothing
         amount = self.amount(sigma) if acting else 0.0
         push = self._spread_over_keys(level.push, k) if level.push is not None and amount else None
         if maps is not None:
@@ -235,7 +242,9 @@ class RegionalAttention:
             self._levels[key] = _Level(masks, weights, tiles, push if bool(push.any()) else None)
         return self._levels[key]
 
-    def _keys_and_values(self, block: Hashable, q: Tensor, project: ProjectWords) -> KeysAndValues:
+    def _keys_and_values(
+        self, block: Hashable, q: Tensor, project: ProjectWords, change: ChangeWords | None
+    ) -> KeysAndValues:
         """Return keys and values of every region; texts of equal length are projected together."""
         if block is not None and block in self._projected:
             return self._projected[block]
@@ -244,6 +253,8 @@ class RegionalAttention:
         for length in {len(c) for c in self.contexts if c is not None}:
             same = self.regions_of_length(length)
             k, v = project(torch.stack([not_none(self.contexts[i]) for i in same]).to(q.device, q.dtype))
+            if change is not None:
+                k, v = change(same, k, v)
             for n, i in enumerate(same):
                 keys[i], values[i] = k[n], v[n]
         if block is not None:

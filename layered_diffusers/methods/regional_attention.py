@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from layered_core.attention.attention_maps import AttentionMaps
 from layered_core.attention.cross_attention import plain
-from layered_core.attention.regional_attention import RegionalAttention
+from layered_core.attention.regional_attention import ChangeWords, KeysAndValues, RegionalAttention
 from layered_core.attention.regional_plan import Plan, Region, Settings, plan_regions
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
+from layered_core.learning.word_values import with_values
 from layered_core.noise.guidance import of_empty_picture
 from layered_core.noise.window import Window, sigma_at
 from layered_diffusers.methods.layer_loras import DocumentLoras, UNetLoras
+from layered_diffusers.methods.learnt_words import LearntProcessor, is_plain, learnt_places, output
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.loading import StableDiffusion
 from layered_diffusers.models.text import context_length, encode, tokenise
@@ -129,9 +131,19 @@ class RegionalPrompts(WordedMethod):
                 changed[rows] += half.rescaling(prediction[rows], cond[rows], empty[rows], self._sigma)
         return changed
 
-    def mix(self, block: str, attn: Attention, q: Tensor, k: Tensor, v: Tensor, base: Tensor) -> Tensor:
+    def mix(
+        self,
+        block: str,
+        attn: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        base: Tensor,
+        number: int | None = None,
+    ) -> Tensor:
         """Return the attention's output for both halves of the batch, ``[2 B, N, C]``, uncond rows before
-        cond rows. The arguments are those of :class:`RegionalAttention`."""
+        cond rows. The arguments are those of :class:`RegionalAttention`; ``number`` is that of the block among the
+        cross-attentions, None without learnt words."""
         out = base.clone()
 
         def project(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,14 +155,22 @@ class RegionalPrompts(WordedMethod):
             ):
                 if attention is not None:
                     at = slice(int(own[0]), int(own[-1]) + 1)
+                    change = None if number is None else partial(self._with_learnt, attention, number)
                     texts = None
                     if self._placed is not None:
-                        texts = self._placed.texts(block, attention, i, q, project)
+                        texts = _changed(self._placed.texts(block, attention, i, q, project), change)
                     out[at] = attention(
                         q[at], k[at], v[at], base[at], size=self._sizes[q.shape[1]], sigma=self._sigma,
                         heads=attn.heads, block=block, project=project, attend=plain(attn.heads), texts=texts,
+                        change=change,
                     )  # fmt: skip
         return out
+
+    def _with_learnt(
+        self, half: RegionalAttention, block: int, regions: Sequence[int], k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the values of learnt words to keys and values ``[n, T, D]`` of some regions' texts."""
+        return with_values(k, v, [learnt_places(self.model, half.regions[i].text) for i in regions], block)
 
     def _half(self, document: int, plan: Plan, half: str) -> RegionalAttention | None:
         regions = plan.cond if half == "cond" else plan.uncond
@@ -178,6 +198,17 @@ class RegionalPrompts(WordedMethod):
             return encode(self.model, [region.text])[0][0]
 
 
+def _changed(texts: KeysAndValues | None, change: ChangeWords | None) -> KeysAndValues | None:
+    """Return the regions' keys and values, changed."""
+    if texts is None or change is None:
+        return texts
+    pairs = [
+        (k, v) if k is None or v is None else tuple(x[0] for x in change([i], k[None], v[None]))
+        for i, (k, v) in enumerate(zip(*texts, strict=True))
+    ]
+    return [k for k, _ in pairs], [v for _, v in pairs]
+
+
 class _Processor:
     """An attention processor whose regional part is computed by the core. The processor that was installed
     before it keeps its effect."""
@@ -194,14 +225,12 @@ class _Processor:
             encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
         )
         q, k, v = attn.to_q(hidden_states), attn.to_k(words), attn.to_v(words)
+        learnt = self.before if isinstance(self.before, LearntProcessor) else None
+        if learnt is not None:
+            k, v = learnt.change(k, v)
         base = plain(attn.heads)(q, k, v, None)
-        mixed = self.method.mix(self.name, attn, q, k, v, base)
-        if type(self.before) in (AttnProcessor, AttnProcessor2_0) and attention_mask is None:
-            return _out(attn, mixed)
+        mixed = self.method.mix(self.name, attn, q, k, v, base, None if learnt is None else learnt.block)
+        if is_plain(self.before if learnt is None else learnt.before) and attention_mask is None:
+            return output(attn, mixed)
         theirs: Tensor = self.before(attn, hidden_states, encoder_hidden_states, attention_mask, **more)
-        return theirs + _out(attn, mixed) - _out(attn, base)
-
-
-def _out(attn: Attention, x: Tensor) -> Tensor:
-    out: Tensor = attn.to_out[1](attn.to_out[0](x))
-    return out / attn.rescale_output_factor
+        return theirs + output(attn, mixed) - output(attn, base)

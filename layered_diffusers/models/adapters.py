@@ -1,21 +1,32 @@
-"""LoRAs and textual-inversion embeddings that act only while one layer or picture is made."""
+"""LoRAs, embeddings and learnt words that act only while one layer or picture is made."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError, invalid
 from layered_core.formats.untrusted import file_inside
-from layered_diffusers.models.loading import require_unet
+from layered_core.learning.word_files import LearntWord, read_tensors, values_of
+from layered_core.learning.word_values import WordValues
+from layered_diffusers.models.loading import quiet, require_unet
+
+SDXL_VECTORS = ("clip_l", "clip_g")
+"""Names of an SDXL embedding's tensors, for the first and the second text encoder."""
+
+_VALUES: WeakKeyDictionary[DiffusionPipeline, dict[str, WordValues]] = WeakKeyDictionary()
+"""The values of learnt words that are loaded into each model, by token."""
 
 
 @contextmanager
@@ -127,16 +138,104 @@ def _is_loaded(model: DiffusionPipeline, token: str) -> bool:
     return token in model.tokenizer.get_added_vocab()
 
 
+@contextmanager
+def spoken(model: DiffusionPipeline, words: Sequence[LearntWord]) -> Iterator[None]:
+    """Load learnt words that are in no file into a model for the length of a ``with`` block: their tokens there are
+    :func:`embedding_token` of their names."""
+    with ExitStack() as stack:
+        for word in words:
+            where = f"learnt word {word.name!r}"
+            _load_vectors(model, where, dict(word.vectors), word.values, embedding_token(word.name), stack)
+        yield
+
+
+def loaded_values(model: DiffusionPipeline) -> Mapping[str, WordValues]:
+    """Return the values of the learnt words that are loaded into a model, by token."""
+    return _VALUES.get(model, {})
+
+
+def cross_attentions(unet: nn.Module) -> dict[str, Any]:
+    """Return a UNet's cross-attentions by name, in the order in which it runs them, in which
+    :class:`~layered_core.learning.word_values.WordValues` counts its blocks."""
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    found = {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}
+    return dict(sorted(found.items(), key=lambda x: order[x[0].split(".")[0]]))
+
+
 def _embed(model: DiffusionPipeline, name: str, folder: Path | None, stack: ExitStack) -> str:
     """Load an embedding until ``stack`` closes, and return its token."""
     require_unet(model, f"embedding {name!r}")
     file, token = adapter_file(name, folder), embedding_token(name)
-    before = set(model.tokenizer.get_added_vocab())
-    _load(file, lambda: model.load_textual_inversion(file.parent, weight_name=file.name, token=token))
-    # Further vectors have tokens of their own, which diffusers does not unload with the first.
-    added = {t: i for t, i in model.tokenizer.get_added_vocab().items() if t not in before}
-    stack.callback(model.unload_textual_inversion, sorted(added, key=added.__getitem__))
+    values = values_of(file)
+    if not _is_sdxl_embedding(file):
+        before = set(model.tokenizer.get_added_vocab())
+        _load(file, lambda: model.load_textual_inversion(file.parent, weight_name=file.name, token=token))
+        _unload_later(model, before, None, stack)
+        _add_values(model, f"embedding {name!r}", values, token, stack)
+        return token
+    tensors, _ = read_tensors(file)
+    _load(file, lambda: _load_vectors(model, f"embedding {name!r}", tensors, values, token, stack))
     return token
+
+
+def _is_sdxl_embedding(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as tensors:
+            return set(SDXL_VECTORS) <= set(tensors.keys())
+    except (SafetensorError, OSError):  # the error on loading it says how
+        return False
+
+
+def _load_vectors(
+    model: DiffusionPipeline,
+    where: str,
+    vectors: Mapping[str, Tensor],
+    values: WordValues | None,
+    token: str,
+    stack: ExitStack,
+) -> None:
+    """Load a word's vectors by encoder, and its values, until ``stack`` closes."""
+    if set(vectors) == set(SDXL_VECTORS):
+        if not hasattr(model, "text_encoder_2"):
+            raise LayeredError(
+                f"{where} is one for SDXL, and the model has one text encoder. Use an SDXL model"
+            )
+        second = {"text_encoder": model.text_encoder_2, "tokenizer": model.tokenizer_2}
+        parts = [(vectors["clip_l"], {"text_encoder": model.text_encoder, "tokenizer": model.tokenizer})]
+        parts.append((vectors["clip_g"], second))
+    else:
+        parts = [(next(iter(vectors.values())), {})]
+    for vector, more in parts:
+        tokenizer = more.get("tokenizer", model.tokenizer)
+        before = set(tokenizer.get_added_vocab())
+        with quiet():
+            model.load_textual_inversion({token: vector}, token=token, **more)
+        _unload_later(model, before, more or None, stack)
+    _add_values(model, where, values, token, stack)
+
+
+def _unload_later(
+    model: DiffusionPipeline, before: set[str], parts: Mapping[str, Any] | None, stack: ExitStack
+) -> None:
+    """Take the tokens that were added since ``before`` out of a model again when ``stack`` closes."""
+    tokenizer = model.tokenizer if parts is None else parts["tokenizer"]
+    # Further vectors have tokens of their own, which diffusers does not unload with the first.
+    added = {t: i for t, i in tokenizer.get_added_vocab().items() if t not in before}
+    tokens = sorted(added, key=added.__getitem__)
+    stack.callback(model.unload_textual_inversion, tokens, **(parts or {}))
+
+
+def _add_values(
+    model: DiffusionPipeline, where: str, values: WordValues | None, token: str, stack: ExitStack
+) -> None:
+    """Let the values of a learnt word act in a model until ``stack`` closes."""
+    if values is None:
+        return
+    attentions = cross_attentions(model.unet).values()
+    values.check_fits(where, [int(attention.to_k.out_features) for attention in attentions])
+    loaded = _VALUES.setdefault(model, {})
+    loaded[token] = values.to(next(model.unet.parameters()))
+    stack.callback(loaded.pop, token)
 
 
 def adapter_file(name: str, folder: Path | None) -> Path:
@@ -179,7 +278,8 @@ def _check_tensors(file: Path) -> None:
 
 def _load(file: Path, load: object) -> None:
     try:
-        load()  # type: ignore[operator]  # a lambda
+        with quiet():
+            load()  # type: ignore[operator]  # a lambda
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LayeredError(
             f"{file.name!r} cannot be used with this model: {str(error).splitlines()[0]}"

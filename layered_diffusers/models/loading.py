@@ -200,7 +200,7 @@ def load_model(
         raise invalid("sampler", sampler, "euler, with which flow models sample", "Leave the sampler out")
     check_model(folder)
     try:
-        with _quiet():
+        with quiet():
             model = _storybook_transformer(dtype) if folder == TRANSFORMER else _from_folder(folder, dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise LayeredError(f"model {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -239,18 +239,20 @@ def _storybook_transformer(dtype: torch.dtype) -> FluxPipeline:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of loading, and diffusers' warnings: they complain about the storybook's
-    AutoencoderTiny, which is intended."""
+def quiet() -> Iterator[None]:
+    """Hide the progress bars of loading, and warnings: diffusers complains about the storybook's AutoencoderTiny, and
+    transformers about new embeddings, which are intended."""
     bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
-    level = diffusers_logging.get_verbosity()
+    level, other = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         diffusers_logging.set_verbosity(level)
+        transformers_logging.set_verbosity(other)
         if bars[0]:
             diffusers_logging.enable_progress_bar()
         if bars[1]:

@@ -37,20 +37,30 @@ def encode(model: StableDiffusion, texts: Sequence[str]) -> tuple[list[Tensor], 
         one ``[T_i, C]`` for each text, where T_i is a multiple of 77; and for SDXL the pooled text ``[n,
         C']`` of the first chunks, else None.
     """
+    return encode_chunks(
+        model, [[chunks_of(model, tokenizer, t) for t in texts] for tokenizer, _ in encoders(model)]
+    )
+
+
+def encoders(model: StableDiffusion) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+    """Return the model's text encoders with their tokenizers: one, or two for SDXL."""
+    first = (model.tokenizer, model.text_encoder)
+    return [first, (model.tokenizer_2, model.text_encoder_2)] if is_sdxl(model) else [first]
+
+
+def encode_chunks(
+    model: StableDiffusion, ids: Sequence[Sequence[Sequence[Sequence[int]]]]
+) -> tuple[list[Tensor], Tensor | None]:
+    """Encode texts as :func:`encode` does. ``ids`` are, for each text encoder, every text's chunks of 77 token ids."""
     if not is_sdxl(model):
-        chunks = [chunks_of(model, model.tokenizer, t) for t in texts]
-        return _joined(_run(model.text_encoder, chunks, hidden=None)[0], chunks), None
+        return _joined(_run(model.text_encoder, ids[0], hidden=None)[0], ids[0]), None
     found = []
     pooled = None
-    for tokenizer, encoder in (
-        (model.tokenizer, model.text_encoder),
-        (model.tokenizer_2, model.text_encoder_2),
-    ):
-        chunks = [chunks_of(model, tokenizer, t) for t in texts]
-        hidden, pooled = _run(encoder, chunks, hidden=-2)
+    for (tokenizer, encoder), chunks in zip(encoders(model), ids, strict=True):
+        hidden, pooled = _run(encoder, chunks, -2, tokenizer.eos_token_id)
         found.append(_joined(hidden, chunks))
     assert pooled is not None
-    firsts = [sum(len(c) for c in chunks[:i]) for i in range(len(chunks))]
+    firsts = [sum(len(c) for c in ids[-1][:i]) for i in range(len(ids[-1]))]
     return [torch.cat(pair, -1) for pair in zip(*found, strict=True)], pooled[firsts]
 
 
@@ -84,13 +94,22 @@ def chunks_of(model: StableDiffusion, tokenizer: CLIPTokenizer, text: str) -> li
 
 
 def _run(
-    encoder: CLIPTextModel, chunks: Sequence[Sequence[Sequence[int]]], hidden: int | None
+    encoder: CLIPTextModel,
+    chunks: Sequence[Sequence[Sequence[int]]],
+    hidden: int | None,
+    end: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden states ``[number of all chunks, 77, C]`` of a layer (None: the last one, normalised)
-    and the encoder's first output, which in SDXL's second encoder is the pooled text."""
+    and the encoder's first output, which in SDXL's second encoder is the pooled text: that of the first token
+    ``end``."""
     ids = torch.tensor([c for text in chunks for c in text], device=encoder.device)
     outputs = encoder(ids, output_hidden_states=hidden is not None)
-    return (outputs[0] if hidden is None else outputs.hidden_states[hidden]), outputs[0]
+    first = outputs[0]
+    if end is not None and hasattr(encoder, "text_projection") and bool((ids > end).any()):
+        # Such an encoder may take the greatest id for the end, which is an embedding's.
+        ends = (ids == end).int().argmax(1)
+        first = encoder.text_projection(outputs.last_hidden_state[torch.arange(len(ids)), ends])
+    return (outputs[0] if hidden is None else outputs.hidden_states[hidden]), first
 
 
 def _joined(hidden: Tensor, chunks: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:

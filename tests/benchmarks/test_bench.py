@@ -21,7 +21,7 @@ from benchmarks.bench.multidiffusion import RegionFusion, region_rows
 from benchmarks.bench.records import Records, measured_at, weights_checksum
 from benchmarks.bench.report import Summary, write_report
 from benchmarks.bench.running import run_suite
-from benchmarks.bench.scenes import Case, layer_cases, layout_cases, redo_cases
+from benchmarks.bench.scenes import Case, layer_cases, layout_cases, learn_cases, redo_cases
 from benchmarks.bench.suite import Settings, read_suite, suite_names
 from layered_cli.command import main
 from layered_core.errors import LayeredError
@@ -433,6 +433,7 @@ def test_the_readme_shows_the_telling_figures_with_what_made_them(tmp_path):
 
 def test_every_method_gives_a_picture_a_scene(pipeline):
     # joined_texts is for transformers; tests/diffusers/transformer tests it.
+    few = {"steps": 1, "batch": 1}
     for name, function in ((n, f) for n, f in METHODS.items() if n != "joined_texts"):
         of_layers = name in ("drawn_layer", "transparent_layer", "cut_out", "difference_matte")
         cases = (
@@ -440,12 +441,16 @@ def test_every_method_gives_a_picture_a_scene(pipeline):
             if of_layers
             else redo_cases
             if "redo" in name or name == "picture_before"
+            else learn_cases
+            if name.endswith("_word")
             else layout_cases
         )(2)
         needed = {
             "global_sdedit": {"strength": 0.5},
             "redo_sdedit": {"strength": 0.5},
             "layer_noise": {"objects": 0.5},
+            "learnt_layer_noise": {"objects": 0.5, "settings": few},
+            "learnt_word": {"settings": few},
         }.get(name, {})
         pictures = function(pipeline, cases, seeds=[0, 1], steps=2, guidance=3.0, **needed)
         assert pictures.shape == (2, 4 if of_layers else 3, 128, 128), name

@@ -1,0 +1,12 @@
+"""Words learnt from layers: what a layer shows and words cannot say becomes a word of prompts.
+
+* ``lesson``: which layers are learnt from, their pictures and masks, and what each step shows.
+* ``wording``: the texts of the training.
+* ``objective``: the model's error inside a layer's mask.
+* ``learner``: trains the words of all layers at once, and keeps each at its best.
+* ``word_values``: what is added to the keys and values of a learnt word and of its noun.
+* ``word_files``: the files of a learnt word, for both hosts.
+* ``plot``: how the training went.
+
+A host encodes the texts, runs its model and hands the predictions to the objective.
+"""

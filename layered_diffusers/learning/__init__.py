@@ -1,0 +1,1 @@
+"""Words learnt from layers with Stable Diffusion: encoding the texts, training, writing the files."""
