@@ -194,7 +194,7 @@ def test_a_region_of_the_whole_canvas_is_the_plain_prompt_with_the_learnt_word(p
     recipe = learnt.layer("one").recipe
     scene = LayerDocument(128, 128, (Layer("all", prompt="a ball", recipe=recipe),), prompt="at night")
     with embedded(pipeline.model, [learnt], tmp_path):
-        regions = pipeline.regional_prompts([scene], Settings(global_weight=0.0))
+        regions = pipeline.regional_prompts([scene], Settings(global_weight=0.0, emphasis=0.0))
         inside = pipeline.generate(regions.prompts, seeds=[5], steps=3, methods=[regions])
         plain = pipeline.generate(["<one-krk> a ball"], seeds=[5], steps=3)
     torch.testing.assert_close(inside, plain, atol=1e-4, rtol=0)
