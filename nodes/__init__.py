@@ -35,6 +35,9 @@ from .layers.long_work import cancellable
 from .layers.save_layers import SaveLayers
 from .layers.select_layers import SelectLayers
 from .layers.split_layer import JoinLayer, SplitLayer
+from .learning.learn_words import LearnWords
+from .learning.save_layer_lora import SaveLayerLora
+from .learning.training_data import LayerTrainingData
 from .measure.layout_metrics import LayoutMetrics
 from .noise.per_layer_sdedit import PerLayerSDEdit
 from .noise.regenerate_layers import PasteBack, RegenerateLayers
@@ -89,6 +92,9 @@ NODES: list[type[io.ComfyNode]] = [
     SplitFrames,
     TransparentDecode,
     TransparentEncode,
+    LearnWords,
+    LayerTrainingData,
+    SaveLayerLora,
 ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...layered_core.attention.attention_maps import AttentionMaps
 from ...layered_core.attention.regional_plan import Region, Settings
+from .learnt_words import Spoken
 
 KEY = "layered_diffusion_attention"
 """The key of our entry in a conditioning, of our wrappers on a model, and of what a forward pass hands to our
@@ -43,6 +44,8 @@ class Half:
     """Which tokens of each region's text a transformer reads, without padding; None: all of them."""
     maps: AttentionMaps | None = None
     """Records attention during a run and then holds the last run's maps; None: nothing is recorded."""
+    spoken: Spoken | None = None
+    """Where learnt words with values stand in the texts; None: nowhere."""
 
     @property
     def per_token(self) -> int:
@@ -99,7 +102,8 @@ def followed(half: Half, words: Tensor) -> Half | None:
     factor = (now[:1] * before).sum() / before.square().sum()
     if not _close(now, factor * before):
         return None
-    return replace(half, contexts=tuple(None if c is None else c * factor.to(c) for c in half.contexts))
+    contexts = tuple(None if c is None else c * factor.to(c) for c in half.contexts)
+    return replace(half, contexts=contexts, spoken=half.spoken if factor else None)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -21,6 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ...layered_core.attention.lora_sum import Adapted, Delta, LowRank, Pixels, Reach, Rows
 
+_NORMS = nn.GroupNorm, nn.LayerNorm
+"""Modules whose weight and bias change each channel by itself; ComfyUI's Train LoRA changes them too."""
+
 _ROTATIONS = comfy.weight_adapter.OFTAdapter, comfy.weight_adapter.BOFTAdapter
 
 Weigh = Callable[[Tensor, Tensor], Rows | Pixels | None]
@@ -61,8 +64,8 @@ def module_of(root: nn.Module, target: Target, patch: Any) -> nn.Module:
     """Return the module that a patch changes.
 
     Raises:
-        LoraMisfitError: there is no such module, it is neither linear nor a convolution, the patch has another shape,
-            or is of a kind that cannot be added to a module's output.
+        LoraMisfitError: there is no such module, it is neither linear nor a convolution nor a norm, the patch has
+            another shape, or is of a kind that cannot be added to a module's output.
     """
     try:
         module = root.get_submodule(target.module)
@@ -70,8 +73,9 @@ def module_of(root: nn.Module, target: Target, patch: Any) -> nn.Module:
         raise LoraMisfitError(f"changes {target.module}, which is not there", of_shape=True) from None
     fixed = f"changes {target.module} ({type(module).__name__}) in a way that cannot act in one layer alone"
     is_part = target.offset is not None or target.function is not None
+    is_norm = isinstance(module, _NORMS) and not is_part and not isinstance(patch, WeightAdapterBase)
     if (is_part and isinstance(patch, comfy.weight_adapter.GLoRAAdapter)) or not (
-        is_convolution(module) or _is_linear(module)
+        is_convolution(module) or _is_linear(module) or is_norm
     ):
         raise LoraMisfitError(fixed, of_shape=False)
     try:
@@ -92,6 +96,11 @@ class _UnfitKind(Exception):  # noqa: N818  # tells what kind of error it is
     """A patch of a kind that cannot be added to a module's output."""
 
 
+def has_pixels(module: nn.Module) -> bool:
+    """Return whether a module's channels are its second dimension, with pixels behind."""
+    return is_convolution(module) or isinstance(module, nn.GroupNorm)
+
+
 def is_convolution(module: nn.Module) -> bool:
     """Return whether a module is a convolution, also one that is quantised."""
     return bool(comfy.weight_adapter.bypass.get_module_type_info(module)["is_conv"])
@@ -105,6 +114,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _shape(module: nn.Module) -> tuple[int, int]:
     """Return a module's numbers of outputs and inputs; quantised weights may be packed in another shape."""
+    if isinstance(module, _NORMS):
+        return len(module.weight), len(module.weight)
     names = ("out_channels", "in_channels") if is_convolution(module) else ("out_features", "in_features")
     outputs, inputs = (getattr(module, name, None) for name in names)
     groups = getattr(module, "groups", 1)
@@ -151,7 +162,7 @@ def delta_of(
         strength: any number; 0 adds nothing.
         device, dtype: those of the module's input.
     """
-    axis = 1 if is_convolution(module) else -1
+    axis = 1 if has_pixels(module) else -1
     if not isinstance(patch, WeightAdapterBase):
         change = (_difference(patch) * strength).to(device, dtype)
         added = _bias(change, axis) if target.is_bias else _weight(module, change)
@@ -266,6 +277,12 @@ def _weight(module: nn.Module, change: Tensor, *, alone: bool = False) -> Delta:
         change: the difference, ``[C', ...]``.
         alone: whether a convolution's pixels are each by themselves.
     """
+    if isinstance(module, nn.GroupNorm):
+        groups, epsilon = module.num_groups, module.eps
+        return lambda x, y: functional.group_norm(x, groups, change, torch.zeros_like(change), epsilon)
+    if isinstance(module, nn.LayerNorm):
+        last, epsilon = module.normalized_shape, module.eps
+        return lambda x, y: functional.layer_norm(x, last, change, torch.zeros_like(change), epsilon)
     info = comfy.weight_adapter.bypass.get_module_type_info(module)
     if not info["is_conv"]:
         return lambda x, y: functional.linear(x, change.flatten(1))

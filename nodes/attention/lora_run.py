@@ -20,7 +20,7 @@ from ...layered_core.attention.lora_sum import Pixels, Rows
 from ...layered_core.attention.parts import Part, find_part
 from .conditionings import LORAS
 from .lora_files import LoraFile
-from .lora_modules import Changes, Weigh, is_convolution
+from .lora_modules import Changes, Weigh, has_pixels
 from .lora_places import Layout, Pass, map_size, role_of
 from .regional_run import unknown_part
 from .transformer_families import network_of
@@ -177,16 +177,16 @@ class _Network:
     def _weigher(self, name: str) -> Weigh:
         """Return what weighs the LoRAs on a module, at each of its calls."""
         role = role_of(name.removeprefix("diffusion_model."))
-        convolution = is_convolution(self._changes.modules[name])
+        pixels = has_pixels(self._changes.modules[name])
 
         def weigh(x: Tensor, y: Tensor) -> Rows | Pixels | None:
             now = self.now
             if now is None:
                 return None
-            shape = (len(y), *y.shape[2:]) if convolution else x.shape[:-1]
-            key = role, convolution, shape, now.words, x.device
+            shape = (len(y), *y.shape[2:]) if pixels else x.shape[:-1]
+            key = role, pixels, shape, now.words, x.device
             if key not in now.known:
-                if convolution:
+                if pixels:
                     now.known[key] = Pixels.of(self._pixels(now, role, y), x.device)
                 else:
                     now.known[key] = Rows.of(self._rows(now, role, shape), x.device)

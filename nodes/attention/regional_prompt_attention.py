@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,15 +22,19 @@ from ...layered_core.attention.regional_plan import (
     plan_regions,
 )
 from ...layered_core.attention.words import Token
+from ...layered_core.document import Layer
 from ...layered_core.errors import check_letters, invalid
-from ..layers.remarks import tell
+from ...layered_core.learning.word_values import Place
+from ..layers.remarks import tell, warn
 from ..layers.socket import LAYERS, read_stack
 from .attention_patch import acting_alone, check_mode, check_model, patched
 from .conditionings import KEY, Half
 from .embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
+from .learnt_words import Learnt, Spoken, learnt_words, places, words_with_values
 from .lora_patch import LoadedLoras, load_loras, with_loras
 from .lora_patch import patched as with_lora_wrapper
 from .prompt_tokens import TransformerPrompts, tokenise
+from .unet_run import key_widths
 
 _DEFAULT = Settings()
 _SETTINGS = (
@@ -200,6 +204,8 @@ class RegionalPromptAttention(io.ComfyNode):
         if acts or record:
             check_layer_words(clip, document)
         texts = Texts(clip, family, loras)
+        if acts:
+            texts.learn(model, document)
         plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING, record)
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
@@ -220,6 +226,7 @@ class Texts:
         """Read texts with ComfyUI's CLIP, for a transformer's family or, if None, for a UNet; each layer's own with
         its LoRAs."""
         self.clip, self.family, self.loras = clip, family, loras
+        self._learnt: tuple[Learnt, ...] = ()
         self._prompts = None if family is None else TransformerPrompts(clip)
 
     def tokenise(self, text: str) -> list[Token]:
@@ -242,6 +249,33 @@ class Texts:
                 self.clip.tokenize(text), show_pbar=False
             )
             return encoded
+
+    def learn(self, model: comfy.model_patcher.ModelPatcher, layers: Iterable[Layer]) -> None:
+        """Take in the learnt words with values that layers' recipes name, for a UNet. On a transformer say that the
+        words act as embeddings alone.
+
+        Raises:
+            LayeredError: values are broken, or were learnt with another kind of model.
+        """
+        if self.family is None:
+            self._learnt = learnt_words(key_widths(model.model.diffusion_model), layers, self.tokenise)
+        elif found := words_with_values(layers):
+            names = ", ".join(repr(name) for name in found)
+            warn(
+                "Regional Prompt Attention",
+                f"learnt words {names} act without their values, which need a UNet",
+            )
+
+    def spoken(self, text: str, regions: Iterable[Region]) -> Spoken | None:
+        """Return where learnt words stand in a main prompt and in its regions' own texts; None: nowhere."""
+        found = Spoken(self._places(text), tuple(self._places(region.text) for region in regions))
+        return found if self._learnt and found else None
+
+    def _places(self, text: str) -> tuple[Place, ...]:
+        if not self._learnt or not text:
+            return ()
+        length = sum(len(chunk) for chunk in next(iter(self.clip.tokenize(text).values())))
+        return places(self.tokenise(text), self._learnt, length)
 
     def kept(self, region: Region, mode: str) -> Tensor | None:
         """Return which vectors of a region's own text a transformer reads; None: all of them.
@@ -300,7 +334,7 @@ def conditioning(
         own = [encoded[key][part] if key[0] else (None, None) for key in keys]
         half = Half(
             name, regions, settings, tuple(None if c is None else c[0] for c, _ in own), words, count,
-            tuple(extra for _, extra in own), kept, maps,
+            tuple(extra for _, extra in own), kept, maps, texts.spoken(text, regions),
         )  # fmt: skip
         carried.append([words, {**rest, KEY: half}])
     return carried

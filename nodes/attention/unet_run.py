@@ -4,7 +4,7 @@ whichever node came first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from ...layered_core.attention.regional_attention import RegionalAttention
 from ..noise.cut_out import CutOut
 from .conditionings import Half
 from .context_patches import ContextPatches, check_has_patch
+from .learnt_words import Spoken
 from .regional_run import PARTS, Run
 
 Block = tuple[str, int, int]
@@ -45,6 +46,11 @@ def cross_attentions(unet: nn.Module) -> dict[Block, nn.Module]:
     return found
 
 
+def key_widths(unet: nn.Module) -> list[int]:
+    """Return the widths of the keys of a UNet's cross-attentions, in the order in which it runs them."""
+    return [module.to_k.out_features for module in cross_attentions(unet).values()]
+
+
 @dataclass
 class UNetRun(Run):
     """The regional attention of one sampling run of a UNet."""
@@ -55,6 +61,8 @@ class UNetRun(Run):
     """Number of encoded vectors for one token, see :attr:`Half.per_token`."""
     modules: dict[int, dict[Block, nn.Module]] = field(default_factory=dict)
     """The cross-attentions of every copy of the UNet (there is one for each GPU), by the copy's ``id``."""
+    spoken: dict[RegionalAttention, Spoken] = field(default_factory=dict)
+    """Where learnt words with values stand in the texts of those of ``attentions`` that have some."""
 
     def start(self, halves: Mapping[UUID, Half], cut: CutOut | None) -> None:
         """Make the attention of every conditioning that has regions, and wrap the run.
@@ -74,6 +82,9 @@ class UNetRun(Run):
                     half.regions, half.settings, half.contexts, half.tokens, self.window(half.settings),
                     half.maps, length // half.per_token, None if cut is None else cut.plan.cut_regions,
                 )  # fmt: skip
+                if half.spoken is not None:
+                    spoken = half.spoken.with_length(length // half.per_token)
+                    self.spoken[self.attentions[entry["uuid"]]] = spoken
         self.wrap(
             (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, self.sample),
             (comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, self.predict),
@@ -119,10 +130,11 @@ class UNetRun(Run):
                 sigma,
                 context,
                 module,
+                number,
                 (unet, block) if self.steady and not context.patches else None,
                 before.get(block) or before.get(block[:2]),
             )
-            for block, module in self.modules[unet].items()
+            for number, (block, module) in enumerate(self.modules[unet].items())
         }
         return {**options, "patches": patches, "patches_replace": {**replaced, "attn2": {**before, **attn2}}}
 
@@ -131,6 +143,7 @@ class UNetRun(Run):
         sigma: float,
         context: ContextPatches,
         module: nn.Module,
+        number: int,
         cached: Hashable,
         before: Callable[..., Tensor] | None,
         q: Tensor,
@@ -144,6 +157,7 @@ class UNetRun(Run):
             sigma: the noise level.
             context: other packs' patches of the context.
             module: the cross-attention.
+            number: its place in the order in which the UNet runs them.
             cached: key under which the projected texts are kept; None if they may change at any step.
             before: another pack's replacement of this attention; it is called too.
             q, k, v: queries ``[B, N, C]``, and the main prompt's keys and values ``[B, K, C]``.
@@ -151,22 +165,47 @@ class UNetRun(Run):
         """
         context.check(q, k)
         plain = _plain(extra)
-        out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
         halves = list(zip(extra["uuids"], extra["cond_or_uncond"], strict=True))
         shares = [(part, *half) for part in extra[PARTS] for half in halves]
-        for own, (part, uuid, which) in zip(torch.arange(len(q)).chunk(len(shares)), shares, strict=True):
+        rows = [slice(int(own[0]), int(own[-1]) + 1) for own in torch.arange(len(q)).chunk(len(shares))]
+        k, v = self._with_learnt_words(k, v, number, [(at, s[1]) for at, s in zip(rows, shares, strict=True)])
+        out = (plain(q, k, v) if before is None else before(q, k, v, extra)).clone()
+        for at, (part, uuid, which) in zip(rows, shares, strict=True):
             if uuid in self.attentions:
                 attention = self.attentions[uuid]
-                at = slice(int(own[0]), int(own[-1]) + 1)
+                spoken = self.spoken.get(attention)
                 base = out[at] if before is None else plain(q[at], k[at], v[at])
                 of_half = {**extra, "uuids": [uuid], "cond_or_uncond": [which]}
                 mixed = attention(
                     q[at], k[at], v[at], base, size=tuple(extra["activations_shape"][-2:]), sigma=sigma,
                     heads=extra["n_heads"], block=cached,
                     project=partial(context.project, module, at, of_half, attention), attend=plain, part=part,
+                    change=spoken.of_regions(number) if spoken is not None else None,
                 )  # fmt: skip
                 out[at] = mixed if before is None else out[at] + mixed - base
         return out
+
+    def _with_learnt_words(
+        self, k: Tensor, v: Tensor, number: int, shares: Sequence[tuple[slice, UUID]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the main prompt's keys and values with those of its learnt words changed.
+
+        Args:
+            k, v: of all rows of the pass, ``[B, K, C]``.
+            number: of the cross-attention.
+            shares: rows and the uuid of the conditioning that they have.
+        """
+        acting = [
+            (at, self.spoken[attention])
+            for at, uuid in shares
+            if (attention := self.attentions.get(uuid)) in self.spoken
+        ]
+        if not any(spoken.prompt for _, spoken in acting):
+            return k, v
+        k, v = k.clone(), v.clone()
+        for at, spoken in acting:
+            k[at], v[at] = spoken.of_prompt(number, k[at], v[at])
+        return k, v
 
 
 def _plain(extra: Mapping[str, Any]) -> Callable[..., Tensor]:

@@ -220,6 +220,7 @@ def _following(
         except LayeredError as error:
             raise LayeredError(f"then {then!r}: {error}. Or set then to 'prompt'") from None
         texts = Texts(clip, family, loras)
+        texts.learn(model, document)
         plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING)
         own = [
             conditioning(texts, "positive", plan.prompt, plan.cond, settings),

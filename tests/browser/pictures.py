@@ -42,6 +42,9 @@ NODES = {
     "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
     "LD_SplitFrames": ("15_foreground_and_background", ["8", "14", "16", "13"]),
+    "LD_LearnWords": ("25_learn_a_layer", ["8", "9", "24"]),
+    "LD_LayerTrainingData": ("26_lora_from_a_layer", ["8", "9"]),
+    "LD_SaveLayerLora": ("26_lora_from_a_layer", ["10", "11", "20"]),
     "LD_LayersFromLayout": ("19_layout_boxes", ["2", "3"]),
     "LD_LayoutFromLayers": ("19_layout_boxes", ["6", "8"]),
 }
@@ -66,6 +69,8 @@ RESULTS = {
     "20_regions_storybook_transformer": ("5", "10", "11"),
     "22_layered_rendering": ("5", "10", "11"),
     "24_lora_per_layer": ("5", "11"),
+    "25_learn_a_layer": ("9", "8", "24"),
+    "26_lora_from_a_layer": ("9", "24"),
     "28_own_look_of_a_layer": ("5", "11"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""

@@ -110,6 +110,8 @@ SHOWN = {
         "meadow",
         {("yellow", "star"), ("red", "house"), ("green", "tree"), ("blue", "ball")},
     ),
+    "25_learn_a_layer": ("24", "sea", {("red", "ball")}),
+    "26_lora_from_a_layer": ("24", "sea", {("TODO", "ball")}),
     "20_regions_storybook_transformer": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
 }
 """For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128

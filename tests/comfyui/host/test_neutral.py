@@ -13,6 +13,7 @@ from graph import (
     regional,
     rendering,
 )
+from learning_scene import one_ball, training_data
 from PIL import Image
 from sampling import LOADER, models, of_ours, sample
 
@@ -37,6 +38,7 @@ NEUTRAL: dict[str, dict] = {
         "a": from_image(width=64, height=128, prompt="a red ball"),
         "it": rendering("a", share=0.0),
     },
+    "LD_LayerTrainingData": {**one_ball(), "it": training_data(masked=False)},
 }
 """For every node of ours with a MODEL as input and output: a prompt in which it is called "it" and has its
 neutral values."""

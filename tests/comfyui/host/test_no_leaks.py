@@ -22,6 +22,7 @@ from graph import (
     transparent_decode,
     transparent_encode,
 )
+from learning_scene import learn, one_ball, train_lora, training_data
 from PIL import Image
 from sampling import LOADER, explode, models, of_ours, sample
 
@@ -223,6 +224,22 @@ EXAMPLES = {
     "LD_TransparentEncode": {
         "a": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
         "it": transparent_encode(["a", 0]),
+    },
+    "LD_LearnWords": {**one_ball(), "it": learn(name="krk-leak", steps=1, overwrite=True)},
+    "LD_LayerTrainingData": {**one_ball(), "it": training_data()},
+    "LD_SaveLayerLora": {
+        **one_ball(),
+        "d": training_data(),
+        "t": train_lora("d", steps=1),
+        "it": node(
+            "LD_SaveLayerLora",
+            layers=["a", 0],
+            layer="ball",
+            lora=["t", 0],
+            name="leak",
+            strength=1.0,
+            overwrite=True,
+        ),
     },
 }
 """For every node of ours: a prompt in which it is called "it" and gets its models from the node "loader". A

@@ -1,0 +1,1 @@
+"""Nodes that learn what a layer shows."""
