@@ -43,20 +43,14 @@ def shares(folder: Path) -> dict[str, Interval]:
     out = {}
     for look in LOOKS:
         for kind, row in ROWS.items():
-            for figure in [
-                f"{look}_inside",
-                f"{look}_outside",
-                *(["colour_inside"] if look == "pink" else []),
-            ]:
-                if figure == "colour_inside" and kind == "both":
-                    continue
-                rows = [found[r.format(look=look)] for r in (row, "without", "{look}, everywhere")]
-                scenes = sorted(set.intersection(*(set(r) for r in rows)))
-                values = [[r[i][figure] for i in scenes] for r in rows]
-                what = figure.replace(f"{look}_", "").replace(
-                    "colour_inside", "inside, by the judge's colours"
-                )
-                out[f"{look} {kind} {what}"] = share(*values)
+            rows = [found[name.format(look=look)] for name in (row, "without", "{look}, everywhere")]
+            scenes = sorted(set.intersection(*(set(r) for r in rows)))
+            for place in ("inside", "outside"):
+                values = [[r[i][f"{look}_{place}"] for i in scenes] for r in rows]
+                out[f"{look} {kind} {place}"] = share(*values)
+            if look == "pink":
+                values = [[r[i]["colour_inside"] for i in scenes] for r in rows]
+                out[f"{look} {kind} inside, by the judge's colours"] = share(*values)
     return out
 
 
@@ -64,8 +58,9 @@ def share(here: Sequence[float], without: Sequence[float], everywhere: Sequence[
     """Return ``(mean(here) - mean(without)) / (mean(everywhere) - mean(without))`` with its interval."""
     a, b, c = (np.array(x, dtype=float) for x in (here, without, everywhere))
     drawn = resamples(len(a), 2000)
-    ratios = (a - b)[drawn].mean(1) / (c - b)[drawn].mean(1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no effect at all
+        ratios = (a - b)[drawn].mean(1) / (c - b)[drawn].mean(1)
+    low, high = np.nanpercentile(ratios, [2.5, 97.5])
     return Interval(float((a - b).mean() / (c - b).mean()), float(low), float(high), len(a))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +47,9 @@ class Host(Protocol):
     alphas: Tensor
     """Cumulative product of the schedule's alphas, ``[T]`` in 0..1, on the latents' device."""
 
+    def training(self) -> AbstractContextManager[None]:
+        """Make the model ready for steps in a ``with`` block; afterwards it is as before."""
+
     def predict(
         self, noisy: Tensor, t: Tensor, drawn: Sequence[Drawn], record: Sequence[tuple[int, int]]
     ) -> Prediction:
@@ -72,7 +76,11 @@ class Training:
         fixed = torch.Generator().manual_seed(lesson.settings.seed + 1)
         self._fixed = [torch.randn(CHECKS, *latents.shape[1:], generator=fixed) for _ in lesson.subjects]
 
-    def run(self, progress: Callable[[int, int], object], preview: Callable[[int], object]) -> None:
+    def train(
+        self,
+        progress: Callable[[int, int], object] | None = None,
+        preview: Callable[[int], object] | None = None,
+    ) -> None:
         """Train until the settings' steps are done or nothing improves.
 
         Args:
@@ -81,13 +89,15 @@ class Training:
         """
         steps = self.lesson.settings.steps
         for step in range(1, steps + 1):
-            if step == 1:
-                self.learner.note(self.errors())
-            self.learner.step(self.loss())
-            done = (step % CHECK_EVERY == 0 or step == steps) and self.learner.note(self.errors())
-            if step % PREVIEW_EVERY == 0 or step == steps or done:
+            with self.host.training():
+                if step == 1:
+                    self.learner.note(self.errors())
+                self.learner.step(self.loss())
+                done = (step % CHECK_EVERY == 0 or step == steps) and self.learner.note(self.errors())
+            if preview is not None and (step % PREVIEW_EVERY == 0 or step == steps or done):
                 preview(step)
-            progress(step, step if done else steps)
+            if progress is not None:
+                progress(step, step if done else steps)
             if done:
                 break
 
@@ -118,7 +128,7 @@ class Training:
             found.append(float(errors.mean()))
         return found
 
-    def words(self, tables: Sequence[Tensor], best: bool = True) -> list[LearntWord]:
+    def learnt(self, tables: Sequence[Tensor], best: bool = True) -> list[LearntWord]:
         """Return the words at their best, or as they are now.
 
         Args:

@@ -38,7 +38,7 @@ class Learning(TypedDict, total=False):
     progress: Progress | None
     """Called after each step."""
     preview: Preview | None
-    """Called every :data:`~layered_diffusers.learning.training.PREVIEW_EVERY` steps with a picture of each word."""
+    """Called every :data:`~layered_core.learning.training.PREVIEW_EVERY` steps with a picture of each word."""
     plot: Callable[[Sequence[Image.Image]], None] | None
     """Called at the end with a drawing for each word, how its error fell."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,15 +12,14 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from PIL import Image
 from torch import Tensor
 
-from layered_core import __version__
 from layered_core.attention.cross_attention import merge_heads, plain, scores, split_heads
 from layered_core.errors import invalid
 from layered_core.formats.pictures import to_image
-from layered_core.learning import objective
-from layered_core.learning.learner import CHECK_EVERY, Learnable, Learner
-from layered_core.learning.lesson import CHECKS, Drawn, Lesson, Subject
+from layered_core.learning.learner import Learnable, Learner
+from layered_core.learning.lesson import Drawn, Lesson, Subject
 from layered_core.learning.plot import loss_plot
-from layered_core.learning.word_files import LearntWord, table_fingerprint
+from layered_core.learning.training import Prediction, Training
+from layered_core.learning.word_files import LearntWord
 from layered_core.learning.word_values import Place, with_values, zeros
 from layered_diffusers.generator import Generator
 from layered_diffusers.learning.texts import Encoded, WordTexts, ids_of
@@ -29,9 +27,6 @@ from layered_diffusers.methods.learnt_words import output
 from layered_diffusers.models.adapters import SDXL_VECTORS, cross_attentions, embedding_token, spoken
 from layered_diffusers.models.text import encoders, is_sdxl
 from layered_diffusers.sampling import Progress
-
-PREVIEW_EVERY = 50
-"""Steps between two previews."""
 
 _PREVIEW_STEPS = 15
 _EXPLICIT = 1024
@@ -56,58 +51,32 @@ class _Pass:
     maps: list[Tensor] = field(default_factory=list)
 
 
-class WordTraining:
-    """Trains the words of a lesson with a pipeline's model."""
+class WordTraining(Training):
+    """Trains the words of a lesson with a pipeline's model, as which it serves the training itself."""
 
     def __init__(self, pipeline: Generator, lesson: Lesson) -> None:
         """Prepare the words at their start, and encode the pictures."""
         self.pipeline, self.model, self.lesson = pipeline, pipeline.model, lesson
-        model, settings = self.model, lesson.settings
-        self._prediction = model.scheduler.config.prediction_type
-        self._alphas = model.scheduler.alphas_cumprod.to(model.device, torch.float32)
+        model = self.model
+        self.prediction = str(model.scheduler.config.prediction_type)
+        self.alphas = model.scheduler.alphas_cumprod.to(model.device, torch.float32)
         self._attentions = cross_attentions(model.unet)
-        self._masks = lesson.masks.to(model.device)
         self._latents = pipeline.encode(lesson.pictures)
         self._pass, self._texts = _Pass(), WordTexts(model, lesson)
         with torch.no_grad():
             words = [self._start(i, subject) for i, subject in enumerate(lesson.subjects)]
         half = next(model.unet.parameters()).dtype != torch.float32
-        self.learner = Learner(words, settings, half)
-        self._random = random.Random(settings.seed)
-        self._generator = torch.Generator().manual_seed(settings.seed)
-        fixed = torch.Generator().manual_seed(settings.seed + 1)
-        shape = self._latents.shape[1:]
-        self._fixed = [torch.randn(CHECKS, *shape, generator=fixed) for _ in words]
+        super().__init__(lesson, self._latents, Learner(words, lesson.settings, half), self)
 
     def run(self, progress: Progress | None = None, preview: Preview | None = None) -> None:
         """Train until the settings' steps are done or nothing improves."""
-        steps = self.lesson.settings.steps
-        for step in range(1, steps + 1):
-            with self._training():
-                if step == 1:
-                    self.learner.note(self._errors())
-                self.learner.step(self._loss())
-                done = (step % CHECK_EVERY == 0 or step == steps) and self.learner.note(self._errors())
-            if preview is not None and (step % PREVIEW_EVERY == 0 or step == steps or done):
-                preview(step, self.pictures())
-            if progress is not None:
-                progress(step, step if done else steps)
-            if done:
-                break
+        self.train(progress, None if preview is None else lambda step: preview(step, self.pictures()))
 
     def words(self, best: bool = True) -> list[LearntWord]:
         """Return the words at their best, or as they are now."""
-        settings = self.lesson.settings
-        tables = [encoder.get_input_embeddings().weight for _, encoder in encoders(self.model)]
-        shared = {
-            "form": settings.form, "context": settings.context, "steps": str(self.learner.steps),
-            "rate": f"{settings.rate:g}", "seed": str(settings.seed), "text_encoder_sha256": table_fingerprint(tables),
-            "version": __version__,
-        }  # fmt: skip
-        return [
-            word.learnt({**shared, "word": x.word, "layer": x.layer, "class_words": x.prompt}, best)
-            for word, x in zip(self.learner.words, self.lesson.subjects, strict=True)
-        ]
+        return self.learnt(
+            [encoder.get_input_embeddings().weight for _, encoder in encoders(self.model)], best
+        )
 
     def pictures(self) -> list[Image.Image]:
         """Return a picture of each word as it is now, made from the layer's words with it."""
@@ -157,58 +126,17 @@ class WordTraining:
         values = zeros(subject.noun, widths).to(self._latents.float())
         return Learnable(subject.word, vectors, spreads, values, value_spreads)
 
-    # --- the objective ---
+    # --- the model ---
 
-    def _loss(self) -> Tensor:
-        """Return the loss of one batch."""
-        settings = self.lesson.settings
-        drawn = [self.lesson.draw(self._random) for _ in range(settings.batch)]
-        noise = torch.randn(len(drawn), *self._latents.shape[1:], generator=self._generator)
-        t = torch.randint(len(self._alphas), (len(drawn),), generator=self._generator)
-        pairs = [(row, number) for row, x in enumerate(drawn) for number in x.shown]
-        errors, maps = self._predicted(drawn, t, noise, pairs, record=settings.attention > 0)
-        shares = torch.tensor([1 / len(drawn[row].shown) for row, _ in pairs], device=errors.device)
-        loss = (shares * errors).sum() / len(drawn)
-        if settings.attention > 0:
-            masks = torch.stack([self._masks[drawn[row].picture, number] for row, number in pairs])
-            sizes = [self._map_size(x.shape[1]) for x in maps]
-            outside = objective.attention_term(maps, sizes, masks)
-            loss = loss + settings.attention * (shares * outside).sum() / len(drawn)
-        return loss
-
-    @torch.no_grad()
-    def _errors(self) -> list[float]:
-        """Return the error of every word at fixed noise."""
-        found = []
-        t = ((torch.arange(CHECKS) + 0.5) / CHECKS * len(self._alphas)).long()
-        for number, noise in enumerate(self._fixed):
-            drawn = [Drawn(number, (number,), text) for text in self.lesson.check_texts(number)]
-            errors, _ = self._predicted(drawn, t, noise, [(row, number) for row in range(CHECKS)])
-            found.append(float(errors.mean()))
-        return found
-
-    def _predicted(
-        self,
-        drawn: Sequence[Drawn],
-        t: Tensor,
-        noise: Tensor,
-        pairs: Sequence[tuple[int, int]],
-        record: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the weighted error of each pair of a row and a subject, and the attention to the words' tokens."""
-        device, settings = self.model.device, self.lesson.settings
-        t, noise = t.to(device), noise.to(self._latents)
-        clean = self._latents[torch.tensor([x.picture for x in drawn], device=device)]
-        alpha = self._alphas[t]
+    def predict(
+        self, noisy: Tensor, t: Tensor, drawn: Sequence[Drawn], record: Sequence[tuple[int, int]]
+    ) -> Prediction:
+        """Return what the model says, see :class:`~layered_core.learning.training.Host`."""
         encoded = self._texts.encode(self.learner.words, [x.text for x in drawn], [x.shown for x in drawn])
-        self._pass = _Pass(encoded.places, list(pairs) if record else [])
-        noisy = objective.noised(clean, noise, alpha).to(clean.dtype)
-        predicted = self.model.unet(noisy, t, encoded.context, **self._added(encoded)).sample
-        wanted = objective.target(self._prediction, clean.float(), noise.float(), alpha)
-        rows = torch.tensor([row for row, _ in pairs], device=device)
-        masks = torch.stack([self._masks[drawn[row].picture, number] for row, number in pairs])
-        errors = objective.masked_error(predicted[rows], wanted[rows], masks, settings.by_area)
-        return errors * objective.error_weights(self._prediction, alpha)[rows], self._pass.maps
+        self._pass = _Pass(encoded.places, list(record))
+        said = self.model.unet(noisy, t, encoded.context, **self._added(encoded)).sample
+        maps = self._pass.maps
+        return Prediction(said, maps, [self._map_size(x.shape[1]) for x in maps])
 
     def _added(self, encoded: Encoded) -> dict[str, Any]:
         """Return SDXL's further inputs."""
@@ -226,7 +154,7 @@ class WordTraining:
         return next(size for size in sizes if size[0] * size[1] == pixels)
 
     @contextmanager
-    def _training(self) -> Iterator[None]:
+    def training(self) -> Iterator[None]:
         """Freeze the model and watch its attention in a ``with`` block; afterwards it is as before."""
         unet = self.model.unet
         parts = [unet, *(encoder for _, encoder in encoders(self.model))]
@@ -261,19 +189,19 @@ class WordTraining:
 class _Watching:
     """An attention processor of the training: adds the words' values, and records attention to the words."""
 
-    def __init__(self, training: WordTraining, block: int) -> None:
-        self.training, self.block = training, block
+    def __init__(self, course: WordTraining, block: int) -> None:
+        self.course, self.block = course, block
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
     ) -> Tensor:
-        now = self.training._pass
+        now = self.course._pass
         q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        if self.training.lesson.settings.form == "values":
+        if self.course.lesson.settings.form == "values":
             k, v = with_values(k, v, [list(at.values()) for at in now.places], self.block)
         pixels, least, most = q.shape[1], *_MAPPED
         record = bool(now.pairs) and least <= pixels <= most
-        if not record and not self.training._is_explicit:
+        if not record and not self.course._is_explicit:
             return output(attn, plain(attn.heads)(q, k, v, None))
         shares = scores(q, k, attn.heads).softmax(-1)
         if record:

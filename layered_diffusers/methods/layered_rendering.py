@@ -367,8 +367,7 @@ class LayeredRendering(Rendered):
                 given["added_cond_kwargs"] = {k: v[source[part]] for k, v in run.added.items()}
                 if self._pooled is not None:
                     given["added_cond_kwargs"]["text_embeds"] = self._pooled[own[part]]
-            with ExitStack() as stack:
-                stack.enter_context(run.texts([texts[i] for i in part.tolist()]))
+            with run.texts([texts[i] for i in part.tolist()]), ExitStack() as stack:
                 if self._placed is not None and owners is not None:
                     stack.enter_context(self._placed.alone([owners[i] for i in part.tolist()]))
                 found: Tensor = run.unet(inputs[part], t, self._contexts[own[part]], **given).sample

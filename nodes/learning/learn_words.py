@@ -185,13 +185,13 @@ def learn(
             _load(own_model, own_clip, lesson)  # what decoding may have moved away
 
         try:
-            training.run(step, preview)
+            training.train(step, preview)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise LayeredError(
                 f"{NAME}: the device's memory does not suffice for {settings.batch} pictures of "
                 f"{size[1]}x{size[0]} a step. Choose a smaller batch, or make the canvas smaller"
             ) from error
-        return training.words(host.tables), training
+        return training.learnt(host.tables), training
 
 
 def check_learnable(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP) -> None:

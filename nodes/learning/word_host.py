@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -82,6 +83,10 @@ class WordHost:
     def tables(self) -> list[Tensor]:
         """The text encoders' embeddings."""
         return [self._table(name) for name in self._names]
+
+    def training(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing: the copies are for the training alone."""
+        return nullcontext()
 
     def predict(
         self, noisy: Tensor, t: Tensor, drawn: Sequence[Drawn], record: Sequence[tuple[int, int]]

@@ -118,6 +118,9 @@ SHOWN = {
 x 128 pixels."""
 
 
+OWN_LOOKS = ("24_lora_per_layer", "28_own_look_of_a_layer")
+"""Workflows with things that look as no word says, so that the judge takes them for others."""
+
 _THREE_FILES = {("UNETLoader", "unet_name"), ("CLIPLoader", "clip_name"), ("VAELoader", "vae_name")}
 
 _FLUX_FILES = {
@@ -134,13 +137,14 @@ FOR_OWN_FILES = {
     "17_regions_qwen_image": _THREE_FILES,
     "18_regions_z_image": _THREE_FILES,
     "23_layered_rendering_flux": _FLUX_FILES,
+    "27_layers_own_look_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
 }
 """Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the
 missing files. ``host/attention/test_transformer_templates.py`` runs 16 to 18 and 23 on small networks."""
 
 
 def test_every_workflow_says_here_what_it_shows():
-    assert set(SHOWN) | set(FOR_OWN_FILES) == {f.stem for f in API}
+    assert {*SHOWN, *OWN_LOOKS, *FOR_OWN_FILES} == {f.stem for f in API}
 
 
 @pytest.mark.parametrize("file", API, ids=lambda f: f.stem)
@@ -167,7 +171,7 @@ def test_a_workflow_for_the_users_own_files_lacks_nothing_but_those(server, name
     assert (code, wrong) == (200 if previews else 400, FOR_OWN_FILES[name])
 
 
-@pytest.mark.parametrize("file", [f for f in API if f.stem not in FOR_OWN_FILES], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in API if f.stem in SHOWN], ids=lambda f: f.stem)
 def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, file):
     from demo.world.judge import Judge
 
@@ -179,6 +183,32 @@ def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, file):
     (verdict,) = Judge.load().look(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
     assert verdict.background == background
     assert {f.thing for f in verdict.objects} == things
+
+
+def test_the_loras_of_two_layers_act_where_the_layers_are(server):
+    prompt = json.loads((PACK / "workflows/api/24_lora_per_layer.json").read_text())
+    (look,) = pictures(server, server.run(prompt), "11")
+    layers = prompt["13"]["inputs"]["board"]["layers"]
+    own = [layer for layer in layers if layer["recipe"].pop("loras", None)]
+    assert [layer["name"] for layer in own] == ["house", "ball"]
+    (without,) = pictures(server, server.run(prompt), "11")
+    change = np.abs(look - without).mean(-1)
+    elsewhere = np.ones_like(change, bool)
+    for layer in own:
+        x, y, width, height = (layer[key] for key in ("x", "y", "width", "height"))
+        inside = slice(y, y + height), slice(x, x + width)
+        assert change[inside].mean() > 0.08
+        elsewhere[inside] = False
+    assert change[elsewhere].mean() < 0.03
+
+
+def test_a_layer_with_all_of_its_own_look_stands_beside_a_frozen_one(server):
+    entry = server.run(json.loads((PACK / "workflows/api/28_own_look_of_a_layer.json").read_text()))
+    (shown,), (made,) = pictures(server, entry, "5"), pictures(server, entry, "11")
+    before = shown[2::4, 2::4]  # the preview is four times as large
+    house, ball = (slice(76, 94), slice(20, 50)), (slice(80, 108), slice(86, 110))
+    assert np.abs(before - made)[house].max() < 0.02
+    assert np.abs(before - made)[ball].mean() > 0.02
 
 
 def test_the_sampled_collage_keeps_the_layout_and_is_not_the_collage(server):

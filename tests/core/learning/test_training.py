@@ -1,5 +1,7 @@
 """The training of a lesson's words, with small models of a formula."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ class Ideal:
 
     def __init__(self, prediction: str, word: Tensor) -> None:
         self.prediction, self.alphas, self.word = prediction, ALPHAS, word
+
+    def training(self):
+        return nullcontext()
 
     def predict(self, noisy, t, drawn, record):
         clean = self.word[0].view(1, -1, 1, 1).expand_as(noisy)
@@ -48,7 +53,7 @@ def training(prediction="v_prediction", spoil=False, **more):
 @pytest.mark.parametrize("prediction", objective.PREDICTIONS)
 def test_a_word_learns_the_colour_inside_the_mask_whatever_the_model_predicts(prediction):
     it, word = training(prediction)
-    it.run(lambda done, total: None, lambda done: None)
+    it.train(lambda done, total: None, lambda done: None)
     assert torch.allclose(word[0].detach(), torch.tensor([1.0, -0.5, 0.3, 0.0]), atol=0.15)
     assert it.learner.errors[-1][1][0] < 0.1 * it.learner.errors[0][1][0]
 
@@ -76,7 +81,7 @@ def test_the_training_does_not_see_what_lies_outside_the_mask():
 def test_progress_and_previews_come_when_they_are_due_and_an_exception_stops_the_training():
     it, _ = training(steps=60)
     told, shown = [], []
-    it.run(lambda done, total: told.append((done, total)), shown.append)
+    it.train(lambda done, total: told.append((done, total)), shown.append)
     assert told[0] == (1, 60)
     assert told[-1][0] == told[-1][1] == it.learner.steps
     assert shown[0] == 50
@@ -87,14 +92,14 @@ def test_progress_and_previews_come_when_they_are_due_and_an_exception_stops_the
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        it.run(stop, lambda done: None)
+        it.train(stop, lambda done: None)
     assert it.learner.steps == 3
 
 
 def test_no_steps_leave_the_words_at_their_start():
     it, word = training(steps=0)
-    it.run(lambda done, total: None, lambda done: None)
-    (learnt,) = it.words([torch.zeros(2, 2)])
+    it.train(lambda done, total: None, lambda done: None)
+    (learnt,) = it.learnt([torch.zeros(2, 2)])
     assert torch.equal(learnt.vectors["krk"], torch.zeros(1, 4))
     assert (learnt.facts["layer"], learnt.facts["class_words"], learnt.facts["steps"]) == (
         "ball",

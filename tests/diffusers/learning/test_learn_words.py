@@ -231,8 +231,8 @@ def training(pipeline, document, **more):
 def test_what_lies_outside_the_mask_is_not_learnt_from(pipeline, document, monkeypatch):
     made = training(pipeline, document, form="word")
     outside = made._masks[0, 0] == 0
-    with made._training():
-        whole = made._errors()[0]
+    with made.training():
+        whole = made.errors()[0]
     # The model's own output near the border depends on what is around, so only what it is compared with is planted.
     before = objective.target
 
@@ -242,14 +242,14 @@ def test_what_lies_outside_the_mask_is_not_learnt_from(pipeline, document, monke
         return wanted
 
     monkeypatch.setattr(objective, "target", planted)
-    with made._training():
-        assert made._errors()[0] == whole
+    with made.training():
+        assert made.errors()[0] == whole
 
 
 def test_gradients_reach_all_of_a_word_and_nothing_else(pipeline, document):
     made = training(pipeline, document, attention=0.3, vectors=2)
-    with made._training():
-        made._loss().backward()
+    with made.training():
+        made.loss().backward()
     word = made.learner.words[0]
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in word.parameters())
     assert all(float(v.grad.abs().max()) > 0 for v in word.vectors.values())
