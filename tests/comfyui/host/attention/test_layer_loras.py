@@ -1,5 +1,6 @@
 """LoRAs of layers act in their layers, and nowhere else."""
 
+import comfy.hooks
 import comfy.sd
 import comfy.utils
 import lora_scene as scene
@@ -314,3 +315,49 @@ def test_loras_follow_a_cut_out(host, regions, loaded):
     changed = (results[0] - results[1]).abs().amax((0, 1, 2))
     assert float(changed[5:8].min()) > 0
     assert float(changed[9:].max()) == 0  # the mask is scaled, so that its edge is soft
+
+
+def test_the_models_half_acts_on_its_layers_own_words_alone(regions, sd15):
+    """A LoRA of the keys and values of words changes nothing if its layer has no words."""
+    model, clip = sd15
+    words = write_lora(
+        "of_words", unet_shapes(model, lambda name: "attn2.to_k" in name or "attn2.to_v" in name)
+    )
+    other = halves(regions)[1]
+    for prompt, changes in (("a red ball", True), ("", False)):
+        plain, own = (
+            seen_by(regions, model, clip, layer(regions, "left", *x, width=64, prompt=prompt), other)
+            for x in ([], [words])
+        )
+        assert torch.equal(plain[0], own[0]) is not changes
+    both = seen_by(regions, model, clip, *halves(regions, [words], [words]))
+    left = seen_by(regions, model, clip, *halves(regions, [words]))
+    assert not torch.equal(both[0], left[0])
+
+
+def test_patches_of_the_context_by_other_packs_keep_the_loras(regions, sd15, files):
+    model, clip = sd15
+    patched = model.clone()
+    patched.set_model_attn2_patch(lambda n, context, value, extra: (n, context, value))
+    stack = halves(regions, [files[0]], [files[1]])
+    assert close(seen_by(regions, patched, clip, *stack), seen_by(regions, model, clip, *stack), 1e-4)
+
+
+def test_cores_lora_hooks_act_beside_the_loras_of_layers(regions, sd15, files):
+    """ComfyUI changes weights for its hooks; what layers add comes on top of whatever a module then gives."""
+    model, clip = sd15
+    last = unet_shapes(model, lambda name: name == "out.2")
+    mine, theirs = write_lora("last_mine", last, seed=3), write_lora("last_theirs", last, seed=4)
+    hooks = comfy.hooks.create_hook_lora(comfy.utils.load_torch_file(str(path_of(theirs))), 1.0, 1.0)
+
+    def seen(own, hooked):
+        patched, *words = apply(regions, model, clip, stack_of(regions, *halves(regions, own)), **PLAIN)
+        if hooked:
+            words = [comfy.hooks.set_hooks_for_conditioning(w, hooks) for w in words]
+        return predicted(patched, *words)[1]
+
+    plain, with_mine, with_theirs, both = (seen(*x) for x in (([], 0), ([mine], 0), ([], 1), ([mine], 1)))
+    assert not torch.equal(with_theirs, plain)
+    torch.testing.assert_close(
+        both - plain, (with_mine - plain) + (with_theirs - plain), atol=1e-4, rtol=1e-3
+    )

@@ -110,3 +110,27 @@ def test_a_file_for_parts_of_a_joined_projection_is_cores_lora(seen, regions):
     wanted = seen("flux", layer(regions, "all"), model=patched)
     torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-3)
     assert not torch.equal(wanted, seen("flux", layer(regions, "all")))
+
+
+def test_reference_pictures_have_no_place(regions):
+    """Flux Kontext's references stand behind the picture, with more tokens than the texts have."""
+    family = "flux"
+    name = write_lora("references", unet_shapes(tiny.shared_model(family), lambda n: "img_mlp" in n))
+    last = write_lora("last_references", unet_shapes(tiny.shared_model(family), lambda n: n == LAST[family]))
+    reference = torch.randn(1, 16, 48, 48, generator=torch.Generator().manual_seed(2))
+
+    def seen(*own):
+        model, clip = tiny.shared_model(family), tiny.clip(family)
+        model, *words = regions.node.execute(
+            model, clip, stack_of(regions, *halves(regions, own)), **WORDS
+        ).result
+        for options in (options for entries in words for _, options in entries):
+            options["reference_latents"] = [reference]
+        return tiny.sampled(model, family, *words, steps=1, cfg=1.0)
+
+    plain = seen()
+    assert not torch.equal(seen(name), plain)
+    changed = (seen(last) - plain).abs().amax((0, 1, 2))
+    half = len(changed) // 2
+    assert float(changed[:half].min()) > 0
+    assert float(changed[half:].max()) == 0
