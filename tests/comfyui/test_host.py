@@ -57,10 +57,14 @@ def results():
     """Wait for the tests under host/ and return their results ``{(file, test): [failure text or None for each
     case]}``, the log, and the install on which they ran.
 
-    The results are empty if the host's python, or ComfyUI in it, did not start.
+    The results are empty if the host's python, or ComfyUI in it, did not start, or if the tests did not end
+    within 35 minutes.
     """
     process, written, report = begun()
-    process.wait(timeout=2100)
+    try:
+        process.wait(timeout=2100)
+    except subprocess.TimeoutExpired:
+        process.kill()
     log = written.read_text(errors="replace")
     written.unlink()
     if not report.is_file():

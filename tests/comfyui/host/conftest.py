@@ -8,6 +8,7 @@ from importlib import metadata
 
 from boot import BASE, LOOP, load_extras, load_pack, pack_module  # isort: skip  # first: it makes ComfyUI importable
 
+import comfy.model_management
 import comfyui_version
 import execution
 import folder_paths
@@ -44,7 +45,12 @@ class Host:
         self.fresh()
 
     def fresh(self):
-        """Return an executor with empty caches."""
+        """Take an executor with empty caches, and unload all models.
+
+        The executor before goes in one piece, with a MODEL and its clones. ComfyUI could not tell any more
+        whose weights are loaded, and would collect garbage at every load.
+        """
+        comfy.model_management.unload_all_models()
         self.server = NoServer()
         self.executor = execution.PromptExecutor(
             self.server,
@@ -184,6 +190,15 @@ def host(record_testsuite_property):
     folder_paths.set_input_directory(str(BASE / "input"))
     yield Host()
     shutil.rmtree(BASE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_lost_models():
+    """Forget loaded models whose MODEL is gone, while their weights are kept for other tests: ComfyUI would collect
+    garbage at every load."""
+    yield
+    loaded = comfy.model_management.current_loaded_models
+    loaded[:] = [model for model in loaded if model.real_model is None or not model.is_dead()]
 
 
 @pytest.fixture(scope="session")
