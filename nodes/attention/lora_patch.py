@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -40,9 +39,9 @@ class LoadedLoras:
     """The LoRAs of a document's layers, read; the value under :data:`LORAS` in a conditioning."""
 
     layers: tuple[LayerLoras, ...]
-    """The layers that have LoRAs which act; the LoRAs are named as their files."""
+    """The layers that have LoRAs which act."""
     files: Mapping[str, LoraFile]
-    """Their files, by these names."""
+    """The LoRAs' files, by the names that recipes give them."""
     start: float = 0.0
     """Share of the sampling at which the LoRAs begin to act, 0..1."""
     end: float = 1.0
@@ -104,16 +103,9 @@ def load_loras(
     Raises:
         LayeredError: see :func:`~.lora_files.read_lora`.
     """
-    layers: list[LayerLoras] = []
-    files: dict[str, LoraFile] = {}
-    for own in plan_loras(document):
-        named = []
-        for lora in own.loras:
-            file = read_lora(own.layer, lora.name, model, clip)
-            named.append(replace(lora, name=Path(file.name).name))
-            files[named[-1].name] = file
-        layers.append(replace(own, loras=tuple(named)))
-    return LoadedLoras(tuple(layers), files, start, end) if layers else None
+    layers = plan_loras(document)
+    files = {lora.name: read_lora(own.layer, lora.name, model, clip) for own in layers for lora in own.loras}
+    return LoadedLoras(layers, files, start, end) if layers else None
 
 
 def with_loras(loras: LoadedLoras | None, *conditionings: Sequence[Entry]) -> list[Any]:

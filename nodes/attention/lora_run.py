@@ -189,18 +189,21 @@ class _Network:
                 if convolution:
                     now.known[key] = Pixels.of(self._pixels(now, role, y), x.device)
                 else:
-                    now.known[key] = Rows.of(self._rows(now, role, shape.numel()), x.device)
+                    now.known[key] = Rows.of(self._rows(now, role, shape), x.device)
             return now.known[key]
 
         return weigh
 
-    def _rows(self, now: Pass, role: str, count: int) -> Tensor:
-        """Return the weights of so many rows of a module's input, ``[K, R]``."""
-        places = self.run.places
+    def _rows(self, now: Pass, role: str, shape: torch.Size) -> Tensor:
+        """Return the weights of the rows of a module's input, ``[K, R]``; ``shape`` is the input's without the last
+        dimension."""
+        places, count = self.run.places, shape.numel()
         shares = torch.stack([places.placeless(view) for view in now.views], 1)
+        # Nodes that divide the picture inside a UNet put its pieces into the batch: then no row has a known place.
+        whole = now.batch > 0 and count % now.batch == 0 and (shape[0] == now.batch or now.layout is not None)
         if now.words is not None:
             shares = places.words(now.words)
-        elif role != "placeless" and now.batch and count % now.batch == 0:
+        elif role != "placeless" and whole:
             tokens = [self._tokens(now, role, count // now.batch, view) for view in now.views]
             if tokens[0] is not None and now.batch % len(tokens) == 0:
                 weights = torch.stack([w for w in tokens if w is not None], 1)
