@@ -264,13 +264,17 @@ def _negative_regions(
     ]
     own = [layer.negative if h else "" for (layer, _), h in zip(seen, acts, strict=True)]
     texts, outside = negative_texts(negative, prompts, own, settings.auto_negative)
+    alone = [
+        h and any(lora.strength for lora in layer.recipe.loras)
+        for (layer, _), h in zip(seen, acts, strict=True)
+    ]
     masks = [*(mask for _, mask in seen), rest]
     names = [*(layer.name for layer, _ in seen), "no layer"]
-    found = zip(names, masks, [*texts, outside], strict=True)
+    found = zip(names, masks, [*texts, outside], [*alone, False], strict=True)
     return [
-        Region(name, mask, text, settings.strength)
-        for name, mask, text in found
-        if text != join(negative) and bool((mask > 0).any())
+        Region(name, mask, text or " ", settings.strength)
+        for name, mask, text, own in found
+        if (own or text != join(negative)) and bool((mask > 0).any())
     ]
 
 
