@@ -7,6 +7,7 @@ import lora_scene as scene
 import pytest
 import tiny
 import torch
+from comfy_extras.nodes_hypertile import HyperTile
 from graph import node, regenerate
 from lora_scene import KINDS, layer, path_of, stack_of, unet_shapes, with_own, write_lora
 from regional_scene import apply, encode, in_tiles, predicted
@@ -361,3 +362,28 @@ def test_cores_lora_hooks_act_beside_the_loras_of_layers(regions, sd15, files):
     torch.testing.assert_close(
         both - plain, (with_mine - plain) + (with_theirs - plain), atol=1e-4, rtol=1e-3
     )
+
+
+def test_where_the_picture_is_divided_inside_the_model_only_a_layer_over_everything_has_its_lora(
+    regions, sd15
+):
+    """HyperTile puts tiles of the picture into the batch of an attention."""
+    model, clip = sd15
+    blocks = (
+        "input_blocks.1.",
+        "input_blocks.2.",
+        "output_blocks.9.",
+        "output_blocks.10.",
+        "output_blocks.11.",
+    )
+    ends = "attn1.to_q", "attn1.to_out.0"  # keys and values are those of the whole picture
+    divided = unet_shapes(model, lambda name: name.startswith(blocks) and name.endswith(ends))
+    inside = write_lora("inside", divided)
+    tiled = HyperTile.execute(model, tile_size=64, swap_size=1, max_depth=0, scale_depth=False)[0]
+    plain, half, whole = (
+        seen_by(regions, tiled, clip, *layers)
+        for layers in (halves(regions), halves(regions, [inside]), [layer(regions, "all", inside)])
+    )
+    assert all(torch.equal(a, b) for a, b in zip(half, plain, strict=True))
+    wanted = seen_by(regions, *core("lora", tiled, clip, inside, 1.0), layer(regions, "all"))
+    assert close(whole, wanted, 1e-4)
