@@ -198,9 +198,9 @@ def test_the_loras_of_two_layers_act_where_the_layers_are(server):
     for layer in own:
         x, y, width, height = (layer[key] for key in ("x", "y", "width", "height"))
         inside = slice(y, y + height), slice(x, x + width)
-        assert change[inside].mean() > 0.08
+        assert change[inside].mean() > 0.12
         elsewhere[inside] = False
-    assert change[elsewhere].mean() < 0.03
+    assert np.median(change[elsewhere]) < 0.02  # nearly all of it: a sun may come out there
 
 
 def test_a_layer_with_all_of_its_own_look_stands_beside_a_frozen_one(server):
