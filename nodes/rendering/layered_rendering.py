@@ -30,6 +30,7 @@ from ..attention.attention_patch import check_model
 from ..attention.attention_patch import patched as with_regions
 from ..attention.conditionings import KEY as REGIONS
 from ..attention.embeddings import EMBEDDING, check_layer_words, check_words, tell_dynamic
+from ..attention.learnt_words import words_with_values
 from ..attention.lora_patch import LoadedLoras, load_loras, with_loras
 from ..attention.lora_patch import patched as with_lora_wrapper
 from ..attention.regional_prompt_attention import Texts, conditioning
@@ -166,6 +167,11 @@ class LayeredRendering(io.ComfyNode):
             remarks.append(
                 f"Layers without words: {names}. They are part of the background: write what they show into their "
                 "prompt"
+            )
+        if share > 0 and (learnt := words_with_values(document)):
+            remarks.append(
+                f"Learnt words {', '.join(repr(word) for word in learnt)}: while layers are painted by themselves they "
+                "act without their values, which regions add afterwards"
             )
         tell(cls, NAME, remarks)
         plan = plan_rendering(document, rendering, prompt, negative, EMBEDDING)

@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from graph import rendering
 from regional_scene import apply, halves, left_and_right, once, predicted
 from twin import Twin
 
@@ -146,3 +147,14 @@ def test_values_that_belong_to_another_word_are_refused(regions, loaded, learn):
     (where / "krk.values.safetensors").write_bytes(kept)
     with pytest.raises(regions.error, match="belongs to another word"):
         shown(regions, loaded)
+
+
+def test_layered_rendering_says_that_values_act_afterwards(regions, pack, loaded, learn, monkeypatch):
+    learn()
+    said, module = [], pack("nodes.rendering.layered_rendering")
+    monkeypatch.setattr(module, "tell", lambda cls, title, remarks: said.extend(remarks))
+    values = {**rendering("a")["inputs"], "model": loaded[0], "clip": loaded[1], "layers": scene(regions)}
+    _, positive, _ = module.LayeredRendering.execute(**values).result
+    assert any("'krk'" in remark and "without their values" in remark for remark in said)
+    halves = [entry[1][regions.patch.KEY] for entry in positive if regions.patch.KEY in entry[1]]
+    assert any(half.spoken and half.spoken.regions[0] for half in halves)
