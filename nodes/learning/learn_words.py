@@ -91,7 +91,8 @@ class LearnWords(io.ComfyNode):
                     "program reads. Neutral: none."),
                 io.Int.Input("steps", default=_DEFAULT.steps, min=0, max=10_000, tooltip="Steps of training for "
                     "all layers together, 0 to 10000; it stops earlier when nothing improves. Neutral: 0, the "
-                    "words keep their start."),
+                    "words keep their start."
+                    " The default is more than most words need, because it stops by itself."),
                 io.Int.Input("batch", default=_DEFAULT.batch, min=1, max=64, tooltip="Pictures a step, 1 to 64. "
                     "Neutral: any."),
                 io.Float.Input("rate", default=_DEFAULT.rate, min=0.001, max=1.0, step=0.001, tooltip="Size of a "

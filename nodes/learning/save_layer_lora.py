@@ -42,7 +42,8 @@ class SaveLayerLora(io.ComfyNode):
                 io.String.Input("name", default="my-layer", tooltip="Name of the file, letters, digits, _ and "
                     "-, without an ending."),
                 io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="Factor on the "
-                    "LoRA in the layer's recipe, -4 to 4. Neutral: 0."),
+                    "LoRA in the layer's recipe, -4 to 4. Neutral: 0."
+                    " The default is 1, the LoRA as it was trained."),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name. Off: the "
                     "new file gets a number. Neutral: none."),
             ],

@@ -66,18 +66,22 @@ class LayerTrainingData(io.ComfyNode):
                 io.String.Input("layer", default="", tooltip="Name of the layer to learn from. It needs a "
                 "picture and words that say what it shows."),
                 io.Int.Input("count", default=8, min=1, max=256, tooltip="Number of pictures, 1 to 256. The "
-                    "first shows the layer as it is, the others show it elsewhere. Neutral: 1."),
+                    "first shows the layer as it is, the others show it elsewhere. Neutral: 1."
+                    " The default is 8, so that not one place alone is learnt."),
                 io.Combo.Input(
                     "context", options=list(CONTEXTS), default=CONTEXTS[0],
                     tooltip="composite: the layer on those behind it. grey: the layer alone on grey, which "
                         "suits cut-outs on a rough collage. Neutral: none.",
                 ),
                 io.Boolean.Input("flips", default=True, tooltip="Mirror the layer in half of the pictures; "
-                    "switch it off for letters. Neutral: off."),
+                    "switch it off for letters. Neutral: off."
+                    " The default is on, so that both directions are learnt."),
                 io.Boolean.Input("moves", default=True, tooltip="Scale the layer by 0.7 to 1 and move it. "
-                    "Neutral: off."),
+                    "Neutral: off."
+                    " The default is on, so that the place is not learnt."),
                 io.Boolean.Input("masked", default=True, tooltip="Learn only what lies inside the layer. "
-                    "Train LoRA must get the model of this node. Neutral: off."),
+                    "Train LoRA must get the model of this node. Neutral: off."
+                    " The default is on, so that what is around the layer is not learnt."),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
                     tooltip="Seed of the places. Neutral: any."),
             ],
