@@ -6,16 +6,21 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from demo.world.drawing import draw_background, sprite
 from demo.world.vocabulary import Thing
 from layered_core.document import Layer, LayerDocument
+from layered_core.editing.board import laid, read_board
 from layered_core.editing.stack_preview import outlined
+from layered_core.formats.limits import Budget, Limits
 from layered_core.formats.pixel_numbers import to_numbers
 
 PACK = Path(__file__).resolve().parents[2]
-WORKFLOWS = ("16_regions_flux", "17_regions_qwen_image", "18_regions_z_image", "23_layered_rendering_flux")
+WORKFLOWS = (
+    "16_regions_flux", "17_regions_qwen_image", "18_regions_z_image", "23_layered_rendering_flux",
+    "27_layers_own_look_sdxl",
+)  # fmt: skip
 REMARK = "no picture: needs the model's files"
 DRAWN = "a drawing: needs the model's files"
 SIDE = 512
@@ -42,7 +47,11 @@ def drawings():
 
 
 def document_of(prompt):
-    """Return the stack of a prompt whose layers are boxes with words, one upon the other."""
+    """Return the stack of a prompt whose layers are boxes with words: on a board, or one upon the other."""
+    for item in prompt.values():
+        if item["class_type"] == "LD_LayerBoard":
+            board = read_board(item["inputs"]["board"])
+            return laid(board, lambda name, key: Path(str(name)), Budget(Limits()))[0]
     boxes = [n["inputs"] for n in prompt.values() if n["class_type"] == "LD_LayerFromImage"]
     layers = tuple(Layer(**{k: b[k] for k in ("name", "prompt", "x", "y", "width", "height")}) for b in boxes)
     return LayerDocument(boxes[0]["canvas_width"], boxes[0]["canvas_height"], layers)
@@ -75,9 +84,9 @@ def take():
         sheet.save(PACK / f"workflows/{name}.jpg", quality=88)
     for name in WORKFLOWS:
         document = document_of(json.loads((PACK / f"workflows/api/{name}.json").read_text(encoding="utf-8")))
-        boxes = Image.fromarray(to_numbers(outlined(document, SIDE), "u1")).resize((SIDE, SIDE))
-        sheet = Image.new("RGB", (2 * SIDE, SIDE))
-        sheet.paste(boxes, (0, 0))
+        boxes = ImageOps.contain(Image.fromarray(to_numbers(outlined(document, SIDE), "u1")), (SIDE, SIDE))
+        sheet = Image.new("RGB", (2 * SIDE, SIDE), "#202024")
+        sheet.paste(boxes, (0, (SIDE - boxes.height) // 2))
         sheet.paste(words_of(document), (SIDE, 0))
         sheet.save(PACK / f"workflows/{name}.jpg", quality=88)
 
