@@ -147,6 +147,7 @@ def plan_regions(
     tokenise: Tokenise,
     embedding_prefix: str = "",
     record: bool = False,
+    cross_attention: bool = False,
 ) -> Plan:
     """Plan which words act where.
 
@@ -159,6 +160,10 @@ def plan_regions(
         embedding_prefix: see :func:`~layered_core.attention.words.layer_words`.
         record: whether attention to the words is to be recorded: they must then be in the prompt even at
             strength 0.
+        cross_attention: whether the model reads texts by cross-attention, as UNets do. Then layers with LoRAs get the
+            negative prompt as a text of their own: LoRAs act on a layer's own words, and guidance compares them with
+            the negative's, so that it would otherwise exaggerate the LoRA. On transformers one more text would change
+            the picture by itself.
 
     Raises:
         LayeredError: in the modes ``collage`` and ``paint with words``: a layer's words are not in the main
@@ -200,7 +205,7 @@ def plan_regions(
         prompt,
         negative,
         tuple(cond),
-        tuple(_negative_regions(seen, rest, negative, settings, embedding_prefix)),
+        tuple(_negative_regions(seen, rest, negative, settings, embedding_prefix, cross_attention)),
     )
 
 
@@ -255,24 +260,26 @@ def _negative_regions(
     negative: str,
     settings: Settings,
     embedding_prefix: str,
+    for_loras: bool,
 ) -> list[Region]:
-    """Return the regions of uncond: those whose negative prompt differs from the main one. Layers with inside
-    strength 0 are ignored."""
+    """Return the regions of uncond: those whose negative prompt differs from the main one and, ``for_loras``, those
+    with LoRAs, if their positive prompt is a text of its own. Layers with inside strength 0 are ignored."""
     acts = [layer.recipe.inside > 0 for layer, _ in seen]
     prompts = [
         layer_words(layer, embedding_prefix) if h else "" for (layer, _), h in zip(seen, acts, strict=True)
     ]
     own = [layer.negative if h else "" for (layer, _), h in zip(seen, acts, strict=True)]
     texts, outside = negative_texts(negative, prompts, own, settings.auto_negative)
-    alone = [
-        h and any(lora.strength for lora in layer.recipe.loras)
+    for_loras = for_loras and settings.mode not in ("collage", "paint with words")
+    of_its_own = [
+        for_loras and h and any(lora.strength for lora in layer.recipe.loras)
         for (layer, _), h in zip(seen, acts, strict=True)
     ]
     masks = [*(mask for _, mask in seen), rest]
     names = [*(layer.name for layer, _ in seen), "no layer"]
-    found = zip(names, masks, [*texts, outside], [*alone, False], strict=True)
+    found = zip(names, masks, [*texts, outside], [*of_its_own, False], strict=True)
     return [
-        Region(name, mask, text or " ", settings.strength)
+        Region(name, mask, text or " ", settings.strength)  # a space: an empty text, yet one of its own
         for name, mask, text, own in found
         if (own or text != join(negative)) and bool((mask > 0).any())
     ]

@@ -78,6 +78,7 @@ class RegionalPrompts(WordedMethod):
             negative=negative,
             tokenise=partial(tokenise, model),
             record=maps is not None,
+            cross_attention=True,
         )
         self.plans = [plan(d, prompt=p) for d, p in zip(documents, words, strict=True)]
         if maps is not None and len(documents) != 1:

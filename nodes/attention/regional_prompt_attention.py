@@ -206,7 +206,9 @@ class RegionalPromptAttention(io.ComfyNode):
         texts = Texts(clip, family, loras)
         if acts:
             texts.learn(model, document)
-        plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING, record)
+        plan = plan_regions(
+            document, settings, prompt, negative, texts.tokenise, EMBEDDING, record, family is None
+        )
         check_words(clip, plan.prompt, "prompt: ")
         check_words(clip, plan.negative, "negative: ")
         maps = AttentionMaps([r.name for r in plan.cond]) if record else None

@@ -227,7 +227,9 @@ def _following(
             raise LayeredError(f"then {then!r}: {error}. Or set then to 'prompt'") from None
         texts = Texts(clip, family, loras)
         texts.learn(model, document)
-        plan = plan_regions(document, settings, prompt, negative, texts.tokenise, EMBEDDING)
+        plan = plan_regions(
+            document, settings, prompt, negative, texts.tokenise, EMBEDDING, cross_attention=family is None
+        )
         own = [
             conditioning(texts, "positive", plan.prompt, plan.cond, settings),
             conditioning(texts, "negative", plan.negative, plan.uncond, settings),

@@ -384,6 +384,6 @@ def test_where_the_picture_is_divided_inside_the_model_only_a_layer_over_everyth
         seen_by(regions, tiled, clip, *layers)
         for layers in (halves(regions), halves(regions, [inside]), [layer(regions, "all", inside)])
     )
-    assert all(torch.equal(a, b) for a, b in zip(half, plain, strict=True))
+    assert close(half, plain, 1e-5)  # the layer's negative is a text of its own
     wanted = seen_by(regions, *core("lora", tiled, clip, inside, 1.0), layer(regions, "all"))
     assert close(whole, wanted, 1e-4)
