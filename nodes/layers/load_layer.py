@@ -222,10 +222,11 @@ class LoadLayer(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, image: str | None = None) -> bool | str:
+    def validate_inputs(cls, image: str | None = None, *, loras: object = None) -> bool | str:
         """Return True, or the text of an error that is certain before running; linked inputs are None.
 
-        ComfyUI repeats the text at every input that is named here, so that it can be one only.
+        ComfyUI repeats the text at every input that is named here, so that it can be one only. The fields of ``loras``
+        it hands over all the same; it does not count what can only be given by name.
         """
         try:
             if image is not None:
