@@ -9,7 +9,9 @@ from torch.nn import functional
 from layered_core.attention.layer_loras import LoraPlaces, plan_loras
 from layered_core.attention.lora_sum import Adapted, LowRank, Pixels, Reach, Rows
 from layered_core.attention.parts import Part
+from layered_core.attention.regional_plan import Settings, plan_regions
 from layered_core.attention.spans import Spans
+from layered_core.attention.words import Token
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 
 INK, WOOL = Lora("ink"), Lora("wool", 0.5)
@@ -151,3 +153,21 @@ def test_pixels_without_weight_give_the_very_output_and_full_ones_the_whole_sum(
     adapted = Adapted([(0, lambda x, y: added)], Reach())
     assert adapted.to_pixels(y, x, Pixels.of(torch.zeros(1, 1, 4, 4))) is y
     assert torch.equal(adapted.to_pixels(y, x, Pixels.of(torch.ones(1, 1, 4, 4))), y + added)
+
+
+def test_layers_with_loras_have_the_negative_as_a_text_of_their_own_on_unets():
+    """LoRAs act on a layer's own words, and guidance compares these with the negative's."""
+    stack = document(layer("ball", INK, prompt="a red ball"), layer("star", x=32, prompt="a blue star"))
+
+    def negatives(negative, mode="regions", unet=True):
+        settings, prompt = Settings(mode), "a red ball, a blue star"
+        plan = plan_regions(stack, settings, prompt, negative, as_words, cross_attention=unet)
+        return [(region.name, region.text) for region in plan.uncond]
+
+    assert negatives("dark") == [("ball", "dark")]
+    assert negatives("") == [("ball", " ")]
+    assert negatives("dark", unet=False) == negatives("dark", "collage") == []
+
+
+def as_words(text):
+    return [Token(word, place + 1) for place, word in enumerate(text.split())]

@@ -13,7 +13,7 @@ from layered_core.attention.cross_attention import plain
 from layered_core.attention.regional_attention import RegionalAttention
 from layered_core.attention.regional_plan import REGION_MODES, Settings, plan_regions, plan_watching
 from layered_core.attention.words import Token
-from layered_core.document import Layer, LayerDocument, Lora, Recipe
+from layered_core.document import Layer, LayerDocument, Recipe
 from layered_core.errors import LayeredError
 from layered_core.noise.guidance import FORMING
 
@@ -168,21 +168,6 @@ def test_negatives_act_in_their_regions_alone():
     left = torch.arange(64) % 8 < 4
     assert torch.equal(out[:, ~left], base[:, ~left])
     assert float((out - base)[:, left].abs().max()) > 1e-3
-
-
-def test_layers_with_loras_have_the_negative_as_a_text_of_their_own():
-    loras = Recipe(loras=(Lora("ink"),))
-    document = LayerDocument(
-        32, 32, (box("ball", 0, "a red ball", recipe=loras), box("star", 16, "a blue star"))
-    )
-    for negative, own in (("dark", "dark"), ("", " ")):
-        plan = plan_regions(document, Settings(), "", negative, tokenise, cross_attention=True)
-        assert [(r.name, r.text) for r in plan.uncond] == [("ball", own)]
-    assert not plan_regions(document, Settings(), "", "dark", tokenise).uncond
-    collage = plan_regions(
-        document, Settings("collage"), "a red ball, a blue star", "", tokenise, cross_attention=True
-    )
-    assert not collage.uncond
 
 
 def test_auto_negative_covers_the_other_layers_and_the_holes():
