@@ -160,7 +160,7 @@ def test_layers_with_loras_have_the_negative_as_a_text_of_their_own_on_unets():
     stack = document(layer("ball", INK, prompt="a red ball"), layer("star", x=32, prompt="a blue star"))
 
     def negatives(negative, mode="regions", unet=True):
-        settings, prompt = Settings(mode), "a red ball, a blue star"
+        settings, prompt = Settings(mode), "a red ball and a blue star"
         plan = plan_regions(stack, settings, prompt, negative, as_words, cross_attention=unet)
         return [(region.name, region.text) for region in plan.uncond]
 
