@@ -41,8 +41,12 @@ demo-images: demo
 lint: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+## The suites of ComfyUI and its page wait much; all others run beside them, and their lines follow.
 test: lint
-	@$(BIN)/python -m pytest -m "not slow"
+	@mkdir -p output; $(BIN)/python -m pytest -m "not slow" --ignore tests/browser --ignore tests/comfyui \
+	> output/test.log 2>&1 & others=$$!; trap 'kill $$others' INT TERM; \
+	$(BIN)/python -m pytest -m "not slow" tests/browser tests/comfyui; page=$$?; \
+	wait $$others; others=$$?; cat output/test.log; exit $$((page | others))
 
 test-all: lint
 	@$(BIN)/python -m pytest
