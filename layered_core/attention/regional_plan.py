@@ -272,8 +272,8 @@ def _negative_regions(
     texts, outside = negative_texts(negative, prompts, own, settings.auto_negative)
     for_loras = for_loras and settings.mode not in ("collage", "paint with words")
     of_its_own = [
-        for_loras and h and any(lora.strength for lora in layer.recipe.loras)
-        for (layer, _), h in zip(seen, acts, strict=True)
+        for_loras and bool(words) and any(lora.strength for lora in layer.recipe.loras)
+        for (layer, _), words in zip(seen, prompts, strict=True)
     ]
     masks = [*(mask for _, mask in seen), rest]
     names = [*(layer.name for layer, _ in seen), "no layer"]

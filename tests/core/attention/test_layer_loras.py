@@ -157,7 +157,11 @@ def test_pixels_without_weight_give_the_very_output_and_full_ones_the_whole_sum(
 
 def test_layers_with_loras_have_the_negative_as_a_text_of_their_own_on_unets():
     """LoRAs act on a layer's own words, and guidance compares these with the negative's."""
-    stack = document(layer("ball", INK, prompt="a red ball"), layer("star", x=32, prompt="a blue star"))
+    stack = document(
+        layer("wordless", INK, x=32, width=16),
+        layer("ball", INK, prompt="a red ball"),
+        layer("star", x=48, width=16, prompt="a blue star"),
+    )
 
     def negatives(negative, mode="regions", unet=True):
         settings, prompt = Settings(mode), "a red ball and a blue star"
