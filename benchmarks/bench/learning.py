@@ -38,10 +38,10 @@ def class_word(
     seeds: Sequence[int],
     steps: int,
     guidance: float,
+    regions: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Generate from the name of the thing's kind alone."""
-    prompts = [_prompt(scene, "a ") for scene in scenes]
-    return pipeline.generate(prompts, seeds=seeds, steps=steps, guidance=guidance)
+    """Generate from the name of the thing's kind alone; ``regions`` as in :func:`learnt_word`."""
+    return _told(pipeline, scenes, "a ", regions, seeds=seeds, steps=steps, guidance=guidance)
 
 
 def nearest_word(
@@ -76,21 +76,45 @@ def learnt_word(
     guidance: float,
     first: bool = False,
     settings: Mapping[str, Any] | None = None,
+    regions: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Learn a word from each thing's scene, and generate from it and the kind.
 
     ``first``: the word stands in front of "a ball", as hosts write a recipe's embedding, instead of before the noun.
-    ``settings``: fields of ``layered_core.learning.lesson.LearnSettings``.
+    ``settings``: fields of ``layered_core.learning.lesson.LearnSettings``. ``regions``: fields of
+    ``layered_core.attention.regional_plan.Settings``, with which every thing's words act in its own place; None: one
+    prompt for the whole picture.
     """
     found = []
     for index, cases, own in _by_thing(scenes, seeds):
         document = source_document(cases[0])
         word = _learnt(pipeline, index, document, ["thing"], LearnSettings(**(settings or {})))[0]
         token = embedding_token(word.name)
-        prompts = [_prompt(scene, f"{token} a " if first else f"a {token} ") for scene in cases]
+        before = f"{token} a " if first else f"a {token} "
         with spoken(pipeline.model, [word]):
-            found.append(pipeline.generate(prompts, seeds=own, steps=steps, guidance=guidance))
+            found.append(_told(pipeline, cases, before, regions, seeds=own, steps=steps, guidance=guidance))
     return torch.cat(found)
+
+
+def _told(
+    pipeline: LayeredDiffusionPipeline,
+    cases: Sequence[Case],
+    before: str,
+    regions: Mapping[str, Any] | None,
+    **sampling: Any,
+) -> Tensor:
+    """Generate the cases with ``before`` in front of the first thing's kind, from one prompt or in ``regions``."""
+    prompts = [_prompt(case, before) for case in cases]
+    if regions is None:
+        return pipeline.generate(prompts, **sampling)
+    documents = []
+    for case in cases:
+        drawn = case.scene.document()
+        landscape, thing, *others = drawn.layers
+        thing = replace(thing, prompt=f"{before}{case.scene.objects[0].thing.kind}")
+        documents.append(replace(drawn, layers=(landscape, thing, *others)))
+    regional = pipeline.regional_prompts(documents, Settings(**regions), prompts=prompts)
+    return pipeline.generate(regional.prompts, methods=[regional], **sampling)
 
 
 def learnt_layer_noise(
