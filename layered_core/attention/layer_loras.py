@@ -6,7 +6,8 @@ A LoRA changes modules ``f`` of a network. With the LoRAs of layers, every chang
 
 at the price of one pass. ``w_k`` is, row by row of the module's input,
 
-* for a token or pixel of the picture: the visible mask of the layers that have LoRA k, at that map's size, 0..1;
+* for a token or pixel of the picture: the visible mask of the layers that have LoRA k, at that map's size, 0..1; while
+  the layout is forming, the masks are grown as those of the layers' words are;
 * for a token of a layer's own words: 1 if the layer has LoRA k, else 0;
 * for all that has no place (the main prompt's words, embeddings of time and labels, modulations, pooled text):
   1 if a layer with LoRA k covers the whole picture, else 0.
@@ -27,7 +28,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..canvas.masks import document_masks
+from ..canvas.masks import document_masks, grown_masks
 from ..document import LayerDocument, Lora
 from .spans import Spans, patch_masks
 from .tiles import LEAST_WEIGHT
@@ -44,18 +45,27 @@ class LayerLoras:
     """Name of the layer."""
     mask: Tensor
     """Visible mask, float32 ``[H, W]``, 0..1."""
+    forming: Tensor
+    """The mask while the layout is forming, ``[H, W]``."""
     loras: tuple[Lora, ...]
     """Its LoRAs of a strength other than 0; two of them add up."""
 
 
-def plan_loras(document: LayerDocument) -> tuple[LayerLoras, ...]:
-    """Return the layers whose LoRAs act: those that are seen somewhere and have a LoRA of a strength other than 0."""
+def plan_loras(document: LayerDocument, growth: float = 0.0) -> tuple[LayerLoras, ...]:
+    """Return the layers whose LoRAs act: those that are seen somewhere and have a LoRA of a strength other than 0.
+
+    Args:
+        document: the stack.
+        growth: how far masks are grown while the layout is forming, see
+            :class:`~.regional_plan.Settings`. Neutral: 0.
+    """
     if not any(_loras(layer.recipe.loras) for layer in document if layer.visible):
         return ()
     masks, _ = document_masks(document)
+    forming = grown_masks(masks, round(growth * min(masks.shape[-2:])))
     return tuple(
-        LayerLoras(layer.name, mask, loras)
-        for layer, mask in zip(document, masks, strict=True)
+        LayerLoras(layer.name, mask, grown, loras)
+        for layer, mask, grown in zip(document, masks, forming, strict=True)
         if (loras := _loras(layer.recipe.loras)) and bool((mask >= LEAST_WEIGHT).any())
     )
 
@@ -102,8 +112,11 @@ class LoraPlaces:
         self.layers: tuple[str, ...] = tuple(x.layer for x in layers)
         self.loras: tuple[Lora, ...] = tuple(dict.fromkeys(lora for x in layers for lora in x.loras))
         """Every LoRA once for each strength it is used with, however many layers have it."""
-        masks = torch.stack([x.mask for x in layers]) if layers else torch.zeros(0, 1, 1)
-        self._masks = masks if cut is None else cut(masks)
+        nothing = torch.zeros(0, 1, 1)
+        self._masks = torch.stack([x.mask for x in layers]) if layers else nothing
+        self._forming = torch.stack([x.forming for x in layers]) if layers else nothing
+        if cut is not None:
+            self._masks, self._forming = cut(self._masks), cut(self._forming)
         self._owned = torch.tensor(
             [[float(x.loras.count(lora)) for x in layers] for lora in self.loras]
         ).reshape(len(self.loras), len(layers))
@@ -120,7 +133,9 @@ class LoraPlaces:
         """Return the view of rows that are about one layer by itself; None, or a layer without LoRAs: no LoRA acts."""
         return Alone(self.layers.index(layer) if layer in self.layers else NOBODY)
 
-    def cells(self, size: tuple[int, int], view: View | None = None, patch: int = 1) -> Tensor:
+    def cells(
+        self, size: tuple[int, int], view: View | None = None, patch: int = 1, *, forming: bool = False
+    ) -> Tensor:
         """Return the weights of the cells of a map of the picture, float32 ``[K, h, w]`` on the CPU.
 
         Masks are reduced by area, as regional attention does it; less than :data:`~.tiles.LEAST_WEIGHT` counts as 0,
@@ -130,10 +145,11 @@ class LoraPlaces:
             size: height and width of the map, cells; with ``patch``, of the latents.
             view: what the map shows of the picture; None: all of it.
             patch: side of a transformer's patch, latent cells; the map is then one of patches.
+            forming: whether the layout is forming: noise is above :data:`~..noise.guidance.FORMING`.
         """
-        key = size, view, patch
+        key = size, view, patch, forming
         if key not in self._cells:
-            shown = patch_masks(self._shown(view), size, patch)
+            shown = patch_masks(self._shown(view, forming), size, patch)
             shown = torch.where(shown >= LEAST_WEIGHT, shown, 0.0)
             shown = torch.where(shown > 1 - LEAST_WEIGHT, 1.0, shown)
             self._cells[key] = (self._owned @ shown.flatten(1)).view(-1, *shown.shape[1:])
@@ -173,5 +189,6 @@ class LoraPlaces:
             weights[:, text.start : text.stop] = own[:, i : i + 1]
         return weights
 
-    def _shown(self, view: View | None) -> Tensor:
-        return self._masks if view is None else view.cut(self._masks)
+    def _shown(self, view: View | None, forming: bool = False) -> Tensor:
+        masks = self._forming if forming else self._masks
+        return masks if view is None else view.cut(masks)

@@ -31,20 +31,23 @@ Part = tuple[int, str]
 class DocumentLoras:
     """The LoRAs of the layers of some documents, read for a model that stays as it is."""
 
-    def __init__(self, model: Any, documents: Sequence[LayerDocument], folder: Path | None) -> None:
+    def __init__(
+        self, model: Any, documents: Sequence[LayerDocument], folder: Path | None, growth: float = 0.0
+    ) -> None:
         """Read the files, each once.
 
         Args:
             model: a loaded diffusers pipeline.
             documents: LoRAs of strength 0 and of layers that are not seen are left out.
             folder: folder of the files, safetensors; recipes may name them without the ending.
+            growth: as in :func:`~layered_core.attention.layer_loras.plan_loras`.
 
         Raises:
             LayeredError: a file is missing, broken, no LoRA, or made for another family of models; the text names
                 the layer.
         """
         self.model = model
-        self.layers = [plan_loras(document) for document in documents]
+        self.layers = [plan_loras(document, growth) for document in documents]
         self._files: dict[str, File] = {}
         for layer in (x for layers in self.layers for x in layers):
             for name in (lora.name for lora in layer.loras if lora.name not in self._files):
@@ -150,6 +153,8 @@ class UNetLoras:
         self._parts: tuple[Part, ...] = ()
         self.idle = False
         """Whether nothing acts, because another method has come over these."""
+        self.forming = False
+        """Whether the layout is forming at this step."""
 
     def start(self, stack: ExitStack) -> None:
         """Change the UNet's layers until ``stack`` closes."""
@@ -211,14 +216,14 @@ class UNetLoras:
 
     def _of_map(self, y: Tensor) -> Pixels:
         size = int(y.shape[2]), int(y.shape[3])
-        key = size, len(y), self._parts
+        key = size, len(y), self._parts, self.forming
         if key not in self._pixels:
             documents = self.placed.documents
             if self._parts:
                 weights = self.placed.of_parts(self._parts)[..., None, None].expand(-1, -1, *size)
             else:
                 count = 1 if len(documents) == 1 else len(y)
-                weights = self.placed.of_rows(count, lambda i: documents[i].cells(size))
+                weights = self.placed.of_rows(count, lambda i: documents[i].cells(size, forming=self.forming))
             self._pixels[key] = Pixels.of(weights, self._device)
         return self._pixels[key]
 
@@ -226,11 +231,13 @@ class UNetLoras:
         """Return the weights of the rows of a linear layer's input, ``[R, N, C]`` or ``[R, C]``."""
         count, length = len(x), x.shape[1] if x.ndim == 3 else 1
         size = None if words or x.ndim < 3 or self._parts else self._sizes.get(length)
-        key = count, length, size, self._parts
+        key = count, length, size, self._parts, self.forming
         if key not in self._rows:
             documents = self.placed.documents
             if size is not None:
-                weights = self.placed.of_rows(count, lambda i: documents[i].cells(size).flatten(1))
+                weights = self.placed.of_rows(
+                    count, lambda i: documents[i].cells(size, forming=self.forming).flatten(1)
+                )
             else:
                 if self._parts:
                     weights = self.placed.of_parts(self._parts)

@@ -20,7 +20,7 @@ from layered_core.attention.regional_plan import Plan, Region, Settings, plan_re
 from layered_core.document import LayerDocument
 from layered_core.errors import invalid
 from layered_core.learning.word_values import with_values
-from layered_core.noise.guidance import of_empty_picture
+from layered_core.noise.guidance import FORMING, of_empty_picture
 from layered_core.noise.window import Window, sigma_at
 from layered_diffusers.methods.layer_loras import DocumentLoras, UNetLoras
 from layered_diffusers.methods.learnt_words import LearntProcessor, is_plain, learnt_places, output
@@ -69,7 +69,8 @@ class RegionalPrompts(WordedMethod):
         words = [
             p.strip() or d.words for p, d in zip(prompts or [""] * len(documents), documents, strict=True)
         ]
-        self.loras = DocumentLoras(model, documents if self.settings.strength > 0 else [], adapters)
+        own = documents if self.settings.strength > 0 else []
+        self.loras = DocumentLoras(model, own, adapters, self.settings.growth)
         acts = self.settings.strength > 0 or maps is not None
         documents = [with_tokens(model, d, needed=acts) for d in documents]
         plan = partial(
@@ -112,6 +113,8 @@ class RegionalPrompts(WordedMethod):
     def before_step(self, run: Run, index: int) -> None:
         """Note the step's sigma, and set the guidance per cell if the settings ask for more in the layers."""
         self._sigma = sigma_at(self._alphas, float(run.timesteps[index]))
+        if self._placed is not None:
+            self._placed.forming = self._sigma > FORMING
         if self.settings.guidance != 1 and self._guidance != 1:
             size = (int(run.latents.shape[-2]), int(run.latents.shape[-1]))
             factors = [

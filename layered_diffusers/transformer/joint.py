@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from layered_core.attention.joint_attention import Attend
 from layered_core.attention.joint_regions import relative_noise
 from layered_core.errors import LayeredError
+from layered_core.noise.guidance import FORMING
 from layered_diffusers.transformer.hosts import Host
 from layered_diffusers.transformer.joining import Joined, Joiner, Layout, ListJoiner, Row
 from layered_diffusers.transformer.latents import PATCH, pack
@@ -121,7 +122,7 @@ class Joint(TorchFunctionMode):
         given = tuple(list(x) if isinstance(x, list) else x for x in given)
         layouts = self.joiner.join(Joined(self._rows, texts), given, named)
         if self.loras is not None:
-            self.loras.lay_out(self._rows, layouts, self.joiner.lengths(given, named))
+            self.loras.lay_out(self._rows, layouts, self.joiner.lengths(given, named), sigma > FORMING)
         self._groups = _grouped(self._rows, layouts)
         self._seen = self._attended = 0
         return given, named

@@ -46,7 +46,7 @@ class JointLoras:
         self.host, self.placed, self._device = host, PlacedLoras(loras, cut), latents.device
         self._changed = loras.deltas("transformer", self.placed.loras, self._device)
         size = int(latents.shape[-2]), int(latents.shape[-1])
-        self._cells = [places.cells(size, patch=PATCH) for places in self.placed.documents]
+        self._size, self._forming = size, False
         self._rows: dict[Hashable, Rows] = {}
         self._laid: Sequence[tuple[Row, Layout, int]] = ()
         self._parts: Sequence[Part] = ()
@@ -56,14 +56,18 @@ class JointLoras:
         for name, (module, adapted) in self._changed.items():
             change_output(module, self._change(name, adapted), stack)
 
-    def lay_out(self, rows: Sequence[Row], layouts: Sequence[Layout], lengths: Sequence[int]) -> None:
+    def lay_out(
+        self, rows: Sequence[Row], layouts: Sequence[Layout], lengths: Sequence[int], forming: bool = False
+    ) -> None:
         """Note where texts and picture stand in the rows of the next call.
 
         Args:
             rows: those of the batch; empty: LoRAs do not act.
             layouts: of each row.
             lengths: of each row, number of its text tokens, with those that nobody reads.
+            forming: whether the layout is forming.
         """
+        self._forming = forming
         self._laid, self._rows = list(zip(rows, layouts, lengths, strict=True)), {}
 
     @contextmanager
@@ -88,12 +92,15 @@ class JointLoras:
 
         return change
 
+    def _cells(self, document: int) -> Tensor:
+        return self.placed.documents[document].cells(self._size, patch=PATCH, forming=self._forming)
+
     def _of_patches(self, count: int, size: torch.Size) -> Pixels:
         if self._parts:
             return Pixels.of(
                 self.placed.of_parts(self._parts)[..., None, None].expand(-1, -1, *size), self._device
             )
-        return Pixels.of(self.placed.of_rows(count, lambda i: self._cells[i]), self._device)
+        return Pixels.of(self.placed.of_rows(count, self._cells), self._device)
 
     def _of_rows(self, x: Tensor, kind: str) -> Rows:
         """Return the weights of the rows of an input ``[R, N, C]``, ``[R, C]``, or ``[R N, C]``."""
@@ -130,7 +137,7 @@ class JointLoras:
 
     def _of_one(self, document: int, row: Row, layout: Layout, length: int) -> tuple[Tensor, Tensor]:
         """Return the weights of one row's text and picture tokens, ``[K_d, T]`` and ``[K_d, I]``."""
-        places, cells, spans = self.placed.documents[document], self._cells[document], layout.spans
+        places, cells, spans = self.placed.documents[document], self._cells(document), layout.spans
         names = [] if row.regions is None else [region.name for region in row.regions.regions]
         live = places.sequence(spans, names[: len(spans.texts)], cells)
         text = live.new_zeros(len(live), length)

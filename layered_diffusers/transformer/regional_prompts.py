@@ -65,7 +65,8 @@ class JointPrompts(WordedMethod):
             fix = "Guidance is rescaled on UNets only without ComfyUI; in ComfyUI on transformers too"
             raise invalid("rescale", self.settings.rescale, "0 on transformers", fix)
         check_embeddings(model, documents)
-        self.loras = DocumentLoras(model, documents if self.settings.strength > 0 else [], adapters)
+        own = documents if self.settings.strength > 0 else []
+        self.loras = DocumentLoras(model, own, adapters, self.settings.growth)
         self.plans = [
             plan_regions(
                 document,

@@ -13,14 +13,17 @@ from typing import Any
 from uuid import UUID
 
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sd
 import torch
 from torch import Tensor
 
+from ...layered_core.attention.joint_regions import relative_noise
 from ...layered_core.attention.layer_loras import LayerLoras, LoraPlaces, plan_loras
 from ...layered_core.attention.lora_sum import Pixels, Rows
 from ...layered_core.document import LayerDocument
+from ...layered_core.noise.guidance import FORMING
 from ...layered_core.noise.window import Window
 from ..noise.cut_out import CutOut, cut_of
 from .carried_patch import carrying, take_off
@@ -91,7 +94,7 @@ class LoadedLoras:
 
 def load_loras(
     document: LayerDocument, model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, start: float = 0.0,
-    end: float = 1.0,
+    end: float = 1.0, growth: float = 0.0,
 ) -> LoadedLoras | None:  # fmt: skip
     """Read the LoRAs of a document's layers; None if no layer that is seen has one of a strength other than 0.
 
@@ -99,11 +102,12 @@ def load_loras(
         document: the stack.
         model, clip: what the LoRAs change.
         start, end: share of the sampling at which they begin and stop to act, 0..1.
+        growth: as in :func:`~...layered_core.attention.layer_loras.plan_loras`.
 
     Raises:
         LayeredError: see :func:`~.lora_files.read_lora`.
     """
-    layers = plan_loras(document)
+    layers = plan_loras(document, growth)
     files = {lora.name: read_lora(own.layer, lora.name, model, clip) for own in layers for lora in own.loras}
     return LoadedLoras(layers, files, start, end) if layers else None
 
@@ -168,7 +172,17 @@ def _run(guider: Any, carried: Mapping[UUID, LoadedLoras], noise: Tensor, cut: C
         float(sampling.percent_to_sigma(min(loras.start for loras in carried.values()))),
         float(sampling.percent_to_sigma(max(loras.end for loras in carried.values()))),
     )
+    noise = relative_noise if isinstance(sampling, comfy.model_sampling.CONST) else float
     views = {u: places.alone(loras.alone) for u, loras in carried.items() if loras.alone is not None}
     latent = int(noise.shape[-2]), int(noise.shape[-1])
     used = [files[lora.name] for lora in places.loras]
-    return LoraRun(guider, places, used, family_of(model), views, latent, window.acts)
+    return LoraRun(
+        guider,
+        places,
+        used,
+        family_of(model),
+        views,
+        latent,
+        window.acts,
+        lambda sigma: noise(sigma) > FORMING,
+    )

@@ -148,6 +148,8 @@ class Pass:
     """Height and width of the latents that it got."""
     layout: Layout | None = None
     """Where the tokens of a transformer stand; None for any other network."""
+    forming: bool = False
+    """Whether the layout is forming."""
     words: tuple[str, ...] | None = None
     """The layers whose own words the rows of a text are, one after the other; None: they are the prompt's."""
     known: dict[Hashable, Rows | Pixels] = field(default_factory=dict)

@@ -33,6 +33,7 @@ class LoraRun:
     def __init__(
         self, guider: Any, places: LoraPlaces, files: Sequence[LoraFile], family: Family | None,
         views: Mapping[UUID, View], latent: tuple[int, int], acts: Callable[[float], bool],
+        forming: Callable[[float], bool],
     ) -> None:  # fmt: skip
         """Prepare a run.
 
@@ -44,9 +45,10 @@ class LoraRun:
             views: of the conditionings that are about one layer by itself, by ComfyUI's uuid.
             latent: height and width of the whole latent.
             acts: whether the LoRAs act at a sigma of the sampler.
+            forming: whether the layout is forming at a sigma of the sampler.
         """
         self.guider, self.places, self.files, self.family = guider, places, files, family
-        self.views, self.latent, self.acts = views, latent, acts
+        self.views, self.latent, self.acts, self.forming = views, latent, acts, forming
         self.latents: Tensor | None = None
         """The noisy latents of this step, of which tiles are parts."""
         self._networks: dict[int, _Network] = {}
@@ -80,8 +82,9 @@ class LoraRun:
     ) -> Tensor:  # fmt: skip
         """Wrap a pass of the model: say what its rows show."""
         options, now = transformer_options or {}, None
-        if self.acts(float(options.get("sigmas", t).flatten()[0])):
-            now = Pass(self._views(x, options.get("uuids", ())))
+        sigma = float(options.get("sigmas", t).flatten()[0])
+        if self.acts(sigma):
+            now = Pass(self._views(x, options.get("uuids", ())), forming=self.forming(sigma))
         with self._on(executor.class_obj).over(now), _as_written():
             return executor(x, t, concat, context, control, {**options, LORAS: now}, **more)
 
@@ -171,7 +174,7 @@ class _Network:
             ours = (named.get("transformer_options") or {}).get(PASS)
             plain = Layout.plain(self.run.family, context.shape[1], now.picture, frames)
             now.layout = plain if ours is None else ours.layout(plain)
-        key = now.views, now.batch, now.picture, now.layout
+        key = now.views, now.batch, now.picture, now.layout, now.forming
         now.known = self._known.setdefault(key, {})
 
     def _weigher(self, name: str) -> Weigh:
@@ -219,7 +222,7 @@ class _Network:
             size = (
                 map_size(count, now.picture) if role != "text" and isinstance(self.root, UNetModel) else None
             )
-            return None if size is None else places.cells(size, view).flatten(1)
+            return None if size is None else places.cells(size, view, forming=now.forming).flatten(1)
         times = 1
         if role == "text":
             # Krea 2 gives several vectors to each token of a text, one after the other.
@@ -229,7 +232,7 @@ class _Network:
         if found is None:
             return None
         behind, tokens = found
-        cells = places.cells(layout.latent, view, layout.patch)
+        cells = places.cells(layout.latent, view, layout.patch, forming=now.forming)
         weights = places.sequence(layout.spans(behind), layout.names, cells, view)
         return weights[:, tokens.start : tokens.stop].repeat_interleave(times, 1)
 
@@ -238,9 +241,11 @@ class _Network:
         places, size = self.run.places, (int(y.shape[-2]), int(y.shape[-1]))
         layout, placed = now.layout, now.batch > 0 and y.ndim > 3 and role == "picture"
         if placed and layout is not None and size == layout.grid:
-            shares = [places.cells(layout.latent, view, layout.patch) for view in now.views]
+            shares = [
+                places.cells(layout.latent, view, layout.patch, forming=now.forming) for view in now.views
+            ]
         elif placed and isinstance(self.root, UNetModel):
-            shares = [places.cells(size, view) for view in now.views]
+            shares = [places.cells(size, view, forming=now.forming) for view in now.views]
         else:
             shares = [places.placeless(view)[:, None, None] for view in now.views]
         weights = torch.stack(shares, 1)

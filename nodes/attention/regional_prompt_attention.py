@@ -193,7 +193,8 @@ class RegionalPromptAttention(io.ComfyNode):
         document = read_stack(layers)
         tell_dynamic("Regional Prompt Attention", document, prompt, negative)
         acts = settings.strength > 0
-        loras = load_loras(document, model, clip, settings.start, settings.end) if acts else None
+        window = settings.start, settings.end
+        loras = load_loras(document, model, clip, *window, settings.growth) if acts else None
         remarks = [] if loras is None else [loras.remark]
         if wordless := layers_without_words(document):
             remarks.append(

@@ -12,6 +12,7 @@ from layered_core.attention.parts import Part
 from layered_core.attention.regional_plan import Settings, plan_regions
 from layered_core.attention.spans import Spans
 from layered_core.attention.words import Token
+from layered_core.canvas.masks import grown_masks
 from layered_core.document import Layer, LayerDocument, Lora, Recipe
 
 INK, WOOL = Lora("ink"), Lora("wool", 0.5)
@@ -55,6 +56,20 @@ def test_weights_are_the_mean_of_the_mask_in_each_cell():
     mine = places(layer("a", INK, x=0, width=24))
     assert torch.allclose(mine.cells((1, 4))[0, 0], torch.tensor([1.0, 0.5, 0.0, 0.0]))
     assert torch.allclose(mine.cells((4, 4), patch=2)[0, 0], torch.tensor([0.75, 0.0]))
+
+
+def test_while_the_layout_is_forming_masks_are_grown_as_those_of_the_words_are():
+    stack = document(layer("a", INK, x=16, width=16))
+    masks = torch.zeros(1, 64, 64)
+    masks[..., 16:32] = 1
+    mine = LoraPlaces(plan_loras(stack, growth=0.125))
+    assert torch.equal(mine.cells((64, 64)), masks)
+    assert torch.equal(mine.cells((64, 64), forming=True), grown_masks(masks, 8))
+    assert mine.placeless().tolist() == [0.0]
+    half = LoraPlaces(plan_loras(stack, growth=0.125), cut=lambda masks: masks[..., 32:])
+    assert torch.equal(half.cells((64, 32), forming=True), grown_masks(masks, 8)[..., 32:])
+    still = LoraPlaces(plan_loras(stack))
+    assert torch.equal(still.cells((64, 64), forming=True), masks)
 
 
 def test_what_has_no_place_takes_part_only_if_the_layer_covers_the_whole_picture():
