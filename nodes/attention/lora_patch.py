@@ -172,7 +172,7 @@ def _run(guider: Any, carried: Mapping[UUID, LoadedLoras], noise: Tensor, cut: C
         float(sampling.percent_to_sigma(min(loras.start for loras in carried.values()))),
         float(sampling.percent_to_sigma(max(loras.end for loras in carried.values()))),
     )
-    noise = relative_noise if isinstance(sampling, comfy.model_sampling.CONST) else float
+    relative = relative_noise if isinstance(sampling, comfy.model_sampling.CONST) else float
     views = {u: places.alone(loras.alone) for u, loras in carried.items() if loras.alone is not None}
     latent = int(noise.shape[-2]), int(noise.shape[-1])
     used = [files[lora.name] for lora in places.loras]
@@ -184,5 +184,5 @@ def _run(guider: Any, carried: Mapping[UUID, LoadedLoras], noise: Tensor, cut: C
         views,
         latent,
         window.acts,
-        lambda sigma: noise(sigma) > FORMING,
+        lambda sigma: relative(sigma) > FORMING,
     )
