@@ -74,7 +74,7 @@ def main(folder):
     tensors = {}
     for name, owned in {**CASES, "none": {}}.items():
         method = pipeline.regional_prompts(
-            [stack(owned)], Settings(), prompts=[PROMPT], negative=NEGATIVE, adapters=loras
+            [stack(owned)], Settings(growth=0.1), prompts=[PROMPT], negative=NEGATIVE, adapters=loras
         )
         tensors[name] = pipeline.sample_latents(
             method.prompts, seeds=[3], steps=STEPS, guidance=3.0, negative=NEGATIVE, methods=[method]

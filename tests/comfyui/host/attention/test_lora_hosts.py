@@ -44,7 +44,8 @@ def test_both_hosts_sample_the_same(regions, loaded, reference, case):
         for layer in given["layers"]
     )
     stack = regions.layers.write_stack(document.LayerDocument(128, 128, layers))
-    model, *words = apply(regions, *loaded, stack, prompt=given["prompt"], negative=given["negative"])[:3]
+    given_words = {"prompt": given["prompt"], "negative": given["negative"]}
+    model, *words = apply(regions, *loaded, stack, growth=0.1, **given_words)[:3]
     sampling = model.get_model_object("model_sampling")
     sigmas = tensors["sigmas"]
     begun = (1 + sigmas[0] ** 2) ** 0.5 if sigmas[0] >= 0.99999 * float(sampling.sigma_max) else sigmas[0]
