@@ -49,6 +49,18 @@ def layer_loras(
     that is loaded for the whole picture. ``settings``: fields of
     ``layered_core.attention.regional_plan.Settings``.
     """
+    prompts, methods = acting(pipeline, scenes, looks, everywhere, settings or {})
+    return pipeline.generate(prompts, seeds=seeds, steps=steps, guidance=guidance, methods=methods)
+
+
+def acting(
+    pipeline: LayeredDiffusionPipeline,
+    scenes: Sequence[Case],
+    looks: Sequence[str],
+    everywhere: bool,
+    settings: Mapping[str, Any],
+) -> tuple[list[str], list[Method]]:
+    """Return the prompts and methods of :func:`layer_loras`."""
     for look in looks:
         if look not in LOOKS:
             raise invalid("looks", look, ", ".join(LOOKS))
@@ -61,10 +73,9 @@ def layer_loras(
             layers[1 + OWNERS[look]] = replace(layer, recipe=replace(layer.recipe, loras=(Lora(look),)))
         documents.append(replace(drawn, layers=tuple(layers)))
     regional = pipeline.regional_prompts(
-        documents, Settings(**(settings or {})), prompts=[s.words for s in scenes], adapters=LORAS
+        documents, Settings(**settings), prompts=[s.words for s in scenes], adapters=LORAS
     )
-    methods: list[Method] = [regional, *([Loaded(pipeline, looks)] if everywhere else [])]
-    return pipeline.generate(regional.prompts, seeds=seeds, steps=steps, guidance=guidance, methods=methods)
+    return regional.prompts, [regional, *([Loaded(pipeline, looks)] if everywhere else [])]
 
 
 class Loaded(Method):

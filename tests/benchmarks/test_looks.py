@@ -7,9 +7,12 @@ import torch
 from benchmarks.bench.looks import OWNERS, look_figures
 from benchmarks.bench.scenes import few_cases
 from benchmarks.look_effect import share
+from benchmarks.look_prediction import predict, shares
 from demo.world.judge import Judge
 from demo.world.looks import LOOKS, STRIPE_HEIGHT, is_stripe
 from demo.world.scenes import random_scene
+from layered_diffusers.models.loading import find_model
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 
 def picture(scene):
@@ -69,3 +72,24 @@ def test_a_share_of_an_effect_is_a_ratio_of_means_with_its_interval():
     assert found.n == 16
     loose = share([0.0, 0.9] * 8, without, everywhere)
     assert loose.low < 0.5 < loose.high
+
+
+def test_shares_of_predictions_are_along_the_whole_pictures_effect_and_by_length():
+    everywhere = torch.ones(3, 1, 2, 2)
+    here = torch.tensor([[0.5, -0.5], [0.25, 0.0]]).expand(3, 1, 2, 2)
+    inside = torch.tensor([[1.0, 1.0], [0.0, 0.5]]).expand(3, 1, 2, 2)
+    found = shares(here, everywhere, inside)
+    assert {name: (x.mean, x.low, x.n) for name, x in found.items()} == {
+        "along": (0.0, 0.0, 3), "length": (0.5, 0.5, 3), "outside": (0.25, 0.25, 3),
+    }  # fmt: skip
+
+
+def test_what_a_lora_adds_to_one_prediction_is_nothing_without_it():
+    pipeline = LayeredDiffusionPipeline.from_pretrained(find_model(None))
+    cases = few_cases(1)
+    plain, here, everywhere = (
+        predict(pipeline, cases, 0.8, *looks, everywhere=whole)
+        for looks, whole in (((), False), (("pink",), False), (("pink",), True))
+    )
+    assert torch.equal(plain, predict(pipeline, cases, 0.8, everywhere=True))
+    assert float((here - plain).norm()) < float((everywhere - plain).norm())
