@@ -23,8 +23,6 @@ from graph import node
 
 import nodes
 
-gc.disable()  # until ComfyUI and the pack are loaded: they stay
-
 
 class NoServer:
     """The part of a server that the executor uses."""
@@ -182,6 +180,7 @@ class PatchedModel:
 
 @pytest.fixture(scope="session")
 def host(record_testsuite_property):
+    gc.disable()
     load_extras()
     assert load_pack(), "ComfyUI could not load the pack: see the log above"
     # Without this line test_host.py reports that the whole run did not start.
@@ -194,7 +193,8 @@ def host(record_testsuite_property):
     nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
     nodes.NODE_CLASS_MAPPINGS["TestPatchedModel"] = PatchedModel
     folder_paths.set_input_directory(str(BASE / "input"))
-    gc.freeze()  # the search for garbage leaves them out, half a second each time
+    # The search for garbage leaves out what was loaded: half a second each time.
+    gc.freeze()
     gc.enable()
     yield Host()
     shutil.rmtree(BASE, ignore_errors=True)
