@@ -41,12 +41,15 @@ demo-images: demo
 lint: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-## The suites of ComfyUI and its page wait much; all others run beside them, and their lines follow.
-test: lint
-	@mkdir -p output; $(BIN)/python -m pytest -m "not slow" --ignore tests/browser --ignore tests/comfyui \
-	> output/test.log 2>&1 & others=$$!; trap 'kill $$others' INT TERM; \
+## The type checker and the suites of ComfyUI and its page, which wait much, run beside all others.
+test: .venv/installed
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@mkdir -p output; $(BIN)/mypy > output/mypy.log 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/browser --ignore tests/comfyui \
+	> output/test.log 2>&1 & others=$$!; trap 'kill $$types $$others' INT TERM; \
 	$(BIN)/python -m pytest -m "not slow" tests/browser tests/comfyui; page=$$?; \
-	wait $$others; others=$$?; cat output/test.log; exit $$((page | others))
+	wait $$types; types=$$?; cat output/mypy.log; \
+	wait $$others; others=$$?; cat output/test.log; exit $$((page | types | others))
 
 test-all: lint
 	@$(BIN)/python -m pytest

@@ -1,9 +1,12 @@
 """Skip the suites that need a ComfyUI or a browser if there is none, and list them in the last lines of the
 run."""
 
+import gc
 import sys
 
 import pytest
+
+gc.disable()  # until the tests are collected: what is imported stays
 
 SKIPPED: list[str] = []
 """The skipped suites, each with its reason."""
@@ -13,6 +16,12 @@ COULD_NOT_START: dict[str, str] = {}
 
 TRIED_ON: set[str] = set()
 """The installs of ComfyUI that tests ran on, for the closing lines."""
+
+
+def pytest_collection_finish():
+    """Let the search for garbage leave out what collecting the tests has brought, torch and diffusers above all."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

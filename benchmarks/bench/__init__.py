@@ -6,7 +6,7 @@
 >>> from benchmarks.bench.suite import Settings, read_suite
 >>> from demo.world.places import MODEL
 >>> suite = read_suite("transparency")
->>> settings = Settings(count=2, model=MODEL, out=Path("results/example"), steps=4, processes=1)
+>>> settings = Settings(count=1, model=MODEL, out=Path("results/example"), steps=2, processes=1)
 >>> table = Summary(suite, settings, run_suite(suite, settings)).table()
 >>> table.splitlines()[0]
 '| | object_right ↑ | alpha_iou ↑ | background_alpha ↓ | material ↓ | native ↑ | time ↓ |'

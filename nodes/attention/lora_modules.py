@@ -140,6 +140,9 @@ def _outputs(module: nn.Module, target: Target, patch: Any, inputs: int) -> int:
         return len(wide) if len(deep) == inputs else 0
     if isinstance(patch, WeightAdapterBase):
         adapter = _adapter(module, patch, 1.0)
+        if _is_plain(adapter) and all(w.ndim == 2 for w in adapter.weights[:2]):
+            up, down = adapter.weights[:2]
+            return len(up) if up.shape[1] == len(down) and down.shape[1] == inputs else 0
         _move(adapter, torch.device("meta"), torch.float32)
         sides = [8] * adapter.conv_dim
         x = torch.zeros(1, inputs, *sides, device="meta")

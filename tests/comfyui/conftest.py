@@ -19,4 +19,4 @@ def pytest_collection_finish(session):
     of_host = [item for item in session.items if _is_of_host(item)]
     beside = 0 < len(of_host) < len(session.items) and not session.config.option.collectonly
     if beside and not isinstance(find_host(), str):
-        of_host[0].module.begun()
+        of_host[0].module.begun(session.config.option.markexpr)

@@ -27,8 +27,9 @@ def names():
 
 
 @functools.cache
-def begun():
-    """Start all tests under host/ in a process of their own. Return it, its log and its report."""
+def begun(chosen):
+    """Start the tests under host/ in a process of their own, those that pytest's ``-m`` has ``chosen``. Return it, its
+    log and its report."""
     folder, python = find_host()
     base = Path(os.environ.get("TMPDIR", "/tmp")) / f"comfyui-host-{os.getpid()}"
     report, log = base.with_suffix(".xml"), base.with_suffix(".log")
@@ -45,6 +46,8 @@ def begun():
         "--confcutdir",
         ".",
         f"--junit-xml={report}",
+        "-m",
+        chosen,
     ]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=HOST, env=environment, stdout=out, stderr=subprocess.STDOUT)
@@ -53,14 +56,14 @@ def begun():
 
 
 @functools.cache
-def results():
+def results(chosen):
     """Wait for the tests under host/ and return their results ``{(file, test): [failure text or None for each
     case]}``, the log, and the install on which they ran.
 
     The results are empty if the host's python, or ComfyUI in it, did not start, or if the tests did not end
     within 35 minutes.
     """
-    process, written, report = begun()
+    process, written, report = begun(chosen)
     try:
         process.wait(timeout=2100)
     except subprocess.TimeoutExpired:
@@ -84,11 +87,11 @@ def results():
 
 
 @pytest.mark.parametrize(("file", "test"), names(), ids=lambda v: v.removeprefix("test_"))
-def test_on_the_host(file, test, skip_suite, could_not_start, tried_on):
+def test_on_the_host(file, test, request, skip_suite, could_not_start, tried_on):
     host = find_host()
     if isinstance(host, str):
         skip_suite("ComfyUI in process", host)
-    cases, log, started = results()
+    cases, log, started = results(request.config.option.markexpr)
     if not cases:
         could_not_start("ComfyUI in process", log)
     tried_on(started)

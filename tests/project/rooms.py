@@ -1,6 +1,7 @@
 """The order of the project's rooms, and functions that find the imports which break it."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,14 +73,20 @@ def room_of(module):
     return max(fitting, key=len, default=None)
 
 
+@functools.cache
+def statements(text):
+    """Return the import statements of a file's text: at the top and inside functions."""
+    return [x for x in ast.walk(ast.parse(text)) if isinstance(x, (ast.Import, ast.ImportFrom))]
+
+
 def imports(module, path, known):
     """Return the modules of ours that a file imports: at the top, inside functions, and for types only."""
     found = set()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for item in statements(path.read_text(encoding="utf-8")):
         if isinstance(item, ast.Import):
             found |= {alias.name for alias in item.names if alias.name in known and alias.name != "nodes"}
-        elif isinstance(item, ast.ImportFrom):
+        else:
             # ComfyUI imports the pack's folder as the package above "nodes", so ...layered_core is ours too.
             above = package.split(".")[: len(package.split(".")) - item.level + 1] if item.level else []
             base = ".".join([*above, *([item.module] if item.module else [])])
@@ -159,11 +166,11 @@ def foreign(root=ROOT):
     wrong = []
     for part, names in FOREIGN.items():
         for path in sorted((root / part).rglob("*.py")):
-            for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for item in statements(path.read_text(encoding="utf-8")):
                 found = []
                 if isinstance(item, ast.Import):
                     found = [alias.name for alias in item.names]
-                elif isinstance(item, ast.ImportFrom) and not item.level:
+                elif not item.level:
                     found = [item.module]
                 wrong += [
                     f"{path.relative_to(root).as_posix()} imports {x}"

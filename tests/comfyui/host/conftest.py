@@ -1,12 +1,16 @@
 """A real ComfyUI without a server, with this repository's pack. It runs under the host's own python, see
 ../test_host.py."""
 
+import gc
 import json
+import os
 import random
 import shutil
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
-from boot import BASE, LOOP, load_extras, load_pack, pack_module  # isort: skip  # first: it makes ComfyUI importable
+from boot import BASE, LOOP, PACK, load_extras, load_pack, pack_module  # isort: skip  # first: it makes ComfyUI importable
 
 import comfy.model_management
 import comfyui_version
@@ -176,6 +180,7 @@ class PatchedModel:
 
 @pytest.fixture(scope="session")
 def host(record_testsuite_property):
+    gc.disable()
     load_extras()
     assert load_pack(), "ComfyUI could not load the pack: see the log above"
     # Without this line test_host.py reports that the whole run did not start.
@@ -188,6 +193,9 @@ def host(record_testsuite_property):
     nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
     nodes.NODE_CLASS_MAPPINGS["TestPatchedModel"] = PatchedModel
     folder_paths.set_input_directory(str(BASE / "input"))
+    # The search for garbage leaves out what was loaded: half a second each time.
+    gc.freeze()
+    gc.enable()
     yield Host()
     shutil.rmtree(BASE, ignore_errors=True)
 
@@ -206,6 +214,30 @@ def pack(host):
     """Return a module of the pack by its path, e.g. ``pack("nodes.layers.socket")``, with the same objects
     that the nodes use."""
     return pack_module
+
+
+@pytest.fixture(scope="session")
+def run_headless():
+    """Return ``run_headless(script, *arguments)``, which runs a script of tests/comfyui in the repository's own
+    environment, all in one process."""
+    scripts = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [os.environ["LAYERED_PYTHON"], str(scripts / "headless.py")],
+        cwd=PACK, env={**os.environ, "PYTHONPATH": str(PACK)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+    def run(script, *arguments):
+        process.stdin.write(json.dumps([str(scripts / script), *map(str, arguments)]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, f"the interpreter of {script} ended: see above"
+        problem = json.loads(answer)
+        assert problem is None, problem
+
+    yield run
+    process.stdin.close()
+    process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ def made(model, clip):
     """A LoRA on all cross-attention keys of the UNet and on the text encoder's MLPs."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     names = {k: v for k, v in keys.items() if "attn2_to_k" in k and k.startswith("lora_unet")}
-    weights = {name: model.model.state_dict()[key] for name, key in names.items()}
+    of_model, of_texts = model.model.state_dict(), clip.cond_stage_model.state_dict()
+    weights = {name: of_model[key] for name, key in names.items()}
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     names = {k: v for k, v in keys.items() if "mlp_fc1" in k and k.startswith("lora_te_")}
-    weights |= {name: clip.cond_stage_model.state_dict()[key] for name, key in names.items()}
+    weights |= {name: of_texts[key] for name, key in names.items()}
     generator = torch.Generator().manual_seed(0)
     lora = {}
     for name, weight in weights.items():

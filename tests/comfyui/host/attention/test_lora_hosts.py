@@ -1,9 +1,6 @@
 """ComfyUI and the headless host sample the same with LoRAs of layers, from the storybook's weights and LoRA files."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
 from lora_scene import write_file
@@ -11,19 +8,14 @@ from regional_scene import apply
 from rendering_scene import guided
 from safetensors.torch import load_file
 
-PACK = Path(__file__).resolve().parents[4]
-REFERENCE = Path(__file__).resolve().parents[2] / "lora_reference.py"
 CASES = ("shipped", "one on two", "everything", "all kinds", "two on one")
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(run_headless, tmp_path_factory):
     """The headless host's latents by case, and what it was given."""
     folder = tmp_path_factory.mktemp("loras")
-    environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    subprocess.run(
-        [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(folder)], check=True, cwd=PACK, env=environment
-    )
+    run_headless("lora_reference.py", folder)
     for file in (folder / "loras").iterdir():
         write_file(file.stem, load_file(file))
     return load_file(folder / "sampled.safetensors"), json.loads((folder / "given.json").read_text())

@@ -9,13 +9,19 @@ from hook_scene import THREE, TWO, made, with_hooks
 from regional_scene import MODES, WORDS, apply, as_layer, encode, everywhere, predicted
 from sampling import sample
 
-CASES = [((), False, 1), ((), True, 1), (TWO, False, 1), (TWO, True, 2), (THREE, True, 3)]
-"""Start and strength of every keyframe; whether the text encoder follows them; how often it encodes a text."""
+CASES = [
+    ((), False, 1, [0.6]), ((), True, 1, [0.6]), (TWO, False, 1, [0.1, 0.9]), (TWO, True, 2, [0.1, 0.9]),
+    (THREE, True, 3, [0.1, 0.6, 0.9]),
+]  # fmt: skip
+"""Start and strength of every keyframe; whether the text encoder follows them; how often it encodes a text; a share
+of the run for every keyframe that acts."""
 
 
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])
 @pytest.mark.parametrize("to_model", [False, True])
-@pytest.mark.parametrize(("keyframes", "schedule", "parts"), CASES)
+@pytest.mark.parametrize(
+    ("keyframes", "schedule", "parts", "share"),
+    [(*case, share) for *case, shares in CASES for share in shares],
+)
 def test_a_layer_over_the_whole_canvas_is_the_plain_prompt(
     regions, loaded, keyframes, schedule, parts, to_model, share
 ):

@@ -14,12 +14,25 @@ def of_velocity(regions, attention, x, guided, cond, sigma):
     return skip - scale * (mine + attention.rescaling(mine, other, empty, sigma))
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"guidance": 6.0, "growth": 0.05}, {"rescale": 0.7}, {"guidance": 6.0, "rescale": 0.7}]
-)
-@pytest.mark.parametrize("mode", ["plain", *MODES])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
+SHARES = 0.1, 0.5, 0.9
+GUIDED = {"guidance": 6.0, "growth": 0.05}, {"rescale": 0.7}, {"guidance": 6.0, "rescale": 0.7}
+CASES = [("plain", share, {}) for share in SHARES] + [
+    # Each mode at each share, each setting with each mode and at each share; the other cases are slow.
+    pytest.param(mode, share, more, marks=[pytest.mark.slow] if more and (m + s + g) % 3 else [])
+    for m, mode in enumerate(MODES)
+    for s, share in enumerate(SHARES)
+    for g, more in enumerate([{}, *GUIDED])
+]
+"""Mode, share of the run and settings of the guidance, which act on layers alone."""
+
+
+@pytest.fixture(scope="module")
+def twin(pack):
+    return Twin(pack("demo.world.places").MODEL)
+
+
+@pytest.mark.parametrize(("mode", "share", "more"), CASES)
+def test_both_hosts_predict_the_same(regions, twin, loaded, mode, share, more):
     model, clip = loaded
     sigma = model.get_model_object("model_sampling").sigma(torch.tensor(round((1 - share) * 999.0))).item()
     stack = halves(regions, negative="a white house")
@@ -36,9 +49,7 @@ def test_both_hosts_predict_the_same(regions, pack, loaded, mode, share, more):
         ]
         scale = 3.0 * attentions[1].guidance((16, 16), sigma)
     contexts = torch.cat([negative[0][0], positive[0][0]])
-    theirs = Twin(pack("demo.world.places").MODEL).predict(
-        regions, seen["input"], sigma, contexts, attentions
-    )
+    theirs = twin.predict(regions, seen["input"], sigma, contexts, attentions)
     theirs = [*theirs, regions.guidance.classifier_free(*theirs, scale)]
     if regional:
         theirs[2] = of_velocity(regions, attentions[1], seen["input"], theirs[2], theirs[1], sigma)

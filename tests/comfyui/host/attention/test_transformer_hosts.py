@@ -1,9 +1,6 @@
 """ComfyUI and the headless host sample the same with a transformer, from the same weights, words and layers."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import comfy.model_detection
 import comfy.model_patcher
@@ -14,17 +11,12 @@ import torch
 from regional_scene import MODES, WIDGETS, encode, halves
 from safetensors.torch import load_file
 
-PACK = Path(__file__).resolve().parents[4]
-REFERENCE = Path(__file__).resolve().parents[2] / "regional_transformer_reference.py"
-
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(run_headless, tmp_path_factory):
     """The headless host's latents, the random transformer in ComfyUI, and the words."""
     folder = tmp_path_factory.mktemp("transformer")
-    environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(folder)]
-    subprocess.run(command, check=True, cwd=PACK, env=environment)
+    run_headless("regional_transformer_reference.py", folder)
     given = json.loads((folder / "given.json").read_text())
     return load_file(folder / "sampled.safetensors"), flux(folder), given
 

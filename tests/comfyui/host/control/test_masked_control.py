@@ -3,8 +3,6 @@ random weights."""
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -22,8 +20,6 @@ from regional_scene import predicted
 from safetensors.torch import load_file, save_file
 from sampling import models, sample
 
-PACK = Path(__file__).resolve().parents[4]
-REFERENCE = Path(__file__).resolve().parents[2] / "control_reference.py"
 """The script that computes the headless host's residuals."""
 
 
@@ -306,7 +302,7 @@ def test_a_missing_checkpoint_is_named_with_its_place(host, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def headless(pack, net, tmp_path_factory):
+def headless(pack, net, run_headless, tmp_path_factory):
     """Return a document and a latent, and the headless host's residuals for them with the same net. That host
     runs in the repository's own environment."""
     document, files = pack("layered_core.document"), pack("layered_core.files")
@@ -330,13 +326,8 @@ def headless(pack, net, tmp_path_factory):
     save_file(inputs, folder / "layers" / "inputs.safetensors")
     net[1].save_pretrained(folder / "controlnet")
     demo = pack("demo.world.places").MODEL
-    command = [
-        os.environ["LAYERED_PYTHON"],
-        str(REFERENCE),
-        str(demo),
-        *(str(folder / n) for n in ("controlnet", "layers", "out.safetensors")),
-    ]
-    subprocess.run(command, check=True, cwd=PACK, env={**os.environ, "PYTHONPATH": str(PACK)})
+    places = (folder / n for n in ("controlnet", "layers", "out.safetensors"))
+    run_headless("control_reference.py", demo, *places)
     return files.read_layers(folder / "layers").document, inputs, load_file(folder / "out.safetensors")
 
 

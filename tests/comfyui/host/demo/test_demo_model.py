@@ -3,7 +3,6 @@ files."""
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import comfy.model_sampling
@@ -13,8 +12,6 @@ import torch
 from graph import node
 from safetensors.torch import load_file, save_file
 
-PACK = Path(__file__).resolve().parents[4]
-REFERENCE = Path(__file__).resolve().parents[2] / "reference.py"
 PROMPTS = ["a glowing red ball and a blue star in a meadow", "", "high quality photo of a purple house"]
 
 
@@ -31,12 +28,11 @@ def loaded(host, pack, folder):
 
 
 @pytest.fixture(scope="module")
-def reference(folder, tmp_path_factory):
+def reference(folder, run_headless, tmp_path_factory):
     """Return the results of diffusers and transformers for the same files, computed in the repository's own
     environment."""
     out = tmp_path_factory.mktemp("reference") / "reference.safetensors"
-    python = os.environ["LAYERED_PYTHON"]
-    subprocess.run([python, str(REFERENCE), str(folder), str(out), json.dumps(PROMPTS)], check=True, cwd=PACK)
+    run_headless("reference.py", folder, out, json.dumps(PROMPTS))
     return load_file(out)
 
 

@@ -1,10 +1,6 @@
 """The storybook transformer in ComfyUI's own Flux class computes what diffusers computes, KSampler samples as
 its training does, and the nodes of this pack act on it."""
 
-import os
-import subprocess
-from pathlib import Path
-
 import comfy.ldm.flux.model
 import comfy.model_base
 import comfy.sample
@@ -14,8 +10,6 @@ from graph import from_image, node, regional
 from regional_scene import encode
 from safetensors.torch import load_file
 
-PACK = Path(__file__).resolve().parents[4]
-REFERENCE = Path(__file__).resolve().parents[2] / "reference_transformer.py"
 WORDS = "a red ball and a blue star in a meadow"
 
 
@@ -25,12 +19,10 @@ def demo(pack):
 
 
 @pytest.fixture(scope="module")
-def folder(demo, tmp_path_factory):
+def folder(demo, run_headless, tmp_path_factory):
     """Return a model's folder with a transformer of random weights, and with diffusers' results."""
     made = tmp_path_factory.mktemp("transformer")
-    environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    command = [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(made), WORDS]
-    subprocess.run(command, check=True, cwd=PACK, env=environment)
+    run_headless("reference_transformer.py", made, WORDS)
     for part in ("text_encoder", "tokenizer", "vae"):
         (made / part).symlink_to(demo.MODEL / part)
     return made

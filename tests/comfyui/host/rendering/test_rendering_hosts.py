@@ -1,28 +1,20 @@
 """ComfyUI and the headless host sample the same by layered rendering, from the storybook's weights."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
 from graph import node
 from rendering_scene import guided, render
 from safetensors.torch import load_file
 
-PACK = Path(__file__).resolve().parents[4]
-REFERENCE = Path(__file__).resolve().parents[2] / "rendering_reference.py"
 CASES = ("words", "words guided", "apart", "constant", "picture", "noise", "paper", "fast")
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(run_headless, tmp_path_factory):
     """The headless host's latents by case, and what it was given."""
     folder = tmp_path_factory.mktemp("rendering")
-    environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    subprocess.run(
-        [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(folder)], check=True, cwd=PACK, env=environment
-    )
+    run_headless("rendering_reference.py", folder)
     return load_file(folder / "sampled.safetensors"), json.loads((folder / "given.json").read_text())
 
 

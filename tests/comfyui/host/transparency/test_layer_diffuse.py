@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
@@ -13,11 +10,10 @@ import comfy.utils
 import pytest
 import tiny
 import torch
-from boot import BASE, PACK, pack_module
+from boot import BASE, pack_module
 from layer_diffuse_scene import PICTURES, sample
 from safetensors.torch import load_file, save_file
 
-REFERENCE = Path(__file__).resolve().parents[2] / "layer_diffuse_reference.py"
 IDS = [f"{name} on {family}" for _, family, name, _ in tiny.CASES]
 
 
@@ -283,7 +279,9 @@ def test_a_frames_own_words_reach_that_frame_and_no_other_scene(applied, words):
     assert torch.allclose(own[:3], three, atol=1e-3)
 
 
-def test_every_mode_computes_the_same_in_the_headless_host(applied, models, words, vae, tmp_path):
+def test_every_mode_computes_the_same_in_the_headless_host(
+    applied, models, words, vae, run_headless, tmp_path
+):
     """Compares one pass of the UNet in this host with one in diffusers, in a process of the other host, for
     every case; the relative error is below 1e-3."""
     jobs, expected = [], []
@@ -314,10 +312,7 @@ def test_every_mode_computes_the_same_in_the_headless_host(applied, models, word
         {k: v.movedim(-1, 1).contiguous() for k, v in PICTURES.items()}, tmp_path / "pictures.safetensors"
     )
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run(
-        [os.environ["LAYERED_PYTHON"], str(REFERENCE), str(tmp_path)], check=True, env=environment, cwd=PACK
-    )
+    run_headless("layer_diffuse_reference.py", tmp_path)
     found = load_file(tmp_path / "out.safetensors")
     for number, out in enumerate(expected):
         relative = float((found[str(number)] - out).norm() / out.norm())
