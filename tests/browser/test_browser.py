@@ -34,6 +34,15 @@ RUNS = [
 ]
 
 
+FEW_STEPS = """() => {
+    for (const graph of [app.graph, ...(app.graph.subgraphs?.values() ?? [])])
+        for (const node of graph.nodes)
+            for (const widget of node.widgets ?? [])
+                if (widget.name === "steps") widget.value = Math.min(widget.value, 4);
+}"""
+"""Samples and trains for few steps: what the pictures show is looked at in tests/comfyui/test_http.py."""
+
+
 @pytest.mark.parametrize("file", GRAPHS, ids=lambda f: f.stem)
 def test_a_workflow_opens_with_no_missing_node_and_says_the_same_as_its_api_form(page, file):
     """Except for titles, and for inputs at their defaults that only the page writes."""
@@ -56,6 +65,7 @@ def test_a_workflow_opens_with_no_missing_node_and_says_the_same_as_its_api_form
 def test_a_workflow_runs_from_the_page_and_its_picture_is_seen_in_the_node(page, server, file, vue):
     page.setting("Comfy.VueNodes.Enabled", vue)
     page.open(file)
+    page.page.evaluate(FEW_STEPS)
     kinds = {n[0]: n[1] for n in page.nodes()}
     pictured = [k for k in kinds if kinds[k] == "SaveImage"] or [
         k for k in kinds if kinds[k] == "LD_LayerComposite"

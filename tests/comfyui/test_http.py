@@ -1,6 +1,7 @@
 """The pack in a ComfyUI server over HTTP: every node is offered, every shipped workflow runs, and its
 pictures show the right objects."""
 
+import functools
 import io
 import json
 import re
@@ -31,6 +32,14 @@ def server(skip_suite, could_not_start, tmp_path_factory):
         could_not_start("ComfyUI's server", str(error))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def ran(server):
+    """Return ``ran(name)``, the history entry of a shipped workflow, which runs once for all tests."""
+    return functools.cache(
+        lambda name: server.run(json.loads((PACK / f"workflows/api/{name}.json").read_text()))
+    )
 
 
 def pictures(server, entry, node):
@@ -173,10 +182,10 @@ def test_a_workflow_for_the_users_own_files_lacks_nothing_but_those(server, name
 
 
 @pytest.mark.parametrize("file", [f for f in API if f.stem in SHOWN], ids=lambda f: f.stem)
-def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, file):
+def test_the_judge_sees_in_the_picture_what_the_workflow_is_about(server, ran, file):
     from demo.world.judge import Judge
 
-    entry = server.run(json.loads(file.read_text()))
+    entry = ran(file.stem)
     node, background, things = SHOWN[file.stem]
     (picture,) = pictures(server, entry, node)
     picture = picture[:128, :128]
@@ -203,8 +212,8 @@ def test_the_loras_of_two_layers_act_where_the_layers_are(server):
     assert np.median(change[elsewhere]) < 0.02  # nearly all of it: a sun may come out there
 
 
-def test_a_layer_with_all_of_its_own_look_stands_beside_a_frozen_one(server):
-    entry = server.run(json.loads((PACK / "workflows/api/28_own_look_of_a_layer.json").read_text()))
+def test_a_layer_with_all_of_its_own_look_stands_beside_a_frozen_one(server, ran):
+    entry = ran("28_own_look_of_a_layer")
     (shown,), (made,) = pictures(server, entry, "5"), pictures(server, entry, "11")
     before = shown[2::4, 2::4]  # the preview is four times as large
     house, ball = (slice(76, 94), slice(20, 50)), (slice(80, 108), slice(86, 110))
@@ -212,17 +221,17 @@ def test_a_layer_with_all_of_its_own_look_stands_beside_a_frozen_one(server):
     assert np.abs(before - made)[ball].mean() > 0.02
 
 
-def test_the_sampled_collage_keeps_the_layout_and_is_not_the_collage(server):
-    entry = server.run(json.loads((PACK / "workflows/api/01_storybook_collage.json").read_text()))
+def test_the_sampled_collage_keeps_the_layout_and_is_not_the_collage(server, ran):
+    entry = ran("01_storybook_collage")
     (collage,), (sampled,) = pictures(server, entry, "11"), pictures(server, entry, "18")
     error = float(((collage - sampled) ** 2).mean())
     assert 0.0003 < error < 0.03
 
 
-def test_the_psd_that_comes_out_holds_the_layers_that_went_in_and_the_sampled_one(server, tmp_path):
+def test_the_psd_that_comes_out_holds_the_layers_that_went_in_and_the_sampled_one(server, ran, tmp_path):
     from psd_tools import PSDImage
 
-    entry = server.run(json.loads((PACK / "workflows/api/03_psd_in_psd_out.json").read_text()))
+    entry = ran("03_psd_in_psd_out")
     (saved,) = entry["outputs"]["11"]["layered_files"]
     psd = PSDImage.open(io.BytesIO(server.picture(saved)))
     before = PSDImage.open(PACK / "demo/files/storybook.psd")
@@ -238,8 +247,8 @@ def test_the_psd_that_comes_out_holds_the_layers_that_went_in_and_the_sampled_on
     assert np.abs(psd[-1].numpy()[..., :3] - sampled).max() < 1.5 / 255
 
 
-def test_a_frozen_layer_is_saved_as_it_was(server):
-    entry = server.run(json.loads((PACK / "workflows/api/07_harmonise_or_preserve.json").read_text()))
+def test_a_frozen_layer_is_saved_as_it_was(server, ran):
+    entry = ran("07_harmonise_or_preserve")
     (collage,), (noise,), (sampled,) = (pictures(server, entry, n) for n in ("10", "15", "19"))
     frozen = noise[..., 0] == 0
     assert frozen.mean() > 0.05
@@ -270,8 +279,8 @@ def test_the_blueprints_are_offered(server):
     assert ours == files == {"Add Layer by Prompt", "Render Layers", "Redo Layers"}
 
 
-def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server):
-    entry = server.run(json.loads((PACK / "workflows/api/04_blend_modes.json").read_text()))
+def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server, ran):
+    entry = ran("04_blend_modes")
     (ours,), (cores,), (photoshops,) = (pictures(server, entry, n) for n in ("13", "16", "15"))
     assert ours.shape == photoshops.shape == (536, 944, 3)
     differing = (np.abs(ours - cores) > 2.01 / 255).any(-1)
@@ -287,14 +296,14 @@ def test_the_sheet_of_blend_modes_is_cores_and_no_two_cells_are_alike(server):
         assert alike == []
 
 
-def test_what_is_shown_in_the_node_is_what_is_saved(server):
-    entry = server.run(json.loads((PACK / "workflows/api/02_compose_and_save.json").read_text()))
+def test_what_is_shown_in_the_node_is_what_is_saved(server, ran):
+    entry = ran("02_compose_and_save")
     (shown,), (saved,) = pictures(server, entry, "13"), pictures(server, entry, "14")
     assert np.array_equal(shown, saved)
 
 
-def test_the_visible_masks_of_a_finished_picture_sum_to_one(server):
-    entry = server.run(json.loads((PACK / "workflows/api/02_compose_and_save.json").read_text()))
+def test_the_visible_masks_of_a_finished_picture_sum_to_one(server, ran):
+    entry = ran("02_compose_and_save")
     masks = pictures(server, entry, "17")
     assert len(masks) == 3
     assert np.abs(sum(m[..., 0] for m in masks) - 1).max() <= 2 / 255
