@@ -158,7 +158,9 @@ def test_a_document_without_words_of_its_own_keeps_those_of_its_layers(document)
 
 
 def test_a_transparent_picture_is_encoded_over_grey(document):
-    clear = replace(document, layers=(*document.layers[:3], Layer(BLEND, torch.zeros(4, 4, 4), visible=False)))
+    clear = replace(
+        document, layers=(*document.layers[:3], Layer(BLEND, torch.zeros(4, 4, 4), visible=False))
+    )
     blend = frames_to_encode(plan_layers(clear, {"ball": 1.0}, hold_blend=True))[1]
     assert torch.allclose(blend[:, 0, 0], torch.tensor(GREY))
 
@@ -211,7 +213,11 @@ def empty(d):
         (None, {"ball": torch.zeros(SIDE, SIDE)}, "layer 'ball': mask is '0 everywhere'"),
         (None, {"ball": torch.ones(2, 2)}, "layer 'ball': size of the mask is '2x2'; allowed: 16x16"),
         (without_words, {"ball": 1.0}, "layer 'ball': prompt is ' '"),
-        (no_layers, {"sea": 1.0}, "visible layers on the background: number is 0; allowed: 1..4. Add a layer"),
+        (
+            no_layers,
+            {"sea": 1.0},
+            "visible layers on the background: number is 0; allowed: 1..4. Add a layer",
+        ),
         (five, {"ball": 1.0}, "visible layers on the background: number is 5; allowed: 1..4. Hide or merge"),
         (no_background, {"ball": 1.0}, "no background: layer 'ball', which does not cover the canvas"),
         (off_the_canvas, {}, "layer 'tree' is to be made and lies off the canvas"),
