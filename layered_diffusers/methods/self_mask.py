@@ -29,8 +29,6 @@ class SelfMask(Method):
     beside :class:`~layered_diffusers.methods.joint_layers.JointLayers`, and costs one more pass of all rows in the
     steps of its window."""
 
-    joins_rows = True
-
     def __init__(
         self,
         scene: SceneFrames,
