@@ -11,7 +11,8 @@ from demo.train.loop import launch
 from demo.world.looks import LOOKS
 
 PARTS = (
-    "vae", "judge", "text", "unet", "transformer", "control", "transparent", "transparent_lora", "joint", "look"
+    "vae", "judge", "text", "unet", "transformer", "control", "transparent", "transparent_lora", "joint",
+    "joint_layers", "look",
 )  # fmt: skip
 
 

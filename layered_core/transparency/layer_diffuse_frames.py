@@ -12,15 +12,17 @@ of the control signals.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..attention.cross_attention import CLOSED
 from ..errors import LayeredError, invalid
 from .layer_diffuse_files import LayerDiffuseMode, described, misfit
 from .transparent_networks import mismatch
@@ -28,9 +30,9 @@ from .transparent_networks import mismatch
 ProjectFrames = Callable[[Tensor], Tensor]
 """A linear layer of the base module."""
 
-AttendFrames = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttendFrames = Callable[..., Tensor]
 """The host's attention with the module's number of heads: q ``[B, N, D]``, k and v ``[B, T, D]``, to
-``[B, N, D]``."""
+``[B, N, D]``. A fourth argument, an additive bias ``[B, 1, 1, T]``, is given only where frames are absent."""
 
 _PARTS = ("q", "k", "v", "out")
 _EPS = 1e-6
@@ -104,23 +106,49 @@ class SharingUnit(nn.Module):
             signal: control signal ``[1, S, h, w]`` with N = h w, or None.
             weight: factor on everything that the file adds. Neutral: 0, apart from rounding.
         """
+        return self._share(h, contexts, base, range(self.frames), signal, weight)
+
+    def _share(
+        self, h: Tensor, contexts: Sequence[Tensor] | None, base: Base, roles: Sequence[int],
+        signal: Tensor | None = None, weight: float = 1.0, told: Tensor | None = None,
+        absent: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Compute :meth:`forward` for frames that may share their low-rank changes.
+
+        Args:
+            h, contexts, base, signal, weight: as in :meth:`forward`, with F the number of ``roles``.
+            roles: for every frame the number of its low-rank changes.
+            told: vectors that tell the frames apart, added to the normed input of the attention across frames,
+                ``[1 or R / F, F, D]``. None: nothing.
+            absent: True for frames that no other frame may see, ``[R / F, F]``. None: all are there.
+        """
         before = h
-        x = h.reshape(-1, self.frames, *h.shape[1:])
+        x = h.reshape(-1, len(roles), *h.shape[1:])
         if len(self.control_convs) and signal is not None:
             added = [conv(signal).flatten(2).transpose(1, 2) for conv in self.control_convs]
             x = x + weight * torch.stack(added, 1)
-        mixed = [
-            self._frame(f, x[:, f], None if contexts is None else contexts[f], base, weight)
-            for f in range(self.frames)
-        ]
-        x = x + torch.stack(mixed, 1)
-        x = x + weight * self._across(x, base.attend)
+        x = x + self._within(x, contexts, base, roles, weight)
+        x = x + weight * self._across(x, base.attend, told, absent)
         out: Tensor = x.flatten(0, 1) - before
         return out
 
-    def _frame(self, f: int, h: Tensor, context: Tensor | None, base: Base, weight: float) -> Tensor:
+    def _within(
+        self, x: Tensor, contexts: Sequence[Tensor] | None, base: Base, roles: Sequence[int], weight: float
+    ) -> Tensor:
+        """Compute the module with its low-rank changes in each frame, ``[B, F, N, D]``; neighbours of one role go
+        through it together."""
+        mixed, first = [], 0
+        for role, group in itertools.groupby(roles):
+            last = first + len(list(group))
+            words = None if contexts is None else torch.stack(list(contexts[first:last]), 1).flatten(0, 1)
+            out = self._frame(role, x[:, first:last].flatten(0, 1), words, base, weight)
+            mixed.append(out.reshape(len(x), last - first, *out.shape[1:]))
+            first = last
+        return torch.cat(mixed, 1)
+
+    def _frame(self, role: int, h: Tensor, context: Tensor | None, base: Base, weight: float) -> Tensor:
         def project(part: str, x: Tensor) -> Tensor:
-            changed: _LowRank = getattr(self, f"to_{part}_lora")[f]
+            changed: _LowRank = getattr(self, f"to_{part}_lora")[role]
             plain: Tensor = getattr(base, part)(x)
             out: Tensor = plain + weight * changed(x)
             return out
@@ -128,17 +156,29 @@ class SharingUnit(nn.Module):
         words = h if context is None else context
         return project("out", base.attend(project("q", h), project("k", words), project("v", words)))
 
-    def _across(self, x: Tensor, attend: AttendFrames) -> Tensor:
+    def _across(self, x: Tensor, attend: AttendFrames, told: Tensor | None, absent: Tensor | None) -> Tensor:
         """Compute attention between the frames at each position, ``[B, F, N, D]``."""
-        seen = self.temporal_i(self.temporal_n(x.transpose(1, 2).flatten(0, 1)))
+        positions = x.shape[2]
+        seen = self.temporal_n(x.transpose(1, 2).flatten(0, 1))
+        if told is not None:
+            seen = seen + (told if len(told) == 1 else told.repeat_interleave(positions, 0))
+        biases: Sequence[Tensor | None] = [None] * math.ceil(len(seen) / _MOST_ROWS)
+        if absent is not None:
+            away = absent.repeat_interleave(positions, 0)
+            # Not even what is no number may come out of a frame that is not there.
+            seen = torch.where(away[..., None], 0, seen)
+            biases = torch.split(CLOSED * away[:, None, None].to(seen), _MOST_ROWS)
+        seen = self.temporal_i(seen)
         parts = zip(
             *(
                 project(seen).split(_MOST_ROWS)
                 for project in (self.temporal_q, self.temporal_k, self.temporal_v)
             ),
+            biases,
             strict=True,
         )
-        out: Tensor = self.temporal_o(torch.cat([attend(q, k, v) for q, k, v in parts]))
+        mixed = [attend(q, k, v) if bias is None else attend(q, k, v, bias) for q, k, v, bias in parts]
+        out: Tensor = self.temporal_o(torch.cat(mixed))
         return out.reshape(len(x), -1, *out.shape[1:]).transpose(1, 2)
 
 
@@ -207,6 +247,10 @@ class AttentionSharing(nn.Module):
         """F, the number of frames of a scene."""
         return self.units[0].frames
 
+    def texts(self, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the encoded text that each frame reads, from what the host gives it: here the same."""
+        return contexts
+
     @property
     def encoder(self) -> ControlEncoder | None:
         """The encoder of the given picture; None for a file that takes no picture."""
@@ -228,6 +272,15 @@ class AttentionSharing(nn.Module):
             )
         network.load_state_dict(dict(weights), assign=True)
         return network.eval().requires_grad_(False)
+
+
+class HasUnits(Protocol):
+    """Anything with a unit for each attention of a UNet."""
+
+    @property
+    def units(self) -> Sequence[SharingUnit]:
+        """The units in the order of :class:`AttentionSharing`."""
+        ...
 
 
 def is_attention_sharing(weights: Mapping[str, Tensor]) -> bool:
@@ -314,9 +367,7 @@ def fitting_frames(
     return network
 
 
-def check_modules(
-    network: AttentionSharing, modules: Sequence[tuple[int, int]], name: str, model: str
-) -> None:
+def check_modules(network: HasUnits, modules: Sequence[tuple[int, int]], name: str, model: str) -> None:
     """Raise :class:`LayeredError` unless a file has one unit for each attention of a UNet, of its width.
 
     Args:

@@ -3,7 +3,7 @@ published files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from layered_core.attention.cross_attention import plain
 from layered_core.errors import LayeredError, check_number, invalid
+from layered_core.joint.network import LayersAtOnce
 from layered_core.noise.window import Window, sigma_at
 from layered_core.transparency.layer_diffuse_files import LayerDiffuseMode, mode_of, read_layer_model_file
 from layered_core.transparency.layer_diffuse_frames import (
     AttentionSharing,
     Base,
-    SharingUnit,
     check_rows,
     fitting_frames,
     frame_contexts,
@@ -99,7 +99,7 @@ class LayerDiffuse(Method):
                 f"the names of pictures that are made together: {', '.join(self.mode.makes)}",
             )
         family = type(model).__name__
-        self.acting: _Weights | _Sharing
+        self.acting: _Weights | SharedAttentions
         if is_attention_sharing(weights):
             modules = [(a.to_q.in_features, a.to_k.in_features) for a in attentions(model.unet).values()]
             network = fitting_frames(weights, self.mode, modules, name, family)
@@ -108,7 +108,7 @@ class LayerDiffuse(Method):
                 encode(model, [words[f]])[0][0][None] if words and words.get(f) else None
                 for f in self.mode.makes
             ]
-            self.acting = _Sharing(model.unet, network, own, _signals(network, given), weight)
+            self.acting = SharedAttentions(model.unet, network, own, _signals(network, given), weight)
         else:
             shapes = {k: tuple(p.shape) for k, p in _own_names(model.unet).items()}
             patches = fitting_patches(weights, self.mode, shapes, _blocks(model.unet), name, family)
@@ -122,7 +122,7 @@ class LayerDiffuse(Method):
     @property
     def joins_rows(self) -> bool:  # type: ignore[override]
         """Whether the file makes several pictures together."""
-        return isinstance(self.acting, _Sharing)
+        return isinstance(self.acting, SharedAttentions)
 
     def start(self, run: Run, stack: ExitStack) -> None:
         """Check the sizes and the batch, which are known only now."""
@@ -198,25 +198,36 @@ class _Weights:
         return with_pictures(out, self.term)
 
 
-class _Sharing:
-    """The change of files for attention sharing: their units replace every attention of the UNet."""
+class SharedAttentions:
+    """The change of files whose frames attend to each other: their units replace every attention of the UNet."""
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        network: AttentionSharing,
+        network: AttentionSharing | LayersAtOnce,
         words: list[Tensor | None],
         signals: list[Tensor],
         weight: float,
     ) -> None:
+        """Take the model, and what makes the frames together.
+
+        Args:
+            unet: the model.
+            network: the units.
+            words: for every frame encoded text ``[1, T, C]`` in place of its row's, or None.
+            signals: of the given picture, see :func:`signal_for`; empty if there is none.
+            weight: factor on everything that the units add. Neutral: 0.
+        """
         self.unet, self.network, self.words, self.signals, self.weight = unet, network, words, signals, weight
         self.before: dict[str, Any] = {}
         self.guided = True
 
     def check(self, rows: int) -> None:
+        """Raise :class:`LayeredError` unless a batch of ``rows`` holds whole scenes."""
         check_rows(rows, self.network.frames)
 
     def switch(self, on: bool, guided: bool = True) -> None:
+        """Put the units on the UNet or take them off. See :meth:`LayerDiffuse.switch`."""
         self.guided = guided
         if on:
             self.network.to(self.unet.device, self.unet.dtype)
@@ -224,11 +235,10 @@ class _Sharing:
             return
         if on:
             self.before = dict(self.unet.attn_processors)
+            found: Sequence[Callable[..., Tensor]] = self.network.units
             units = {
                 id(a): (u, i % 2 == 1)
-                for i, (a, u) in enumerate(
-                    zip(attentions(self.unet).values(), self.network.units, strict=True)
-                )
+                for i, (a, u) in enumerate(zip(attentions(self.unet).values(), found, strict=True))
             }
             for module in self.unet.modules():
                 if id(module) in units:
@@ -239,16 +249,22 @@ class _Sharing:
             self.before = {}
 
     def _attend(
-        self, unit: SharingUnit, crossed: bool, attn: Attention, hidden: Tensor, context: Tensor | None
+        self,
+        unit: Callable[..., Tensor],
+        crossed: bool,
+        attn: Attention,
+        hidden: Tensor,
+        context: Tensor | None,
     ) -> Tensor:
-        with_bias = plain(attn.heads)
-        base = Base(attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], lambda q, k, v: with_bias(q, k, v, None))
+        base = Base(attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], plain(attn.heads))
         contexts = None
         if crossed and context is not None:
             conditional_from = len(hidden) // 2 if self.guided else 0
             words = [None if w is None else w.to(context) for w in self.words]
-            contexts = frame_contexts(
-                context, unit.frames, words, [i >= conditional_from for i in range(len(hidden))]
+            contexts = self.network.texts(
+                frame_contexts(
+                    context, self.network.frames, words, [i >= conditional_from for i in range(len(hidden))]
+                )
             )
         signal = signal_for(self.signals, hidden.shape[1])
         return unit(hidden, contexts, base, None if signal is None else signal.to(hidden), self.weight)

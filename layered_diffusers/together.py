@@ -1,0 +1,147 @@
+"""Scenes made at once: several layers with alpha, their background, and the model's own picture of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from demo.world.places import TRANSPARENT
+from layered_core.errors import LayeredError
+from layered_core.joint.frames import SceneFrames
+from layered_core.transparency.layer_diffuse_files import read_layer_model_file
+from layered_core.transparency.transparent_decode import check_augmentations
+from layered_core.transparency.transparent_networks import TransparentDecoder
+from layered_diffusers.methods.joint_layers import JointLayers
+from layered_diffusers.models.loading import require_unet
+from layered_diffusers.sampling import Method, Progress, check_seeds
+from layered_diffusers.transparent import OWN_GUIDANCE, read_transparency
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from layered_diffusers.generator import Generator
+
+_SEED_STEP = 2**30
+"""Distance between the seeds of a scene's pictures: far from those of other scenes, and within the 32 bits
+that PyTorch's generator on the CPU reads of a seed."""
+
+
+@dataclass(frozen=True)
+class SceneWords:
+    """The words of a scene."""
+
+    prompt: str
+    """Describes the whole scene, and the blend."""
+    layers: tuple[str, ...]
+    """Describe each layer alone, back to front."""
+    background: str = ""
+    """Describes the background alone. Neutral: empty, then the scene's words."""
+
+
+class ScenesMade(NamedTuple):
+    """Pictures of B scenes, each float32 in 0..1 on the CPU."""
+
+    layers: tuple[Tensor, ...]
+    """The layers of each scene, back to front, straight RGBA ``[K, 4, H, W]``. Each is whole, also where others
+    cover it."""
+    background: Tensor
+    """The pictures behind them, ``[B, 3, H, W]``."""
+    blend: Tensor
+    """The model's own pictures of all, ``[B, 3, H, W]``, with the shadows and light that one throws on the other."""
+
+
+class Scenes(TypedDict, total=False):
+    """Options of :func:`generate_scenes`."""
+
+    file: str | Path | None
+    """The weights that make the layers at once, safetensors, see :class:`JointLayers`; None takes the storybook's."""
+    decoder: str | Path | None
+    """The transparent decoder of the model's family, safetensors; None takes the storybook's."""
+    enhance: float
+    """How far the layers' words are completed from the scene's, 0..1. Neutral: 0."""
+    weight: float
+    """How far ``file`` changes the model, 0..2. Neutral: 0; usual: 1."""
+    augmentations: int
+    """Passes of the decoder over mirrored and turned copies of a picture: 1, 2, 4 or 8."""
+    seeds: Sequence[int] | None
+    """One for each scene. This and the rest are as in :meth:`LayeredDiffusionPipeline.generate`."""
+    negative: str
+    width: int | None
+    height: int | None
+    steps: int
+    guidance: float | None
+    """Classifier-free guidance, 0..50; 1 turns it off. None: ``OWN_GUIDANCE`` if ``file`` is the
+    storybook's, or else as for any picture."""
+    methods: Sequence[Method]
+    progress: Progress | None
+
+
+def generate_scenes(
+    pipeline: Generator, scenes: Sequence[SceneWords], **options: Unpack[Scenes]
+) -> ScenesMade:
+    """Sample the layers, the backgrounds and the blends of scenes at once; all pictures of a scene attend to each
+    other (after LayerDiff, arXiv 2403.11929; see :mod:`layered_core.joint`).
+
+    Args:
+        pipeline: samples with the model, SD1.5 or the storybook.
+        scenes: their words; each may have another number of layers, 1..4.
+        options: see :class:`Scenes`.
+
+    Raises:
+        LayeredError: a file is missing or for another model, or a value is out of range; raised before
+            anything is sampled.
+    """
+    counts = tuple(len(s.layers) for s in scenes)
+    frames = SceneFrames(max(counts, default=0), counts)
+    own = options.get("file") is None
+    change, decoder = _read_files(pipeline, frames, options)
+    augmentations = check_augmentations(options.pop("augmentations", 8))
+    seeds = check_seeds(options.pop("seeds", None), len(scenes))
+    sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
+    if own and sampling.get("guidance") is None:
+        sampling["guidance"] = OWN_GUIDANCE
+    sampling["seeds"] = [_seed(seed, frame, frames) for seed in seeds for frame in range(frames.frames)]
+    prompts = [text for scene in scenes for text in _texts(scene, frames)]
+    latents, height, width = pipeline.sample_latents(prompts, **sampling)
+    by_scene = latents.unflatten(0, (len(scenes), frames.frames))
+    front = torch.cat([x[:k] for x, k in zip(by_scene, counts, strict=True)])
+    layers = read_transparency(pipeline.model, decoder, front, augmentations)[..., :height, :width]
+    background, blend = (pipeline.decode(by_scene[:, i])[..., :height, :width] for i in (-2, -1))
+    return ScenesMade(layers.split(counts), background, blend)
+
+
+def _texts(scene: SceneWords, frames: SceneFrames) -> list[str]:
+    """Return the prompt of every row of a scene; absent layers have none."""
+    empty = [""] * (frames.layers - len(scene.layers))
+    return [*scene.layers, *empty, scene.background or scene.prompt, scene.prompt]
+
+
+def _seed(seed: int, frame: int, frames: SceneFrames) -> int:
+    """Return the seed of a frame: the background's and the blend's are the same whatever the number of layers."""
+    place = frame - frames.layers if frame >= frames.layers else frame + 2
+    return (seed + place * _SEED_STEP) % 2**63
+
+
+def _read_files(
+    pipeline: Generator, frames: SceneFrames, options: Scenes
+) -> tuple[JointLayers, TransparentDecoder]:
+    """Take the files out of the options and read them."""
+    require_unet(pipeline.model, "Layers made at once")
+    file, decoder = options.pop("file", None), options.pop("decoder", None)
+    if (file is None) != (decoder is None):
+        raise LayeredError(
+            f"The file and the decoder belong together, but only {str(file or decoder)!r} is given. Give both, or "
+            f"neither of them to use the storybook's"
+        )
+    path = Path(decoder or TRANSPARENT / "decoder.safetensors")
+    network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
+    change = JointLayers(
+        pipeline.model, file or TRANSPARENT / "joint_layers.safetensors", frames,
+        enhance=options.pop("enhance", 1.0), weight=options.pop("weight", 1.0),
+    )  # fmt: skip
+    return change, network
