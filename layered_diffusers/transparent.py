@@ -124,7 +124,7 @@ def generate_together(
     change, decoder = read_files(pipeline.model, *files, TOGETHER, words)
     augmentations = check_augmentations(options.pop("augmentations", 8))
     seeds = check_seeds(options.pop("seeds", None), len(prompts))
-    frames = len(change.mode.makes)
+    frames = len(change.mode.kinds)
     sampling = _sampling(change, options, own=files[0] is None and files[2] > 0)
     sampling["seeds"] = [(seed + frame * _SEED_STEP) % 2**63 for seed in seeds for frame in range(frames)]
     latents, height, width = pipeline.sample_latents([p for p in prompts for _ in range(frames)], **sampling)
