@@ -3,7 +3,7 @@ Diffusion model on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +33,12 @@ from layered_diffusers.models.loading import (
     load_model,
 )
 from layered_diffusers.sampling import Method, Sampling, WordedMethod
+from layered_diffusers.together import Scenes, ScenesMade, SceneWords, generate_scenes, scene_document
 from layered_diffusers.transformer.generator import TransformerGenerator
 from layered_diffusers.transparent import (
     generate_in_place,
-    generate_together,
     generate_transparent,
     read_files,
-    scene_document,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
     from layered_diffusers.learning.learn import Learning
     from layered_diffusers.stages import Staging
-    from layered_diffusers.transparent import Painting, Together
+    from layered_diffusers.transparent import Painting
 
 PLACES = Settings(global_weight=0.5, guidance=3.0, growth=0.03)
 """How a layer's words act in its place when a document is rendered, unless other settings are given. The whole
@@ -116,36 +115,34 @@ class LayeredDiffusionPipeline(Generator):
         options["seeds"] = [seed]
         return to_image(self.generate_transparent([prompt], **options)[0].permute(1, 2, 0))
 
-    def generate_together(
-        self, prompts: Sequence[str], *, words: Mapping[str, str] | None = None, **options: Unpack[Painting]
-    ) -> Together:
-        """Sample foreground, background and blend of scenes at once. See
-        :func:`layered_diffusers.transparent.generate_together`."""
-        return generate_together(self, prompts, words=words, **options)
+    def generate_scenes(self, scenes: Sequence[SceneWords], **options: Unpack[Scenes]) -> ScenesMade:
+        """Sample the layers, the backgrounds and the blends of scenes at once. See
+        :func:`layered_diffusers.together.generate_scenes`."""
+        return generate_scenes(self, scenes, **options)
 
     def generate_scene(
         self,
         prompt: str,
+        layers: Sequence[str] = (),
         *,
-        foreground: str = "",
         background: str = "",
         seed: int = 0,
-        **options: Unpack[Painting],
+        **options: Unpack[Scenes],
     ) -> LayerDocument:
-        """Make the layers of a scene at once: ``background``, ``foreground`` with alpha, and ``blend``, the
-        model's picture of both, which is hidden.
+        """Make the layers of a scene at once: ``background``, the layers with alpha back to front, and ``blend``, the
+        model's picture of all, which is hidden.
 
         Args:
             prompt: describes the whole scene.
-            foreground, background: prompt of that layer alone, in place of ``prompt``. Neutral: empty.
+            layers: prompts of 1 to 4 layers, each alone, back to front. Neutral: empty, then one layer called
+                ``foreground`` is made from ``prompt``.
+            background: prompt of the background alone, in place of ``prompt``. Neutral: empty.
             seed: seed of the noise.
-            options: those of :func:`layered_diffusers.transparent.generate_together`.
+            options: those of :func:`layered_diffusers.together.generate_scenes`.
         """
-        words = {
-            name: text for name, text in (("foreground", foreground), ("background", background)) if text
-        }
+        scene = SceneWords(prompt, tuple(layers), background)
         options["seeds"] = [seed]
-        return scene_document(self.generate_together([prompt], words=words, **options), prompt, words)
+        return scene_document(scene, self.generate_scenes([scene], **options))
 
     def generate_layer(
         self,

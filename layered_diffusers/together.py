@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from demo.world.places import TRANSPARENT
-from layered_core.errors import LayeredError
+from layered_core.document import Layer, LayerDocument
+from layered_core.errors import invalid
 from layered_core.joint.frames import SceneFrames
-from layered_core.transparency.layer_diffuse_files import read_layer_model_file
 from layered_core.transparency.transparent_decode import check_augmentations
-from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.joint_layers import JointLayers
 from layered_diffusers.models.loading import require_unet
 from layered_diffusers.sampling import Method, Progress, check_seeds
-from layered_diffusers.transparent import OWN_GUIDANCE, read_transparency
+from layered_diffusers.transparent import OWN_GUIDANCE, read_decoder, read_transparency
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,8 +38,8 @@ class SceneWords:
 
     prompt: str
     """Describes the whole scene, and the blend."""
-    layers: tuple[str, ...]
-    """Describe each layer alone, back to front."""
+    layers: tuple[str, ...] = ()
+    """Describe each layer alone, back to front. Neutral: empty, then there is one layer, with the scene's words."""
     background: str = ""
     """Describes the background alone. Neutral: empty, then the scene's words."""
 
@@ -59,7 +60,8 @@ class Scenes(TypedDict, total=False):
     """Options of :func:`generate_scenes`."""
 
     file: str | Path | None
-    """The weights that make the layers at once, safetensors, see :class:`JointLayers`; None takes the storybook's."""
+    """The weights that make the layers at once, safetensors, see :class:`JointLayers`; None takes the storybook's:
+    LayerDiffuse's kind for scenes of one layer, and this project's own for several."""
     decoder: str | Path | None
     """The transparent decoder of the model's family, safetensors; None takes the storybook's."""
     enhance: float
@@ -96,14 +98,20 @@ def generate_scenes(
         LayeredError: a file is missing or for another model, or a value is out of range; raised before
             anything is sampled.
     """
-    counts = tuple(len(s.layers) for s in scenes)
+    require_unet(pipeline.model, "Layers made at once")
+    for scene in scenes:
+        check_words(scene)
+    counts = tuple(len(s.layers) or 1 for s in scenes)
     frames = SceneFrames(max(counts, default=0), counts)
-    own = options.get("file") is None
-    change, decoder = _read_files(pipeline, frames, options)
+    file = options.pop("file", None)
+    own = TRANSPARENT / ("joint.safetensors" if frames.layers == 1 else "joint_layers.safetensors")
+    decoder = read_decoder(file, options.pop("decoder", None))
+    weight, enhance = options.pop("weight", 1.0), options.pop("enhance", 1.0)
+    change = JointLayers(pipeline.model, file or own, frames, enhance=enhance, weight=weight)
     augmentations = check_augmentations(options.pop("augmentations", 8))
     seeds = check_seeds(options.pop("seeds", None), len(scenes))
     sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
-    if own and sampling.get("guidance") is None:
+    if file is None and weight > 0 and sampling.get("guidance") is None:
         sampling["guidance"] = OWN_GUIDANCE
     sampling["seeds"] = [_seed(seed, frame, frames) for seed in seeds for frame in range(frames.frames)]
     prompts = [text for scene in scenes for text in _texts(scene, frames)]
@@ -115,33 +123,49 @@ def generate_scenes(
     return ScenesMade(layers.split(counts), background, blend)
 
 
+def check_words(scene: SceneWords) -> None:
+    """Raise :class:`LayeredError` if a layer of a scene has no words, or there are too many layers."""
+    SceneFrames(len(scene.layers) or 1)
+    for number, words in enumerate(scene.layers, 1):
+        if not words.strip():
+            raise invalid(f"layer {number}: words", words, "words that say what the layer shows")
+
+
 def _texts(scene: SceneWords, frames: SceneFrames) -> list[str]:
     """Return the prompt of every row of a scene; absent layers have none."""
-    empty = [""] * (frames.layers - len(scene.layers))
-    return [*scene.layers, *empty, scene.background or scene.prompt, scene.prompt]
+    layers = scene.layers or (scene.prompt,)
+    return [*layers, *[""] * (frames.layers - len(layers)), scene.background or scene.prompt, scene.prompt]
 
 
 def _seed(seed: int, frame: int, frames: SceneFrames) -> int:
-    """Return the seed of a frame: the background's and the blend's are the same whatever the number of layers."""
-    place = frame - frames.layers if frame >= frames.layers else frame + 2
+    """Return the seed of a frame: the first layer's, the background's and the blend's are the same whatever the
+    number of layers."""
+    others = frame - frames.layers
+    place = others + 1 if others >= 0 else frame + 2 if frame else 0
     return (seed + place * _SEED_STEP) % 2**63
 
 
-def _read_files(
-    pipeline: Generator, frames: SceneFrames, options: Scenes
-) -> tuple[JointLayers, TransparentDecoder]:
-    """Take the files out of the options and read them."""
-    require_unet(pipeline.model, "Layers made at once")
-    file, decoder = options.pop("file", None), options.pop("decoder", None)
-    if (file is None) != (decoder is None):
-        raise LayeredError(
-            f"The file and the decoder belong together, but only {str(file or decoder)!r} is given. Give both, or "
-            f"neither of them to use the storybook's"
-        )
-    path = Path(decoder or TRANSPARENT / "decoder.safetensors")
-    network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
-    change = JointLayers(
-        pipeline.model, file or TRANSPARENT / "joint_layers.safetensors", frames,
-        enhance=options.pop("enhance", 1.0), weight=options.pop("weight", 1.0),
-    )  # fmt: skip
-    return change, network
+def scene_document(scene: SceneWords, made: ScenesMade) -> LayerDocument:
+    """Return the first scene of ``made`` as a document: ``background``, the layers back to front, and ``blend``, which
+    is hidden, with their prompts. A layer is called by its words, or ``foreground`` if the scene names none."""
+    behind, both = (functional.pad(x[0].permute(1, 2, 0), (0, 1), value=1.0) for x in made[1:])
+    front = [x.permute(1, 2, 0) for x in made.layers[0]]
+    words = [*(scene.layers or (scene.prompt,))]
+    layers = [Layer("background", behind, prompt=scene.background or scene.prompt)]
+    for name, text, pixels in zip(_names(scene.layers) or ["foreground"], words, front, strict=True):
+        layers.append(Layer(name, pixels, prompt=text))
+    layers.append(Layer("blend", both, prompt=scene.prompt, visible=False))
+    height, width = made.blend.shape[-2:]
+    return LayerDocument(width, height, tuple(layers), prompt=scene.prompt)
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    """Return a name for each layer: its words, numbered where they were used before."""
+    taken = ["background", "blend"]
+    for text in words:
+        numbers = itertools.count(2)
+        name = text
+        while name in taken:
+            name = f"{text} {next(numbers)}"
+        taken.append(name)
+    return taken[2:]

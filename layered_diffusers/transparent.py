@@ -1,17 +1,15 @@
-"""Layers with their own transparency from prompts, alone or with their background: LayerDiffuse's change of
-the model, and its decoder."""
+"""Layers with their own transparency from prompts, each made alone: LayerDiffuse's change of the model, and its
+decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
-from torch.nn import functional
 
 from demo.world.places import TRANSPARENT
-from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_core.painting.stages import into_place
 from layered_core.transparency.layer_diffuse_files import read_layer_model_file
@@ -20,26 +18,16 @@ from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import StableDiffusion, require_unet
-from layered_diffusers.sampling import Method, Progress, check_seeds
+from layered_diffusers.sampling import Method, Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from layered_diffusers.generator import Generator
 
-ALONE, TOGETHER = "transparent layer", "foreground, background and blend"
-"""The modes of :data:`layered_core.transparency.layer_diffuse_files.LAYER_DIFFUSE_MODES` that take no
-picture."""
-
 OWN_GUIDANCE = 2.0
 """Classifier-free guidance for the storybook's transparent layers if none is given: with more of it the model
 leaves more alpha around the object (``docs/storybook.md``)."""
-
-_SEED_STEP = 2**30
-"""Distance between the seeds of a scene's pictures: far from those of other scenes, and within the 32 bits
-that PyTorch's generator on the CPU reads of a seed."""
-
-_OWN = {ALONE: "lora.safetensors", TOGETHER: "joint.safetensors"}
 
 
 class Painting(TypedDict, total=False):
@@ -88,75 +76,12 @@ def generate_transparent(pipeline: Generator, prompts: Sequence[str], **options:
     return read_transparency(pipeline.model, decoder, latents, augmentations)[..., :height, :width]
 
 
-class Together(NamedTuple):
-    """Pictures of scenes, each float32 in 0..1 on the CPU."""
-
-    foreground: Tensor
-    """The front layer, straight RGBA ``[B, 4, H, W]``."""
-    background: Tensor
-    """The picture behind it, ``[B, 3, H, W]``."""
-    blend: Tensor
-    """The model's own picture of both, ``[B, 3, H, W]``, with the shadows and light that one throws on the
-    other."""
-
-
-def generate_together(
-    pipeline: Generator,
-    prompts: Sequence[str],
-    *,
-    words: Mapping[str, str] | None = None,
-    **options: Unpack[Painting],
-) -> Together:
-    """Sample foreground, background and blend of scenes at once; each attends to the others (LayerDiffuse,
-    arXiv 2402.17113 section 3.3).
-
-    Args:
-        pipeline: samples with the model, SD1.5 or the storybook.
-        prompts: one for each scene; it describes the whole scene.
-        words: prompts of ``foreground``, ``background`` or ``blend`` in place of the scene's, in every scene.
-        options: as in :func:`generate_transparent`, with one of ``seeds`` for each scene.
-
-    Raises:
-        LayeredError: a file is missing or for another model, or a value is out of range; raised before
-            anything is sampled.
-    """
-    files = options.pop("file", None), options.pop("decoder", None), options.pop("weight", 1.0)
-    change, decoder = read_files(pipeline.model, *files, TOGETHER, words)
-    augmentations = check_augmentations(options.pop("augmentations", 8))
-    seeds = check_seeds(options.pop("seeds", None), len(prompts))
-    frames = len(change.mode.kinds)
-    sampling = _sampling(change, options, own=files[0] is None and files[2] > 0)
-    sampling["seeds"] = [(seed + frame * _SEED_STEP) % 2**63 for seed in seeds for frame in range(frames)]
-    latents, height, width = pipeline.sample_latents([p for p in prompts for _ in range(frames)], **sampling)
-    foreground, background, blend = (latents[i::frames] for i in range(frames))
-    return Together(
-        read_transparency(pipeline.model, decoder, foreground, augmentations)[..., :height, :width],
-        *(pipeline.decode(x)[..., :height, :width] for x in (background, blend)),
-    )
-
-
 def _sampling(change: LayerDiffuse, options: Painting, own: bool) -> dict[str, Any]:
     """Return the options of a run with ``change``; ``own``: the storybook's, which acts."""
     sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
     if own and sampling.get("guidance") is None:
         sampling["guidance"] = OWN_GUIDANCE
     return sampling
-
-
-def scene_document(made: Together, prompt: str, words: Mapping[str, str]) -> LayerDocument:
-    """Return the first scene of ``made`` as a document of the layers ``background``, ``foreground`` and
-    ``blend`` (hidden), with their prompts."""
-    pictures = {
-        "background": functional.pad(made.background[0].permute(1, 2, 0), (0, 1), value=1.0),
-        "foreground": made.foreground[0].permute(1, 2, 0),
-        "blend": functional.pad(made.blend[0].permute(1, 2, 0), (0, 1), value=1.0),
-    }
-    layers = tuple(
-        Layer(name, pixels, prompt=words.get(name, prompt), visible=name != "blend")
-        for name, pixels in pictures.items()
-    )
-    height, width = made.blend.shape[-2:]
-    return LayerDocument(width, height, layers, prompt=prompt)
 
 
 def generate_in_place(
@@ -195,25 +120,31 @@ def read_files(
     file: str | Path | None = None,
     decoder: str | Path | None = None,
     weight: float = 1.0,
-    mode: str = ALONE,
-    words: Mapping[str, str] | None = None,
 ) -> tuple[LayerDiffuse, TransparentDecoder]:
-    """Read LayerDiffuse's weights and the transparent decoder; ``mode`` and ``words`` are those of
-    :class:`LayerDiffuse`, the rest those of :class:`Painting`.
+    """Read LayerDiffuse's weights and the transparent decoder, see :class:`Painting`.
 
     Raises:
         LayeredError: the model has no UNet; only one of the two files is given, or one is missing, broken or for
             another model.
     """
     require_unet(model, "LayerDiffuse")
+    network = read_decoder(file, decoder)
+    return LayerDiffuse(model, file or TRANSPARENT / "lora.safetensors", weight=weight), network
+
+
+def read_decoder(file: str | Path | None, decoder: str | Path | None) -> TransparentDecoder:
+    """Read the transparent decoder that belongs to ``file``; None for both takes the storybook's.
+
+    Raises:
+        LayeredError: only one of the two is given, or the decoder is missing or broken.
+    """
     if (file is None) != (decoder is None):
         raise LayeredError(
             f"The file and the decoder belong together, but only {str(file or decoder)!r} is given. Give both, or "
             f"neither of them to use the storybook's"
         )
     path = Path(decoder or TRANSPARENT / "decoder.safetensors")
-    network = TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
-    return LayerDiffuse(model, file or TRANSPARENT / _OWN[mode], mode, words=words, weight=weight), network
+    return TransparentDecoder.from_weights(read_layer_model_file(path), path.name)
 
 
 def read_transparency(

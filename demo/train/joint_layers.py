@@ -36,7 +36,7 @@ from layered_diffusers.methods.layer_diffuse import attentions
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.together import SceneWords, generate_scenes
 
-SHARES = {1: 0.15, 2: 0.5, 3: 0.27, 4: 0.08}
+SHARES = {1: 0.08, 2: 0.61, 3: 0.27, 4: 0.04}
 """How often a step has scenes of each number of layers."""
 
 ROWS = 16
@@ -134,7 +134,7 @@ def judge(
         words, place = [t.words for t in scene.things], BACKGROUNDS[scene.place][0]
         scenes.append(SceneWords(caption(words, place), tuple(words), place))
     made = generate_scenes(
-        pipeline, scenes, file=file, decoder=MODEL / "transparent" / "decoder.safetensors", guidance=2.0, steps=20,
+        pipeline, scenes, file=file, decoder=MODEL / "transparent" / "decoder.safetensors", guidance=2.0, steps=12,
         augmentations=1, seeds=range(count),
     )  # fmt: skip
     looker = Judge.load()
@@ -176,20 +176,21 @@ def train(rank: int, processes: int, options: Any) -> None:
         rank,
         processes,
         minutes=options.minutes,
-        rate=options.rate or 1e-3,
+        rate=options.rate or 1.5e-3,
         average=0.995,
+        warmup=50,
     )
     rng = np.random.default_rng([options.seed, rank, trainer.step])
     stores = {k: LayeredScenes(vae, autoencoder, rng, k) for k in SHARES}
     for k, store in stores.items():
         store.add(8 if k == 2 else 4)
-    pipeline, objective, going, measured = None, Objective(), True, trainer.step == 0
+    pipeline, objective, going = None, Objective(), True
     while going:
         layers = int(rng.choice(list(SHARES), p=list(SHARES.values())))
         scene, store = SceneFrames(layers), stores[layers]
         count = options.scale * (ROWS // scene.frames)
         # Drawing and encoding a scene takes a third of a step's time.
-        if store.filled < 48 or rng.random() < 0.4:
+        if store.filled < 16 or rng.random() < 0.4:
             store.add(max(count // 8, 1))
         batch = store.batch(count, ids)
         noised = objective.noised(batch.latents, scene.frames)
@@ -204,8 +205,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             background=apart[-2].detach(), blend=apart[-1].detach(), apart=consistent.detach(),
             attention=attention.detach(),
         )  # fmt: skip
-        if trainer.due(10.0) or measured or not going:
-            measured = False
+        if trainer.due(12.0) or not going:
             trainer.save()
             if rank == 0:
                 file = folder / "joint_layers.safetensors"

@@ -1,5 +1,4 @@
-"""Transparent layers from prompts: the pipeline's methods, ``layered generate --transparent`` and
-``--layers``."""
+"""Transparent layers from prompts: the pipeline's methods and ``layered generate --transparent``."""
 
 import shutil
 
@@ -12,13 +11,12 @@ from safetensors.torch import load_file, save_file
 from demo.world.places import TRANSPARENT
 from layered_cli.command import main
 from layered_core.errors import LayeredError
-from layered_core.files import read_layers
 from layered_core.transparency.transparent_decode import decode
 from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.layer_diffuse import LayerDiffuse
 from layered_diffusers.models.loading import STORYBOOK
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.sampling import GUIDANCE, Method
+from layered_diffusers.sampling import GUIDANCE
 from layered_diffusers.transparent import OWN_GUIDANCE
 
 QUICK = ["--steps", "2", "--device", "cpu"]
@@ -63,27 +61,23 @@ def test_any_size_is_painted_and_weight_0_is_the_base_model(pipeline):
     assert torch.equal(unchanged, decode(decoder, pipeline.decode(base), base, augmentations=1))
 
 
-@pytest.mark.parametrize("kind", ["alone", "together"])
 def test_without_a_guidance_the_storybooks_layers_get_their_own_and_other_files_that_of_pictures(
-    pipeline, kind, tmp_path
+    pipeline, tmp_path
 ):
     assert OWN_GUIDANCE != GUIDANCE
-    own = TRANSPARENT / {"alone": "lora.safetensors", "together": "joint.safetensors"}[kind]
-    file, decoder = (tmp_path / "other.safetensors", tmp_path / "decoder.safetensors")
-    shutil.copy(own, file)
+    file, decoder = tmp_path / "other.safetensors", tmp_path / "decoder.safetensors"
+    shutil.copy(TRANSPARENT / "lora.safetensors", file)
     shutil.copy(TRANSPARENT / "decoder.safetensors", decoder)
 
     def made(**more):
-        how = {"steps": 2, "augmentations": 1, **more}
-        if kind == "alone":
-            return pipeline.generate_transparent(["a red ball"], **how)
-        return pipeline.generate_together(["a red ball by the sea"], **how).foreground
+        return pipeline.generate_transparent(["a red ball"], steps=2, augmentations=1, **more)
 
     default = made()
     assert torch.equal(default, made(guidance=None))
     assert torch.equal(default, made(guidance=OWN_GUIDANCE))
     assert not torch.equal(default, made(guidance=GUIDANCE))
     others = made(file=file, decoder=decoder)
+    assert torch.equal(others, made(file=file, decoder=decoder, guidance=GUIDANCE))
     assert torch.equal(others, made(guidance=GUIDANCE))
 
 
@@ -96,79 +90,6 @@ def test_one_layer_is_a_picture_with_alpha(pipeline, layers):
     picture = pipeline.generate_transparent_layer("a red ball", seed=0, steps=20, augmentations=1)
     assert picture.mode == "RGBA"
     assert np.abs(np.asarray(picture)[..., 3] / 255 - layers[0, 3].numpy()).max() < 0.02
-
-
-def test_foreground_background_and_blend_of_a_scene_are_made_at_once_whatever_the_batch(pipeline):
-    made = pipeline.generate_together(["a red ball", "a blue star"], steps=2, seeds=[5, 6], augmentations=1)
-    assert [tuple(x.shape) for x in made] == [(2, 4, 128, 128), (2, 3, 128, 128), (2, 3, 128, 128)]
-    alone = pipeline.generate_together(["a blue star"], steps=2, seeds=[6], augmentations=1)
-    assert all(torch.allclose(a[1], b[0], atol=1e-3) for a, b in zip(made, alone, strict=True))
-    assert not torch.allclose(made.background, made.blend, atol=0.05)
-
-
-def test_every_picture_of_every_scene_begins_from_noise_of_its_own(pipeline):
-    class Look(Method):
-        def start(self, run, stack):
-            seen.append(run.noise)
-
-    seen = []
-    look = {"steps": 1, "methods": [Look()]}
-    pipeline.generate_together(["a red ball", "a blue star"], seeds=[5, 6], augmentations=1, **look)
-    pipeline.generate(["a red ball", "a blue star"], seeds=[5, 6], **look)
-    scenes, alone = seen
-    alike = torch.corrcoef(scenes.flatten(1)) - torch.eye(6)
-    assert float(alike.abs().max()) < 0.15
-    assert torch.equal(scenes[::3], alone), "the first has that of the scene's seed"
-
-
-def test_words_of_one_picture_are_seen_by_the_others_of_its_scene(pipeline):
-    plain = pipeline.generate_together(["a red ball"], steps=2, augmentations=1)
-    other = pipeline.generate_together(
-        ["a red ball"], words={"background": "at night"}, steps=2, augmentations=1
-    )
-    assert all(float((a - b).abs().mean()) > 1e-3 for a, b in zip(plain, other, strict=True))
-    unchanged = pipeline.generate_together(["a red ball"], weight=0.0, steps=2, augmentations=1)
-    seeds = [2**30 * frame for frame in range(3)]
-    base = pipeline.generate(["a red ball"] * 3, steps=2, seeds=seeds)
-    assert torch.allclose(torch.cat([unchanged.background, unchanged.blend]), base[1:], atol=1e-4)
-
-
-def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
-    scene = pipeline.generate_scene("a red ball by the sea", background="by the sea", seed=3, steps=20)
-    assert [(x.name, x.prompt, x.visible) for x in scene] == [
-        ("background", "by the sea", True), ("foreground", "a red ball by the sea", True),
-        ("blend", "a red ball by the sea", False),
-    ]  # fmt: skip
-    alpha = scene.layer("foreground").image[..., 3]
-    assert float(alpha[:6].mean()) < 0.1 < float(alpha[50:78, 50:78].mean())
-    out = tmp_path / "scene.psd"
-    assert (
-        main(
-            ["generate", "a red ball by the sea", "-o", str(out), "--layers", "--augmentations", "1", *QUICK]
-        )
-        == 0
-    )
-    assert [x.name for x in read_layers(out).document] == ["background", "foreground", "blend"]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"words": {"middle": "a ball"}}, "foreground, background, blend"),
-        ({"seeds": [1, 2]}, "one for each prompt, that is 1"),
-        ({"seeds": [-1]}, "seed is -1"),
-        (
-            {"file": TRANSPARENT / "lora.safetensors", "decoder": TRANSPARENT / "decoder.safetensors"},
-            "3 in the mode",
-        ),
-    ],
-)
-def test_what_cannot_be_made_together_is_said_before_anything_is_sampled(
-    pipeline, options, says, monkeypatch
-):
-    monkeypatch.setattr("layered_diffusers.generator.sample", None)
-    with pytest.raises(LayeredError, match=says):
-        pipeline.generate_together(["a red ball"], **options)
 
 
 @pytest.mark.parametrize(
