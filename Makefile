@@ -77,6 +77,7 @@ train-demo: .venv/installed
 	@$(BIN)/python -m demo.train transparent --minutes 60
 	@$(BIN)/python -m demo.train transparent_lora --minutes 130
 	@$(BIN)/python -m demo.train joint --minutes 110
+	@$(BIN)/python -m demo.train joint_layers --minutes 150 --processes 1
 
 clean:
 	@rm -rf .venv output

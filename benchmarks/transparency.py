@@ -14,7 +14,7 @@ LoRA, and the judge examines each layer on a landscape.
 
 ``..._drawn`` is the same for drawn objects, which no method can surpass. ``layered bench transparency -n 144
 --steps 30`` compares with other ways to make such layers, on the same cases and seeds; ``python -m
-benchmarks.together`` measures foreground, background and blend made at once.
+benchmarks.joint_layers`` measures layers, background and blend made at once.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def sheet(layers: Tensor, columns: int = 8) -> Tensor:
 
 
 Measure = Callable[[int, int, float, int, Path | None], dict[str, object]]
-"""The function ``measure`` of this module or of ``benchmarks.together``."""
+"""The function ``measure`` of this module."""
 
 
 def command(description: str | None, measure: Measure, goals: Mapping[str, str]) -> None:

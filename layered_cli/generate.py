@@ -40,8 +40,28 @@ def add(commands: Commands) -> None:
     kind.add_argument(
         "--layers",
         action="store_true",
-        help="make a scene's background, its foreground with real alpha, and both as one picture (a hidden "
-        "layer) at once; for SD1.5 and the storybook",
+        help="make a scene's background, its layers with real alpha, and all as one picture (a hidden layer) at "
+        "once; for SD1.5 and the storybook",
+    )
+    parser.add_argument(
+        "--layer",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="for --layers: describes one layer alone; give it up to 4 times, back to front (default: one layer, "
+        "described by the prompt)",
+    )
+    parser.add_argument(
+        "--background",
+        default="",
+        metavar="WORDS",
+        help="for --layers: describes the background alone (default: the prompt)",
+    )
+    parser.add_argument(
+        "--enhance",
+        type=number(0, 1),
+        default=1.0,
+        help="for --layers: how far the layers' words are completed from the prompt, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument(
         "--file",
@@ -79,6 +99,10 @@ def run(options: argparse.Namespace) -> None:
             "--file and --decoder are used with --transparent or --layers only. Give one of these too, or leave "
             "the files out"
         )
+    if (options.layer or options.background) and not options.layers:
+        raise LayeredError(
+            "--layer and --background are used with --layers only. Give it too, or leave them out"
+        )
     if options.layers and not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
     with Bar("generate") as bar:
@@ -90,7 +114,15 @@ def run(options: argparse.Namespace) -> None:
         pipeline = pipeline_of(options)
         files = {"file": options.file, "decoder": options.decoder, "augmentations": options.augmentations}
         if options.layers:
-            wrote(write_layers(pipeline.generate_scene(options.prompt, **how, **files), options.out, bits=8))
+            scene = pipeline.generate_scene(
+                options.prompt,
+                options.layer,
+                background=options.background,
+                enhance=options.enhance,
+                **how,
+                **files,
+            )
+            wrote(write_layers(scene, options.out, bits=8))
             return
         if options.transparent:
             picture = pipeline.generate_transparent_layer(options.prompt, **how, **files)

@@ -28,6 +28,7 @@ Modules and rooms (each room's own docstring lists its files):
 * ``control``: ControlNet hints and weights for each layer.
 * ``painting``: repainting a part of a picture; building a picture in stages.
 * ``transparency``: LayerDiffuse.
+* ``joint``: several layers and their background made at once.
 * ``editing``: selecting, arranging and previewing the layers of a document.
 * ``formats``: PSD, OpenRaster and JSON files; lists of elements with boxes and words.
 * ``metrics``: figures of pictures and layouts.

@@ -19,7 +19,8 @@ CONTROL = MODEL / "controlnet"
 """The model's ControlNet for Canny edges."""
 
 TRANSPARENT = MODEL / "transparent"
-"""Weights for transparent layers: decoder, encoder, LoRA, joint generator."""
+"""Weights for transparent layers: decoder, encoder, LoRA, joint generator, and the network
+that makes several layers at once."""
 
 LORAS = MODEL / "loras" / "storybook"
 """LoRAs for the UNet, a file for each of :data:`demo.world.looks.LOOKS`. ComfyUI lists them as ``storybook/…``, among

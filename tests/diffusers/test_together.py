@@ -185,6 +185,23 @@ def test_a_scene_is_a_document_that_goes_into_a_psd(pipeline, tmp_path):
     assert [x.name for x in read_layers(out).document] == ["background", "foreground", "blend"]
 
 
+def test_the_command_makes_layers_of_their_words(tmp_path, untrained):
+    out, options = tmp_path / "scene.psd", ["--augmentations", "1", "--steps", "1", "--device", "cpu"]
+    words = ["--layers", "--layer", "a red ball", "--layer", "a blue star", "--background", "by the sea"]
+    files = ["--file", str(untrained["file"]), "--decoder", str(DECODER)]
+    assert main(["generate", TWO.prompt, "-o", str(out), *words, *files, *options]) == 0
+    made = read_layers(out).document
+    assert [(x.name, x.prompt) for x in made] == [
+        ("background", "by the sea"), ("a red ball", "a red ball"), ("a blue star", "a blue star"),
+        ("blend", TWO.prompt),
+    ]  # fmt: skip
+
+
+def test_words_of_layers_without_layers_are_refused(tmp_path, capsys):
+    assert main(["generate", "a red ball", "-o", str(tmp_path / "a.png"), "--layer", "a ball"]) == 2
+    assert "--layer and --background are used with --layers only" in capsys.readouterr().err
+
+
 def test_layers_with_words_are_named_by_them_back_to_front(pipeline, untrained):
     how = {**untrained, **QUICK}
     scene = pipeline.generate_scene(TWO.prompt, ["a red ball", "a red ball"], background="by the sea", **how)

@@ -1,0 +1,329 @@
+"""Measure how well the storybook makes several layers, their background and their blend at once:
+``python -m benchmarks.joint_layers [--json] [-n N] [--layers K ...] [--rows ROW ...] [--pictures FOLDER]``.
+
+For each number of layers K, n scenes are made from new noise, each layer from its own words. Scenes of one layer are
+the 144 objects in turn on the six landscapes; those of more have different solid objects, and captions that training
+did not use. The judge examines every layer on a drawn landscape, and background, composite and blend as they are.
+
+* ``layer_right``: the judge finds exactly the layer's object.
+* ``alpha_iou``, ``background_alpha``: as in ``benchmarks.transparency``.
+* ``background_right``: the judge finds the wanted landscape and no object.
+* ``all_right``: it finds the landscape and all objects and nothing else in the composite of the layers.
+* ``blend_right``: the same of the blend.
+* ``overlap``: the greatest IoU of two layers' alphas (at least 0.4); layers on top of each other hide each other.
+* ``order_right``: of the pairs of layers that cover each other, those of which the blend shows more of the upper one
+  there; scenes without such a pair do not count.
+* ``same_object``: IoU of what is seen of a layer's alpha (at least 0.4) with the judge's mask of its object in the
+  blend, 0 where that is missing.
+* ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from any object in the blend.
+* ``native``, ``native_blend``: probability that nothing is pasted in the composite, and in the blend.
+* ``seconds``: time for a scene.
+
+Figures of single layers are means over a scene's layers; intervals are bootstrap intervals over scenes. Rows:
+
+* ``together``: all pictures of a scene at once.
+* ``alone``: each made separately from the same words: transparent layers, the landscape, the whole prompt.
+* ``stages``: the landscape, then a transparent layer after the other, at places that a draft finds. It has no blend.
+
+``together - alone`` and ``together - stages`` are differences paired by scene.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.bench.intervals import Interval, mean_interval, paired_interval
+from benchmarks.bench.judging import (
+    PRESENT,
+    Examiner,
+    around,
+    full_size,
+    laid_on,
+    layer_figures,
+    seen_mask,
+)
+from benchmarks.bench.scenes import Case, layer_cases, layout_cases
+from benchmarks.transparency import SAMPLER, checkerboard
+from demo.world.judge import Verdict
+from demo.world.places import MODEL, TRANSPARENT
+from layered_core.canvas.compositing import composite
+from layered_core.canvas.masks import visible_masks
+from layered_core.document import Layer, LayerDocument
+from layered_core.formats.pictures import to_image
+from layered_core.joint.frames import MOST_LAYERS
+from layered_core.metrics.layout_metrics import mask_iou
+from layered_core.metrics.picture_metrics import outside_mse, psnr
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
+from layered_diffusers.together import SceneWords
+
+COVERED = 64
+"""Least area on which two layers must both be present to count as covering each other, pixels."""
+
+
+class Made(NamedTuple):
+    """The pictures of one scene, each in 0..1."""
+
+    layers: Tensor
+    """Straight RGBA ``[K, 4, H, W]``, back to front."""
+    background: Tensor
+    """``[3, H, W]``."""
+    blend: Tensor | None
+    """The model's own picture of all, ``[3, H, W]``; None if there is none."""
+
+
+class How(NamedTuple):
+    """How scenes are sampled."""
+
+    steps: int
+    guidance: float
+    file: Path | None
+    """Weights of the network that makes layers at once; None: the shipped ones."""
+
+
+def together(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+) -> list[Made]:
+    """Make all pictures of each case at once."""
+    scenes = [SceneWords(c.words, tuple(t.words for t in c.things), c.background_words) for c in cases]
+    decoder = None if how.file is None else TRANSPARENT / "decoder.safetensors"
+    made = pipeline.generate_scenes(
+        scenes, seeds=seeds, steps=how.steps, guidance=how.guidance, file=how.file, decoder=decoder
+    )
+    return [Made(*x) for x in zip(*made, strict=True)]
+
+
+def alone(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+) -> list[Made]:
+    """Make each picture of each case separately."""
+    sampling = {"steps": how.steps, "guidance": how.guidance}
+    layers = [
+        pipeline.generate_transparent(
+            [c.things[i].words for c in cases], seeds=[s + i * 2**30 for s in seeds], **sampling
+        )
+        for i in range(len(cases[0].things))
+    ]
+    background = pipeline.generate([c.background_words for c in cases], seeds=seeds, **sampling)
+    blend = pipeline.generate([c.words for c in cases], seeds=seeds, **sampling)
+    return [Made(*x) for x in zip(torch.stack(layers, 1), background, blend, strict=True)]
+
+
+def stages(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+) -> list[Made]:
+    """Make the landscape of each case, then one layer after the other where a draft puts its object."""
+    made = []
+    for case, seed in zip(cases, seeds, strict=True):
+        side = case.scene.size
+        texts = [case.background_words, *(t.words for t in case.things)]
+        layers = [Layer(str(i), prompt=text, width=side, height=side) for i, text in enumerate(texts)]
+        document = LayerDocument(side, side, tuple(layers))
+        done = pipeline.generate_layers(
+            document, seed=seed, alpha="transparent", steps=how.steps, guidance=how.guidance
+        )
+        alone = [composite(replace(done, layers=(x,))).permute(2, 0, 1) for x in done]
+        made.append(Made(torch.stack(alone[1:]), alone[0][:3], None))
+    return made
+
+
+Way = Callable[[LayeredDiffusionPipeline, Sequence[Case], Sequence[int], How], list[Made]]
+ROWS: dict[str, Way] = {"together": together, "alone": alone, "stages": stages}
+
+
+def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
+    """Return the figures of one scene; NaN for those that it does not have."""
+    flat = made.background
+    for layer in made.layers:
+        flat = laid_on(layer, flat)
+    alone = torch.stack([laid_on(x, case.backdrop) for x in made.layers])
+    behind, whole, *each = examiner.judge.look(torch.cat([made.background[None], flat[None], alone]))
+    found = single_figures(case, made.layers, each)
+    found["background_right"] = float(behind.background == case.scene.background and not behind.objects)
+    found["all_right"] = float(whole.background == case.scene.background and whole.shows(case.things))
+    present = made.layers[:, 3] >= PRESENT
+    pairs = list(itertools.combinations(range(len(present)), 2))
+    found["overlap"] = max((float(mask_iou(present[i], present[j])) for i, j in pairs), default=math.nan)
+    found["native"] = float(examiner.harmony.native(flat[None]))
+    if made.blend is not None:
+        (both,) = examiner.judge.look(made.blend[None])
+        seen = visible_masks(made.layers[:, 3])[0] >= PRESENT
+        ious = [same_object(both, t, x) for t, x in zip(case.things, seen, strict=True)]
+        found["blend_right"] = float(both.background == case.scene.background and both.shows(case.things))
+        found["order_right"] = order_right(both, case, present)
+        found["same_object"] = sum(ious) / len(ious)
+        found["same_background"] = same_background(made.background, made.blend, both)
+        found["native_blend"] = float(examiner.harmony.native(made.blend[None]))
+    return found
+
+
+def single_figures(case: Case, layers: Tensor, verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Return the figures of single layers ``[K, 4, H, W]``, means over those that have them; ``verdicts`` are the
+    judge's on a landscape."""
+    each = [
+        layer_figures(Case(replace(case.scene, objects=(item,))), layer, verdict)
+        for item, layer, verdict in zip(case.scene.objects, layers, verdicts, strict=True)
+    ]
+    named = {"layer_right": "object_right", "alpha_iou": "alpha_iou", "background_alpha": "background_alpha"}
+    found = {}
+    for name, own in named.items():
+        values = [f[own] for f in each if not math.isnan(f[own])]
+        found[name] = sum(values) / len(values) if values else math.nan
+    return found
+
+
+def same_object(blend: Verdict, thing: object, seen: Tensor) -> float:
+    """Return the IoU of the seen part of a layer, bool ``[H, W]``, and the judge's mask of its object in the blend."""
+    mask = seen_mask(blend, thing, seen)
+    return 0.0 if mask is None else float(mask_iou(seen, mask))
+
+
+def order_right(blend: Verdict, case: Case, present: Tensor) -> float:
+    """Return the share of covering pairs of layers, whose pixels are ``present`` ``[K, H, W]``, of which the blend
+    shows the upper one; NaN if no pair covers each other."""
+    right = []
+    for lower, upper in itertools.combinations(range(len(present)), 2):
+        both = present[lower] & present[upper]
+        if int(both.sum()) < COVERED:
+            continue
+        masks = [seen_mask(blend, case.things[i], both) for i in (lower, upper)]
+        below, above = (0 if m is None else int((m & both).sum()) for m in masks)
+        right.append(float(above > below))
+    return sum(right) / len(right) if right else math.nan
+
+
+def same_background(background: Tensor, blend: Tensor, verdict: Verdict) -> float:
+    """Return the PSNR of background and blend away from objects, dB; NaN if objects leave no background."""
+    near = torch.zeros_like(blend[0], dtype=torch.bool)
+    for found in verdict.objects:
+        near |= around(full_size(found.mask, near))
+    return math.nan if bool(near.all()) else psnr(outside_mse(background, blend, near))
+
+
+def sheet(scenes: Sequence[Made]) -> Tensor:
+    """Join pictures into a grid ``[H, W, 3]`` with a column for each scene: the layers over a checkerboard, the
+    background, the composite, the blend."""
+    columns = []
+    for made in scenes:
+        flat = made.background
+        for layer in made.layers:
+            flat = laid_on(layer, flat)
+        shown = [*(laid_on(x, checkerboard()) for x in made.layers), made.background, flat]
+        columns.append(torch.cat([*shown, *([] if made.blend is None else [made.blend])], 1))
+    return torch.cat(columns, 2).permute(1, 2, 0)
+
+
+def cases_of(layers: int, count: int) -> list[Case]:
+    """Return the scenes of ``layers`` objects."""
+    return layer_cases(count) if layers == 1 else layout_cases(count, (layers,))
+
+
+def measure(
+    layers: int, count: int, rows: Sequence[str], how: How, batch: int, pictures: Path | None
+) -> dict:
+    """Return, for each row, the figures of every scene with that many layers."""
+    pipeline, examiner = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER), Examiner(MODEL)
+    cases = cases_of(layers, count)
+    found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
+    for row in rows:
+        for start in tqdm(range(0, count, batch), desc=f"{layers} layers, {row}", file=sys.stderr):
+            part = cases[start : start + batch]
+            begun = time.perf_counter()
+            made = ROWS[row](pipeline, part, range(start, start + len(part)), how)
+            seconds = (time.perf_counter() - begun) / len(part)
+            found[row] += [
+                figures(examiner, c, m) | {"seconds": seconds} for c, m in zip(part, made, strict=True)
+            ]
+            if pictures is not None and start == 0:
+                pictures.mkdir(parents=True, exist_ok=True)
+                to_image(sheet(made[:8])).save(pictures / f"{row}_{layers}.png")
+    return summary(found)
+
+
+def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Interval]]:
+    """Return mean and interval of every figure of every row, and of the paired differences to ``together``."""
+    columns = {
+        row: {name: [scene.get(name, math.nan) for scene in scenes] for name in scenes[0]}
+        for row, scenes in found.items()
+    }
+    result = {row: {k: mean_interval(v) for k, v in figures.items()} for row, figures in columns.items()}
+    for row in set(columns) - {"together"} if "together" in columns else ():
+        mine, theirs = columns["together"], columns[row]
+        result[f"together - {row}"] = {
+            k: paired_interval(mine[k], theirs[k]) for k in mine if k in theirs and k != "seconds"
+        }
+    return result
+
+
+def printed(result: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Return a table of the figures of one number of layers."""
+    names = list(dict.fromkeys(name for row in result.values() for name in row))
+    lines = ["| figure | " + " | ".join(result) + " |", "| --- " * (len(result) + 1) + "|"]
+    for name in names:
+        cells = []
+        for row in result.values():
+            found = row.get(name)
+            there = found is not None and found.n > 0
+            cells.append(_cell(found) if there else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(found: Interval) -> str:
+    return f"{found.mean:.3f} ({found.low:.3f} – {found.high:.3f}), {found.n}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-n", type=int, default=96, help="scenes for each number (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[1, 2, 3], choices=range(1, MOST_LAYERS + 1), metavar="K",
+        help="numbers of layers, 1 to 4 (default: 1 2 3)",
+    )  # fmt: skip
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="(default: all)")
+    parser.add_argument("--file", type=Path, help="weights of the network (default: the shipped ones)")
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, help="classifier-free guidance (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=12, help="scenes in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="also write the first scenes, as grids"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args(arguments)
+    if options.n < 1:
+        parser.error("-n must be at least 1")
+    how = How(options.steps, options.guidance, options.file)
+    results = {
+        k: measure(k, options.n, options.rows, how, options.batch, options.pictures) for k in options.layers
+    }
+    if options.json:
+        named = {
+            k: {r: {f: v._asdict() for f, v in x.items()} for r, x in rows.items()}
+            for k, rows in results.items()
+        }
+        settings = {"sampler": SAMPLER, "steps": how.steps, "guidance": how.guidance, "n": options.n}
+        print(json.dumps({"layers": named, "settings": settings}))
+        return
+    for layers, result in results.items():
+        print(f"\n{layers} layer{'s' * (layers > 1)}\n\n{printed(result)}")
+
+
+if __name__ == "__main__":
+    main()
