@@ -294,7 +294,7 @@ class Generator:
     def encode(self, pictures: Tensor) -> Tensor:
         """Encode pictures ``[B, 3, H, W]`` in 0..1, padded by repeating the edge, to latents ``[B, C, h, w]``
         in the UNet's scale (the mean of the VAE's distribution)."""
-        return vae.encode(self.model, self._filled(pictures))
+        return vae.encode(self.model, self.filled(pictures))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` in the UNet's scale to pictures ``[B, 3, H, W]``, float32 in 0..1
@@ -316,8 +316,8 @@ class Generator:
         """Return the smallest side that the model takes and that is not smaller than ``side``, pixels."""
         return -(-side // self.unit) * self.unit
 
-    def _filled(self, pictures: Tensor) -> Tensor:
-        """Return pictures ``[B, 3, H, W]`` with sides that the model takes; the padding repeats the edge."""
+    def filled(self, pictures: Tensor) -> Tensor:
+        """Return pictures ``[B, C, H, W]`` with sides that the model takes; the padding repeats the edge."""
         height, width = self._padded(pictures.shape[-2]), self._padded(pictures.shape[-1])
         return functional.pad(
             pictures, (0, width - pictures.shape[-1], 0, height - pictures.shape[-2]), mode="replicate"

@@ -3,7 +3,7 @@ Diffusion model on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from layered_core.formats.pictures import to_image
 from layered_core.painting.repaint import Repaint, plan_document
 from layered_core.rendering.rendering_plan import Rendering
 from layered_diffusers import stages
+from layered_diffusers.editing import decompose, edit_layers, sample_layers
 from layered_diffusers.generator import Generator
 from layered_diffusers.learning.learn import learn_words
 from layered_diffusers.models.adapters import embedded
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel
     from typing_extensions import Unpack
 
+    from layered_core.joint.editing import Edit, Free
+    from layered_diffusers.editing import Editing
     from layered_diffusers.learning.learn import Learning
     from layered_diffusers.stages import Staging
     from layered_diffusers.transparent import Painting
@@ -143,6 +146,34 @@ class LayeredDiffusionPipeline(Generator):
         scene = SceneWords(prompt, tuple(layers), background)
         options["seeds"] = [seed]
         return scene_document(scene, self.generate_scenes([scene], **options))
+
+    def edit_layers(
+        self, document: LayerDocument, edits: Mapping[str, str | Edit], **options: Unpack[Editing]
+    ) -> LayerDocument:
+        """Give layers other words and make them anew among the others, which come back bit for bit. See
+        :func:`layered_diffusers.editing.edit_layers`."""
+        return edit_layers(self, document, edits, **options)
+
+    def sample_layers(
+        self, document: LayerDocument, free: Mapping[str, Free], **options: Unpack[Editing]
+    ) -> LayerDocument:
+        """Make some layers of a document anew, and only as far as ``free`` says. See
+        :func:`layered_diffusers.editing.sample_layers`."""
+        return sample_layers(self, document, free, **options)
+
+    def decompose(
+        self,
+        picture: Image.Image,
+        layers: Sequence[str],
+        *,
+        background: str = "",
+        prompt: str = "",
+        **options: Unpack[Editing],
+    ) -> LayerDocument:
+        """Take a picture apart into a background and layers with alpha that show ``layers``. See
+        :func:`layered_diffusers.editing.decompose`."""
+        pixels = torch.from_numpy(_array(picture.convert("RGBA")))
+        return decompose(self, pixels, layers, background=background, prompt=prompt, **options)
 
     def generate_layer(
         self,

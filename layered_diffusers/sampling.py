@@ -76,6 +76,8 @@ class Run(AnyRun):
     for other models."""
     learnt: LearntTexts | None = None
     """Told of the texts of passes that are not the run's own; None if no learnt word is loaded."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """The UNet's further arguments in the present step, for uncond rows before cond rows."""
 
     def texts(self, texts: Sequence[str]) -> AbstractContextManager[None]:
         """Let the rows of the model's next passes have these texts, in a ``with`` block."""
@@ -179,6 +181,7 @@ def sample(run: Run, methods: Sequence[Method] = (), progress: Progress | None =
             more = add_residuals([method.model_inputs(run, model_input, index) for method in methods])
             if run.added:
                 more["added_cond_kwargs"] = run.added
+            run.more = more
             prediction = None if predicting is None else predicting.predict(run, index, more)
             if prediction is None:
                 if run.concat is not None:
@@ -246,6 +249,17 @@ def add_residuals(inputs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             else:
                 merged[key] = value
     return merged
+
+
+def taken(value: Any, rows: Tensor, count: int) -> Any:
+    """Return the UNet's further arguments for some rows of a batch of ``count``."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and len(value) == count else value
+    if isinstance(value, dict):
+        return {k: taken(v, rows, count) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(taken(v, rows, count) for v in value)
+    return value
 
 
 def _step_arguments(run: Run) -> dict[str, Any]:

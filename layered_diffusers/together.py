@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,7 +18,9 @@ from layered_core.errors import invalid
 from layered_core.joint.frames import SceneFrames
 from layered_core.joint.scenes import FOREGROUND, layer_names
 from layered_core.transparency.transparent_decode import check_augmentations
+from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.joint_layers import JointLayers
+from layered_diffusers.methods.self_mask import SelfMask
 from layered_diffusers.models.loading import require_unet
 from layered_diffusers.sampling import Method, Progress, check_seeds
 from layered_diffusers.transparent import OWN_GUIDANCE, read_decoder, read_transparency
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 _SEED_STEP = 2**30
 """Distance between the seeds of a scene's pictures: far from those of other scenes, and within the 32 bits
 that PyTorch's generator on the CPU reads of a seed."""
+
+
+DEAR = 4
+"""Steps for which the masks of self-mask guidance are kept where reading them is dear."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Scenes(TypedDict, total=False):
     """How far the layers' words are completed from the scene's, 0..1. Neutral: 0."""
     weight: float
     """How far ``file`` changes the model, 0..2. Neutral: 0; usual: 1."""
+    self_mask: float
+    """Amount of self-mask guidance, 0..2, see :mod:`layered_core.joint.self_mask`. Neutral: 0; usual: .5 to 1."""
     augmentations: int
     """Passes of the decoder over mirrored and turned copies of a picture: 1, 2, 4 or 8."""
     seeds: Sequence[int] | None
@@ -103,24 +112,50 @@ def generate_scenes(
         check_words(scene)
     counts = tuple(len(s.layers) or 1 for s in scenes)
     frames = SceneFrames(max(counts, default=0), counts)
-    file = options.pop("file", None)
-    own = TRANSPARENT / ("joint.safetensors" if frames.layers == 1 else "joint_layers.safetensors")
-    decoder = read_decoder(file, options.pop("decoder", None))
-    weight, enhance = options.pop("weight", 1.0), options.pop("enhance", 1.0)
-    change = JointLayers(pipeline.model, file or own, frames, enhance=enhance, weight=weight)
     augmentations = check_augmentations(options.pop("augmentations", 8))
     seeds = check_seeds(options.pop("seeds", None), len(scenes))
-    sampling: dict[str, Any] = {**options, "methods": [change, *options.get("methods", ())]}
-    if file is None and weight > 0 and sampling.get("guidance") is None:
-        sampling["guidance"] = OWN_GUIDANCE
-    sampling["seeds"] = [_seed(seed, frame, frames) for seed in seeds for frame in range(frames.frames)]
     prompts = [text for scene in scenes for text in _texts(scene, frames)]
+    sampling, decoder = at_once(pipeline, frames, prompts, options)
+    sampling["seeds"] = frame_seeds(seeds, frames)
     latents, height, width = pipeline.sample_latents(prompts, **sampling)
     by_scene = latents.unflatten(0, (len(scenes), frames.frames))
     front = torch.cat([x[:k] for x, k in zip(by_scene, counts, strict=True)])
     layers = read_transparency(pipeline.model, decoder, front, augmentations)[..., :height, :width]
     background, blend = (pipeline.decode(by_scene[:, i])[..., :height, :width] for i in (-2, -1))
     return ScenesMade(layers.split(counts), background, blend)
+
+
+def at_once(
+    pipeline: Generator, frames: SceneFrames, prompts: Sequence[str], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], TransparentDecoder]:
+    """Return the options of a run in which frames are made at once, and the transparent decoder.
+
+    Args:
+        pipeline: samples with the model.
+        frames: of the scenes.
+        prompts: of all rows.
+        options: those of :class:`Scenes` but for ``seeds`` and ``augmentations``.
+
+    Raises:
+        LayeredError: as :func:`generate_scenes`.
+    """
+    sampling = {**options}
+    file = sampling.pop("file", None)
+    own = TRANSPARENT / ("joint.safetensors" if frames.layers == 1 else "joint_layers.safetensors")
+    decoder = read_decoder(file, sampling.pop("decoder", None))
+    weight, enhance = sampling.pop("weight", 1.0), sampling.pop("enhance", 1.0)
+    change = JointLayers(pipeline.model, file or own, frames, enhance=enhance, weight=weight)
+
+    def alphas(latents: Tensor) -> Tensor:
+        return read_transparency(pipeline.model, decoder, latents, 1)[:, 3]
+
+    # The storybook's decoder costs less than a step of its UNet; those of large VAEs cost several.
+    every = 1 if isinstance(pipeline.model.vae, AutoencoderTiny) else DEAR
+    self_mask = SelfMask(frames, prompts, alphas, sampling.pop("self_mask", 0.0), every=every)
+    sampling["methods"] = [change, self_mask, *sampling.get("methods", ())]
+    if file is None and weight > 0 and sampling.get("guidance") is None:
+        sampling["guidance"] = OWN_GUIDANCE
+    return sampling, decoder
 
 
 def check_words(scene: SceneWords) -> None:
@@ -135,6 +170,11 @@ def _texts(scene: SceneWords, frames: SceneFrames) -> list[str]:
     """Return the prompt of every row of a scene; absent layers have none."""
     layers = scene.layers or (scene.prompt,)
     return [*layers, *[""] * (frames.layers - len(layers)), scene.background or scene.prompt, scene.prompt]
+
+
+def frame_seeds(seeds: Sequence[int], frames: SceneFrames) -> list[int]:
+    """Return the seed of every row of the scenes that have ``seeds``."""
+    return [_seed(seed, frame, frames) for seed in seeds for frame in range(frames.frames)]
 
 
 def _seed(seed: int, frame: int, frames: SceneFrames) -> int:

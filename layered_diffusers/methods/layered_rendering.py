@@ -35,7 +35,7 @@ from layered_diffusers.methods.layer_loras import Part as LoraPart
 from layered_diffusers.models.adapters import with_tokens
 from layered_diffusers.models.text import encode
 from layered_diffusers.models.text import stack as stack_texts
-from layered_diffusers.sampling import AnyRun, Run, WordedMethod
+from layered_diffusers.sampling import AnyRun, Run, WordedMethod, taken
 
 Owner = LoraPart
 """Whose LoRAs act on a row."""
@@ -362,7 +362,7 @@ class LayeredRendering(Rendered):
             inputs = torch.cat([inputs, run.concat[source]], 1)
 
         def predicted(part: Tensor) -> Tensor:
-            given = _taken(more, source[part], 2 * len(run.latents))
+            given = taken(more, source[part], 2 * len(run.latents))
             if run.added:
                 given["added_cond_kwargs"] = {k: v[source[part]] for k, v in run.added.items()}
                 if self._pooled is not None:
@@ -374,14 +374,3 @@ class LayeredRendering(Rendered):
             return found
 
         return self._in_parts(torch.arange(len(inputs), device=inputs.device), predicted)
-
-
-def _taken(value: Any, rows: Tensor, count: int) -> Any:
-    """Return the UNet's further arguments for some rows of a batch of ``count``."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == count else value
-    if isinstance(value, dict):
-        return {k: _taken(v, rows, count) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_taken(v, rows, count) for v in value)
-    return value

@@ -17,10 +17,19 @@ from layered_diffusers.models.loading import StableDiffusion
 def encode(model: StableDiffusion, pictures: Tensor) -> Tensor:
     """Encode pictures ``[B, 3, H, W]`` in 0..1, sides multiples of 8, to latents in the UNet's scale and
     dtype (the mean of the VAE's distribution)."""
+    mean, _ = posterior(model, pictures)
+    return mean.to(model.unet.dtype) * model.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def posterior(model: StableDiffusion, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of the latents of pictures ``[B, 3, H, W]`` as in :func:`encode`, in
+    the VAE's scale and dtype; the deviation is 1 for a VAE without one."""
     with _fitting(model) as vae:
         encoded = vae.encode(VaeImageProcessor.normalize(pictures.to(vae.device, vae.dtype)))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return latents.to(model.unet.dtype) * vae.config.scaling_factor
+        if hasattr(encoded, "latents"):
+            return encoded.latents, torch.ones_like(encoded.latents)
+        return encoded.latent_dist.mode(), encoded.latent_dist.std
 
 
 @torch.no_grad()

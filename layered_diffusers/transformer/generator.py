@@ -134,7 +134,7 @@ class TransformerGenerator(Generator):
     def encode(self, pictures: Tensor) -> Tensor:
         """Encode pictures ``[B, 3, H, W]`` in 0..1, padded by repeating the edge, to latents ``[B, C, h, w]``
         in the transformer's scale (the mean of the VAE's distribution)."""
-        return latents.encode(self.model, self._filled(pictures))
+        return latents.encode(self.model, self.filled(pictures))
 
     def decode(self, found: Tensor) -> Tensor:
         """Decode latents ``[B, C, h, w]`` in the transformer's scale to pictures ``[B, 3, H, W]``, float32 in

@@ -41,6 +41,7 @@ ROOMS = (
     "layered_diffusers.transformer",
     "layered_diffusers.transparent",
     "layered_diffusers.together",
+    "layered_diffusers.editing",
     "layered_diffusers.stages",
     "layered_diffusers.pipeline",
     "layered_diffusers",
