@@ -55,7 +55,10 @@ class LayerDiffuseMode:
         if layers > 1 and self.task != "joint":
             several = next(m.name for m in LAYER_DIFFUSE_MODES if m.task == "joint")
             raise invalid(
-                "layers", layers, f"1 in the mode {self.name!r}", f"Several layers are made by {several!r}"
+                "layer count",
+                layers,
+                f"1 in the mode {self.name!r}",
+                f"Several layers are made by {several!r}",
             )
         return (*(self.kinds[0],) * layers, *self.kinds[1:])
 

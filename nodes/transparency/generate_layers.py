@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn import functional
 
+from ...layered_core.canvas.masks import mask_pyramid
 from ...layered_core.document import MAX_SIDE, LayerDocument
 from ...layered_core.editing.selection import select_layers
 from ...layered_core.errors import LayeredError, check_number, check_whole, invalid
@@ -111,7 +112,7 @@ class GenerateLayers(io.ComfyNode):
                 ),
                 LAYERS.Input("layers", optional=True, tooltip="A stack whose visible layers are the scene: the "
                     "one at the back is the background if it covers the canvas, a hidden one called blend is the "
-                    "blend. Places of layers without a picture are not used. Not connected: a new stack."),
+                    "blend. Layers without a picture are made inside their box or mask. Not connected: a new stack."),
                 io.String.Input("keep", default="", optional=True, tooltip="Layers of the stack that are held, to "
                     "the bit: names, numbers, ranges and patterns as in Select Layers. The others are made anew "
                     "to fit them. Neutral: empty."),
@@ -152,28 +153,26 @@ class GenerateLayers(io.ComfyNode):
             model, read_joint_file(file, plan.scene.layers), plan.scene, file, NAME, enhancer
         )
         reader = TransparentDecoder.from_weights(read_layer_model(decoder, "decoder"), decoder)
-        free = plan.change.flatten(1).amax(1)
-        fixed = [frame for frame, amount in enumerate(free.tolist()) if amount == 0]
-        latents: dict[int, Tensor] = {}
+        size = document.height // CELL, document.width // CELL
+        change = mask_pyramid(plan.change[:, None], [size])[0][:, 0]
+        fixed = [frame for frame, cells in enumerate(change) if bool((cells < 1).any())]
+        start = torch.zeros(plan.scene.frames, 4, *size)
         if fixed:
             writer = TransparentEncoder.from_weights(read_layer_model(encoder, "encoder"), encoder)
-            latents = held_latents(vae, writer, encoder, plan, fixed)
+            start[fixed] = held_latents(vae, writer, encoder, plan, fixed)
         encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts}
         own = [None if text == plan.words[-1] else encoded[text][0][0] for text in plan.words]
-        start = torch.zeros(plan.scene.frames, 4, document.height // CELL, document.width // CELL)
-        for frame, latent in latents.items():
-            start[frame] = latent[0]
         guide = SelfMask(self_mask, plan.scene, vae, reader) if self_mask > 0 else None
         changed = model_at_once(model, units, own, guide)
         samples = sample_frames(
             changed, plan.scene.frames, (encoded[plan.words[-1]], encoded[negative]),
-            start.repeat(batch_size, 1, 1, 1), free.repeat(batch_size),
+            start.repeat(batch_size, 1, 1, 1), change.repeat(batch_size, 1, 1),
             Sampler(seed, steps, cfg, sampler_name, scheduler),
         )  # fmt: skip
         pictures = vae.decode(samples)[..., :3]
-        documents = _documents(plan, free > 0, samples, pictures, reader, passes)
-        blends = pictures[plan.scene.frames - 1 :: plan.scene.frames].split(1)
-        return io.NodeOutput([write_stack(document) for document in documents], [*blends])
+        documents = _documents(plan, samples, pictures, reader, passes)
+        blends = [it.layer(BLEND).image[None, ..., :3] for it in documents]
+        return io.NodeOutput([write_stack(it) for it in documents], blends)
 
 
 def _document(
@@ -212,18 +211,18 @@ def _plan(document: LayerDocument, held: set[str]) -> LayersPlan:
 
 
 def _documents(
-    plan: LayersPlan, free: Tensor, samples: Tensor, pictures: Tensor, reader: TransparentDecoder, passes: int
+    plan: LayersPlan, samples: Tensor, pictures: Tensor, reader: TransparentDecoder, passes: int
 ) -> list[LayerDocument]:
     """Return the plan's document with what was made, one for each scene.
 
     Args:
         plan: what was sampled.
-        free: whether each frame was made, ``[F]``.
         samples: latents ``[R, C, h, w]``.
         pictures: decoded, ``[R, H, W, 3]``.
         reader, passes: decode transparency.
     """
     frames, count = plan.scene.frames, plan.scene.layers
+    free = plan.change.flatten(1).amax(1) > 0
     rows = [row for row in range(len(samples)) if row % frames < count and free[row % frames]]
     shown: dict[int, Tensor] = {}
     if rows:

@@ -83,7 +83,7 @@ class LayerDiffuseApply(io.ComfyNode):
                         "goes on alone, 0 to 1. Neutral: 1.",
                 ),
                 io.Int.Input(
-                    "layers", default=1, min=1, max=MOST_LAYERS, optional=True, advanced=True,
+                    "layer_count", default=1, min=1, max=MOST_LAYERS, optional=True, advanced=True,
                     tooltip="With foreground, background and blend: how many foregrounds are made at once, 1 to "
                         "4. The batch then has 2 latents more for each scene. Neutral: 1.",
                 ),
@@ -94,21 +94,23 @@ class LayerDiffuseApply(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, mode: Mapping[str, Any], weight: float, start_percent: float, end_percent: float,
-        layers: int = 1,
+        layer_count: int = 1,
     ) -> io.NodeOutput:  # fmt: skip
         """Read the file, check that it fits the model, and patch a clone."""
         check_number("weight", weight, 0, 2)
         check_number("start_percent", start_percent, 0, 1)
         check_number("end_percent", end_percent, start_percent, 1)
-        check_whole("layers", layers, 1, MOST_LAYERS)
+        check_whole("layer_count", layer_count, 1, MOST_LAYERS)
         chosen = mode_of(mode["mode"])
-        chosen.makes(layers)
+        chosen.makes(layer_count)
         if weight == 0 or start_percent == end_percent:
             return io.NodeOutput(model)
         unet, family = checked_unet(model), family_of(model)
         joint = chosen.task == "joint"
         weights = (
-            read_joint_file(mode["file"], layers) if joint else read_layer_model(mode["file"], chosen.task)
+            read_joint_file(mode["file"], layer_count)
+            if joint
+            else read_layer_model(mode["file"], chosen.task)
         )
         sharing = is_attention_sharing(weights) or is_joint(weights)
         always = (start_percent, end_percent) == (0, 1)
@@ -117,14 +119,14 @@ class LayerDiffuseApply(io.ComfyNode):
         sizes = {p: (image.shape[-2], image.shape[-1]) for p, image in pictures.items()}
         change = partial(ModelChange, chosen, weight, start_percent, end_percent, sizes)
         if sharing:
-            if joint and (layers > 1 or is_joint(weights)):
-                scene = SceneFrames(layers)
+            if joint and (layer_count > 1 or is_joint(weights)):
+                scene = SceneFrames(layer_count)
                 units: AttentionSharing | LayersAtOnce = layers_at_once(
                     model, weights, scene, mode["file"], NAME
                 )
             else:
                 units = fitting_frames(weights, chosen, _modules(unet), mode["file"], family)
-            words = _all_words(chosen, mode, layers)
+            words = _all_words(chosen, mode, layer_count)
             acting = change(sharing=units, words=words, signals=_share(clone, units, chosen, pictures))
         else:
             patches = _fitting(unet, weights, chosen, mode, family)

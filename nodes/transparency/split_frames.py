@@ -16,7 +16,7 @@ from ..layers.pictures import pictures
 
 _MOST = 3
 
-_FIX = "Set frames to the number of pictures of each scene, and layers as in LayerDiffuse Apply"
+_FIX = "Set frames to the number of pictures of each scene, and layer count as in LayerDiffuse Apply"
 
 
 class SplitFrames(io.ComfyNode):
@@ -62,7 +62,7 @@ class SplitFrames(io.ComfyNode):
                 io.Latent.Input("latent", optional=True, tooltip="The latents of the pictures, for "
                     "Transparent Decode. Not connected: the latents come out empty."),
                 io.Int.Input(
-                    "layers", default=1, min=1, max=MOST_LAYERS, optional=True, advanced=True,
+                    "layer_count", default=1, min=1, max=MOST_LAYERS, optional=True, advanced=True,
                     tooltip="As in LayerDiffuse Apply: how many foregrounds each scene has, 1 to 4. They come "
                         "out together as the first. Neutral: 1.",
                 ),
@@ -76,10 +76,10 @@ class SplitFrames(io.ComfyNode):
         frames: int,
         image: Tensor | None = None,
         latent: Mapping[str, Any] | None = None,
-        layers: int = 1,
+        layer_count: int = 1,
     ) -> io.NodeOutput:
-        """Return the first pictures and latents of every scene, ``layers`` of each, the second and the third."""
-        check_whole("layers", layers, 1, MOST_LAYERS)
+        """Return the first pictures and latents of every scene, ``layer_count`` of each, the second and the third."""
+        check_whole("layer_count", layer_count, 1, MOST_LAYERS)
         if image is None and latent is None:
             raise LayeredError(
                 "image, latent: nothing is connected. Connect the batch that is to be taken apart"
@@ -87,13 +87,13 @@ class SplitFrames(io.ComfyNode):
         nothing = ExecutionBlocker(None)
         images: list[Any] = [nothing] * _MOST
         latents: list[Any] = [nothing] * _MOST
-        rows = frames + layers - 1
+        rows = frames + layer_count - 1
         if image is not None:
             check_rows(len(pictures(image)), rows, "image", _FIX)
         if latent is not None:
             check_rows(len(latent["samples"]), rows, "latent", _FIX)
         for i in range(frames):
-            first, last = (0, layers) if i == 0 else (i + layers - 1, i + layers)
+            first, last = (0, layer_count) if i == 0 else (i + layer_count - 1, i + layer_count)
             if image is not None:
                 images[i] = image[_chosen(len(image), first, last, rows)]
             if latent is not None:

@@ -13,6 +13,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import latent_preview
+import torch
 from comfy.taesd.taesd import TAESD
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from ...layered_core.joint.self_mask import WINDOW, blurred_inside, frame_masks,
 from ...layered_core.transparency.layer_diffuse_files import mode_of, offset_scale_of
 from ...layered_core.transparency.transparent_encode import encode
 from ...layered_core.transparency.transparent_networks import TransparentDecoder, TransparentEncoder
+from ..noise.change_map_patch import with_change_map
 from .layer_diffuse_apply import act, join_network
 from .layer_diffuse_run import ModelChange
 from .transparent_decode import decode_pictures, managed
@@ -70,7 +72,7 @@ def model_at_once(
 
 
 def sample_frames(
-    model: comfy.model_patcher.ModelPatcher, frames: int, conds: Sequence[Any], start: Tensor, free: Tensor,
+    model: comfy.model_patcher.ModelPatcher, frames: int, conds: Sequence[Any], start: Tensor, change: Tensor,
     settings: Sampler,
 ) -> Tensor:  # fmt: skip
     """Sample scenes, as KSampler does behind LayerDiffuse Apply.
@@ -79,8 +81,8 @@ def sample_frames(
         model: of :func:`model_at_once`.
         frames: F.
         conds: positive and negative, as ComfyUI's CONDITIONING.
-        start: latents of the frames that are held, ``[R, C, h, w]`` in the VAE's scale; 0 for others.
-        free: 1 for each frame that is made, 0 for each that is held, ``[R]``.
+        start: latents of what is held, ``[R, C, h, w]`` in the VAE's scale; 0 where everything is made.
+        change: how far each cell may change, ``[R, h, w]`` in 0..1.
         settings: of the sampler.
 
     Returns:
@@ -88,11 +90,12 @@ def sample_frames(
     """
     start = comfy.sample.fix_empty_latent_channels(model, start)
     noise = comfy.sample.prepare_noise(start, settings.seed)
-    held = None if bool((free == 1).all()) else free[:, None, None].expand(-1, *start.shape[-2:])
+    held = bool((change < 1).any())
     shown = latent_preview.prepare_callback(model, settings.steps)
     return comfy.sample.sample(
-        model, noise, settings.steps, settings.cfg, settings.sampler_name, settings.scheduler, *conds, start,
-        noise_mask=held, callback=in_a_strip(shown, frames), seed=settings.seed,
+        with_change_map(model) if held else model, noise, settings.steps, settings.cfg, settings.sampler_name,
+        settings.scheduler, *conds, start, noise_mask=change[:, None] if held else None,
+        callback=in_a_strip(shown, frames), seed=settings.seed,
     )  # fmt: skip
 
 
@@ -108,8 +111,8 @@ def in_a_strip(callback: Callable[..., Any], frames: int) -> Callable[..., Any]:
 
 def held_latents(
     vae: comfy.sd.VAE, encoder: TransparentEncoder, file: str, plan: LayersPlan, frames: Sequence[int]
-) -> dict[int, Tensor]:
-    """Return the latents of frames that are held, ``[1, C, h, w]`` each in the VAE's scale.
+) -> Tensor:
+    """Return the latents of what some frames show now, ``[n, C, h, w]`` in the VAE's scale.
 
     Args:
         vae: the model's.
@@ -120,20 +123,20 @@ def held_latents(
     """
     scale = offset_scale_of(file, encoder.latent_channels)
     patcher, _ = managed(encoder, None)
-    found: dict[int, Tensor] = {}
     opaque = frames_to_encode(plan)
+    found = []
     for frame in frames:
         behind = frame - plan.scene.layers
         if behind >= 0:
-            found[frame] = vae.encode(opaque[behind : behind + 1].movedim(1, -1))
+            found.append(vae.encode(opaque[behind : behind + 1].movedim(1, -1)).cpu())
             continue
         rgba = plan.pictures[frame : frame + 1]
         comfy.model_management.load_models_gpu(
             [patcher], memory_required=rgba.numel() * encoder.widths[0] * 4
         )
         rgba = rgba.to(patcher.load_device)
-        found[frame] = encode(encoder, rgba, lambda grey: posterior(vae, grey), scale)
-    return {k: v.to(comfy.model_management.intermediate_device()) for k, v in found.items()}
+        found.append(encode(encoder, rgba, lambda grey: posterior(vae, grey), scale).cpu())
+    return torch.cat(found)
 
 
 class SelfMask:

@@ -29,7 +29,7 @@ def named(stack):
 
 def sampled(layers, **inputs):
     """Return nodes of the plain route: LayerDiffuse Apply, KSampler, and Split Frames."""
-    apply = layer_diffuse("storybook (shipped)", layers=layers)
+    apply = layer_diffuse("storybook (shipped)", layer_count=layers)
     apply["inputs"]["mode"] = "foreground, background and blend"
     apply["inputs"] |= inputs
     return {
@@ -40,14 +40,14 @@ def sampled(layers, **inputs):
             steps=3, cfg=2.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         ),
         "v": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
-        "f": node("LD_SplitFrames", frames=3, image=["v", 0], latent=["s", 0], layers=layers),
+        "f": node("LD_SplitFrames", frames=3, image=["v", 0], latent=["s", 0], layer_count=layers),
         "d": transparent_decode(["f", 0], latent=["f", 3], augmentations="1"),
     }  # fmt: skip
 
 
 def test_one_layer_is_what_apply_sampler_and_split_frames_make_to_the_bit(host):
     plain = sampled(1)
-    del plain["m"]["inputs"]["layers"], plain["f"]["inputs"]["layers"]
+    del plain["m"]["inputs"]["layer_count"], plain["f"]["inputs"]["layer_count"]
     stack = host.value({**LOADER, "it": generate_layers(SCENE)}, "it")
     layers = named(stack)
     assert list(layers) == ["background", "foreground", "blend"]
@@ -80,7 +80,7 @@ def test_a_stack_of_words_gives_the_same_layers(host, regions):
         **LOADER,
         "s": node("EmptyImage", width=128, height=128, batch_size=1, color=0),
         "a": from_image(image=["s", 0], name="background", prompt="by the sea"),
-        "b": from_image(layers=["a", 0], name="a red ball", prompt="a red ball", width=40, height=40, x=9),
+        "b": from_image(layers=["a", 0], name="a red ball", prompt="a red ball", width=128, height=128),
         "c": from_image(layers=["b", 0], name="a blue star", prompt="a blue star", width=128, height=128),
         "it": generate_layers(SCENE, layers=["c", 0]),
     }
@@ -89,6 +89,20 @@ def test_a_stack_of_words_gives_the_same_layers(host, regions):
     for a, b in zip(again["layers"], stack["layers"], strict=True):
         assert torch.equal(a["image"], b["image"])
         assert (a["x"], a["y"], a["w"], a["h"], a.get("mask")) == (0, 0, 128, 128, None)
+
+
+def test_a_box_without_a_picture_is_made_inside_it(host):
+    box = {"x": 32, "y": 24, "width": 88, "height": 88}
+    prompt = {
+        **LOADER,
+        "s": node("EmptyImage", width=128, height=128, batch_size=1, color=0),
+        "a": from_image(image=["s", 0], name="background", prompt="by the sea"),
+        "b": from_image(layers=["a", 0], name="a red ball", prompt="a red ball", **box),
+        "it": generate_layers("a red ball by the sea", layers=["b", 0], steps=12),
+    }
+    alpha = named(host.value(prompt, "it"))["a red ball"]["image"][0, ..., 3]
+    assert float(alpha[24:112, 32:120].sum() / alpha.sum()) > 0.9
+    assert float(alpha[24:112, 32:120].max()) > 0.9
 
 
 def test_layers_that_are_kept_come_back_to_the_bit_and_the_others_fit_them(host):
