@@ -150,7 +150,7 @@ def transparent_encode(image, **inputs):
 
 def generate_layers(prompt, layer_prompts="", **inputs):
     values = {
-        "background": "", "negative": "", "width": 128, "height": 128, "batch_size": 1, "seed": 7, "steps": 3,
+        "background": "", "negative": "", "width": 128, "height": 128, "batch_size": 1, "seed": 7, "steps": 2,
         "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "file": "storybook (shipped)",
         "decoder": "storybook (shipped)", "enhancer": 1.0, "self_mask": 0.0, "augmentations": "1",
     }  # fmt: skip

@@ -19,7 +19,7 @@ WORDS = {
 
 def made(host, **inputs):
     """Return the stack and the blend of two layers."""
-    prompt = {**LOADER, "it": generate_layers(SCENE, TWO, background="by the sea", **inputs)}
+    prompt = {**LOADER, "it": generate_layers(SCENE, TWO, **{"background": "by the sea", **inputs})}
     return host.value(prompt, "it"), host.value(prompt, "it", 1)
 
 
@@ -37,7 +37,7 @@ def sampled(layers, **inputs):
         "l": node("EmptyLatentImage", width=128, height=128, batch_size=layers + 2),
         "s": node(
             "KSampler", model=["m", 0], positive=["p", 0], negative=["n", 0], latent_image=["l", 0], seed=7,
-            steps=3, cfg=2.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+            steps=2, cfg=2.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         ),
         "v": node("VAEDecode", samples=["s", 0], vae=["loader", 2]),
         "f": node("LD_SplitFrames", frames=3, image=["v", 0], latent=["s", 0], layer_count=layers),
@@ -74,7 +74,7 @@ def test_several_layers_are_what_the_plain_route_makes_of_as_many_words_to_the_b
     assert torch.equal(layers["blend"]["image"][..., :3], blend.cpu())
 
 
-def test_a_stack_of_words_gives_the_same_layers(host, regions):
+def test_a_stack_of_words_gives_the_same_layers(host):
     stack, _ = made(host)
     words = {
         **LOADER,
@@ -98,7 +98,7 @@ def test_a_box_without_a_picture_is_made_inside_it(host):
         "s": node("EmptyImage", width=128, height=128, batch_size=1, color=0),
         "a": from_image(image=["s", 0], name="background", prompt="by the sea"),
         "b": from_image(layers=["a", 0], name="a red ball", prompt="a red ball", **box),
-        "it": generate_layers("a red ball by the sea", layers=["b", 0], steps=12),
+        "it": generate_layers("a red ball by the sea", layers=["b", 0], steps=8),
     }
     alpha = named(host.value(prompt, "it"))["a red ball"]["image"][0, ..., 3]
     assert float(alpha[24:112, 32:120].sum() / alpha.sum()) > 0.9
@@ -141,7 +141,7 @@ def test_a_held_blend_is_taken_apart_and_new_layers_join_a_stack(host):
         assert torch.equal(named(more)[name]["image"], named(apart)[name]["image"])
 
 
-def test_every_scene_of_a_batch_is_a_stack_of_its_own(host, monkeypatch):
+def test_every_scene_of_a_batch_is_a_stack_of_its_own(host):
     prompt = {**LOADER, "it": generate_layers(SCENE, TWO, batch_size=2)}
     seen = {0: [], 1: []}
     for slot in seen:
@@ -164,7 +164,7 @@ def host_values(slot):
 
 def test_words_of_the_scene_complete_those_of_a_layer(host):
     def ball(words, enhancer):
-        prompt = {**LOADER, "it": generate_layers(words, "a ball\na star", enhancer=enhancer)}
+        prompt = {**LOADER, "it": generate_layers(words, "a ball\na star", enhancer=enhancer, steps=1)}
         return named(host.value(prompt, "it"))["a ball"]["image"]
 
     near, far = (
@@ -174,12 +174,11 @@ def test_words_of_the_scene_complete_those_of_a_layer(host):
     assert float((far[0] - far[1]).abs().mean()) > float((near[0] - near[1]).abs().mean())
 
 
-def test_self_mask_guidance_changes_the_layers_and_0_changes_nothing(host):
-    (plain, _), (same, _), (guided, _) = (made(host, self_mask=g, steps=6) for g in (0.0, 0.0, 1.0))
+def test_self_mask_guidance_changes_the_layers_a_little(host):
+    (plain, _), (guided, _) = (made(host, self_mask=amount, steps=4) for amount in (0.0, 1.0))
     for name in ("a red ball", "a blue star"):
-        a, b, c = (named(stack)[name]["image"] for stack in (plain, same, guided))
-        assert torch.equal(a, b)
-        assert 1e-3 < float((a - c).abs().mean()) < 0.3
+        a, b = (named(stack)[name]["image"] for stack in (plain, guided))
+        assert 1e-3 < float((a - b).abs().mean()) < 0.3
 
 
 def test_the_preview_while_sampling_shows_all_pictures_side_by_side(host, monkeypatch):
@@ -193,14 +192,11 @@ def test_the_preview_while_sampling_shows_all_pictures_side_by_side(host, monkey
             return latent_preview.preview_to_image(x0[0, :3].movedim(0, -1))
 
     monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Previewer())
-    host.server.events.clear()
     made(host, seed=123)
-    assert shown == [(1, 4, 16, 64)] * 3
-    assert any(event == "progress_state" or event == "progress" for event, _ in host.server.events) or shown
+    assert shown == [(1, 4, 16, 64)] * 2
 
 
 def test_a_run_that_is_cancelled_leaves_the_model_as_it_was(host, monkeypatch):
-    host.fresh()
     before, _ = made(host)
     import latent_preview
 
