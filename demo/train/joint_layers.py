@@ -36,13 +36,13 @@ from layered_diffusers.methods.layer_diffuse import attentions
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.together import SceneWords, generate_scenes
 
-SHARES = {1: 0.08, 2: 0.61, 3: 0.27, 4: 0.04}
+SHARES = {1: 0.05, 2: 0.62, 3: 0.33}
 """How often a step has scenes of each number of layers."""
 
 ROWS = 16
 """Most frames in a step."""
 
-TRAINED_LAYERS = 4
+TRAINED_LAYERS = max(SHARES)
 
 CONSISTENT_BELOW = 300
 """Timestep below which the layers' composite must agree with the blend."""
@@ -205,7 +205,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             background=apart[-2].detach(), blend=apart[-1].detach(), apart=consistent.detach(),
             attention=attention.detach(),
         )  # fmt: skip
-        if trainer.due(12.0) or not going:
+        if trainer.due(30.0) or not going:
             trainer.save()
             if rank == 0:
                 file = folder / "joint_layers.safetensors"
