@@ -25,7 +25,15 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
 * ``alone``: each made separately from the same words: transparent layers, the landscape, the whole prompt.
 * ``stages``: the landscape, then a transparent layer after the other, at places that a draft finds. It has no blend.
 
-``together - alone`` and ``together - stages`` are differences paired by scene.
+* ``sag_0.5``, ``sag_1``, ``self_mask_0.5``, ``self_mask_1``: as ``together``, with self-attention guidance (all places
+  of all pictures are blurred), or self-mask guidance of these amounts.
+* ``edit``: the scene is made with another object in front, which is then edited to the wanted one. ``kept`` is the
+  share of scenes whose other layers and background come back bit for bit.
+* ``decompose``: the scene as drawn, taken apart. The blend is the drawing.
+
+``front_right`` and ``front_same_object`` are ``layer_right`` and ``same_object`` of the layer in front alone, and
+``composite_psnr`` is the PSNR of the layers' composite to the blend, dB. ``together - alone`` and so on are differences
+paired by scene.
 """
 
 from __future__ import annotations
@@ -38,8 +46,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,13 +68,15 @@ from benchmarks.bench.scenes import Case, layer_cases, layout_cases
 from benchmarks.transparency import SAMPLER, checkerboard
 from demo.world.judge import Verdict
 from demo.world.places import MODEL, TRANSPARENT
+from demo.world.vocabulary import THINGS
 from layered_core.canvas.compositing import composite
 from layered_core.canvas.masks import visible_masks
 from layered_core.document import Layer, LayerDocument
 from layered_core.formats.pictures import to_image
-from layered_core.joint.frames import MOST_LAYERS
+from layered_core.joint.frames import MOST_LAYERS, SceneFrames
 from layered_core.metrics.layout_metrics import mask_iou
 from layered_core.metrics.picture_metrics import outside_mse, psnr
+from layered_diffusers.methods.self_mask import SelfMask
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.together import SceneWords
 
@@ -82,6 +93,8 @@ class Made(NamedTuple):
     """``[3, H, W]``."""
     blend: Tensor | None
     """The model's own picture of all, ``[3, H, W]``; None if there is none."""
+    kept: float = math.nan
+    """Whether all layers but an edited one are the same bit for bit; NaN if none was edited."""
 
 
 class How(NamedTuple):
@@ -92,17 +105,107 @@ class How(NamedTuple):
     file: Path | None
     """Weights of the network that makes layers at once; None: the shipped ones."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the pipeline's methods that make layers at once."""
+        decoder = None if self.file is None else TRANSPARENT / "decoder.safetensors"
+        return {"steps": self.steps, "guidance": self.guidance, "file": self.file, "decoder": decoder}
+
+    @property
+    def editing(self) -> dict[str, Any]:
+        """The options of those that start from pictures."""
+        return {**self.options, "encoder": None if self.file is None else TRANSPARENT / "encoder.safetensors"}
+
+
+def words_of(case: Case) -> SceneWords:
+    """Return the words of a case, each layer's its own."""
+    return SceneWords(case.words, tuple(t.words for t in case.things), case.background_words)
+
 
 def together(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How, **more: Any
 ) -> list[Made]:
     """Make all pictures of each case at once."""
-    scenes = [SceneWords(c.words, tuple(t.words for t in c.things), c.background_words) for c in cases]
-    decoder = None if how.file is None else TRANSPARENT / "decoder.safetensors"
-    made = pipeline.generate_scenes(
-        scenes, seeds=seeds, steps=how.steps, guidance=how.guidance, file=how.file, decoder=decoder
-    )
+    made = pipeline.generate_scenes([words_of(c) for c in cases], seeds=seeds, **how.options, **more)
     return [Made(*x) for x in zip(*made, strict=True)]
+
+
+class Everywhere(SelfMask):
+    """Self-attention guidance without a mask: every place of every picture is blurred."""
+
+    def masks(self, picture: Tensor) -> Tensor:
+        """Return masks of 1."""
+        return torch.ones_like(picture[:, 0])
+
+
+def sag(
+    amount: float,
+    pipeline: LayeredDiffusionPipeline,
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    how: How,
+) -> list[Made]:
+    """Make all pictures of each case at once with self-attention guidance."""
+    prompts = [x for c in cases for x in (*words_of(c).layers, c.background_words, c.words)]
+    method = Everywhere(SceneFrames(len(cases[0].things)), prompts, lambda latents: latents[:, 0], amount)
+    return together(pipeline, cases, seeds, how, methods=[method])
+
+
+def self_mask(
+    amount: float,
+    pipeline: LayeredDiffusionPipeline,
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    how: How,
+) -> list[Made]:
+    """Make all pictures of each case at once with self-mask guidance."""
+    return together(pipeline, cases, seeds, how, self_mask=amount)
+
+
+def edit(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+) -> list[Made]:
+    """Make each case with another object in front, and edit that to be the wanted one."""
+    made = []
+    for case, seed in zip(cases, seeds, strict=True):
+        wanted, scene = case.things[-1].words, words_of(case)
+        other = next(
+            t.words
+            for t in THINGS[seed % len(THINGS) :] + THINGS
+            if all(t.kind != x.kind for x in case.things)
+        )
+        words = (*scene.layers[:-1], other)
+        # The front object's words stand anywhere in the caption.
+        prompt = case.words.replace(wanted, other, 1)
+        before = pipeline.generate_scene(
+            prompt, words, background=case.background_words, seed=seed, **how.options
+        )
+        name = before.layers[-2].name
+        after = pipeline.edit_layers(before, {name: wanted}, seed=seed, **how.editing)
+        kept = all(torch.equal(a.image, b.image) for a, b in zip(before, after, strict=True) if a.visible
+                   and a.name != name)  # fmt: skip
+        made.append(made_of(after)._replace(kept=float(kept)))
+    return made
+
+
+def decompose(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+) -> list[Made]:
+    """Take each case as drawn apart."""
+    made = []
+    for case, seed in zip(cases, seeds, strict=True):
+        scene = words_of(case)
+        made.append(made_of(pipeline.decompose(
+            to_image(case.picture.permute(1, 2, 0)), scene.layers, background=scene.background, prompt=scene.prompt,
+            seed=seed, **how.editing,
+        )))  # fmt: skip
+    return made
+
+
+def made_of(document: LayerDocument) -> Made:
+    """Return the pictures of a document of a background, layers and a hidden blend."""
+    behind, *layers, blend = (x.image.permute(2, 0, 1) for x in document if x.image is not None)
+    return Made(torch.stack(layers), behind[:3], blend[:3])
 
 
 def alone(
@@ -140,7 +243,13 @@ def stages(
 
 
 Way = Callable[[LayeredDiffusionPipeline, Sequence[Case], Sequence[int], How], list[Made]]
-ROWS: dict[str, Way] = {"together": together, "alone": alone, "stages": stages}
+ROWS: dict[str, Way] = {
+    "together": together, "alone": alone, "stages": stages,
+    **{f"sag_{g}": partial(sag, g) for g in (0.5, 1)},
+    **{f"self_mask_{g}": partial(self_mask, g) for g in (0.5, 1)},
+    "edit": edit, "decompose": decompose,
+}  # fmt: skip
+USUAL = ("together", "alone", "stages")
 
 
 def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
@@ -157,6 +266,7 @@ def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
     pairs = list(itertools.combinations(range(len(present)), 2))
     found["overlap"] = max((float(mask_iou(present[i], present[j])) for i, j in pairs), default=math.nan)
     found["native"] = float(examiner.harmony.native(flat[None]))
+    found["kept"] = made.kept
     if made.blend is not None:
         (both,) = examiner.judge.look(made.blend[None])
         seen = visible_masks(made.layers[:, 3])[0] >= PRESENT
@@ -164,6 +274,8 @@ def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
         found["blend_right"] = float(both.background == case.scene.background and both.shows(case.things))
         found["order_right"] = order_right(both, case, present)
         found["same_object"] = sum(ious) / len(ious)
+        found["front_same_object"] = ious[-1]
+        found["composite_psnr"] = psnr(float((flat - made.blend).square().mean()))
         found["same_background"] = same_background(made.background, made.blend, both)
         found["native_blend"] = float(examiner.harmony.native(made.blend[None]))
     return found
@@ -181,6 +293,7 @@ def single_figures(case: Case, layers: Tensor, verdicts: Sequence[Verdict]) -> d
     for name, own in named.items():
         values = [f[own] for f in each if not math.isnan(f[own])]
         found[name] = sum(values) / len(values) if values else math.nan
+    found["front_right"] = each[-1]["object_right"]
     return found
 
 
@@ -295,7 +408,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--layers", type=int, nargs="+", default=[1, 2, 3], choices=range(1, MOST_LAYERS + 1), metavar="K",
         help="numbers of layers, 1 to 4 (default: 1 2 3)",
     )  # fmt: skip
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="(default: all)")
+    parser.add_argument(
+        "--rows", nargs="+", default=USUAL, choices=ROWS, help=f"(default: {' '.join(USUAL)})"
+    )
     parser.add_argument("--file", type=Path, help="weights of the network (default: the shipped ones)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument(

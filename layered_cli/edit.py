@@ -21,8 +21,6 @@ from layered_cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from layered_core.document import LayerDocument
     from layered_core.joint.editing import Edit
 
@@ -80,6 +78,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--encoder", type=Path, metavar="FILE", help="with --model: LayerDiffuse's encoder of the alpha"
     )
+    parser.add_argument(
+        "--augmentations",
+        type=int,
+        choices=(1, 2, 4, 8),
+        default=8,
+        help="passes of the decoder (default: %(default)s)",
+    )
     add_groups_option(parser)
     add_memory_option(parser)
     add_sampling_options(parser)
@@ -123,19 +128,12 @@ def _edits(document: LayerDocument, options: argparse.Namespace) -> tuple[LayerD
     from dataclasses import replace
 
     from layered_core.document import Layer, short_name, unique_names
+    from layered_core.formats.pictures import read_mask
     from layered_core.joint.editing import Edit
 
     if options.add is not None:
         new = Layer(short_name(options.add) or options.add, prompt=options.add)
         return replace(document, layers=unique_names((*document.layers, new))), {}
     document.layer(options.layer)
-    mask = None if options.mask is None else _mask(options.mask)
+    mask = None if options.mask is None else read_mask(options.mask)
     return document, {options.layer: Edit(options.prompt, options.style, options.amount, mask)}
-
-
-def _mask(file: Path) -> Tensor:
-    """Return the brightness of a picture file, ``[H, W]`` in 0..1."""
-    from layered_core.formats.pictures import read_picture
-
-    pixels = read_picture(file)
-    return (pixels[..., :3].mean(-1) * pixels[..., 3]).clamp(0, 1)

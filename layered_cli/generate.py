@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from layered_cli.shared import Bar, Commands, add_sampling_options, check_out, number, pipeline_of, wrote
+from layered_cli.shared import (
+    Bar,
+    Commands,
+    add_joint_options,
+    add_sampling_options,
+    check_out,
+    number,
+    pipeline_of,
+    wrote,
+)
 
 
 def add(commands: Commands) -> None:
@@ -57,12 +66,7 @@ def add(commands: Commands) -> None:
         metavar="WORDS",
         help="for --layers: describes the background alone (default: the prompt)",
     )
-    parser.add_argument(
-        "--enhance",
-        type=number(0, 1),
-        default=1.0,
-        help="for --layers: how far the layers' words are completed from the prompt, 0 to 1 (default: %(default)s)",
-    )
+    add_joint_options(parser, "for --layers: ")
     parser.add_argument(
         "--file",
         type=Path,
@@ -119,6 +123,7 @@ def run(options: argparse.Namespace) -> None:
                 options.layer,
                 background=options.background,
                 enhance=options.enhance,
+                self_mask=options.self_mask,
                 **how,
                 **files,
             )

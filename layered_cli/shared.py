@@ -75,6 +75,24 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_joint_options(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add the options of layers that are made at once; ``when`` says which other option they need."""
+    parser.add_argument(
+        "--enhance",
+        type=number(0, 1),
+        default=1.0,
+        metavar="E",
+        help=f"{when}how far the layers' words are completed from the prompt, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--self-mask",
+        type=number(0, 2),
+        default=0.0,
+        metavar="G",
+        help=f"{when}amount of self-mask guidance, 0 to 2; it costs more time (default: %(default)s)",
+    )
+
+
 def add_groups_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups",

@@ -8,9 +8,10 @@ of the model's attention, and on denoised predictions, so that models of all kin
     D* = U + s (C - U) + g (C - D(X~; y))
 
 X are a layer's noisy latents with its words y, U and C the pictures predicted from them without and with the words,
-x0 = C, m where the layer is seen, G a Gaussian blur. Only the inside loses detail, and the noise stays the same. The
-published self-attention guidance steps the noisy latents X~ themselves; its guidance is this one, with m = 1, less
-what the blur took away: ``g (G x0 - D(X~))``.
+x0 = C, m where the layer is seen, G a Gaussian blur. Only the inside loses detail, and the noise stays the same.
+Backgrounds and blends are not blurred; they are led as far as they see the layers. The published self-attention
+guidance steps the noisy latents X~ themselves; its guidance is this one, with m = 1, less what the blur took away:
+``g (G x0 - D(X~))``.
 
 Letters: S scenes, F frames, K layers, R = S F rows, as in :mod:`layered_core.joint.frames`; x is the model's input,
 ``(x0 + sigma noise) / sqrt(1 + sigma^2)``, or on flow models ``(1 - sigma) x0 + sigma noise``.

@@ -29,8 +29,6 @@ class SelfMask(Method):
     beside :class:`~layered_diffusers.methods.joint_layers.JointLayers`, and costs one more pass of all rows in the
     steps of its window."""
 
-    joins_rows = True
-
     def __init__(
         self,
         scene: SceneFrames,
@@ -71,7 +69,7 @@ class SelfMask(Method):
             return prediction
         kind = str(run.scheduler.config.prediction_type)
         picture = predicted_picture(cond, model_input, sigma, kind)
-        masks = self._read(picture.to(model_input.dtype))
+        masks = self.masks(picture.to(model_input.dtype))
         if not bool(masks.any()):
             return prediction
         blurred = blurred_inside(model_input, picture, masks.to(picture), sigma, kind)
@@ -80,8 +78,8 @@ class SelfMask(Method):
             prediction, cond, model_input, blurred_cond, blurred, self.amount, sigma, kind
         )
 
-    def _read(self, picture: Tensor) -> Tensor:
-        """Return the masks of all rows ``[R, h, w]``."""
+    def masks(self, picture: Tensor) -> Tensor:
+        """Return where each row is blurred, ``[R, h, w]``, for the predicted pictures ``[R, C, h, w]``."""
         if self._masks is None or self._age >= self.every:
             scenes = picture.unflatten(0, (-1, self.scene.frames))
             alphas = self.alphas(scenes[:, : self.scene.layers].flatten(0, 1))

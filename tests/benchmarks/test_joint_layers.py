@@ -114,3 +114,15 @@ def test_the_command_prints_one_object_with_every_row(capsys):
     assert rows["together"]["all_right"]["n"] == 2
     assert "same_object" not in rows["stages"]
     assert printed_out["settings"]["steps"] == 1
+
+
+def test_the_command_measures_guidance_editing_and_taking_apart(capsys):
+    rows = ["together", "sag_1", "self_mask_1", "edit", "decompose"]
+    main(["-n", "1", "--layers", "1", "--rows", *rows, "--steps", "4", "--json"])
+    found = json.loads(capsys.readouterr().out)["layers"]["1"]
+    assert list(found)[:5] == rows
+    assert found["edit"]["kept"]["mean"] == 1.0
+    assert found["together"]["kept"]["n"] == 0
+    assert found["decompose"]["blend_right"]["mean"] == 1.0, "the blend is the drawing"
+    psnrs = [found[row]["composite_psnr"]["mean"] for row in ("together", "sag_1", "self_mask_1")]
+    assert len(set(psnrs)) == 3
