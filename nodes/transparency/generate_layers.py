@@ -163,10 +163,10 @@ class GenerateLayers(io.ComfyNode):
         encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts}
         own = [None if text == plan.words[-1] else encoded[text][0][0] for text in plan.words]
         guide = SelfMask(self_mask, plan.scene, vae, reader) if self_mask > 0 else None
-        changed = model_at_once(model, units, own, guide)
+        changed = model_at_once(model, units, own, guide, held=bool(fixed))
         samples = sample_frames(
             changed, plan.scene.frames, (encoded[plan.words[-1]], encoded[negative]),
-            start.repeat(batch_size, 1, 1, 1), change.repeat(batch_size, 1, 1),
+            start.repeat(batch_size, 1, 1, 1), change.repeat(batch_size, 1, 1) if fixed else None,
             Sampler(seed, steps, cfg, sampler_name, scheduler),
         )  # fmt: skip
         pictures = vae.decode(samples)[..., :3]

@@ -53,27 +53,29 @@ class Sampler:
 
 def model_at_once(
     model: comfy.model_patcher.ModelPatcher, units: LayersAtOnce, words: Sequence[Tensor | None],
-    guide: SelfMask | None = None,
+    guide: SelfMask | None = None, held: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:  # fmt: skip
-    """Return a clone of a model that makes the frames of scenes at once.
+    """Return a clone of a model that makes the frames of scenes at once. Keep it until nothing refers to ``units``:
+    ComfyUI takes a network whose patcher is gone for lost memory.
 
     Args:
         model: the base model.
         units: what takes the place of its attentions.
         words: encoded words of each frame, ``[1, T, C]``; None: the scene's.
         guide: self-mask guidance. None: none.
+        held: whether something is held, so that a noise mask is given.
     """
     clone = model.clone()
     join_network(clone, units)
     act(clone, ModelChange(mode_of(JOINT), 1.0, 0.0, 1.0, {}, sharing=units, words=tuple(words)))
     if guide is not None:
         clone.set_model_sampler_post_cfg_function(guide.guided)
-    return clone
+    return with_change_map(clone) if held else clone
 
 
 def sample_frames(
-    model: comfy.model_patcher.ModelPatcher, frames: int, conds: Sequence[Any], start: Tensor, change: Tensor,
-    settings: Sampler,
+    model: comfy.model_patcher.ModelPatcher, frames: int, conds: Sequence[Any], start: Tensor,
+    change: Tensor | None, settings: Sampler,
 ) -> Tensor:  # fmt: skip
     """Sample scenes, as KSampler does behind LayerDiffuse Apply.
 
@@ -82,7 +84,7 @@ def sample_frames(
         frames: F.
         conds: positive and negative, as ComfyUI's CONDITIONING.
         start: latents of what is held, ``[R, C, h, w]`` in the VAE's scale; 0 where everything is made.
-        change: how far each cell may change, ``[R, h, w]`` in 0..1.
+        change: how far each cell may change, ``[R, h, w]`` in 0..1. None: everything is made.
         settings: of the sampler.
 
     Returns:
@@ -90,12 +92,11 @@ def sample_frames(
     """
     start = comfy.sample.fix_empty_latent_channels(model, start)
     noise = comfy.sample.prepare_noise(start, settings.seed)
-    held = bool((change < 1).any())
+    mask = None if change is None else change[:, None]
     shown = latent_preview.prepare_callback(model, settings.steps)
     return comfy.sample.sample(
-        with_change_map(model) if held else model, noise, settings.steps, settings.cfg, settings.sampler_name,
-        settings.scheduler, *conds, start, noise_mask=change[:, None] if held else None,
-        callback=in_a_strip(shown, frames), seed=settings.seed,
+        model, noise, settings.steps, settings.cfg, settings.sampler_name, settings.scheduler, *conds, start,
+        noise_mask=mask, callback=in_a_strip(shown, frames), seed=settings.seed,
     )  # fmt: skip
 
 
