@@ -88,3 +88,14 @@ def test_a_network_trained_for_several_layers_warns_only_beyond_them(weights):
     network = read_joint(weights, "own")
     assert untrained(network, SceneFrames(3), "own") is None
     assert "trained to make 3 layers at once, and 4" in untrained(network, SceneFrames(4), "own")
+
+
+def test_the_shipped_file_is_small_trained_for_three_layers_and_has_learnt_in_every_part():
+    file = TRANSPARENT / "joint_layers.safetensors"
+    assert file.stat().st_size <= 5e6
+    network = read_joint(load_file(file), file.name)
+    assert untrained(network, SceneFrames(3), file.name) is None
+    assert untrained(network, SceneFrames(4), file.name) is not None
+    assert len(network.units) == 14
+    assert bool(network.enhancer.o.weight.any())
+    assert all(bool(u.role.any()) and bool(u.depth[-1].weight.any()) for u in network.units)
