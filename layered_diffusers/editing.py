@@ -97,10 +97,10 @@ def sample_layers(
     given: dict[str, Any] = {**options}
     augmentations = check_augmentations(given.pop("augmentations", 8))
     seeds = check_seeds([given.pop("seed", 0)], 1)
-    encoder, name = _read_encoder(given.get("file"), given.pop("encoder", None))
+    encoder, scale = read_encoder(given.get("file"), given.pop("encoder", None))
     sampling, decoder = at_once(pipeline, plan.scene, plan.words, given)
     held = ChangeMap(
-        _encoded(pipeline, plan, encoder, offset_scale_of(name, encoder.latent_channels)),
+        encode_frames(pipeline, plan, encoder, scale),
         torch.stack([pipeline.latent_mask(change) for change in plan.change])[:, None],
     )
     sampling["methods"] = [*sampling["methods"], held]
@@ -181,20 +181,28 @@ def decompose(
     return sample_layers(pipeline, document, {}, hold_blend=True, **options)
 
 
-def _read_encoder(file: str | Path | None, encoder: str | Path | None) -> tuple[TransparentEncoder, str]:
-    """Read the transparent encoder that belongs to ``file``, and return its file's name; None for both takes the
-    storybook's."""
+def read_encoder(file: str | Path | None, encoder: str | Path | None) -> tuple[TransparentEncoder, float]:
+    """Read the transparent encoder that belongs to ``file``, and return it with the factor on its output; None for both
+    takes the storybook's.
+
+    Raises:
+        LayeredError: only one of the two is given, or the encoder is missing or broken.
+    """
     if (file is None) != (encoder is None):
         raise LayeredError(
             f"The file and the encoder belong together, but only {str(file or encoder)!r} is given. Give both, or "
             f"neither of them to use the storybook's"
         )
     path = Path(encoder or TRANSPARENT / "encoder.safetensors")
-    return TransparentEncoder.from_weights(read_layer_model_file(path), path.name), path.name
+    network = TransparentEncoder.from_weights(read_layer_model_file(path), path.name)
+    return network, offset_scale_of(path.name, network.latent_channels)
 
 
-def _encoded(pipeline: Generator, plan: LayersPlan, encoder: TransparentEncoder, scale: float) -> Tensor:
-    """Return the latents of all frames in the UNet's scale, ``[F, C, h, w]``."""
+def encode_frames(
+    pipeline: Generator, plan: LayersPlan, encoder: TransparentEncoder, scale: float = 1.0
+) -> Tensor:
+    """Return the latents of all frames of a plan in the UNet's scale, ``[F, C, h, w]``; ``scale`` is the factor on the
+    encoder's output."""
     model, count = pipeline.model, plan.scene.layers
     flat = pipeline.encode(frames_to_encode(plan))
     front = encode(

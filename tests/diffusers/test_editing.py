@@ -2,19 +2,25 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from demo.train.sprites import draw_sprite, padded
+from demo.train.transparent import Autoencoder
 from demo.world.places import TRANSPARENT
+from demo.world.vocabulary import Thing
 from layered_cli.command import main
 from layered_core.canvas.compositing import composite
 from layered_core.document import Layer, LayerDocument, identical
 from layered_core.errors import LayeredError
 from layered_core.files import read_layers
 from layered_core.formats.pictures import to_image
-from layered_core.joint.editing import Edit
+from layered_core.joint.editing import Edit, plan_layers
 from layered_core.metrics.picture_metrics import psnr
+from layered_core.transparency.transparent_networks import over_mid_grey
+from layered_diffusers.editing import encode_frames, read_encoder
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 FILES = {x: TRANSPARENT / f"{x}.safetensors" for x in ("encoder", "decoder")} | {
@@ -87,7 +93,7 @@ def test_what_is_held_is_seen_by_what_is_made(pipeline, two):
 
 
 def test_a_layer_with_no_time_to_change_comes_through_encoder_and_decoder_as_it_was(pipeline, scene):
-    """Catches a missing alpha offset, a wrong scale of the latents, and frames in a wrong order."""
+    """Catches a wrong scale of the latents, and frames in a wrong order."""
     made = pipeline.sample_layers(
         scene, {"a red ball": 0.0005, "background": 0.0005}, steps=30, augmentations=1
     )
@@ -98,6 +104,26 @@ def test_a_layer_with_no_time_to_change_comes_through_encoder_and_decoder_as_it_
     assert psnr(float((before - after)[inside].square().mean())) > 25
     a, b = (x.layer("background").image for x in (scene, made))
     assert psnr(float((a - b).square().mean())) > 28
+
+
+@torch.no_grad()
+def test_frames_are_encoded_as_in_training(pipeline):
+    """The layer on grey with the offset of its alpha; background and blend without one."""
+    sprite = draw_sprite(Thing("glass", "red", "ball"), np.random.default_rng(0))
+    layer = torch.from_numpy(sprite.copy()).float() / 255
+    sea = torch.tensor([0.2, 0.5, 0.8, 1.0]).expand(128, 128, 4)
+    plan = plan_layers(
+        LayerDocument(128, 128, (Layer("sea", sea, prompt="sea"), Layer("ball", layer, prompt="a ball"))),
+        {"ball": 0.5},
+    )
+    latents = encode_frames(pipeline, plan, *read_encoder(None, None))
+    trained = Autoencoder()
+    trained.load(TRANSPARENT)
+    front = padded(sprite)[None]
+    expected = pipeline.model.vae.encoder(over_mid_grey(front) * 2 - 1) + trained.offset(front)
+    assert torch.allclose(latents[:1], expected, atol=1e-3)
+    assert float(trained.offset(front).abs().mean()) > 0.02
+    assert torch.allclose(latents[1:2], pipeline.encode(sea[..., :3].movedim(-1, 0)[None]), atol=1e-4)
 
 
 def test_an_edit_makes_what_the_words_say_and_a_style_keeps_the_form(pipeline, scene):
