@@ -23,6 +23,7 @@ from layered_core.joint.editing import (
     plan_layers,
     with_frames,
 )
+from layered_core.joint.scenes import layer_names
 from layered_core.transparency.layer_diffuse_files import offset_scale_of, read_layer_model_file
 from layered_core.transparency.transparent_decode import check_augmentations
 from layered_core.transparency.transparent_encode import encode
@@ -31,7 +32,7 @@ from layered_diffusers.methods.change_map import ChangeMap
 from layered_diffusers.models import vae
 from layered_diffusers.models.loading import require_unet
 from layered_diffusers.sampling import Method, Progress, check_seeds
-from layered_diffusers.together import SceneWords, at_once, check_words, frame_seeds, layer_names
+from layered_diffusers.together import SceneWords, at_once, check_words, frame_seeds
 from layered_diffusers.transparent import read_transparency
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from demo.world.places import TRANSPARENT
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import invalid
 from layered_core.joint.frames import SceneFrames
+from layered_core.joint.scenes import FOREGROUND, layer_names
 from layered_core.transparency.transparent_decode import check_augmentations
 from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.joint_layers import JointLayers
@@ -192,20 +192,8 @@ def scene_document(scene: SceneWords, made: ScenesMade) -> LayerDocument:
     front = [x.permute(1, 2, 0) for x in made.layers[0]]
     words = [*(scene.layers or (scene.prompt,))]
     layers = [Layer("background", behind, prompt=scene.background or scene.prompt)]
-    for name, text, pixels in zip(layer_names(scene.layers) or ["foreground"], words, front, strict=True):
+    for name, text, pixels in zip(layer_names(scene.layers) or [FOREGROUND], words, front, strict=True):
         layers.append(Layer(name, pixels, prompt=text))
     layers.append(Layer("blend", both, prompt=scene.prompt, visible=False))
     height, width = made.blend.shape[-2:]
     return LayerDocument(width, height, tuple(layers), prompt=scene.prompt)
-
-
-def layer_names(words: Sequence[str]) -> list[str]:
-    """Return a name for each layer: its words, numbered where they were used before."""
-    taken = ["background", "blend"]
-    for text in words:
-        numbers = itertools.count(2)
-        name = text
-        while name in taken:
-            name = f"{text} {next(numbers)}"
-        taken.append(name)
-    return taken[2:]

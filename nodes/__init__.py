@@ -45,6 +45,7 @@ from .rendering.layered_rendering import LayeredRendering
 from .rendering.vision_guidance_preview import VisionGuidancePreview
 from .stages.add_layer_by_prompt import AddLayerByPrompt
 from .stages.stage_layer import FindPlace, StageLayer, StageSeed
+from .transparency.generate_layers import GenerateLayers
 from .transparency.layer_diffuse_apply import LayerDiffuseApply
 from .transparency.split_frames import SplitFrames
 from .transparency.transparent_decode import TransparentDecode
@@ -92,6 +93,7 @@ NODES: list[type[io.ComfyNode]] = [
     SplitFrames,
     TransparentDecode,
     TransparentEncode,
+    GenerateLayers,
     LearnWords,
     LayerTrainingData,
     SaveLayerLora,

@@ -42,8 +42,25 @@ class LayerDiffuseMode:
     """One of :data:`TASKS`."""
     takes: tuple[str, ...]
     """Pictures that must be given, in the order that the file expects."""
-    makes: tuple[str, ...]
-    """Pictures that are made, in the order of the batch. A foreground must be decoded with alpha."""
+    kinds: tuple[str, ...]
+    """Kinds of pictures that are made, in the order of the batch. A foreground must be decoded with alpha."""
+
+    def makes(self, layers: int = 1) -> tuple[str, ...]:
+        """Return the kind of every picture of a scene, in the order of the batch: the first kind once for each of
+        ``layers`` foregrounds, back to front. Neutral: 1.
+
+        Raises:
+            LayeredError: the mode makes one foreground at most, and ``layers`` is larger than 1.
+        """
+        if layers > 1 and self.task != "joint":
+            several = next(m.name for m in LAYER_DIFFUSE_MODES if m.task == "joint")
+            raise invalid(
+                "layer count",
+                layers,
+                f"1 in the mode {self.name!r}",
+                f"Several layers are made by {several!r}",
+            )
+        return (*(self.kinds[0],) * layers, *self.kinds[1:])
 
 
 _FG, _BG, _BLEND = "foreground", "background", "blend"

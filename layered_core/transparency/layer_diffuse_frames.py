@@ -389,10 +389,10 @@ def check_modules(network: HasUnits, modules: Sequence[tuple[int, int]], name: s
 
 def check_frames(network: AttentionSharing, mode: LayerDiffuseMode, name: str) -> None:
     """Raise :class:`LayeredError` unless a file makes and takes the same pictures as a mode."""
-    if network.frames != len(mode.makes) or (network.encoder is not None) != bool(mode.takes):
+    if network.frames != len(mode.kinds) or (network.encoder is not None) != bool(mode.takes):
         found, wanted = (
             f"makes {count} picture{'s' * (count != 1)}{' from one' if given else ''}"
-            for count, given in ((network.frames, network.encoder is not None), (len(mode.makes), mode.takes))
+            for count, given in ((network.frames, network.encoder is not None), (len(mode.kinds), mode.takes))
         )
         raise LayeredError(
             f"{described(name)} {found}, but the mode {mode.name!r} {wanted}. Choose the mode that the file "

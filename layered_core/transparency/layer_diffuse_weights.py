@@ -174,11 +174,11 @@ def check_pictures(patches: Patches, mode: LayerDiffuseMode, name: str) -> None:
             f"{len(mode.takes)} in the mode {mode.name!r}",
             fix,
         )
-    if len(mode.makes) != 1:
+    if len(mode.kinds) != 1:
         raise invalid(
             f"{described(name)}: number of pictures that it makes",
             1,
-            f"{len(mode.makes)} in the mode {mode.name!r}",
+            f"{len(mode.kinds)} in the mode {mode.name!r}",
             fix,
         )
 

@@ -91,12 +91,12 @@ class LayerDiffuse(Method):
         weights = read_layer_model_file(file)
         given = _given(self.mode, pictures or {})
         self.sizes = {p: (image.shape[-2], image.shape[-1]) for p, image in given.items()}
-        unknown = sorted(set(words or {}) - set(self.mode.makes if len(self.mode.makes) > 1 else ()))
+        unknown = sorted(set(words or {}) - set(self.mode.kinds if len(self.mode.kinds) > 1 else ()))
         if unknown:
             raise invalid(
                 "words",
                 unknown,
-                f"the names of pictures that are made together: {', '.join(self.mode.makes)}",
+                f"the names of pictures that are made together: {', '.join(self.mode.kinds)}",
             )
         family = type(model).__name__
         self.acting: _Weights | SharedAttentions
@@ -106,7 +106,7 @@ class LayerDiffuse(Method):
             network = network.to(model.unet.device, model.unet.dtype)
             own = [
                 encode(model, [words[f]])[0][0][None] if words and words.get(f) else None
-                for f in self.mode.makes
+                for f in self.mode.kinds
             ]
             self.acting = SharedAttentions(model.unet, network, own, _signals(network, given), weight)
         else:

@@ -23,17 +23,24 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.errors import LayeredError, check_number, invalid
+from ...layered_core.errors import LayeredError, check_number, check_whole, invalid
+from ...layered_core.joint.frames import MOST_LAYERS, SceneFrames
+from ...layered_core.joint.joint_files import fitting_joint, is_joint, untrained
+from ...layered_core.joint.network import LayersAtOnce
 from ...layered_core.transparency.layer_diffuse_files import LAYER_DIFFUSE_MODES, LayerDiffuseMode, mode_of
 from ...layered_core.transparency.layer_diffuse_frames import (
+    AttentionSharing,
     fitting_frames,
     is_attention_sharing,
 )
 from ...layered_core.transparency.layer_diffuse_weights import Patches, fitting_patches
 from ...layered_core.transparency.transparent_networks import over_mid_grey
 from ..layers.pictures import pictures
+from ..layers.remarks import warn
 from .layer_diffuse_run import KEY, ModelChange, attentions_of, sample_with_change
-from .layer_model import layer_model_choices, read_layer_model
+from .layer_model import layer_model_choices, read_joint_file, read_layer_model
+
+NAME = "LayerDiffuse Apply"
 
 _PREFIX = "diffusion_model."
 
@@ -46,7 +53,7 @@ class LayerDiffuseApply(io.ComfyNode):
         """Return the schema: everything that the user sees of the node."""
         return io.Schema(
             node_id="LD_LayerDiffuseApply",
-            display_name="LayerDiffuse Apply",
+            display_name=NAME,
             category="layered diffusion/transparency",
             description=(
                 "Let a model paint a transparent layer, or the foreground, background or blend that "
@@ -75,41 +82,52 @@ class LayerDiffuseApply(io.ComfyNode):
                     tooltip="Share of the sampling at which the file stops acting and the base model "
                         "goes on alone, 0 to 1. Neutral: 1.",
                 ),
+                io.Int.Input(
+                    "layer_count", default=1, min=1, max=MOST_LAYERS, optional=True, advanced=True,
+                    tooltip="With foreground, background and blend: how many foregrounds are made at once, 1 to "
+                        "4. The batch then has 2 latents more for each scene. Neutral: 1.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The changed model, for the sampler.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: Any, mode: Mapping[str, Any], weight: float, start_percent: float, end_percent: float
-    ) -> io.NodeOutput:
+        cls, model: Any, mode: Mapping[str, Any], weight: float, start_percent: float, end_percent: float,
+        layer_count: int = 1,
+    ) -> io.NodeOutput:  # fmt: skip
         """Read the file, check that it fits the model, and patch a clone."""
         check_number("weight", weight, 0, 2)
         check_number("start_percent", start_percent, 0, 1)
         check_number("end_percent", end_percent, start_percent, 1)
+        check_whole("layer_count", layer_count, 1, MOST_LAYERS)
         chosen = mode_of(mode["mode"])
+        chosen.makes(layer_count)
         if weight == 0 or start_percent == end_percent:
             return io.NodeOutput(model)
-        unet = model.model.diffusion_model
-        unet = getattr(unet, "_orig_mod", unet)  # the model that torch.compile wrapped
-        family = type(model.model.model_config).__name__
-        if not isinstance(unet, UNetModel):
-            raise invalid(
-                "model: family", family, "Stable Diffusion 1.5 or XL, the family that the file was made for"
-            )
-        weights = read_layer_model(mode["file"], chosen.task)
-        sharing, always = is_attention_sharing(weights), (start_percent, end_percent) == (0, 1)
+        unet, family = checked_unet(model), family_of(model)
+        joint = chosen.task == "joint"
+        weights = (
+            read_joint_file(mode["file"], layer_count)
+            if joint
+            else read_layer_model(mode["file"], chosen.task)
+        )
+        sharing = is_attention_sharing(weights) or is_joint(weights)
+        always = (start_percent, end_percent) == (0, 1)
         clone = model.clone() if sharing or always else _hookable(model)
-        if clone.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY):
-            raise LayeredError(
-                "model: it comes from LayerDiffuse Apply already, and two files do not act together. Connect "
-                "the base model"
-            )
         pictures = {p: _picture(p, mode) for p in chosen.takes}
         sizes = {p: (image.shape[-2], image.shape[-1]) for p, image in pictures.items()}
         change = partial(ModelChange, chosen, weight, start_percent, end_percent, sizes)
         if sharing:
-            acting = change(**_share(clone, unet, weights, chosen, mode, family, pictures))
+            if joint and (layer_count > 1 or is_joint(weights)):
+                scene = SceneFrames(layer_count)
+                units: AttentionSharing | LayersAtOnce = layers_at_once(
+                    model, weights, scene, mode["file"], NAME
+                )
+            else:
+                units = fitting_frames(weights, chosen, _modules(unet), mode["file"], family)
+            words = _all_words(chosen, mode, layer_count)
+            acting = change(sharing=units, words=words, signals=_share(clone, units, chosen, pictures))
         else:
             patches = _fitting(unet, weights, chosen, mode, family)
             latents = _encoded(clone, mode["vae"], pictures) if pictures else None
@@ -118,10 +136,63 @@ class LayerDiffuseApply(io.ComfyNode):
                 concat=patches.concat,
                 latents=latents,
             )
-        clone.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, partial(sample_with_change, acting)
-        )
+        act(clone, acting)
         return io.NodeOutput(clone)
+
+
+def checked_unet(model: comfy.model_patcher.ModelPatcher) -> UNetModel:
+    """Return the UNet of a MODEL.
+
+    Raises:
+        LayeredError: it has none, or a LayerDiffuse file changes it already.
+    """
+    unet = model.model.diffusion_model
+    unet = getattr(unet, "_orig_mod", unet)  # the model that torch.compile wrapped
+    if not isinstance(unet, UNetModel):
+        raise invalid(
+            "model: family", family_of(model),
+            "Stable Diffusion 1.5 or XL, the family that the file was made for",
+        )  # fmt: skip
+    if model.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY):
+        raise LayeredError(
+            "model: it comes from LayerDiffuse Apply already, and two files do not act together. Connect "
+            "the base model"
+        )
+    return unet
+
+
+def family_of(model: comfy.model_patcher.ModelPatcher) -> str:
+    """Return the name of ComfyUI's class for the kind of model."""
+    return type(model.model.model_config).__name__
+
+
+def layers_at_once(
+    model: comfy.model_patcher.ModelPatcher, weights: Mapping[str, Tensor], scene: SceneFrames, file: str,
+    node: str, enhance: float = 1.0,
+) -> LayersAtOnce:  # fmt: skip
+    """Return a file's units for several layers; warn if the file was trained for fewer.
+
+    Args:
+        model: has a UNet.
+        weights: of the file.
+        scene: the pictures that are made together.
+        file, node: names of the file and of the node that runs, for errors and the warning.
+        enhance: how far the layers' words are completed from the scene's, 0..1. Neutral: 0.
+
+    Raises:
+        LayeredError: the file is broken, for another model, or does not make layers at once.
+    """
+    network = fitting_joint(weights, _modules(checked_unet(model)), file, family_of(model))
+    if told := untrained(network, scene, file):
+        warn(node, told)
+    return LayersAtOnce(network, scene, enhance)
+
+
+def act(clone: comfy.model_patcher.ModelPatcher, change: ModelChange) -> None:
+    """Let a change act in every run of a clone."""
+    clone.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, partial(sample_with_change, change)
+    )
 
 
 def _inputs(mode: LayerDiffuseMode) -> list[io.Input]:
@@ -147,17 +218,20 @@ def _inputs(mode: LayerDiffuseMode) -> list[io.Input]:
         inputs.append(
             io.Vae.Input(
                 "vae",
-                optional=len(mode.makes) > 1,
+                optional=len(mode.kinds) > 1,
                 tooltip="Encodes the given pictures. SD1.5's files do not need it.",
             )
         )
-    if len(mode.makes) > 1:
-        for frame in mode.makes:
+    if len(mode.kinds) > 1:
+        several = " For several layers join one each, back to front (Conditioning Combine)."
+        several *= mode.task == "joint"
+        for frame in mode.kinds:
             inputs.append(
                 io.Conditioning.Input(
                     f"{frame}_words",
                     optional=True,
-                    tooltip=f"Words for the {frame} alone. Not connected: the sampler's positive is used.",
+                    tooltip=f"Words for the {frame} alone. Not connected: the sampler's positive is used."
+                    + (several if frame == mode.kinds[0] else ""),
                 )
             )
     return inputs
@@ -227,50 +301,62 @@ def _encoded(clone: comfy.model_patcher.ModelPatcher, vae: Any, pictures: Mappin
     return torch.cat([x.expand(max(batches), -1, -1, -1) for x in latents], 1)
 
 
-def _share(
-    clone: comfy.model_patcher.ModelPatcher, unet: UNetModel, weights: Mapping[str, Tensor],
-    chosen: LayerDiffuseMode, mode: Mapping[str, Any], family: str,
-    pictures: Mapping[str, Tensor],
-) -> dict[str, Any]:  # fmt: skip
-    """Load a file's attention-sharing units beside the model; return the fields of :class:`ModelChange` that
-    describe them."""
-    modules = [(m.to_q.in_features, m.to_k.in_features) for m in attentions_of(unet)]
-    network = fitting_frames(weights, chosen, modules, mode["file"], family)
-    network = network.to(clone.model.get_dtype_inference())
-    manage = comfy.model_management
+def _modules(unet: UNetModel) -> list[tuple[int, int]]:
+    return [(m.to_q.in_features, m.to_k.in_features) for m in attentions_of(unet)]
+
+
+def join_network(
+    clone: comfy.model_patcher.ModelPatcher, units: AttentionSharing | LayersAtOnce
+) -> comfy.model_patcher.ModelPatcher:
+    """Let ComfyUI load a file's units beside a clone; return what manages them."""
+    network = units.network if isinstance(units, LayersAtOnce) else units
     patcher = comfy.model_patcher.ModelPatcher(
-        network, load_device=clone.load_device, offload_device=manage.unet_offload_device()
-    )
+        network.to(clone.model.get_dtype_inference()), load_device=clone.load_device,
+        offload_device=comfy.model_management.unet_offload_device(),
+    )  # fmt: skip
     clone.set_additional_models(KEY, [patcher])
-    signals: tuple[Tensor, ...] = ()
-    if network.encoder is not None:
-        (picture,) = pictures.values()
-        if len(picture) != 1:
-            raise invalid(
-                f"{chosen.takes[0]}: number of pictures",
-                len(picture),
-                "1",
-                "The file takes one picture for the whole batch",
-            )
-        manage.load_models_gpu([patcher])
-        signals = tuple(
-            s.to(manage.intermediate_device())
-            for s in network.encoder(picture.to(patcher.load_device, next(network.parameters()).dtype))
+    return patcher
+
+
+def _share(
+    clone: comfy.model_patcher.ModelPatcher, units: AttentionSharing | LayersAtOnce,
+    chosen: LayerDiffuseMode, pictures: Mapping[str, Tensor],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Load a file's units beside the model; return the signals of the given picture."""
+    patcher = join_network(clone, units)
+    if units.encoder is None:
+        return ()
+    (picture,) = pictures.values()
+    if len(picture) != 1:
+        raise invalid(
+            f"{chosen.takes[0]}: number of pictures",
+            len(picture),
+            "1",
+            "The file takes one picture for the whole batch",
         )
-    words = tuple(_words(f"{frame}_words", mode) for frame in chosen.makes)
-    return {"sharing": network, "words": words, "signals": signals}
+    manage = comfy.model_management
+    manage.load_models_gpu([patcher])
+    given = picture.to(patcher.load_device, next(patcher.model.parameters()).dtype)
+    return tuple(s.to(manage.intermediate_device()) for s in units.encoder(given))
 
 
-def _words(name: str, mode: Mapping[str, Any]) -> Tensor | None:
+def _all_words(chosen: LayerDiffuseMode, mode: Mapping[str, Any], layers: int) -> tuple[Tensor | None, ...]:
+    """Return the encoded words of every picture of a scene; None: it has none of its own."""
+    first, *others = chosen.kinds
+    own = _words(f"{first}_words", mode, layers)
+    return (*own, *(_words(f"{kind}_words", mode)[0] for kind in others))
+
+
+def _words(name: str, mode: Mapping[str, Any], layers: int = 1) -> list[Tensor | None]:
+    """Return an input's encoded words for each of ``layers`` pictures; a single one is for all of them."""
     given = mode.get(name)
     if given is None:
-        return None
-    if len(given) != 1:
+        return [None] * layers
+    if len(given) not in (1, layers):
         raise invalid(
-            f"{name}: number of conditionings",
-            len(given),
-            "1",
-            "Connect CLIP Text Encode directly, without combining",
-        )
-    words: Tensor = given[0][0]
-    return words[:1]
+            f"{name}: number of conditionings", len(given), "1" if layers == 1 else f"1 or {layers}",
+            "Connect CLIP Text Encode directly, without combining" if layers == 1
+            else "Combine one for each layer, back to front",
+        )  # fmt: skip
+    found = [words[0][:1] for words in given]
+    return found * (layers // len(found))

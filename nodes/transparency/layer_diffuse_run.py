@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +17,12 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ...layered_core.errors import LayeredError, invalid
+from ...layered_core.joint.network import LayersAtOnce
 from ...layered_core.noise.window import Window
 from ...layered_core.transparency.layer_diffuse_files import LayerDiffuseMode
 from ...layered_core.transparency.layer_diffuse_frames import (
     AttentionSharing,
     Base,
-    SharingUnit,
     check_rows,
     frame_contexts,
     signal_for,
@@ -56,7 +56,8 @@ class ModelChange:
     """Weights of the first convolution for the channels of the pictures' latents."""
     latents: Tensor | None = None
     """The latents of n pictures, joined along the channels, ``[B, 4 n, h, w]``."""
-    sharing: AttentionSharing | None = None
+    sharing: AttentionSharing | LayersAtOnce | None = None
+    """The units that take the place of the model's attentions, for files whose pictures attend to each other."""
     words: tuple[Tensor | None, ...] = ()
     """The encoded words of each frame, ``[1, T, C]``; None: the frame has no words of its own."""
     signals: tuple[Tensor, ...] = ()
@@ -190,7 +191,7 @@ class _Run:
                     module.forward = own
 
     def _attend(
-        self, module: nn.Module, unit: SharingUnit, crossed: bool, conditional: Sequence[bool], x: Tensor,
+        self, module: nn.Module, unit: Callable[..., Tensor], crossed: bool, conditional: Sequence[bool], x: Tensor,
         context: Tensor | None = None,
         value: Tensor | None = None, mask: Tensor | None = None,
         transformer_options: Mapping[str, Any] | None = None,
@@ -212,6 +213,10 @@ class _Run:
             return comfy.ldm.modules.attention.optimized_attention(q, k, v, module.heads, **named)
 
         base = Base(module.to_q, module.to_k, module.to_v, module.to_out, attend)
-        contexts = frame_contexts(context, unit.frames, self.change.words, conditional) if crossed else None
+        contexts = None
+        if crossed:
+            sharing = self.change.sharing
+            given = frame_contexts(context, sharing.frames, self.change.words, conditional)
+            contexts = sharing.texts(given)
         signal = signal_for(self.change.signals, x.shape[1])
         return unit(x, contexts, base, None if signal is None else signal.to(x), self.change.weight)

@@ -21,10 +21,13 @@ KIND = "layer_model"
 STORYBOOK = "storybook (shipped)"
 """The choice that means this pack's own small files, for the storybook model."""
 
+JOINT_LAYERS = "joint layers"
+"""The task of the storybook's file for several layers; files of the task ``joint`` serve for it too."""
 
 _STORYBOOK_FILES = {
     "transparent": "lora.safetensors",
     "joint": "joint.safetensors",
+    JOINT_LAYERS: "joint_layers.safetensors",
     "encoder": "encoder.safetensors",
     "decoder": "decoder.safetensors",
 }
@@ -62,6 +65,12 @@ def read_layer_model(name: str, task: str) -> dict[str, Tensor]:
     if path is None:
         raise missing_file(name, folder_paths.get_folder_paths(KIND)[0])
     return read_layer_model_file(path)
+
+
+def read_joint_file(name: str, layers: int) -> dict[str, Tensor]:
+    """Return the tensors of a choice of :func:`layer_model_choices` for the task ``joint`` that make ``layers``
+    foregrounds; of the storybook's two files, one is for a single foreground. Errors as in :func:`read_layer_model`."""
+    return read_layer_model(name, "joint" if layers == 1 else JOINT_LAYERS)
 
 
 def _storybook_file(task: str) -> Path | None:

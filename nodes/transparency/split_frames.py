@@ -9,13 +9,14 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ...layered_core.errors import LayeredError
+from ...layered_core.errors import LayeredError, check_whole
+from ...layered_core.joint.frames import MOST_LAYERS
 from ...layered_core.transparency.layer_diffuse_frames import check_rows
 from ..layers.pictures import pictures
 
 _MOST = 3
 
-_FIX = "Set frames to the number of pictures of each scene"
+_FIX = "Set frames to the number of pictures of each scene, and layer count as in LayerDiffuse Apply"
 
 
 class SplitFrames(io.ComfyNode):
@@ -60,15 +61,25 @@ class SplitFrames(io.ComfyNode):
                 "come out empty."),
                 io.Latent.Input("latent", optional=True, tooltip="The latents of the pictures, for "
                     "Transparent Decode. Not connected: the latents come out empty."),
+                io.Int.Input(
+                    "layer_count", default=1, min=1, max=MOST_LAYERS, optional=True, advanced=True,
+                    tooltip="As in LayerDiffuse Apply: how many foregrounds each scene has, 1 to 4. They come "
+                        "out together as the first. Neutral: 1.",
+                ),
             ],
             outputs=outputs,
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, frames: int, image: Tensor | None = None, latent: Mapping[str, Any] | None = None
+        cls,
+        frames: int,
+        image: Tensor | None = None,
+        latent: Mapping[str, Any] | None = None,
+        layer_count: int = 1,
     ) -> io.NodeOutput:
-        """Return every ``frames``-th picture and latent, from the first, the second and the third on."""
+        """Return the first pictures and latents of every scene, ``layer_count`` of each, the second and the third."""
+        check_whole("layer_count", layer_count, 1, MOST_LAYERS)
         if image is None and latent is None:
             raise LayeredError(
                 "image, latent: nothing is connected. Connect the batch that is to be taken apart"
@@ -76,21 +87,32 @@ class SplitFrames(io.ComfyNode):
         nothing = ExecutionBlocker(None)
         images: list[Any] = [nothing] * _MOST
         latents: list[Any] = [nothing] * _MOST
+        rows = frames + layer_count - 1
         if image is not None:
-            check_rows(len(pictures(image)), frames, "image", _FIX)
+            check_rows(len(pictures(image)), rows, "image", _FIX)
         if latent is not None:
-            check_rows(len(latent["samples"]), frames, "latent", _FIX)
+            check_rows(len(latent["samples"]), rows, "latent", _FIX)
         for i in range(frames):
-            images[i] = nothing if image is None else image[i::frames]
-            latents[i] = nothing if latent is None else _every_nth(latent, i, frames)
+            first, last = (0, layer_count) if i == 0 else (i + layer_count - 1, i + layer_count)
+            if image is not None:
+                images[i] = image[_chosen(len(image), first, last, rows)]
+            if latent is not None:
+                latents[i] = _part(latent, first, last, rows)
         return io.NodeOutput(*images, *latents)
 
 
-def _every_nth(latent: Mapping[str, Any], first: int, step: int) -> dict[str, Any]:
-    """Return rows ``first``, ``first + step``, ... of a LATENT, with their noise masks and batch indices."""
+def _chosen(rows: int, first: int, last: int, step: int) -> list[int]:
+    """Return rows ``first`` to ``last`` of every scene of ``step`` rows."""
+    return [row for row in range(rows) if first <= row % step < last]
+
+
+def _part(latent: Mapping[str, Any], first: int, last: int, step: int) -> dict[str, Any]:
+    """Return rows ``first`` to ``last`` of every scene of a LATENT, with their noise masks and batch indices."""
     rows = len(latent["samples"])
+    chosen = _chosen(rows, first, last, step)
     out = dict(latent)
     for key in ("samples", "noise_mask", "batch_index"):
         if key in latent and len(latent[key]) == rows:
-            out[key] = latent[key][first::step]
+            values = latent[key]
+            out[key] = values[chosen] if isinstance(values, Tensor) else [values[row] for row in chosen]
     return out

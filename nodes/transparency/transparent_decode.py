@@ -120,35 +120,9 @@ class TransparentDecode(io.ComfyNode):
         samples = None if latent is None else latent["samples"]
         if samples is not None and samples.is_nested:
             raise invalid("latent", "a latent of several parts", "a picture's latent, of one part")
-        patcher, dtype = managed(decoder, PRECISIONS[precision])
-        options = {"tile": tile_size, "augmentations": int(augmentations)}
-        needed, result_bytes = bytes_needed(decoder.to(dtype), pixels.shape[2], pixels.shape[3], **options)
-        manage = comfy.model_management
-        manage.load_models_gpu([patcher], memory_required=needed)
-        results = result_bytes * len(image)
-        check_memory(
-            "transparent decode",
-            results,
-            manage.get_free_memory(torch.device("cpu")),
-            "main memory",
-            "Scale the picture down, or decode fewer",
+        rgba = decode_pictures(
+            decoder, pixels, samples, int(augmentations), combine=combine, tile=tile_size, precision=precision
         )
-        # On devices that share the main memory, the results take a part of it.
-        free = manage.get_free_memory(patcher.load_device) - results * (
-            patcher.load_device.type in ("cpu", "mps")
-        )
-        check_memory(
-            "transparent decode",
-            needed,
-            free,
-            f"memory on {patcher.load_device}",
-            "Take a smaller tile_size or fewer augmentations",
-        )
-        batch = pictures_at_once(needed, free, len(image))
-        attend = attention_for(patcher.load_device)
-        rgba = decode(
-            decoder, pixels, samples, combine=combine, batch=batch, attend=attend, **options
-        ).movedim(1, -1)
         stack: Any = ExecutionBlocker(
             f"layers: number of pictures is {len(rgba)}; allowed: at most {MAX_LAYERS} in a stack. Decode "
             f"fewer at once to get one"
@@ -158,8 +132,52 @@ class TransparentDecode(io.ComfyNode):
             stack = append_layers(
                 layers, [Layer(n, picture.cpu()) for n, picture in zip(names, rgba, strict=True)]
             )
-        rgba = rgba.to(manage.intermediate_device())
+        rgba = rgba.to(comfy.model_management.intermediate_device())
         return io.NodeOutput(rgba, rgba[..., 3], stack)
+
+
+def decode_pictures(
+    decoder: TransparentDecoder, pixels: Tensor, latents: Tensor | None, augmentations: int, *,
+    combine: str = COMBINE[0], tile: int = 2048, precision: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Load a decoder and decode pictures ``[B, 3, H, W]`` to RGBA ``[B, H, W, 4]``, float32 with straight alpha.
+
+    Args:
+        decoder, pixels, latents, augmentations, combine, tile: as for the core's ``decode``.
+        precision: one of ``PRECISIONS``.
+
+    Raises:
+        LayeredError: there is not enough memory, or the latents do not fit the pictures.
+    """
+    patcher, dtype = managed(decoder, PRECISIONS[precision])
+    options = {"tile": tile, "augmentations": augmentations}
+    needed, result_bytes = bytes_needed(decoder.to(dtype), pixels.shape[2], pixels.shape[3], **options)
+    manage = comfy.model_management
+    manage.load_models_gpu([patcher], memory_required=needed)
+    results = result_bytes * len(pixels)
+    check_memory(
+        "transparent decode",
+        results,
+        manage.get_free_memory(torch.device("cpu")),
+        "main memory",
+        "Scale the picture down, or decode fewer",
+    )
+    # On devices that share the main memory, the results take a part of it.
+    free = manage.get_free_memory(patcher.load_device) - results * (
+        patcher.load_device.type in ("cpu", "mps")
+    )
+    check_memory(
+        "transparent decode",
+        needed,
+        free,
+        f"memory on {patcher.load_device}",
+        "Take a smaller tile_size or fewer augmentations",
+    )
+    batch = pictures_at_once(needed, free, len(pixels))
+    attend = attention_for(patcher.load_device)
+    return decode(decoder, pixels, latents, combine=combine, batch=batch, attend=attend, **options).movedim(
+        1, -1
+    )
 
 
 def managed(

@@ -42,6 +42,7 @@ NODES = {
     "LD_TransparentDecode": ("12_transparent_layer", ["10", "11"]),
     "LD_LayerDiffuseApply": ("12_transparent_layer", ["2", "3", "6"]),
     "LD_SplitFrames": ("15_foreground_and_background", ["8", "14", "16", "13"]),
+    "LD_GenerateLayers": ("29_layers_together", ["2", "3"]),
     "LD_LearnWords": ("25_learn_a_layer", ["8", "9", "24"]),
     "LD_LayerTrainingData": ("26_lora_from_a_layer", ["8", "9"]),
     "LD_SaveLayerLora": ("26_lora_from_a_layer", ["10", "11", "20"]),
@@ -72,6 +73,8 @@ RESULTS = {
     "25_learn_a_layer": ("9", "8", "24"),
     "26_lora_from_a_layer": ("9", "24"),
     "28_own_look_of_a_layer": ("5", "11"),
+    "29_layers_together": ("3", "4", "5"),
+    "30_edit_one_of_them": ("5", "6", "7"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 

@@ -19,7 +19,8 @@ MAKE = """async (words) => {
       if (kind === 'LD_EditLayer') node.widgets.find((w) => w.name === name).value = 'set';
     await new Promise((done) => setTimeout(done));
     for (const widget of node.widgets ?? [])
-      if (/^(prompt|negative)([.]to)?$/.test(widget.name) && typeof widget.value === 'string' && widget.value !== 'set')
+      if (/^(prompt|negative|layer_prompts|background)([.]to)?$/.test(widget.name) && widget.type !== 'combo'
+          && typeof widget.value === 'string' && widget.value !== 'set')
         widget.value = words;
   }
   const { output } = await app.graphToPrompt();
@@ -33,6 +34,10 @@ FIELDS = {
     ("LD_AddLayerByPrompt", "prompt"),
     ("LD_EditLayer", "negative.to"),
     ("LD_EditLayer", "prompt.to"),
+    ("LD_GenerateLayers", "background"),
+    ("LD_GenerateLayers", "layer_prompts"),
+    ("LD_GenerateLayers", "negative"),
+    ("LD_GenerateLayers", "prompt"),
     ("LD_LayerFromImage", "negative"),
     ("LD_LayerFromImage", "prompt"),
     ("LD_LayeredRendering", "negative"),

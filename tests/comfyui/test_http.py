@@ -123,6 +123,8 @@ SHOWN = {
     "25_learn_a_layer": ("24", "sea", {("red", "ball")}),
     "26_lora_from_a_layer": ("24", "sea", {("red", "ball")}),
     "20_regions_storybook_transformer": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
+    "29_layers_together": ("4", "sea", {("red", "ball"), ("blue", "star")}),
+    "30_edit_one_of_them": ("7", "sea", {("red", "ball"), ("green", "tree")}),
 }
 """For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128
 x 128 pixels."""

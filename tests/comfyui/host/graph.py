@@ -146,3 +146,20 @@ def transparent_decode(image, **inputs):
 def transparent_encode(image, **inputs):
     values = {"file": "storybook (shipped)", "offset_scale": 0.0}
     return node("LD_TransparentEncode", image=image, vae=["loader", 2], **{**values, **inputs})
+
+
+def generate_layers(prompt, layer_prompts="", **inputs):
+    values = {
+        "background": "", "negative": "", "width": 128, "height": 128, "batch_size": 1, "seed": 7, "steps": 2,
+        "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "file": "storybook (shipped)",
+        "decoder": "storybook (shipped)", "enhancer": 1.0, "self_mask": 0.0, "augmentations": "1",
+    }  # fmt: skip
+    return node(
+        "LD_GenerateLayers",
+        model=["loader", 0],
+        clip=["loader", 1],
+        vae=["loader", 2],
+        prompt=prompt,
+        layer_prompts=layer_prompts,
+        **{**values, **inputs},
+    )

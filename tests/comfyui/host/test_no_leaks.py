@@ -11,6 +11,7 @@ from graph import (
     from_boxes,
     from_image,
     from_layout,
+    generate_layers,
     layer_diffuse,
     load,
     masked_patch,
@@ -225,6 +226,7 @@ EXAMPLES = {
         "a": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
         "it": transparent_encode(["a", 0]),
     },
+    "LD_GenerateLayers": {"it": generate_layers("a red ball by the sea", width=96, height=96, steps=1)},
     "LD_LearnWords": {**one_ball(), "it": learn(name="krk-leak", steps=1, overwrite=True)},
     "LD_LayerTrainingData": {**one_ball(), "it": training_data()},
     "LD_SaveLayerLora": {

@@ -10,6 +10,7 @@ from layered_core.transparency.layer_diffuse_files import (
     FILES,
     TASKS,
     missing_file,
+    mode_of,
     offset_scale_of,
     published,
     published_for,
@@ -106,3 +107,12 @@ def test_a_file_without_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "none.safetensors")
     with pytest.raises(LayeredError, match=r"file 'none.safetensors' has no tensors\. Copy it again"):
         read_layer_model_file(tmp_path / "none.safetensors")
+
+
+def test_one_mode_makes_several_foregrounds_and_the_others_say_which():
+    joint = mode_of("foreground, background and blend")
+    assert joint.makes() == ("foreground", "background", "blend")
+    assert joint.makes(3) == ("foreground",) * 3 + ("background", "blend")
+    assert mode_of("background to foreground and blend").makes() == ("foreground", "blend")
+    with pytest.raises(LayeredError, match="layer count is 2; allowed: 1 in the mode 'transparent layer'"):
+        mode_of("transparent layer").makes(2)

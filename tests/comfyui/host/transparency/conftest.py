@@ -54,8 +54,8 @@ def applied(node_module, models, vae, words):
         given = {"mode": mode, "file": file, **{p: pictures[p] for p in m.takes if p in pictures}}
         if m.takes:
             given["vae"] = vae
-        if own and len(m.makes) > 1:
-            given |= {f"{f}_words": words(f"a {f}") for f in m.makes[:-1]}
+        if own and len(m.kinds) > 1:
+            given |= {f"{f}_words": words(f"a {f}") for f in m.kinds[:-1]}
         return node_module.LayerDiffuseApply.execute(model, given, weight, start, end).args[0]
 
     return apply
