@@ -90,7 +90,7 @@ def sample_layers(
         LayeredError: as :func:`~layered_core.joint.editing.plan_layers`; a file is missing or for another model, or a
             value is out of range; raised before anything is sampled.
     """
-    require_unet(pipeline.model, "Layers made at once")
+    require_unet(pipeline.model, "Making layers together")
     plan = plan_layers(document, free, hold_blend)
     if plan is None:
         return document

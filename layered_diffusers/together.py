@@ -107,7 +107,7 @@ def generate_scenes(
         LayeredError: a file is missing or for another model, or a value is out of range; raised before
             anything is sampled.
     """
-    require_unet(pipeline.model, "Layers made at once")
+    require_unet(pipeline.model, "Making layers together")
     for scene in scenes:
         check_words(scene)
     counts = tuple(len(s.layers) or 1 for s in scenes)

@@ -23,7 +23,7 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.train.unet import MOST, Replay
 from demo.train.words import word_ids
 from demo.world.places import CONTROL
@@ -111,7 +111,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         latents, tokens, _, _ = replay.batch(scenes, ids)
         hints = replay.hints()
         batch = objective.noised(latents.repeat(LEVELS, 1, 1, 1))
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             context = text(tokens)[0].repeat(LEVELS, 1, 1)
             if trainer.step % 16 == 0:
                 with torch.no_grad():

@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.train.loop import Trainer, device, launch, start_from
+from demo.train.loop import Trainer, device, half_precision, launch, start_from
 from demo.world.harmony import WEIGHTS, Harmony, pasted
 from demo.world.scenes import HELD_OUT, random_scene
 from layered_core.canvas.compositing import composite
@@ -72,7 +72,7 @@ def calibrate(harmony: Harmony, vae: AutoencoderTiny, seeds: list[int]) -> None:
 @torch.no_grad()
 def through(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
     """Encode and decode the pictures, so that both classes have the decoder's traces."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         latents = vae.encode(pictures.contiguous(memory_format=torch.channels_last) * 2 - 1).latents
         return (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, frozen_text_encoder, frozen_vae, prepare
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.train.replay import ReplayStore
 from demo.train.sprites import draw_sprite, padded
 from demo.train.transparent import Autoencoder, encode, frozen_autoencoder
@@ -189,7 +189,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         scenes.add(max(count // (4 if scenes.filled < 2000 else 8), 1))
         latents, tokens = scenes.batch(count, ids)
         batch = objective.noised(latents, FRAMES)
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             v = unet(batch.noisy, batch.t, text(tokens)[0]).sample
         error = objective.error(v, batch)
         apart = objective.errors(v, batch).detach().unflatten(0, (count, FRAMES)).mean(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from demo.train.diffusion import Noised, Objective, frozen_text_encoder, frozen_vae, prepare
 from demo.train.layered_scenes import Batch, LayeredScenes, draw_layers
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.train.transparent import frozen_autoencoder
 from demo.train.unet import attention_loss
 from demo.train.words import WIDTH, word_ids
@@ -194,8 +194,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             store.add(max(count // 8, 1))
         batch = store.batch(count, ids)
         noised = objective.noised(batch.latents, scene.frames)
-        # Half precision is emulated, and slow, on many CPUs.
-        with torch.autocast(device().type, torch.bfloat16, enabled=device().type != "cpu"):
+        with half_precision():
             v = run.predict(scene, noised.noisy, noised.t, text(batch.tokens)[0])
         apart = objective.errors(v, noised).unflatten(0, (count, scene.frames)).mean(0)
         consistent = inconsistency(objective, v, noised, batch)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.world.judge import WEIGHTS, Judge, Verdict
 from demo.world.scenes import HELD_OUT, Scene, place_object, random_scene
 from demo.world.vocabulary import BACKGROUNDS, COLOURS, KINDS
@@ -118,7 +118,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             torch.from_numpy(np.stack(t)).to(device()) for t in zip(*map(labels, scenes), strict=True)
         )
         where = torch.tensor([places.index(s.background) for s in scenes], device=device())
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             logits, place, meeting = model(
                 augmented(rng, pictures).contiguous(memory_format=torch.channels_last)
             )

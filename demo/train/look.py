@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, frozen_text_encoder, frozen_vae, prepare
-from demo.train.loop import Trainer, device
+from demo.train.loop import Trainer, half_precision
 from demo.train.unet import Replay
 from demo.train.words import word_ids
 from demo.world.looks import LOOKS
@@ -123,7 +123,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         replay.add(count // 8)
         latents, tokens, _, _ = replay.batch(count, ids)
         batch = objective.noised(latents)
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             v = unet(batch.noisy, batch.t, text(tokens)[0]).sample
         going = trainer.update(objective.error(v, batch), count)
         if trainer.due(4.0) or not going:

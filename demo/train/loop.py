@@ -66,6 +66,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def half_precision() -> torch.autocast:
+    """Return a context in which networks compute in bfloat16, unless the processor only emulates it, which takes many
+    times as long as float32."""
+    where = device().type
+    able = where != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(where, torch.bfloat16, enabled=bool(able))
+
+
 class Trainer:
     """Train one model with AdamW (and Muon), gradients averaged over processes, a cosine schedule over
     wall-clock time, EMA and checkpoints.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from demo.train.diffusion import SCHEDULE, frozen_text_encoder, frozen_vae, prepare
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.train.tokenizer import END
 from demo.train.unet import Replay, attention_loss
 from demo.train.words import LENGTH, WIDTH, encode, pad, word_ids
@@ -274,7 +274,7 @@ class Quality:
         """Return the share of pictures with the right landscape, and just the right objects."""
         x = torch.randn(len(self.wanted), CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
         x = x.to(device())
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             x = sample(model, record, x, self.context, self.pooled, steps, guidance)
             pictures = self.vae.decoder(x.contiguous(memory_format=torch.channels_last))
         pictures = pictures.float().clamp(-1, 1) / 2 + 0.5
@@ -326,7 +326,7 @@ def train(rank: int, processes: int, options: Any) -> None:
             replay.add(count // 2)  # eight scenes at once are encoded twice as fast as one by one
         latents, tokens, masks, nouns = replay.batch(count, ids)
         noise, t = torch.randn_like(latents), noise_levels(count)
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             with torch.no_grad():
                 context, pooled = text(tokens)[:2]
             x = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))

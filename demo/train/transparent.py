@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo.train.diffusion import frozen_vae, prepare
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.train.replay import ReplayStore
 from demo.train.sprites import KNOWN, SMOKE_SHARE, draw_smoke, draw_sprite, padded
 from demo.world.places import MODEL
@@ -138,7 +138,7 @@ class Sprites(ReplayStore):
 def encode(vae: AutoencoderTiny, rgba: Tensor) -> Tensor:
     """Return the latents, without offset, of RGBA in 0..1 on grey."""
     grey = over_mid_grey(rgba).to(device(), memory_format=torch.channels_last)
-    with torch.autocast(device().type, torch.bfloat16):
+    with half_precision():
         return vae.encoder(grey * 2 - 1).float()
 
 
@@ -206,7 +206,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         sprites.add(max(count // 8, 1))
         rgba, latents = sprites.batch(count, side)
         known = torch.rand(count, 1, 1, 1, device=device()) > 0.1
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             offset = model.offset(rgba).float()
             z = latents + offset + NOISE * torch.rand_like(latents[:, :1, :1, :1]) * torch.randn_like(latents)
             pixels = decode_pixels(vae, z)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.train.diffusion import Objective, RecordingAttention, frozen_text_encoder, frozen_vae, prepare
-from demo.train.loop import Trainer, device
+from demo.train.loop import Trainer, device, half_precision
 from demo.train.replay import ReplayStore
 from demo.train.sprites import draw_sprite, padded
 from demo.train.tokenizer import START
@@ -119,7 +119,7 @@ class LayerReplay(ReplayStore):
         """Draw, encode and store ``count`` new objects."""
         things = [THINGS[i] for i in self.rng.integers(len(THINGS), size=count)]
         rgba = torch.stack([padded(draw_sprite(t, self.rng)) for t in things]).to(device())
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             offset = self.autoencoder.offset(rgba).float()
         latents = encode(self.vae, rgba) + offset
         masks = nn.functional.avg_pool2d(rgba[:, 3:], 8)
@@ -193,7 +193,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         latents, tokens, masks, nouns = replay.batch(count, ids)
         batch = objective.noised(latents)
         record.maps = []
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             v = unet(batch.noisy, batch.t, text(tokens)[0]).sample
         error = objective.error(v, batch)
         attention = attention_loss(record.maps, masks, nouns, batch.clear)

@@ -23,7 +23,7 @@ from demo.train.diffusion import (
     frozen_vae,
     prepare,
 )
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.train.replay import ReplayStore
 from demo.train.words import pad, training_caption, word_ids
 from demo.world.places import MODEL
@@ -71,7 +71,7 @@ class Replay(ReplayStore):
             / 127.5
             - 1
         )
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             latents = self.vae.encoder(pictures.contiguous(memory_format=torch.channels_last)).float()
         for scene, picture, latent in zip(scenes, pictures, latents, strict=True):
             self.store(self.take_slot(), scene, picture, latent)
@@ -156,7 +156,7 @@ def train(rank: int, processes: int, options: Any) -> None:
         latents, tokens, masks, nouns = replay.batch(count, ids)
         batch = objective.noised(latents)
         record.maps = []
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             v = model(batch.noisy, batch.t, text(tokens)[0]).sample
         error = objective.error(v, batch)
         attention = attention_loss(record.maps, masks, nouns, batch.clear)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 
-from demo.train.loop import Trainer, device, start_from
+from demo.train.loop import Trainer, device, half_precision, start_from
 from demo.world.places import MODEL
 from demo.world.scenes import HELD_OUT, random_scene
 from demo.world.vocabulary import CANVAS
@@ -111,7 +111,7 @@ def train(rank: int, processes: int, options: Any) -> None:
     while going:
         side, count = (32, 16) if trainer.progress < 0.3 else (64, 6)
         x = crops(rng, side, count * options.scale).to(device(), memory_format=torch.channels_last)
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             z = model.encoder(x).float()
             y = model.decoder(z + 0.05 * torch.randn_like(z)).float()
         # The absolute error keeps edges sharp, the squared error raises PSNR; both on pixels in 0..1.

@@ -47,7 +47,7 @@ class JointLayers(Method):
         Raises:
             LayeredError: the file is missing, broken or for another model; a number is out of range.
         """
-        require_unet(model, "Layers made at once")
+        require_unet(model, "Making layers together")
         check_number("enhance", enhance, 0, 1)
         check_number("weight", weight, 0, 2)
         check_number("start", start, 0, 1)

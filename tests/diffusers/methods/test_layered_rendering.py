@@ -143,7 +143,7 @@ def test_with_strength_0_and_hard_masks_it_is_multidiffusion(sampler):
     fusion = RegionFusion(rows, pipeline, hard=True, bootstrapping=0)
     theirs = sampled(pipeline, fusion, prompts=prompts, seeds=[5] * 3)
     ours = sampled(pipeline, rendered(pipeline, strength=0, share=1), seeds=[5])
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs, atol=3e-5, rtol=1e-5)
     assert float((ours - sampled(pipeline, seeds=[5])).abs().max()) > 0.1
 
 

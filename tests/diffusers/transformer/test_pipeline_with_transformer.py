@@ -208,7 +208,7 @@ def test_add_layer_leaves_every_pixel_outside_its_mask_alone(flux):
 def test_what_needs_a_unet_is_refused_by_name(flux, tmp_path):
     with pytest.raises(LayeredError, match="LayerDiffuse needs a model with a UNet, and FluxPipeline has"):
         flux.generate_transparent(["a red ball"])
-    with pytest.raises(LayeredError, match="LayerDiffuse needs a model with a UNet"):
+    with pytest.raises(LayeredError, match="Making layers together needs a model with a UNet"):
         flux.generate_scene("a red ball")
     with pytest.raises(LayeredError, match="LayerDiffuse needs a model with a UNet"):
         LayerDiffuse(flux.model, tmp_path / "lora.safetensors")
