@@ -106,14 +106,15 @@ def test_steps_lower_the_loss_and_resuming_goes_on_exactly(batch, tmp_path):
         return float(loss.detach())
 
     first = trainer(model)
-    losses = [step(first) for _ in range(5)]
-    assert losses[-1] < 0.9 * losses[0]
+    losses = [step(first) for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
     first.save()
     again = new_transformer()
     again.set_attn_processor(record)
     second = trainer(again)
-    assert (second.step, second.samples) == (5, 40)
-    assert step(second) == pytest.approx(step(first), rel=1e-4)
+    assert (second.step, second.samples) == (12, 96)
+    for _ in range(2):
+        assert step(second) == pytest.approx(step(first), rel=1e-4)
 
 
 def test_noise_levels_cover_all_of_the_range():
