@@ -17,6 +17,9 @@ did not use. The judge examines every layer on a drawn landscape, and background
   blend, 0 where that is missing.
 * ``same_background``: PSNR of the background to the blend, dB, more than 8 pixels away from any object in the blend.
 * ``native``, ``native_blend``: probability that nothing is pasted in the composite, and in the blend.
+* ``frechet``, ``frechet_blend``: Fréchet distance of all composites, and all blends, to other drawn scenes of as many
+  objects, in the judge's features.
+* ``colour_right``: ``layer_right`` of the layers whose kind no other layer of the scene has.
 * ``seconds``: time for a scene.
 
 Figures of single layers are means over a scene's layers; intervals are bootstrap intervals over scenes. Rows:
@@ -27,6 +30,8 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
 
 * ``sag_0.5``, ``sag_1``, ``self_mask_0.5``, ``self_mask_1``: as ``together``, with self-attention guidance (all places
   of all pictures are blurred), or self-mask guidance of these amounts.
+* ``weak``, ``weak_not_enhanced``: as ``together``, but the words of layers that count for ``colour_right`` do not name
+  their colour; the scene's do. The second has no prompt enhancer.
 * ``edit``: the scene is made with another object in front, which is then edited to the wanted one. ``kept`` is the
   share of scenes whose other layers and background come back bit for bit.
 * ``decompose``: the scene as drawn, taken apart. The blend is the drawing.
@@ -44,17 +49,17 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.bench.intervals import Interval, mean_interval, paired_interval
+from benchmarks.bench.intervals import Interval, mean_interval, paired_interval, set_interval
 from benchmarks.bench.judging import (
     PRESENT,
     Examiner,
@@ -62,203 +67,47 @@ from benchmarks.bench.judging import (
     full_size,
     laid_on,
     layer_figures,
+    reference_features,
     seen_mask,
-)
+)  # fmt: skip
 from benchmarks.bench.scenes import Case, layer_cases, layout_cases
+from benchmarks.joint_ways import ROWS, USUAL, How, Made, of_single_kind
 from benchmarks.transparency import SAMPLER, checkerboard
 from demo.world.judge import Verdict
-from demo.world.places import MODEL, TRANSPARENT
-from demo.world.vocabulary import THINGS
-from layered_core.canvas.compositing import composite
+from demo.world.places import MODEL
 from layered_core.canvas.masks import visible_masks
-from layered_core.document import Layer, LayerDocument
 from layered_core.formats.pictures import to_image
-from layered_core.joint.frames import MOST_LAYERS, SceneFrames
+from layered_core.joint.frames import MOST_LAYERS
 from layered_core.metrics.layout_metrics import mask_iou
-from layered_core.metrics.picture_metrics import outside_mse, psnr
-from layered_diffusers.methods.self_mask import SelfMask
+from layered_core.metrics.picture_metrics import frechet_distance, outside_mse, psnr
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
-from layered_diffusers.together import SceneWords
 
 COVERED = 64
 """Least area on which two layers must both be present to count as covering each other, pixels."""
 
 
-class Made(NamedTuple):
-    """The pictures of one scene, each in 0..1."""
-
-    layers: Tensor
-    """Straight RGBA ``[K, 4, H, W]``, back to front."""
-    background: Tensor
-    """``[3, H, W]``."""
-    blend: Tensor | None
-    """The model's own picture of all, ``[3, H, W]``; None if there is none."""
-    kept: float = math.nan
-    """Whether all layers but an edited one are the same bit for bit; NaN if none was edited."""
+FEWEST = 8
+"""Least number of scenes of which Fréchet distances are measured."""
 
 
-class How(NamedTuple):
-    """How scenes are sampled."""
+class Seen(NamedTuple):
+    """What is measured of one scene."""
 
-    steps: int
-    guidance: float
-    file: Path | None
-    """Weights of the network that makes layers at once; None: the shipped ones."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the pipeline's methods that make layers at once."""
-        decoder = None if self.file is None else TRANSPARENT / "decoder.safetensors"
-        return {"steps": self.steps, "guidance": self.guidance, "file": self.file, "decoder": decoder}
-
-    @property
-    def editing(self) -> dict[str, Any]:
-        """The options of those that start from pictures."""
-        return {**self.options, "encoder": None if self.file is None else TRANSPARENT / "encoder.safetensors"}
+    figures: dict[str, float]
+    """NaN for those that it does not have."""
+    features: dict[str, Tensor]
+    """Features of pictures of which a Fréchet distance is measured, by its name, each ``[16, C]``."""
 
 
-def words_of(case: Case) -> SceneWords:
-    """Return the words of a case, each layer's its own."""
-    return SceneWords(case.words, tuple(t.words for t in case.things), case.background_words)
-
-
-def together(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How, **more: Any
-) -> list[Made]:
-    """Make all pictures of each case at once."""
-    made = pipeline.generate_scenes([words_of(c) for c in cases], seeds=seeds, **how.options, **more)
-    return [Made(*x) for x in zip(*made, strict=True)]
-
-
-class Everywhere(SelfMask):
-    """Self-attention guidance without a mask: every place of every picture is blurred."""
-
-    def masks(self, picture: Tensor) -> Tensor:
-        """Return masks of 1."""
-        return torch.ones_like(picture[:, 0])
-
-
-def sag(
-    amount: float,
-    pipeline: LayeredDiffusionPipeline,
-    cases: Sequence[Case],
-    seeds: Sequence[int],
-    how: How,
-) -> list[Made]:
-    """Make all pictures of each case at once with self-attention guidance."""
-    prompts = [x for c in cases for x in (*words_of(c).layers, c.background_words, c.words)]
-    method = Everywhere(SceneFrames(len(cases[0].things)), prompts, lambda latents: latents[:, 0], amount)
-    return together(pipeline, cases, seeds, how, methods=[method])
-
-
-def self_mask(
-    amount: float,
-    pipeline: LayeredDiffusionPipeline,
-    cases: Sequence[Case],
-    seeds: Sequence[int],
-    how: How,
-) -> list[Made]:
-    """Make all pictures of each case at once with self-mask guidance."""
-    return together(pipeline, cases, seeds, how, self_mask=amount)
-
-
-def edit(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
-) -> list[Made]:
-    """Make each case with another object in front, and edit that to be the wanted one."""
-    made = []
-    for case, seed in zip(cases, seeds, strict=True):
-        wanted, scene = case.things[-1].words, words_of(case)
-        other = next(
-            t.words
-            for t in THINGS[seed % len(THINGS) :] + THINGS
-            if all(t.kind != x.kind for x in case.things)
-        )
-        words = (*scene.layers[:-1], other)
-        # The front object's words stand anywhere in the caption.
-        prompt = case.words.replace(wanted, other, 1)
-        before = pipeline.generate_scene(
-            prompt, words, background=case.background_words, seed=seed, **how.options
-        )
-        name = before.layers[-2].name
-        after = pipeline.edit_layers(before, {name: wanted}, seed=seed, **how.editing)
-        kept = all(torch.equal(a.image, b.image) for a, b in zip(before, after, strict=True) if a.visible
-                   and a.name != name)  # fmt: skip
-        made.append(made_of(after)._replace(kept=float(kept)))
-    return made
-
-
-def decompose(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
-) -> list[Made]:
-    """Take each case as drawn apart."""
-    made = []
-    for case, seed in zip(cases, seeds, strict=True):
-        scene = words_of(case)
-        made.append(made_of(pipeline.decompose(
-            to_image(case.picture.permute(1, 2, 0)), scene.layers, background=scene.background, prompt=scene.prompt,
-            seed=seed, **how.editing,
-        )))  # fmt: skip
-    return made
-
-
-def made_of(document: LayerDocument) -> Made:
-    """Return the pictures of a document of a background, layers and a hidden blend."""
-    behind, *layers, blend = (x.image.permute(2, 0, 1) for x in document if x.image is not None)
-    return Made(torch.stack(layers), behind[:3], blend[:3])
-
-
-def alone(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
-) -> list[Made]:
-    """Make each picture of each case separately."""
-    sampling = {"steps": how.steps, "guidance": how.guidance}
-    layers = [
-        pipeline.generate_transparent(
-            [c.things[i].words for c in cases], seeds=[s + i * 2**30 for s in seeds], **sampling
-        )
-        for i in range(len(cases[0].things))
-    ]
-    background = pipeline.generate([c.background_words for c in cases], seeds=seeds, **sampling)
-    blend = pipeline.generate([c.words for c in cases], seeds=seeds, **sampling)
-    return [Made(*x) for x in zip(torch.stack(layers, 1), background, blend, strict=True)]
-
-
-def stages(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
-) -> list[Made]:
-    """Make the landscape of each case, then one layer after the other where a draft puts its object."""
-    made = []
-    for case, seed in zip(cases, seeds, strict=True):
-        side = case.scene.size
-        texts = [case.background_words, *(t.words for t in case.things)]
-        layers = [Layer(str(i), prompt=text, width=side, height=side) for i, text in enumerate(texts)]
-        document = LayerDocument(side, side, tuple(layers))
-        done = pipeline.generate_layers(
-            document, seed=seed, alpha="transparent", steps=how.steps, guidance=how.guidance
-        )
-        alone = [composite(replace(done, layers=(x,))).permute(2, 0, 1) for x in done]
-        made.append(Made(torch.stack(alone[1:]), alone[0][:3], None))
-    return made
-
-
-Way = Callable[[LayeredDiffusionPipeline, Sequence[Case], Sequence[int], How], list[Made]]
-ROWS: dict[str, Way] = {
-    "together": together, "alone": alone, "stages": stages,
-    **{f"sag_{g}": partial(sag, g) for g in (0.5, 1)},
-    **{f"self_mask_{g}": partial(self_mask, g) for g in (0.5, 1)},
-    "edit": edit, "decompose": decompose,
-}  # fmt: skip
-USUAL = ("together", "alone", "stages")
-
-
-def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
-    """Return the figures of one scene; NaN for those that it does not have."""
+def examined(examiner: Examiner, case: Case, made: Made) -> Seen:
+    """Examine the pictures of one scene."""
     flat = made.background
     for layer in made.layers:
         flat = laid_on(layer, flat)
     alone = torch.stack([laid_on(x, case.backdrop) for x in made.layers])
-    behind, whole, *each = examiner.judge.look(torch.cat([made.background[None], flat[None], alone]))
+    sights = examiner.look(torch.cat([made.background[None], flat[None], alone]))
+    behind, whole, *each = (s.verdict for s in sights)
+    features = {"frechet": sights[1].features}
     found = single_figures(case, made.layers, each)
     found["background_right"] = float(behind.background == case.scene.background and not behind.objects)
     found["all_right"] = float(whole.background == case.scene.background and whole.shows(case.things))
@@ -268,7 +117,8 @@ def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
     found["native"] = float(examiner.harmony.native(flat[None]))
     found["kept"] = made.kept
     if made.blend is not None:
-        (both,) = examiner.judge.look(made.blend[None])
+        (sight,) = examiner.look(made.blend[None])
+        both, features["frechet_blend"] = sight.verdict, sight.features
         seen = visible_masks(made.layers[:, 3])[0] >= PRESENT
         ious = [same_object(both, t, x) for t, x in zip(case.things, seen, strict=True)]
         found["blend_right"] = float(both.background == case.scene.background and both.shows(case.things))
@@ -278,7 +128,7 @@ def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
         found["composite_psnr"] = psnr(float((flat - made.blend).square().mean()))
         found["same_background"] = same_background(made.background, made.blend, both)
         found["native_blend"] = float(examiner.harmony.native(made.blend[None]))
-    return found
+    return Seen(found, features)
 
 
 def single_figures(case: Case, layers: Tensor, verdicts: Sequence[Verdict]) -> dict[str, float]:
@@ -294,6 +144,8 @@ def single_figures(case: Case, layers: Tensor, verdicts: Sequence[Verdict]) -> d
         values = [f[own] for f in each if not math.isnan(f[own])]
         found[name] = sum(values) / len(values) if values else math.nan
     found["front_right"] = each[-1]["object_right"]
+    single = [f["object_right"] for f, x in zip(each, of_single_kind(case), strict=True) if x]
+    found["colour_right"] = sum(single) / len(single) if single else math.nan
     return found
 
 
@@ -349,20 +201,33 @@ def measure(
     """Return, for each row, the figures of every scene with that many layers."""
     pipeline, examiner = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER), Examiner(MODEL)
     cases = cases_of(layers, count)
-    found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
+    found: dict[str, list[Seen]] = {row: [] for row in rows}
     for row in rows:
         for start in tqdm(range(0, count, batch), desc=f"{layers} layers, {row}", file=sys.stderr):
             part = cases[start : start + batch]
             begun = time.perf_counter()
             made = ROWS[row](pipeline, part, range(start, start + len(part)), how)
             seconds = (time.perf_counter() - begun) / len(part)
-            found[row] += [
-                figures(examiner, c, m) | {"seconds": seconds} for c, m in zip(part, made, strict=True)
-            ]
+            for case, pictures_of_it in zip(part, made, strict=True):
+                seen = examined(examiner, case, pictures_of_it)
+                seen.figures["seconds"] = seconds
+                found[row].append(seen)
             if pictures is not None and start == 0:
                 pictures.mkdir(parents=True, exist_ok=True)
                 to_image(sheet(made[:8])).save(pictures / f"{row}_{layers}.png")
-    return summary(found)
+    result = summary({row: [seen.figures for seen in scenes] for row, scenes in found.items()})
+    if count < FEWEST:
+        return result
+    drawn = reference_features(examiner, objects=(layers,))
+    for row, scenes in found.items():
+        for name in scenes[0].features:
+            features = [seen.features[name] for seen in scenes]
+            result[row][name], _ = set_interval(partial(_distance, features, drawn), count)
+    return result
+
+
+def _distance(features: Sequence[Tensor], drawn: Tensor, scenes: Sequence[int]) -> float:
+    return frechet_distance(torch.cat([features[i] for i in scenes]), drawn)
 
 
 def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Interval]]:

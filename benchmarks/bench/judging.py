@@ -181,10 +181,11 @@ class Examiner:
         return records
 
 
-def reference_features(examiner: Examiner, count: int = 192) -> Tensor:
-    """Return the features of drawn scenes that no method has to make, ``[16 count, C]``."""
+def reference_features(examiner: Examiner, count: int = 192, objects: Sequence[int] = (2, 3, 4)) -> Tensor:
+    """Return the features of drawn scenes that no method has to make, ``[16 count, C]``; ``objects`` are the numbers
+    of objects in them."""
     features = []
-    cases = layout_cases(count, first=REFERENCE)
+    cases = layout_cases(count, objects, first=REFERENCE)
     for start in range(0, count, 32):
         pictures = torch.stack([c.picture for c in cases[start : start + 32]])
         features += [s.features for s in examiner.look(pictures)]

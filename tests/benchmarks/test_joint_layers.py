@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.bench.judging import Examiner, laid_on
 from benchmarks.bench.scenes import Case
-from benchmarks.joint_layers import Made, figures, main, printed, summary
+from benchmarks.joint_layers import examined, main, measure, printed, summary
+from benchmarks.joint_ways import How, Made, weak_words_of
 from demo.world.drawing import draw_background
 from demo.world.places import MODEL
 from demo.world.scenes import Scene, place_object
@@ -44,7 +45,7 @@ def flat(made, order):
 
 def test_a_drawn_scene_is_right_in_every_figure(examiner):
     for boxes, order in ((APART, math.nan), (CROSSED, 1.0)):
-        found = figures(examiner, *drawn(boxes))
+        found = examined(examiner, *drawn(boxes)).figures
         for name in ("layer_right", "all_right", "blend_right", "background_right"):
             assert found[name] == 1.0, name
         assert found["alpha_iou"] > 0.85
@@ -58,8 +59,8 @@ def test_layers_in_one_place_hide_each_other_though_each_is_right(examiner):
     case, made = drawn(APART)
     moved = made.layers.clone()
     moved[0] = made.layers[0].roll((12, 60), (1, 2))
-    found = figures(examiner, case, made._replace(layers=moved))
-    assert found["overlap"] > 0.5 > figures(examiner, case, made)["overlap"]
+    found = examined(examiner, case, made._replace(layers=moved)).figures
+    assert found["overlap"] > 0.5 > examined(examiner, case, made).figures["overlap"]
     assert (found["layer_right"], found["all_right"], found["blend_right"]) == (1.0, 0.0, 1.0)
     assert found["same_object"] < 0.6
 
@@ -67,7 +68,7 @@ def test_layers_in_one_place_hide_each_other_though_each_is_right(examiner):
 def test_a_blend_that_shows_the_lower_layer_in_front_has_the_wrong_order(examiner):
     case, made = drawn(CROSSED)
     swapped = made._replace(blend=flat(made, (1, 0)))
-    found = figures(examiner, case, swapped)
+    found = examined(examiner, case, swapped).figures
     assert found["order_right"] == 0.0
     assert found["blend_right"] == 1.0
     assert found["all_right"] == 1.0
@@ -75,17 +76,17 @@ def test_a_blend_that_shows_the_lower_layer_in_front_has_the_wrong_order(examine
 
 def test_a_thing_that_the_blend_lacks_and_a_thing_on_the_background_count(examiner):
     case, made = drawn(APART)
-    lacks = figures(examiner, case, made._replace(blend=flat(made, (0,))))
+    lacks = examined(examiner, case, made._replace(blend=flat(made, (0,)))).figures
     assert lacks["blend_right"] == 0.0
     assert 0.4 < lacks["same_object"] < 0.5
-    shows = figures(examiner, case, made._replace(background=flat(made, (0,))))
+    shows = examined(examiner, case, made._replace(background=flat(made, (0,)))).figures
     assert shows["background_right"] == 0.0
     assert shows["same_background"] > 60 or math.isinf(shows["same_background"])
 
 
 def test_without_a_blend_its_figures_are_left_out(examiner):
     case, made = drawn(APART)
-    found = figures(examiner, case, made._replace(blend=None))
+    found = examined(examiner, case, made._replace(blend=None)).figures
     assert "same_object" not in found
     assert found["all_right"] == 1.0
 
@@ -126,3 +127,20 @@ def test_the_command_measures_guidance_editing_and_taking_apart(capsys):
     assert found["decompose"]["blend_right"]["mean"] == 1.0, "the blend is the drawing"
     psnrs = [found[row]["composite_psnr"]["mean"] for row in ("together", "sag_1", "self_mask_1")]
     assert len(set(psnrs)) == 3
+
+
+def test_weak_words_lack_the_colour_where_the_scene_can_tell_it():
+    case, _ = drawn(APART)
+    assert weak_words_of(case).layers == ("a ball", "a star")
+    assert "red" in weak_words_of(case).prompt
+    twice = replace(
+        case.scene, objects=(case.scene.objects[0], place_object(Thing("solid", "blue", "ball"), APART[1]))
+    )
+    assert weak_words_of(Case(twice)).layers == ("a red ball", "a blue ball")
+
+
+@pytest.mark.slow
+def test_drawn_blends_are_nearer_to_drawn_scenes_than_those_of_one_step():
+    found = measure(2, 8, ["together", "decompose"], How(1, 2.0, None), 8, None)
+    assert found["together"]["frechet_blend"].n == 8
+    assert found["decompose"]["frechet_blend"].mean < 0.5 * found["together"]["frechet_blend"].mean
