@@ -1,5 +1,6 @@
 """Measure how well the storybook makes several layers, their background and their blend at once:
-``python -m benchmarks.joint_layers [--json] [-n N] [--layers K ...] [--rows ROW ...] [--pictures FOLDER]``.
+``python -m benchmarks.joint_layers [--json] [-n N] [--layers K ...] [--rows ROW ...] [--model transformer]
+[--pictures FOLDER]``.
 
 For each number of layers K, n scenes are made from new noise, each layer from its own words. Scenes of one layer are
 the 144 objects in turn on the six landscapes; those of more have different solid objects, and captions that training
@@ -24,6 +25,11 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
 * ``together``: all pictures of a scene at once.
 * ``alone``: each made separately from the same words: transparent layers, the landscape, the whole prompt.
 * ``stages``: the landscape, then a transparent layer after the other, at places that a draft finds. It has no blend.
+* ``transplant``, ``transplant_0.5``: each layer made alone and moved away from the others, then held in the blend up to
+  this share of the steps (0.75 if none is named); the background from the blend (:mod:`layered_core.joint.transplant`).
+* ``transplant_0``: the same layers, not held: what moving them apart does by itself.
+* ``drafts``, ``drafts_0``: as ``transplant`` and ``transplant_0``, with layers that are what differs in drafts on the
+  background, which needs no LayerDiffuse.
 
 * ``sag_0.5``, ``sag_1``, ``self_mask_0.5``, ``self_mask_1``: as ``together``, with self-attention guidance (all places
   of all pictures are blurred), or self-mask guidance of these amounts.
@@ -31,9 +37,12 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
   share of scenes whose other layers and background come back bit for bit.
 * ``decompose``: the scene as drawn, taken apart. The blend is the drawing.
 
+The storybook's transformer (``--model transformer``) has no transparent layers: its ``transplant`` is with drafts,
+and ``alone`` has the same layers and background and a blend made separately.
+
 ``front_right`` and ``front_same_object`` are ``layer_right`` and ``same_object`` of the layer in front alone, and
 ``composite_psnr`` is the PSNR of the layers' composite to the blend, dB. ``together - alone`` and so on are differences
-paired by scene.
+paired by scene, to the first row where ``together`` is not measured.
 """
 
 from __future__ import annotations
@@ -77,6 +86,7 @@ from layered_core.joint.frames import MOST_LAYERS, SceneFrames
 from layered_core.metrics.layout_metrics import mask_iou
 from layered_core.metrics.picture_metrics import outside_mse, psnr
 from layered_diffusers.methods.self_mask import SelfMask
+from layered_diffusers.models.loading import is_transformer
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.together import SceneWords
 
@@ -213,6 +223,10 @@ def alone(
 ) -> list[Made]:
     """Make each picture of each case separately."""
     sampling = {"steps": how.steps, "guidance": how.guidance}
+    if is_transformer(pipeline.model):
+        blend = pipeline.generate([c.words for c in cases], seeds=[s + 2**30 for s in seeds], **sampling)
+        made = transplant(pipeline, cases, seeds, how, until=0.0)
+        return [x._replace(blend=own) for x, own in zip(made, blend, strict=True)]
     layers = [
         pipeline.generate_transparent(
             [c.things[i].words for c in cases], seeds=[s + i * 2**30 for s in seeds], **sampling
@@ -242,14 +256,30 @@ def stages(
     return made
 
 
+def transplant(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How, **more: Any
+) -> list[Made]:
+    """Make the layers of each case alone, and the blend around them."""
+    made = pipeline.transplant_scenes(
+        [words_of(c) for c in cases], seeds=seeds, steps=how.steps, guidance=how.guidance, **more
+    )
+    return [Made(*x) for x in zip(*made, strict=True)]
+
+
 Way = Callable[[LayeredDiffusionPipeline, Sequence[Case], Sequence[int], How], list[Made]]
 ROWS: dict[str, Way] = {
     "together": together, "alone": alone, "stages": stages,
     **{f"sag_{g}": partial(sag, g) for g in (0.5, 1)},
     **{f"self_mask_{g}": partial(self_mask, g) for g in (0.5, 1)},
-    "edit": edit, "decompose": decompose,
+    "edit": edit, "decompose": decompose, "transplant": transplant,
+    **{f"transplant_{u}": partial(transplant, until=float(u)) for u in (0, 0.5)},
+    "drafts": partial(transplant, alpha="difference"),
+    "drafts_0": partial(transplant, alpha="difference", until=0.0),
 }  # fmt: skip
-USUAL = ("together", "alone", "stages")
+USUAL = {"storybook": ("together", "alone", "stages"), "transformer": ("transplant", "alone")}
+"""Rows that are measured if none is named, by model."""
+OF_TRANSFORMER = ("alone", "transplant", "transplant_0", "transplant_0.5")
+"""Rows that the transformer has."""
 
 
 def figures(examiner: Examiner, case: Case, made: Made) -> dict[str, float]:
@@ -343,11 +373,19 @@ def cases_of(layers: int, count: int) -> list[Case]:
     return layer_cases(count) if layers == 1 else layout_cases(count, (layers,))
 
 
+def model_of(name: str) -> LayeredDiffusionPipeline:
+    """Return the pipeline of a model, a key of ``USUAL``."""
+    if name == "transformer":
+        return LayeredDiffusionPipeline.from_pretrained("demo-transformer")
+    return LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
+
+
 def measure(
-    layers: int, count: int, rows: Sequence[str], how: How, batch: int, pictures: Path | None
-) -> dict:
+    pipeline: LayeredDiffusionPipeline, layers: int, count: int, rows: Sequence[str], how: How, batch: int,
+    pictures: Path | None,
+) -> dict:  # fmt: skip
     """Return, for each row, the figures of every scene with that many layers."""
-    pipeline, examiner = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER), Examiner(MODEL)
+    examiner = Examiner(MODEL)
     cases = cases_of(layers, count)
     found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
     for row in rows:
@@ -366,15 +404,19 @@ def measure(
 
 
 def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Interval]]:
-    """Return mean and interval of every figure of every row, and of the paired differences to ``together``."""
+    """Return mean and interval of every figure of every row, and of the paired differences to ``together``, or to the
+    first row."""
     columns = {
         row: {name: [scene.get(name, math.nan) for scene in scenes] for name in scenes[0]}
         for row, scenes in found.items()
     }
     result = {row: {k: mean_interval(v) for k, v in figures.items()} for row, figures in columns.items()}
-    for row in set(columns) - {"together"} if "together" in columns else ():
-        mine, theirs = columns["together"], columns[row]
-        result[f"together - {row}"] = {
+    base = "together" if "together" in columns else next(iter(columns))
+    for row in columns:
+        if row == base:
+            continue
+        mine, theirs = columns[base], columns[row]
+        result[f"{base} - {row}"] = {
             k: paired_interval(mine[k], theirs[k]) for k in mine if k in theirs and k != "seconds"
         }
     return result
@@ -408,9 +450,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--layers", type=int, nargs="+", default=[1, 2, 3], choices=range(1, MOST_LAYERS + 1), metavar="K",
         help="numbers of layers, 1 to 4 (default: 1 2 3)",
     )  # fmt: skip
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help=f"(default: {' '.join(USUAL['storybook'])})")
     parser.add_argument(
-        "--rows", nargs="+", default=USUAL, choices=ROWS, help=f"(default: {' '.join(USUAL)})"
-    )
+        "--model", choices=USUAL, default="storybook",
+        help=f"(default: %(default)s); rows of the transformer: {' '.join(OF_TRANSFORMER)}",
+    )  # fmt: skip
     parser.add_argument("--file", type=Path, help="weights of the network (default: the shipped ones)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument(
@@ -424,16 +468,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.n < 1:
         parser.error("-n must be at least 1")
+    rows = options.rows or USUAL[options.model]
+    if options.model == "transformer" and (wrong := set(rows) - set(OF_TRANSFORMER)):
+        parser.error(f"--rows: the transformer has no {' '.join(sorted(wrong))}")
     how = How(options.steps, options.guidance, options.file)
+    pipeline = model_of(options.model)
     results = {
-        k: measure(k, options.n, options.rows, how, options.batch, options.pictures) for k in options.layers
+        k: measure(pipeline, k, options.n, rows, how, options.batch, options.pictures) for k in options.layers
     }
     if options.json:
         named = {
             k: {r: {f: v._asdict() for f, v in x.items()} for r, x in rows.items()}
             for k, rows in results.items()
         }
-        settings = {"sampler": SAMPLER, "steps": how.steps, "guidance": how.guidance, "n": options.n}
+        sampler = SAMPLER if options.model == "storybook" else "the model's own"
+        settings = {
+            "model": options.model,
+            "sampler": sampler,
+            "steps": how.steps,
+            "guidance": how.guidance,
+            "n": options.n,
+        }
         print(json.dumps({"layers": named, "settings": settings}))
         return
     for layers, result in results.items():

@@ -1,4 +1,4 @@
-"""Scenes whose layers are made one by one and then transplanted into the picture of all; no training, any model."""
+"""Scenes whose layers are made one by one and then held in the picture of all: no training, any model."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from layered_diffusers.generator import Generator
 
 ALPHAS = ("transparent", "difference")
-"""Sources of a layer's alpha. ``transparent``: LayerDiffuse makes each layer alone, and it is moved away from the
-others; for Stable Diffusion. ``difference``: each layer is what differs in a draft on the scene's background, in which
-the layers so far are held; for any model."""
+"""Sources of a layer's alpha. ``transparent``: LayerDiffuse makes each layer alone, and it is moved away from
+the others; for Stable Diffusion. ``difference``: each layer is what differs in a draft on the scene's
+background, in which the layers so far are held; for any model."""
 
 
 class Transplanting(TypedDict, total=False):
@@ -53,15 +53,15 @@ class Transplanting(TypedDict, total=False):
     alpha: str | None
     """One of ``ALPHAS``; None takes ``difference`` on transformers and else ``transparent``."""
     until: float
-    """Share of the steps up to which the layers are held in the picture of all, 0..1. Neutral: 0, then it is made as
-    if there were no layers; usual: .5 to .75."""
+    """Share of the steps up to which the layers are held in the picture of all, 0..1. Neutral: 0, then it is
+    made as if there were no layers; usual: .5 to .75."""
     apart: bool
     """With ``transparent``: whether layers are moved apart. Neutral: False."""
     places: bool
     """Whether in the picture of all each layer's words act where it is seen. Neutral: False."""
     file: str | Path | None
-    """With ``transparent``: as in :class:`~layered_diffusers.transparent.Painting`; the same for ``decoder`` and
-    ``augmentations``."""
+    """With ``transparent``: as in :class:`~layered_diffusers.transparent.Painting`; the same for ``decoder``
+    and ``augmentations``."""
     decoder: str | Path | None
     augmentations: int
     seeds: Sequence[int] | None
@@ -79,11 +79,11 @@ class Transplanting(TypedDict, total=False):
 def transplant_scenes(
     pipeline: Generator, scenes: Sequence[SceneWords], **options: Unpack[Transplanting]
 ) -> ScenesMade:
-    """Make the layers of scenes one by one, then the pictures of all around them, so that they show the same objects at
-    the same places. See :mod:`layered_core.joint.transplant`.
+    """Make the layers of scenes one by one, then the pictures of all around them, so that they show the same
+    objects at the same places. See :mod:`layered_core.joint.transplant`.
 
-    With ``transparent`` the background is made last, from the picture of all, with the layers' places made anew. With
-    ``difference`` it is made first, and the layers and the picture of all are drafts on it.
+    With ``transparent`` the background is made last, from the picture of all, with the layers' places made
+    anew. With ``difference`` it is made first, and the layers and the picture of all are drafts on it.
 
     Args:
         pipeline: samples with the model.
@@ -91,8 +91,8 @@ def transplant_scenes(
         options: see :class:`Transplanting`.
 
     Raises:
-        LayeredError: a value is out of range, or a file is missing, for another model, or not used; raised before
-            anything is sampled. A draft does not differ from its background.
+        LayeredError: a value is out of range, or a file is missing, for another model, or not used; raised
+            before anything is sampled. A draft does not differ from its background.
     """
     for scene in scenes:
         check_words(scene)
@@ -175,19 +175,20 @@ class _Work:
         return ScenesMade(tuple(self.layers), background, blend)
 
     def on_background(self, most: int) -> ScenesMade:
-        """Make the backgrounds, on them drafts of ``most`` layers one by one, and on them the pictures of all."""
+        """Make the backgrounds, and on them drafts of up to ``most`` layers, then the pictures of all."""
         pipeline = self.pipeline
         background = self._made([s.background or s.prompt for s in self.scenes], -2, [])
-        clean, found, own = pipeline.encode(background), [[] for _ in self.scenes], [[] for _ in self.scenes]
+        clean = pipeline.encode(background)
+        found: list[list[Tensor]] = [[] for _ in self.scenes]
+        own: list[list[Tensor]] = [[] for _ in self.scenes]
         held = torch.zeros_like(clean[:, :1])
-        start = {"start": background, "strength": DRAFT_STRENGTH}
         for k in range(most):
             those = [i for i, s in enumerate(self.scenes) if k < len(_layers_of(s))]
             kept, words = KeepLatents(), [_layers_of(self.scenes[i])[k] for i in those]
             drafts = pipeline.generate(
                 words, seeds=[self.seeds[k][i] for i in those],
                 methods=[*([ChangeMap(clean[those], 1 - held[those])] if k else []), kept],
-                **{**start, "start": background[those]}, **self.sampling,
+                start=background[those], strength=DRAFT_STRENGTH, **self.sampling,
             )  # fmt: skip
             for row, (i, draft) in enumerate(zip(those, drafts, strict=True)):
                 layer = _taken_out(background[i], draft, f"layer {words[row]!r}")
@@ -196,7 +197,9 @@ class _Work:
                 held[i, 0] = torch.maximum(held[i, 0], (self._cells(layer[3:])[0] >= PRESENT).to(held))
         for layers, trajectories in zip(found, own, strict=True):
             self._add(torch.stack(layers), trajectories)
-        return ScenesMade(tuple(self.layers), background, self._blend([], **start))
+        return ScenesMade(
+            tuple(self.layers), background, self._blend([], start=background, strength=DRAFT_STRENGTH)
+        )
 
     def _add(self, layers: Tensor, trajectories: Sequence[Tensor]) -> None:
         """Add the layers of the next scene, with their latents."""

@@ -1,21 +1,22 @@
-"""Transplanted layers: each layer is made by itself first, and the picture of all then grows around what it was in
-the middle of its run. No training, any model.
+"""Transplanted layers: each layer is made by itself first, and the picture of all then grows around what it
+was in the middle of its run. No training, any model.
 
-After TAUE (Nagai et al., arXiv 2511.02580), which keeps a foreground's noisy latents z_i at the middle of its run and
-puts them into the initial noise of the picture of all, and in turn that picture's surroundings into the background's.
-Here, for step t of T, with the layer's own latents of the same noise level:
+After TAUE (Nagai et al., arXiv 2511.02580), which keeps a foreground's noisy latents z_i at the middle of its
+run and puts them into the initial noise of the picture of all, and in turn that picture's surroundings into
+the background's. Here, for step t of T, with the layer's own latents of the same noise level:
 
     X[t] = sum_i m_i z_i[t] + (1 - sum_i m_i) X[t]        while t <= until T, and the sampler's X after that
 
-m_i are 1 in the cells where layer i is seen and 0 elsewhere; at most one of them is 1 in any cell. After the last of
-these steps the picture is free everywhere, so light and edges can fit.
+m_i are 1 in the cells where layer i is seen and 0 elsewhere; at most one of them is 1 in any cell. After the
+last of these steps the picture is free everywhere, so light and edges can fit.
 
-The paper's: foreground first, latents from the middle of the run, words of each layer in its own place meanwhile
-(regional prompts here), the background from the picture of all with the places of the layers made anew, and several
-objects at several places. This project's: latents of a step go into the same step instead of the initial noise (there
-high-passed ones and unfiltered ones changed nothing on the storybook: ``docs/storybook.md``) and at every step up
-to then, so that no second object forms beside; masks from the layers' own alpha instead of attention maps and a green
-backdrop; moving layers apart by whole cells; any number of layers, and who hides whom.
+The paper's: foreground first, latents from the middle of the run, words of each layer in its own place
+meanwhile (regional prompts here), the background from the picture of all with the places of the layers made
+anew, and several objects at several places. This project's: latents of a step go into the same step instead
+of the initial noise (there high-passed ones and unfiltered ones changed nothing on the storybook:
+``docs/storybook.md``) and at every step up to then, so that no second object forms beside; masks from the
+layers' own alpha instead of attention maps and a green backdrop; moving layers apart by whole cells; any
+number of layers, and who hides whom.
 
 Letters: K layers back to front, h w cells, T steps of the run.
 """
@@ -29,7 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 
 UNTIL = 0.75
-"""Share of the steps up to which layers are held if none is given. The paper's middle, .5, is freer and keeps less."""
+"""Share of the steps up to which layers are held if none is given. The paper's middle, .5, is freer and keeps
+less."""
 
 LEAST = 0.25
 """Share of a cell from which on a layer that is seen there is transplanted into it."""
@@ -39,8 +41,8 @@ PRESENT = 0.1
 
 
 def last_step(until: float, steps: int) -> int:
-    """Return the index of the last step before which latents are transplanted, 0..steps (``steps``: the clean picture
-    too); -1 for none.
+    """Return the index of the last step before which latents are transplanted, 0..steps (``steps``: the clean
+    picture too); -1 for none.
 
     Args:
         until: share of the steps, 0..1. Neutral: 0.
@@ -50,8 +52,8 @@ def last_step(until: float, steps: int) -> int:
 
 
 def layer_cells(seen: Tensor, least: float = LEAST) -> Tensor:
-    """Return the cells that each layer is transplanted into, bool ``[K, h, w]``: where it is seen more than any other
-    and in at least ``least`` of the cell. No cell has two layers; of equals the front one has it.
+    """Return the cells that each layer is transplanted into, bool ``[K, h, w]``: where it is seen more than
+    any other and in at least ``least`` of the cell. No cell has two layers; of equals the front one has it.
 
     Args:
         seen: share of each cell in which a layer is seen, ``[K, h, w]`` in 0..1.
@@ -63,8 +65,8 @@ def layer_cells(seen: Tensor, least: float = LEAST) -> Tensor:
 
 
 def around_layers(cells: Tensor) -> Tensor:
-    """Return the cells of a background that are made anew, bool ``[1, h, w]``: those of any layer of ``cells``, bool
-    ``[K, h, w]``, and their neighbours, which may show a layer's edge or shadow."""
+    """Return the cells of a background that are made anew, bool ``[1, h, w]``: those of any layer of
+    ``cells``, bool ``[K, h, w]``, and their neighbours, which may show a layer's edge or shadow."""
     taken = cells.any(0, keepdim=True)[None].float()
     return functional.max_pool2d(taken, 3, 1, 1)[0] > 0
 
@@ -94,11 +96,12 @@ def joined(trajectories: Sequence[Tensor], cells: Tensor) -> Tensor:
 
 
 def moves_apart(present: Tensor) -> list[tuple[int, int]]:
-    """Return by how many cells each layer has to move, down and right, so that layers hide as little as possible of
-    each other, K pairs.
+    """Return by how many cells each layer has to move, down and right, so that layers hide as little as
+    possible of each other, K pairs.
 
-    From back to front, each layer goes where it covers the fewest cells of those before it, and among such places to
-    the nearest; up and down counts twice as far as sideways. It never leaves the canvas. The first stays.
+    From back to front, each layer goes where it covers the fewest cells of those before it, and among such
+    places to the nearest; up and down counts twice as far as sideways. It never leaves the canvas. The first
+    stays.
 
     Args:
         present: bool ``[K, h, w]``, where each layer is.
@@ -127,9 +130,12 @@ def moves_apart(present: Tensor) -> list[tuple[int, int]]:
 
 def moved(pictures: Tensor, down: int, right: int) -> Tensor:
     """Return ``[..., H, W]`` moved by whole places; what comes in from outside is 0."""
-    height, width = pictures.shape[-2:]
+    (y, to_y), (x, to_x) = (_spans(*a) for a in zip((down, right), pictures.shape[-2:], strict=True))
     found = torch.zeros_like(pictures)
-    target = (..., *(slice(max(d, 0), max(n + min(d, 0), 0)) for d, n in ((down, height), (right, width))))
-    source = (..., *(slice(max(-d, 0), max(n - max(d, 0), 0)) for d, n in ((down, height), (right, width))))
-    found[target] = pictures[source]
+    found[..., to_y, to_x] = pictures[..., y, x]
     return found
+
+
+def _spans(way: int, size: int) -> tuple[slice, slice]:
+    """Return which of ``size`` places stay inside when moved by ``way``, and where they are then."""
+    return slice(max(-way, 0), max(size - max(way, 0), 0)), slice(max(way, 0), max(size + min(way, 0), 0))

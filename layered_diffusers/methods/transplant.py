@@ -44,7 +44,8 @@ class Transplant(Method):
         """Take latents.
 
         Args:
-            donor: latents before every step and at the end, ``[T + 1, B, C, h, w]``, of a run with the same steps.
+            donor: latents before every step and at the end, ``[T + 1, B, C, h, w]``, of a run with the same
+                steps.
             cells: where they go, bool ``[B, 1, h, w]``. Neutral: False everywhere.
             until: share of the steps, 0..1. Neutral: 0; with 1 the cells come out as the donor's.
         """

@@ -126,3 +126,17 @@ def test_the_command_measures_guidance_editing_and_taking_apart(capsys):
     assert found["decompose"]["blend_right"]["mean"] == 1.0, "the blend is the drawing"
     psnrs = [found[row]["composite_psnr"]["mean"] for row in ("together", "sag_1", "self_mask_1")]
     assert len(set(psnrs)) == 3
+
+
+def test_the_command_measures_transplanted_layers_and_the_transformer(capsys):
+    main(["-n", "1", "--layers", "1", "--rows", "transplant", "transplant_0", "--steps", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)["layers"]["1"]
+    assert list(found) == ["transplant", "transplant_0", "transplant - transplant_0"]
+    assert found["transplant - transplant_0"]["layer_right"]["mean"] == 0.0, "the layers are the same"
+    main(["-n", "1", "--layers", "1", "--model", "transformer", "--steps", "2", "--json"])
+    printed_out = json.loads(capsys.readouterr().out)
+    assert list(printed_out["layers"]["1"]) == ["transplant", "alone", "transplant - alone"]
+    assert printed_out["settings"]["model"] == "transformer"
+    with pytest.raises(SystemExit):
+        main(["--model", "transformer", "--rows", "together"])
+    assert "the transformer has no together" in capsys.readouterr().err
