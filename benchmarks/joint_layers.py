@@ -25,8 +25,8 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
 * ``together``: all pictures of a scene at once.
 * ``alone``: each made separately from the same words: transparent layers, the landscape, the whole prompt.
 * ``stages``: the landscape, then a transparent layer after the other, at places that a draft finds. It has no blend.
-* ``transplant``, ``transplant_0.5``: each layer made alone and moved away from the others, then held in the blend up to
-  this share of the steps (0.75 if none is named); the background from the blend (:mod:`layered_core.joint.transplant`).
+* ``transplant``, ``transplant_0.75``: each layer made alone and moved away from the others, then held in the blend up
+  to this share of the steps (0.5 if none is named); the background from it (:mod:`layered_core.joint.transplant`).
 * ``transplant_0``: the same layers, not held: what moving them apart does by itself.
 * ``drafts``, ``drafts_0``: as ``transplant`` and ``transplant_0``, with layers that are what differs in drafts on the
   background, which needs no LayerDiffuse.
@@ -272,13 +272,13 @@ ROWS: dict[str, Way] = {
     **{f"sag_{g}": partial(sag, g) for g in (0.5, 1)},
     **{f"self_mask_{g}": partial(self_mask, g) for g in (0.5, 1)},
     "edit": edit, "decompose": decompose, "transplant": transplant,
-    **{f"transplant_{u}": partial(transplant, until=float(u)) for u in (0, 0.5)},
+    **{f"transplant_{u}": partial(transplant, until=float(u)) for u in (0, 0.75)},
     "drafts": partial(transplant, alpha="difference"),
     "drafts_0": partial(transplant, alpha="difference", until=0.0),
 }  # fmt: skip
 USUAL = {"storybook": ("together", "alone", "stages"), "transformer": ("transplant", "alone")}
 """Rows that are measured if none is named, by model."""
-OF_TRANSFORMER = ("alone", "transplant", "transplant_0", "transplant_0.5")
+OF_TRANSFORMER = ("alone", "transplant", "transplant_0", "transplant_0.75")
 """Rows that the transformer has."""
 
 

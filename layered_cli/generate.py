@@ -81,7 +81,7 @@ def add(commands: Commands) -> None:
         "--until",
         type=number(0, 1),
         metavar="SHARE",
-        help="for --way transplant: share of the steps up to which layers are held, 0 to 1 (default: 0.75)",
+        help="for --way transplant: share of the steps up to which layers are held, 0 to 1 (default: 0.5)",
     )
     parser.add_argument(
         "--alpha",

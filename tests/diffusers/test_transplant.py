@@ -102,7 +102,7 @@ def test_layers_are_those_made_alone_and_the_blend_without_holding_is_the_plain_
 
 
 def test_drafts_hold_the_background_and_the_layers_before_them(pipeline):
-    made = pipeline.transplant_scenes([TWO], seeds=[5], **{**DRAFTS, "steps": 6})
+    made = pipeline.transplant_scenes([TWO], seeds=[5], until=0.75, **{**DRAFTS, "steps": 6})
     plain = pipeline.generate([TWO.background], seeds=[5 + 2**30], steps=6, guidance=2.0)
     assert torch.equal(made.background, plain)
     first, second = made.layers[0][:, 3]
