@@ -13,10 +13,9 @@ last of these steps the picture is free everywhere, so light and edges can fit.
 The paper's: foreground first, latents from the middle of the run, words of each layer in its own place
 meanwhile (regional prompts here), the background from the picture of all with the places of the layers made
 anew, and several objects at several places. This project's: latents of a step go into the same step instead
-of the initial noise (there high-passed ones and unfiltered ones changed nothing on the storybook:
-``docs/storybook.md``) and at every step up to then, so that no second object forms beside; masks from the
-layers' own alpha instead of attention maps and a green backdrop; moving layers apart by whole cells; any
-number of layers, and who hides whom.
+of the initial noise (there they changed nothing on the storybook, high-passed or not:
+``docs/storybook.md``), and into every step up to then; masks from the layers' own alpha instead of attention
+maps and a green backdrop; moving layers apart by whole cells; any number of layers, and who hides whom.
 
 Letters: K layers back to front, h w cells, T steps of the run.
 """
