@@ -1,5 +1,6 @@
 """Measure how well the storybook makes several layers, their background and their blend at once:
-``python -m benchmarks.joint_layers [--json] [-n N] [--layers K ...] [--rows ROW ...] [--pictures FOLDER]``.
+``python -m benchmarks.joint_layers [--json] [-n N] [--layers K ...] [--rows ROW ...] [--model transformer]
+[--pictures FOLDER]``.
 
 For each number of layers K, n scenes are made from new noise, each layer from its own words. Scenes of one layer are
 the 144 objects in turn on the six landscapes; those of more have different solid objects, and captions that training
@@ -27,6 +28,11 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
 * ``together``: all pictures of a scene at once.
 * ``alone``: each made separately from the same words: transparent layers, the landscape, the whole prompt.
 * ``stages``: the landscape, then a transparent layer after the other, at places that a draft finds. It has no blend.
+* ``transplant``, ``transplant_0.75``: each layer made alone and moved away from the others, then held in the blend up
+  to this share of the steps (0.5 if none is named); the background from it (:mod:`layered_core.joint.transplant`).
+* ``transplant_0``: the same layers, not held: what moving them apart does by itself.
+* ``drafts``, ``drafts_0``: as ``transplant`` and ``transplant_0``, with layers that are what differs in drafts on the
+  background, which needs no LayerDiffuse.
 
 * ``sag_0.5``, ``sag_1``, ``self_mask_0.5``, ``self_mask_1``: as ``together``, with self-attention guidance (all places
   of all pictures are blurred), or self-mask guidance of these amounts.
@@ -36,9 +42,12 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
   share of scenes whose other layers and background come back bit for bit.
 * ``decompose``: the scene as drawn, taken apart. The blend is the drawing.
 
+The storybook's transformer (``--model transformer``) has no transparent layers: its ``transplant`` is with drafts,
+and ``alone`` has the same layers and background and a blend made separately.
+
 ``front_right`` and ``front_same_object`` are ``layer_right`` and ``same_object`` of the layer in front alone, and
 ``composite_psnr`` is the PSNR of the layers' composite to the blend, dB. ``together - alone`` and so on are differences
-paired by scene.
+paired by scene, to the first row where ``together`` is not measured.
 """
 
 from __future__ import annotations
@@ -71,7 +80,7 @@ from benchmarks.bench.judging import (
     seen_mask,
 )  # fmt: skip
 from benchmarks.bench.scenes import Case, layer_cases, layout_cases
-from benchmarks.joint_ways import ROWS, USUAL, How, Made, of_single_kind
+from benchmarks.joint_ways import OF_TRANSFORMER, ROWS, USUAL, How, Made, of_single_kind
 from benchmarks.transparency import SAMPLER, checkerboard
 from demo.world.judge import Verdict
 from demo.world.places import MODEL
@@ -195,11 +204,19 @@ def cases_of(layers: int, count: int) -> list[Case]:
     return layer_cases(count) if layers == 1 else layout_cases(count, (layers,))
 
 
+def model_of(name: str) -> LayeredDiffusionPipeline:
+    """Return the pipeline of a model, a key of ``USUAL``."""
+    if name == "transformer":
+        return LayeredDiffusionPipeline.from_pretrained("demo-transformer")
+    return LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER)
+
+
 def measure(
-    layers: int, count: int, rows: Sequence[str], how: How, batch: int, pictures: Path | None
-) -> dict:
+    pipeline: LayeredDiffusionPipeline, layers: int, count: int, rows: Sequence[str], how: How, batch: int,
+    pictures: Path | None,
+) -> dict:  # fmt: skip
     """Return, for each row, the figures of every scene with that many layers."""
-    pipeline, examiner = LayeredDiffusionPipeline.from_pretrained(sampler=SAMPLER), Examiner(MODEL)
+    examiner = Examiner(MODEL)
     cases = cases_of(layers, count)
     found: dict[str, list[Seen]] = {row: [] for row in rows}
     for row in rows:
@@ -231,15 +248,19 @@ def _distance(features: Sequence[Tensor], drawn: Tensor, scenes: Sequence[int]) 
 
 
 def summary(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Interval]]:
-    """Return mean and interval of every figure of every row, and of the paired differences to ``together``."""
+    """Return mean and interval of every figure of every row, and of the paired differences to ``together``, or to the
+    first row."""
     columns = {
         row: {name: [scene.get(name, math.nan) for scene in scenes] for name in scenes[0]}
         for row, scenes in found.items()
     }
     result = {row: {k: mean_interval(v) for k, v in figures.items()} for row, figures in columns.items()}
-    for row in set(columns) - {"together"} if "together" in columns else ():
-        mine, theirs = columns["together"], columns[row]
-        result[f"together - {row}"] = {
+    base = "together" if "together" in columns else next(iter(columns))
+    for row in columns:
+        if row == base:
+            continue
+        mine, theirs = columns[base], columns[row]
+        result[f"{base} - {row}"] = {
             k: paired_interval(mine[k], theirs[k]) for k in mine if k in theirs and k != "seconds"
         }
     return result
@@ -273,9 +294,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--layers", type=int, nargs="+", default=[1, 2, 3], choices=range(1, MOST_LAYERS + 1), metavar="K",
         help="numbers of layers, 1 to 4 (default: 1 2 3)",
     )  # fmt: skip
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help=f"(default: {' '.join(USUAL['storybook'])})")
     parser.add_argument(
-        "--rows", nargs="+", default=USUAL, choices=ROWS, help=f"(default: {' '.join(USUAL)})"
-    )
+        "--model", choices=USUAL, default="storybook",
+        help=f"(default: %(default)s); rows of the transformer: {' '.join(OF_TRANSFORMER)}",
+    )  # fmt: skip
     parser.add_argument("--file", type=Path, help="weights of the network (default: the shipped ones)")
     parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument(
@@ -289,16 +312,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.n < 1:
         parser.error("-n must be at least 1")
+    rows = options.rows or USUAL[options.model]
+    if options.model == "transformer" and (wrong := set(rows) - set(OF_TRANSFORMER)):
+        parser.error(f"--rows: the transformer has no {' '.join(sorted(wrong))}")
     how = How(options.steps, options.guidance, options.file)
+    pipeline = model_of(options.model)
     results = {
-        k: measure(k, options.n, options.rows, how, options.batch, options.pictures) for k in options.layers
+        k: measure(pipeline, k, options.n, rows, how, options.batch, options.pictures) for k in options.layers
     }
     if options.json:
         named = {
             k: {r: {f: v._asdict() for f, v in x.items()} for r, x in rows.items()}
             for k, rows in results.items()
         }
-        settings = {"sampler": SAMPLER, "steps": how.steps, "guidance": how.guidance, "n": options.n}
+        sampler = SAMPLER if options.model == "storybook" else "the model's own"
+        settings = {
+            "model": options.model, "sampler": sampler, "steps": how.steps, "guidance": how.guidance, "n": options.n,
+        }  # fmt: skip
         print(json.dumps({"layers": named, "settings": settings}))
         return
     for layers, result in results.items():

@@ -20,6 +20,7 @@ from layered_core.document import Layer, LayerDocument
 from layered_core.formats.pictures import to_image
 from layered_core.joint.frames import SceneFrames
 from layered_diffusers.methods.self_mask import SelfMask
+from layered_diffusers.models.loading import is_transformer
 from layered_diffusers.pipeline import LayeredDiffusionPipeline
 from layered_diffusers.together import SceneWords
 
@@ -179,6 +180,10 @@ def alone(
 ) -> list[Made]:
     """Make each picture of each case separately."""
     sampling = {"steps": how.steps, "guidance": how.guidance}
+    if is_transformer(pipeline.model):
+        blend = pipeline.generate([c.words for c in cases], seeds=[s + 2**30 for s in seeds], **sampling)
+        made = transplant(pipeline, cases, seeds, how, until=0.0)
+        return [x._replace(blend=own) for x, own in zip(made, blend, strict=True)]
     layers = [
         pipeline.generate_transparent(
             [c.things[i].words for c in cases], seeds=[s + i * 2**30 for s in seeds], **sampling
@@ -208,11 +213,29 @@ def stages(
     return made
 
 
+def transplant(
+    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How, **more: Any
+) -> list[Made]:
+    """Make the layers of each case alone, and the blend around them."""
+    made = pipeline.transplant_scenes(
+        [words_of(c) for c in cases], seeds=seeds, steps=how.steps, guidance=how.guidance, **more
+    )
+    return [Made(*x) for x in zip(*made, strict=True)]
+
+
 Way = Callable[[LayeredDiffusionPipeline, Sequence[Case], Sequence[int], How], list[Made]]
 ROWS: dict[str, Way] = {
     "together": together, "alone": alone, "stages": stages,
     **{f"sag_{g}": partial(sag, g) for g in (0.5, 1)},
     **{f"self_mask_{g}": partial(self_mask, g) for g in (0.5, 1)},
     "weak": partial(weak, 1.0), "weak_not_enhanced": partial(weak, 0.0), "edit": edit, "decompose": decompose,
+    "transplant": transplant,
+    **{f"transplant_{u}": partial(transplant, until=float(u)) for u in (0, 0.75)},
+    "drafts": partial(transplant, alpha="difference"),
+    "drafts_0": partial(transplant, alpha="difference", until=0.0),
 }  # fmt: skip
-USUAL = ("together", "alone", "stages")
+USUAL = {"storybook": ("together", "alone", "stages"), "transformer": ("transplant", "alone")}
+"""Rows that are measured if none is named, by model."""
+
+OF_TRANSFORMER = ("alone", "transplant", "transplant_0", "transplant_0.75")
+"""Rows that the transformer has."""

@@ -16,6 +16,9 @@ from layered_cli.shared import (
     wrote,
 )
 
+WAYS = ("together", "transplant")
+"""Ways to make the layers of a scene."""
+
 
 def add(commands: Commands) -> None:
     """Add this sub-command to ``commands``."""
@@ -49,8 +52,8 @@ def add(commands: Commands) -> None:
     kind.add_argument(
         "--layers",
         action="store_true",
-        help="make a scene's background, its layers with real alpha, and all as one picture (a hidden layer) at "
-        "once; for SD1.5 and the storybook",
+        help="make a scene's background, its layers with alpha, and all as one picture (a hidden layer): at once, "
+        "for SD1.5 and the storybook, or with --way transplant",
     )
     parser.add_argument(
         "--layer",
@@ -67,6 +70,25 @@ def add(commands: Commands) -> None:
         help="for --layers: describes the background alone (default: the prompt)",
     )
     add_joint_options(parser, "for --layers: ")
+    parser.add_argument(
+        "--way",
+        choices=WAYS,
+        default=WAYS[0],
+        help="for --layers: together, or transplant: each layer made alone and then held in the picture of all, with "
+        "any model, without training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--until",
+        type=number(0, 1),
+        metavar="SHARE",
+        help="for --way transplant: share of the steps up to which layers are held, 0 to 1 (default: 0.5)",
+    )
+    parser.add_argument(
+        "--alpha",
+        choices=("transparent", "difference"),
+        help="for --way transplant: LayerDiffuse makes each layer, or each is what differs in a draft on the "
+        "background (default: difference for transformers, else transparent)",
+    )
     parser.add_argument(
         "--file",
         type=Path,
@@ -107,6 +129,15 @@ def run(options: argparse.Namespace) -> None:
         raise LayeredError(
             "--layer and --background are used with --layers only. Give it too, or leave them out"
         )
+    transplants = options.layers and options.way == "transplant"
+    if not transplants and (options.until is not None or options.alpha is not None):
+        raise LayeredError(
+            "--until and --alpha are used with --layers --way transplant only. Give these too, or leave them out"
+        )
+    if transplants and (options.enhance != 1 or options.self_mask != 0):
+        raise LayeredError(
+            "--enhance and --self-mask are used with --way together only. Leave them out, or make the layers together"
+        )
     if options.layers and not options.out.suffix and options.out.exists():
         raise invalid("output folder", str(options.out), "a name that is not taken")
     with Bar("generate") as bar:
@@ -117,6 +148,13 @@ def run(options: argparse.Namespace) -> None:
         }  # fmt: skip
         pipeline = pipeline_of(options)
         files = {"file": options.file, "decoder": options.decoder, "augmentations": options.augmentations}
+        if transplants:
+            more = {"alpha": options.alpha} | ({} if options.until is None else {"until": options.until})
+            scene = pipeline.transplant_scene(
+                options.prompt, options.layer, background=options.background, **more, **how, **files
+            )
+            wrote(write_layers(scene, options.out, bits=8))
+            return
         if options.layers:
             scene = pipeline.generate_scene(
                 options.prompt,

@@ -41,6 +41,7 @@ from layered_diffusers.transparent import (
     generate_transparent,
     read_files,
 )
+from layered_diffusers.transplant import transplant_scenes
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from layered_diffusers.learning.learn import Learning
     from layered_diffusers.stages import Staging
     from layered_diffusers.transparent import Painting
+    from layered_diffusers.transplant import Transplanting
 
 PLACES = Settings(global_weight=0.5, guidance=3.0, growth=0.03)
 """How a layer's words act in its place when a document is rendered, unless other settings are given. The whole
@@ -146,6 +148,30 @@ class LayeredDiffusionPipeline(Generator):
         scene = SceneWords(prompt, tuple(layers), background)
         options["seeds"] = [seed]
         return scene_document(scene, self.generate_scenes([scene], **options))
+
+    def transplant_scenes(self, scenes: Sequence[SceneWords], **options: Unpack[Transplanting]) -> ScenesMade:
+        """Make the layers of scenes one by one, and the pictures of all around them. See
+        :func:`layered_diffusers.transplant.transplant_scenes`."""
+        return transplant_scenes(self, scenes, **options)
+
+    def transplant_scene(
+        self,
+        prompt: str,
+        layers: Sequence[str] = (),
+        *,
+        background: str = "",
+        seed: int = 0,
+        **options: Unpack[Transplanting],
+    ) -> LayerDocument:
+        """Make the layers of a scene one by one, and the picture of all around them: a document as that of
+        :meth:`generate_scene`, without a trained file, with any model.
+
+        The arguments are those of :meth:`generate_scene`; ``options`` those of
+        :func:`layered_diffusers.transplant.transplant_scenes`.
+        """
+        scene = SceneWords(prompt, tuple(layers), background)
+        options["seeds"] = [seed]
+        return scene_document(scene, self.transplant_scenes([scene], **options))
 
     def edit_layers(
         self, document: LayerDocument, edits: Mapping[str, str | Edit], **options: Unpack[Editing]

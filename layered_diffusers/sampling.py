@@ -27,6 +27,20 @@ Progress = Callable[[int, int], None]
 """Called after every step with the number of steps done and the number of all steps. May raise to stop."""
 
 
+class JoinedProgress:
+    """Join the progress of several runs, one after the other, into one."""
+
+    def __init__(self, progress: Progress | None, total: int, done: int = 0) -> None:
+        """Tell ``progress``, if it is not None, of ``total`` steps, of which ``done`` are done."""
+        self.progress, self.total, self.done = progress, total, done
+
+    def __call__(self, done: int, of: int) -> None:
+        """Count one more step of the present run."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total)
+
+
 class LearntTexts(Protocol):
     """What must know the texts of each pass, because learnt words act in them:
     :class:`layered_diffusers.methods.learnt_words.LearntWords`."""

@@ -24,7 +24,7 @@ from layered_core.painting.stages import (
     with_stage,
 )
 from layered_diffusers.models.adapters import adapted
-from layered_diffusers.sampling import Method, Progress
+from layered_diffusers.sampling import JoinedProgress, Method, Progress
 from layered_diffusers.transparent import generate_in_place, read_files
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def generate_layers(
     done = 0
     for name in names:
         plan = plan_stage(document, document.layer(name), seed)
-        options["progress"] = _Joined(progress, done, sum(costs.values()))
+        options["progress"] = JoinedProgress(progress, sum(costs.values()), done)
         try:
             document = document.with_layer(_stage(pipeline, plan, options))
         except LayeredError as error:
@@ -202,16 +202,3 @@ def _cost(plan: StagePlan, steps: int) -> int:
     is_first = plan.behind.background is None and not any(x.visible for x in plan.behind)
     drafts = plan.place is None and not is_first
     return steps + (round(draft_steps(steps) * DRAFT_STRENGTH) if drafts else 0)
-
-
-class _Joined:
-    """Joins the progress of several runs, one after the other, into one."""
-
-    def __init__(self, progress: Progress | None, begun: int, total: int) -> None:
-        self.progress, self.done, self.total = progress, begun, total
-
-    def __call__(self, done: int, of: int) -> None:
-        """Count one more step of the present run."""
-        self.done += 1
-        if self.progress is not None:
-            self.progress(min(self.done, self.total), self.total)

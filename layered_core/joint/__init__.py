@@ -9,6 +9,7 @@ the words of the scene. LayerDiff published neither code nor equations; every de
 * ``network``: the units that replace the attentions of a UNet, and the way a host runs them.
 * ``joint_files``: the file format, and the checks that a host makes before it samples.
 * ``self_mask``: self-mask guidance, more form inside each layer's own mask.
+* ``transplant``: layers made alone, and held in the picture of all while it forms; needs no network.
 * ``editing``: some layers of a document made anew among the others, which are held; a picture taken apart.
 
 >>> from layered_core.joint.frames import SceneFrames

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.bench.judging import Examiner, laid_on
 from benchmarks.bench.scenes import Case
-from benchmarks.joint_layers import examined, main, measure, printed, summary
+from benchmarks.joint_layers import examined, main, measure, model_of, printed, summary
 from benchmarks.joint_ways import How, Made, weak_words_of
 from demo.world.drawing import draw_background
 from demo.world.places import MODEL
@@ -141,6 +141,20 @@ def test_weak_words_lack_the_colour_where_the_scene_can_tell_it():
 
 @pytest.mark.slow
 def test_drawn_blends_are_nearer_to_drawn_scenes_than_those_of_one_step():
-    found = measure(2, 8, ["together", "decompose"], How(1, 2.0, None), 8, None)
+    found = measure(model_of("storybook"), 2, 8, ["together", "decompose"], How(1, 2.0, None), 8, None)
     assert found["together"]["frechet_blend"].n == 8
     assert found["decompose"]["frechet_blend"].mean < 0.5 * found["together"]["frechet_blend"].mean
+
+
+def test_the_command_measures_transplanted_layers_and_the_transformer(capsys):
+    main(["-n", "1", "--layers", "1", "--rows", "transplant", "transplant_0", "--steps", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)["layers"]["1"]
+    assert list(found) == ["transplant", "transplant_0", "transplant - transplant_0"]
+    assert found["transplant - transplant_0"]["layer_right"]["mean"] == 0.0, "the layers are the same"
+    main(["-n", "1", "--layers", "1", "--model", "transformer", "--steps", "2", "--json"])
+    printed_out = json.loads(capsys.readouterr().out)
+    assert list(printed_out["layers"]["1"]) == ["transplant", "alone", "transplant - alone"]
+    assert printed_out["settings"]["model"] == "transformer"
+    with pytest.raises(SystemExit):
+        main(["--model", "transformer", "--rows", "together"])
+    assert "the transformer has no together" in capsys.readouterr().err

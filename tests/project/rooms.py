@@ -42,6 +42,7 @@ ROOMS = (
     "layered_diffusers.transformer",
     "layered_diffusers.transparent",
     "layered_diffusers.together",
+    "layered_diffusers.transplant",
     "layered_diffusers.editing",
     "layered_diffusers.stages",
     "layered_diffusers.pipeline",
