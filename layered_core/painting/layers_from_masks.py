@@ -119,7 +119,8 @@ def _result(
     for there, index in zip(seen[1:], order, strict=True):
         if not there:
             told.append(f"{_mask(index, names)} is wholly covered by nearer ones and was left out.")
-    covered = torch.where((mixture.top > 0) & (cover == 1), mixture.alpha, 0.0)
+    hidden = torch.where(mixture.below == 0, mixture.alpha, 1.0)
+    covered = torch.where((mixture.top > 0) & (cover == 1), hidden, 0.0)
     if background is None and bool((covered == 1).all()):
         told.append("The masks cover the whole picture: nothing of the background is known.")
     shown = [x for x, there in zip(layers, seen, strict=True) if there]
