@@ -248,14 +248,12 @@ def _words(
             told.append(
                 f"There are {len(given)} {what} for {count} masks; those from {given[count]!r} on are unused."
             )
+        elif 1 < len(given) < count:
+            told.append(f"There are {len(given)} {what} for {count} masks; the last masks have none.")
     many = list(prompts) * count if len(prompts) == 1 else list(prompts)[:count]
     many += [""] * (count - len(many))
     called = [_clean(x) for x in (list(names) * count if len(names) == 1 else list(names)[:count])]
     called += [""] * (count - len(called))
-    if 1 < len(names) < count:
-        told.append(
-            f"There are {len(names)} names for {count} masks; the others are called by prompt or number."
-        )
     for i in range(count):
         called[i] = called[i] or short_name(_clean(many[i])) or f"layer {i + 1}"
     return called, many
