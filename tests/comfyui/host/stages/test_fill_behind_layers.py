@@ -77,7 +77,7 @@ def test_hidden_parts_are_painted_with_the_layers_own_words(documents, apart):
     assert bool((after.layers[0].image[..., 3] == 1).all())
     ball, whole = before.layer("a red ball"), after.layer("a red ball")
     assert float(whole.image[..., 3].sum()) > float(ball.image[..., 3].sum())
-    x, y = ball.x - whole.x, ball.y - whole.y
+    x, y = int(ball.x - whole.x), int(ball.y - whole.y)
     part = whole.image[y : y + ball.height, x : x + ball.width]
     seen = ball.image[..., 3] > 0
     assert torch.equal(part[seen], ball.image[seen])
