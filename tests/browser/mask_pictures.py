@@ -41,10 +41,10 @@ SCENES = {
     },
     "LD_FillBehindLayers": {
         "loader": node("LD_LoadDemoModel"),
-        "7": fill_behind(["6", 0], prompt="a meadow", seed=2, steps=20, cfg=4.0, **MODELS),
+        "20": fill_behind(["6", 0], prompt="a meadow", seed=2, steps=20, cfg=4.0, **MODELS),
         "8": node("LD_SelectLayers", layers=["6", 0], which="background"),
         "9": node("LD_LayerComposite", layers=["8", 0], backdrop="grey", rules="photoshop"),
-        "10": node("LD_SelectLayers", layers=["7", 0], which="background"),
+        "10": node("LD_SelectLayers", layers=["20", 0], which="background"),
         "11": node("LD_LayerComposite", layers=["10", 0], backdrop="grey", rules="photoshop"),
     },
 }
@@ -52,21 +52,31 @@ SCENES = {
 
 PLACES = {
     "LD_LayersFromMasks": {"1": (0, 0), "7": (330, 0), "6": (660, 0), "8": (1080, 0)},
-    "LD_FillBehindLayers": {"9": (0, 0), "7": (330, 0), "11": (750, 0)},
+    "LD_FillBehindLayers": {"9": (0, 0), "20": (330, 0), "11": (750, 0)},
 }
 SIZES = {"MaskPreview": (300, 320), "LD_LayerPreview": (400, 360), "LD_LayerComposite": (300, 400)}
 
 
+def draw_scene(scale=1):
+    """Return the picture, and a mask of each of :data:`THINGS`, enlarged."""
+    side = SIDE * scale
+    scene = Image.fromarray(draw_background("meadow", np.random.default_rng(3), side)).convert("RGBA")
+    masks = []
+    for thing, size, (x, y) in THINGS:
+        cut_out, corner = Image.fromarray(sprite(thing, size * scale)[0]), (x * scale, y * scale)
+        mask = Image.new("RGB", (side, side))
+        mask.paste((255, 255, 255), corner, cut_out.getchannel("A").point(lambda a: 255 * (a > 127)))
+        scene.alpha_composite(cut_out, corner)
+        masks.append(mask)
+    return scene.convert("RGB"), masks
+
+
 def take(page, server):
     """Open, run and save every scene."""
-    scene = Image.fromarray(draw_background("meadow", np.random.default_rng(3), SIDE)).convert("RGBA")
-    for thing, size, corner in THINGS:
-        cut_out = Image.fromarray(sprite(thing, size)[0])
-        mask = Image.new("RGB", (SIDE, SIDE))
-        mask.paste((255, 255, 255), corner, cut_out.getchannel("A").point(lambda a: 255 * (a > 127)))
+    scene, masks = draw_scene()
+    scene.save(server.base / "input" / "scene.png")
+    for (thing, _, _), mask in zip(THINGS, masks, strict=True):
         mask.save(server.base / "input" / f"{thing.kind} mask.png")
-        scene.alpha_composite(cut_out, corner)
-    scene.convert("RGB").save(server.base / "input" / "scene.png")
     for name, nodes in SCENES.items():
         run_scene(page, {**APART, **nodes}, PLACES[name], SIZES)
         crop(page, list(PLACES[name]), PACK / f"web/docs/{name}/picture.jpg")
