@@ -5,6 +5,9 @@
 * ``repaint``: plan the repainting of a region or of a whole document.
 * ``mattes``: alpha and colours of what was painted into a picture.
 * ``stages``: build a picture layer by layer.
+* ``layers_from_masks``: take a picture apart, with ``edges``, which mattes, and ``exact_mixing``, which keeps every
+  pixel.
+* ``holes``: what layers in front hide of a layer, and what fills it.
 
 >>> import torch
 >>> from layered_core.painting.repaint import plan_repaint
