@@ -121,5 +121,8 @@ def _remarks(found: PictureLayers) -> list[str]:
     if found.error is None:
         return list(found.told)
     levels = 255 * found.error
-    told = f"The pictures as they came, put together, differ from the original by {levels:.1f} of 255 levels on average."
-    return [*found.told, told]
+    return [
+        *found.told,
+        "The pictures as they came, put together, differ from the original by "
+        f"{levels:.1f} of 255 levels on average.",
+    ]

@@ -28,7 +28,9 @@ UNIT = 16
 SHIFT = 1.0
 """The shift of the noise levels that the model is sampled with, as in ComfyUI's own template."""
 
-_FILES = "qwen_image_layered_bf16.safetensors, or qwen_image_layered_control_bf16.safetensors for named layers"
+_FILES = (
+    "qwen_image_layered_bf16.safetensors, or qwen_image_layered_control_bf16.safetensors for named layers"
+)
 
 
 class DecomposePicture(io.ComfyNode):
@@ -135,7 +137,9 @@ class DecomposePicture(io.ComfyNode):
         for where, text in (("prompt", prompt), ("negative", negative), *(("names", x) for x in lines)):
             check_words(clip, text, f"{where}: ")
         size = fitted_size(picture.shape[1], picture.shape[0], long_side)
-        made = _Decomposition(model, clip, vae, image, size, Sampler(steps, cfg, sampler_name, scheduler), seed)
+        made = _Decomposition(
+            model, clip, vae, image, size, Sampler(steps, cfg, sampler_name, scheduler), seed
+        )
         found = made.named(lines, negative) if mode == NAMED else made.all(prompt, negative, layer_count)
         result = made.graph.node(
             "LD_LayersFromPictures", image=found, names=names, first="a layer", original=image, prompt=prompt,
@@ -148,14 +152,26 @@ class _Decomposition:
     """The nodes of a run; ``graph`` holds them. Both methods return the decoded layers, an IMAGE with alpha."""
 
     def __init__(
-        self, model: Any, clip: Any, vae: Any, image: Tensor, size: tuple[int, int], sampler: Sampler, seed: int
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        image: Tensor,
+        size: tuple[int, int],
+        sampler: Sampler,
+        seed: int,
     ) -> None:
         """Lay the nodes that encode the picture at ``size``, width and height."""
         self.graph = GraphBuilder()
         self.clip, self.vae, self.size, self.sampler, self.seed = clip, vae, size, sampler, seed
         self.model = self.graph.node("ModelSamplingAuraFlow", model=model, shift=SHIFT).out(0)
         scaled = self.graph.node(
-            "ImageScale", image=image, upscale_method="lanczos", width=size[0], height=size[1], crop="disabled"
+            "ImageScale",
+            image=image,
+            upscale_method="lanczos",
+            width=size[0],
+            height=size[1],
+            crop="disabled",
         ).out(0)
         self.picture = self.graph.node("VAEEncode", pixels=scaled, vae=vae).out(0)
 

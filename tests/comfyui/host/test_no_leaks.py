@@ -5,6 +5,7 @@ import comfy.model_management
 import pytest
 import tiny
 import torch
+from decompose_scene import from_pictures, scene
 from graph import (
     KEPT,
     add_layer,
@@ -81,6 +82,13 @@ EXAMPLES = {
         "it": from_boxes("l"),
     },
     "LD_LayersFromLayout": {"it": from_layout('[{"bbox": [0, 0, 500, 500], "desc": "a red ball"}]')},
+    "LD_LayersFromPictures": {
+        "a": load("red.png"),
+        "p": node("LD_SplitLayer", layers=["a", 0], layer="red"),
+        "i": node("InvertMask", mask=["p", 1]),
+        "j": node("JoinImageWithAlpha", image=["p", 0], alpha=["i", 0]),
+        "it": from_pictures(["j", 0]),
+    },
     "LD_LayoutMetrics": {
         "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
         "p": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
@@ -205,6 +213,7 @@ EXAMPLES = {
         ),
     },
     "LD_AddLayerByPrompt": {"it": add_layer("a red ball", width=32, height=32, steps=1)},
+    "LD_DecomposePicture": scene(),
     "LD_StageSeed": {"it": node("LD_StageSeed", seed=1, name="tree")},
     "LD_FindPlace": {
         "a": node("EmptyImage", width=32, height=32, batch_size=1, color=255),

@@ -27,7 +27,9 @@ def random_batch(seed, count, height, width, soft=0.3, backdrop=True):
     pictures = torch.rand(count, height, width, 4, generator=random)
     kind = torch.rand(count, height, width, generator=random)
     near_one = 1 - 0.01 * torch.rand(count, height, width, generator=random)
-    pictures[..., 3] = torch.where(kind < 0.3, 0.003, torch.where(kind > 0.3 + soft, near_one, pictures[..., 3]))
+    pictures[..., 3] = torch.where(
+        kind < 0.3, 0.003, torch.where(kind > 0.3 + soft, near_one, pictures[..., 3])
+    )
     if backdrop:
         pictures[0, ..., 3] = 1
     return pictures
@@ -43,9 +45,7 @@ def random_original(seed, height, width, channels=3, eight=True):
 
 
 def in_eight_bits(document):
-    layers = tuple(
-        Layer(x.name, rounded(x.image), x=x.x, y=x.y, recipe=x.recipe) for x in document
-    )
+    layers = tuple(Layer(x.name, rounded(x.image), x=x.x, y=x.y, recipe=x.recipe) for x in document)
     return LayerDocument(document.width, document.height, layers)
 
 
