@@ -13,6 +13,7 @@ from ..canvas.resizing import resized
 from ..document import MAX_LAYERS, Layer, LayerDocument, Recipe, short_name, unique_names
 from ..errors import LayeredError, invalid
 from ..progress import steps
+from .layers_from_masks import BACKGROUND
 from .recomposing import recomposed, stacked
 
 LEAST = 1 / 255
@@ -103,7 +104,7 @@ def layers_from_pictures(
         placed, added = recomposed(placed, original)
         if added:
             slots.insert(0, REST)
-            labels.insert(0, ("background", ""))
+            labels.insert(0, (BACKGROUND, ""))
             told.append("A background was added below: it holds what no picture does.")
     layers, kept = [], []
     for picture, slot, (name, words) in zip(placed, slots, labels, strict=True):

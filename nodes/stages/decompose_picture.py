@@ -65,7 +65,7 @@ class DecomposePicture(io.ComfyNode):
                         "background. Neutral: none.",
                 ),
                 io.String.Input(
-                    "names", default="", multiline=True, dynamic_prompts=True,
+                    "names", default="", multiline=True,
                     tooltip="One line for each layer, from the back. named layers: what to take out, in "
                         "English. all layers: what the layers are called; empty: layer 1, layer 2 and so "
                         "on. Neutral: empty, with all layers.",
