@@ -22,6 +22,9 @@ LEAST = 1 / 255
 SLACK = 8
 """Pixels by which a picture's sides may miss the original's shape: models work at multiples of 16."""
 
+_ENOUGH = 64
+"""Soft pixels by which it is judged whether colours are multiplied by alpha."""
+
 REST = -1
 """Stands for the number of a picture where a layer was made of what no picture holds."""
 
@@ -100,6 +103,7 @@ def layers_from_pictures(
     placed = [on_canvas(picture, *size) for picture in steps(pictures.unbind())]
     error = None if reference is None else _difference(placed, reference)
     slots = [first + i for i in range(len(placed))]
+    told += _look_premultiplied(placed, [name for name, _ in labels])
     if original is not None:
         placed, added = recomposed(placed, original)
         if added:
@@ -130,6 +134,28 @@ def _labels(names: Sequence[str], count: int) -> tuple[list[tuple[str, str]], li
         told.append(f"There are {count} pictures, so these names are not used: {more}.")
     labels = [(short_name(x), x) for x in names[:count]]
     return labels + [(f"layer {i + 1}", "") for i in range(len(labels), count)], told
+
+
+def _look_premultiplied(placed: Sequence[Tensor], names: Sequence[str]) -> list[str]:
+    """Tell of the pictures whose colours look multiplied by their alpha: in their soft places hardly any colour
+    exceeds the alpha, as it would in light things with straight colours."""
+    told = []
+    for picture, name in zip(placed, names, strict=True):
+        alpha = picture[..., 3]
+        soft = picture[(alpha > 0.05) & (alpha < 0.9)]
+        light = picture[..., :3][alpha >= 0.9]
+        over = soft[:, :3].amax(1) > soft[:, 3] + LEAST
+        if (
+            len(soft) >= _ENOUGH
+            and len(light)
+            and float(light.max()) > 0.5
+            and float(over.float().mean()) < 0.001
+        ):
+            told.append(
+                f"Picture {name!r}: its colours look multiplied by its alpha, where straight ones are wanted. If its "
+                "soft edges are dark, it comes from a node that gives premultiplied pictures."
+            )
+    return told
 
 
 def _check_shape(pictures: Tensor, size: tuple[int, ...]) -> None:

@@ -204,6 +204,22 @@ def test_scaling_lets_no_colour_of_transparent_pixels_bleed_in():
     assert float(scaled[8, 8, 0]) == 1
 
 
+def glow(colour, multiplied):
+    """Return a soft disc of one colour."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    alpha = (1.5 - 1.5 * (x**2 + y**2).sqrt()).clamp(0, 1)
+    colours = torch.tensor(colour).expand(32, 32, 3) * (alpha[..., None] if multiplied else 1)
+    return torch.cat([colours, alpha[..., None]], -1)
+
+
+def test_premultiplied_colours_are_told_and_straight_ones_are_not():
+    for colour in ([0.9, 0.3, 0.1], [1.0, 1.0, 1.0]):
+        (line,) = layers_from_pictures(glow(colour, True)[None], ["a glow"]).told
+        assert line.startswith("Picture 'a glow': its colours look multiplied by its alpha")
+        assert layers_from_pictures(glow(colour, False)[None]).told == ()
+    assert layers_from_pictures(glow([0.02, 0.02, 0.02], False)[None]).told == ()
+
+
 @pytest.mark.parametrize("format", ["psd", "ora"])
 def test_a_file_of_the_layers_is_the_original(format, tmp_path):
     original = random_original(9, 18, 22)
