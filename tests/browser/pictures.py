@@ -305,12 +305,14 @@ def main():
             masks_from_words(page, json.loads((PACK / "workflows/api/05_regional_prompts.json").read_text()))
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
             import box_pictures
+            import decompose_pictures
             import layer_pictures
             import patch_pictures
             import rendering_pictures
             import transparency_pictures
 
             layer_pictures.take(page, server)
+            decompose_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
             rendering_pictures.take(page)
