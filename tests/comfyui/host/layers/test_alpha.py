@@ -10,7 +10,8 @@ from layers.test_shapes import PICTURES, Give, given, odd_input, tensors  # noqa
 import nodes as comfy_nodes
 
 SIZES = {
-    "LD_AddLayerByPrompt": 64, "LD_AttentionPreview": 128, "LD_DecomposePicture": 48, "LD_FindPlace": 32,
+    "LD_AddLayerByPrompt": 64, "LD_AttentionPreview": 128, "LD_DecomposePicture": 48,
+    "LD_FillBehindLayers": 64, "LD_FindPlace": 32, "LD_LayersFromMasks": 32,
     "LD_LayoutMetrics": 32, "LD_MaskedControlNetApply": 128, "LD_TransparentDecode": 64,
     "LD_TransparentEncode": 64,
 }  # fmt: skip
@@ -18,6 +19,9 @@ SIZES = {
 
 KEEP = ("LD_AddLayerByPrompt", "LD_JoinLayer", "LD_LayerFromImage", "LD_SplitFrames")
 """Nodes that put the picture's pixels out again, with those that are transparent."""
+
+OTHERWISE = [("LD_LayersFromPictures", "image"), ("LD_LayersFromMasks", "depth")]
+"""Inputs that need an alpha, or whose example has only one thing, which no depth can put before another."""
 
 NOT_USED = ("LD_TransparentDecode",)
 """Nodes that make an alpha of their own and say so."""
@@ -81,6 +85,8 @@ class Layers:
 
 def results(host, node_id, name, pixels):
     """Return every tensor that a node puts out for a picture, a ControlNet's hint too."""
+    if name == "depth":  # is grey
+        pixels = torch.cat([pixels[..., :1].expand(-1, -1, -1, 3), pixels[..., 3:]], -1)
     Give.value = pixels
     outputs = comfy_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().outputs
     found = []
@@ -108,7 +114,7 @@ def layers(host, monkeypatch):
 
 @pytest.mark.parametrize(
     ("node_id", "name"),
-    [x for x in PICTURES if x[0] not in NOT_USED and x != ("LD_LayersFromPictures", "image")],
+    [x for x in PICTURES if x[0] not in NOT_USED and x not in OTHERWISE],
 )
 def test_the_alpha_of_a_picture_counts(host, node_id, name):
     with_alpha, without = (results(host, node_id, name, picture(node_id, alpha=a)) for a in (True, False))

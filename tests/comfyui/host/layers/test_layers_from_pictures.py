@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from decompose_scene import from_pictures
-from graph import node
+from graph import fill_behind, node
 from PIL import Image
 
 import nodes as comfy_nodes
@@ -137,3 +137,15 @@ def test_what_cannot_become_layers_is_named(host, monkeypatch, change, text):
     }
     made = from_pictures(**{"image": ["batch", 0], "original": ["picture", 0], **change})
     assert text in host.error_of({**LAYERS, **extra, "it": made, "end": node("TestCatch", value=["it", 0])})
+
+
+def test_the_hole_of_an_added_background_is_filled_and_the_composite_stays(host, pack):
+    prompt = {**LAYERS, "it": from_pictures(["b1", 0], original=["picture", 0])}
+    prompt["b1"] = node("ImageBatch", image1=["m1", 0], image2=["m2", 0])
+    prompt["filled"] = fill_behind(["it", 0], background=["l0", 0])
+    read = pack("nodes.layers.socket").read_stack
+    before, after = (read(host.value(prompt, k)).layer("background").image[..., 3] for k in ("it", "filled"))
+    assert bool((before == 0).any())
+    assert bool((after == 1).all())
+    shown = host.value({**prompt, "end": composite("filled", "photoshop")}, "end")
+    assert torch.equal(shown, host.value(prompt, "picture"))
