@@ -83,8 +83,11 @@ def layers_from_pictures(
             "4, RGBA",
             "Decode with the model's VAE that knows alpha, or cut the layers out with Layers from Masks",
         )
-    if not bool(pictures.isfinite().all()):
-        raise invalid("image: values", "NaN or infinite", "0..1", "Sample again, with another precision")
+    for where, values in (("image", pictures), ("original", original)):
+        if values is not None and not bool(values.isfinite().all()):
+            raise invalid(
+                f"{where}: values", "NaN or infinite", "0..1", "Sample again, with another precision"
+            )
     reference = original
     first = 0
     if whole:

@@ -243,6 +243,10 @@ def test_a_file_of_the_layers_is_the_original(format, tmp_path):
         (torch.zeros(2, 4, 4, 4), {}, "image: every picture is empty. Take more steps, or another seed"),
         (torch.full((1, 4, 4, 4), float("nan")), {}, "image: values is 'NaN or infinite'; allowed: 0..1"),
         (
+            torch.rand(1, 4, 4, 4), {"original": torch.full((4, 4, 3), float("inf"))},
+            "original: values is 'NaN or infinite'; allowed: 0..1",
+        ),
+        (
             torch.full((50, 4, 4, 4), 0.5), {"original": torch.rand(4, 4, 3)},
             "number of layers is 51; allowed: at most 50, with the background that is added",
         ),
