@@ -307,11 +307,13 @@ def main():
             import box_pictures
             import decompose_pictures
             import layer_pictures
+            import mask_pictures
             import patch_pictures
             import rendering_pictures
             import transparency_pictures
 
             layer_pictures.take(page, server)
+            mask_pictures.take(page, server)
             decompose_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)

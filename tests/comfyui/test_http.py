@@ -150,6 +150,11 @@ FOR_OWN_FILES = {
     "18_regions_z_image": _THREE_FILES,
     "23_layered_rendering_flux": _FLUX_FILES,
     "27_layers_own_look_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
+    "31_picture_to_layers": {
+        ("LoadImage", "image"),
+        ("CheckpointLoaderSimple", "ckpt_name"),
+        ("LoadDA3Model", "model_name"),
+    },
     "32_decompose_qwen_layered": _THREE_FILES | {("LoadImage", "image")},
     "35_alpha_qwen_image": _THREE_FILES,
     "36_alpha_flux": _FLUX_FILES
