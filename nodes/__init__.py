@@ -29,6 +29,7 @@ from .layers.layer_preview import LayerPreview
 from .layers.layers_from_boxes import LayersFromBoxes
 from .layers.layers_from_layout import LayersFromLayout
 from .layers.layers_from_masks import LayersFromMasks
+from .layers.layers_from_pictures import LayersFromPictures
 from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
 from .layers.load_layers import LoadLayers
@@ -45,6 +46,7 @@ from .noise.regenerate_layers import PasteBack, RegenerateLayers
 from .rendering.layered_rendering import LayeredRendering
 from .rendering.vision_guidance_preview import VisionGuidancePreview
 from .stages.add_layer_by_prompt import AddLayerByPrompt
+from .stages.decompose_picture import DecomposePicture
 from .stages.fill_behind_layers import FillBehindLayers
 from .stages.stage_layer import FindPlace, StageLayer, StageSeed
 from .transparency.generate_layers import GenerateLayers
@@ -79,12 +81,14 @@ NODES: list[type[io.ComfyNode]] = [
     LayersFromBoxes,
     LayersFromLayout,
     LayersFromMasks,
+    LayersFromPictures,
     LayoutMetrics,
     PerLayerSDEdit,
     RegenerateLayers,
     PasteBack,
     AddLayerByPrompt,
     FillBehindLayers,
+    DecomposePicture,
     StageLayer,
     StageSeed,
     FindPlace,

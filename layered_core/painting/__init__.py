@@ -8,6 +8,7 @@
 * ``layers_from_masks``: take a picture apart, with ``edges``, which mattes, and ``exact_mixing``, which keeps every
   pixel.
 * ``holes``: what layers in front hide of a layer, and what fills it.
+* ``layers_from_pictures``: make layers of pictures with alpha, with ``recomposing``, which keeps every pixel.
 
 >>> import torch
 >>> from layered_core.painting.repaint import plan_repaint

@@ -67,7 +67,7 @@ def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tup
         start = first[todo] + levels / LEVELS + fine_steps * 2.0**-27 * i[todo] / weight[todo]
         fine = (start >= low[todo]) & (start <= high[todo])
         one = start.clamp(0, 1).float()
-        two = _moved(_other(i[todo], one.double(), weight[todo]).clamp(0, 1).float(), ulps)
+        two = moved(_other(i[todo], one.double(), weight[todo]).clamp(0, 1).float(), ulps)
         flip = less_front[todo]
         fore, aft = torch.where(flip, one, two), torch.where(flip, two, one)
         fine &= is_exact_mix(target[todo], fore, aft, mixed[todo])
@@ -94,7 +94,7 @@ def _snapped(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where((level >= low - 1e-12) & (level <= high + 1e-12), level, value)
 
 
-def _moved(values: Tensor, ulps: int) -> Tensor:
+def moved(values: Tensor, ulps: int) -> Tensor:
     """Return float32 values in 0..1 moved by a number of units in the last place, and kept in 0..1."""
     return (values.view(torch.int32) + ulps).clamp_(0, _ONE).view(torch.float32)
 

@@ -23,7 +23,7 @@ from ...layered_core.attention.attention_maps import (
 from ...layered_core.attention.regional_plan import Settings, plan_watching
 from ...layered_core.document import MAX_SIDE
 from ...layered_core.errors import LayeredError, invalid
-from ..layers.pictures import pictures
+from ..layers.pictures import opaque
 from ..layers.socket import LAYERS, read_stack, write_stack
 from ..noise.cut_out import CutOut, text_of
 from .attention_patch import check_model, patched
@@ -68,7 +68,7 @@ class AttentionPreview(io.ComfyNode):
     @classmethod
     def execute(cls, positive: Sequence[Sequence[Any]], image: Tensor, size: int) -> io.NodeOutput:
         """Draw the maps."""
-        sampled = pictures(image)[..., :3].cpu().float()
+        sampled = opaque(image).cpu()
         maps = next((rest[KEY].maps for _, rest in positive if KEY in rest), None)
         if not maps:
             raise LayeredError(

@@ -15,11 +15,14 @@ from ...layered_core.control.control_map import CONTROL_MODES, ControlMap
 from ...layered_core.control.hints import document_hint
 from ...layered_core.document import Control
 from ...layered_core.errors import LayeredError, check_number
-from ..layers.pictures import pictures
+from ..layers.pictures import opaque
 from ..layers.socket import LAYERS, read_stack
 from .control_hint import preprocessor
 from .control_masks import check_aspect, single_mask, within
 from .masked_control_net import IS_POSITIVE_KEY, MaskedControl
+
+_NO_HINT = (0.0, 0.0, 0.0)
+"""The colour of a hint where there is nothing to follow."""
 
 
 class MaskedControlNetApply(io.ComfyNode):
@@ -101,7 +104,7 @@ class MaskedControlNetApply(io.ComfyNode):
         check_number("strength", strength, 0, 2)
         check_number("start_percent", start_percent, 0, 1)
         check_number("end_percent", end_percent, start_percent, 1)
-        image = None if image is None else pictures(image)
+        image = None if image is None else opaque(image, backdrop=_NO_HINT)
         if strength == 0:
             return io.NodeOutput(positive, negative)
         own = Control(strength=strength, start=start_percent, end=end_percent)

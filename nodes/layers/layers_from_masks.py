@@ -10,9 +10,12 @@ from ...layered_core.errors import invalid
 from ...layered_core.painting.layers_from_masks import MAX_BAND, layers_from_masks
 from .long_work import check_main_memory
 from .pictures import masks as checked_masks
-from .pictures import one_picture
+from .pictures import one_picture, opaque
 from .remarks import tell
 from .socket import LAYERS, clamped, write_stack
+
+_FAR = (0.0, 0.0, 0.0)
+"""The colour of a depth picture where nothing is."""
 
 _COLOURED = 0.02
 """Greatest difference of the channels of a grey picture."""
@@ -93,8 +96,14 @@ class LayersFromMasks(io.ComfyNode):
         """Check the pictures, and take the one apart."""
         picture = clamped(one_picture(image, "image", _FIX))
         found = clamped(checked_masks(masks, "masks", least=0)) if len(masks) else masks.float()
-        near = None if depth is None else _grey(one_picture(depth, "depth", _FIX))
-        behind = None if background is None else clamped(one_picture(background, "background", _FIX))[..., :3]
+        near = (
+            None
+            if depth is None
+            else _grey(opaque(one_picture(depth, "depth", _FIX)[None], backdrop=_FAR)[0])
+        )
+        behind = None
+        if background is not None:
+            behind = clamped(opaque(one_picture(background, "background", _FIX)[None])[0])
         height, width = picture.shape[:2]
         # The picture, its parts and sums of them; the masks; the layers.
         check_main_memory(

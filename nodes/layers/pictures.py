@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...layered_core.canvas.compositing import GREY, over_colour
 from ...layered_core.errors import invalid
 
 PICTURES = "[batch, height, width, 3 or 4]"
@@ -35,6 +36,15 @@ def pictures(image: object, where: str = "image") -> Tensor:
             "Give it three channels or four: a mask or grey picture becomes one with Convert Mask to Image",
         )
     return image
+
+
+def opaque(
+    image: object, where: str = "image", backdrop: Tensor | tuple[float, float, float] = GREY
+) -> Tensor:
+    """Return an IMAGE as ``[B, H, W, 3]`` float32: pictures with alpha are laid over ``backdrop``, a colour or colours
+    ``[..., H, W, 3]``; others keep their pixels. Errors as :func:`pictures`."""
+    pixels = pictures(image, where).float()
+    return over_colour(pixels, backdrop) if pixels.shape[-1] == 4 else pixels
 
 
 def masks(mask: object, where: str = "mask", least: int = 1) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...demo.world.judge import Judge
 from ...layered_core.errors import LayeredError
 from ...layered_core.metrics.layout_report import compare_layout, layout_overlay, layout_table
-from ..layers.pictures import masks, pictures
+from ..layers.pictures import masks, opaque
 from ..layers.preview import Preview
 from ..layers.socket import LAYERS, read_stack
 
@@ -67,7 +67,7 @@ class LayoutMetrics(io.ComfyNode):
     ) -> io.NodeOutput:
         """Compare the picture with the layers."""
         document = read_stack(layers)
-        picture = pictures(image)[0, ..., :3].detach().float().cpu()
+        picture = opaque(image)[0].detach().cpu()
         given_names = [line.strip() for line in names.splitlines() if line.strip()]
         if detections is None:
             if given_names:

@@ -14,7 +14,7 @@ from ...layered_core.document import MAX_SIDE, LayerDocument
 from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.repaint import Repaint, region_of
-from ..layers.pictures import one_mask, pictures
+from ..layers.pictures import one_mask, opaque, pictures
 from ..layers.socket import LAYERS, read_stack
 from .change_map_patch import with_change_map
 from .cut_out import CutOut
@@ -182,7 +182,13 @@ class PasteBack(io.ComfyNode):
             raise invalid(
                 "paste", paste, "the paste output of Regenerate Layers or Per-Layer Freedom (SDEdit)"
             )
-        out = paste.paste(pictures(image)[..., :3].movedim(-1, 1).float(), blend, match_colours)
+        sampled = pictures(image)
+        if sampled.shape[-1] == 4:
+            # A VAE with alpha gives what is to be laid over the picture before.
+            before = paste.cut().movedim(0, -1).to(sampled)
+            if sampled.shape[1:3] == before.shape[:2]:
+                sampled = opaque(sampled, backdrop=before)
+        out = paste.paste(sampled[..., :3].movedim(-1, 1).float(), blend, match_colours)
         return io.NodeOutput(out.movedim(1, -1), paste.mask[None].to(out.device))
 
 

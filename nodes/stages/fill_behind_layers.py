@@ -17,7 +17,7 @@ from ...layered_core.errors import LayeredError, invalid
 from ...layered_core.painting.holes import fill_hole, hole_of, smooth_fill
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.stages import StagePlan, stage_seed
-from ..layers.pictures import one_picture
+from ..layers.pictures import one_picture, opaque
 from ..layers.remarks import tell
 from ..layers.socket import LAYERS, clamped, read_stack, write_stack
 from .stage_graph import Sampler, StageGraph
@@ -136,7 +136,7 @@ class FillBehindLayers(io.ComfyNode):
         left = names[names.index(first.name) :] if hidden_parts else [first.name]
         if background is not None:
             fix = "Take one out with Get Image from Batch: one picture is put behind the layers"
-            picture = clamped(one_picture(background, "background", fix))[..., :3]
+            picture = clamped(opaque(one_picture(background, "background", fix)[None])[0])
             filled = fill_hole(document, first.name, picture)
             told.append(_remark(document, filled, first.name))
             document, left = filled, left[1:]

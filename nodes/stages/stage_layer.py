@@ -11,7 +11,7 @@ import comfy.model_management
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...layered_core.canvas.compositing import GREY, composite
+from ...layered_core.canvas.compositing import GREY, composite, over_colour
 from ...layered_core.canvas.soft_masks import grow as widened
 from ...layered_core.document import Layer
 from ...layered_core.errors import LayeredError, invalid
@@ -109,8 +109,8 @@ class StageLayer(io.ComfyNode):
 
     @staticmethod
     def _taken_off(picture: Tensor, paste: Repaint, alpha: str) -> Tensor:
-        before, after = paste.picture, rgba(picture)[..., :3].permute(2, 0, 1)
-        if after.shape != before.shape:
+        before, after = paste.picture, rgba(picture).permute(2, 0, 1)
+        if after.shape[1:] != before.shape[1:]:
             got, allowed = (f"{p.shape[2]}x{p.shape[1]}" for p in (after, before))
             raise invalid(
                 "image size",
@@ -118,6 +118,7 @@ class StageLayer(io.ComfyNode):
                 f"that of the picture before, {allowed}",
                 "Connect the picture that Paste Back gives",
             )
+        after = over_colour(after.permute(1, 2, 0), before.permute(1, 2, 0)).permute(2, 0, 1)
         return uncovered(before, after, stage_alpha(before, after, paste.mask, alpha), linear=True)
 
 
@@ -198,7 +199,7 @@ class FindPlace(io.ComfyNode):
                 f"the picture's, {allowed}",
                 "Decode it through Paste Back, which gives the picture's size",
             )
-        a, b = (rgba(p)[..., :3].permute(2, 0, 1) for p in (before, draft))
+        a, b = (over_colour(rgba(p), GREY).permute(2, 0, 1) for p in (before, draft))
         return io.NodeOutput(
             widened(changed_region(a, b, share), grow)[None].to(comfy.model_management.intermediate_device())
         )

@@ -24,6 +24,7 @@ from ...layered_core.transparency.transparent_decode import (
 )
 from ...layered_core.transparency.transparent_networks import TransparentDecoder
 from ..layers.pictures import pictures
+from ..layers.remarks import warn
 from ..layers.socket import LAYERS, append_layers, check_room
 from .layer_model import layer_model_choices, read_layer_model
 
@@ -34,6 +35,11 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "fp16": torch.float16,
 }
 """The dtype that the decoder calculates in; auto is what ComfyUI takes for a VAE on this device."""
+
+_HAS_ALPHA = (
+    "the picture has an alpha of its own, which is not used. If its model's VAE knows alpha, as that of "
+    "Qwen-Image 2.1 does, connect VAE Decode to Layers from Pictures instead"
+)
 
 
 class TransparentDecode(io.ComfyNode):
@@ -111,6 +117,8 @@ class TransparentDecode(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         """Load the decoder, decode the picture, and lay it on the stack."""
         image = pictures(image)
+        if image.shape[-1] == 4 and bool((image[..., 3] < 1).any()):
+            warn("Transparent Decode", _HAS_ALPHA)
         # A batch that is too large for any stack is decoded all the same if no stack is connected.
         stacked = layers is not None or len(image) <= MAX_LAYERS
         if stacked:

@@ -47,6 +47,28 @@ def drawings():
         picture.paste(house, (106, 150), house)
     yield "14_foreground_on_background", [meadow, alone, both]
     yield "31_picture_to_layers", taken_apart()
+    yield from drawn_layers(meadow)
+
+
+def drawn_layers(meadow):
+    """Yield the same of the workflows whose models know alpha themselves."""
+    things = (("red", "house", 260, (20, 200)), ("blue", "ball", 190, (290, 280)))
+    whole, apart = meadow.copy(), []
+    for colour, kind, side, place in things:
+        thing = Image.fromarray(sprite(Thing("solid", colour, kind), side)[0])
+        apart.append(checkered())
+        for picture in (whole, apart[-1]):
+            picture.paste(thing, place, thing)
+    yield "32_decompose_qwen_layered", [whole, meadow, *apart]
+    for name, colours in (("35_alpha_qwen_image", ["yellow"]), ("36_alpha_flux", ["blue", "green"])):
+        squares = []
+        for colour in colours:
+            thing = Image.fromarray(
+                sprite(Thing("glass", colour, "star" if len(colours) == 1 else "ball"), 400)[0]
+            )
+            squares.append(checkered())
+            squares[-1].paste(thing, (56, 56), thing)
+        yield name, squares
 
 
 def taken_apart():

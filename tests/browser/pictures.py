@@ -305,6 +305,7 @@ def main():
             masks_from_words(page, json.loads((PACK / "workflows/api/05_regional_prompts.json").read_text()))
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
             import box_pictures
+            import decompose_pictures
             import layer_pictures
             import mask_pictures
             import patch_pictures
@@ -313,6 +314,7 @@ def main():
 
             layer_pictures.take(page, server)
             mask_pictures.take(page, server)
+            decompose_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
             rendering_pictures.take(page)

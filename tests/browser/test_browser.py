@@ -21,6 +21,9 @@ FOR_OWN_FILES = (
     "23_layered_rendering_flux",
     "27_layers_own_look_sdxl",
     "31_picture_to_layers",
+    "32_decompose_qwen_layered",
+    "35_alpha_qwen_image",
+    "36_alpha_flux",
 )
 """Workflows for the user's own models and pictures, which are missing here."""
 

@@ -32,6 +32,8 @@ MAKE = """async (words) => {
 FIELDS = {
     ("LD_AddLayerByPrompt", "negative"),
     ("LD_AddLayerByPrompt", "prompt"),
+    ("LD_DecomposePicture", "negative"),
+    ("LD_DecomposePicture", "prompt"),
     ("LD_EditLayer", "negative.to"),
     ("LD_EditLayer", "prompt.to"),
     ("LD_FillBehindLayers", "negative"),
@@ -46,6 +48,7 @@ FIELDS = {
     ("LD_LayeredRendering", "prompt"),
     ("LD_LayersFromBoxes", "prompt"),
     ("LD_LayersFromMasks", "layer_prompts"),
+    ("LD_LayersFromPictures", "prompt"),
     ("LD_LayerMaskFromAttention", "negative"),
     ("LD_LayerMaskFromAttention", "prompt"),
     ("LD_LoadLayer", "negative"),

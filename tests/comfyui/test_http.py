@@ -155,9 +155,18 @@ FOR_OWN_FILES = {
         ("CheckpointLoaderSimple", "ckpt_name"),
         ("LoadDA3Model", "model_name"),
     },
+    "32_decompose_qwen_layered": _THREE_FILES | {("LoadImage", "image")},
+    "35_alpha_qwen_image": _THREE_FILES,
+    "36_alpha_flux": _FLUX_FILES
+    | {
+        ("LoraLoaderModelOnly", "lora_name"),
+        ("LD_TransparentDecode", "file"),
+        ("LD_TransparentEncode", "file"),
+    },
 }
 """Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the
-missing files. ``host/attention/test_transformer_templates.py`` runs 16 to 18 and 23 on small networks."""
+missing files. ``host/attention/test_transformer_templates.py`` runs 16 to 18 and 23 on small networks, and
+``host/transparency/test_alpha_templates.py`` 32, 35 and 36."""
 
 
 def test_every_workflow_says_here_what_it_shows():

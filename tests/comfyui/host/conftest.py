@@ -18,6 +18,7 @@ import execution
 import folder_paths
 import pytest
 import torch
+from decompose_scene import LayeredModel
 from diffusers import ControlNetModel
 from graph import node
 
@@ -192,6 +193,7 @@ def host(record_testsuite_property):
     nodes.NODE_CLASS_MAPPINGS["TestCatch"] = Catch
     nodes.NODE_CLASS_MAPPINGS["TestControlNet"] = ControlNet
     nodes.NODE_CLASS_MAPPINGS["TestPatchedModel"] = PatchedModel
+    nodes.NODE_CLASS_MAPPINGS["TestLayeredModel"] = LayeredModel
     folder_paths.set_input_directory(str(BASE / "input"))
     # The search for garbage leaves out what was loaded: half a second each time.
     gc.freeze()

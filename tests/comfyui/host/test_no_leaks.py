@@ -5,6 +5,7 @@ import comfy.model_management
 import pytest
 import tiny
 import torch
+from decompose_scene import from_pictures, scene
 from graph import (
     KEPT,
     MODELS,
@@ -88,6 +89,13 @@ EXAMPLES = {
         "p": node("EmptyImage", width=32, height=32, batch_size=1, color=0x80FF40),
         "m": node("SolidMask", value=1.0, width=32, height=32),
         "it": from_masks(["p", 0], ["m", 0]),
+    },
+    "LD_LayersFromPictures": {
+        "a": load("red.png"),
+        "p": node("LD_SplitLayer", layers=["a", 0], layer="red"),
+        "i": node("InvertMask", mask=["p", 1]),
+        "j": node("JoinImageWithAlpha", image=["p", 0], alpha=["i", 0]),
+        "it": from_pictures(["j", 0]),
     },
     "LD_LayoutMetrics": {
         "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
@@ -213,6 +221,7 @@ EXAMPLES = {
         ),
     },
     "LD_AddLayerByPrompt": {"it": add_layer("a red ball", width=32, height=32, steps=1)},
+    "LD_DecomposePicture": scene(),
     "LD_FillBehindLayers": {
         "p": node("EmptyImage", width=64, height=64, batch_size=1, color=0x80FF40),
         "m": node("SolidMask", value=1.0, width=64, height=64),

@@ -12,11 +12,12 @@ from test_no_leaks import EXAMPLES
 import nodes as comfy_nodes
 
 PICTURES = [
-    ("LD_AddLayerByPrompt", "image"), ("LD_AttentionPreview", "image"), ("LD_FindPlace", "before"),
-    ("LD_FillBehindLayers", "background"), ("LD_FindPlace", "draft"), ("LD_JoinLayer", "image"),
-    ("LD_LayerFromImage", "image"),
-    ("LD_LayersFromLayout", "image"), ("LD_LayersFromMasks", "background"), ("LD_LayersFromMasks", "depth"),
-    ("LD_LayersFromMasks", "image"), ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"),
+    ("LD_AddLayerByPrompt", "image"), ("LD_AttentionPreview", "image"), ("LD_DecomposePicture", "image"),
+    ("LD_FillBehindLayers", "background"), ("LD_FindPlace", "before"), ("LD_FindPlace", "draft"),
+    ("LD_JoinLayer", "image"), ("LD_LayerFromImage", "image"), ("LD_LayersFromLayout", "image"),
+    ("LD_LayersFromMasks", "background"), ("LD_LayersFromMasks", "depth"), ("LD_LayersFromMasks", "image"),
+    ("LD_LayersFromPictures", "image"), ("LD_LayersFromPictures", "original"), ("LD_LayoutMetrics", "image"),
+    ("LD_MaskedControlNetApply", "image"),
     ("LD_PasteBack", "image"), ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"),
     ("LD_StageLayer", "image"), ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
 ]  # fmt: skip
