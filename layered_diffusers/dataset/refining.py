@@ -1,0 +1,81 @@
+"""Masks made exact at their edges, by what a picture looks like without the thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from layered_core.canvas.soft_masks import grow
+
+LEAST = 0.06
+"""Least difference of a channel by which a pixel counts as the thing's, 0..1."""
+
+FACTOR = 2.0
+"""A pixel is the thing's if it differs by this many times what the painted background does where no thing is."""
+
+HIGHEST = 0.9
+"""Of the differences where no thing is, this share is smaller than the one that counts, 0..1."""
+
+
+def refined(
+    picture: Tensor, masks: Tensor, behind: Tensor, without: Mapping[int, Tensor], band: int, dilation: int
+) -> Tensor:
+    """Return masks whose edges are where the picture differs from what lies behind the things.
+
+    Only pixels within ``band`` of a mask's edge change. Where the background was painted unlike the picture, as grass
+    cannot be guessed, nothing is clear and the masks stay. A pixel goes to the nearest thing that it may belong to.
+
+    Args:
+        picture: ``[3, H, W]`` in 0..1.
+        masks: ``[K, H, W]``, from the farthest to the nearest thing.
+        behind: the picture without things, ``[3, H, W]``, painted where they are and ``dilation`` pixels around.
+        without: by the index of a thing: the picture without what is in front of it, ``[3, H, W]``.
+        band: pixels on each side of an edge. 0: nothing changes.
+        dilation: pixels around things that were painted in ``behind``.
+    """
+    if not band or dilation <= band:
+        return masks
+    hard = masks >= 0.5
+    anything = grow(hard.any(0).float(), band) > 0
+    out = masks.clone()
+    nearer = torch.zeros_like(anything)
+    for k in range(len(masks) - 1, -1, -1):
+        near = _grown(hard[k], band)
+        ring = _grown(hard[k], dilation) & ~anything
+        reference, known = behind.clone(), torch.ones_like(near)
+        for i in range(k):  # what is behind thing k: the nearest of the others that are there
+            if i in without:
+                reference = torch.where(hard[i], without[i], reference)
+                known |= hard[i]
+            else:
+                known &= ~hard[i]
+        inner = hard[k] & ~_grown(~hard[k], band)
+        edge = near & ~inner & known & ~nearer
+        difference = (picture - reference).abs().amax(0)
+        # A pixel that the thing covers by half differs half as much as those beside it that it covers wholly.
+        half = 0.5 * grow(torch.where(hard[k], 0.0, difference), 1)
+        grows = edge & ~hard[k] & (difference > _level(picture, behind, ring)) & (difference >= half)
+        leaves = edge & hard[k] & (difference <= LEAST)
+        out[k] = torch.where(grows, 1.0, torch.where(leaves, 0.0, masks[k]))
+        nearer |= out[k] >= 0.5
+    return out
+
+
+def _level(picture: Tensor, behind: Tensor, ring: Tensor) -> float:
+    """Return the difference from which a pixel is the thing's, from those in ``ring``, where no thing is."""
+    if not bool(ring.any()):
+        return LEAST
+    differences = (picture - behind).abs().amax(0)[ring]
+    return max(LEAST, FACTOR * float(differences.quantile(HIGHEST)))
+
+
+def _grown(mask: Tensor, pixels: int) -> Tensor:
+    return grow(mask.float(), pixels) > 0
+
+
+def nearer_than(masks: Tensor | Sequence[Tensor], index: int) -> Tensor:
+    """Return the union ``[H, W]`` of the masks in front of one of them, from the farthest to the nearest."""
+    front = list(masks[index + 1 :])
+    return torch.stack(front).amax(0) if front else torch.zeros_like(masks[index])
