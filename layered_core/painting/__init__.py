@@ -5,6 +5,8 @@
 * ``repaint``: plan the repainting of a region or of a whole document.
 * ``mattes``: alpha and colours of what was painted into a picture.
 * ``stages``: build a picture layer by layer.
+* ``layers_from_masks``: take a picture apart, with ``edges``, which mattes, and ``exact_mixing``, which keeps every
+  pixel.
 
 >>> import torch
 >>> from layered_core.painting.repaint import plan_repaint

@@ -1,0 +1,242 @@
+"""Edges of the things in a picture: which of two things a pixel at their border shows, and how much of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..canvas.soft_masks import grow
+from ..progress import steps
+from .exact_mixing import mix_exactly, on_grid
+
+_SURE = 0.02
+"""Alphas up to this count as 0, and those up to this below 1 as 1."""
+
+_NOISE = 2 / 255
+"""Deviation of colours that is always expected, as JPEG files have it."""
+
+
+@dataclass(eq=False)
+class Mixture:
+    """What each pixel of a picture shows: one thing, or one thing over another."""
+
+    top: Tensor
+    """Number of the thing in front, int64 ``[H, W]``: 0 is the background, higher numbers are nearer."""
+    alpha: Tensor
+    """How much of the pixel it covers, ``[H, W]``, above 0 and up to 1."""
+    below: Tensor
+    """Number of the thing behind it that is seen too, int64 ``[H, W]``; -1 where there is none."""
+    front: Tensor
+    """Colour of the thing in front, ``[H, W, 3]``."""
+    back: Tensor
+    """Colour of the thing behind, ``[H, W, 3]``; 0 where none is seen."""
+
+    def harden(self, where: Tensor, picture: Tensor) -> None:
+        """Let the pixels in ``where``, bool ``[H, W]``, show only the thing that covers more of them, as in
+        ``picture`` ``[H, W, 3]``."""
+        behind = where & (self.below >= 0) & (self.alpha < 0.5)
+        self.top[behind] = self.below[behind]
+        self.alpha[where] = 1
+        self.below[where] = -1
+        self.front[where] = picture[where]
+        self.back[where] = 0
+
+
+def unmix(
+    picture: Tensor, owner: Tensor, masks: Tensor, opaque: Tensor, band: int, background: Tensor | None = None
+) -> Mixture:
+    """Tell for every pixel what it shows, so that mixing gives the picture again to the bit.
+
+    Pixels near an edge are matted: what two colours are mixed is read from the sure pixels of both sides near by,
+    alpha from where the pixel's colour lies between the two (Smith and Blinn, *Blue Screen Matting*, SIGGRAPH
+    1996, with estimated colours), and, as far as the two are alike, from a guided filter of the mask (He et al.,
+    *Guided Image Filtering*, ECCV 2010, on the luminance). Alpha lies on the 8-bit grid.
+
+    Args:
+        picture: ``[H, W, 3]`` float32 in 0..1.
+        owner: int64 ``[H, W]``, the number of the thing that each pixel belongs to, 0 for the background.
+        masks: ``[K, H, W]`` in 0..1, the mask of thing k + 1; its soft values are taken for alpha.
+        opaque: bool ``[H, W]``: other pixels are left alone.
+        band: pixels on each side of an edge that may show both things. 0: none.
+        background: ``[H, W, 3]``, what is known to be behind everything, or None.
+    """
+    owner = owner.clone()
+    mixture = Mixture(
+        owner,
+        torch.ones_like(picture[..., 0]),
+        torch.full_like(owner, -1),
+        picture.clone(),
+        torch.zeros_like(picture),
+    )
+    if band:
+        for k in steps(list(reversed(range(1, len(masks) + 1)))):
+            _matte(mixture, picture, masks[k - 1], k, opaque, band, background)
+    soft = mixture.below >= 0
+    if bool(soft.any()):
+        front, back, exact = mix_exactly(
+            picture[soft], mixture.front[soft], mixture.back[soft], mixture.alpha[soft]
+        )
+        mixture.front[soft], mixture.back[soft] = front, back
+        wrong = torch.zeros_like(soft)
+        wrong[soft] = ~exact
+        mixture.harden(wrong, picture)
+    return mixture
+
+
+def _matte(
+    mixture: Mixture,
+    picture: Tensor,
+    mask: Tensor,
+    k: int,
+    opaque: Tensor,
+    band: int,
+    background: Tensor | None,
+) -> None:
+    """Matte the edge between thing ``k`` and what is behind it."""
+    box = _around((mixture.top == k) | (mask > _SURE), 12 * band)
+    if box is None:
+        return
+    colours, mask, opaque = picture[box], mask[box], opaque[box]
+    top, below = mixture.top[box], mixture.below[box]
+    free = opaque & (below < 0)
+    inside, lower = ((where & free).float() for where in (top == k, top < k))
+    # Soft values that a segmenter gave are alpha; those beside a hard edge only come from scaling.
+    soft = (mask > _SURE) & (mask < 1 - _SURE)
+    zone = (grow(inside, band) * lower + grow(lower, band) * inside > 0) | soft
+    zone &= free & (top <= k)
+    if not bool(zone.any()):
+        return
+    behind = _behind(top, k, zone)
+    zone &= behind >= 0
+    if not bool(zone.any()):
+        return
+    sure = free & ~zone
+    fore, fore_noise = _spread(colours, sure & (top == k), free & (top == k), zone, band)
+    aft, aft_noise = torch.zeros_like(fore), torch.zeros_like(fore_noise)
+    for j in behind[zone].unique().tolist():
+        if j == 0 and background is not None:
+            mean, noise = background[box], torch.zeros_like(aft_noise)
+        else:
+            mean, noise = _spread(colours, sure & (top == j), free & (top == j), zone & (behind == j), band)
+        here = behind == j
+        aft[here], aft_noise[here] = mean[here], noise[here]
+    given = (
+        mask if bool((soft & zone).sum() * 4 >= zone.sum()) else _guided((top == k).float(), colours, band)
+    )
+    alpha = _projected(colours, fore, aft, fore_noise + aft_noise, given)
+    alpha = on_grid(alpha.clamp(0, 1))
+    takes, leaves = zone & (alpha >= 1 - _SURE), zone & (alpha <= _SURE)
+    mixed = zone & ~takes & ~leaves
+    top[takes | mixed] = k
+    top[leaves] = behind[leaves]
+    below[mixed] = behind[mixed]
+    mixture.alpha[box][mixed] = alpha[mixed]
+    mixture.front[box][mixed] = fore[mixed]
+    mixture.back[box][mixed] = aft[mixed]
+
+
+def _around(where: Tensor, margin: int) -> tuple[slice, slice] | None:
+    """Return the rows and columns of the smallest box around ``where`` ``[H, W]``, ``margin`` pixels larger; None
+    if it is False everywhere."""
+    sides = []
+    for axis, size in ((1, where.shape[0]), (0, where.shape[1])):
+        at = where.any(axis).nonzero()[:, 0]
+        if not len(at):
+            return None
+        sides.append(slice(max(0, int(at[0]) - margin), min(size, int(at[-1]) + 1 + margin)))
+    return sides[0], sides[1]
+
+
+def _behind(top: Tensor, k: int, zone: Tensor) -> Tensor:
+    """Return the number of the thing behind thing ``k`` at every pixel of ``zone``: what the pixel itself belongs
+    to, or the nearest lower thing; -1 where nothing lower is in sight."""
+    lower = torch.where(top < k, top, -1)
+    found, reach, most = lower.clone(), 1, max(top.shape)
+    while reach <= most and bool((zone & (found < 0)).any()):
+        near = grow(lower.float(), reach).long()
+        found = torch.where(found < 0, near, found)
+        reach += max(1, reach // 2)
+    return found
+
+
+def _spread(
+    colours: Tensor, sure: Tensor, likely: Tensor, needed: Tensor, band: int
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of the colours ``[H, W, 3]`` of the sure pixels around each one that is needed, and the sum of
+    their variances ``[H, W]``. Where there are none near by, the likely ones count, else the mean of all."""
+    planes = colours.movedim(-1, 0)
+    values = torch.cat([planes, planes.square().sum(0, keepdim=True), torch.ones_like(planes[:1])])
+    at = needed.nonzero()
+    out, todo = values.new_zeros(4, len(at)), torch.arange(len(at), device=at.device)
+    for chosen in (sure, likely):
+        if not len(todo) or not bool(chosen.any()):
+            continue
+        sums = _Sums(values * chosen)
+        for reach in (2 * band, 12 * band):
+            near = sums.around(at[todo], reach)
+            new = near[4] > 0.5
+            out[:, todo[new]] = near[:4, new] / near[4, new]
+            todo = todo[~new]
+    if len(todo):
+        last = sure if bool(sure.any()) else likely if bool(likely.any()) else torch.ones_like(sure)
+        out[:, todo] = values[:4, last].mean(1)[:, None]
+    mean, noise = torch.zeros_like(colours), torch.zeros_like(colours[..., 0])
+    mean[needed] = out[:3].movedim(0, -1).clamp(0, 1)
+    noise[needed] = (out[3] - out[:3].square().sum(0)).clamp_min(0)
+    return mean, noise
+
+
+class _Sums:
+    """Sums of planes over squares (Crow, *Summed-Area Tables*, SIGGRAPH 1984)."""
+
+    def __init__(self, planes: Tensor) -> None:
+        """Sum up ``[C, H, W]``."""
+        self.table = functional.pad(planes.double(), (1, 0, 1, 0)).cumsum_(-1).cumsum_(-2)
+
+    def around(self, at: Tensor, reach: int) -> Tensor:
+        """Return the sums ``[C, N]`` over ``reach`` pixels on every side of the pixels ``at`` ``[N, 2]``."""
+        height, width = (size - 1 for size in self.table.shape[-2:])
+        top, left = ((at[:, axis] - reach).clamp_min(0) for axis in (0, 1))
+        foot, end = ((at[:, axis] + reach + 1).clamp_max(size) for axis, size in ((0, height), (1, width)))
+        t = self.table
+        return (t[:, foot, end] - t[:, top, end] - t[:, foot, left] + t[:, top, left]).float()
+
+    def everywhere(self, reach: int) -> Tensor:
+        """Return the sums around all pixels, ``[C, H, W]``."""
+        t = self.table
+        for axis in (-2, -1):
+            size = t.shape[axis] - 1
+            at = torch.arange(size, device=t.device)
+            t = t.index_select(axis, (at + reach + 1).clamp_max(size)) - t.index_select(
+                axis, (at - reach).clamp_min(0)
+            )
+        return t.float()
+
+
+def _projected(colours: Tensor, fore: Tensor, aft: Tensor, noise: Tensor, given: Tensor) -> Tensor:
+    """Return how far the colours lie from ``aft`` towards ``fore``, where these differ by much more than their
+    noise; else ``given``, ``[H, W]``."""
+    way = fore - aft
+    length = way.square().sum(-1)
+    along = (((colours - aft) * way).sum(-1) / length.clamp_min(1e-12)).clamp(0, 1)
+    trust = length / (length + noise + 3 * _NOISE**2)
+    return torch.lerp(given, along, trust)
+
+
+def _guided(mask: Tensor, colours: Tensor, band: int) -> Tensor:
+    """Return a mask ``[H, W]`` that follows the luminance of the colours ``[H, W, 3]`` near its edge."""
+    light = (colours * colours.new_tensor([0.299, 0.587, 0.114])).sum(-1)
+
+    count = _Sums(torch.ones_like(mask)[None]).everywhere(band)
+
+    def mean(x: Tensor) -> Tensor:
+        return (_Sums(x[None]).everywhere(band) / count)[0]
+
+    centre, average = mean(light), mean(mask)
+    spread = mean(light.square()) - centre.square()
+    slope = (mean(light * mask) - centre * average) / (spread.clamp_min(0) + 1e-3)
+    offset = average - slope * centre
+    return (mean(slope) * light + mean(offset)).clamp(0, 1)
