@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from layered_core.canvas.compositing import composite
+from layered_core.canvas.soft_masks import grow
 from layered_core.document import Layer, LayerDocument
-from layered_core.painting.mattes import difference_matte
+from layered_core.painting.mattes import difference_matte, uncovered
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Hidden:
     covered: float
     """Its share of the layer, 0..1."""
     colours: Tensor | None = None
-    """What was painted there, ``[3, H, W]`` in 0..1; None if nothing was."""
+    """Its colours, without what lies behind it, ``[3, H, W]`` in 0..1; None if it was not painted."""
     alpha: Tensor | None = None
     """Where the painted part is the thing, ``[H, W]`` in 0..1."""
 
@@ -32,21 +33,24 @@ class Hidden:
         """Return this part with what was painted, ``[3, H, W]``; it is the thing where it differs from what lies
         ``behind`` it, ``[3, H, W]``."""
         alpha = difference_matte(behind, colours) * self.mask
-        return replace(self, colours=colours, alpha=alpha)
+        own = uncovered(behind, colours, alpha)[..., :3].permute(2, 0, 1)
+        return replace(self, colours=own, alpha=alpha)
 
 
-def hidden_part(mask: Tensor, nearer: Tensor) -> Hidden:
+def hidden_part(mask: Tensor, nearer: Tensor, band: int = 0) -> Hidden:
     """Return where nearer things cover a thing: inside its mask, and inside the convex hull of what is seen of it.
 
     Args:
         mask: the thing, ``[H, W]`` in 0..1, with or without its hidden part.
         nearer: what is in front of it, ``[H, W]`` in 0..1.
+        band: pixels by which the part may reach beyond; they do not count for its share. Neutral: 0.
     """
     front = nearer >= 0.5
     seen = (mask >= 0.5) & ~front
     part = front & ((mask >= 0.5) | hull(seen))
     both = int(part.sum()) + int(seen.sum())
-    return Hidden(part, int(part.sum()) / both if both else 0.0)
+    wider = front & (grow(part.float(), band) > 0)
+    return Hidden(wider, int(part.sum()) / both if both else 0.0)
 
 
 def hull(mask: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ def refined(
         half = 0.5 * grow(torch.where(hard[k], 0.0, difference), 1)
         grows = edge & ~hard[k] & (difference > _level(picture, behind, ring)) & (difference >= half)
         leaves = edge & hard[k] & (difference <= LEAST)
-        out[k] = torch.where(grows, 1.0, torch.where(leaves, 0.0, masks[k]))
+        more, less = _reached(hard[k], grows, band), _reached(~hard[k], leaves, band)
+        out[k] = torch.where(more & grows, 1.0, torch.where(less & leaves, 0.0, masks[k]))
         nearer |= out[k] >= 0.5
     return out
 
@@ -69,6 +70,14 @@ def _level(picture: Tensor, behind: Tensor, ring: Tensor) -> float:
         return LEAST
     differences = (picture - behind).abs().amax(0)[ring]
     return max(LEAST, FACTOR * float(differences.quantile(HIGHEST)))
+
+
+def _reached(start: Tensor, way: Tensor, steps: int) -> Tensor:
+    """Return the pixels of ``way`` that are reached from ``start`` in a number of steps, and the start, bool
+    ``[H, W]``."""
+    for _ in range(steps):
+        start = start | (_grown(start, 1) & way)
+    return start
 
 
 def _grown(mask: Tensor, pixels: int) -> Tensor:

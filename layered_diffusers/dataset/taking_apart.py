@@ -72,7 +72,7 @@ def take_apart(pixels: Tensor, parts: Parts, limits: Thresholds, picture: Pictur
     masks = refined(seen.pixels, masks, behind, without, limits.band, limits.dilation)
     exact = [replace(x, mask=m) for x, m in zip(found, masks, strict=True)]
     made, kept, told = _layers(pixels, exact, caption, behind, limits)
-    hidden = [_hidden(masks, i, behind, without.get(i)) for i in kept]
+    hidden = [_hidden(masks, i, behind, without.get(i), limits.band) for i in kept]
     document = with_hidden(made, {i + 1: x for i, x in enumerate(hidden)})
     found = [found[i] for i in kept]
     record["layers"] = [
@@ -148,9 +148,9 @@ def _layers(
     return document, list(made.kept), list(made.told)
 
 
-def _hidden(masks: Tensor, index: int, behind: Tensor, without: Tensor | None) -> Hidden:
+def _hidden(masks: Tensor, index: int, behind: Tensor, without: Tensor | None, band: int) -> Hidden:
     """Return the hidden part of a thing, painted where there is a picture without what covers it."""
-    part = hidden_part(masks[index], nearer_than(masks, index))
+    part = hidden_part(masks[index], nearer_than(masks, index), band)
     return part if without is None or not bool(part.mask.any()) else part.painted(without, behind)
 
 

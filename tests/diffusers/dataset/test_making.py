@@ -74,7 +74,9 @@ def parts():
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def lines(path):
@@ -207,9 +209,7 @@ def test_files_that_are_no_pictures_are_left_out_by_name_and_the_run_goes_on(fol
     assert reasons["sub/other name.png"] == "the same picture as 5.png"
     assert reasons["pipe.png"] == reasons["link_broken.png"] == "not a file"
     assert reasons["linked"] == reasons["around"] == "a link to a folder, which is not followed"
-    again = make_dataset(
-        folder, tmp_path / "out", parts, resume=True, reading=Limits(max_alloc_bytes=2**20)
-    )
+    again = make_dataset(folder, tmp_path / "out", parts, resume=True, reading=Limits(max_alloc_bytes=2**20))
     assert (again.new, again.rejected) == (0, made.rejected)
 
 
@@ -232,7 +232,9 @@ def test_a_folder_that_is_taken_or_was_made_otherwise_is_refused(folder, parts, 
     make_dataset(folder, out, parts)
     with pytest.raises(LayeredError, match="--resume"):
         make_dataset(folder, out, parts)
-    with pytest.raises(LayeredError, match=r"other settings: score was 0\.35 and is 0\.5; seed was 0 and is 3"):
+    with pytest.raises(
+        LayeredError, match=r"other settings: score was 0\.35 and is 0\.5; seed was 0 and is 3"
+    ):
         make_dataset(folder, out, parts, Thresholds(score=0.5), seed=3, resume=True)
     with pytest.raises(LayeredError, match="another folder than that of the pictures"):
         make_dataset(folder, folder, parts)
