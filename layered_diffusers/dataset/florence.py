@@ -70,7 +70,7 @@ class Florence2:
         score = float(np.exp(np.mean(chances))) if chances else 0.0
         text = self.processor.batch_decode(made.sequences, skip_special_tokens=False)[0]
         parsed = self.processor.post_process_generation(
-            text, sequence=made.sequences[0], task=task, image_size=(picture.size[1], picture.size[0])
+            text, task=task, image_size=(picture.size[1], picture.size[0])
         )
         return parsed[task], min(max(score, 0.0), 1.0)
 

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # huggingface_hub reads it when it
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -58,7 +59,7 @@ def load(kind: str, model: str, role: str, device: str | None, **options: Any) -
     try:
         with quiet():
             loaded = maker.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
         raise LayeredError(
             f"model {model!r} of the {role} cannot be loaded: {reason}. Copy or download it again, or choose another"
