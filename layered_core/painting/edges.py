@@ -1,4 +1,5 @@
-"""Edges of the things in a picture: which of two things a pixel at their border shows, and how much of each."""
+"""Edges of the things in a picture: which of two things a pixel at their border shows, and how much of
+each."""
 
 from __future__ import annotations
 
@@ -53,10 +54,11 @@ def unmix(
 ) -> Mixture:
     """Tell for every pixel what it shows, so that mixing gives the picture again to the bit.
 
-    Pixels near an edge are matted: what two colours are mixed is read from the sure pixels of both sides near by,
-    alpha from where the pixel's colour lies between the two (Smith and Blinn, *Blue Screen Matting*, SIGGRAPH
-    1996, with estimated colours), and, as far as the two are alike, from a guided filter of the mask (He et al.,
-    *Guided Image Filtering*, ECCV 2010, on the luminance). Alpha lies on the 8-bit grid.
+    Pixels near an edge are matted: what two colours are mixed is read from the sure pixels of both sides
+    near by, alpha from where the pixel's colour lies between the two (Smith and Blinn, *Blue Screen
+    Matting*, SIGGRAPH 1996, with estimated colours), and, as far as the two are alike, from a guided filter
+    of the mask (He et al., *Guided Image Filtering*, ECCV 2010, on the luminance). Alpha lies on the 8-bit
+    grid.
 
     Args:
         picture: ``[H, W, 3]`` float32 in 0..1.
@@ -119,7 +121,7 @@ def _matte(
     sure = free & ~zone
     fore, fore_noise = _spread(colours, sure & (top == k), free & (top == k), zone, band)
     aft, aft_noise = torch.zeros_like(fore), torch.zeros_like(fore_noise)
-    for j in behind[zone].unique().tolist():
+    for j in torch.unique(behind[zone]).tolist():
         if j == 0 and background is not None:
             mean, noise = background[box], torch.zeros_like(aft_noise)
         else:
@@ -142,8 +144,8 @@ def _matte(
 
 
 def _around(where: Tensor, margin: int) -> tuple[slice, slice] | None:
-    """Return the rows and columns of the smallest box around ``where`` ``[H, W]``, ``margin`` pixels larger; None
-    if it is False everywhere."""
+    """Return the rows and columns of the smallest box around ``where`` ``[H, W]``, ``margin`` pixels
+    larger; None if it is False everywhere."""
     sides = []
     for axis, size in ((1, where.shape[0]), (0, where.shape[1])):
         at = where.any(axis).nonzero()[:, 0]
@@ -154,8 +156,8 @@ def _around(where: Tensor, margin: int) -> tuple[slice, slice] | None:
 
 
 def _behind(top: Tensor, k: int, zone: Tensor) -> Tensor:
-    """Return the number of the thing behind thing ``k`` at every pixel of ``zone``: what the pixel itself belongs
-    to, or the nearest lower thing; -1 where nothing lower is in sight."""
+    """Return the number of the thing behind thing ``k`` at every pixel of ``zone``: what the pixel itself
+    belongs to, or the nearest lower thing; -1 where nothing lower is in sight."""
     lower = torch.where(top < k, top, -1)
     found, reach, most = lower.clone(), 1, max(top.shape)
     while reach <= most and bool((zone & (found < 0)).any()):
@@ -168,8 +170,9 @@ def _behind(top: Tensor, k: int, zone: Tensor) -> Tensor:
 def _spread(
     colours: Tensor, sure: Tensor, likely: Tensor, needed: Tensor, band: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean of the colours ``[H, W, 3]`` of the sure pixels around each one that is needed, and the sum of
-    their variances ``[H, W]``. Where there are none near by, the likely ones count, else the mean of all."""
+    """Return the mean of the colours ``[H, W, 3]`` of the sure pixels around each one that is needed, and
+    the sum of their variances ``[H, W]``. Where there are none near by, the likely ones count, else the
+    mean of all."""
     planes = colours.movedim(-1, 0)
     values = torch.cat([planes, planes.square().sum(0, keepdim=True), torch.ones_like(planes[:1])])
     at = needed.nonzero()
@@ -220,9 +223,9 @@ class _Sums:
 
 
 def _projected(colours: Tensor, fore: Tensor, aft: Tensor, noise: Tensor, given: Tensor) -> Tensor:
-    """Return how far the colours lie from ``aft`` towards ``fore``, where these differ by much more than their
-    noise and the colours lie on the line between them; else ``given``, ``[H, W]``. A dark outline between a white thing
-    and a blue background is no mixture of the two."""
+    """Return how far the colours lie from ``aft`` towards ``fore``, where these differ by much more than
+    their noise and the colours lie on the line between them; else ``given``, ``[H, W]``. A dark outline
+    between a white thing and a blue background is no mixture of the two."""
     way = fore - aft
     length = way.square().sum(-1)
     along = (((colours - aft) * way).sum(-1) / length.clamp_min(1e-12)).clamp(0, 1)

@@ -1,4 +1,5 @@
-"""Exact mixing: a front and a back colour that give a picture again to the bit when one is laid over the other."""
+"""Exact mixing: a front and a back colour that give a picture again to the bit when one is laid over the
+other."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ _STEPS = sorted(
     [*product((0,), (0, -1, 1, -2, 2), range(-24, 25)), *product((1, -1), (0,), range(-24, 25))],
     key=lambda x: (abs(x[0]), 8 * abs(x[1]) + abs(x[2])),
 )
-"""What is tried. For the colour that is seen less: levels, and steps that move the other by about a last bit; between
-them, last bits by which the other moves alone."""
+"""What is tried. For the colour that is seen less: levels, and steps that move the other by about a last
+bit; between them, last bits by which the other moves alone."""
 
 _ONE = 0x3F800000
 """The float32 number 1, its bits read as a whole number."""
@@ -27,13 +28,14 @@ def on_grid(values: Tensor) -> Tensor:
 
 
 def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Change two colours as little as possible, so that the front one laid over the opaque back one gives ``seen``
-    to the bit: ``seen = alpha * front + (1 - alpha) * back``.
+    """Change two colours as little as possible, so that the front one laid over the opaque back one gives
+    ``seen`` to the bit: ``seen = alpha * front + (1 - alpha) * back``.
 
-    Of all pairs on that line the one nearest to the two given colours is taken. The colour that is seen less is
-    put on the 8-bit grid and the other is solved for. So rounding both to 8 bits moves the mixture by less than
-    half a level, and an 8-bit picture comes back from 8-bit layers too. The last bits are then searched with the
-    very arithmetic of :func:`torch.lerp`, both with fused and with separate rounding, as processors differ.
+    Of all pairs on that line the one nearest to the two given colours is taken. The colour that is seen
+    less is put on the 8-bit grid and the other is solved for. So rounding both to 8 bits moves the mixture
+    by less than half a level, and an 8-bit picture comes back from 8-bit layers too. The last bits are then
+    searched with the very arithmetic of :func:`torch.lerp`, both with fused and with separate rounding, as
+    processors differ.
 
     Args:
         seen: ``[N, 3]`` float32 in 0..1.
@@ -42,8 +44,8 @@ def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tup
         alpha: ``[N]``, above 0 and below 1.
 
     Returns:
-        The front colours, the back colours, both ``[N, 3]``, and ``[N]`` bool: whether the pixel is exact. It is
-        not for a few in a hundred thousand.
+        The front colours, the back colours, both ``[N, 3]``, and ``[N]`` bool: whether the pixel is exact. A
+        few in ten thousand are not, if the colours have nothing to do with each other.
     """
     share = alpha.double()[:, None].expand(-1, 3).reshape(-1)
     i, f, b = (x.double().reshape(-1) for x in (seen, front, back))
@@ -86,7 +88,8 @@ def _other(seen: Tensor, first: Tensor, weight: Tensor) -> Tensor:
 
 
 def _snapped(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return values put on the 8-bit grid inside ``low``..``high``, or as they are where no level lies there."""
+    """Return values put on the 8-bit grid inside ``low``..``high``, or as they are where no level lies
+    there."""
     level = on_grid(value)
     level = torch.where(level > high, (high * LEVELS + 1e-9).floor() / LEVELS, level)
     level = torch.where(level < low, (low * LEVELS - 1e-9).ceil() / LEVELS, level)
@@ -99,8 +102,8 @@ def _moved(values: Tensor, ulps: int) -> Tensor:
 
 
 def is_exact_mix(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> Tensor:
-    """Return where ``lerp(back, front, alpha)`` equals ``seen`` to the bit, whether or not the processor rounds
-    between multiplying and adding. All float32, of one shape."""
+    """Return where ``lerp(back, front, alpha)`` equals ``seen`` to the bit, whether or not the processor
+    rounds between multiplying and adding. All float32, of one shape."""
     difference = front - back
     near = alpha < 0.5
     base, factor = torch.where(near, back, front), torch.where(near, alpha, alpha - 1)

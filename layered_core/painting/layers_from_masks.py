@@ -1,4 +1,5 @@
-"""Take a picture apart: a layer for each mask of a segmenter, and the background, which together are the picture."""
+"""Take a picture apart: a layer for each mask of a segmenter, and the background, which together are the
+picture."""
 
 from __future__ import annotations
 
@@ -31,11 +32,11 @@ class FoundLayers:
     """A picture taken apart."""
 
     document: LayerDocument
-    """The layers, back to front. At the bottom lies ``background``, as large as the picture; the others are cut to
-    their alpha. All have noise 0."""
+    """The layers, back to front. At the bottom lies ``background``, as large as the picture; the others are
+    cut to their alpha. All have noise 0."""
     holes: Tensor
-    """How far each pixel of the background is not known because a layer covers it, ``[H, W]`` in 0..1; all 0 if a
-    background was given. Where it is 1, the layer ``background`` is transparent."""
+    """How far each pixel of the background is not known because a layer covers it, ``[H, W]`` in 0..1; all
+    0 if a background was given. Where it is 1, the layer ``background`` is transparent."""
     kept: tuple[int, ...]
     """The index of the mask of each layer but the background, back to front."""
     told: tuple[str, ...]
@@ -52,24 +53,24 @@ def layers_from_masks(
     background: Tensor | None = None,
     band: int = 3,
 ) -> FoundLayers:
-    """Make layers of a picture and masks of the things in it. Their composite by the rules ``photoshop`` is the
-    picture, to the bit; for an 8-bit picture also after the layers have been rounded to 8 bits, as files do.
+    """Make layers of a picture and masks of the things in it. Their composite by the rules ``photoshop`` is
+    the picture, to the bit; for an 8-bit picture also after the layers have been rounded to 8 bits, as
+    files do.
 
-    A pixel that several masks hold belongs to the nearest thing. What a nearer one covers of another is not known
-    and stays transparent. Edges are matted (see :func:`~.edges.unmix`): their colours are those of the thing,
-    without what was behind it. Where the picture is not opaque, nothing is matted.
+    A pixel that several masks hold belongs to the nearest thing. What a nearer one covers of another is not
+    known and stays transparent. Edges are matted (see :func:`~.edges.unmix`): their colours are those of
+    the thing, without what was behind it. Where the picture is not opaque, nothing is matted.
 
-    Args:
-        picture: ``[H, W, 3 or 4]`` in 0..1, straight alpha.
-        masks: ``[K, H', W']`` in 0..1, scaled to the picture if they have its shape; at least 0.5 where the thing
+    Args: picture: ``[H, W, 3 or 4]`` in 0..1, straight alpha. masks: ``[K, H', W']`` in 0..1, scaled to the
+        picture if they have its shape; at least 0.5 where the thing
             is. Values between are its alpha if the mask is soft all along its edge.
         names: the layers' names, one for each mask. A single one serves all. Missing ones are made from the
             prompt, or numbered.
         prompts: what the layers show, likewise. Neutral: none.
-        depth: ``[H', W']``, greater is nearer, as Depth Anything's pictures. The thing of greater median is in
-            front; without it, the smaller one.
-        background: ``[H', W', 3]`` in 0..1, what lies behind everything, or None. At soft edges the bottom layer may
-            depart from it by as much as the picture needs.
+        depth: ``[H', W']``, greater is nearer, as Depth Anything's pictures. The thing of greater median is
+            in front; without it, the smaller one.
+        background: ``[H', W', 3]`` in 0..1, what lies behind everything, or None. At soft edges the bottom
+            layer may depart from it by as much as the picture needs.
         band: pixels on each side of an edge that may be matted, 0..64. Neutral: 0, every pixel belongs to one
             layer.
 
@@ -165,8 +166,8 @@ def _assembled(
 
 
 def _box(where: Tensor) -> tuple[slice, slice]:
-    """Return the rows and columns of the smallest box around ``where`` ``[H, W]``; of one pixel if it is False
-    everywhere."""
+    """Return the rows and columns of the smallest box around ``where`` ``[H, W]``; of one pixel if it is
+    False everywhere."""
     found = []
     for axis in (1, 0):
         at = where.any(axis).nonzero()[:, 0]
@@ -292,8 +293,9 @@ def _chosen(masks: Tensor, names: list[str], told: list[str]) -> list[int]:
         largest = sorted(chosen, key=lambda i: -float(areas[i]))
         dropped = sorted(largest[MAX_LAYERS - 1 :])
         told.append(
-            f"There are {len(chosen)} things, and a document holds {MAX_LAYERS} layers with the background: the "
-            f"largest {MAX_LAYERS - 1} were kept; left out: {', '.join(repr(names[i]) for i in dropped)}."
+            f"There are {len(chosen)} things, and a document holds {MAX_LAYERS} layers with the background: "
+            f"the largest {MAX_LAYERS - 1} were kept; left out: "
+            f"{', '.join(repr(names[i]) for i in dropped)}."
         )
         chosen = [i for i in chosen if i not in dropped]
     return chosen
