@@ -18,8 +18,8 @@ def phrases_of(caption: str) -> tuple[str, ...]:
     ``a black cat``, ``a red mat`` of ``a black cat sitting on a red mat``."""
     found = []
     for piece in _BREAK.split(caption.lower()):
-        start = _ARTICLE.search(piece)
-        words = piece[start.start() :].split() if start is not None else []
+        starts = [x.start() for x in _ARTICLE.finditer(piece)]
+        words = piece[starts[-1] :].split() if starts else []
         if 2 <= len(words) <= 6 and words[-1] not in _NO_THINGS:
             found.append(" ".join(words))
     return tuple(dict.fromkeys(found))

@@ -15,7 +15,7 @@ LEAST = 0.06
 FACTOR = 2.0
 """A pixel is the thing's if it differs by this many times what the painted background does where no thing is."""
 
-HIGHEST = 0.9
+HIGHEST = 0.75
 """Of the differences where no thing is, this share is smaller than the one that counts, 0..1."""
 
 
