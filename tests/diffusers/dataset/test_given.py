@@ -131,7 +131,8 @@ def test_wrong_words_are_named_with_their_line(picture, tmp_path, line, text):
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
     (tmp_path / "own_parts.py").write_text(
-        "class Depth:\n    about = {'model': 'mine'}\n    def order(self, picture, masks):\n        return range(len(masks))\n"
+        "class Depth:\n    about = {'model': 'mine'}\n    def order(self, picture, masks):\n"
+        "        return range(len(masks))\n"
         "class Other:\n    pass\nnumber = 3\n"
     )
     (tmp_path / "own_broken.py").write_text("import nothing_of_this_name\n")
