@@ -1,8 +1,8 @@
 """Figures of a picture that was taken apart into layers, compared with the layers that it was made of.
 
 The layers are matched in order, and neighbouring ones may be merged, as in LayerD (Suzuki et al., arXiv 2509.25134,
-section 4) and Qwen-Image-Layered (arXiv 2512.15603, section 4). Unlike there, layers that do not overlap are not
-grouped first.
+section 4) and Qwen-Image-Layered (arXiv 2512.15603, section 4). Layers that do not overlap have no order: there they
+are grouped first, here any order of theirs counts, the one with which the stacks are most alike.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class Decomposition(NamedTuple):
         return (self.rgb_l1 + 1 - self.soft_iou) / 2
 
 
+MOST_ORDERS = 5000
+"""Greatest number of orders that are tried."""
+
+
 def compare_stacks(made: Tensor, wanted: Tensor, merges: int = 0) -> Decomposition:
     """Compare two stacks of layers, each back to front.
 
@@ -45,7 +49,10 @@ def compare_stacks(made: Tensor, wanted: Tensor, merges: int = 0) -> Decompositi
     """
     for name, stack in (("made", made), ("wanted", wanted)):
         if stack.ndim != 4 or stack.shape[1] != 4 or not len(stack) or stack.shape[2:] != wanted.shape[2:]:
-            raise invalid(f"{name} layers: shape", list(stack.shape), "[layers, 4, height, width], of one size")
+            raise invalid(
+                f"{name} layers: shape", list(stack.shape), "[layers, 4, height, width], of one size"
+            )
+    made = min(_orders(made), key=lambda x: _matched(x, wanted).cost)
     best = _matched(made, wanted)
     for _ in range(merges):
         tried = [(_matched(x, wanted), x, wanted) for x in _merged_once(made)]
@@ -88,6 +95,23 @@ def in_order(costs: Tensor) -> list[tuple[int, int]]:
     return pairs[::-1]
 
 
+def _orders(stack: Tensor) -> list[Tensor]:
+    """Return the stack in all orders in which overlapping layers keep theirs, the given one first."""
+    present = (stack[:, 3] >= 0.5).flatten(1).float()
+    over = present @ present.mT > 0
+    orders: list[list[int]] = [[]]
+    for _ in range(len(stack)):
+        orders = [
+            [*order, i]
+            for order in orders
+            for i in range(len(stack))
+            if i not in order and all(j in order for j in range(i) if bool(over[i, j]))
+        ]
+        if len(orders) > MOST_ORDERS:
+            return [stack]
+    return [stack[order] for order in orders]
+
+
 def _matched(made: Tensor, wanted: Tensor) -> Decomposition:
     each = [[Decomposition(rgb_l1(a, b), float(mask_iou(a[3], b[3]))) for b in wanted] for a in made]
     pairs = in_order(torch.tensor([[x.cost for x in row] for row in each]))
@@ -100,7 +124,8 @@ def _matched(made: Tensor, wanted: Tensor) -> Decomposition:
 def _merged_once(stack: Tensor) -> list[Tensor]:
     """Return the stacks in which two neighbouring layers are one."""
     return [
-        torch.cat([stack[:i], _over(stack[i + 1], stack[i])[None], stack[i + 2 :]]) for i in range(len(stack) - 1)
+        torch.cat([stack[:i], _over(stack[i + 1], stack[i])[None], stack[i + 2 :]])
+        for i in range(len(stack) - 1)
     ]
 
 

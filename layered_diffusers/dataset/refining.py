@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from layered_core.canvas.soft_masks import grow
 
 LEAST = 0.06
 """Least difference of a channel by which a pixel counts as the thing's, 0..1."""
 
-FACTOR = 2.0
-"""A pixel is the thing's if it differs by this many times what the painted background does where no thing is."""
-
-HIGHEST = 0.75
-"""Of the differences where no thing is, this share is smaller than the one that counts, 0..1."""
+FACTOR = 3.0
+"""A pixel is the thing's if it differs by this many times what the painted background does nearby, where no thing
+is."""
 
 
 def refined(
@@ -54,9 +53,10 @@ def refined(
         inner = hard[k] & ~_grown(~hard[k], band)
         edge = near & ~inner & known & ~nearer
         difference = (picture - reference).abs().amax(0)
+        level = _level(picture, behind, ring, dilation)
         # A pixel that the thing covers by half differs half as much as those beside it that it covers wholly.
         half = 0.5 * grow(torch.where(hard[k], 0.0, difference), 1)
-        grows = edge & ~hard[k] & (difference > _level(picture, behind, ring)) & (difference >= half)
+        grows = edge & ~hard[k] & (difference > level) & (difference >= half)
         leaves = edge & hard[k] & (difference <= LEAST)
         more, less = _reached(hard[k], grows, band), _reached(~hard[k], leaves, band)
         out[k] = torch.where(more & grows, 1.0, torch.where(less & leaves, 0.0, masks[k]))
@@ -64,12 +64,16 @@ def refined(
     return out
 
 
-def _level(picture: Tensor, behind: Tensor, ring: Tensor) -> float:
-    """Return the difference from which a pixel is the thing's, from those in ``ring``, where no thing is."""
-    if not bool(ring.any()):
-        return LEAST
-    differences = (picture - behind).abs().amax(0)[ring]
-    return max(LEAST, FACTOR * float(differences.quantile(HIGHEST)))
+def _level(picture: Tensor, behind: Tensor, ring: Tensor, reach: int) -> Tensor:
+    """Return the difference from which a pixel is the thing's, ``[H, W]``: from the mean of those in ``ring``, where no
+    thing is, within ``reach`` pixels; where there are none, from the mean of all."""
+    side = 2 * reach + 1
+    differences = (picture - behind).abs().amax(0)
+    both = torch.stack([torch.where(ring, differences, 0.0), ring.float()])
+    sums = functional.avg_pool2d(both[None], side, 1, reach, count_include_pad=True)[0] * side**2
+    everywhere = both[0].sum() / both[1].sum().clamp_min(1)
+    mean = torch.where(sums[1] > 0.5, sums[0] / sums[1].clamp_min(1), everywhere)
+    return (FACTOR * mean).clamp_min(LEAST)
 
 
 def _reached(start: Tensor, way: Tensor, steps: int) -> Tensor:

@@ -45,9 +45,19 @@ def test_a_half_right_alpha_gives_half_an_iou():
     assert found.rgb_l1 == 0.0
 
 
-def test_the_wrong_order_counts():
-    right, wrong = torch.stack([BACK, RED, BLUE]), torch.stack([BACK, BLUE, RED])
-    assert compare_stacks(wrong, right).cost > 0.2
+def test_the_wrong_order_counts_of_layers_that_overlap_and_only_of_these():
+    right = torch.stack([BACK, RED, BLUE])
+    assert compare_stacks(torch.stack([BACK, BLUE, RED]), right) == (0.0, 1.0)
+    wide = layer((0.0, 0.0, 1.0), slice(3, 8), slice(3, 8))
+    assert compare_stacks(torch.stack([BACK, wide, RED]), torch.stack([BACK, RED, wide])).cost > 0.2
+    assert compare_stacks(torch.stack([RED, BACK]), torch.stack([BACK, RED])).cost > 0.2
+
+
+def test_many_layers_without_an_order_are_compared_as_they_are():
+    stack = torch.zeros(9, 4, 8, 8)
+    for i in range(8):
+        stack[i, :, i, :4] = 1
+    assert compare_stacks(stack, stack) == (0.0, pytest.approx(1.0))
 
 
 def test_one_merge_makes_up_for_a_layer_in_two_pieces():
