@@ -13,7 +13,7 @@ from layered_core.canvas.soft_masks import grow
 LEAST = 0.06
 """Least difference of a channel by which a pixel counts as the thing's, 0..1."""
 
-FACTOR = 3.0
+FACTOR = 6.0
 """A pixel is the thing's if it differs by this many times what the painted background does nearby, where no thing
 is."""
 
