@@ -28,6 +28,7 @@ from .layers.layer_composite import LayerComposite
 from .layers.layer_preview import LayerPreview
 from .layers.layers_from_boxes import LayersFromBoxes
 from .layers.layers_from_layout import LayersFromLayout
+from .layers.layers_from_masks import LayersFromMasks
 from .layers.layout_from_layers import LayoutFromLayers
 from .layers.load_layer import LayerFromImage, LoadLayer
 from .layers.load_layers import LoadLayers
@@ -44,6 +45,7 @@ from .noise.regenerate_layers import PasteBack, RegenerateLayers
 from .rendering.layered_rendering import LayeredRendering
 from .rendering.vision_guidance_preview import VisionGuidancePreview
 from .stages.add_layer_by_prompt import AddLayerByPrompt
+from .stages.fill_behind_layers import FillBehindLayers
 from .stages.stage_layer import FindPlace, StageLayer, StageSeed
 from .transparency.generate_layers import GenerateLayers
 from .transparency.layer_diffuse_apply import LayerDiffuseApply
@@ -76,11 +78,13 @@ NODES: list[type[io.ComfyNode]] = [
     LayoutFromLayers,
     LayersFromBoxes,
     LayersFromLayout,
+    LayersFromMasks,
     LayoutMetrics,
     PerLayerSDEdit,
     RegenerateLayers,
     PasteBack,
     AddLayerByPrompt,
+    FillBehindLayers,
     StageLayer,
     StageSeed,
     FindPlace,

@@ -7,6 +7,7 @@
 * ``stages``: build a picture layer by layer.
 * ``layers_from_masks``: take a picture apart, with ``edges``, which mattes, and ``exact_mixing``, which keeps every
   pixel.
+* ``holes``: what layers in front hide of a layer, and what fills it.
 
 >>> import torch
 >>> from layered_core.painting.repaint import plan_repaint

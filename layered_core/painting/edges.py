@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..canvas.soft_masks import grow
-from ..progress import steps
+from ..progress import pause, steps
 from .exact_mixing import mix_exactly, on_grid
 
 _SURE = 0.02
@@ -19,8 +19,11 @@ _SURE = 0.02
 _NOISE = 2 / 255
 """Deviation of colours that is always expected, as JPEG files have it."""
 
-_BESIDE = 20
-"""Weight of a colour's distance from the line between two others when it is taken for their mixture."""
+_FAR = 0.05
+"""How far an estimated colour may be moved to make a mixture possible."""
+
+_NONE = 16.0
+"""Square of a difference of colours that is greater than any."""
 
 
 @dataclass(eq=False)
@@ -81,12 +84,13 @@ def unmix(
             _matte(mixture, picture, masks[k - 1], k, opaque, band, background)
     soft = mixture.below >= 0
     if bool(soft.any()):
-        front, back, exact = mix_exactly(
-            picture[soft], mixture.front[soft], mixture.back[soft], mixture.alpha[soft]
-        )
+        alpha, fore, aft = mixture.alpha[soft], mixture.front[soft], mixture.back[soft]
+        front, back, exact = mix_exactly(picture[soft], fore, aft, alpha)
+        # The colour that is seen less had to give way: then nothing is known of it here.
+        strained = torch.where(alpha < 0.5, (front - fore).abs().amax(1), (back - aft).abs().amax(1)) > _FAR
         mixture.front[soft], mixture.back[soft] = front, back
         wrong = torch.zeros_like(soft)
-        wrong[soft] = ~exact
+        wrong[soft] = ~exact | strained
         mixture.harden(wrong, picture)
     return mixture
 
@@ -131,7 +135,21 @@ def _matte(
     given = (
         mask if bool((soft & zone).sum() * 4 >= zone.sum()) else _guided((top == k).float(), colours, band)
     )
-    alpha = _projected(colours, fore, aft, fore_noise + aft_noise, given)
+    noise = fore_noise + aft_noise + 3 * _NOISE**2
+    # A thing may have a rim of its own, such as an outline, that its middle does not show.
+    rim = _beside(colours, inside > 0, zone)
+    far, near = (_off_line(colours, x, aft) for x in (fore, rim))
+    rimmed = zone & (far > noise) & (near < far / 4)
+    fore[rimmed], far[rimmed] = rim[rimmed], near[rimmed]
+    alpha = _projected(colours, fore, aft, noise, far, given)
+    # Around a thing there may be several colours, of which the mean is none: a pixel of one of them is pure.
+    at = zone.nonzero()
+    like = torch.stack([_nearest(colours, sure & side, at, 2 * band) for side in (top == k, top < k)])
+    pure = (like < 3 * _NOISE**2) & (like < like.flip(0) / 4) & (like.flip(0) < _NONE)
+    alpha[zone] = torch.where(pure[0], 1.0, torch.where(pure[1], 0.0, alpha[zone]))
+    # Single pixels unlike all around them are a colour that the thing and what is behind it share.
+    around = _mean(torch.where(zone, alpha, inside), 1)
+    alpha = torch.where((alpha - around).abs() > 0.5, (given >= 0.5).to(alpha), alpha)
     alpha = on_grid(alpha.clamp(0, 1))
     takes, leaves = zone & (alpha >= 1 - _SURE), zone & (alpha <= _SURE)
     mixed = zone & ~takes & ~leaves
@@ -222,29 +240,73 @@ class _Sums:
         return t.float()
 
 
-def _projected(colours: Tensor, fore: Tensor, aft: Tensor, noise: Tensor, given: Tensor) -> Tensor:
-    """Return how far the colours lie from ``aft`` towards ``fore``, where these differ by much more than
-    their noise and the colours lie on the line between them; else ``given``, ``[H, W]``. A dark outline
-    between a white thing and a blue background is no mixture of the two."""
+def _beside(colours: Tensor, inside: Tensor, needed: Tensor) -> Tensor:
+    """Return the mean colour ``[H, W, 3]`` of the pixels inside that lie within two pixels of each one that
+    is needed; 2, which no colour is, where there are none."""
+    planes = torch.cat([colours.movedim(-1, 0), torch.ones_like(colours[None, ..., 0])])
+    sums = _Sums(planes * inside).around(needed.nonzero(), 2)
+    out = torch.full_like(colours, 2.0)
+    out[needed] = torch.where(sums[3] > 0.5, sums[:3] / sums[3].clamp_min(1), 2.0).mT
+    return out
+
+
+def _nearest(colours: Tensor, chosen: Tensor, at: Tensor, reach: int) -> Tensor:
+    """Return, for the pixels ``at`` ``[N, 2]``, the square of the difference to the most alike one of the
+    chosen pixels in a square of ``reach`` pixels on every side, of which at most 13 x 13 are looked at;
+    ``[N]``, ``_NONE`` where none is chosen."""
+    height, width = chosen.shape
+    own = colours[at[:, 0], at[:, 1]]
+    best = colours.new_full((len(at),), _NONE)
+    offsets = range(-reach, reach + 1, max(1, -(-(2 * reach + 1) // 13)))
+    for down in offsets:
+        pause()
+        row = (at[:, 0] + down).clamp(0, height - 1)
+        for across in offsets:
+            column = (at[:, 1] + across).clamp(0, width - 1)
+            off = (colours[row, column] - own).square().sum(1)
+            best = torch.where(chosen[row, column], torch.minimum(best, off), best)
+    return best
+
+
+def _along(colours: Tensor, fore: Tensor, aft: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far the colours lie from ``aft`` towards ``fore``, 0..1, and the square of the way between
+    these two, both ``[H, W]``."""
     way = fore - aft
     length = way.square().sum(-1)
-    along = (((colours - aft) * way).sum(-1) / length.clamp_min(1e-12)).clamp(0, 1)
-    beside = (colours - aft - along[..., None] * way).square().sum(-1)
-    trust = length / (length + noise + _BESIDE * beside + 3 * _NOISE**2)
-    return torch.lerp(given, along, trust)
+    return (((colours - aft) * way).sum(-1) / length.clamp_min(1e-12)).clamp(0, 1), length
+
+
+def _off_line(colours: Tensor, fore: Tensor, aft: Tensor) -> Tensor:
+    """Return the square of how far the colours are from any mixture of the two, ``[H, W]``."""
+    along, _ = _along(colours, fore, aft)
+    return (colours - torch.lerp(aft, fore, along[..., None])).square().sum(-1)
+
+
+def _projected(
+    colours: Tensor, fore: Tensor, aft: Tensor, noise: Tensor, off: Tensor, given: Tensor
+) -> Tensor:
+    """Return alpha ``[H, W]``: how far the colours lie from ``aft`` towards ``fore``.
+
+    Where these do not differ by more than their noise, it is ``given``. Where no mixture of them has the
+    colour, because it is ``off`` the line between them, the pixel is of the one or of the other, as
+    ``given`` says.
+    """
+    along, length = _along(colours, fore, aft)
+    mixed = torch.lerp(given, along, length / (length + noise))
+    return torch.lerp((given >= 0.5).to(mixed), mixed, 1 / (1 + (off / noise) ** 2))
 
 
 def _guided(mask: Tensor, colours: Tensor, band: int) -> Tensor:
     """Return a mask ``[H, W]`` that follows the luminance of the colours ``[H, W, 3]`` near its edge."""
     light = (colours * colours.new_tensor([0.299, 0.587, 0.114])).sum(-1)
-
-    count = _Sums(torch.ones_like(mask)[None]).everywhere(band)
-
-    def mean(x: Tensor) -> Tensor:
-        return (_Sums(x[None]).everywhere(band) / count)[0]
-
-    centre, average = mean(light), mean(mask)
-    spread = mean(light.square()) - centre.square()
-    slope = (mean(light * mask) - centre * average) / (spread.clamp_min(0) + 1e-3)
+    centre, average = _mean(light, band), _mean(mask, band)
+    spread = _mean(light.square(), band) - centre.square()
+    slope = (_mean(light * mask, band) - centre * average) / (spread.clamp_min(0) + 1e-3)
     offset = average - slope * centre
-    return (mean(slope) * light + mean(offset)).clamp(0, 1)
+    return (_mean(slope, band) * light + _mean(offset, band)).clamp(0, 1)
+
+
+def _mean(plane: Tensor, reach: int) -> Tensor:
+    """Return the mean of ``[H, W]`` over ``reach`` pixels on every side of each pixel."""
+    sums = _Sums(torch.stack([plane, torch.ones_like(plane)])).everywhere(reach)
+    return sums[0] / sums[1]

@@ -28,14 +28,13 @@ def on_grid(values: Tensor) -> Tensor:
 
 
 def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Change two colours as little as possible, so that the front one laid over the opaque back one gives
-    ``seen`` to the bit: ``seen = alpha * front + (1 - alpha) * back``.
+    """Change one of two colours, so that the front one laid over the opaque back one gives ``seen`` to the
+    bit: ``seen = alpha * front + (1 - alpha) * back``.
 
-    Of all pairs on that line the one nearest to the two given colours is taken. The colour that is seen
-    less is put on the 8-bit grid and the other is solved for. So rounding both to 8 bits moves the mixture
-    by less than half a level, and an 8-bit picture comes back from 8-bit layers too. The last bits are then
-    searched with the very arithmetic of :func:`torch.lerp`, both with fused and with separate rounding, as
-    processors differ.
+    The colour that is seen less is put on the 8-bit grid, and moved if the other would leave 0..1. The
+    other is solved for. So rounding both to 8 bits moves the mixture by less than half a level, and an
+    8-bit picture comes back from 8-bit layers too. The last bits are then searched with the very arithmetic
+    of :func:`torch.lerp`, both with fused and with separate rounding, as processors differ.
 
     Args:
         seen: ``[N, 3]`` float32 in 0..1.
@@ -50,11 +49,10 @@ def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tup
     share = alpha.double()[:, None].expand(-1, 3).reshape(-1)
     i, f, b = (x.double().reshape(-1) for x in (seen, front, back))
     rest = 1 - share
-    miss = (i - share * f - rest * b) / (share**2 + rest**2)
     less_front = share < 0.5
     weight = torch.where(less_front, share, rest)
     # The colour that is seen less, within the range in which the other stays in 0..1.
-    first = torch.where(less_front, f, b) + weight * miss
+    first = torch.where(less_front, f, b)
     low = ((i - (1 - weight)) / weight).clamp(0, 1)
     high = (i / weight).clamp(0, 1)
     first = _snapped(torch.maximum(torch.minimum(first, high), low), low, high)

@@ -119,7 +119,8 @@ def _result(
     for there, index in zip(seen[1:], order, strict=True):
         if not there:
             told.append(f"{_mask(index, names)} is wholly covered by nearer ones and was left out.")
-    covered = torch.where((mixture.top > 0) & (cover == 1), mixture.alpha, 0.0)
+    hidden = torch.where(mixture.below == 0, mixture.alpha, 1.0)
+    covered = torch.where((mixture.top > 0) & (cover == 1), hidden, 0.0)
     if background is None and bool((covered == 1).all()):
         told.append("The masks cover the whole picture: nothing of the background is known.")
     shown = [x for x, there in zip(layers, seen, strict=True) if there]
@@ -247,14 +248,12 @@ def _words(
             told.append(
                 f"There are {len(given)} {what} for {count} masks; those from {given[count]!r} on are unused."
             )
+        elif 1 < len(given) < count:
+            told.append(f"There are {len(given)} {what} for {count} masks; the last masks have none.")
     many = list(prompts) * count if len(prompts) == 1 else list(prompts)[:count]
     many += [""] * (count - len(many))
     called = [_clean(x) for x in (list(names) * count if len(names) == 1 else list(names)[:count])]
     called += [""] * (count - len(called))
-    if 1 < len(names) < count:
-        told.append(
-            f"There are {len(names)} names for {count} masks; the others are called by prompt or number."
-        )
     for i in range(count):
         called[i] = called[i] or short_name(_clean(many[i])) or f"layer {i + 1}"
     return called, many

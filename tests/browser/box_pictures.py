@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from demo.world.drawing import draw_background, sprite
@@ -15,6 +16,7 @@ from layered_core.editing.board import laid, read_board
 from layered_core.editing.stack_preview import outlined
 from layered_core.formats.limits import Budget, Limits
 from layered_core.formats.pixel_numbers import to_numbers
+from layered_core.painting.layers_from_masks import layers_from_masks
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = (
@@ -44,6 +46,22 @@ def drawings():
     for picture in (alone, both):
         picture.paste(house, (106, 150), house)
     yield "14_foreground_on_background", [meadow, alone, both]
+    yield "31_picture_to_layers", taken_apart()
+
+
+def taken_apart():
+    """Return the squares of a picture and of its layers."""
+    from mask_pictures import draw_scene
+
+    scene, masks = draw_scene(SIDE // 128)
+    found = torch.stack([torch.from_numpy(np.asarray(mask)[..., 0] / 255.0) for mask in masks]).float()
+    picture = torch.from_numpy(np.asarray(scene) / 255.0).float()
+    squares = [scene]
+    for layer in layers_from_masks(picture, found, band=4).document:
+        square, pixels = checkered(), Image.fromarray(to_numbers(layer.image, "u1"))
+        square.paste(pixels, (int(layer.x), int(layer.y)), pixels)
+        squares.append(square)
+    return squares
 
 
 def document_of(prompt):

@@ -306,11 +306,13 @@ def main():
             find_place(page, json.loads((PACK / "workflows/api/09_stages.json").read_text()))
             import box_pictures
             import layer_pictures
+            import mask_pictures
             import patch_pictures
             import rendering_pictures
             import transparency_pictures
 
             layer_pictures.take(page, server)
+            mask_pictures.take(page, server)
             patch_pictures.take(page, server)
             transparency_pictures.take(page)
             rendering_pictures.take(page)

@@ -20,6 +20,7 @@ FOR_OWN_FILES = (
     "18_regions_z_image",
     "23_layered_rendering_flux",
     "27_layers_own_look_sdxl",
+    "31_picture_to_layers",
 )
 """Workflows for the user's own models and pictures, which are missing here."""
 

@@ -150,6 +150,11 @@ FOR_OWN_FILES = {
     "18_regions_z_image": _THREE_FILES,
     "23_layered_rendering_flux": _FLUX_FILES,
     "27_layers_own_look_sdxl": {("CheckpointLoaderSimple", "ckpt_name")},
+    "31_picture_to_layers": {
+        ("LoadImage", "image"),
+        ("CheckpointLoaderSimple", "ckpt_name"),
+        ("LoadDA3Model", "model_name"),
+    },
 }
 """Workflows for the user's own models and pictures, which cannot run here, and the inputs that name the
 missing files. ``host/attention/test_transformer_templates.py`` runs 16 to 18 and 23 on small networks."""

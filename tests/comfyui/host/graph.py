@@ -118,6 +118,24 @@ def add_layer(prompt, **inputs):
     )
 
 
+def from_masks(image, masks, **inputs):
+    values = {"layer_prompts": "", "band": 3}
+    return node("LD_LayersFromMasks", image=image, masks=masks, **{**values, **inputs})
+
+
+def fill_behind(layers, **inputs):
+    values = {
+        "prompt": "", "negative": "", "hidden_parts": False, "seed": 5, "steps": 2, "cfg": 3.0,
+        "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "size": 0, "context": 0.5,
+        "blend": "gradient",
+    }  # fmt: skip
+    return node("LD_FillBehindLayers", layers=layers, **{**values, **inputs})
+
+
+MODELS = {"model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2]}
+"""The inputs of a node that paints with the models of the node "loader"."""
+
+
 def masked_patch(**inputs):
     """Return Masked Model Patch on the patched model of a node "patched"."""
     values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}

@@ -7,10 +7,13 @@ import tiny
 import torch
 from graph import (
     KEPT,
+    MODELS,
     add_layer,
+    fill_behind,
     from_boxes,
     from_image,
     from_layout,
+    from_masks,
     generate_layers,
     layer_diffuse,
     load,
@@ -81,6 +84,11 @@ EXAMPLES = {
         "it": from_boxes("l"),
     },
     "LD_LayersFromLayout": {"it": from_layout('[{"bbox": [0, 0, 500, 500], "desc": "a red ball"}]')},
+    "LD_LayersFromMasks": {
+        "p": node("EmptyImage", width=32, height=32, batch_size=1, color=0x80FF40),
+        "m": node("SolidMask", value=1.0, width=32, height=32),
+        "it": from_masks(["p", 0], ["m", 0]),
+    },
     "LD_LayoutMetrics": {
         "a": from_image(width=8, height=8, canvas_width=32, canvas_height=32),
         "p": node("EmptyImage", width=32, height=32, batch_size=1, color=255),
@@ -205,6 +213,12 @@ EXAMPLES = {
         ),
     },
     "LD_AddLayerByPrompt": {"it": add_layer("a red ball", width=32, height=32, steps=1)},
+    "LD_FillBehindLayers": {
+        "p": node("EmptyImage", width=64, height=64, batch_size=1, color=0x80FF40),
+        "m": node("SolidMask", value=1.0, width=64, height=64),
+        "l": from_masks(["p", 0], ["m", 0]),
+        "it": fill_behind(["l", 0], steps=1, **MODELS),
+    },
     "LD_StageSeed": {"it": node("LD_StageSeed", seed=1, name="tree")},
     "LD_FindPlace": {
         "a": node("EmptyImage", width=32, height=32, batch_size=1, color=255),

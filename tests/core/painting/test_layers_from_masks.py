@@ -330,3 +330,21 @@ def test_edges_beside_transparent_pixels_keep_the_pictures_alpha():
     assert torch.equal(composite(document), shown(picture))
     for layer in document:
         assert not bool(on_canvas(layer, document)[:, :6].any())
+
+
+def test_an_outline_goes_with_its_thing_and_several_colours_behind_stay_as_they_are():
+    """A yellow square with a dark outline of two pixels, on a border between blue and green, without mixed
+    pixels: every pixel is of the one or of the other."""
+    ground = torch.tensor([0.2, 0.4, 0.9]).expand(40, 40, 3).clone()
+    ground[21:] = torch.tensor([0.3, 0.7, 0.2])
+    picture, mask = ground.clone(), torch.zeros(40, 40)
+    picture[8:30, 10:32] = torch.tensor([0.15, 0.1, 0.1])
+    picture[10:28, 12:30] = torch.tensor([0.9, 0.8, 0.1])
+    mask[8:30, 10:32] = 1
+    document = layers_from_masks(picture, mask[None]).document
+    below, thing = (on_canvas(layer, document) for layer in document)
+    inside, outside = mask > 0, mask == 0
+    assert not bool(thing[outside].any())
+    assert torch.equal(below[outside][:, :3], ground[outside])
+    assert float(thing[inside][:, 3].min()) > 0.9
+    assert float((thing[inside][:, :3] - picture[inside]).abs().max()) < 0.06

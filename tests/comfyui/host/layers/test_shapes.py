@@ -13,8 +13,10 @@ import nodes as comfy_nodes
 
 PICTURES = [
     ("LD_AddLayerByPrompt", "image"), ("LD_AttentionPreview", "image"), ("LD_FindPlace", "before"),
-    ("LD_FindPlace", "draft"), ("LD_JoinLayer", "image"), ("LD_LayerFromImage", "image"),
-    ("LD_LayersFromLayout", "image"), ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"),
+    ("LD_FillBehindLayers", "background"), ("LD_FindPlace", "draft"), ("LD_JoinLayer", "image"),
+    ("LD_LayerFromImage", "image"),
+    ("LD_LayersFromLayout", "image"), ("LD_LayersFromMasks", "background"), ("LD_LayersFromMasks", "depth"),
+    ("LD_LayersFromMasks", "image"), ("LD_LayoutMetrics", "image"), ("LD_MaskedControlNetApply", "image"),
     ("LD_PasteBack", "image"), ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"),
     ("LD_StageLayer", "image"), ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
 ]  # fmt: skip
@@ -22,7 +24,8 @@ UNREAD = [("LD_ArrangeLayers", "picture")]
 """Inputs of which only the connection counts."""
 MASKS = [
     ("LD_AddLayerByPrompt", "mask"), ("LD_JoinLayer", "alpha"), ("LD_LayerFromImage", "mask"),
-    ("LD_LayoutMetrics", "detections"), ("LD_MaskedControlNetApply", "mask"), ("LD_MaskedModelPatch", "mask"),
+    ("LD_LayersFromMasks", "masks"), ("LD_LayoutMetrics", "detections"),
+    ("LD_MaskedControlNetApply", "mask"), ("LD_MaskedModelPatch", "mask"),
     ("LD_RegenerateLayers", "mask"), ("LD_TransparentEncode", "mask"),
 ]  # fmt: skip
 
