@@ -48,7 +48,10 @@ def test_words_choose_the_things_and_what_is_not_found_is_an_error(tmp_path, cap
     assert not (tmp_path / "out").exists()
     assert main([*said, "--words", "a yellow star", "--background", "the sea"]) == 0
     document = read_layers(tmp_path / "out").document
-    assert [(x.name, x.prompt) for x in document] == [("background", "the sea"), ("yellow star", "a yellow star")]
+    assert [(x.name, x.prompt) for x in document] == [
+        ("background", "the sea"),
+        ("yellow star", "a yellow star"),
+    ]
 
 
 def test_together_makes_the_layers_with_the_network(tmp_path):
@@ -117,5 +120,7 @@ def test_every_threshold_has_an_option_with_its_usual_value():
     assert {k.replace("-", "_"): v[3] for k, v in parts.THRESHOLDS.items()} == usual
     options = command_parser().parse_args(["dataset", "x", "-o", "y"])
     assert parts.thresholds_of(options) == Thresholds()
-    options = command_parser().parse_args(["dataset", "x", "-o", "y", "--still-there", "0.5", "--layers", "4"])
+    options = command_parser().parse_args(
+        ["dataset", "x", "-o", "y", "--still-there", "0.5", "--layers", "4"]
+    )
     assert parts.thresholds_of(options) == Thresholds(still_there=0.5, layers=4)

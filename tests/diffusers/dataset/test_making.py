@@ -1,6 +1,7 @@
 """A data set of a folder: every file is listed or left out with a reason, twice the same, and whole however it ends."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import torch
 from oracles import Oracle, drawn, parts_of
 from PIL import Image
 
+from benchmarks.bench.scenes import layout_cases
 from demo.world.scenes import random_scene
 from layered_core.canvas.compositing import composite
 from layered_core.errors import LayeredError
@@ -19,8 +21,9 @@ from layered_core.formats.limits import Limits
 from layered_diffusers.dataset import making
 from layered_diffusers.dataset.filtering import Thresholds
 from layered_diffusers.dataset.making import PartError, check_dataset, make_dataset
-from layered_diffusers.dataset.providers import Parts
+from layered_diffusers.dataset.providers import STORYBOOK, Parts, Setting, load_parts
 from layered_diffusers.dataset.sources import sources_of
+from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
 SEEDS = (1, 2, 5)
 
@@ -288,3 +291,35 @@ def test_words_in_names_and_captions_do_not_become_html(tmp_path, parts):
     assert "<b>&." not in page
     assert "<i>.png" not in page
     assert "&lt;b&gt;&amp;.png" in page
+
+
+@pytest.mark.slow
+def test_forty_eight_scenes_by_the_judge_are_right_and_twice_the_same_byte_for_byte(tmp_path):
+    pipeline = functools.cache(lambda: LayeredDiffusionPipeline.from_pretrained(device="cpu"))
+    cases = layout_cases(48)
+    for number, case in enumerate(cases):
+        place = tmp_path / "in" / f"{number:02d}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(case.scene.picture()).save(place)
+    limits = Thresholds(layers=4)
+    for name in ("a", "b"):
+        parts = load_parts(STORYBOOK, Setting(pipeline, tmp_path / "in", sampling={"steps": 8}))
+        made = make_dataset(tmp_path / "in", tmp_path / name, parts, limits)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert check_dataset(tmp_path / "a", tmp_path / "in") == []
+    records = {x["source"]: x for x in (*made.kept, *made.rejected)}
+    right = [
+        sorted(x["phrase"] for x in records[f"{number:02d}.png"].get("layers", []))
+        == sorted(t.words for t in case.things)
+        for number, case in enumerate(cases)
+    ]
+    assert sum(right) / len(right) >= 0.9
+
+
+def test_three_scenes_by_the_judge_twice_are_the_same_byte_for_byte(folder, tmp_path):
+    pipeline = functools.cache(lambda: LayeredDiffusionPipeline.from_pretrained(device="cpu"))
+    for name in ("a", "b"):
+        parts = load_parts(STORYBOOK, Setting(pipeline, folder, sampling={"steps": 1}))
+        made = make_dataset(folder, tmp_path / name, parts)
+    assert len(made.kept) + len(made.rejected) == 3
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
