@@ -82,6 +82,16 @@ def contents(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the contents of the data set of the three scenes."""
+    place = tmp_path_factory.mktemp("whole")
+    for seed in SEEDS:
+        save(seed, place / "in" / f"{seed}.png")
+    make_dataset(place / "in", place / "out", parts_of(Several()))
+    return contents(place / "out")
+
+
 def lines(path):
     return [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
 
@@ -139,7 +149,7 @@ def stop_at(method, call):
 @pytest.mark.parametrize("place", ["write_document", "preview", "_write", "write_whole", "html"])
 @pytest.mark.parametrize("call", [1, 2])
 def test_stopped_anywhere_nothing_is_half_written_and_what_was_done_stays(
-    folder, parts, tmp_path, monkeypatch, place, call
+    folder, parts, whole, tmp_path, monkeypatch, place, call
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -151,8 +161,7 @@ def test_stopped_anywhere_nothing_is_half_written_and_what_was_done_stays(
         assert read_layers(record.parent).document is not None
     if (out / "dataset.json").exists():
         make_dataset(folder, out, parts, resume=True)
-        make_dataset(folder, tmp_path / "whole", parts)
-        assert contents(out) == contents(tmp_path / "whole")
+        assert contents(out) == whole
 
 
 def test_a_full_disk_stops_the_run_with_a_line_and_leaves_whole_files(folder, parts, tmp_path, monkeypatch):
