@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from layered_cli import bench, edit, gallery, generate, layout, learn, render, stage
+from layered_cli import bench, dataset, decompose, edit, gallery, generate, layout, learn, render, stage
 from layered_cli.shared import INSTALL, complain
 from layered_core import __version__
 
@@ -40,6 +40,6 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"layered {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (render, stage, layout, learn, generate, edit, gallery, bench):
+    for part in (render, stage, layout, learn, generate, edit, decompose, dataset, gallery, bench):
         part.add(commands)
     return whole

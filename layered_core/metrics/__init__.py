@@ -2,6 +2,7 @@
 
 * ``picture_metrics``: differences, seams, edges, alpha, distributions, agreement with words.
 * ``layout_metrics``: overlap of masks and boxes, average precision, accuracy and leakage of regions.
+* ``decomposition_metrics``: how alike two stacks of layers are, matched in order.
 * ``layout_report``: a document's layout compared with detected objects, as a table and a drawing.
 
 >>> import torch

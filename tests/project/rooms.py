@@ -46,6 +46,7 @@ ROOMS = (
     "layered_diffusers.editing",
     "layered_diffusers.stages",
     "layered_diffusers.pipeline",
+    "layered_diffusers.dataset",
     "layered_diffusers",
     "demo",
     "benchmarks.hosts",
