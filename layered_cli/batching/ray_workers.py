@@ -1,0 +1,122 @@
+"""Many workers of a batch on Ray Core: one actor a GPU, or a set of cores, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from layered_cli.batching.items import Item
+from layered_cli.batching.work import Outcome, Plan, Worker, failed, worker
+from layered_core.errors import LayeredError, invalid
+
+TRIES = 3
+"""How often an item is begun whose worker dies."""
+
+
+def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]:
+    """Make items with ``workers`` workers; yield what became of each, in the order in which they are done.
+
+    A worker that dies is started again, and its item goes to another one, at most :data:`TRIES` times in all. With
+    the environment's ``RAY_ADDRESS`` the workers run on that cluster, whose machines must see the same files;
+    otherwise on this machine.
+
+    Raises:
+        LayeredError: Ray is not installed, or there are not as many GPUs or cores; or what a worker raises to stop
+            the batch.
+    """
+    with _ray(workers) as ray:
+        actors = deque(_actors(ray, plan, workers))
+        running: dict[Any, tuple[Any, Item, int]] = {}
+        again: deque[tuple[Item, int]] = deque()
+        left = iter(items)
+        while True:
+            while actors:
+                if not again and (item := next(left, None)) is not None:
+                    again.append((item, 1))
+                if not again:
+                    break
+                item, tries = again.popleft()
+                actor = actors.popleft()
+                running[actor.make.remote(item)] = actor, item, tries
+            if not running:
+                return
+            for done in ray.wait(list(running))[0]:
+                actor, item, tries = running.pop(done)
+                actors.append(actor)
+                try:
+                    yield ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError:
+                    if tries < TRIES:
+                        again.append((item, tries + 1))
+                    else:
+                        yield failed(
+                            item,
+                            f"its worker was ended {TRIES} times while it made this, perhaps because the "
+                            f"machine ran out of memory",
+                        )
+
+
+class _Remote:
+    """A :class:`~layered_cli.batching.work.Worker` in a process of Ray's."""
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        import torch
+
+        os.chdir(plan.folder)
+        torch.set_num_threads(threads)
+        self._stack = ExitStack()
+        self._worker: Worker = self._stack.enter_context(worker(plan))
+
+    def make(self, item: Item) -> Outcome:
+        return self._worker.make(item)
+
+
+def _actors(ray: Any, plan: Plan, workers: int) -> list[Any]:
+    """Return the workers' actors, which start in the background."""
+    there = ray.cluster_resources()
+    cores, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
+    on_gpus = gpus > 0 and not str(plan.common.get("device") or "cuda").startswith("cpu")
+    most, what = (gpus, "GPUs") if on_gpus else (cores, "cores")
+    if workers > most:
+        raise invalid("--workers", workers, f"at most {most}, since there are {most} {what}")
+    threads = max(1, cores // workers)
+    actor = ray.remote(num_cpus=threads, num_gpus=int(on_gpus), max_restarts=-1, max_task_retries=0)(_Remote)
+    return [actor.remote(plan, threads) for _ in range(workers)]
+
+
+@contextmanager
+def _ray(workers: int) -> Iterator[Any]:
+    """Connect to Ray, or start it, for the length of a ``with`` block. It tells nobody of this, and shows no page."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ours = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH", "")
+    if ours not in known.split(os.pathsep):  # workers import this very package
+        os.environ["PYTHONPATH"] = os.pathsep.join(x for x in (ours, known) if x)
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise LayeredError(
+            "--engine ray needs the package ray: pip install 'layered-diffusion[scale]'"
+        ) from None
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=80_000_000,  # paths and options are all that travels
+            **quiet,
+        )
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
