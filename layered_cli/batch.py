@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -127,7 +127,8 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
     return {k: Path(os.path.abspath(v)) if isinstance(v, Path) else v for k, v in common.items()}
 
 
-def _outcomes(plan: Plan, items: Iterator[Item], engine: str, workers: int) -> Iterator[Any]:
+def _outcomes(plan: Plan, items: Iterator[Item], engine: str, workers: int) -> Generator[Outcome, None, None]:
+    """Yield what becomes of each item."""
     if engine == "ray":
         from layered_cli.batching.ray_workers import by_ray
 
@@ -151,8 +152,8 @@ def _follow(outcomes: Iterator[Outcome], failures: Path, total: int) -> int:
         for done, outcome in enumerate(outcomes, 1):
             counts[outcome.state] += 1
             processes |= {outcome.process} if outcome.is_made else set()
-            for line in outcome.warnings:
-                bar.say(line)
+            for warning in outcome.warnings:
+                bar.say(warning)
             if outcome.is_failed:
                 file = file or stack.enter_context(failures.open("a", encoding="utf-8"))
                 line = {"source": outcome.item.source, "name": outcome.item.name, "reason": outcome.reason}

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]
                 actor, item, tries = running.pop(done)
                 actors.append(actor)
                 try:
-                    yield ray.get(done)
+                    yield _told(ray.get(done), tries)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError:
@@ -60,6 +61,14 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]
                             f"its worker was ended {TRIES} times while it made this, perhaps because the "
                             f"machine ran out of memory",
                         )
+
+
+def _told(outcome: Outcome, tries: int) -> Outcome:
+    """Return the outcome with a line about the workers that died before it."""
+    if tries == 1:
+        return outcome
+    line = f"layered: {outcome.item.source}: begun {tries} times, since the worker at it was ended"
+    return replace(outcome, warnings=(*outcome.warnings, line))
 
 
 class _Remote:
@@ -104,7 +113,7 @@ def _ray(workers: int) -> Iterator[Any]:
         raise LayeredError(
             "--engine ray needs the package ray: pip install 'layered-diffusion[scale]'"
         ) from None
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
