@@ -134,11 +134,11 @@ def _outcomes(plan: Plan, items: Iterator[Item], engine: str, workers: int) -> G
 
         yield from by_ray(plan, items, workers)
         return
-    from layered_cli.batching.work import worker
+    from layered_cli.batching.work import Worker
 
-    with worker(plan) as one:
-        for item in items:
-            yield one.make(item)
+    worker = Worker(plan)
+    for item in items:
+        yield worker.make(item)
 
 
 def _follow(outcomes: Iterator[Outcome], failures: Path, total: int) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layered_cli.batching.items import Item
-from layered_cli.batching.work import Outcome, Plan, Worker, failed, worker
+from layered_cli.batching.work import Outcome, Plan, Worker, failed
 from layered_core.errors import LayeredError, invalid
 
 TRIES = 3
@@ -21,7 +22,7 @@ TRIES = 3
 def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]:
     """Make items with ``workers`` workers; yield what became of each, in the order in which they are done.
 
-    A worker that dies is started again, and its item goes to another one, at most :data:`TRIES` times in all. With
+    For a worker that dies another is started, and its item is begun again, at most :data:`TRIES` times in all. With
     the environment's ``RAY_ADDRESS`` the workers run on that cluster, whose machines must see the same files;
     otherwise on this machine.
 
@@ -30,7 +31,8 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]
             the batch.
     """
     with _ray(workers) as ray:
-        actors = deque(_actors(ray, plan, workers))
+        new_actor = _starter(ray, plan, workers)
+        actors = deque(new_actor() for _ in range(workers))
         running: dict[Any, tuple[Any, Item, int]] = {}
         again: deque[tuple[Item, int]] = deque()
         left = iter(items)
@@ -47,12 +49,14 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]
                 return
             for done in ray.wait(list(running))[0]:
                 actor, item, tries = running.pop(done)
-                actors.append(actor)
                 try:
-                    yield _told(ray.get(done), tries)
+                    outcome = ray.get(done)
+                    actors.append(actor)
+                    yield _told(outcome, tries)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError:
+                    actors.append(new_actor())
                     if tries < TRIES:
                         again.append((item, tries + 1))
                     else:
@@ -71,23 +75,23 @@ def _told(outcome: Outcome, tries: int) -> Outcome:
     return replace(outcome, warnings=(*outcome.warnings, line))
 
 
-class _Remote:
-    """A :class:`~layered_cli.batching.work.Worker` in a process of Ray's."""
+class _Remote(Worker):
+    """A worker in a process of Ray's."""
 
     def __init__(self, plan: Plan, threads: int) -> None:
         import torch
 
+        super().__init__(plan)
         os.chdir(plan.folder)
         torch.set_num_threads(threads)
-        self._stack = ExitStack()
-        self._worker: Worker = self._stack.enter_context(worker(plan))
-
-    def make(self, item: Item) -> Outcome:
-        return self._worker.make(item)
 
 
-def _actors(ray: Any, plan: Plan, workers: int) -> list[Any]:
-    """Return the workers' actors, which start in the background."""
+def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
+    """Return a function that starts the actor of one of ``workers`` workers, in the background.
+
+    Raises:
+        LayeredError: there are not as many GPUs or cores.
+    """
     there = ray.cluster_resources()
     cores, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
     on_gpus = gpus > 0 and not str(plan.common.get("device") or "cuda").startswith("cpu")
@@ -95,8 +99,9 @@ def _actors(ray: Any, plan: Plan, workers: int) -> list[Any]:
     if workers > most:
         raise invalid("--workers", workers, f"at most {most}, since there are {most} {what}")
     threads = max(1, cores // workers)
-    actor = ray.remote(num_cpus=threads, num_gpus=int(on_gpus), max_restarts=-1, max_task_retries=0)(_Remote)
-    return [actor.remote(plan, threads) for _ in range(workers)]
+    # An actor that Ray restarts refuses items until it is back; a new one lets them wait.
+    actor = ray.remote(num_cpus=threads, num_gpus=int(on_gpus), max_restarts=0)(_Remote)
+    return lambda: actor.remote(plan, threads)
 
 
 @contextmanager
@@ -126,6 +131,7 @@ def _ray(workers: int) -> Iterator[Any]:
             **quiet,
         )
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # there Ray says which workers died
+            yield ray
     finally:
         ray.shutdown()

@@ -8,8 +8,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,10 @@ class DiskFullError(LayeredError):
 
 
 class Worker:
-    """Makes items one after another with models that it loads once. Get one from :func:`worker`."""
+    """Makes items one after another with models that it loads once."""
 
-    def __init__(self, plan: Plan, scratch: Path) -> None:
-        self.plan, self.scratch = plan, scratch
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.identities = Identities(dict(plan.identities))
         self.many = Many()
 
@@ -111,7 +111,7 @@ class Worker:
                 ) from error
             kind = "" if isinstance(error, (LayeredError, OSError)) else f"{type(error).__name__}: "
             self._free_memory(error)
-            return failed(item, f"{kind}{error}".replace(str(self.scratch), str(self.plan.out)))
+            return failed(item, f"{kind}{error}")
 
     def _make(self, item: Item) -> Outcome:
         options = options_of(item.way, self.plan.common, item.words)
@@ -119,20 +119,24 @@ class Worker:
         result, record = self.plan.out / item.name, self.plan.out / PRIVATE / "recipes" / f"{item.name}.json"
         if _stands(result, record, recipe):
             return Outcome(item, _KEPT)
-        part = self.scratch / f"result{result.suffix}"
-        self._run(item, options, part)
-        if recipe_of(item, options, self.identities) != recipe:
-            part.unlink()
-            raise LayeredError(
-                "the document or its weights changed while the result was made, which is thrown away. Start the "
-                "batch again when they are complete"
-            )
-        said = {"recipe": recipe, "result": _hash(part), "source": item.source}
-        entry = self.scratch / "recipe.json"
-        entry.write_text(json.dumps(said), encoding="utf-8")
-        for made, path in ((part, result), (entry, record)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(made, path)
+        parts = self.plan.out / PRIVATE / "parts"
+        parts.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(parts) as scratch:
+            part, entry = scratch / f"result{result.suffix}", scratch / "recipe.json"
+            try:
+                self._run(item, options, part)
+            except LayeredError as error:
+                raise LayeredError(str(error).replace(str(part), str(result))) from error
+            if recipe_of(item, options, self.identities) != recipe:
+                raise LayeredError(
+                    "the document or its weights changed while the result was made, which is thrown away. Start the "
+                    "batch again when they are complete"
+                )
+            said = {"recipe": recipe, "result": _hash(part), "source": item.source}
+            entry.write_text(json.dumps(said), encoding="utf-8")
+            for made, path in ((part, result), (entry, record)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(made, path)
         return Outcome(item, _MADE, warnings=tuple(self.many.lines))
 
     def _run(self, item: Item, options: argparse.Namespace, part: Path) -> None:
@@ -144,21 +148,7 @@ class Worker:
     def _free_memory(self, error: Exception) -> None:
         """After an error of no memory, let the models go: they are loaded anew where there is room."""
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            import torch
-
             self.many = Many()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-
-@contextmanager
-def worker(plan: Plan) -> Iterator[Worker]:
-    """Give a worker for the length of a ``with`` block. What it has not completed is removed at the end, or, when its
-    process was killed, by the next worker."""
-    parts = plan.out / PRIVATE / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(parts) as scratch:
-        yield Worker(plan, scratch)
 
 
 def _stands(result: Path, record: Path, recipe: str) -> bool:

@@ -125,7 +125,7 @@ def test_an_item_whose_worker_dies_each_time_fails_and_the_next_is_made(scenes, 
 
 
 def test_more_workers_than_there_are_cores_or_gpus_are_refused(scenes, tmp_path, monkeypatch):
-    from layered_cli.batching.ray_workers import _actors
+    from layered_cli.batching.ray_workers import _starter
     from layered_cli.batching.work import Plan
     from layered_core.errors import LayeredError
 
@@ -141,4 +141,4 @@ def test_more_workers_than_there_are_cores_or_gpus_are_refused(scenes, tmp_path,
         (None, Cluster(CPU=64.0, GPU=2.0), "--workers is 3; allowed: at most 2, since there are 2 GPUs"),
     ):
         with pytest.raises(LayeredError, match=told):
-            _actors(cluster, Plan(tmp_path, {"device": device}), 3)
+            _starter(cluster, Plan(tmp_path, {"device": device}), 3)
