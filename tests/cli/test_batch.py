@@ -1,11 +1,15 @@
 """``layered batch`` makes every item once, complete or not at all, whatever comes in between."""
 
-import errno
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
+from PIL import Image
 
 from layered_cli import batch, render, shared
 from layered_cli.batching.items import Shard
@@ -207,18 +211,47 @@ def test_stopping_loses_the_item_at_work_alone(run, tmp_path, monkeypatch, capsy
     assert run("--composite-only") == (0, 2, 1, 0)
 
 
-def test_a_full_disk_stops_the_batch_and_it_goes_on_later(run, tmp_path, monkeypatch, capsys):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FULL = """
+import sys
+from pathlib import Path
+from layered_cli.command import main
+disk, scenes = Path(sys.argv[1]), sys.argv[2]
+words = ["batch", scenes, "--out", str(disk / "out"), "--composite-only"]
+codes = [main(words)]
+names = [sorted(x.name for x in (disk / "out").glob("*.png"))]
+parts = [list((disk / "out" / ".layered" / "parts").iterdir())]
+(disk / "fill").unlink()
+codes.append(main(words))
+print([*codes, len(names[0]), len(parts[0])])
+"""
+"""Makes a batch on a disk that is too small, then again where there is room."""
 
-    with monkeypatch.context() as patch:
-        patch.setattr("layered_core.formats.pictures.save_png", full)
-        code = main(["batch", str(tmp_path / "scenes"), "--out", str(tmp_path / "out"), "--composite-only"])
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert code == 2
-    assert f"the disk of {str(tmp_path / 'out')!r} is full or read-only. Free some space" in said
-    assert results(tmp_path / "out") == parts(tmp_path / "out") == []
-    assert run("--composite-only") == (0, 3, 0, 0)
+
+def test_a_full_disk_stops_the_batch_and_it_goes_on_later(scenes, tmp_path, skip_suite):
+    for name in "abc":
+        Image.effect_noise((144, 144), 90).save(scenes / f"{name}.png")
+        layer = {"name": "noise", "image": f"{name}.png"}
+        scene = {"version": 1, "width": 144, "height": 144, "layers": [layer]}
+        (scenes / f"{name}.json").write_text(json.dumps(scene))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=256k tmpfs "{disk}"'
+    within = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*within, mount], capture_output=True).returncode:
+        skip_suite("writing on a full disk", "this user may not mount a tmpfs: unshare --user --mount fails")
+    fill = f'head -c 150000 /dev/zero > "{disk}/fill"'
+    done = subprocess.run(
+        [*within, f'{mount} && {fill} && exec "$0" -c "$1" "{disk}" "{scenes}"', sys.executable, FULL],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    said = re.split(r"[\r\n]+", done.stderr)
+    (told,) = [x for x in said if x.startswith("layered: ")]
+    assert re.fullmatch(rf"layered: '.\.png' cannot be written: the disk of '{disk}/out' is full .*", told)
+    counts, codes = done.stdout.splitlines()
+    code, later, first, unfinished = json.loads(codes)
+    assert (code, later, unfinished) == (2, 0, 0)
+    assert 0 < first < 3
+    assert counts == f"{3 - first} made, {first} were there, 0 failed"
 
 
 def test_what_a_killed_batch_left_unfinished_is_removed_by_the_next(run, tmp_path):
