@@ -108,6 +108,9 @@ def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
 def _ray(workers: int) -> Iterator[Any]:
     """Connect to Ray, or start it, for the length of a ``with`` block. It tells nobody of this, and shows no page."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # Ray's 15 leaves workers behind all else on the machine
     ours = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH", "")
     if ours not in known.split(os.pathsep):  # workers import this very package
