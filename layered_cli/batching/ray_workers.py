@@ -108,9 +108,8 @@ def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
 def _ray(workers: int) -> Iterator[Any]:
     """Connect to Ray, or start it, for the length of a ``with`` block. It tells nobody of this, and shows no page."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # Ray's 15 leaves workers behind all else on the machine
+    # Ray's own value, 15, leaves the workers behind all else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ours = str(Path(__file__).resolve().parents[2])
     known = os.environ.get("PYTHONPATH", "")
     if ours not in known.split(os.pathsep):  # workers import this very package
@@ -121,20 +120,27 @@ def _ray(workers: int) -> Iterator[Any]:
         raise LayeredError(
             "--engine ray needs the package ray: pip install 'layered-diffusion[scale]'"
         ) from None
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=80_000_000,  # paths and options are all that travels
-            **quiet,
-        )
     try:
+        _start(ray, workers)
         with redirect_stdout(sys.stderr):  # there Ray says which workers died
             yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        quiet |= {
+            "address": "local",
+            "num_cpus": max(workers, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "object_store_memory": 80_000_000,  # paths and options are all that travels
+        }
+    try:
+        ray.init(**quiet)
+    except Exception as error:  # Ray raises plain ones, e.g. when it did not start within 30 seconds
+        raise LayeredError(
+            f"Ray did not start: {error}. Start the batch again, or make shares without Ray with --shard"
+        ) from error
