@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ TRIES = 3
 """How often an item is begun whose worker dies."""
 
 
-def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Iterator[Outcome]:
+def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome, None, None]:
     """Make items with ``workers`` workers; yield what became of each, in the order in which they are done.
 
     For a worker that dies another is started, and its item is begun again, at most :data:`TRIES` times in all. With
