@@ -1,6 +1,7 @@
 """The ``layered`` command: makes pictures and layered files from prompts and documents, without ComfyUI.
 
-Exit codes: 0 done; 1 stopped by the user; 2 bad input or a missing file or package, reported in one line.
+Exit codes: 0 done; 1 stopped by the user, or some of a batch failed; 2 bad input or a missing file or package,
+reported in one line.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from layered_cli import bench, dataset, decompose, edit, gallery, generate, layout, learn, render, stage
+from layered_cli import batch, bench, dataset, decompose, edit, gallery, generate, layout, learn, render, stage
 from layered_cli.shared import INSTALL, complain
 from layered_core import __version__
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError:
         return complain(INSTALL)
     try:
-        options.run(options)
+        code = options.run(options)
     except LayeredError as error:
         return complain(str(error))
     except ModuleNotFoundError as error:
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error))
     except KeyboardInterrupt:
         return complain("stopped", 1)
-    return 0
+    return code or 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +41,6 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"layered {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (render, stage, layout, learn, generate, edit, decompose, dataset, gallery, bench):
+    for part in (render, stage, layout, learn, generate, edit, decompose, dataset, batch, gallery, bench):
         part.add(commands)
     return whole

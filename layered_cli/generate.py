@@ -8,6 +8,7 @@ from pathlib import Path
 from layered_cli.shared import (
     Bar,
     Commands,
+    Options,
     add_joint_options,
     add_sampling_options,
     check_out,
@@ -36,6 +37,12 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="file to write: .png; with --layers .psd, .psb, .ora or a new folder",
     )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: Options) -> None:
+    """Add the options that say how a prompt becomes a picture."""
     parser.add_argument(
         "--width", type=number(1, 16384, whole=True), metavar="PX", help="(default: the model's own)"
     )
@@ -111,7 +118,6 @@ def add(commands: Commands) -> None:
         help="for --transparent or --layers: passes of the decoder (default: %(default)s)",
     )
     add_sampling_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

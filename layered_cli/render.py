@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layered_cli.shared import (
     Bar,
     Commands,
+    Options,
     add_groups_option,
     add_memory_option,
     add_sampling_options,
@@ -50,6 +51,12 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="file to write: the picture (.png), or the document with the picture on top (.psd, .psb, .ora)",
     )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: Options) -> None:
+    """Add the options that say how a document is rendered."""
     parser.add_argument(
         "--strength",
         type=number(0, 1),
@@ -124,7 +131,6 @@ def add(commands: Commands) -> None:
     add_groups_option(parser)
     add_memory_option(parser)
     add_sampling_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,9 +7,11 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, T2IAdapter
@@ -21,22 +23,59 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The collection of argparse to which every sub-command adds itself."""
 
+Options: TypeAlias = "argparse._ActionsContainer"
+"""A parser, or a group of a parser's options."""
+
 INSTALL = (
     "this command needs more packages: pip install torch, then pip install 'layered-diffusion[headless]'"
 )
 
 
+class Many:
+    """What a process keeps that runs a command for many documents: its models, each loaded once, and the lines that
+    the command would have printed on standard error."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._models: dict[str, tuple[tuple[object, ...], Any]] = {}
+
+    def once(self, kind: str, key: tuple[object, ...], load: Callable[[], Any]) -> Any:
+        """Return what ``load`` returned for this ``key``; of each ``kind`` only the last one is kept."""
+        if self._models.get(kind, ((), None))[0] != key:
+            self._models.pop(kind, None)  # before the next is loaded: there may be no room for both
+            self._models[kind] = key, load()
+        return self._models[kind][1]
+
+
+_many: ContextVar[Many | None] = ContextVar("many", default=None)
+
+
+@contextmanager
+def one_of_many(many: Many) -> Iterator[None]:
+    """Run a command for one of many documents in this block: it prints nothing, and takes its models from ``many``."""
+    before = _many.set(many)
+    try:
+        yield
+    finally:
+        _many.reset(before)
+
+
 def complain(text: str, code: int = 2) -> int:
-    sys.stderr.write(f"layered: {' '.join(text.split())}\n")
+    line, many = f"layered: {' '.join(text.split())}", _many.get()
+    if many is None:
+        sys.stderr.write(f"{line}\n")
+    else:
+        many.lines.append(line)
     return code
 
 
 def wrote(file: Path) -> None:
     """Say on standard output which file was written."""
-    sys.stdout.write(f"wrote {file}\n")
+    if _many.get() is None:
+        sys.stdout.write(f"wrote {file}\n")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def add_sampling_options(parser: Options) -> None:
     parser.add_argument(
         "--model",
         metavar="FOLDER",
@@ -75,7 +114,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_joint_options(parser: argparse.ArgumentParser, when: str = "") -> None:
+def add_joint_options(parser: Options, when: str = "") -> None:
     """Add the options of layers that are made at once; ``when`` says which other option they need."""
     parser.add_argument(
         "--enhance",
@@ -93,7 +132,7 @@ def add_joint_options(parser: argparse.ArgumentParser, when: str = "") -> None:
     )
 
 
-def add_groups_option(parser: argparse.ArgumentParser) -> None:
+def add_groups_option(parser: Options) -> None:
     parser.add_argument(
         "--groups",
         choices=("auto", "apart", "merged"),
@@ -103,7 +142,7 @@ def add_groups_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_memory_option(parser: argparse.ArgumentParser) -> None:
+def add_memory_option(parser: Options) -> None:
     parser.add_argument(
         "--memory-limit",
         type=number(0.001, 1024),
@@ -157,10 +196,20 @@ def controlnet(pipeline: LayeredDiffusionPipeline, folder: str) -> ControlNetMod
     from layered_diffusers.models.loading import require_unet
 
     require_unet(pipeline.model, "a ControlNet")
-    return load_controlnet(folder or None, pipeline.model.device, pipeline.model.unet.dtype)
+    where = pipeline.model.device, pipeline.model.unet.dtype
+    return _once("control", (folder, *where), lambda: load_controlnet(folder or None, *where))
+
+
+def _once(kind: str, key: tuple[object, ...], load: Callable[[], Any]) -> Any:
+    many = _many.get()
+    return load() if many is None else many.once(kind, key, load)
 
 
 def pipeline_of(options: argparse.Namespace) -> LayeredDiffusionPipeline:
+    return _once("pipeline", (options.model, options.device, options.sampler), lambda: _load(options))
+
+
+def _load(options: argparse.Namespace) -> LayeredDiffusionPipeline:
     from layered_core.errors import LayeredError
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
@@ -189,10 +238,11 @@ def check_out(path: Path, ends: Sequence[str] = (".png",)) -> None:
 
 
 class Bar:
-    """A progress bar on standard error that appears with the first step."""
+    """A progress bar on standard error that appears with the first step; one of many documents has none of its
+    own."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, unit: str = "step") -> None:
+        self.title, self.unit = title, unit
         self.bar: tqdm[NoReturn] | None = None
 
     def __enter__(self) -> Bar:
@@ -200,12 +250,21 @@ class Bar:
 
     def step(self, done: int, total: int) -> None:
         """Show ``done`` of ``total`` steps."""
+        if _many.get() is not None:
+            return
         from tqdm import tqdm
 
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.title, unit="step", file=sys.stderr)
+            self.bar = tqdm(total=total, desc=self.title, unit=self.unit, file=sys.stderr)
         self.bar.total = total
         self.bar.update(done - self.bar.n)
+
+    def say(self, line: str) -> None:
+        """Write a line on standard error, above the bar."""
+        if self.bar is None:
+            sys.stderr.write(f"{line}\n")
+        else:
+            self.bar.write(line, file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from layered_cli.shared import (
     Bar,
     Commands,
+    Options,
     add_groups_option,
     add_memory_option,
     add_sampling_options,
@@ -39,6 +40,12 @@ def add(commands: Commands) -> None:
         help="file to write, with all layers: .psd, .psb, .ora, or the name of a new folder",
     )
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also write the flat picture")
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: Options) -> None:
+    """Add the options that say how layers are made."""
     parser.add_argument(
         "--replace", metavar="NAME", help="generate this layer again, although it has a picture"
     )
@@ -94,7 +101,6 @@ def add(commands: Commands) -> None:
     add_groups_option(parser)
     add_memory_option(parser)
     add_sampling_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -65,6 +65,21 @@ def part_folder(path: Path) -> Iterator[Path]:
         _finish(name, lock)
 
 
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Make a temporary folder in ``parent``, and remove it with all that is in it when the block ends.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    remove_abandoned(parent)
+    name, _, lock = _new(parent / "scratch", _make_folder)
+    try:
+        yield Path(name)
+    finally:
+        _finish(name, lock)
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files and folders in ``folder`` whose process has ended."""
     with suppress(OSError), os.scandir(folder) as entries:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layered_core.formats.part_files import ENDING, part_file, part_folder, remove_abandoned
+from layered_core.formats.part_files import ENDING, part_file, part_folder, remove_abandoned, scratch_folder
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs locks on files")
 
@@ -85,6 +85,19 @@ def test_a_link_or_pipe_of_such_a_name_stays(tmp_path):
 def test_what_fails_leaves_nothing(tmp_path, make):
     with pytest.raises(KeyboardInterrupt), make(tmp_path / "a"):
         raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+@POSIX
+def test_a_scratch_folder_goes_with_all_that_is_in_it_and_with_what_a_killed_one_left(tmp_path):
+    (tmp_path / f".scratch.abc{ENDING}").mkdir()
+    with scratch_folder(tmp_path) as mine:
+        with scratch_folder(tmp_path) as other:
+            (other / "inside").write_text("x")
+            assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+        assert list(tmp_path.iterdir()) == [mine]
+        with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path):
+            raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
 
 
