@@ -1,5 +1,7 @@
-"""A flow chart in Mermaid's notation, which GitHub draws, as rows of boxes in plain HTML: without a script, and readable
-on a phone. Boxes that import nothing lie lowest."""
+"""A flow chart in Mermaid's notation, which GitHub draws, becomes rows of boxes in plain HTML.
+
+They need no script and can be read on a phone. Boxes that import nothing lie lowest.
+"""
 
 from __future__ import annotations
 

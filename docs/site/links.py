@@ -30,7 +30,11 @@ def _pages() -> dict[str, str]:
 
 
 PAGES = _pages()
-FOLDERS = {"docs/decisions": "decisions/index.md", "web/docs": "nodes/index.md", "layered_core": "api/index.md"}
+FOLDERS = {
+    "docs/decisions": "decisions/index.md",
+    "web/docs": "nodes/index.md",
+    "layered_core": "api/index.md",
+}
 """Folders of the repository that have a page of their own on the site."""
 
 

@@ -18,7 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"README.md": "first_steps.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Pages of the repository's top folder, and what they are called on the site."""
 
-CATEGORIES = ("layers", "attention", "noise", "stages", "control", "transparency", "training", "models", "demo", "measure")
+CATEGORIES = (
+    "layers",
+    "attention",
+    "noise",
+    "stages",
+    "control",
+    "transparency",
+    "training",
+    "models",
+    "demo",
+    "measure",
+)
 """Categories of nodes, in the order of the list of nodes."""
 
 
@@ -56,7 +67,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages and pictures that lie elsewhere."""
     for source, target in PAGES.items():
-        _add(files, config, target, content=(ROOT / source).read_text(encoding="utf-8"), source=source)
+        text = (ROOT / source).read_text(encoding="utf-8")
+        _add(
+            files,
+            config,
+            target,
+            content=text.replace("# Layered Diffusion\n", "# First steps\n", 1),
+            source=source,
+        )
     _add(files, config, "decisions/index.md", content=_decision_list(), source="docs/decisions/README.md")
     _add_nodes(files, config)
     _add_workflows(files, config)
@@ -67,7 +85,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def _add(
-    files: Files, config: Any, target: str, content: str | None = None, path: Path | None = None, source: str = ""
+    files: Files,
+    config: Any,
+    target: str,
+    content: str | None = None,
+    path: Path | None = None,
+    source: str = "",
 ) -> None:
     """Add a file: either ``content``, whose links start from ``source`` in the repository, or the file ``path``."""
     file = File.generated(config, target, content=content, abs_src_path=path and str(path))
@@ -125,7 +148,10 @@ def nodes_by_category() -> dict[str, list[str]]:
     for node, category, path in schemas:
         whole = category.value if isinstance(category, ast.Constant) else constants[str(path.parent)]
         found[str(whole).rpartition("/")[2]].append(node)
-    return {kind: sorted(names, key=lambda name: labels("en")[name]["display_name"]) for kind, names in found.items()}
+    return {
+        kind: sorted(names, key=lambda name: labels("en")[name]["display_name"])
+        for kind, names in found.items()
+    }
 
 
 def _add_nodes(files: Files, config: Any) -> None:
@@ -138,13 +164,19 @@ def _add_nodes(files: Files, config: Any) -> None:
             _add(files, config, f"nodes/{name}", path=path)
         elif path.name == "en.md":
             text = path.read_text(encoding="utf-8")
-            other = f"[中文](LD/{node}/zh.md)".replace("LD/", "")
-            _add(files, config, f"nodes/{node}.md", content=_with_line(text, other), source="web/docs/page.md")
+            other = f"[中文]({node}/zh.md)"
+            _add(
+                files, config, f"nodes/{node}.md", content=_with_line(text, other), source="web/docs/page.md"
+            )
         elif path.name == "zh.md":
             text = path.read_text(encoding="utf-8")
             other = f"[English]({node}/en.md)"
             _add(files, config, f"zh/{node}.md", content=_with_line(text, other), source="web/docs/page.md")
-    lines = ["# Nodes", "", "Every node of the pack: what it is for, its inputs and outputs. ComfyUI shows the same pages."]
+    lines = [
+        "# Nodes",
+        "",
+        "Every node of the pack: what it is for, its inputs and outputs. ComfyUI shows the same pages.",
+    ]
     for kind, names in nodes_by_category().items():
         lines += ["", f"## {kind}", "", "| node | |", "|---|---|"]
         for name in names:
@@ -205,8 +237,9 @@ def rooms() -> dict[str, list[str]]:
         if path.suffix == ".py" and not path.name.startswith("_"):
             found[path.stem] = [f"layered_core.{path.stem}"]
         elif (path / "__init__.py").is_file():
-            modules = [x for x in sorted(path.rglob("*.py")) if x.name != "__init__.py"]
-            found[path.name] = [".".join(x.relative_to(ROOT).with_suffix("").parts) for x in modules]
+            parts = [x.relative_to(ROOT).with_suffix("").parts for x in sorted(path.rglob("*.py"))]
+            modules = [".".join(x[:-1] if x[-1] == "__init__" else x) for x in parts]
+            found[path.name] = [x for x in modules if x != f"layered_core.{path.name}"]
     first = ["document", "files", "canvas"]
     return {name: found[name] for name in [*first, *(name for name in found if name not in first)]}
 
@@ -214,15 +247,32 @@ def rooms() -> dict[str, list[str]]:
 def _room_page(room: str, modules: list[str]) -> str:
     """Return a page that mkdocstrings fills with a room's docstrings."""
     if modules == [f"layered_core.{room}"]:
-        return f"# {room}\n\n::: layered_core.{room}\n"
-    lines = [f"# {room}", "", f"::: layered_core.{room}", "    options:", "      members: false", ""]
+        return f"# {room} {{ #layered_core.{room} }}\n\n::: layered_core.{room}\n"
+    lines = [
+        f"# {room} {{ #layered_core.{room} }}",
+        "",
+        f"::: layered_core.{room}",
+        "    options:",
+        "      members: false",
+        "",
+    ]
     for module in modules:
-        lines += [f"## {module.removeprefix(f'layered_core.{room}.')}", "", f"::: {module}", ""]
+        name = module.removeprefix(f"layered_core.{room}.")
+        lines += [f"## {name} {{ #{module} }}", "", f"::: {module}", ""]
     return "\n".join(lines)
 
 
 def _core_page() -> str:
     """Return the page of the core as a whole."""
-    lines = ["# The core in Python", "", "::: layered_core", "    options:", "      members: false", "", "## Pages", ""]
+    lines = [
+        "# The core in Python",
+        "",
+        "::: layered_core",
+        "    options:",
+        "      members: false",
+        "",
+        "## Pages",
+        "",
+    ]
     lines += [f"* [{room}]({room}.md)" for room in rooms()]
     return "\n".join([*lines, ""])
