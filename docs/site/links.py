@@ -66,6 +66,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         elif not fenced:
             if source:
                 line = LINK.sub(lambda link: _turned(link[1], source, here, config), line)
+            # In code, GitHub takes a pipe of a table's cell with a backslash before it, Python-Markdown without.
+            line = re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), line)
             # GitHub takes two spaces for a paragraph of a list's item, Python-Markdown four.
             line = re.sub(r"^  (?=\S)", "    ", line)
         lines.append(line)

@@ -131,7 +131,8 @@ def test_every_page_of_the_docs_and_every_room_of_the_core_is_there(html):
     assert "layered_core.canvas.compositing.composite" in documented
 
 
-def test_nothing_is_left_of_the_marks_that_python_reads(site):
+def test_nothing_is_left_of_the_marks_that_python_and_github_read(site):
+    assert "<code>{red|blue}</code>" in (site / "nodes/LD_AddLayerByPrompt.html").read_text(encoding="utf-8")
     for path in (site / "api").glob("*.html"):
         text = path.read_text(encoding="utf-8")
         for mark in (":func:", ":class:", ":mod:", "<p>&gt;&gt;&gt;"):

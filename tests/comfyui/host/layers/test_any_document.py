@@ -20,7 +20,9 @@ def documents(pack, run_headless, host, tmp_path_factory):
     limits = pack("layered_core.formats.limits").Limits(max_pixels=2**28)
     for path in made:
         (host.input / f"any_{path.name}").write_bytes(path.read_bytes())
-    return {f"any_{path.name}": pack("layered_core.files").read_layers(path, limits).document for path in made}
+    return {
+        f"any_{path.name}": pack("layered_core.files").read_layers(path, limits).document for path in made
+    }
 
 
 @pytest.fixture
@@ -66,6 +68,8 @@ def test_it_is_loaded_composited_and_saved_by_the_nodes_and_loaded_again_whole(d
         assert same(document, door.read_stack(host.value(prompt, "load"))), name
         file = host.value(prompt, "save")
         seen = host.value(prompt, "look")[0]
-        assert torch.allclose(seen, composite(document, rules="comfyui")[..., : seen.shape[-1]], atol=1e-5), name
+        assert torch.allclose(seen, composite(document, rules="comfyui")[..., : seen.shape[-1]], atol=1e-5), (
+            name
+        )
         again = {"again": node("LD_LoadLayers", file=f"{file} [output]", memory_limit=16)}
         assert same(document, door.read_stack(host.value(again, "again"))), name
