@@ -10,13 +10,14 @@ BENCH ?= results/$(shell date +%F)-$(shell git rev-parse --short HEAD)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo demo-images test test-all fuzz lint bench bench-all bench-model train-demo clean
+.PHONY: help demo demo-images docs test test-all fuzz lint bench bench-all bench-model train-demo clean
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "make lint         run linter and type checker only"
 	@echo "make test-all     run the slow tests too"
 	@echo "make fuzz         open 2,000 broken files (FILES=2000), each of which must be read or refused"
 	@echo "make demo-images  make the demo and copy its pictures into the README"
+	@echo "make docs         build the site of the docs into output/site, or show it at 127.0.0.1:8000 (SERVE=1)"
 	@echo "make bench        run one suite of the bench (SUITE=layout N=32), or all of them (SUITE=all)"
 	@echo "make bench-all    run all suites (N=32) and write their results into docs/evaluation.md"
 	@echo "make bench-model  measure the shipped model, as in docs/storybook.md"
@@ -37,6 +38,10 @@ demo: .venv/installed
 demo-images: demo
 	@cp output/demo/overview.png docs/images/demo.png
 	@cp output/demo/preserve.jpg output/demo/stages.jpg output/demo/redo.jpg docs/images
+
+docs: .venv/installed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --quiet) --strict
+	@echo "output/site/index.html"
 
 lint: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

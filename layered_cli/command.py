@@ -9,7 +9,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from layered_cli import batch, bench, dataset, decompose, edit, gallery, generate, layout, learn, render, stage
+from layered_cli import (
+    batch,
+    bench,
+    dataset,
+    decompose,
+    edit,
+    gallery,
+    generate,
+    layout,
+    learn,
+    render,
+    stage,
+)
 from layered_cli.shared import INSTALL, complain
 from layered_core import __version__
 

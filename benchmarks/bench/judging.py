@@ -390,7 +390,7 @@ class Clip:
         if not folder.is_dir():
             raise invalid("--clip", str(folder), "the folder of a CLIPModel in the transformers layout")
         try:
-            self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            self.model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
             self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise LayeredError(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import colorsys
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -190,11 +193,12 @@ def _fill_holes(colour: Tensor, weight: Tensor) -> Tensor:
 
 
 def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu") -> Preprocessor:
-    """Load one of controlnet_aux's detectors from the checkpoints in ``folder``; nothing is downloaded.
+    """Load one of controlnet_aux's detectors from the checkpoints in ``folder``; nothing is downloaded, and code in a
+    checkpoint does not run.
 
     Raises:
-        LayeredError: controlnet_aux is not installed, or the checkpoint is missing; the error says what is
-            needed and where.
+        LayeredError: controlnet_aux is not installed, or the checkpoint is missing, broken or holds more than
+            weights; the error says what is needed and where.
     """
     if kind not in DETECTORS:
         raise invalid("control hint", kind, ", ".join(DETECTORS))
@@ -211,7 +215,15 @@ def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu
             f"control hint {kind!r} needs the checkpoint {file} of lllyasviel/Annotators (Hugging Face): put "
             f"it into {folder}"
         )
-    detector = getattr(module, name).from_pretrained(str(folder))
+    try:
+        with _weights_only():
+            detector = getattr(module, name).from_pretrained(str(folder))
+    except (UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        told = (str(error).splitlines() or [""])[0]
+        raise LayeredError(
+            f"control hint {kind!r}: the checkpoint {file} in {folder} cannot be read as weights: {told}. Get it from "
+            f"lllyasviel/Annotators (Hugging Face)"
+        ) from None
     if hasattr(detector, "to"):
         detector = detector.to(device)
 
@@ -228,3 +240,20 @@ def load_preprocessor(kind: str, folder: Path, device: torch.device | str = "cpu
         return resized(hint, *picture.shape[-2:])
 
     return preprocess
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let ``torch.load`` read nothing but tensors, whatever its caller asks for: these checkpoints are pickles, which
+    could run code."""
+    force = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in force}
+    os.environ.update(force)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

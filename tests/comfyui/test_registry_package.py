@@ -19,8 +19,8 @@ from benchmarks.hosts.find import find_host
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LEFT_OUT = {".ci", ".github", "benchmarks", "docs", "output", "results", "tests"}
-"""Folders of the checkout that a user of ComfyUI has no use for."""
+LEFT_OUT = {".ci", ".github", "benchmarks", "docs", "mkdocs.yml", "output", "results", "tests"}
+"""Folders and files of the checkout that a user of ComfyUI has no use for."""
 
 
 @pytest.fixture(scope="module")

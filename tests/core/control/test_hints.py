@@ -1,7 +1,9 @@
 """Hint pictures."""
 
+import os
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +95,38 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "controlnet_aux", pytest)
     with pytest.raises(LayeredError, match=r"dpt_hybrid-midas-501f0c75\.pt of lllyasviel/Annotators"):
         load_preprocessor("depth", tmp_path)
+
+
+class Runs:
+    """What a pickle of it does when it is opened: it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+class Detector:
+    """As a detector of controlnet_aux opens its checkpoint."""
+
+    @staticmethod
+    def from_pretrained(folder):
+        return torch.load(f"{folder}/dpt_hybrid-midas-501f0c75.pt", weights_only=False)
+
+
+def test_code_in_a_preprocessors_checkpoint_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "controlnet_aux", SimpleNamespace(MidasDetector=Detector))
+    torch.save({"weights": Runs(tmp_path / "ran")}, tmp_path / "dpt_hybrid-midas-501f0c75.pt")
+    before = dict(os.environ)
+    with pytest.raises(
+        LayeredError, match=r"control hint 'depth': the checkpoint dpt_hybrid.* cannot be read"
+    ):
+        load_preprocessor("depth", tmp_path)
+    assert not (tmp_path / "ran").exists()
+    torch.save({"weights": torch.ones(2)}, tmp_path / "dpt_hybrid-midas-501f0c75.pt")
+    load_preprocessor("depth", tmp_path)
+    assert dict(os.environ) == before
 
 
 def test_brightness_is_red_green_and_blue_as_opencv_weighs_them():

@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from any_documents import ALL, FILES, documents, noise
+from hypothesis import given
 
 from layered_core.canvas.compositing import composite
 from layered_core.document import BLEND_MODES, HINTS, Control, Layer, LayerDocument, Lora, Recipe, identical
@@ -29,86 +29,13 @@ WORKFLOW = {
 }
 
 
-def noise(*shape, seed=0, top=255):
-    """Return random values that ``top`` levels represent exactly."""
-    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * top).round() / top
-
-
-shares = st.floats(0, 1)
-sides = st.integers(1, 12)
-
-
-def is_file_name(text):
-    return not text.startswith(".") and not set("/\\") & set(text)
-
-
-@st.composite
-def layers(draw, exact):
-    """Generate any layer; ``exact`` is the number of levels between 0 and 1 of its pixels, None for any
-    float."""
-    seed = draw(st.integers(0, 2**31))
-
-    def pixels(*shape):
-        return (
-            noise(*shape, seed=seed, top=exact)
-            if exact
-            else torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-        )
-
-    image = pixels(draw(sides), draw(sides), 4) if draw(st.booleans()) else None
-    if image is not None and draw(st.booleans()):
-        image[..., 3] *= (torch.rand(image.shape[:2]) > 0.5).float()
-    mask = None
-    if draw(st.booleans()):
-        same = image is not None and draw(st.booleans())
-        mask = pixels(*image.shape[:2]) if same else pixels(draw(sides), draw(sides))
-    resized = image is None or draw(st.booleans())
-    width, height = (draw(sides), draw(sides)) if resized else (0, 0)
-    positions = st.integers(-20, 20) | st.floats(-20, 20)
-    control = Control(draw(st.sampled_from(HINTS)), draw(st.floats(0, 2)), 0.25, draw(st.floats(0.25, 1)))
-    recipe = Recipe(
-        draw(shares), draw(shares), draw(shares), control, draw(st.none() | st.text(max_size=5).filter(is_file_name)),
-        tuple(Lora(f"people/l{i}", draw(st.floats(-4, 4))) for i in range(draw(st.integers(0, 2)))),
-        draw(st.none() | st.integers(0, 2**63 - 1)),
-    )  # fmt: skip
-    return Layer(
-        draw(st.text(min_size=1, max_size=12).filter(str.strip)), image, mask, draw(st.text(max_size=20)),
-        draw(st.text(max_size=20)),
-        draw(positions), draw(positions), width, height,
-        draw(st.sampled_from([0.0, 0.0, 90.0, 360.0, -12.5])), draw(st.booleans()),
-        draw(st.booleans()), draw(shares), draw(st.sampled_from(BLEND_MODES)), draw(st.booleans()), recipe,
-    )  # fmt: skip
-
-
-@st.composite
-def documents(draw, exact):
-    """Generate any document."""
-    stack = draw(st.lists(layers(exact), max_size=4, unique_by=lambda layer: layer.name))
-    background = draw(st.none() | st.tuples(shares, shares, shares))
-    return LayerDocument(
-        draw(st.integers(1, 30)),
-        draw(st.integers(1, 30)),
-        tuple(stack),
-        background,
-        draw(st.text()),
-        draw(st.text()),
-    )
-
-
-FILES = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
 @pytest.mark.parametrize("end", [".psd", ".psb", ".ora"])
 @pytest.mark.parametrize(("bits", "exact"), [(8, 255), (16, 65535), (32, None)])
 def test_any_document_comes_back_equal(tmp_path, end, bits, exact):
     @FILES
     @given(documents(exact))
     def check(document):
-        back = read_layers(write_layers(document, tmp_path / f"scene{end}", WORKFLOW, bits))
+        back = read_layers(write_layers(document, tmp_path / f"scene{end}", WORKFLOW, bits), ALL)
         assert identical(back.document, document)
         assert back.workflow == WORKFLOW
         remark = dynamic_remark(document, document.prompt, document.negative)
@@ -121,7 +48,7 @@ def test_any_document_comes_back_equal(tmp_path, end, bits, exact):
 @given(documents(255))
 def test_any_8_bit_document_comes_back_equal_from_a_folder_and_follows_the_schema(tmp_path_factory, document):
     path = write_layers(document, tmp_path_factory.mktemp("folder") / "scene", WORKFLOW)
-    back = read_layers(path.parent)
+    back = read_layers(path.parent, ALL)
     assert identical(back.document, document)
     assert back.workflow == WORKFLOW
     jsonschema.validate(json.loads(path.read_text(encoding="utf-8")), SCHEMA)
