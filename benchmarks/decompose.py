@@ -46,7 +46,8 @@ from tqdm import tqdm
 from benchmarks.bench.intervals import Interval, paired_interval
 from benchmarks.bench.judging import Examiner, laid_on, layer_figures
 from benchmarks.bench.scenes import Case, layout_cases
-from benchmarks.joint_layers import printed, summary, words_of
+from benchmarks.joint_layers import printed, summary
+from benchmarks.joint_ways import words_of
 from benchmarks.transparency import SAMPLER, checkerboard
 from demo.world.places import MODEL
 from layered_core.canvas.compositing import composite
