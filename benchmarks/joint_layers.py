@@ -37,7 +37,7 @@ Figures of single layers are means over a scene's layers; intervals are bootstra
 * ``sag_0.5``, ``sag_1``, ``self_mask_0.5``, ``self_mask_1``: as ``together``, with self-attention guidance (all places
   of all pictures are blurred), or self-mask guidance of these amounts.
 * ``weak``, ``weak_not_enhanced``: as ``together``, but the words of layers that count for ``colour_right`` do not name
-  their colour; the scene's do. The second has no prompt enhancer.
+  their colour; the scene's do. The second has no prompt enhancer. ``weak_alone``: as ``alone``, from these words.
 * ``edit``: the scene is made with another object in front, which is then edited to the wanted one. ``kept`` is the
   share of scenes whose other layers and background come back bit for bit.
 * ``decompose``: the scene as drawn, taken apart. The blend is the drawing.

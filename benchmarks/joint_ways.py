@@ -176,7 +176,11 @@ def made_of(document: LayerDocument) -> Made:
 
 
 def alone(
-    pipeline: LayeredDiffusionPipeline, cases: Sequence[Case], seeds: Sequence[int], how: How
+    pipeline: LayeredDiffusionPipeline,
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    how: How,
+    words: Callable[[Case], SceneWords] = words_of,
 ) -> list[Made]:
     """Make each picture of each case separately."""
     sampling = {"steps": how.steps, "guidance": how.guidance}
@@ -186,7 +190,7 @@ def alone(
         return [x._replace(blend=own) for x, own in zip(made, blend, strict=True)]
     layers = [
         pipeline.generate_transparent(
-            [c.things[i].words for c in cases], seeds=[s + i * 2**30 for s in seeds], **sampling
+            [words(c).layers[i] for c in cases], seeds=[s + i * 2**30 for s in seeds], **sampling
         )
         for i in range(len(cases[0].things))
     ]
@@ -228,7 +232,9 @@ ROWS: dict[str, Way] = {
     "together": together, "alone": alone, "stages": stages,
     **{f"sag_{g}": partial(sag, g) for g in (0.5, 1)},
     **{f"self_mask_{g}": partial(self_mask, g) for g in (0.5, 1)},
-    "weak": partial(weak, 1.0), "weak_not_enhanced": partial(weak, 0.0), "edit": edit, "decompose": decompose,
+    "weak_alone": partial(alone, words=weak_words_of),
+    "weak": partial(weak, 1.0), "weak_not_enhanced": partial(weak, 0.0),
+    "edit": edit, "decompose": decompose,
     "transplant": transplant,
     **{f"transplant_{u}": partial(transplant, until=float(u)) for u in (0, 0.75)},
     "drafts": partial(transplant, alpha="difference"),
