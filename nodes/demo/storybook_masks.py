@@ -10,6 +10,7 @@ from torch import Tensor
 from ...demo.world.judge import Judge
 from ...demo.world.vocabulary import BACKGROUNDS, Thing
 from ...layered_core.canvas.resizing import resized
+from ...layered_core.canvas.soft_masks import grow as widened
 from ..layers.pictures import one_picture, opaque
 from ..layers.socket import clamped
 
@@ -32,6 +33,11 @@ class StorybookMasks(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="A picture of the demo model, or of Storybook Pictures. The "
                     "judge was made for square ones, and looks at 128x128 pixels."),
+                io.Int.Input(
+                    "grow", default=1, min=0, max=1024, optional=True, advanced=True,
+                    tooltip="Widen each mask on every side, pixels. Neutral: 0. The default is 1, because the "
+                        "judge's masks are half as fine as its pictures, and leave out parts of outlines.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(display_name="masks", tooltip="A mask of the picture's size for each thing, the "
@@ -44,7 +50,7 @@ class StorybookMasks(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, image: Tensor) -> io.NodeOutput:
+    def execute(cls, image: Tensor, grow: int = 1) -> io.NodeOutput:
         """Look at the picture."""
         picture = clamped(opaque(one_picture(image, "image", _FIX)[None])[0])
         height, width = picture.shape[:2]
@@ -53,7 +59,8 @@ class StorybookMasks(io.ComfyNode):
         masks = torch.zeros(0, height, width)
         if found:
             # Hard edges: soft ones would be taken for the things' alpha.
-            masks = (resized(torch.stack([x.mask for x in found]).float(), height, width) >= 0.5).float()
+            hard = resized(torch.stack([x.mask for x in found]).float(), height, width) >= 0.5
+            masks = torch.stack([widened(mask.float(), grow) for mask in hard])
         return io.NodeOutput(
             masks.to(comfy.model_management.intermediate_device()),
             "\n".join(Thing("solid", x.colour, x.kind).words for x in found),
