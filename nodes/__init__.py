@@ -20,6 +20,7 @@ from .control.masked_control_apply import MaskedControlNetApply
 from .control.masked_model_patch import MaskedModelPatch
 from .demo.demo_control import LoadDemoControlNet
 from .demo.demo_model import LoadDemoModel
+from .demo.storybook_masks import StorybookMasks
 from .demo.storybook_picture import StorybookPicture
 from .layers.arrange_layers import ArrangeLayers
 from .layers.edit_layer import EditLayer
@@ -66,6 +67,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     LoadDemoControlNet,
     StorybookPicture,
+    StorybookMasks,
     ArrangeLayers,
     LayerBoard,
     EditLayer,

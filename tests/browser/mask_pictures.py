@@ -39,6 +39,10 @@ SCENES = {
         "7": node("MaskPreview", mask=["5", 0]),
         "8": node("LD_LayerPreview", layers=["6", 0], size=512),
     },
+    "LD_StorybookMasks": {
+        "30": node("LD_StorybookMasks", image=["1", 0], grow=1),
+        "31": node("MaskPreview", mask=["30", 0]),
+    },
     "LD_FillBehindLayers": {
         "loader": node("LD_LoadDemoModel"),
         "20": fill_behind(["6", 0], prompt="a meadow", seed=2, steps=20, cfg=4.0, **MODELS),
@@ -52,6 +56,7 @@ SCENES = {
 
 PLACES = {
     "LD_LayersFromMasks": {"1": (0, 0), "7": (330, 0), "6": (660, 0), "8": (1080, 0)},
+    "LD_StorybookMasks": {"1": (0, 0), "30": (330, 0), "31": (740, 0)},
     "LD_FillBehindLayers": {"9": (0, 0), "20": (330, 0), "11": (750, 0)},
 }
 SIZES = {"MaskPreview": (300, 320), "LD_LayerPreview": (400, 360), "LD_LayerComposite": (300, 400)}

@@ -75,6 +75,8 @@ RESULTS = {
     "28_own_look_of_a_layer": ("5", "11"),
     "29_layers_together": ("3", "4", "5"),
     "30_edit_one_of_them": ("5", "6", "7"),
+    "33_redo_one_of_them": ("2", "7", "9"),
+    "34_demo_decompose": ("6", "10", "13"),
 }
 """The pictures of each workflow that its thumbnail shows side by side."""
 

@@ -125,6 +125,8 @@ SHOWN = {
     "20_regions_storybook_transformer": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
     "29_layers_together": ("4", "sea", {("red", "ball"), ("blue", "star")}),
     "30_edit_one_of_them": ("7", "sea", {("red", "ball"), ("green", "tree")}),
+    "33_redo_one_of_them": ("9", "meadow", {("red", "house"), ("purple", "mushroom")}),
+    "34_demo_decompose": ("11", "meadow", {("red", "mushroom"), ("blue", "ball")}),
 }
 """For each workflow, the node of its saved picture, and the landscape and objects in the picture's first 128
 x 128 pixels."""
@@ -283,6 +285,48 @@ def test_redoing_one_layer_changes_no_pixel_outside_its_mask(server):
     # A mask below 1/510 is drawn black, so a pixel there may differ by one grey level.
     assert np.abs(before[..., :3] - after)[outside].max() <= 1.01 / 255
     assert (np.abs(before[..., :3] - after)[outside].max(-1) > 0).mean() < 0.01
+
+
+def test_redoing_a_thing_of_a_picture_taken_apart_changes_no_pixel_outside_its_place(server):
+    prompt = json.loads((PACK / "workflows/api/33_redo_one_of_them.json").read_text())
+    prompt["90"] = {"class_type": "MaskPreview", "inputs": {"mask": ["8", 3]}, "_meta": {}}
+    prompt["91"] = {
+        "class_type": "LD_LayerComposite",
+        "inputs": {"layers": ["6", 0], "backdrop": "transparent", "rules": "photoshop"},
+        "_meta": {},
+    }
+    entry = server.run(prompt)
+    (before,), (apart,), (mask,), (after,) = (pictures(server, entry, n) for n in ("2", "91", "90", "9"))
+    assert np.array_equal(before[..., :3], apart[..., :3])
+    outside = mask[..., 0] == 0
+    assert 0.6 < outside.mean() < 0.95
+    assert np.array_equal(before[..., :3][outside], after[..., :3][outside])
+    assert np.abs(before[..., :3] - after[..., :3])[~outside].mean() > 0.05
+
+
+def test_a_picture_taken_apart_with_the_demo_model_is_the_picture_again_and_so_is_its_psd(server, ran):
+    from psd_tools import PSDImage
+
+    entry = ran("34_demo_decompose")
+    (picture,), (again,), (background,) = (pictures(server, entry, n) for n in ("6", "11", "13"))
+    # Layer Composite gives no alpha where nothing is transparent.
+    assert picture.shape == again.shape == background.shape
+    assert np.array_equal(picture, again)
+    (saved,) = entry["outputs"]["14"]["layered_files"]
+    psd = PSDImage.open(io.BytesIO(server.picture(saved)))
+    assert [x.name for x in psd] == [
+        "background",
+        "a blue ball: a blue ball",
+        "a red mushroom: a red mushroom",
+    ]
+    assert np.abs(psd.composite(force=True).convert("RGB") - picture * 255).max() <= 1
+    for thing in list(psd)[1:]:
+        alpha = thing.numpy()[..., 3]
+        covered = np.zeros(picture.shape[:2], bool)
+        covered[thing.top : thing.bottom, thing.left : thing.right] = alpha == 1
+        assert 0.05 < covered.mean() < 0.4
+        # The background is not the thing.
+        assert np.abs(background - picture)[covered].mean() > 0.2
 
 
 def test_the_blueprints_are_offered(server):

@@ -45,6 +45,10 @@ EXAMPLES = {
     "LD_StorybookPicture": {
         "it": node("LD_StorybookPicture", what="star", colour="blue", material="glass", size=64, seed=0)
     },
+    "LD_StorybookMasks": {
+        "p": node("EmptyImage", width=32, height=32, batch_size=1, color=0x80FF40),
+        "it": node("LD_StorybookMasks", image=["p", 0], grow=1),
+    },
     "LD_ArrangeLayers": {
         "a": load("red.png"),
         "it": node(

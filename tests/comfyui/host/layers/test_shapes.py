@@ -19,7 +19,8 @@ PICTURES = [
     ("LD_LayersFromPictures", "image"), ("LD_LayersFromPictures", "original"), ("LD_LayoutMetrics", "image"),
     ("LD_MaskedControlNetApply", "image"),
     ("LD_PasteBack", "image"), ("LD_RegenerateLayers", "image"), ("LD_SplitFrames", "image"),
-    ("LD_StageLayer", "image"), ("LD_TransparentDecode", "image"), ("LD_TransparentEncode", "image"),
+    ("LD_StageLayer", "image"), ("LD_StorybookMasks", "image"), ("LD_TransparentDecode", "image"),
+    ("LD_TransparentEncode", "image"),
 ]  # fmt: skip
 UNREAD = [("LD_ArrangeLayers", "picture")]
 """Inputs of which only the connection counts."""
