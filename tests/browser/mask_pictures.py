@@ -82,6 +82,9 @@ def take(page, server):
     scene.save(server.base / "input" / "scene.png")
     for (thing, _, _), mask in zip(THINGS, masks, strict=True):
         mask.save(server.base / "input" / f"{thing.kind} mask.png")
+    # The page knows the files that were there when it was opened, and rings the nodes of others in red.
+    page.page.reload(wait_until="domcontentloaded")
+    page.wait(pages.READY)
     for name, nodes in SCENES.items():
         run_scene(page, {**APART, **nodes}, PLACES[name], SIZES)
         crop(page, list(PLACES[name]), PACK / f"web/docs/{name}/picture.jpg")
