@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--as",
-        dest="way",
+        dest="made_as",
         choices=tuple(ways.WAYS),
         default="render",
         help="how documents are made: as by layered render or layered stage, with the same options; generate is "
@@ -97,13 +97,13 @@ def run(options: argparse.Namespace) -> int:
     shard = Shard.of(options.shard)
     if options.workers is not None and options.engine != "ray":
         raise LayeredError("--workers is used with --engine ray only. Give it too, or leave --workers out")
-    foreign = ways.changed(options.way, vars(options))
+    foreign = ways.changed(options.made_as, vars(options))
     if foreign:
-        raise invalid("--as", options.way, f"a way that has the option {foreign[0]}")
+        raise invalid("--as", options.made_as, f"a way that has the option {foreign[0]}")
     common = _common(options)
 
     def items() -> Iterator[Item]:
-        return items_of(options.sources, options.way, options.format or "", options.layers)
+        return items_of(options.sources, options.made_as, options.format or "", options.layers)
 
     total = sum(1 for _ in items())
     if total == 0:
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that say how items are made, with absolute paths."""
-    own = ("sources", "out", "way", "format", "shard", "engine", "workers", "run")
+    own = ("sources", "out", "made_as", "format", "shard", "engine", "workers", "run")
     common = {k: v for k, v in vars(options).items() if k not in own}
     return {k: Path(os.path.abspath(v)) if isinstance(v, Path) else v for k, v in common.items()}
 

@@ -92,6 +92,7 @@ def add_options(parser: Options) -> None:
     )
     parser.add_argument(
         "--alpha",
+        dest="layer_alpha",  # layered stage has an --alpha of its own, and layered batch the options of both
         choices=("transparent", "difference"),
         help="for --way transplant: LayerDiffuse makes each layer, or each is what differs in a draft on the "
         "background (default: difference for transformers, else transparent)",
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
             "--layer and --background are used with --layers only. Give it too, or leave them out"
         )
     transplants = options.layers and options.way == "transplant"
-    if not transplants and (options.until is not None or options.alpha is not None):
+    if not transplants and (options.until is not None or options.layer_alpha is not None):
         raise LayeredError(
             "--until and --alpha are used with --layers --way transplant only. Give these too, or leave them out"
         )
@@ -155,7 +156,9 @@ def run(options: argparse.Namespace) -> None:
         pipeline = pipeline_of(options)
         files = {"file": options.file, "decoder": options.decoder, "augmentations": options.augmentations}
         if transplants:
-            more = {"alpha": options.alpha} | ({} if options.until is None else {"until": options.until})
+            more = {"alpha": options.layer_alpha} | (
+                {} if options.until is None else {"until": options.until}
+            )
             scene = pipeline.transplant_scene(
                 options.prompt, options.layer, background=options.background, **more, **how, **files
             )

@@ -181,7 +181,7 @@ class Examiner:
         return records
 
 
-def reference_features(examiner: Examiner, count: int = 192, objects: Sequence[int] = (2, 3, 4)) -> Tensor:
+def reference_features(examiner: Examiner, count: int = 192, *, objects: Sequence[int] = (2, 3, 4)) -> Tensor:
     """Return the features of drawn scenes that no method has to make, ``[16 count, C]``; ``objects`` are the numbers
     of objects in them."""
     features = []

@@ -61,4 +61,8 @@ def changed(way: str, common: Mapping[str, Any]) -> list[str]:
     """Return the options that are not at their defaults and that ``way`` does not have, as they are written."""
     mine = vars(parser_of(way).parse_args([]))
     others = {k: v for x in WAYS for k, v in vars(parser_of(x).parse_args([])).items()}
-    return [f"--{key.replace('_', '-')}" for key, v in others.items() if key not in mine and common[key] != v]
+    return [
+        f"--{key.replace('_', '-')}"
+        for key, v in others.items()
+        if key not in mine and common.get(key, v) != v
+    ]
