@@ -103,7 +103,7 @@ class GenerateLayers(io.ComfyNode):
                     "if the file has a prompt enhancer. Neutral: 0. "
                     "The default is 1, what the file was trained for."),
                 io.Float.Input("self_mask", default=0.0, min=0.0, max=2.0, step=0.05, tooltip="Self-mask guidance, "
-                    "0 to 2: leads each layer to more detail inside its own outline. It takes half as long again. "
+                    "0 to 2: leads each layer to more detail inside its own outline. It takes up to twice the time. "
                     "Neutral: 0."),
                 io.Combo.Input(
                     "augmentations", options=[str(n) for n in AUGMENTATIONS], default="8", advanced=True,
