@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -23,7 +24,7 @@ from layered_core.joint.editing import (
     plan_layers,
     with_frames,
 )
-from layered_core.joint.scenes import layer_names
+from layered_core.joint.scenes import empty_remark, layer_names
 from layered_core.transparency.layer_diffuse_files import offset_scale_of, read_layer_model_file
 from layered_core.transparency.transparent_decode import check_augmentations
 from layered_core.transparency.transparent_encode import encode
@@ -115,7 +116,10 @@ def sample_layers(
     for i in free_frames[len(layers) :]:
         picture = pipeline.decode(latents[i : i + 1])[0, :, :height, :width].clamp(0, 1)
         made[i] = functional.pad(picture, (0, 0, 0, 0, 0, 1), value=1.0)
-    return with_frames(plan, made)
+    done = with_frames(plan, made)
+    if remark := empty_remark(done, [plan.names[i] or "" for i in layers]):
+        logging.getLogger(__name__).warning(remark)
+    return done
 
 
 def edit_layers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from demo.world.places import TRANSPARENT
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import invalid
 from layered_core.joint.frames import SceneFrames
-from layered_core.joint.scenes import FOREGROUND, layer_names
+from layered_core.joint.scenes import FOREGROUND, empty_remark, layer_names
 from layered_core.transparency.transparent_decode import check_augmentations
 from layered_core.transparency.transparent_networks import TransparentDecoder
 from layered_diffusers.methods.joint_layers import JointLayers
@@ -187,7 +188,8 @@ def _seed(seed: int, frame: int, frames: SceneFrames) -> int:
 
 def scene_document(scene: SceneWords, made: ScenesMade) -> LayerDocument:
     """Return the first scene of ``made`` as a document: ``background``, the layers back to front, and ``blend``, which
-    is hidden, with their prompts. A layer is called by its words, or ``foreground`` if the scene names none."""
+    is hidden, with their prompts. A layer is called by its words, or ``foreground`` if the scene names none. Layers in
+    which nothing came out are told."""
     behind, both = (functional.pad(x[0].permute(1, 2, 0), (0, 1), value=1.0) for x in made[1:])
     front = [x.permute(1, 2, 0) for x in made.layers[0]]
     words = [*(scene.layers or (scene.prompt,))]
@@ -196,4 +198,7 @@ def scene_document(scene: SceneWords, made: ScenesMade) -> LayerDocument:
         layers.append(Layer(name, pixels, prompt=text))
     layers.append(Layer("blend", both, prompt=scene.prompt, visible=False))
     height, width = made.blend.shape[-2:]
-    return LayerDocument(width, height, tuple(layers), prompt=scene.prompt)
+    document = LayerDocument(width, height, tuple(layers), prompt=scene.prompt)
+    if remark := empty_remark(document, [x.name for x in layers]):
+        logging.getLogger(__name__).warning(remark)
+    return document

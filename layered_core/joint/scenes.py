@@ -27,6 +27,9 @@ FOREGROUND = "foreground"
 
 _OPAQUE = 0.999
 
+_LEAST = 1 / 400
+"""Least share of the canvas that a layer must cover to count as showing something."""
+
 
 def layer_names(words: Sequence[str], taken: Collection[str] = (BACKGROUND, BLEND)) -> list[str]:
     """Return a name for each layer: its words, numbered where they were used before or are among ``taken``."""
@@ -80,3 +83,18 @@ def with_layers(
 
 def _covers(layer: Layer, document: LayerDocument) -> bool:
     return bool((layer_alpha(layer, document) >= _OPAQUE).all())
+
+
+def empty_remark(document: LayerDocument, made: Collection[str]) -> str:
+    """Return a sentence that names the layers among ``made`` which came out empty: less than 1 / 400 of the canvas has
+    an alpha of at least 0.5. Empty if there is none."""
+    least = _LEAST * document.width * document.height
+    empty = [
+        layer.name
+        for layer in document
+        if layer.name in made and layer.visible and float((layer_alpha(layer, document) >= 0.5).sum()) < least
+    ]
+    if not empty:
+        return ""
+    names = ", ".join(map(repr, empty))
+    return f"Nothing came out in {'layer' if len(empty) == 1 else 'layers'} {names}. Make it anew, or take another seed"

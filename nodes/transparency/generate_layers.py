@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from ...layered_core.document import MAX_SIDE, LayerDocument
 from ...layered_core.editing.selection import select_layers
 from ...layered_core.errors import LayeredError, check_number, check_whole, invalid
 from ...layered_core.joint.editing import BLEND, LayersPlan, plan_layers, with_frames
-from ...layered_core.joint.scenes import with_layers
+from ...layered_core.joint.scenes import empty_remark, with_layers
 from ...layered_core.transparency.transparent_decode import AUGMENTATIONS, check_augmentations
 from ...layered_core.transparency.transparent_networks import CELL, TransparentDecoder, TransparentEncoder
 from ..attention.embeddings import check_words, tell_dynamic
@@ -234,7 +235,11 @@ def _documents(
         if row % frames >= count and free[row % frames]:
             opaque = functional.pad(pictures[row], (0, 1), value=1.0)
             shown[row] = opaque.movedim(-1, 0)
-    return [
+    documents = [
         with_frames(plan, {r - first: shown[r].float().cpu() for r in shown if first <= r < first + frames})
         for first in range(0, len(samples), frames)
     ]
+    for document in documents:
+        if remark := empty_remark(document, [plan.names[i] or "" for i in range(count) if free[i]]):
+            logging.warning("%s: %s", NAME, remark)
+    return documents

@@ -6,7 +6,7 @@ import torch
 from layered_core.document import Layer, LayerDocument
 from layered_core.errors import LayeredError
 from layered_core.joint.editing import plan_layers
-from layered_core.joint.scenes import layer_names, with_layers
+from layered_core.joint.scenes import empty_remark, layer_names, with_layers
 
 EMPTY = LayerDocument(16, 16, prompt="a red ball by the sea")
 PICTURE = torch.ones(16, 16, 4)
@@ -62,3 +62,15 @@ def test_words_of_the_background_are_told_to_one_that_is_made_and_not_to_one_tha
 def test_a_layer_without_words_is_named_by_its_number():
     with pytest.raises(LayeredError, match="layer 2: words is ' '"):
         with_layers(EMPTY, ["a ball", " "])
+
+
+def test_layers_in_which_nothing_came_out_are_named():
+    seen, faint = torch.zeros(40, 40, 4), torch.zeros(40, 40, 4)
+    seen[:2, :2, 3], faint[..., 3] = 0.5, 0.4
+    document = LayerDocument(
+        40, 40, (Layer("sea", torch.ones(40, 40, 4)), Layer("ball", seen), Layer("star", faint))
+    )
+    assert empty_remark(document, ["sea", "ball"]) == ""
+    assert empty_remark(document, ["ball", "star"]) == (
+        "Nothing came out in layer 'star'. Make it anew, or take another seed"
+    )
