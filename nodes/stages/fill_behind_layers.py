@@ -14,7 +14,7 @@ from torch import Tensor
 from ...layered_core.canvas.compositing import flat
 from ...layered_core.document import MAX_SIDE, Layer, LayerDocument
 from ...layered_core.errors import LayeredError, invalid
-from ...layered_core.painting.holes import fill_hole, hole_of, rim_of, smooth_fill
+from ...layered_core.painting.holes import fill_hole, hole_of, smooth_fill
 from ...layered_core.painting.pasting import BLENDS
 from ...layered_core.painting.stages import StagePlan, stage_seed
 from ..layers.pictures import one_picture, opaque
@@ -200,7 +200,6 @@ def _job(document: LayerDocument, name: str, prompt: str, first: str, told: list
         return None
     picture = flat(replace(document, layers=document.layers[: index + 1]))
     if index == 0:
-        hole = hole | rim_of(document)
         picture = smooth_fill(picture, hole)
     opaque = torch.cat([picture, torch.ones_like(picture[:1])]).movedim(0, -1)
     behind = LayerDocument(document.width, document.height, (Layer("behind", opaque),))

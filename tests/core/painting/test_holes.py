@@ -73,7 +73,7 @@ def disc(side=64, radius=18.0, colour=(0.8, 0.1, 0.1), outline=(0.1, 0.05, 0.1))
     return ground, torch.cat([pixels, (radius + 0.5 - far).clamp(0, 1)[..., None]], -1)
 
 
-@pytest.mark.parametrize(("smaller", "band"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("smaller", "band"), [(1, 0), (1, 1)])
 def test_the_filled_background_has_no_rim_of_what_was_in_front(smaller, band):
     """The mask leaves some pixels of the outline to the background."""
     ground, pixels = disc()
