@@ -23,6 +23,9 @@ from .mattes import difference_matte
 _BESIDE = 1
 """How many pixels beside a layer may show some of its colour though it does not cover them."""
 
+_REACH = 8
+"""How far from the hole a rim may lie, pixels: what is farther under something transparent is known."""
+
 _UNLIKE = 0.06
 """Least difference of a bottom layer's colour to those around an edge for which it is taken for a rim."""
 
@@ -194,7 +197,11 @@ def _without_rim(document: LayerDocument, hole: Tensor) -> LayerDocument:
     smooth = on_grid(_spread_over(below, rim.where).clamp(0, 1))
     sure = ~hole & ~rim.where
     _, noise = spread(below, sure, sure, rim.where, _AROUND)
-    where = rim.where & ((smooth - below).square().sum(-1) > _UNLIKE**2 + _SPREAD * noise)
+    where = (
+        rim.where
+        & (grow(hole.float(), _REACH) > 0)
+        & ((smooth - below).square().sum(-1) > _UNLIKE**2 + _SPREAD * noise)
+    )
     seen, back = old[..., :3][where], smooth[where]
     # How far the pixel lies from the colour behind towards the nearest one of the layer.
     way = _spread_over(old[..., :3], ~hole)[where] - back

@@ -95,6 +95,16 @@ def test_the_filled_background_has_no_rim_of_what_was_in_front(smaller, band):
         assert float((now - wanted).square().mean()) <= float((was - wanted).square().mean())
 
 
+def test_what_is_seen_through_something_transparent_is_no_rim():
+    """Black glass with a solid frame: a line far from the frame stays."""
+    ground, glass = square("ground", 0, 0, 40, (0.5, 0.5, 0.5)), square("glass", 4, 4, 32, (0.0, 0.0, 0.0))
+    ground.image[20, 18:22, :3] = 1
+    glass.image[2:-2, 2:-2, 3] = 0.5
+    ground.image[4:36, 4:36, 3][glass.image[..., 3] == 1] = 0
+    filled = fill_hole(LayerDocument(40, 40, (ground, glass)), "ground", torch.full((40, 40, 3), 0.5))
+    assert torch.equal(filled.layers[0].image[15:25, 15:25], ground.image[15:25, 15:25])
+
+
 def test_texture_beside_an_edge_is_no_rim():
     noise = torch.Generator().manual_seed(1)
     ground = ((0.3 + 0.4 * torch.rand(48, 48, 3, generator=noise)) * 255).round() / 255
