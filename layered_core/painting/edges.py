@@ -123,13 +123,13 @@ def _matte(
     if not bool(zone.any()):
         return
     sure = free & ~zone
-    fore, fore_noise = _spread(colours, sure & (top == k), free & (top == k), zone, band)
+    fore, fore_noise = spread(colours, sure & (top == k), free & (top == k), zone, band)
     aft, aft_noise = torch.zeros_like(fore), torch.zeros_like(fore_noise)
     for j in torch.unique(behind[zone]).tolist():
         if j == 0 and background is not None:
             mean, noise = background[box], torch.zeros_like(aft_noise)
         else:
-            mean, noise = _spread(colours, sure & (top == j), free & (top == j), zone & (behind == j), band)
+            mean, noise = spread(colours, sure & (top == j), free & (top == j), zone & (behind == j), band)
         here = behind == j
         aft[here], aft_noise[here] = mean[here], noise[here]
     given = (
@@ -185,9 +185,7 @@ def _behind(top: Tensor, k: int, zone: Tensor) -> Tensor:
     return found
 
 
-def _spread(
-    colours: Tensor, sure: Tensor, likely: Tensor, needed: Tensor, band: int
-) -> tuple[Tensor, Tensor]:
+def spread(colours: Tensor, sure: Tensor, likely: Tensor, needed: Tensor, band: int) -> tuple[Tensor, Tensor]:
     """Return the mean of the colours ``[H, W, 3]`` of the sure pixels around each one that is needed, and
     the sum of their variances ``[H, W]``. Where there are none near by, the likely ones count, else the
     mean of all."""

@@ -27,7 +27,9 @@ def on_grid(values: Tensor) -> Tensor:
     return (values * LEVELS).round_() / LEVELS
 
 
-def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def mix_exactly(
+    seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor, *, keep_back: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Change one of two colours, so that the front one laid over the opaque back one gives ``seen`` to the
     bit: ``seen = alpha * front + (1 - alpha) * back``.
 
@@ -41,6 +43,8 @@ def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tup
         front: ``[N, 3]`` in 0..1, the colour that is wanted in front.
         back: ``[N, 3]`` in 0..1, the one that is wanted behind.
         alpha: ``[N]``, above 0 and below 1.
+        keep_back: put the back colour on the grid and solve for the front one, also where the back is seen
+            more. Neutral: False.
 
     Returns:
         The front colours, the back colours, both ``[N, 3]``, and ``[N]`` bool: whether the pixel is exact. A
@@ -49,7 +53,7 @@ def mix_exactly(seen: Tensor, front: Tensor, back: Tensor, alpha: Tensor) -> tup
     share = alpha.double()[:, None].expand(-1, 3).reshape(-1)
     i, f, b = (x.double().reshape(-1) for x in (seen, front, back))
     rest = 1 - share
-    less_front = share < 0.5
+    less_front = torch.zeros_like(share, dtype=torch.bool) if keep_back else share < 0.5
     weight = torch.where(less_front, share, rest)
     # The colour that is seen less, within the range in which the other stays in 0..1.
     first = torch.where(less_front, f, b)

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..canvas.compositing import flat
+from ..canvas.compositing import composite, flat
 from ..canvas.masks import layer_alpha
 from ..canvas.placement import bounds, is_exact
 from ..canvas.soft_masks import grow
 from ..document import Layer, LayerDocument
 from ..errors import LayeredError, invalid
 from ..progress import pause
+from .edges import spread
+from .exact_mixing import LEVELS, mix_exactly, on_grid
 from .mattes import difference_matte
+
+_BESIDE = 1
+"""How many pixels beside a layer may show some of its colour though it does not cover them."""
+
+_REACH = 8
+"""How far from the hole a rim may lie, pixels: what is farther under something transparent is known."""
+
+_UNLIKE = 0.06
+"""Least difference of a bottom layer's colour to those around an edge for which it is taken for a rim."""
+
+_SPREAD = 9
+"""The square of that difference is also greater than the variance of the colours near by this many times: what
+has texture or an edge of its own stays."""
+
+_AROUND = 4
+"""Half of how far away these colours are, pixels."""
 
 
 def hole_of(document: LayerDocument, name: str) -> Tensor:
@@ -36,10 +55,14 @@ def hole_of(document: LayerDocument, name: str) -> Tensor:
 
 
 def fill_hole(document: LayerDocument, name: str, picture: Tensor) -> LayerDocument:
-    """Return the document with a picture in the hole of one layer; the composite stays equal to the bit,
-    and so do all other pixels of the layer.
+    """Return the document with a picture in the hole of one layer; the composite by the rules ``photoshop``
+    stays equal to the bit, for an 8-bit picture also after the layers have been rounded to 8 bits.
 
-    The backmost layer becomes opaque there. Of another layer, what ``picture`` shows differently from the
+    The backmost layer becomes opaque there. At soft edges directly over it, and one pixel beside them, it
+    becomes smooth where it had a rim: it gets the colours around, spread over the edge, and the layer in
+    front gets what it loses (:func:`rim_of`). All other pixels of all layers stay as they are.
+
+    Of another layer, what ``picture`` shows differently from the
     layers up to this one is taken for its hidden part (:func:`~.mattes.difference_matte`).
 
     Args:
@@ -76,7 +99,8 @@ def fill_hole(document: LayerDocument, name: str, picture: Tensor) -> LayerDocum
         hole &= alpha > 0
         if not bool(hole.any()):
             return document
-    return document.with_layer(_patched(layer, hole, picture.to(layer.image), alpha))
+    filled = document.with_layer(_patched(layer, hole, picture.to(layer.image), alpha))
+    return filled if index else _without_rim(filled, hole)
 
 
 def smooth_fill(picture: Tensor, hole: Tensor) -> Tensor:
@@ -103,6 +127,123 @@ def _pulled(colours: Tensor, weight: Tensor) -> Tensor:
     size = (int(weight.shape[-2]), int(weight.shape[-1]))
     wide = functional.interpolate(below[None], size, mode="bilinear", align_corners=False)[0]
     return torch.lerp(wide, own, weight.clamp_max(1).expand_as(own))
+
+
+class _Rim(NamedTuple):
+    """Where soft edges lie directly over an opaque bottom layer."""
+
+    where: Tensor
+    """Bool ``[H, W]``: pixels whose colours may be shared out anew between the two."""
+    top: Tensor
+    """Index of the layer in front, int64 ``[H, W]``."""
+    alpha: Tensor
+    """Its alpha ``[H, W]``, below 1."""
+
+
+def rim_of(document: LayerDocument) -> Tensor:
+    """Return where soft edges of layers lie directly over the bottom one, and the pixels of it that are next
+    to an edge, bool ``[H, W]``: what is seen of it there may still have colours of the layers in front."""
+    return _rim(document).where
+
+
+def _rim(document: LayerDocument) -> _Rim:
+    """Find the pixels where one layer is partly transparent and only the opaque bottom one is behind it, and
+    those of the bottom layer alone that are within ``_BESIDE`` pixels of a layer in front."""
+    size = document.height, document.width
+    count = torch.zeros(size, dtype=torch.int64)
+    top, alpha = torch.zeros_like(count), torch.zeros(size)
+    bottom = document.layers[0]
+    fits = layer_alpha(bottom, document) == 1 if _is_plain(bottom) else torch.zeros(size, dtype=torch.bool)
+    for i, layer in enumerate(document.layers[1:], 1):
+        if layer.image is None or not layer.visible or layer.opacity == 0:
+            continue
+        own = layer_alpha(layer, document)
+        there = own > 0
+        count += there
+        top[there], alpha[there] = i, own[there]
+        if not _is_plain(layer):
+            fits &= grow(own, _BESIDE) == 0
+    near = grow(top.float(), _BESIDE).long()
+    where = fits & (alpha < 1) & (near > 0) & (count <= 1)
+    return _Rim(where, torch.where(count > 0, top, near), alpha)
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Return whether a layer's own pixels are what is laid, as they are, on the canvas."""
+    return (
+        layer.image is not None
+        and layer.image.dtype == torch.float32
+        and layer.visible
+        and layer.opacity == 1
+        and layer.blend_mode == "normal"
+        and is_exact(layer, *layer.image.shape[:2])
+        and (layer.mask is None or layer.mask.shape == layer.image.shape[:2])
+    )
+
+
+def _without_rim(document: LayerDocument, hole: Tensor) -> LayerDocument:
+    """Return the document with the bottom layer smooth across soft edges; what it loses there the layer in
+    front gets, so that the composite stays equal to the bit.
+
+    At the edges the bottom layer was estimated, or shows what could not be told apart. Colours are spread
+    there from the filled hole and from outside. Where what is there is unlike them by more than the colours
+    near by differ, they are taken. Alpha rises to where the pixel lies between them and the layer's colour,
+    at least to the level at which the layer in front can make up for them.
+    """
+    rim, old = _rim(document), composite(document)
+    if not bool(rim.where.any()) or old.dtype != torch.float32:
+        return document
+    below = composite(replace(document, layers=document.layers[:1]))[..., :3]
+    smooth = on_grid(_spread_over(below, rim.where).clamp(0, 1))
+    sure = ~hole & ~rim.where
+    _, noise = spread(below, sure, sure, rim.where, _AROUND)
+    where = (
+        rim.where
+        & (grow(hole.float(), _REACH) > 0)
+        & ((smooth - below).square().sum(-1) > _UNLIKE**2 + _SPREAD * noise)
+    )
+    seen, back = old[..., :3][where], smooth[where]
+    # How far the pixel lies from the colour behind towards the nearest one of the layer.
+    way = _spread_over(old[..., :3], ~hole)[where] - back
+    along = ((seen - back) * way).sum(1) / way.square().sum(1).clamp_min(1e-4)
+    # Colours in 0..1 can make up for the one behind from this alpha on.
+    least = torch.where(seen > back, (seen - back) / (1 - back), (back - seen) / back).nan_to_num(0, 0, 0)
+    alpha = torch.stack([rim.alpha[where], along, least.amax(1)]).amax(0)
+    alpha = (alpha * LEVELS - 1e-3).ceil().clamp(1, LEVELS) / LEVELS
+    front, exact = seen.clone(), alpha == 1
+    mixed = ~exact
+    front[mixed], back[mixed], exact[mixed] = mix_exactly(
+        seen[mixed], seen[mixed], back[mixed], alpha[mixed], keep_back=True
+    )
+    where[where.clone()] = exact
+    alpha, front, back = (x[exact] for x in (alpha, front, back))
+    found = _shared_out(document, rim.top, where, alpha, front, back)
+    wrong = (composite(found) != old).any(-1)
+    if bool(wrong.any()):  # a processor that rounds in yet another way
+        right = ~wrong[where]
+        found = _shared_out(document, rim.top, where & ~wrong, alpha[right], front[right], back[right])
+    return found
+
+
+def _spread_over(colours: Tensor, hole: Tensor) -> Tensor:
+    """Return :func:`smooth_fill` of colours ``[H, W, 3]``."""
+    return smooth_fill(colours.movedim(-1, 0), hole).movedim(0, -1)
+
+
+def _shared_out(
+    document: LayerDocument, top: Tensor, where: Tensor, alpha: Tensor, front: Tensor, back: Tensor
+) -> LayerDocument:
+    """Return the document with ``alpha`` ``[N]`` and colours ``front`` ``[N, 3]`` of the layers ``top``
+    ``[H, W]``, and ``back`` of the bottom one, at the pixels ``where``."""
+    size = document.height, document.width
+    fore, aft, share = (torch.zeros(*size, 3), torch.zeros(*size, 3), torch.zeros(size))
+    fore[where], aft[where], share[where] = front, back, alpha
+    for i in torch.unique(top[where]).tolist():
+        own = where & (top == i)
+        document = document.with_layer(_patched(document.layers[i], own, fore, share))
+    if bool(where.any()):
+        document = document.with_layer(_patched(document.layers[0], where, aft, torch.ones(size)))
+    return document
 
 
 def _found(document: LayerDocument, name: str) -> tuple[Layer, int]:

@@ -87,8 +87,8 @@ def test_the_composite_is_the_picture_to_the_bit(
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.booleans())
-def test_two_colours_mix_to_the_picture_on_every_processor(seed, eight_bit):
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_two_colours_mix_to_the_picture_on_every_processor(seed, eight_bit, keep_back):
     """Some round between multiplying and adding and some do not: torch.lerp's arithmetic, written out both
     ways."""
     noise = torch.Generator().manual_seed(seed)
@@ -96,7 +96,7 @@ def test_two_colours_mix_to_the_picture_on_every_processor(seed, eight_bit):
     alpha = torch.randint(1, 255, (500,), generator=noise) / 255
     if eight_bit:
         seen = rounded(seen) / 255
-    front, back, exact = mix_exactly(seen, front, back, alpha)
+    front, back, exact = mix_exactly(seen, front, back, alpha, keep_back=keep_back)
     assert float(exact.float().mean()) > 0.98
     a = alpha[:, None].expand(-1, 3)
     separate = torch.where(a < 0.5, back + a * (front - back), front - (front - back) * (1 - a))
