@@ -100,7 +100,7 @@ def fill_hole(document: LayerDocument, name: str, picture: Tensor) -> LayerDocum
         if not bool(hole.any()):
             return document
     filled = document.with_layer(_patched(layer, hole, picture.to(layer.image), alpha))
-    return filled if index else _without_rim(filled, hole)
+    return filled if index else without_rim(filled, hole)
 
 
 def smooth_fill(picture: Tensor, hole: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _is_plain(layer: Layer) -> bool:
     )
 
 
-def _without_rim(document: LayerDocument, hole: Tensor) -> LayerDocument:
+def without_rim(document: LayerDocument, hole: Tensor | None = None) -> LayerDocument:
     """Return the document with the bottom layer smooth across soft edges; what it loses there the layer in
     front gets, so that the composite stays equal to the bit.
 
@@ -189,7 +189,12 @@ def _without_rim(document: LayerDocument, hole: Tensor) -> LayerDocument:
     there from the filled hole and from outside. Where what is there is unlike them by more than the colours
     near by differ, they are taken. Alpha rises to where the pixel lies between them and the layer's colour,
     at least to the level at which the layer in front can make up for them.
+
+    Args:
+        document: the layers.
+        hole: where the bottom layer was filled, bool ``[H, W]``. None: wherever others hide it.
     """
+    hole = _covered(document, 0) if hole is None else hole
     rim, old = _rim(document), composite(document)
     if not bool(rim.where.any()) or old.dtype != torch.float32:
         return document

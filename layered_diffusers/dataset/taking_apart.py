@@ -17,6 +17,7 @@ from layered_core.errors import invalid
 from layered_core.formats.to_file import rounded
 from layered_core.metrics.layout_metrics import mask_iou
 from layered_core.metrics.picture_metrics import outside_mse, psnr
+from layered_core.painting.holes import without_rim
 from layered_core.painting.layers_from_masks import layers_from_masks
 from layered_diffusers.dataset.filtering import Thresholds, at_size, chosen, names_noun
 from layered_diffusers.dataset.hidden import Hidden, hidden_part, with_hidden
@@ -145,7 +146,7 @@ def _layers(
         layers=(replace(back, prompt=caption.background or caption.text), *layers),
         prompt=caption.text,
     )
-    return document, list(made.kept), list(made.told)
+    return without_rim(document), list(made.kept), list(made.told)
 
 
 def _hidden(masks: Tensor, index: int, behind: Tensor, without: Tensor | None, band: int) -> Hidden:
