@@ -159,8 +159,11 @@ class GenerateLayers(io.ComfyNode):
         fixed = [frame for frame, cells in enumerate(change) if bool((cells < 1).any())]
         start = torch.zeros(plan.scene.frames, 4, *size)
         if fixed:
-            writer = TransparentEncoder.from_weights(read_layer_model(encoder, "encoder"), encoder)
-            start[fixed] = held_latents(vae, writer, encoder, plan, fixed)
+            # The network is gone when the run begins: ComfyUI takes one without a manager for a leak.
+            weights = read_layer_model(encoder, "encoder")
+            start[fixed] = held_latents(
+                vae, TransparentEncoder.from_weights(weights, encoder), encoder, plan, fixed
+            )
         encoded = {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts}
         own = [None if text == plan.words[-1] else encoded[text][0][0] for text in plan.words]
         guide = SelfMask(self_mask, plan.scene, vae, reader) if self_mask > 0 else None

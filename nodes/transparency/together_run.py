@@ -154,6 +154,7 @@ class SelfMask:
             vae, decoder: decode the denoised latents.
         """
         self.amount, self.scene, self.vae, self.decoder = amount, scene, vae, decoder
+        self._held = managed(decoder, None)
         # The storybook's decoder costs less than a step of its UNet; those of large VAEs cost several.
         self.every = 1 if isinstance(vae.first_stage_model, TAESD) else DEAR
         self._masks: Tensor | None = None
@@ -191,4 +192,4 @@ class SelfMask:
 
     def _alphas(self, latents: Tensor) -> Tensor:
         pixels = self.vae.decode(latents)[..., :3].movedim(-1, 1)
-        return decode_pictures(self.decoder, pixels, latents.to(pixels), 1)[..., 3]
+        return decode_pictures(self.decoder, pixels, latents.to(pixels), 1, held=self._held)[..., 3]

@@ -147,17 +147,20 @@ class TransparentDecode(io.ComfyNode):
 def decode_pictures(
     decoder: TransparentDecoder, pixels: Tensor, latents: Tensor | None, augmentations: int, *,
     combine: str = COMBINE[0], tile: int = 2048, precision: str = "auto",
+    held: tuple[comfy.model_patcher.ModelPatcher, torch.dtype] | None = None,
 ) -> Tensor:  # fmt: skip
     """Load a decoder and decode pictures ``[B, 3, H, W]`` to RGBA ``[B, H, W, 4]``, float32 with straight alpha.
 
     Args:
         decoder, pixels, latents, augmentations, combine, tile: as for the core's ``decode``.
         precision: one of ``PRECISIONS``.
+        held: the decoder under ComfyUI's memory management (:func:`managed`), for callers that decode again and again:
+            ComfyUI takes a network whose last manager is gone for a leak. None: managed for this call.
 
     Raises:
         LayeredError: there is not enough memory, or the latents do not fit the pictures.
     """
-    patcher, dtype = managed(decoder, PRECISIONS[precision])
+    patcher, dtype = held or managed(decoder, PRECISIONS[precision])
     options = {"tile": tile, "augmentations": augmentations}
     needed, result_bytes = bytes_needed(decoder.to(dtype), pixels.shape[2], pixels.shape[3], **options)
     manage = comfy.model_management
