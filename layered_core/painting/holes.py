@@ -42,8 +42,7 @@ def hole_of(document: LayerDocument, name: str) -> Tensor:
     wholly, bool ``[H, W]``. What is put there changes no pixel of the composite.
 
     Of the backmost layer that is all that is covered. Of another one it is what lies near its own pixels,
-    by up to
-    half of the longer side of their box: no mask says how far it goes on behind others.
+    by up to half of the longer side of their box: no mask says how far it goes on behind others.
 
     Raises:
         LayeredError: there is no such layer, or it has no picture.
@@ -62,8 +61,8 @@ def fill_hole(document: LayerDocument, name: str, picture: Tensor) -> LayerDocum
     becomes smooth where it had a rim: it gets the colours around, spread over the edge, and the layer in
     front gets what it loses (:func:`rim_of`). All other pixels of all layers stay as they are.
 
-    Of another layer, what ``picture`` shows differently from the
-    layers up to this one is taken for its hidden part (:func:`~.mattes.difference_matte`).
+    Of another layer, what ``picture`` shows differently from the layers up to this one is taken for its
+    hidden part (:func:`~.mattes.difference_matte`).
 
     Args:
         document: the layers.

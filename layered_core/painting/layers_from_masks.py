@@ -61,9 +61,10 @@ def layers_from_masks(
     known and stays transparent. Edges are matted (see :func:`~.edges.unmix`): their colours are those of
     the thing, without what was behind it. Where the picture is not opaque, nothing is matted.
 
-    Args: picture: ``[H, W, 3 or 4]`` in 0..1, straight alpha. masks: ``[K, H', W']`` in 0..1, scaled to the
-        picture if they have its shape; at least 0.5 where the thing
-            is. Values between are its alpha if the mask is soft all along its edge.
+    Args:
+        picture: ``[H, W, 3 or 4]`` in 0..1, straight alpha.
+        masks: ``[K, H', W']`` in 0..1, scaled to the picture if they have its shape; at least 0.5 where the
+            thing is. Values between are its alpha if the mask is soft all along its edge.
         names: the layers' names, one for each mask. A single one serves all. Missing ones are made from the
             prompt, or numbered.
         prompts: what the layers show, likewise. Neutral: none.

@@ -108,8 +108,8 @@ class FillBehindLayers(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LAYERS.Output(display_name="layers", tooltip="The stack, filled. Layer Composite shows the "
-                    "same picture as before, to the bit."),
+                LAYERS.Output(display_name="layers", tooltip="The stack, filled. Layer Composite with rules "
+                    "photoshop shows the same picture as before, to the bit."),
                 io.String.Output(display_name="report", tooltip="What was filled, and what was left as it "
                     "is."),
             ],
@@ -184,8 +184,8 @@ class _Job(NamedTuple):
 
 
 def _job(document: LayerDocument, name: str, prompt: str, first: str, told: list[str]) -> _Job | None:
-    """Return what is to be painted of a layer, or None if nothing of it is hidden, or nobody said what it "
-    "shows."""
+    """Return what is to be painted of a layer, or None if nothing of it is hidden, or nobody said what it
+    shows."""
     layer, index = document.layer(name), [x.name for x in document].index(name)
     if layer.image is None and name != first:
         return None
