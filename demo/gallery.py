@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from demo.world.drawing import draw_background
 from demo.world.scenes import caption, place_object
@@ -17,6 +17,7 @@ from demo.world.vocabulary import CANVAS, Thing
 from layered_core.canvas.compositing import composite, premultiplied, straight
 from layered_core.canvas.masks import document_masks
 from layered_core.document import Layer, LayerDocument
+from layered_core.editing.side_by_side import on_checkerboard, side_by_side
 from layered_core.formats.document_json import write_document
 from layered_core.formats.pictures import to_image, write_whole
 from layered_core.metrics.picture_metrics import differing_pixels
@@ -155,10 +156,7 @@ def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, 
     document = collage_document(seed)
     page.picture("preserve_before.png", to_image(composite(document)), "composite, no model")
     for kept in ("house", "star"):
-        layers = [
-            replace(x, recipe=replace(x.recipe, noise=0.0 if x.name == kept else FREEDOM)) for x in document
-        ]
-        free = replace(document, layers=tuple(layers))
+        free = document.with_noise(FREEDOM).with_noise({kept: 0.0})
         page.picture(
             f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}"
         )
@@ -278,19 +276,13 @@ class _Page:
         self.row.append(
             f'<figure><img src="{name}" alt="{alt}"{kind}><figcaption>{html.escape(text)}</figcaption></figure>'
         )
-        shown = Image.new("RGB", image.size, (255, 255, 255))
-        if image.mode == "RGBA":
-            shown = _checkerboard(image.size)
-            shown.paste(image, (0, 0), image)
-        else:
-            shown.paste(image.convert("RGB"))
-        self.sheet[-1].append(shown)
+        self.sheet[-1].append(on_checkerboard(image))
         self.captions.append(text)
 
     def end_row(self, strip: str | None = None) -> None:
         """Close the row of pictures; ``strip`` is the name of a JPEG to write of this row alone."""
         if strip is not None:
-            sheet = _strip(self.sheet[-1], self.captions)
+            sheet = side_by_side(dict(zip(self.captions, self.sheet[-1], strict=True)))
             write_whole(self.folder / strip, lambda file: sheet.save(file, "JPEG", quality=92))
         self.parts.append(f'<div class="row">{"".join(self.row)}</div>')
         self.row, self.captions = [], []
@@ -312,27 +304,6 @@ class _Page:
         path = self.folder / "index.html"
         write_whole(path, lambda file: file.write(text.encode()))
         return path
-
-
-def _strip(
-    pictures: list[Image.Image], captions: list[str], side: int = 192, gap: int = 6, head: int = 20
-) -> Image.Image:
-    """Return the pictures side by side, each under its caption."""
-    sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, head + side), (255, 255, 255))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for column, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
-        pen.text((column * (side + gap), 2), text, fill=(0, 0, 0), font=font)
-        sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * (side + gap), head))
-    return sheet
-
-
-def _checkerboard(size: tuple[int, int]) -> Image.Image:
-    board = Image.new("RGB", size, (255, 255, 255))
-    pen = ImageDraw.Draw(board)
-    for y in range(0, size[1], 8):
-        for x in range(y % 16, size[0], 16):
-            pen.rectangle((x, y, x + 7, y + 7), fill=(214, 214, 214))
-    return board
 
 
 _HTML = """<!doctype html>
