@@ -45,7 +45,7 @@ docs: .venv/installed
 	@echo "output/site/index.html"
 
 notebook: .venv/installed
-	@$(BIN)/python tests/project/notebook.py
+	@$(BIN)/python tests/project/run_notebook.py
 
 lint: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

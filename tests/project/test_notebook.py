@@ -120,10 +120,10 @@ def ran(skip_suite, tmp_path_factory):
     missing = [x for x in ("nbclient", "ipykernel") if importlib.util.find_spec(x) is None]
     if missing:
         skip_suite("the notebook", f"{', '.join(missing)} missing: pip install -e '.[dev]'")
-    import notebook
+    import run_notebook
 
     folder = tmp_path_factory.mktemp("notebook")
-    return notebook.run(notebook.read(), folder), folder
+    return run_notebook.run(run_notebook.read(), folder), folder
 
 
 def test_a_run_prints_what_is_stored(ran):
@@ -156,8 +156,5 @@ def test_with_a_model_from_disk_all_sizes_follow(tmp_path, monkeypatch):
     assert known["picture"].size == known["redone"].size == (64, 64)
     opened = known["opened"]
     assert (opened.width, opened.height) == (64, 64)
-    assert [(x.x, x.y, x.width, x.height) for x in opened] == [
-        (0, 0, 64, 64),
-        (1, 18, 32, 42),
-        (30, 27, 33, 34),
-    ]
+    places = [(x.x, x.y, x.width, x.height) for x in opened]
+    assert places == [(0, 0, 64, 64), (1, 18, 29, 40), (29, 26, 32, 35)]

@@ -1,7 +1,6 @@
 """Per-pixel noise on diffusers runs is exact where it must be, with every scheduler, latent shape and kind of
 UNet."""
 
-
 import numpy as np
 import pytest
 import torch
