@@ -25,7 +25,7 @@ def run(notebook, folder):
         own = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": settings}
         client = NotebookClient(
             notebook,
-            timeout=300,
+            timeout=600,
             record_timing=False,
             resources={"metadata": {"path": str(folder)}},
         )
