@@ -10,7 +10,7 @@ BENCH ?= results/$(shell date +%F)-$(shell git rev-parse --short HEAD)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo demo-images docs test test-all fuzz lint bench bench-all bench-model train-demo clean
+.PHONY: help demo demo-images docs notebook test test-all fuzz lint bench bench-all bench-model train-demo clean
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "make lint         run linter and type checker only"
@@ -18,6 +18,7 @@ help:
 	@echo "make fuzz         open 2,000 broken files (FILES=2000), each of which must be read or refused"
 	@echo "make demo-images  make the demo and copy its pictures into the README"
 	@echo "make docs         build the site of the docs into output/site, or show it at 127.0.0.1:8000 (SERVE=1)"
+	@echo "make notebook     run the notebook and store its outputs in it"
 	@echo "make bench        run one suite of the bench (SUITE=layout N=32), or all of them (SUITE=all)"
 	@echo "make bench-all    run all suites (N=32) and write their results into docs/evaluation.md"
 	@echo "make bench-model  measure the shipped model, as in docs/storybook.md"
@@ -42,6 +43,9 @@ demo-images: demo
 docs: .venv/installed
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --quiet) --strict
 	@echo "output/site/index.html"
+
+notebook: .venv/installed
+	@$(BIN)/python tests/project/run_notebook.py
 
 lint: .venv/installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

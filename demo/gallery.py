@@ -6,10 +6,11 @@ import html
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from demo.world.drawing import draw_background
 from demo.world.scenes import caption, place_object
@@ -17,6 +18,7 @@ from demo.world.vocabulary import CANVAS, Thing
 from layered_core.canvas.compositing import composite, premultiplied, straight
 from layered_core.canvas.masks import document_masks
 from layered_core.document import Layer, LayerDocument
+from layered_core.editing.side_by_side import on_checkerboard, side_by_side
 from layered_core.formats.document_json import write_document
 from layered_core.formats.pictures import to_image, write_whole
 from layered_core.metrics.picture_metrics import differing_pixels
@@ -155,10 +157,7 @@ def _layer_by_layer(pipeline: LayeredDiffusionPipeline, page: _Page, seed: int, 
     document = collage_document(seed)
     page.picture("preserve_before.png", to_image(composite(document)), "composite, no model")
     for kept in ("house", "star"):
-        layers = [
-            replace(x, recipe=replace(x.recipe, noise=0.0 if x.name == kept else FREEDOM)) for x in document
-        ]
-        free = replace(document, layers=tuple(layers))
+        free = document.with_noise(FREEDOM).with_noise({kept: 0.0})
         page.picture(
             f"preserve_{kept}_map.png", to_image(noise_map(free)), f"noise: {kept} 0, others {FREEDOM:g}"
         )
@@ -259,8 +258,7 @@ class _Page:
         self.folder = folder
         self.parts: list[str] = []
         self.row: list[str] = []
-        self.captions: list[str] = []
-        self.pictures: list[Image.Image] = []
+        self.row_pictures: dict[str, Image.Image] = {}
         self.sheet: list[Image.Image] = []
 
     def heading(self, title: str, text: str) -> None:
@@ -279,23 +277,18 @@ class _Page:
         self.row.append(
             f'<figure><img src="{name}" alt="{alt}"{kind}><figcaption>{html.escape(text)}</figcaption></figure>'
         )
-        shown = Image.new("RGB", image.size, (255, 255, 255))
-        if image.mode == "RGBA":
-            shown = _checkerboard(image.size)
-            shown.paste(image, (0, 0), image)
-        else:
-            shown.paste(image.convert("RGB"))
-        self.pictures.append(shown)
-        self.captions.append(text)
+        self.row_pictures[text] = on_checkerboard(image)
 
     def end_row(self, strip: str | None = None) -> None:
         """Close the row of pictures; ``strip`` is the name of a JPEG to write of this row alone."""
-        sheet = _strip(self.pictures, self.captions)
         if strip is not None:
+            sheet = side_by_side(self.row_pictures)
             write_whole(self.folder / strip, lambda file: sheet.save(file, "JPEG", quality=92))
-        self.sheet.append(sheet)
+        # In columns of one width, whatever the captions are.
+        short = {shorten(text, 32, placeholder=" …"): x for text, x in self.row_pictures.items()}
+        self.sheet.append(side_by_side(short))
         self.parts.append(f'<div class="row">{"".join(self.row)}</div>')
-        self.row, self.captions, self.pictures = [], [], []
+        self.row, self.row_pictures = [], {}
 
     def write(self) -> Path:
         """Write ``overview.jpg`` and ``index.html``, and return the path of the page."""
@@ -311,36 +304,6 @@ class _Page:
         path = self.folder / "index.html"
         write_whole(path, lambda file: file.write(text.encode()))
         return path
-
-
-def _strip(
-    pictures: list[Image.Image], captions: list[str], side: int = 192, gap: int = 6, head: int = 20
-) -> Image.Image:
-    """Return the pictures side by side, each under its caption."""
-    sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, head + side), (255, 255, 255))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for column, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
-        pen.text((column * (side + gap), 2), _cut(text, font, side), fill=(0, 0, 0), font=font)
-        sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * (side + gap), head))
-    return sheet
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return as much of the text as ``width`` pixels hold."""
-    if font.getlength(text) <= width:
-        return text
-    while font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text.rstrip(' ,')}…"
-
-
-def _checkerboard(size: tuple[int, int]) -> Image.Image:
-    board = Image.new("RGB", size, (255, 255, 255))
-    pen = ImageDraw.Draw(board)
-    for y in range(0, size[1], 8):
-        for x in range(y % 16, size[0], 16):
-            pen.rectangle((x, y, x + 7, y + 7), fill=(214, 214, 214))
-    return board
 
 
 _HTML = """<!doctype html>

@@ -6,7 +6,7 @@ Every class validates its fields on construction, so an existing document is alw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -289,6 +289,26 @@ class LayerDocument:
         if any(x.name == layer.name for x in self.layers):
             return replace(self, layers=tuple(layer if x.name == layer.name else x for x in self.layers))
         return replace(self, layers=(*self.layers, layer))
+
+    def with_noise(self, noise: float | Mapping[str, float]) -> LayerDocument:
+        """Return a document whose layers may change that far: their ``recipe.noise``.
+
+        ``document.with_noise(0.4).with_noise({"house": 0})`` keeps the house, and all else may change by 0.4.
+
+        Args:
+            noise: 0 (frozen) to 1 (free), for every layer, or by the names of layers, and others stay as they are.
+
+        Raises:
+            LayeredError: there is no layer of a name, or a value is out of range; the text names it.
+        """
+        document = self
+        for name, value in (noise if isinstance(noise, Mapping) else {x.name: noise for x in self}).items():
+            layer = self.layer(name)
+            try:
+                document = document.with_layer(replace(layer, recipe=replace(layer.recipe, noise=value)))
+            except LayeredError as error:
+                raise LayeredError(f"layer {name!r}: {error}") from None
+        return document
 
     @property
     def words(self) -> str:

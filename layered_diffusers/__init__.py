@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def _is_to_the_point(record: logging.LogRecord) -> bool:
     return not _BESIDE_THE_POINT.fullmatch(record.getMessage())
 
 
+# In a notebook without ipywidgets, tqdm remarks so when diffusers is imported; no bar of ours needs them.
+warnings.filterwarnings("ignore", message="IProgress not found")
 for _name in ("utils.import_utils", "modeling_utils", "configuration_utils"):
     logging.getLogger(f"transformers.{_name}").addFilter(_is_to_the_point)
 

@@ -370,10 +370,9 @@ class LayeredDiffusionPipeline(Generator):
                 ``rendering``, see also :func:`~layered_core.rendering.rendering_plan.plan_rendering`.
         """
         check_number("strength", strength, 0, 1)
-        layers = tuple(replace(x, recipe=replace(x.recipe, noise=strength)) for x in document)
         plan = plan_document(
             self.flat(document)[0],
-            replace(document, layers=layers),
+            document.with_noise(strength),
             background=1.0 if document.background is None else strength,
             unit=self.unit,
         )

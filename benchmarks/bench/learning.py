@@ -140,12 +140,9 @@ def learnt_layer_noise(
             pipeline, ("collage", scene.scene.seed), scene.collage, names, LearnSettings(**(settings or {}))
         )
         document = with_embeddings(scene.collage, find_subjects(scene.collage, names))
-        noises = [landscape, *[objects] * len(names)]
-        layers = tuple(
-            replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(document, noises, strict=True)
-        )
+        document = document.with_noise(objects).with_noise({document.layers[0].name: landscape})
         told = [f"{embedding_token(w.name)} {t.words}" for w, t in zip(words, scene.things, strict=True)]
-        document = replace(document, layers=layers, prompt=caption(told, scene.background_words))
+        document = replace(document, prompt=caption(told, scene.background_words))
         with spoken(pipeline.model, words):
             regional = pipeline.regional_prompts([document], Settings(mode="collage"))
             image = pipeline.harmonize(

@@ -259,11 +259,7 @@ def layer_noise(
     """
     pictures = []
     for scene, seed in zip(scenes, seeds, strict=True):
-        noises = [landscape, *[objects] * len(scene.things)]
-        layers = [
-            replace(x, recipe=replace(x.recipe, noise=n)) for x, n in zip(scene.collage, noises, strict=True)
-        ]
-        document = replace(scene.collage, layers=tuple(layers))
+        document = scene.collage.with_noise(objects).with_noise({scene.collage.layers[0].name: landscape})
         words = [] if attention is None else [pipeline.regional_prompts([document], Settings(mode=attention))]
         image = pipeline.harmonize(
             document,

@@ -4,6 +4,7 @@
 * ``arrangement``: placement, order and look of layers as a user changed them by hand, kept as JSON.
 * ``layer_picture``: take a layer's picture out, put another one in, make a thumbnail.
 * ``stack_preview``: draw the composite with every layer's outline and name.
+* ``side_by_side``: draw pictures in a row, each under its caption.
 
 >>> from layered_core.document import Layer, LayerDocument
 >>> from layered_core.editing.selection import select_layers

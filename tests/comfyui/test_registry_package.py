@@ -19,7 +19,7 @@ from benchmarks.hosts.find import find_host
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LEFT_OUT = {".ci", ".github", "benchmarks", "docs", "mkdocs.yml", "output", "results", "tests"}
+LEFT_OUT = {".ci", ".github", "benchmarks", "docs", "mkdocs.yml", "notebooks", "output", "results", "tests"}
 """Folders and files of the checkout that a user of ComfyUI has no use for."""
 
 

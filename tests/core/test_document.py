@@ -136,6 +136,22 @@ def test_with_layer_replaces_in_place_or_puts_on_top():
     assert document.layer("sky").opacity == 1
 
 
+def test_with_noise_frees_all_layers_or_those_that_are_named():
+    document = LayerDocument(8, 8, (Layer("sky"), Layer("old sun", recipe=Recipe(0.5, seed=3))))
+    free = document.with_noise(0.4)
+    assert [x.recipe for x in free] == [Recipe(noise=0.4), Recipe(0.5, noise=0.4, seed=3)]
+    assert [x.recipe.noise for x in free.with_noise({"old sun": 0})] == [0.4, 0]
+    assert identical(document.with_noise({}), document)
+
+
+def test_with_noise_names_a_layer_that_there_is_not_and_one_whose_value_is_out_of_range():
+    document = LayerDocument(8, 8, (Layer("sky"), Layer("sun")))
+    with pytest.raises(LayeredError, match="layer name is 'moon'; allowed: 'sky', 'sun'"):
+        document.with_noise({"moon": 0})
+    with pytest.raises(LayeredError, match=r"layer 'sun': noise is 1.5; allowed: a number 0\.\.1"):
+        document.with_noise({"sun": 1.5})
+
+
 def test_the_words_of_a_document_are_its_prompt_or_those_of_its_visible_layers_front_first():
     layers = (
         Layer("sky", PIXELS, prompt="a sky"),

@@ -1,8 +1,6 @@
 """Per-pixel noise on diffusers runs is exact where it must be, with every scheduler, latent shape and kind of
 UNet."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -47,10 +45,7 @@ def pipeline():
 
 
 def with_noise(document, noise, **others):
-    return replace(
-        document,
-        layers=tuple(replace(x, recipe=replace(x.recipe, noise=others.get(x.name, noise))) for x in document),
-    )
+    return document.with_noise(noise).with_noise(others)
 
 
 def pixels(image):
