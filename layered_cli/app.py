@@ -58,6 +58,18 @@ def add(commands: Commands) -> None:
         help="port to listen at (default: the first free one from 7860 on)",
     )
     parser.add_argument("--browser", action="store_true", help="open the page in the browser")
+    parser.add_argument(
+        "--alpha",
+        choices=("auto", "difference", "mask", "transparent"),
+        default="auto",
+        help="how new layers are made at first: painted into the picture, and opaque where it changed or in the whole "
+        "box; or transparent: alone, with alpha of their own (LayerDiffuse). auto: transparent where the model has "
+        "the files for it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="LayerDiffuse's weights for --model, as for layered generate"
+    )
+    parser.add_argument("--decoder", type=Path, metavar="FILE", help="LayerDiffuse's decoder of the alpha")
     add_groups_option(parser)
     add_memory_option(parser)
     add_sampling_options(parser)
@@ -77,6 +89,9 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
+        alpha=options.alpha,
+        file=options.file,
+        decoder=options.decoder,
         groups=options.groups,
         browser=options.browser,
     )
@@ -99,6 +114,9 @@ def open_page(
     seed: int = 0,
     steps: int = 25,
     guidance: float | None = None,
+    alpha: str = "auto",
+    file: Path | None = None,
+    decoder: Path | None = None,
     groups: str = "auto",
     browser: bool = False,
 ) -> Blocks:
@@ -118,6 +136,9 @@ def open_page(
         memory_limit: most memory for the pixels of a file that is opened, GiB.
         negative, seed, steps, guidance: what the page's fields of these names hold at first, as in
             :meth:`layered_diffusers.pipeline.LayeredDiffusionPipeline.generate`.
+        alpha: how new layers are made at first, as in :class:`layered_diffusers.stages.Staging`; ``auto``:
+            ``transparent`` if the model has the files for it, else ``difference``.
+        file, decoder: LayerDiffuse's weights and decoder for the model; None for both: the storybook's.
         groups: what becomes of groups in files, see :func:`layered_core.files.read_layers`.
         browser: open the page in the browser, too.
 
@@ -132,7 +153,7 @@ def open_page(
     from layered_cli.page.settings import Settings
     from layered_diffusers.pipeline import LayeredDiffusionPipeline
 
-    settings = Settings(negative, seed, steps, guidance, groups, memory_limit)
+    settings = Settings(negative, seed, steps, guidance, alpha, file, decoder, groups, memory_limit)
     made = pipeline or LayeredDiffusionPipeline.from_pretrained()
     return launched(made, document, settings, host=host, port=port, browser=browser)
 

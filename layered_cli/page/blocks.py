@@ -15,7 +15,7 @@ from layered_core.files import shown_otherwise
 
 from .editor import Box, Editor, freedom
 from .files import read_pictures, read_uploaded, write_file
-from .parts import MODES, TABS, Parts
+from .parts import MODES, TABS, ModelWords, Parts
 from .turn import StoppedError, Turn
 from .view import shown_layers, shown_picture
 
@@ -50,13 +50,12 @@ class Work:
 
 
 def build(
-    pipeline: LayeredDiffusionPipeline, document: LayerDocument | None, settings: Settings, known: str = ""
+    pipeline: LayeredDiffusionPipeline, document: LayerDocument | None, settings: Settings, model: ModelWords
 ) -> gr.Blocks:
-    """Return the page, not yet served. Each browser tab has its own :class:`Work`, which begins with ``document``.
-    ``known`` as for :class:`Parts`."""
+    """Return the page, not yet served. Each browser tab has its own :class:`Work`, which begins with ``document``."""
     # Files that were taken home or not used are deleted after an hour.
     with gr.Blocks(title="Layered Diffusion", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        page = _Page(pipeline, document, settings, Parts(settings, known))
+        page = _Page(pipeline, document, settings, Parts(settings, model))
         page.connect(blocks)
     return blocks
 
@@ -259,7 +258,7 @@ class _Page:
     ) -> None:
         """Let each of ``events`` start a run of the model. ``act`` gets the editor, the options of the run, and the
         values of ``inputs``; then ``tab`` is shown and ``clears`` are emptied."""
-        parts = self.parts
+        parts, settings = self.parts, self.settings
 
         def handle(
             work: Work | None,
@@ -268,6 +267,7 @@ class _Page:
             seed: float | None,
             steps: float | None,
             guidance: float | None,
+            alpha: str,
             *values: Any,
             progress: gr.Progress = gr.Progress(),  # noqa: B008  (so Gradio finds it)
         ) -> Updates:
@@ -278,7 +278,8 @@ class _Page:
                 there = _there(work)
                 with there.turn.running(int(ticket), report) as step:
                     how = {
-                        "negative": negative, "seed": int(seed or 0), "steps": int(steps or 25), "guidance": guidance,
+                        "negative": negative, "seed": _whole(seed) or 0, "steps": _whole(steps) or settings.steps,
+                        "guidance": guidance, "alpha": alpha, "file": settings.file, "decoder": settings.decoder,
                         "progress": step,
                     }  # fmt: skip
                     act(there.editor, how, *values)
@@ -381,7 +382,8 @@ class _Page:
 
 def _there(work: Work | None) -> Work:
     if work is None:
-        raise gr.Error("The page was forgotten, as the program was started again. Load it again.", print_exception=False)
+        said = "The program was started again and has forgotten this page. Load the page again."
+        raise gr.Error(said, print_exception=False)
     return work
 
 

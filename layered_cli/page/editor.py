@@ -42,6 +42,9 @@ BACKGROUND = "background"
 HARMONISED = "harmonised"
 """Name of the layer that holds the model's picture of all layers."""
 
+HARMONISING = ("seed", "negative", "steps", "guidance", "progress")
+"""Options of a stage that harmonising has as well."""
+
 FEATHER = 8
 """Greatest width of the soft border inside a box, pixels; a small box has a smaller one, or nothing of it would be
 left."""
@@ -54,8 +57,7 @@ class Editor:
     """A document that is made action by action, each of which can be undone. An action that fails, or that is
     stopped, leaves everything as it was.
 
-    ``how`` are options of :class:`layered_diffusers.stages.Staging`: ``negative``, ``seed``, ``steps``, ``guidance``
-    and ``progress``.
+    ``how`` are options of :class:`layered_diffusers.stages.Staging`.
     """
 
     def __init__(self, document: LayerDocument | None = None) -> None:
@@ -247,7 +249,7 @@ class Editor:
         self._put(made, names[-1], f"made {', '.join(repr(name) for name in names)}")
 
     def harmonise(
-        self, pipeline: LayeredDiffusionPipeline, background: float = FREEDOM, **how: Any
+        self, pipeline: LayeredDiffusionPipeline, background: float = FREEDOM, **how: Unpack[Staging]
     ) -> None:
         """Let the model redraw all layers as one picture, in which each changes as far as its freedom says: a layer in
         front of them, in place of an earlier one. ``background`` is the freedom of what no layer covers, 0..1.
@@ -262,7 +264,8 @@ class Editor:
         if len(layers) >= MAX_LAYERS:
             raise invalid("number of layers", len(layers), f"at most {MAX_LAYERS - 1} beside the new one")
         bare = replace(now, layers=layers)
-        picture = from_image(pipeline.harmonize(bare, background=background, **how))
+        sampling = {key: how[key] for key in HARMONISING if key in how}
+        picture = from_image(pipeline.harmonize(bare, background=background, **sampling))
         layer = Layer(HARMONISED, picture, prompt="", recipe=Recipe(noise=FREEDOM))
         self._put(replace(bare, layers=(*layers, layer)), HARMONISED, "harmonised all layers")
 

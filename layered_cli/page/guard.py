@@ -18,13 +18,12 @@ EVERY = ("0.0.0.0", "::", "")
 """Hosts that mean every address of the machine, so its names are not known."""
 
 PATHS = (
-    "/", "/config", "/theme.css", "/favicon.ico", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/upload",
-    "/gradio_api/upload_progress", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel",
-    "/gradio_api/reset",
+    "/", "/config", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/upload",
+    "/gradio_api/upload_progress", "/gradio_api/queue/join", "/gradio_api/queue/data",
 )  # fmt: skip
 """Addresses that the page asks for."""
 
-FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/", "/gradio_api/run/", "/gradio_api/file=/")
+FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/", "/gradio_api/run/", "/gradio_api/file=/")
 """Beginnings of addresses that the page asks for."""
 
 

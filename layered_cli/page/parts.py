@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -34,11 +35,24 @@ MODES = {"add": "draw", "layer": "move"}
 """What a drag on the picture does in a tab; in the others nothing."""
 
 
+@dataclass(frozen=True)
+class ModelWords:
+    """What the page says of its model."""
+
+    backgrounds: str | None = None
+    """Which backgrounds it knows, a sentence; None: any."""
+    things: str = ""
+    """Which things it knows, sentences; empty: any."""
+    alpha: str = "difference"
+    """Where a new layer is opaque at first, see :class:`layered_diffusers.stages.Staging`."""
+    has_transparency: bool = False
+    """Whether it can make layers alone."""
+
+
 class Parts:
     """The components of the page, laid out in the Blocks around. A part's name says what it is for."""
 
-    def __init__(self, settings: Settings, known: str = "") -> None:
-        """``known`` says what the model can paint, in a line; empty: nothing is said."""
+    def __init__(self, settings: Settings, model: ModelWords) -> None:
         self.work = gr.State(None, time_to_live=24 * 3600)
         self.ticket = gr.Number(visible=False, precision=0)
         self.file = gr.File(visible=False)
@@ -47,7 +61,7 @@ class Parts:
             with gr.Column(scale=6, min_width=320):
                 self.board = gr.HTML(
                     html_template=BOARD, js_on_load=_script("board.js"), apply_default_css=False, elem_id="ld-board",
-                    picture="", layers=[], selected="", mode="look", box=[], width=4, height=3, hint=BEGIN,
+                    picture="", layers=[], selected="", mode="look", box=[], width=1, height=1, hint=BEGIN,
                 )  # fmt: skip
                 with gr.Row(elem_id="ld-tools"):
                     self.undo = gr.Button("↶ Undo", size="sm", min_width=70, interactive=False)
@@ -60,8 +74,8 @@ class Parts:
                 )
             with gr.Column(scale=5, min_width=320):
                 with gr.Tabs(elem_id="ld-tabs") as self.tabs:
-                    self._background(known)
-                    self._add(known)
+                    self._background(model)
+                    self._add(model)
                     self._layer()
                     self._harmonise()
                     self._files()
@@ -69,16 +83,16 @@ class Parts:
                     html_template=LAYERS, js_on_load=_script("layers.js"), apply_default_css=False,
                     elem_id="ld-layers", layers=[], selected="",
                 )  # fmt: skip
-                self._advanced(settings)
+                self._advanced(settings, model)
         self.runs = [
             self.make_background, self.add, self.anew, self.another, self.harmonise, self.missing,
         ]  # fmt: skip
-        self.how = [self.negative, self.seed, self.steps, self.guidance]
+        self.how = [self.negative, self.seed, self.steps, self.guidance, self.alpha]
 
-    def _background(self, known: str) -> None:
+    def _background(self, model: ModelWords) -> None:
         with gr.Tab("Background", id="background") as self.background_tab:
             self.background = gr.Textbox(
-                label="What is behind everything?", placeholder="sunset over the mountains", info=known or None,
+                label="What is behind everything?", placeholder="sunset over the mountains", info=model.backgrounds,
                 elem_id="ld-background",
             )  # fmt: skip
             self.make_background = gr.Button("Make the background", variant="primary", elem_id="ld-make")
@@ -86,11 +100,11 @@ class Parts:
                 self.width = gr.Number(None, label="Width", precision=0, minimum=1, min_width=120)
                 self.height = gr.Number(None, label="Height", precision=0, minimum=1, min_width=120)
 
-    def _add(self, known: str) -> None:
+    def _add(self, model: ModelWords) -> None:
         with gr.Tab("Add", id="add") as self.add_tab:
             self.words = gr.Textbox(
                 label="What is to be added?", placeholder="a red ball", elem_id="ld-words",
-                info="Draw a box for it on the picture. Without one it finds its own place.",
+                info=f"Draw a box for it on the picture; without one it finds its own place. {model.things}",
             )  # fmt: skip
             self.add = gr.Button("Add", variant="primary", elem_id="ld-add")
             with gr.Accordion("The box in numbers", open=False):
@@ -147,7 +161,7 @@ class Parts:
                 self.missing = gr.Button("Make what has no picture yet", min_width=120)
                 self.clear = gr.Button("New page", min_width=120)
 
-    def _advanced(self, settings: Settings) -> None:
+    def _advanced(self, settings: Settings, model: ModelWords) -> None:
         with gr.Accordion("Advanced", open=False):
             self.negative = gr.Textbox(settings.negative, label="What must not be seen (negative prompt)")
             with gr.Row():
@@ -159,6 +173,10 @@ class Parts:
                     settings.guidance, label="Guidance", minimum=0, maximum=50, min_width=100,
                     placeholder="the model's own",
                 )  # fmt: skip
+            self.alpha = gr.Radio(
+                [("made alone, with alpha of their own", "transparent"), ("painted into the picture", "difference")],
+                value=model.alpha, label="New things are", visible=model.has_transparency, elem_id="ld-alpha",
+            )  # fmt: skip
 
     @property
     def shown(self) -> list[gr.components.Component]:
