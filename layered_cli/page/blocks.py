@@ -15,7 +15,7 @@ from layered_core.files import shown_otherwise
 
 from .editor import Box, Editor, freedom
 from .files import read_pictures, read_uploaded, write_file
-from .parts import MODES, TABS, ModelWords, Parts
+from .parts import BEGIN, MODES, TABS, ModelWords, Parts
 from .turn import StoppedError, Turn
 from .view import shown_layers, shown_picture
 
@@ -341,7 +341,7 @@ class _Page:
         parts, editor, busy = self.parts, work.editor, work.turn.is_taken
         document, layer, layers = editor.document, editor.selected, shown_layers(editor.document)
         name = None if layer is None else layer.name
-        board: dict[str, Any] = {"picture": shown_picture(document), "layers": layers, "selected": name or ""}
+        board: dict[str, Any] = {"picture": shown_picture(document), "layers": layers, "selected": name or "", "hint": BEGIN}
         if document is not None:
             board |= {"width": document.width, "height": document.height}
         if tab is not None:

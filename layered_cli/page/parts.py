@@ -61,11 +61,11 @@ class Parts:
             with gr.Column(scale=6, min_width=320):
                 self.board = gr.HTML(
                     html_template=BOARD, js_on_load=_script("board.js"), apply_default_css=False, elem_id="ld-board",
-                    picture="", layers=[], selected="", mode="look", box=[], width=1, height=1, hint=BEGIN,
+                    picture="", layers=[], selected="", mode="look", box=[], width=1, height=1, hint="Loading …",
                 )  # fmt: skip
                 with gr.Row(elem_id="ld-tools"):
-                    self.undo = gr.Button("↶ Undo", size="sm", min_width=70, interactive=False)
-                    self.redo = gr.Button("↷ Redo", size="sm", min_width=70, interactive=False)
+                    self.undo = gr.Button("↶ Undo", size="sm", min_width=70, interactive=False, elem_id="ld-undo")
+                    self.redo = gr.Button("↷ Redo", size="sm", min_width=70, interactive=False, elem_id="ld-redo")
                     self.cancel = gr.Button(
                         "Cancel", size="sm", min_width=70, variant="stop", interactive=False, elem_id="ld-cancel"
                     )
@@ -108,7 +108,7 @@ class Parts:
             )  # fmt: skip
             self.add = gr.Button("Add", variant="primary", elem_id="ld-add")
             with gr.Accordion("The box in numbers", open=False):
-                self.box = _box()
+                self.box = _box("box")
                 self.no_box = gr.Button("No box", size="sm")
             self.pictures = gr.File(
                 label="Or drop pictures of your own", file_count="multiple", file_types=["image"], height=120,
@@ -134,7 +134,7 @@ class Parts:
                 self.to_back = gr.Button("To the back", size="sm", min_width=100)
                 self.remove = gr.Button("Remove", size="sm", min_width=100, elem_id="ld-remove")
             with gr.Accordion("Its place in numbers", open=False):
-                self.place = _box()
+                self.place = _box("place")
                 self.put = gr.Button("Put it there", size="sm")
 
     def _harmonise(self) -> None:
@@ -167,7 +167,8 @@ class Parts:
             with gr.Row():
                 self.seed = gr.Number(settings.seed, label="Seed", precision=0, minimum=0, min_width=100)
                 self.steps = gr.Number(
-                    settings.steps, label="Steps", precision=0, minimum=1, maximum=1000, min_width=100
+                    settings.steps, label="Steps", precision=0, minimum=1, maximum=1000, min_width=100,
+                    elem_id="ld-steps",
                 )
                 self.guidance = gr.Number(
                     settings.guidance, label="Guidance", minimum=0, maximum=50, min_width=100,
@@ -190,11 +191,12 @@ class Parts:
 HEAD = """<h1 class="ld-title">Layered Diffusion</h1>"""
 
 
-def _box() -> list[gr.Number]:
-    """Return fields for a box: its left and top edge, width and height, canvas pixels."""
+def _box(name: str) -> list[gr.Number]:
+    """Return fields for a box called ``name``: its left and top edge, width and height, canvas pixels."""
     with gr.Row():
         return [
-            gr.Number(None, label=label, precision=0, min_width=70) for label in ("Left", "Top", "Width", "Height")
+            gr.Number(None, label=label, precision=0, min_width=70, elem_id=f"ld-{name}-{index}")
+            for index, label in enumerate(("Left", "Top", "Width", "Height"))
         ]
 
 
