@@ -67,7 +67,10 @@ def add(commands: Commands) -> None:
         "the files for it (default: %(default)s)",
     )
     parser.add_argument(
-        "--file", type=Path, metavar="FILE", help="LayerDiffuse's weights for --model, as for layered generate"
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="LayerDiffuse's weights for --model, as for layered generate",
     )
     parser.add_argument("--decoder", type=Path, metavar="FILE", help="LayerDiffuse's decoder of the alpha")
     add_groups_option(parser)

@@ -116,7 +116,9 @@ class _Page:
             editor.make_missing(pipeline, **how)
 
         background_inputs = [parts.background, parts.width, parts.height]
-        self._run([parts.make_background.click, parts.background.submit], background, background_inputs, "add")
+        self._run(
+            [parts.make_background.click, parts.background.submit], background, background_inputs, "add"
+        )
         self._run([parts.add.click, parts.words.submit], add, [parts.words, *parts.box], "add", [parts.words])
         self._run([parts.anew.click, parts.layer_words.submit], anew, [parts.layer_words])
         self._run([parts.another.click], another, [parts.layer_words])
@@ -153,7 +155,9 @@ class _Page:
         words_and_freedom = [parts.layer_words, parts.freedom]
         self._quick(parts.freedom.release, describe, words_and_freedom)
         self._quick(parts.keep_words.click, describe, words_and_freedom)
-        self._quick(parts.put.click, lambda editor, *box: editor.place(_selected(editor), _given(box)), parts.place)
+        self._quick(
+            parts.put.click, lambda editor, *box: editor.place(_selected(editor), _given(box)), parts.place
+        )
         self._quick(parts.remove.click, lambda editor: editor.remove(_selected(editor)))
         self._quick(parts.to_front.click, lambda editor: editor.bring(_selected(editor), 1))
         self._quick(parts.to_back.click, lambda editor: editor.bring(_selected(editor), -1))
@@ -172,8 +176,9 @@ class _Page:
             document = _there(work).editor.document
             if document is None or None in box:
                 return gr.update(box=[])
-            width, height = document.width, document.height
-            return gr.update(box=[100 * value / side for value, side in zip(box, (width, height) * 2)])
+            x, y, width, height = _given(box)
+            across, down = 100 / document.width, 100 / document.height
+            return gr.update(box=[x * across, y * down, width * across, height * down])
 
         def dragged(editor: Editor, event: gr.EventData) -> None:
             assert editor.document is not None
@@ -341,7 +346,12 @@ class _Page:
         parts, editor, busy = self.parts, work.editor, work.turn.is_taken
         document, layer, layers = editor.document, editor.selected, shown_layers(editor.document)
         name = None if layer is None else layer.name
-        board: dict[str, Any] = {"picture": shown_picture(document), "layers": layers, "selected": name or "", "hint": BEGIN}
+        board: dict[str, Any] = {
+            "picture": shown_picture(document),
+            "layers": layers,
+            "selected": name or "",
+            "hint": BEGIN,
+        }
         if document is not None:
             board |= {"width": document.width, "height": document.height}
         if tab is not None:
@@ -427,7 +437,9 @@ def _given(values: Sequence[float | None]) -> Box:
     """
     left, top, width, height = values
     if left is None or top is None or width is None or height is None:
-        raise LayeredError("the box lacks a number. Fill in its left and top edge, width and height, or none of them")
+        raise LayeredError(
+            "the box lacks a number. Fill in its left and top edge, width and height, or none of them"
+        )
     return left, top, width, height
 
 

@@ -264,7 +264,7 @@ class Editor:
         if len(layers) >= MAX_LAYERS:
             raise invalid("number of layers", len(layers), f"at most {MAX_LAYERS - 1} beside the new one")
         bare = replace(now, layers=layers)
-        sampling = {key: how[key] for key in HARMONISING if key in how}
+        sampling: Any = {key: value for key, value in how.items() if key in HARMONISING}
         picture = from_image(pipeline.harmonize(bare, background=background, **sampling))
         layer = Layer(HARMONISED, picture, prompt="", recipe=Recipe(noise=FREEDOM))
         self._put(replace(bare, layers=(*layers, layer)), HARMONISED, "harmonised all layers")
@@ -330,7 +330,9 @@ class Editor:
             LayeredError: there is none yet.
         """
         if self.document is None:
-            raise LayeredError("there is no picture yet. Make a background, add a picture or open a file first")
+            raise LayeredError(
+                "there is no picture yet. Make a background, add a picture or open a file first"
+            )
         return self.document
 
     def _room(self) -> LayerDocument:
@@ -448,4 +450,3 @@ def _cut_to_seen(layer: Layer) -> Layer:
     return replace(
         layer, image=image, x=layer.x + left, y=layer.y + top, width=right - left, height=bottom - top
     )
-

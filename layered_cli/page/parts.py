@@ -64,13 +64,27 @@ class Parts:
                     picture="", layers=[], selected="", mode="look", box=[], width=1, height=1, hint="Loading …",
                 )  # fmt: skip
                 with gr.Row(elem_id="ld-tools"):
-                    self.undo = gr.Button("↶ Undo", size="sm", min_width=70, interactive=False, elem_id="ld-undo")
-                    self.redo = gr.Button("↷ Redo", size="sm", min_width=70, interactive=False, elem_id="ld-redo")
+                    self.undo = gr.Button(
+                        "↶ Undo", size="sm", min_width=70, interactive=False, elem_id="ld-undo"
+                    )
+                    self.redo = gr.Button(
+                        "↷ Redo", size="sm", min_width=70, interactive=False, elem_id="ld-redo"
+                    )
                     self.cancel = gr.Button(
-                        "Cancel", size="sm", min_width=70, variant="stop", interactive=False, elem_id="ld-cancel"
+                        "Cancel",
+                        size="sm",
+                        min_width=70,
+                        variant="stop",
+                        interactive=False,
+                        elem_id="ld-cancel",
                     )
                 self.says = gr.HTML(
-                    html_template=LINE, js_on_load=SAY, apply_default_css=False, elem_id="ld-says", text="", bad=False
+                    html_template=LINE,
+                    js_on_load=SAY,
+                    apply_default_css=False,
+                    elem_id="ld-says",
+                    text="",
+                    bad=False,
                 )
             with gr.Column(scale=5, min_width=320):
                 with gr.Tabs(elem_id="ld-tabs") as self.tabs:
@@ -167,7 +181,12 @@ class Parts:
             with gr.Row():
                 self.seed = gr.Number(settings.seed, label="Seed", precision=0, minimum=0, min_width=100)
                 self.steps = gr.Number(
-                    settings.steps, label="Steps", precision=0, minimum=1, maximum=1000, min_width=100,
+                    settings.steps,
+                    label="Steps",
+                    precision=0,
+                    minimum=1,
+                    maximum=1000,
+                    min_width=100,
                     elem_id="ld-steps",
                 )
                 self.guidance = gr.Number(

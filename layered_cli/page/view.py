@@ -32,7 +32,9 @@ def shown_picture(document: LayerDocument | None) -> str:
 
 def shown_layers(document: LayerDocument | None) -> list[dict[str, Any]]:
     """Return what the page shows of each layer, front to back."""
-    return [_layer(document, index) for index in reversed(range(len(document)))] if document is not None else []
+    return (
+        [_layer(document, index) for index in reversed(range(len(document)))] if document is not None else []
+    )
 
 
 def _layer(document: LayerDocument, index: int) -> dict[str, Any]:

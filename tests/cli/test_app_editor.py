@@ -45,7 +45,9 @@ def names(editor):
 
 def same(a, b, *which):
     """Whether the layers called ``which`` are equal to the bit in two documents."""
-    return all(identical(LayerDocument(9, 9, (a.layer(x),)), LayerDocument(9, 9, (b.layer(x),))) for x in which)
+    return all(
+        identical(LayerDocument(9, 9, (a.layer(x),)), LayerDocument(9, 9, (b.layer(x),))) for x in which
+    )
 
 
 def test_a_background_a_thing_in_a_box_another_one_anew_and_back_to_a_file(pipeline, editor, begun, tmp_path):
@@ -138,7 +140,12 @@ def test_without_a_box_a_cut_out_takes_half_of_the_canvas_and_a_picture_all_of_i
     editor = Editor()
     editor.add_picture(torch.ones(20, 40, 4), "photo.jpg", side=80)
     assert (editor.document.width, editor.document.height) == (80, 80)
-    assert (editor.selected.x, editor.selected.y, editor.selected.width, editor.selected.height) == (0, 20, 80, 40)
+    assert (editor.selected.x, editor.selected.y, editor.selected.width, editor.selected.height) == (
+        0,
+        20,
+        80,
+        40,
+    )
     editor.add_picture(torch.full((10, 10, 4), 0.5), "glass.png")
     assert (editor.selected.x, editor.selected.y, editor.selected.width) == (20, 20, 40)
 
@@ -189,8 +196,14 @@ def test_layers_are_moved_hidden_reordered_and_removed(editor):
     ("act", "told"),
     [
         (lambda e, p: e.add(p, "  "), "the new thing has no words"),
-        (lambda e, p: e.add(p, "a ball", (70, 0, 9, 9)), "allowed: at least one pixel on the canvas of 64x64"),
-        (lambda e, p: e.make_anew(p, "nobody"), "layer name is 'nobody'; allowed: 'background', 'a red ball'"),
+        (
+            lambda e, p: e.add(p, "a ball", (70, 0, 9, 9)),
+            "allowed: at least one pixel on the canvas of 64x64",
+        ),
+        (
+            lambda e, p: e.make_anew(p, "nobody"),
+            "layer name is 'nobody'; allowed: 'background', 'a red ball'",
+        ),
         (lambda e, p: e.make_anew(p, "a red ball", steps=0), "steps is 0; allowed: a whole number 1..1000"),
         (lambda e, p: e.describe("a red ball", "x", 2), "layer 'a red ball': freedom is 2; allowed"),
         (lambda e, p: e.place("a red ball", (99, 99, 5, 5)), "allowed: at least one pixel on the canvas"),
@@ -342,6 +355,8 @@ def test_the_view_shows_layers_front_to_back_with_boxes_in_hundredths(editor):
 
 
 def test_a_layer_without_a_recipe_shows_the_freedom_that_it_has():
-    words = LayerDocument(8, 8, (Layer("a", prompt="x"), Layer("b", torch.ones(8, 8, 4), recipe=Recipe(noise=0.2))))
+    words = LayerDocument(
+        8, 8, (Layer("a", prompt="x"), Layer("b", torch.ones(8, 8, 4), recipe=Recipe(noise=0.2)))
+    )
     assert [x["freedom"] for x in shown_layers(words)] == [0.2, 1.0]
     assert shown_layers(words)[1]["picture"] == ""

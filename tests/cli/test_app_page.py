@@ -95,7 +95,6 @@ class App:
             self.page.click(button)
 
     def tab(self, name):
-        """Show a tab; on a narrow page it may be behind the button for more."""
         self.press(f"#ld-tabs [role=tab][data-tab-id={name}]")
 
     def make_background(self, words="a meadow"):
@@ -121,7 +120,11 @@ class App:
             self.page.mouse.up()
             return
         finger = self.page.context.new_cdp_session(self.page)
-        for kind, place in [("touchStart", track[0]), *(("touchMove", x) for x in track[1:]), ("touchEnd", None)]:
+        for kind, place in [
+            ("touchStart", track[0]),
+            *(("touchMove", x) for x in track[1:]),
+            ("touchEnd", None),
+        ]:
             points = [] if place is None else [{"x": place[0], "y": place[1]}]
             finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
@@ -192,7 +195,12 @@ def test_a_selected_layer_is_moved_and_scaled_on_the_picture(app, device, tmp_pa
     page.drag((0.7, 0.7), (0.9, 0.9))
     page.wait("(before) => document.querySelector('.ld-picture').src !== before", moved)
     ball = read_layers(page.take("ora", tmp_path)).document.layer("a red ball")
-    assert [round(value / 128, 1) for value in (ball.x, ball.y, ball.width, ball.height)] == [0.4, 0.4, 0.5, 0.5]
+    assert [round(value / 128, 1) for value in (ball.x, ball.y, ball.width, ball.height)] == [
+        0.4,
+        0.4,
+        0.5,
+        0.5,
+    ]
 
 
 def test_cancel_stops_the_run_and_leaves_the_picture_as_it_was(app):
@@ -204,7 +212,7 @@ def test_cancel_stops_the_run_and_leaves_the_picture_as_it_was(app):
     page.write("#ld-words", "a red ball")
     page.press("#ld-add")
     page.page.wait_for_selector("#ld-board [role=progressbar]")
-    assert page.page.is_disabled("#ld-anew") or page.page.is_disabled("#ld-add")
+    assert page.page.is_disabled("#ld-add")
     page.press("#ld-cancel")
     page.said("Cancelled: nothing was changed")
     assert page.picture() == before
@@ -264,8 +272,13 @@ def test_pictures_are_dropped_in_and_harmonised(app, tmp_path):
 
 @pytest.mark.parametrize("kind", ["psd", "ora", "json"])
 def test_a_document_is_opened_and_comes_home_the_same(app, kind, tmp_path):
-    layers = (Layer("sky", torch.rand(32, 48, 4), prompt="a sky"), Layer("ball", prompt="a ball", width=9, height=9))
-    path = write_layers(LayerDocument(48, 32, layers), tmp_path / ("out" if kind == "json" else f"out.{kind}"), bits=8)
+    layers = (
+        Layer("sky", torch.rand(32, 48, 4), prompt="a sky"),
+        Layer("ball", prompt="a ball", width=9, height=9),
+    )
+    path = write_layers(
+        LayerDocument(48, 32, layers), tmp_path / ("out" if kind == "json" else f"out.{kind}"), bits=8
+    )
     page = app()
     page.tab("files")
     page.page.set_input_files("#ld-open input", sorted(path.parent.iterdir()) if kind == "json" else [path])
@@ -280,7 +293,8 @@ def test_a_document_is_opened_and_comes_home_the_same(app, kind, tmp_path):
 def test_names_from_a_file_are_shown_as_text_and_never_run(app, tmp_path):
     name = "<img src=x onerror=\"document.title='run'\">${document.title='run'}`{{1}}"
     path = write_layers(
-        LayerDocument(8, 8, (Layer(name, torch.ones(8, 8, 4), prompt=name), Layer("b", prompt=name))), tmp_path / "a.ora"
+        LayerDocument(8, 8, (Layer(name, torch.ones(8, 8, 4), prompt=name), Layer("b", prompt=name))),
+        tmp_path / "a.ora",
     )
     page = app()
     page.tab("files")
