@@ -91,6 +91,11 @@ frame.addEventListener("pointerdown", (event) => {
   frame.setPointerCapture(event.pointerId);
 });
 
+// A finger that draws must not scroll, fling or magnify the page as well.
+frame.addEventListener("touchstart", (event) => {
+  if (frame.classList.contains("ld-takes-touch")) event.preventDefault();
+}, { passive: false });
+
 frame.addEventListener("pointermove", (event) => {
   if (!drag || drag.kind === "tap") return;
   const to = point(event);

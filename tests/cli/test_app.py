@@ -95,6 +95,7 @@ def test_without_gradio_the_command_says_what_to_install():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_serves_the_page_until_it_is_stopped(gradio):
     code = "from layered_cli.command import main; import sys; sys.exit(main(['app', '--device', 'cpu']))"
     with subprocess.Popen(

@@ -82,8 +82,12 @@ class App:
 
     def said(self, beginning):
         """Wait until the page says a line with this beginning; return the line."""
-        self.wait("(x) => document.querySelector('.ld-line').textContent.startsWith(x)", beginning)
-        return self.page.locator(".ld-line").text_content()
+        line = self.page.locator(".ld-line")
+        try:
+            self.wait("(x) => document.querySelector('.ld-line').textContent.startsWith(x)", beginning)
+        except Exception as error:
+            raise AssertionError(f"it says {line.text_content()!r} and not {beginning!r}") from error
+        return line.text_content()
 
     def write(self, field, words):
         self.page.locator(f"{field} textarea, {field} input").first.fill(words)
@@ -182,6 +186,7 @@ def test_a_landscape_a_ball_a_star_the_star_as_a_tree_undo_and_the_psd(app, devi
     assert page.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_a_selected_layer_is_moved_and_scaled_on_the_picture(app, device, tmp_path):
     page = app(device)
@@ -243,6 +248,7 @@ def test_an_error_says_what_to_do_and_keeps_what_was_written(app):
     assert page.page.locator("#ld-words textarea").input_value() == "a red ball"
 
 
+@pytest.mark.slow
 def test_two_tabs_do_not_mix(app):
     one, other = app(), app()
     one.make_background()
@@ -252,6 +258,7 @@ def test_two_tabs_do_not_mix(app):
     assert (one.layers(), other.layers()) == ([], ["background"])
 
 
+@pytest.mark.slow
 def test_pictures_are_dropped_in_and_harmonised(app, tmp_path):
     duck = torch.zeros(40, 40, 4)
     duck[8:32, 8:32] = torch.tensor([1, 0.8, 0, 1])
@@ -270,6 +277,7 @@ def test_pictures_are_dropped_in_and_harmonised(app, tmp_path):
     assert page.picture() != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["psd", "ora", "json"])
 def test_a_document_is_opened_and_comes_home_the_same(app, kind, tmp_path):
     layers = (
