@@ -42,7 +42,7 @@ function draw() {
   const boxes = [];
   for (const layer of props.layers) {
     const isSelected = layer.name === props.selected;
-    if (isSelected ? layer.made && props.mode === "draw" : layer.made || !layer.visible) continue;
+    if (isSelected ? layer.made && props.mode !== "move" : layer.made || !layer.visible) continue;
     const moving = isSelected && drag?.kind === "layer" && drawn;
     const name = `ld-box${isSelected ? " ld-selected" : ""}${layer.made ? "" : " ld-words"}`;
     const box = boxElement(name, moving ? drawn : layer.box, isSelected && layer.made ? layer.name : layer.words,

@@ -216,7 +216,7 @@ class Editor:
         **how: Unpack[Staging],
     ) -> None:
         """Make one layer anew in its place, of other words or with another seed of its own (None: as before). All
-        other layers keep every bit.
+        other layers keep every bit. A layer that is called by its words is then called by the new ones.
 
         Raises:
             LayeredError: there is no such layer, it has no words, or it is hidden.
@@ -233,7 +233,12 @@ class Editor:
             {x.name for x in _missing(now) if x.name != name},
             lambda document: pipeline.replace_layer(document, name, prompt=said, **how),
         )
-        self._put(made, name, f"made {name!r} anew")
+        renamed = name
+        if name == short_name(layer.prompt) and said != layer.prompt:  # the name was made of its words
+            renamed = _free_name(made, said)
+            layers = (replace(x, name=renamed) if x.name == name else x for x in made)
+            made = replace(made, layers=tuple(layers))
+        self._put(made, renamed, f"made {name!r} anew")
 
     def make_missing(self, pipeline: LayeredDiffusionPipeline, **how: Unpack[Staging]) -> None:
         """Make every visible layer that has words and no picture yet, back to front.

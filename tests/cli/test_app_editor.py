@@ -56,7 +56,8 @@ def test_a_background_a_thing_in_a_box_another_one_anew_and_back_to_a_file(pipel
     assert editor.selected.name == "a yellow star"
     with_star = editor.document
     editor.make_anew(pipeline, "a yellow star", "a green tree", **QUICK)
-    assert editor.document.layer("a yellow star").prompt == "a green tree"
+    assert names(editor) == [BACKGROUND, "a red ball", "a green tree"]
+    assert editor.selected.prompt == "a green tree"
     assert not torch.equal(editor.selected.image, with_star.layer("a yellow star").image)
     assert same(editor.document, with_star, BACKGROUND, "a red ball")
     assert editor.undo() == "made 'a yellow star' anew"

@@ -169,6 +169,7 @@ def test_a_landscape_a_ball_a_star_the_star_as_a_tree_undo_and_the_psd(app, devi
     page.press("#ld-anew")
     page.said("Made 'a yellow star' anew")
     assert page.picture() != with_star
+    assert page.layers() == ["a green tree", "a red ball", "background"]
     page.press("#ld-undo")
     page.said("Undone: made 'a yellow star' anew")
     assert page.picture() == with_star
