@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from layered_cli import (
+    app,
     batch,
     bench,
     dataset,
@@ -53,6 +54,19 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"layered {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (render, stage, layout, learn, generate, edit, decompose, dataset, batch, gallery, bench):
+    for part in (
+        render,
+        stage,
+        layout,
+        learn,
+        generate,
+        edit,
+        decompose,
+        dataset,
+        batch,
+        gallery,
+        bench,
+        app,
+    ):
         part.add(commands)
     return whole

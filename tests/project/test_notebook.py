@@ -93,9 +93,10 @@ def test_the_file_holds_nothing_that_only_an_editor_needs():
 
 def test_the_first_cell_installs_this_project_if_it_is_not_there():
     (name,) = re.findall(r'^name = "(.+)"', PROJECT, re.M)
-    assert re.search(r"^headless = \[", PROJECT, re.M)
+    for extra in ("headless", "app"):
+        assert re.search(rf"^{extra} = \[", PROJECT, re.M)
     (wanted,) = re.findall(r'%pip install --quiet "(.+)"', cell("install"))
-    assert wanted == f"{name}[headless] @ git+{REPOSITORY}"
+    assert wanted == f"{name}[headless,app] @ git+{REPOSITORY}"
 
 
 def test_its_links_lead_into_the_repository_to_what_there_is():

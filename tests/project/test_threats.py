@@ -101,7 +101,9 @@ def test_the_pack_adds_no_route_and_starts_no_program():
 def test_the_page_never_makes_html_of_text():
     makes = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|new Function|\beval\(|srcdoc")
     found = [
-        (path.name, makes.findall(path.read_text("utf-8"))) for path in (rooms.ROOT / "web").rglob("*.js")
+        (path.name, makes.findall(path.read_text("utf-8")))
+        for part in ("web", "layered_cli")
+        for path in (rooms.ROOT / part).rglob("*.js")
     ]
     assert found
     assert [x for x in found if x[1]] == []

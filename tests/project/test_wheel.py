@@ -71,6 +71,8 @@ def test_the_wheel_holds_every_file_of_its_packages(wheel):
         "benchmarks/suites/layout.yaml",
         "layered_core/formats/schema/document.schema.json",
         "layered_core/py.typed",
+        "layered_cli/page/board.js",
+        "layered_cli/page/page.css",
         "layered_diffusers/py.typed",
     ):
         assert packed[name] == (ROOT / name).stat().st_size, name
