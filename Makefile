@@ -36,7 +36,7 @@ demo: .venv/installed
 	@$(BIN)/python -m layered_cli demo --out output/demo
 
 demo-images: demo
-	@cp output/demo/overview.png docs/images/demo.png
+	@cp output/demo/overview.jpg docs/images/demo.jpg
 	@cp output/demo/preserve.jpg output/demo/stages.jpg output/demo/redo.jpg docs/images
 
 docs: .venv/installed

@@ -3,14 +3,16 @@
 Collages of three things on a landscape, 128 x 128, are rendered by the storybook, with one thread a worker: in a loop
 that does nothing else, by a batch in one process, and by one and by two workers on Ray. Figures:
 
-* ``serial_per_s``: documents a second of the loop, with the model loaded.
+* ``serial_per_s``: documents a second of the loop, with the model loaded: the mean of two, before and after all else.
+  ``serial_spread``: by how much of it each of the two differs from the mean.
 * ``scaling_1``, ``scaling_2``: documents a second of one and of two workers on Ray over the loop's, from where each
-  worker has made its first document.
+  worker has made its first document to where one finds no other.
 * ``overhead_item_s``: what a batch in one process takes an item besides rendering: checksums, renames, its recipe.
 * ``kept_item_s``: the same for an item that is there already. ``ray_kept_item_s``: with the way to a worker on Ray and
   back.
 * ``first_s``, ``ray_first_s``: from the start to the first document: in one process, which has imported everything
   before, the model is loaded; on Ray, processes are started too.
+* ``same_bytes``: 1 if the batches in one process, with one and with two workers made the same files.
 
 Times are by the clock: they need a quiet machine, with as many free cores as workers.
 """

@@ -260,7 +260,8 @@ class _Page:
         self.parts: list[str] = []
         self.row: list[str] = []
         self.captions: list[str] = []
-        self.sheet: list[list[Image.Image]] = [[]]
+        self.pictures: list[Image.Image] = []
+        self.sheet: list[Image.Image] = []
 
     def heading(self, title: str, text: str) -> None:
         """Start a section; ``text`` is HTML."""
@@ -284,30 +285,28 @@ class _Page:
             shown.paste(image, (0, 0), image)
         else:
             shown.paste(image.convert("RGB"))
-        self.sheet[-1].append(shown)
+        self.pictures.append(shown)
         self.captions.append(text)
 
     def end_row(self, strip: str | None = None) -> None:
         """Close the row of pictures; ``strip`` is the name of a JPEG to write of this row alone."""
+        sheet = _strip(self.pictures, self.captions)
         if strip is not None:
-            sheet = _strip(self.sheet[-1], self.captions)
             write_whole(self.folder / strip, lambda file: sheet.save(file, "JPEG", quality=92))
+        self.sheet.append(sheet)
         self.parts.append(f'<div class="row">{"".join(self.row)}</div>')
-        self.row, self.captions = [], []
-        self.sheet.append([])
+        self.row, self.captions, self.pictures = [], [], []
 
     def write(self) -> Path:
-        """Write ``overview.png`` and ``index.html``, and return the path of the page."""
-        rows = [r for r in self.sheet if r]
-        gap = 8
-        side = CANVAS + gap
-        sheet = Image.new(
-            "RGB", (max(len(r) for r in rows) * side + gap, len(rows) * side + gap), (255, 255, 255)
-        )
-        for y, row in enumerate(rows):
-            for x, image in enumerate(row):
-                sheet.paste(image, (gap + x * side, gap + y * side))
-        write_whole(self.folder / "overview.png", lambda file: sheet.save(file, "PNG"))
+        """Write ``overview.jpg`` and ``index.html``, and return the path of the page."""
+        gap = 10
+        size = max(r.width for r in self.sheet), sum(r.height + gap for r in self.sheet) - gap
+        sheet = Image.new("RGB", size, (255, 255, 255))
+        top = 0
+        for row in self.sheet:
+            sheet.paste(row, (0, top))
+            top += row.height + gap
+        write_whole(self.folder / "overview.jpg", lambda file: sheet.save(file, "JPEG", quality=92))
         text = _HTML.replace("BODY", "\n".join(self.parts))
         path = self.folder / "index.html"
         write_whole(path, lambda file: file.write(text.encode()))
@@ -321,9 +320,18 @@ def _strip(
     sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, head + side), (255, 255, 255))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for column, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
-        pen.text((column * (side + gap), 2), text, fill=(0, 0, 0), font=font)
+        pen.text((column * (side + gap), 2), _cut(text, font, side), fill=(0, 0, 0), font=font)
         sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * (side + gap), head))
     return sheet
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return as much of the text as ``width`` pixels hold."""
+    if font.getlength(text) <= width:
+        return text
+    while font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip(' ,')}…"
 
 
 def _checkerboard(size: tuple[int, int]) -> Image.Image:

@@ -98,10 +98,17 @@ def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
     most, what = (gpus, "GPUs") if on_gpus else (cores, "cores")
     if workers > most:
         raise invalid("--workers", workers, f"at most {most}, since there are {most} {what}")
-    threads = max(1, cores // workers)
+    share = max(1, cores // workers)
+    threads = min(share, _asked_threads() or share)
     # An actor that Ray restarts refuses items until it is back; a new one lets them wait.
-    actor = ray.remote(num_cpus=threads, num_gpus=int(on_gpus), max_restarts=0)(_Remote)
+    actor = ray.remote(num_cpus=share, num_gpus=int(on_gpus), max_restarts=0)(_Remote)
     return lambda: actor.remote(plan, threads)
+
+
+def _asked_threads() -> int:
+    """Return the number of threads that the environment's ``OMP_NUM_THREADS`` asks for; 0: it asks for none."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else 0
 
 
 @contextmanager

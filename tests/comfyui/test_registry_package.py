@@ -24,8 +24,8 @@ LEFT_OUT = {".ci", ".github", "benchmarks", "docs", "mkdocs.yml", "output", "res
 
 
 @pytest.fixture(scope="module")
-def package(skip_suite, tmp_path_factory):
-    """The folder that the registry's package unpacks to; made from the committed files, without a network."""
+def comfy(skip_suite, tmp_path_factory):
+    """Runs ``comfy node`` in a clone of the committed files, without a network; and the clone."""
     if importlib.util.find_spec("comfy_cli") is None:
         skip_suite("the registry's package", "comfy-cli is not installed: pip install -e '.[dev]'")
     if not (ROOT / ".git").exists():
@@ -37,10 +37,24 @@ def package(skip_suite, tmp_path_factory):
     # A home of its own, so that nothing is written to the user's; proxies that lead nowhere.
     environment = {**os.environ, "HOME": str(home), "USERPROFILE": str(home), "DO_NOT_TRACK": "1"}
     environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
-    command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", "pack"]
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    unpacked = folder / "unpacked"
+
+    def run(word):
+        command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", word]
+        done = subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run, clone
+
+
+@pytest.fixture(scope="module")
+def package(comfy):
+    """The folder that the registry's package unpacks to."""
+    run, clone = comfy
+    run("pack")
+    unpacked = clone.parent / "unpacked"
     with zipfile.ZipFile(clone / "node.zip") as archive:
         archive.extractall(unpacked)
     return unpacked
@@ -65,6 +79,13 @@ def tracked(*folders):
         ["git", "ls-files", "-z", *folders], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return {name for name in done.stdout.split("\0") if name}
+
+
+def test_the_registrys_own_checks_find_nothing(comfy):
+    run, _ = comfy
+    told = run("validate")
+    assert "All validation checks passed" in told
+    assert "warning" not in told.lower()
 
 
 def test_everything_that_comfyui_shows_or_runs_is_in_the_package(package):
