@@ -13,41 +13,61 @@ from typing import Any
 
 from layered_cli.batching.items import Item
 from layered_cli.batching.work import Outcome, Plan, Worker, failed
+from layered_cli.shared import complain
 from layered_core.errors import LayeredError, invalid
 
 TRIES = 3
 """How often an item is begun whose worker dies."""
 
+SILENT_S = 120
+"""Seconds after which a batch says that it waits for a worker to start."""
+
 
 def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome, None, None]:
     """Make items with ``workers`` workers; yield what became of each, in the order in which they are done.
 
-    For a worker that dies another is started, and its item is begun again, at most :data:`TRIES` times in all. With
+    For a worker that dies another is started, here or where the cluster has room, and its item is begun again by the
+    next that is free, at most :data:`TRIES` times in all. With
     the environment's ``RAY_ADDRESS`` the workers run on that cluster, whose machines must see the same files;
     otherwise on this machine.
 
     Raises:
-        LayeredError: Ray is not installed, or there are not as many GPUs or cores; or what a worker raises to stop
-            the batch.
+        LayeredError: Ray is not installed, or there are not as many GPUs or cores, or no worker starts; or what a
+            worker raises to stop the batch.
     """
     with _ray(workers) as ray:
         new_actor = _starter(ray, plan, workers)
-        actors = deque(new_actor() for _ in range(workers))
+        # An actor gets an item when it has started: where its machine has gone for good, another takes the item.
+        starting = {actor.ready.remote(): actor for actor in (new_actor() for _ in range(workers))}
+        actors: deque[Any] = deque()
         running: dict[Any, tuple[Any, Item, int]] = {}
         again: deque[tuple[Item, int]] = deque()
         left = iter(items)
+        failed_starts = 0
         while True:
-            while actors:
-                if not again and (item := next(left, None)) is not None:
-                    again.append((item, 1))
-                if not again:
-                    break
+            if not again and (item := next(left, None)) is not None:
+                again.append((item, 1))
+            if again and actors:
                 item, tries = again.popleft()
                 actor = actors.popleft()
                 running[actor.make.remote(item)] = actor, item, tries
-            if not running:
+                continue
+            if not again and not running:
                 return
-            for done in ray.wait(list(running))[0]:
+            for done in _wait(ray, [*running, *starting], none_runs=not running):
+                if done in starting:
+                    actor = starting.pop(done)
+                    try:
+                        ray.get(done)
+                        actors.append(actor)
+                        failed_starts = 0
+                    except ray.exceptions.RayError as error:
+                        failed_starts += 1
+                        if failed_starts == TRIES * workers:
+                            raise LayeredError(f"no worker could start: {error}") from None
+                        actor = new_actor()
+                        starting[actor.ready.remote()] = actor
+                    continue
                 actor, item, tries = running.pop(done)
                 try:
                     outcome = ray.get(done)
@@ -56,7 +76,8 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError:
-                    actors.append(new_actor())
+                    actor = new_actor()
+                    starting[actor.ready.remote()] = actor
                     if tries < TRIES:
                         again.append((item, tries + 1))
                     else:
@@ -65,6 +86,16 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome
                             f"its worker was ended {TRIES} times while it made this, perhaps because the "
                             f"machine ran out of memory",
                         )
+
+
+def _wait(ray: Any, references: list[Any], none_runs: bool) -> list[Any]:
+    """Return those of the references that are done, one at least. If no worker runs and none starts for long, say
+    so."""
+    done: list[Any] = ray.wait(references, timeout=SILENT_S if none_runs else None)[0]
+    if not done:
+        complain(f"no worker has started for {SILENT_S} s; the batch waits until Ray has a free core or GPU")
+        done = ray.wait(references)[0]
+    return done
 
 
 def _told(outcome: Outcome, tries: int) -> Outcome:
@@ -84,6 +115,9 @@ class _Remote(Worker):
         super().__init__(plan)
         os.chdir(plan.folder)
         torch.set_num_threads(threads)
+
+    def ready(self) -> None:
+        """Return when the worker has started."""
 
 
 def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
