@@ -14,6 +14,7 @@ import io
 import json
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -23,7 +24,15 @@ from pathlib import Path
 import numpy as np
 from comfy_server import Server
 from PIL import Image
-from soak_plan import BROKEN_FILE, STEPS_TO_INTERRUPT, TEMPLATES, first_turns, more_turns, prompt_of
+from soak_plan import (
+    BROKEN_FILE,
+    STEPS_TO_INTERRUPT,
+    TEMPLATES,
+    first_turns,
+    more_turns,
+    prompt_of,
+    repeatable,
+)
 
 from benchmarks.hosts.find import find_host
 
@@ -38,10 +47,13 @@ CACHES = {
 GROWTH = 1.01
 """The most that the memory may be at the end, of what it was when every template had run once."""
 
+PREVIEW = re.compile(r"ComfyUI_temp_[a-z]{5}_\d{5}_\.png")
+"""What ComfyUI's own Preview Image calls its files in the folder temp, until the server stops."""
+
 WARM = 20
 """The fewest prompts before memory is measured first."""
 
-PATIENCE_S = 300
+PATIENCE_S = 180
 
 
 class Soak:
@@ -58,6 +70,8 @@ class Soak:
     def run(self, names, prompts):
         """Run ``prompts`` prompts at least of the templates ``names`` and return the figures."""
         (self.server.base / "input" / "broken.psd").write_bytes(BROKEN_FILE)
+        self.server.get("/soak/models")  # loads them
+        self.empty()
         before = self.server.get("/soak/models")
         files = self.files()
         start = time.monotonic()
@@ -116,7 +130,7 @@ class Soak:
                 self.faults.append(f"{name} ran although it was deleted from the queue")
         else:
             ended = self.ended(answer["prompt_id"])
-        self.look_at_end(turn, name, ended)
+        self.look_at_end(turn, name, ended, repeatable(prompt))
         self.rss.append(round(self.memory()["rss"], 1))
         if self.counts["prompts"] % 20 == 0:
             self.say(f"{self.counts['prompts']} prompts, {self.rss[-1]} MB, {len(self.faults)} faults")
@@ -131,8 +145,10 @@ class Soak:
         end = time.monotonic() + PATIENCE_S
         while not (history := self.server.get(f"/history/{prompt_id}")):
             if time.monotonic() > end or self.server.process.poll() is not None:
+                self.server.process.send_signal(signal.SIGUSR1)
+                time.sleep(1)
                 raise SystemExit(
-                    f"a prompt did not end; the log of the server:\n{self.server.log.read_text()}"
+                    f"a prompt did not end; the server's log:\n{self.server.log.read_text()[-9000:]}"
                 )
             time.sleep(0.02)
         self.server.post("/history", {"delete": [prompt_id]})
@@ -149,8 +165,9 @@ class Soak:
                     return
             time.sleep(0.02)
 
-    def look_at_end(self, turn, name, entry):
-        """Compare what a prompt came to with its plan."""
+    def look_at_end(self, turn, name, entry, compared):
+        """Compare what a prompt came to with its plan, and the pictures of the nodes ``compared`` with those that they
+        showed first."""
         messages = dict(entry["status"]["messages"])
         planned = {
             "interrupted": "execution_interrupted",
@@ -168,7 +185,8 @@ class Soak:
             files = [x for value in output.values() if isinstance(value, list) for x in value if _is_file(x)]
             for file in files:
                 self.shown[file["type"]].add(str(Path(file["subfolder"], file["filename"])))
-            pictures[node] = [self.pixels(file) for file in output.get("images", [])]
+            if node in compared:
+                pictures[node] = [self.pixels(file) for file in output.get("images", [])]
         if planned == "execution_success" and turn.kind != "refused":
             known = self.pictures.setdefault((turn.template, turn.variant), pictures)
             self.counts["compared"] += known is not pictures and sum(map(len, pictures.values()))
@@ -184,19 +202,24 @@ class Soak:
         return hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
 
     def memory(self):
-        """Return what the server's process holds: memory in MB, open files, threads."""
+        """Return what the server's process holds: memory in MB, without ("own") and with the pages of programs and
+        files that it reads ("rss"); open files; threads."""
         process = Path("/proc", str(self.server.process.pid))
         sizes = dict(re.findall(r"^(\w+): +(\d+) kB", (process / "smaps_rollup").read_text(), re.M))
         return {
             "rss": int(sizes["Rss"]) / 1024,
-            "private": (int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"])) / 1024,
+            "own": int(sizes["Anonymous"]) / 1024,
             "open_files": len(list((process / "fd").iterdir())),
             "threads": len(list((process / "task").iterdir())),
         }
 
     def measure(self):
         """Return the memory as it is, and after the caches were emptied."""
-        as_it_is = self.memory()
+        as_it_is, alive = self.memory(), self.empty()
+        return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": self.memory(), **alive}
+
+    def empty(self):
+        """Let ComfyUI empty its caches and take its models off their device, and return counts of what is alive."""
         self.server.post("/free", {"unload_models": True, "free_memory": True})
         alive = self.server.get("/soak/alive")
         for _ in range(30):
@@ -204,13 +227,13 @@ class Soak:
             before, alive = alive, self.server.get("/soak/alive")
             if not alive["loaded"] and alive["tensors"] == before["tensors"]:
                 break
-        return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": self.memory(), **alive}
+        return alive
 
     def look_at_memory(self, first, last):
-        for what in ("private", "threads", "open_files"):
+        for what in ("own", "rss", "threads", "open_files"):
             before, after = first["emptied"][what], last["emptied"][what]
-            if after > before * (GROWTH if what == "private" else 1):
-                self.faults.append(f"{what} was {before:.0f} and is {after:.0f}")
+            if after > before * (GROWTH if what in ("own", "rss") else 1):
+                self.faults.append(f"{what}, caches emptied, was {before:.0f} and is {after:.0f}")
         if last["tensors"] > first["tensors"] or last["tensor_bytes"] > first["tensor_bytes"]:
             told = [f"{x['tensors']} tensors ({x['tensor_bytes'] / 2**20:.2f} MB)" for x in (first, last)]
             self.faults.append(f"there were {told[0]} and there are {told[1]}")
@@ -227,7 +250,9 @@ class Soak:
         """Compare the files with those that nodes showed and return the number of new ones by folder."""
         new = {folder: files - before[folder] for folder, files in self.files().items()}
         for folder, files in new.items():
-            if left := files - self.shown.get(folder, set()):
+            # A prompt that fails does not tell which previews were shown before.
+            left = files - self.shown.get(folder, set())
+            if left := {x for x in left if folder != "temp" or not PREVIEW.fullmatch(x)}:
                 self.faults.append(f"{folder}: {len(left)} files were left, such as {sorted(left)[0]!r}")
         return {folder: len(files) for folder, files in new.items()}
 
@@ -271,15 +296,15 @@ def table(figures):
         "refused before running": lambda x: x["refused"],
         "deleted from the queue": lambda x: x["deleted"],
         "pictures compared with their first time": lambda x: x["compared"],
-        "memory as it is, MB": lambda x: _change(x, lambda at: at["as_it_is"]["rss"]),
-        "the process's own, caches emptied, MB": lambda x: _change(x, lambda at: at["emptied"]["private"]),
-        "the same in %": lambda x: f"{100 * _growth(x):+.2f}",
-        "tensors alive": lambda x: _change(x, lambda at: at["tensors"]),
-        "open files": lambda x: _change(x, lambda at: at["emptied"]["open_files"]),
-        "threads": lambda x: _change(x, lambda at: at["emptied"]["threads"]),
+        "memory as it is, MB": lambda x: _change(x, "as_it_is", "rss"),
+        "with its caches emptied, MB": lambda x: _change(x, "emptied", "rss"),
+        "of that without programs' files, MB": lambda x: _change(x, "emptied", "own"),
+        "tensors alive": lambda x: f"{x['first']['tensors']:,} → {x['last']['tensors']:,}",
+        "open files": lambda x: _change(x, "emptied", "open_files"),
+        "threads": lambda x: _change(x, "emptied", "threads"),
         "models with the same bits as before": lambda x: x["models"],
         "new files in input": lambda x: x["files"]["input"],
-        "new files in temp, each shown by a node": lambda x: x["files"]["temp"],
+        "new files in temp, all previews of nodes": lambda x: x["files"]["temp"],
         "new files in the system's temp folder": lambda x: x["files"]["system"],
         "minutes": lambda x: round(x["seconds"] / 60, 1),
         "faults": lambda x: len(x["faults"]),
@@ -289,14 +314,10 @@ def table(figures):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _change(figures, value):
-    before, after = value(figures["first"]), value(figures["last"])
-    return f"{before:,.0f} → {after:,.0f}"
-
-
-def _growth(figures):
-    before, after = (figures[at]["emptied"]["private"] for at in ("first", "last"))
-    return after / before - 1
+def _change(figures, when, what):
+    before, after = (figures[at][when][what] for at in ("first", "last"))
+    percent = f" ({100 * (after / before - 1):+.2f} %)" if what in ("own", "rss") else ""
+    return f"{before:,.0f} → {after:,.0f}{percent}"
 
 
 def main():

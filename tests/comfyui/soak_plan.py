@@ -24,8 +24,12 @@ MORE_STEPS = {"34_demo_decompose": 12}
 STEPS_TO_INTERRUPT = 60
 
 BAD = {
-    "LD_RegionalPromptAttention": {"prompt": "nothing of that", "append": False},
+    "LD_RegionalPromptAttention": {"mode": "paint with words", "prompt": "nothing of that", "append": False},
     "LD_SelectLayers": {"which": "nobody"},
+    "LD_GenerateLayers": {"keep": "nobody"},
+    "LD_AddLayerByPrompt": {"prompt": " "},
+    "LD_FillBehindLayers": {"layer": "nobody"},
+    "LD_MaskedControlNetApply": {"start_percent": 0.9, "end_percent": 0.1},
     "LD_LearnWords": {"which": "nobody"},
     "LD_LayerTrainingData": {"layer": "nobody"},
     "LD_LoadLayers": {"file": "broken.psd"},
@@ -36,6 +40,10 @@ BROKEN_FILE = b"8BPS\0\1" + bytes(20)
 """A PSD file that ends in its header: ``broken.psd`` in the input folder."""
 
 LOADERS = {"LD_LoadDemoModel": "SoakModels", "LD_LoadDemoControlNet": "SoakControlNet"}
+
+UNSEEDED = {"TrainLoraNode"}
+"""Nodes of ComfyUI whose results depend on the prompts before: whatever its seed is, TrainLoraNode draws a LoRA's
+first weights from the random numbers at which the last sampling ended."""
 
 FAULTS = ("interrupted", "broken", "failing", "refused", "deleted")
 
@@ -66,7 +74,10 @@ def _sampling(template):
 
 
 def _failing(template):
-    return [key for key, node in template.items() if node["class_type"] in BAD]
+    """Return the ids of the nodes that get a bad input: those of the first class of ``BAD`` that there is."""
+    classes = {key: node["class_type"] for key, node in template.items()}
+    bad = next((name for name in BAD if name in classes.values()), None)
+    return [key for key, name in classes.items() if name == bad]
 
 
 def fitting(name, kind):
@@ -79,6 +90,21 @@ def fitting(name, kind):
         "refused": _stepping,
     }
     return kind not in ways or bool(ways[kind](template))
+
+
+def repeatable(prompt):
+    """Return the ids of the nodes whose results depend on nothing but their prompt."""
+    unseeded = {key for key, node in prompt.items() if node["class_type"] in UNSEEDED}
+    reached = True
+    while reached:
+        reached = {
+            key
+            for key, node in prompt.items()
+            if key not in unseeded
+            and any(isinstance(x, list) and x and x[0] in unseeded for x in node["inputs"].values())
+        }
+        unseeded |= reached
+    return set(prompt) - unseeded
 
 
 def prompt_of(turn, number, choose):

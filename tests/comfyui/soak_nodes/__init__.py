@@ -2,8 +2,10 @@
 prompt, a model that breaks while it samples, and counts of what is alive."""
 
 import ctypes
+import faulthandler
 import gc
 import hashlib
+import signal
 import sys
 from collections import Counter
 
@@ -14,6 +16,8 @@ from comfy_execution import progress
 from server import PromptServer
 
 import nodes
+
+faulthandler.register(signal.SIGUSR1)  # soak.py asks where the server is when a prompt does not end
 
 KEPT = {}
 """What each of the pack's loaders gave: {(class, network): outputs}."""
