@@ -156,7 +156,7 @@ class Soak:
 
     def interrupt(self, prompt_id, target):
         """Interrupt a prompt when the node ``target`` has done some of its steps."""
-        at = self.choose.randint(1, STEPS_TO_INTERRUPT // 3)
+        at = self.choose.randint(1, 8)
         while not self.server.get(f"/history/{prompt_id}"):
             for node, done, total in self.server.get("/soak/progress"):
                 ours = node == target or node.startswith(f"{target}.")

@@ -21,6 +21,16 @@ STEPS = 3
 MORE_STEPS = {"34_demo_decompose": 12}
 """Steps of templates that go on with what is seen in a sampled picture."""
 
+LESS = {
+    "LD_LayerPreview": {"size": 256},
+    "LD_AttentionPreview": {"size": 256},
+    "LD_TransparentDecode": {"augmentations": "2"},
+    "LD_GenerateLayers": {"augmentations": "2"},
+    "LD_LearnWords": {"batch": 1},
+    "LD_LayerTrainingData": {"count": 2},
+}
+"""Inputs with which nodes take less time, by class."""
+
 STEPS_TO_INTERRUPT = 60
 
 BAD = {
@@ -112,6 +122,8 @@ def prompt_of(turn, number, choose):
     the other prompts; ``choose`` is a ``random.Random``."""
     prompt = copy.deepcopy(TEMPLATES[turn.template])
     stepping = _stepping(prompt)
+    for node in prompt.values():
+        node["inputs"].update(LESS.get(node["class_type"], {}))
     for key in stepping:
         steps = MORE_STEPS.get(turn.template, STEPS)
         prompt[key]["inputs"]["steps"] = min(steps, prompt[key]["inputs"]["steps"])
