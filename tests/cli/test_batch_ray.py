@@ -126,9 +126,10 @@ def test_an_item_whose_worker_dies_each_time_fails_and_the_next_is_made(scenes, 
     assert list(pictures(out)) == ["1.png"]
 
 
-def test_a_machine_that_disappears_for_good_takes_no_item_with_it(scenes, tmp_path):
+def test_a_machine_that_disappears_for_good_takes_no_item_with_it(scenes, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     out = tmp_path / "out"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
