@@ -28,6 +28,7 @@ from soak_plan import (
     BROKEN_FILE,
     STEPS_TO_INTERRUPT,
     TEMPLATES,
+    Turn,
     first_turns,
     more_turns,
     prompt_of,
@@ -79,11 +80,11 @@ class Soak:
         more = more_turns(names, self.choose)
         while (turn := next(turns, None)) or self.counts["prompts"] < WARM:
             self.turn(turn or next(more))
-        first = self.measure()
+        first = self.measure(names[0])
         while self.counts["prompts"] < prompts:
             self.turn(next(more))
         seconds = time.monotonic() - start
-        last = self.measure()
+        last = self.measure(names[0])
         self.look_at_memory(first, last)
         after = self.server.get("/soak/models")
         for name in before:
@@ -92,14 +93,17 @@ class Soak:
                     self.faults.append(f"{name}: {what} was {before[name][what]} and is {after[name][what]}")
         left = self.look_at_files(files)
         self.look_at_log()
-        types = Counter(dict(last.pop("types"))) - Counter(dict(first.pop("types")))
+        more = {
+            what: (Counter(dict(last.pop(what))) - Counter(dict(first.pop(what)))).most_common(12)
+            for what in ("types", "shapes")
+        }
         return {
             **self.counts,
             "seconds": round(seconds),
             "first": first,
             "last": last,
             "rss_mb": self.rss,
-            "more_objects": types.most_common(12),
+            "more": more,
             "models": len(before),
             "files": left,
             "faults": self.faults,
@@ -179,7 +183,8 @@ class Soak:
             self.faults.append(f"{name} did not end with {planned}: {told}")
         if turn.kind == "broken" and "broken on purpose" not in json.dumps(messages):
             self.faults.append(f"{name} broke in another way: {json.dumps(messages)[:1000]}")
-        self.counts["from_cache"] += len(messages.get("execution_cached", {}).get("nodes", []))
+        from_cache = set(messages.get("execution_cached", {}).get("nodes", []))
+        self.counts["from_cache"] += len(from_cache)
         pictures = {}
         for node, output in sorted(entry["outputs"].items()):
             files = [x for value in output.values() if isinstance(value, list) for x in value if _is_file(x)]
@@ -188,13 +193,17 @@ class Soak:
             if node in compared:
                 pictures[node] = [self.pixels(file) for file in output.get("images", [])]
         if planned == "execution_success" and turn.kind != "refused":
-            known = self.pictures.setdefault((turn.template, turn.variant), pictures)
-            self.counts["compared"] += known is not pictures and sum(map(len, pictures.values()))
-            if known != pictures:
-                nodes = [node for node in known if known[node] != pictures.get(node)]
+            known = self.pictures.setdefault((turn.template, turn.variant), {})
+            both = known.keys() & pictures.keys()
+            self.counts["compared"] += sum(len(known[node]) for node in both)
+            # A node whose result is in the cache need not show it again.
+            other = {node for node in both if known[node] != pictures[node]}
+            other |= known.keys() - pictures.keys() - from_cache
+            if other:
                 self.faults.append(
-                    f"{name} shows other pixels than at its first time, in node {', '.join(nodes)}"
+                    f"{name} shows other pixels than at its first time, in node {', '.join(other)}"
                 )
+            known.update({node: shown for node, shown in pictures.items() if node not in known})
 
     def pixels(self, file):
         """Return a checksum of a picture's pixels."""
@@ -213,8 +222,10 @@ class Soak:
             "threads": len(list((process / "task").iterdir())),
         }
 
-    def measure(self):
-        """Return the memory as it is, and after the caches were emptied."""
+    def measure(self, name):
+        """Return the memory as it is, and after the caches were emptied. ComfyUI may hold on to what belongs to the
+        last prompt, so that is always of the template ``name``."""
+        self.turn(Turn(name, "anew"))
         as_it_is, alive = self.memory(), self.empty()
         return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": self.memory(), **alive}
 

@@ -33,8 +33,8 @@ def server(skip_suite, could_not_start, tmp_path):
 class Spoiled(Soak):
     """A soak on whose server something is left behind after memory was measured first."""
 
-    def measure(self):
-        measured = super().measure()
+    def measure(self, name):
+        measured = super().measure(name)
         if not self.spoiled:
             self.spoiled = True
             for folder in ("input", "temp", "system"):

@@ -171,6 +171,7 @@ async def alive(request):
             "tensor_bytes": sum(storages.values()),
             "objects": len(everything),
             "loaded": len(model_management.current_loaded_models),
+            "shapes": Counter(f"{x.dtype} {tuple(x.shape)}" for x in tensors).most_common(),
             "types": Counter(f"{type(x).__module__}.{type(x).__qualname__}" for x in everything).most_common(
                 400
             ),
