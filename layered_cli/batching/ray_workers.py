@@ -7,67 +7,58 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from layered_cli.batching.items import Item
 from layered_cli.batching.work import Outcome, Plan, Worker, failed
-from layered_cli.shared import complain
 from layered_core.errors import LayeredError, invalid
 
 TRIES = 3
 """How often an item is begun whose worker dies."""
 
-SILENT_S = 120
-"""Seconds after which a batch says that it waits for a worker to start."""
+PATIENCE_S = 60.0
+"""Seconds for which idle workers leave an item to one that has not started."""
 
 
 def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome, None, None]:
     """Make items with ``workers`` workers; yield what became of each, in the order in which they are done.
 
-    For a worker that dies another is started, here or where the cluster has room, and its item is begun again by the
-    next that is free, at most :data:`TRIES` times in all. With
+    For a worker that dies another is started, and its item is begun again, at most :data:`TRIES` times in all. If that
+    one cannot start, as where its machine is gone for good, the others make its item when they have no more. With
     the environment's ``RAY_ADDRESS`` the workers run on that cluster, whose machines must see the same files;
     otherwise on this machine.
 
     Raises:
-        LayeredError: Ray is not installed, or there are not as many GPUs or cores, or no worker starts; or what a
-            worker raises to stop the batch.
+        LayeredError: Ray is not installed, or there are not as many GPUs or cores; or what a worker raises to stop
+            the batch.
     """
     with _ray(workers) as ray:
         new_actor = _starter(ray, plan, workers)
-        # An actor gets an item when it has started: where its machine has gone for good, another takes the item.
-        starting = {actor.ready.remote(): actor for actor in (new_actor() for _ in range(workers))}
-        actors: deque[Any] = deque()
-        running: dict[Any, tuple[Any, Item, int]] = {}
+        actors = deque(new_actor() for _ in range(workers))
+        running: dict[Any, tuple[_Actor, Item, int]] = {}
         again: deque[tuple[Item, int]] = deque()
         left = iter(items)
-        failed_starts = 0
         while True:
-            if not again and (item := next(left, None)) is not None:
-                again.append((item, 1))
-            if again and actors:
+            while actors:
+                if not again and (item := next(left, None)) is not None:
+                    again.append((item, 1))
+                if not again:
+                    break
                 item, tries = again.popleft()
                 actor = actors.popleft()
-                running[actor.make.remote(item)] = actor, item, tries
-                continue
-            if not again and not running:
+                running[actor.remote.make.remote(item)] = actor, item, tries
+            if not running:
                 return
-            for done in _wait(ray, [*running, *starting], none_runs=not running):
-                if done in starting:
-                    actor = starting.pop(done)
-                    try:
-                        ray.get(done)
-                        actors.append(actor)
-                        failed_starts = 0
-                    except ray.exceptions.RayError as error:
-                        failed_starts += 1
-                        if failed_starts == TRIES * workers:
-                            raise LayeredError(f"no worker could start: {error}") from None
-                        actor = new_actor()
-                        starting[actor.ready.remote()] = actor
-                    continue
+            finished = ray.wait(list(running), timeout=PATIENCE_S if actors else None)[0]
+            if not finished and any(_has_started(ray, actor) for actor in actors):
+                for reference, (actor, item, tries) in list(running.items()):
+                    if not _has_started(ray, actor):
+                        del running[reference]
+                        ray.kill(actor.remote)
+                        again.append((item, tries))
+            for done in finished:
                 actor, item, tries = running.pop(done)
                 try:
                     outcome = ray.get(done)
@@ -76,8 +67,7 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError:
-                    actor = new_actor()
-                    starting[actor.ready.remote()] = actor
+                    actors.append(new_actor())
                     if tries < TRIES:
                         again.append((item, tries + 1))
                     else:
@@ -88,22 +78,25 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome
                         )
 
 
-def _wait(ray: Any, references: list[Any], none_runs: bool) -> list[Any]:
-    """Return those of the references that are done, one at least. If no worker runs and none starts for long, say
-    so."""
-    done: list[Any] = ray.wait(references, timeout=SILENT_S if none_runs else None)[0]
-    if not done:
-        complain(f"no worker has started for {SILENT_S} s; the batch waits until Ray has a free core or GPU")
-        done = ray.wait(references)[0]
-    return done
-
-
 def _told(outcome: Outcome, tries: int) -> Outcome:
     """Return the outcome with a line about the workers that died before it."""
     if tries == 1:
         return outcome
     line = f"layered: {outcome.item.source}: begun {tries} times, since the worker at it was ended"
     return replace(outcome, warnings=(*outcome.warnings, line))
+
+
+@dataclass(frozen=True)
+class _Actor:
+    """A worker in a process of Ray's, as the driver knows it."""
+
+    remote: Any
+    started: Any
+    """Ray's reference to what is done when the worker has started."""
+
+
+def _has_started(ray: Any, actor: _Actor) -> bool:
+    return bool(ray.wait([actor.started], timeout=0)[0])
 
 
 class _Remote(Worker):
@@ -116,11 +109,11 @@ class _Remote(Worker):
         os.chdir(plan.folder)
         torch.set_num_threads(threads)
 
-    def ready(self) -> None:
+    def start(self) -> None:
         """Return when the worker has started."""
 
 
-def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
+def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], _Actor]:
     """Return a function that starts the actor of one of ``workers`` workers, in the background.
 
     Raises:
@@ -135,7 +128,12 @@ def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
     threads = max(1, cores // workers)
     # An actor that Ray restarts refuses items until it is back; a new one lets them wait.
     actor = ray.remote(num_cpus=threads, num_gpus=int(on_gpus), max_restarts=0)(_Remote)
-    return lambda: actor.remote(plan, threads)
+
+    def new_actor() -> _Actor:
+        remote = actor.remote(plan, threads)
+        return _Actor(remote, remote.start.remote())
+
+    return new_actor
 
 
 @contextmanager

@@ -227,7 +227,8 @@ class Soak:
         last prompt, so that is always of the template ``name``."""
         self.turn(Turn(name, "anew"))
         as_it_is, alive = self.memory(), self.empty()
-        return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": self.memory(), **alive}
+        emptied = {**self.memory(), "in_use": alive.pop("in_use")}
+        return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": emptied, **alive}
 
     def empty(self):
         """Let ComfyUI empty its caches and take its models off their device, and return counts of what is alive."""
@@ -241,9 +242,9 @@ class Soak:
         return alive
 
     def look_at_memory(self, first, last):
-        for what in ("own", "rss", "threads", "open_files"):
+        for what, bound in (("rss", GROWTH), ("in_use", GROWTH), ("threads", 1), ("open_files", 1)):
             before, after = first["emptied"][what], last["emptied"][what]
-            if after > before * (GROWTH if what in ("own", "rss") else 1):
+            if after > before * bound:
                 self.faults.append(f"{what}, caches emptied, was {before:.0f} and is {after:.0f}")
         if last["tensors"] > first["tensors"] or last["tensor_bytes"] > first["tensor_bytes"]:
             told = [f"{x['tensors']} tensors ({x['tensor_bytes'] / 2**20:.2f} MB)" for x in (first, last)]
@@ -310,6 +311,7 @@ def table(figures):
         "memory as it is, MB": lambda x: _change(x, "as_it_is", "rss"),
         "with its caches emptied, MB": lambda x: _change(x, "emptied", "rss"),
         "of that without programs' files, MB": lambda x: _change(x, "emptied", "own"),
+        "of that in use, without small objects, MB": lambda x: _change(x, "emptied", "in_use"),
         "tensors alive": lambda x: f"{x['first']['tensors']:,} → {x['last']['tensors']:,}",
         "open files": lambda x: _change(x, "emptied", "open_files"),
         "threads": lambda x: _change(x, "emptied", "threads"),
@@ -327,7 +329,7 @@ def table(figures):
 
 def _change(figures, when, what):
     before, after = (figures[at][when][what] for at in ("first", "last"))
-    percent = f" ({100 * (after / before - 1):+.2f} %)" if what in ("own", "rss") else ""
+    percent = f" ({100 * (after / before - 1):+.2f} %)" if what in ("own", "rss", "in_use") else ""
     return f"{before:,.0f} → {after:,.0f}{percent}"
 
 

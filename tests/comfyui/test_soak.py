@@ -60,7 +60,7 @@ def test_a_short_soak_finds_no_fault_and_what_is_left_behind_is_found(server):
     faults = Spoiled(server, pictures, random.Random(0), lambda line: None).run(SHORT[:1], 24)["faults"]
     for told in (
         "shows other pixels than at its first time",
-        "own, caches emptied, was",
+        "in_use, caches emptied, was",
         "tensors (",
         "UNet model: weights was",
         "input: 1 files were left, such as 'left.png'",

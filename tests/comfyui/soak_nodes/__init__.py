@@ -6,7 +6,6 @@ import faulthandler
 import gc
 import hashlib
 import signal
-import sys
 from collections import Counter
 
 import torch
@@ -114,6 +113,36 @@ def _checksum(network):
     return digest.hexdigest()
 
 
+class _MallInfo(ctypes.Structure):
+    """What glibc tells of its heap: ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def _give_back():
+    """Give free memory back to the system, and return how many bytes are in use, without those of small Python
+    objects."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc_trim(0)
+    libc.mallinfo2.restype = _MallInfo
+    told = libc.mallinfo2()
+    return told.uordblks + told.hblkhd
+
+
 def _outline(value):
     """Return what a patcher's settings hold, as text that is the same for the same settings."""
     if isinstance(value, dict):
@@ -160,13 +189,13 @@ async def models(request):
 async def alive(request):
     """Answer with counts of what is alive after a search for garbage, and give free memory back to the system."""
     gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    in_use = _give_back()
     everything = gc.get_objects()
     tensors = [x for x in everything if type(x) in (torch.Tensor, torch.nn.Parameter)]
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     return web.json_response(
         {
+            "in_use": in_use / 2**20,
             "tensors": len(tensors),
             "tensor_bytes": sum(storages.values()),
             "objects": len(everything),
