@@ -10,12 +10,13 @@ BENCH ?= results/$(shell date +%F)-$(shell git rev-parse --short HEAD)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo demo-images docs notebook test test-all fuzz lint bench bench-all bench-model train-demo clean
+.PHONY: help demo demo-images docs notebook test test-all fuzz soak lint bench bench-all bench-model train-demo clean
 help:
 	@sed -n 's/^# //p' Makefile
 	@echo "make lint         run linter and type checker only"
 	@echo "make test-all     run the slow tests too"
-	@echo "make fuzz         open 2,000 broken files (FILES=2000), each of which must be read or refused"
+	@echo "make fuzz         open 2,000 broken files (FILES=2000), each of which must be read or refused, and count them"
+	@echo "make soak         run 200 prompts (PROMPTS=200) on a ComfyUI server with each of three caches, and look what is left"
 	@echo "make demo-images  make the demo and copy its pictures into the README"
 	@echo "make docs         build the site of the docs into output/site, or show it at 127.0.0.1:8000 (SERVE=1)"
 	@echo "make notebook     run the notebook and store its outputs in it"
@@ -65,6 +66,9 @@ test-all: lint
 
 fuzz: .venv/installed
 	@LAYERED_FUZZ=$(or $(FILES),2000) $(BIN)/python -m pytest tests/core/formats/test_files_fuzz.py
+
+soak: .venv/installed
+	@$(BIN)/python tests/comfyui/soak.py --prompts $(or $(PROMPTS),200)
 
 bench: .venv/installed
 	@$(BIN)/python -m layered_cli bench $(or $(SUITE),layout) -n $(or $(N),32)

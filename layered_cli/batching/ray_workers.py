@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from layered_core.errors import LayeredError, invalid
 TRIES = 3
 """How often an item is begun whose worker dies."""
 
+PATIENCE_S = 60.0
+"""Seconds for which idle workers leave an item to one that has not started."""
+
 
 def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome, None, None]:
     """Make items with ``workers`` workers; yield what became of each, in the order in which they are done.
 
-    For a worker that dies another is started, and its item is begun again, at most :data:`TRIES` times in all. With
+    For a worker that dies another is started, and its item is begun again, at most :data:`TRIES` times in all. If that
+    one cannot start, as where its machine is gone for good, the others make its item when they have no more. With
     the environment's ``RAY_ADDRESS`` the workers run on that cluster, whose machines must see the same files;
     otherwise on this machine.
 
@@ -33,7 +37,7 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome
     with _ray(workers) as ray:
         new_actor = _starter(ray, plan, workers)
         actors = deque(new_actor() for _ in range(workers))
-        running: dict[Any, tuple[Any, Item, int]] = {}
+        running: dict[Any, tuple[_Actor, Item, int]] = {}
         again: deque[tuple[Item, int]] = deque()
         left = iter(items)
         while True:
@@ -44,10 +48,17 @@ def by_ray(plan: Plan, items: Iterable[Item], workers: int) -> Generator[Outcome
                     break
                 item, tries = again.popleft()
                 actor = actors.popleft()
-                running[actor.make.remote(item)] = actor, item, tries
+                running[actor.remote.make.remote(item)] = actor, item, tries
             if not running:
                 return
-            for done in ray.wait(list(running))[0]:
+            finished = ray.wait(list(running), timeout=PATIENCE_S if actors else None)[0]
+            if not finished and any(_has_started(ray, actor) for actor in actors):
+                for reference, (actor, item, tries) in list(running.items()):
+                    if not _has_started(ray, actor):
+                        del running[reference]
+                        ray.kill(actor.remote)
+                        again.append((item, tries))
+            for done in finished:
                 actor, item, tries = running.pop(done)
                 try:
                     outcome = ray.get(done)
@@ -75,6 +86,19 @@ def _told(outcome: Outcome, tries: int) -> Outcome:
     return replace(outcome, warnings=(*outcome.warnings, line))
 
 
+@dataclass(frozen=True)
+class _Actor:
+    """A worker in a process of Ray's, as the driver knows it."""
+
+    remote: Any
+    started: Any
+    """Ray's reference to what is done when the worker has started."""
+
+
+def _has_started(ray: Any, actor: _Actor) -> bool:
+    return bool(ray.wait([actor.started], timeout=0)[0])
+
+
 class _Remote(Worker):
     """A worker in a process of Ray's."""
 
@@ -85,8 +109,11 @@ class _Remote(Worker):
         os.chdir(plan.folder)
         torch.set_num_threads(threads)
 
+    def start(self) -> None:
+        """Return when the worker has started."""
 
-def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
+
+def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], _Actor]:
     """Return a function that starts the actor of one of ``workers`` workers, in the background.
 
     Raises:
@@ -102,7 +129,12 @@ def _starter(ray: Any, plan: Plan, workers: int) -> Callable[[], Any]:
     threads = min(share, _asked_threads() or share)
     # An actor that Ray restarts refuses items until it is back; a new one lets them wait.
     actor = ray.remote(num_cpus=share, num_gpus=int(on_gpus), max_restarts=0)(_Remote)
-    return lambda: actor.remote(plan, threads)
+
+    def new_actor() -> _Actor:
+        remote = actor.remote(plan, threads)
+        return _Actor(remote, remote.start.remote())
+
+    return new_actor
 
 
 def _asked_threads() -> int:

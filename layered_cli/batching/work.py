@@ -110,8 +110,13 @@ class Worker:
                     f"some space and start the batch again: it goes on where it stopped"
                 ) from error
             kind = "" if isinstance(error, (LayeredError, OSError)) else f"{type(error).__name__}: "
-            self._free_memory(error)
-            return failed(item, f"{kind}{error}")
+            reason = f"{kind}{error}"
+            if _is_of_memory(error):
+                self.many = Many()  # lets the models go: they are loaded anew where there is room
+                reason = (
+                    f"there was not enough memory. Give a smaller document, or a larger machine ({reason})"
+                )
+            return failed(item, reason)
 
     def _make(self, item: Item) -> Outcome:
         options = options_of(item.way, self.plan.common, item.words)
@@ -145,11 +150,6 @@ class Worker:
         with one_of_many(self.many):
             WAYS[item.way].run(argparse.Namespace(**{**vars(options), **what}, out=part))
 
-    def _free_memory(self, error: Exception) -> None:
-        """After an error of no memory, let the models go: they are loaded anew where there is room."""
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            self.many = Many()
-
 
 def _stands(result: Path, record: Path, recipe: str) -> bool:
     """Whether a result is there, whole, and was made by this recipe."""
@@ -166,6 +166,13 @@ def _hash(path: Path) -> str:
         while piece := file.read(2**20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether an error says that there was not enough memory, of the GPU or of the machine: PyTorch raises plain
+    ``RuntimeError`` for both."""
+    told = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in told)
 
 
 def _is_full(error: BaseException | None) -> bool:

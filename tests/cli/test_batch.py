@@ -1,5 +1,6 @@
 """``layered batch`` makes every item once, complete or not at all, whatever comes in between."""
 
+import importlib.util
 import json
 import os
 import re
@@ -215,8 +216,9 @@ FULL = """
 import sys
 from pathlib import Path
 from layered_cli.command import main
-disk, scenes = Path(sys.argv[1]), sys.argv[2]
-words = ["batch", scenes, "--out", str(disk / "out"), "--composite-only"]
+disk, scenes, *more = sys.argv[1:]
+disk = Path(disk)
+words = ["batch", scenes, "--out", str(disk / "out"), "--composite-only", *more]
 codes = [main(words)]
 names = [sorted(x.name for x in (disk / "out").glob("*.png"))]
 parts = [list((disk / "out" / ".layered" / "parts").iterdir())]
@@ -227,7 +229,12 @@ print([*codes, len(names[0]), len(parts[0])])
 """Makes a batch on a disk that is too small, then again where there is room."""
 
 
-def test_a_full_disk_stops_the_batch_and_it_goes_on_later(scenes, tmp_path, skip_suite):
+@pytest.mark.parametrize(
+    "words", [(), pytest.param(("--engine", "ray"), marks=pytest.mark.slow)], ids=["here", "ray"]
+)
+def test_a_full_disk_stops_the_batch_and_it_goes_on_later(scenes, tmp_path, skip_suite, words):
+    if words and importlib.util.find_spec("ray") is None:
+        skip_suite("batches on Ray", "ray is not installed: pip install -e '.[scale]'")
     for name in "abc":
         Image.effect_noise((144, 144), 90).save(scenes / f"{name}.png")
         layer = {"name": "noise", "image": f"{name}.png"}
@@ -241,7 +248,7 @@ def test_a_full_disk_stops_the_batch_and_it_goes_on_later(scenes, tmp_path, skip
         skip_suite("writing on a full disk", "this user may not mount a tmpfs: unshare --user --mount fails")
     fill = f'head -c 150000 /dev/zero > "{disk}/fill"'
     done = subprocess.run(
-        [*within, f'{mount} && {fill} && exec "$0" -c "$1" "{disk}" "{scenes}"', sys.executable, FULL],
+        [*within, f'{mount} && {fill} && exec "$0" "$@"', sys.executable, "-c", FULL, disk, scenes, *words],
         capture_output=True, text=True,
     )  # fmt: skip
     said = re.split(r"[\r\n]+", done.stderr)
@@ -252,6 +259,42 @@ def test_a_full_disk_stops_the_batch_and_it_goes_on_later(scenes, tmp_path, skip
     assert (code, later, unfinished) == (2, 0, 0)
     assert 0 < first < 3
     assert counts == f"{3 - first} made, {first} were there, 0 failed"
+
+
+SMALL = """
+import resource, sys
+from layered_cli import shared
+from layered_cli.command import main
+own, loaded = shared._load, []
+shared._load = lambda options: loaded.append(1) or own(options)
+first, scenes, out = sys.argv[1:]
+words = ["--out", out, "--steps", "1", "--device", "cpu"]
+main(["batch", first, *words])
+sizes = open("/proc/self/statm").read().split()
+resource.setrlimit(resource.RLIMIT_AS, (int(sizes[0]) * resource.getpagesize() + 600 * 2**20, -1))
+code = main(["batch", scenes, *words])
+print([code, len(loaded)])
+"""
+"""Makes a batch in a process that may take 600 MB more than it has with the model loaded."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep the limit of memory")
+def test_a_document_that_takes_more_memory_than_there_is_fails_alone(scenes, tmp_path):
+    enormous = {**SCENE, "width": 9000, "height": 9000}
+    (scenes / "b.json").write_text(json.dumps(enormous))
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL, scenes / "a.json", scenes, out],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    first, second, ended = done.stdout.splitlines()
+    assert (first, second) == ("1 made, 0 were there, 0 failed", "1 made, 1 were there, 1 failed"), (
+        done.stderr
+    )
+    assert json.loads(ended) == [1, 3]  # loaded by each batch, and after the error once more
+    (line,) = (out / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["name"] == "b.png"
+    assert json.loads(line)["reason"].startswith("there was not enough memory. Give a smaller document")
 
 
 def test_what_a_killed_batch_left_unfinished_is_removed_by_the_next(run, tmp_path):

@@ -35,10 +35,12 @@ def scenes(tmp_path):
     return folder
 
 
-def start(scenes, out, *words):
+def start(scenes, out, *words, cluster=None):
     """Start a batch in a process of its own, in which pictures are made with one thread."""
     command = [sys.executable, "-m", "layered_cli", "batch", scenes, "--out", out, "--steps", "2"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+    if cluster:
+        environment["RAY_ADDRESS"] = cluster.address
     return subprocess.Popen(
         [*map(str, command), "--device", "cpu", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
@@ -51,16 +53,16 @@ def ended(batch):
     return batch.returncode, said, errors
 
 
-def workers_at_an_item(batch):
-    """Return the ids of a batch's own processes that make an item now."""
+def workers_at_an_item(of):
+    """Return the ids of the processes that make an item now and descend from the process ``of``."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,command="], capture_output=True, text=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     parents = {int(pid): int(parent) for pid, parent, *_ in rows}
 
     def is_ours(pid):
-        while pid in parents and pid != batch.pid:
+        while pid in parents and pid != of:
             pid = parents[pid]
-        return pid == batch.pid
+        return pid == of
 
     return [int(x[0]) for x in rows if x[2:] and x[2].startswith("ray::_Remote.make") and is_ours(int(x[0]))]
 
@@ -91,7 +93,7 @@ def test_one_worker_is_killed_and_one_item_raises_and_all_others_are_made_once_a
     out, many = tmp_path / "ray", ("--engine", "ray", "--workers", "2")
     batch = start(scenes, out, *many)
     wait_for(lambda: pictures(out), batch)
-    os.kill(wait_for(lambda: workers_at_an_item(batch), batch)[0], signal.SIGKILL)
+    os.kill(wait_for(lambda: workers_at_an_item(batch.pid), batch)[0], signal.SIGKILL)
     code, said, errors = ended(batch)
     assert code == 1, errors
     assert "begun 2 times, since the worker at it was ended" in errors
@@ -114,7 +116,7 @@ def test_an_item_whose_worker_dies_each_time_fails_and_the_next_is_made(scenes, 
     out, killed = tmp_path / "out", set()
     batch = start(scenes, out, "--engine", "ray", "--workers", "1")
     for _ in range(3):
-        pid = wait_for(lambda: set(workers_at_an_item(batch)) - killed, batch).pop()
+        pid = wait_for(lambda: set(workers_at_an_item(batch.pid)) - killed, batch).pop()
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
     code, said, errors = ended(batch)
@@ -122,6 +124,26 @@ def test_an_item_whose_worker_dies_each_time_fails_and_the_next_is_made(scenes, 
     (line,) = (out / "failures.jsonl").read_text().splitlines()
     assert "its worker was ended 3 times while it made this" in json.loads(line)["reason"]
     assert list(pictures(out)) == ["1.png"]
+
+
+def test_a_machine_that_disappears_for_good_takes_no_item_with_it(scenes, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    out = tmp_path / "out"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        machine = cluster.add_node(num_cpus=1)
+        batch = start(scenes, out, "--engine", "ray", "--workers", "2", cluster=cluster)
+        wait_for(lambda: len(workers_at_an_item(os.getpid())) == 2, batch)
+        cluster.remove_node(machine, allow_graceful=False)
+        code, said, errors = ended(batch)
+    finally:
+        cluster.shutdown()
+    assert code == 0, errors
+    assert "8 made" in said
+    assert "begun 2 times, since the worker at it was ended" in errors
+    assert sorted(pictures(out)) == [f"{number}.png" for number in range(8)]
 
 
 def test_more_workers_than_there_are_cores_or_gpus_are_refused(scenes, tmp_path, monkeypatch):

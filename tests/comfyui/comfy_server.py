@@ -21,10 +21,12 @@ class NotStartedError(RuntimeError):
 
 
 class Server:
-    """ComfyUI, running until :meth:`stop`, with the pack in the folder ``pack``; its base folder ``base`` is made
-    here."""
+    """ComfyUI, running until :meth:`stop`, with the pack in the folder ``pack`` and those of ``more_packs``; its base
+    folder ``base`` is made here. ``arguments`` are added to its command, ``variables`` to its environment."""
 
-    def __init__(self, comfyui, python, base, start_s=300, pack=PACK):
+    def __init__(
+        self, comfyui, python, base, start_s=300, pack=PACK, more_packs=(), arguments=(), variables=None
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -32,6 +34,8 @@ class Server:
         self.base = base
         (base / "custom_nodes").mkdir(parents=True)
         (base / "custom_nodes" / "layered-diffusion").symlink_to(pack)
+        for other in more_packs:
+            (base / "custom_nodes" / other.name).symlink_to(other)
         self.log = base / "log.txt"
         command = [
             python,
@@ -44,9 +48,9 @@ class Server:
             "--cpu",
             "--disable-api-nodes",
         ]
-        command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(base)]
+        command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(base), *arguments]
         # With several threads, these would wait for each other while a browser without a graphics card takes a core.
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(variables or {})}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(c) for c in command], stdout=log, stderr=subprocess.STDOUT, env=environment

@@ -1,15 +1,17 @@
 """Untrusted files: whatever their bytes are, reading gives a valid document or one error that names the
 fault, with limited memory and time.
 
-``make test`` tries 200 mutated files, ``make fuzz`` 2,000 (LAYERED_FUZZ sets the number).
+``make test`` tries 200 mutated files, ``make fuzz`` 2,000 (LAYERED_FUZZ sets the number) and prints a table of them.
 """
 
 import io
 import json
 import os
 import resource
+import sys
 import time
 import zipfile
+from collections import defaultdict
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -82,25 +84,39 @@ def inside(data, pick, changes):
 
 
 def attempt(path):
-    """Read a file and return whether that gave a document. Any error but a one-line LayeredError fails the
-    test, and so does a long time."""
+    """Read a file and return whether that gave a document, and the seconds of processor time it took. Any error but
+    a one-line LayeredError fails the test, and so does a long time."""
     start = time.process_time()
     complaint = None
     try:
         file = read_layers(path, LIMITS)
     except LayeredError as error:
         complaint = str(error)
-    assert time.process_time() - start < 5
+    seconds = time.process_time() - start
+    assert seconds < 5
     if complaint is None:
         assert all(layer.image is None or layer.image.isfinite().all() for layer in file.document)
     else:
         assert complaint.strip()
         assert "\n" not in complaint.strip()
-    return complaint is None
+    return complaint is None, seconds
 
 
-def test_mutated_files_give_a_document_or_a_named_error(seeds, tmp_path):
-    tried = {True: 0, False: 0}
+def table(tried, rise_bytes):
+    """Return what became of the files as Markdown: ``tried`` is {ending: [(is a document, seconds), ...]}."""
+    lines = [
+        "| | files | read | refused with a named error | longest, s |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for end, all_of_it in sorted({**tried, "all": sum(tried.values(), [])}.items()):
+        read, seconds = sum(done for done, _ in all_of_it), max(seconds for _, seconds in all_of_it)
+        lines.append(f"| {end} | {len(all_of_it):,} | {read:,} | {len(all_of_it) - read:,} | {seconds:.2f} |")
+    lines.append(f"\nNone did anything else. The process grew by {rise_bytes / 2**20:.0f} MiB at most.")
+    return "\n".join(lines)
+
+
+def test_mutated_files_give_a_document_or_a_named_error(seeds, tmp_path, capsys):
+    tried = defaultdict(list)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     whole = LIMITS.max_alloc_bytes / 1024  # ru_maxrss is in KiB
 
@@ -110,6 +126,7 @@ def test_mutated_files_give_a_document_or_a_named_error(seeds, tmp_path):
     @given(st.integers(0, len(seeds) - 1), st.booleans(), st.integers(0, 99), mutations())
     def check(seed, deep, pick, changes):
         end, data = seeds[seed]
+        kind = end
         if end == ".png":
             (tmp_path / "a.png").write_bytes(mutated(data, changes))
             plain = {"version": 1, "width": 9, "height": 9, "layers": [{"name": "a", "image": "a.png"}]}
@@ -118,12 +135,17 @@ def test_mutated_files_give_a_document_or_a_named_error(seeds, tmp_path):
             data = inside(data, pick, changes) if end == ".ora" and deep else mutated(data, changes)
         path = tmp_path / f"fuzz{end}"
         path.write_bytes(data)
-        tried[attempt(path)] += 1
+        tried[kind].append(attempt(path))
 
     check()
-    assert sum(tried.values()) >= COUNT
-    assert tried[False] >= COUNT // 10  # enough of the mutations make a file unreadable
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4 * whole
+    outcomes = [done for of_kind in tried.values() for done, _ in of_kind]
+    assert len(outcomes) >= COUNT
+    assert outcomes.count(False) >= COUNT // 10  # enough of the mutations make a file unreadable
+    rise = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert rise < 4 * whole
+    if "LAYERED_FUZZ" in os.environ:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{table(tried, 1024 * rise)}\n")
 
 
 @pytest.mark.parametrize("index", range(6))
@@ -133,15 +155,6 @@ def test_a_file_cut_anywhere_is_named(seeds, tmp_path, index):
     for length in range(0, len(data) - 1, max(1, len(data) // 40)):
         path.write_bytes(data[:length])
         # The composite at the end of a PSD is not read, so a cut there may go unnoticed.
-        if attempt(path):
+        if attempt(path)[0]:
             assert end in (".psd", ".psb")
             assert length > len(data) * 0.6
-
-
-# PSD
-
-
-# OpenRaster
-
-
-# JSON
