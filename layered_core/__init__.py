@@ -37,4 +37,4 @@ Letters used for shapes throughout: B batch, L layers, H W pixels, h w latent ce
 steps.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
