@@ -101,6 +101,8 @@ class Parts:
         self.runs = [
             self.make_background, self.add, self.anew, self.another, self.harmonise, self.missing,
         ]  # fmt: skip
+        for button in self.runs:
+            button.interactive = False  # until the page has begun, or a press would be lost
         self.how = [self.negative, self.seed, self.steps, self.guidance, self.alpha]
 
     def _background(self, model: ModelWords) -> None:

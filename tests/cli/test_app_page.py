@@ -228,6 +228,16 @@ def test_cancel_stops_the_run_and_leaves_the_picture_as_it_was(app):
     page.said("Added 'a red ball'")
 
 
+def test_a_press_at_the_first_moment_counts(served, chromium):
+    page = chromium.new_page(**DESKTOP)
+    page.goto(served)
+    page.fill("#ld-background textarea", "by the sea")
+    page.click("#ld-make")  # waits until it can be pressed
+    begins = "() => document.querySelector('.ld-line')?.textContent.startsWith('Made the background')"
+    page.wait_for_function(begins, polling=50, timeout=PATIENCE)
+    page.close()
+
+
 def test_a_second_press_while_a_run_is_made_does_nothing(app):
     page = app()
     page.write("#ld-background", "a meadow")
