@@ -69,8 +69,10 @@ class Turn:
 
     kind: str
     """``plain``: as a user runs it. ``anew``: with models that all such prompts share, and all that depends on a model
-    is computed. One of ``FAULTS``, each as ``anew``: ``interrupted`` in the middle of a node, ``broken`` in the middle
-    of sampling, ``failing`` since an input is wrong, ``refused`` before it runs, ``deleted`` from the queue."""
+    is computed. One of ``FAULTS``: ``interrupted`` in the middle of a node, ``broken`` in the middle of sampling,
+    ``failing`` since an input is wrong, ``refused`` before it runs, ``deleted`` from the queue. All but ``broken`` with
+    the models of ``anew``: when two patchers, one cloned from the other, end in the cycle of an error's traceback,
+    ComfyUI 0.33.0 warns of a memory leak at each load while their weights live, and the soak keeps them alive."""
 
     variant: int = 0
     """Prompts with another variant have other seeds."""
@@ -133,7 +135,7 @@ def prompt_of(turn, number, choose):
     for key in {*stepping, *(k for k, n in prompt.items() if n["class_type"] == "LD_StageSeed")}:
         if isinstance(prompt[key]["inputs"].get("seed"), int):
             prompt[key]["inputs"]["seed"] += 1000 * turn.variant
-    if turn.kind != "plain":
+    if turn.kind not in ("plain", "broken"):
         for node in prompt.values():
             if node["class_type"] in LOADERS:
                 node["class_type"] = LOADERS[node["class_type"]]
