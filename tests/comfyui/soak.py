@@ -228,6 +228,7 @@ class Soak:
         self.turn(Turn(name, "anew"))
         as_it_is, alive = self.memory(), self.empty()
         emptied = {**self.memory(), "in_use": alive.pop("in_use")}
+        emptied["threads"] -= alive.pop("executor")
         return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": emptied, **alive}
 
     def empty(self):
@@ -314,7 +315,7 @@ def table(figures):
         "of that in use, without small objects, MB": lambda x: _change(x, "emptied", "in_use"),
         "tensors alive": lambda x: f"{x['first']['tensors']:,} → {x['last']['tensors']:,}",
         "open files": lambda x: _change(x, "emptied", "open_files"),
-        "threads": lambda x: _change(x, "emptied", "threads"),
+        "threads but those of asyncio's executor": lambda x: _change(x, "emptied", "threads"),
         "models with the same bits as before": lambda x: x["models"],
         "new files in input": lambda x: x["files"]["input"],
         "new files in temp, all previews of nodes": lambda x: x["files"]["temp"],

@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import hashlib
 import signal
+import threading
 from collections import Counter
 
 import torch
@@ -187,7 +188,8 @@ async def models(request):
 
 @PromptServer.instance.routes.get("/soak/alive")
 async def alive(request):
-    """Answer with counts of what is alive after a search for garbage, and give free memory back to the system."""
+    """Answer with counts of what is alive after a search for garbage, and give free memory back to the system.
+    ``executor`` counts the threads in which asyncio reads files: as many as were busy at once, at most cores + 4."""
     gc.collect()
     in_use = _give_back()
     everything = gc.get_objects()
@@ -196,6 +198,7 @@ async def alive(request):
     return web.json_response(
         {
             "in_use": in_use / 2**20,
+            "executor": sum(x.name.startswith("asyncio_") for x in threading.enumerate()),
             "tensors": len(tensors),
             "tensor_bytes": sum(storages.values()),
             "objects": len(everything),
