@@ -232,7 +232,10 @@ class Soak:
         return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": emptied, **alive}
 
     def empty(self):
-        """Let ComfyUI empty its caches and take its models off their device, and return counts of what is alive."""
+        """Let ComfyUI empty its caches and take its models off their device, and return counts of what is alive.
+        Garbage is searched for before: if that happens to begin while ComfyUI 0.33.0 unloads models of which one waits
+        in the cycle of an error's traceback, its worker ends, and no prompt runs any more."""
+        self.server.get("/soak/alive")
         self.server.post("/free", {"unload_models": True, "free_memory": True})
         alive = self.server.get("/soak/alive")
         for _ in range(30):
