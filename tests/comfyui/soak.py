@@ -227,7 +227,7 @@ class Soak:
         last prompt, so that is always of the template ``name``."""
         self.turn(Turn(name, "anew"))
         as_it_is, alive = self.memory(), self.empty()
-        emptied = {**self.memory(), "in_use": alive.pop("in_use")}
+        emptied = {**self.memory(), **{what: alive.pop(what) for what in ("in_use", "small_blocks")}}
         emptied["threads"] -= alive.pop("executor")
         return {"prompts": self.counts["prompts"], "as_it_is": as_it_is, "emptied": emptied, **alive}
 
@@ -316,6 +316,7 @@ def table(figures):
         "with its caches emptied, MB": lambda x: _change(x, "emptied", "rss"),
         "of that without programs' files, MB": lambda x: _change(x, "emptied", "own"),
         "of that in use, without small objects, MB": lambda x: _change(x, "emptied", "in_use"),
+        "blocks of small Python objects": lambda x: _change(x, "emptied", "small_blocks"),
         "tensors alive": lambda x: f"{x['first']['tensors']:,} → {x['last']['tensors']:,}",
         "open files": lambda x: _change(x, "emptied", "open_files"),
         "threads but those of asyncio's executor": lambda x: _change(x, "emptied", "threads"),
@@ -333,7 +334,7 @@ def table(figures):
 
 def _change(figures, when, what):
     before, after = (figures[at][when][what] for at in ("first", "last"))
-    percent = f" ({100 * (after / before - 1):+.2f} %)" if what in ("own", "rss", "in_use") else ""
+    percent = "" if what in ("open_files", "threads") else f" ({100 * (after / before - 1):+.2f} %)"
     return f"{before:,.0f} → {after:,.0f}{percent}"
 
 

@@ -13,7 +13,6 @@ from test_no_leaks import EXAMPLES
 
 import nodes as comfy_nodes
 
-
 GIVE_MODELS = (
     "LD_LayerDiffuseApply",
     "LD_LayerTrainingData",

@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import hashlib
 import signal
+import sys
 import threading
 from collections import Counter
 
@@ -198,6 +199,7 @@ async def alive(request):
     return web.json_response(
         {
             "in_use": in_use / 2**20,
+            "small_blocks": sys.getallocatedblocks(),
             "executor": sum(x.name.startswith("asyncio_") for x in threading.enumerate()),
             "tensors": len(tensors),
             "tensor_bytes": sum(storages.values()),
