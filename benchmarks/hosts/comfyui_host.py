@@ -317,7 +317,7 @@ def main():
         try:
             problem = check(job)
             if problem is None and "out" in job:
-                models = models or call("LD_LoadDemoModel")
+                models = models or call("LD_LoadDemoModel")[:3]
             reply = {"error": problem} if problem else answer(models, job) if "out" in job else {}
         except Exception as error:
             traceback.print_exc()
