@@ -81,9 +81,14 @@ def _measured(
         groups.setdefault(scenes[0] // suite.batch, []).append((row, scenes))
     processes = min(suite.processes or settings.processes, len(groups))
     if processes == 1:
-        worker = Worker(suite, settings)
-        for row, scenes in batches:
-            yield from worker.measure(row, scenes)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in _work: times of one and of several processes are comparable
+        try:
+            worker = Worker(suite, settings)
+            for row, scenes in batches:
+                yield from worker.measure(row, scenes)
+        finally:
+            torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
