@@ -248,7 +248,7 @@ def main():
     from demo.world.drawing import sprite
     from demo.world.vocabulary import Thing
 
-    with tempfile.TemporaryDirectory() as folder, pages.browser((2900, 1300)) as new:
+    with tempfile.TemporaryDirectory() as folder, pages.browser((2900, 1400)) as new:
         server = Server(*find_host(), Path(folder) / "base")
         try:
             for name, ids in RESULTS.items():
@@ -264,7 +264,8 @@ def main():
                 page.open(PACK / f"workflows/{name}.json")
                 page.queue(RESULTS[name])
                 if name == "01_storybook_collage":
-                    crop(page, [n[0] for n in page.nodes()], PACK / "web/docs/graph.jpg")
+                    ids = [i for i, kind, _ in page.nodes() if kind != "MarkdownNote"]
+                    crop(page, ids, PACK / "web/docs/graph.jpg")
                 for node, (workflow, ids) in NODES.items():
                     if workflow == name:
                         crop(page, ids, PACK / f"web/docs/{node}/picture.jpg")
