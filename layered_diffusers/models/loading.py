@@ -92,6 +92,13 @@ def find_model(path_or_id: str | Path | None) -> Path:
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file() and folder.suffix == ".safetensors":
+        raise invalid(
+            "model", str(path_or_id), "a folder in the diffusers layout, not a single file",
+            "Write the file as a folder once, where diffusers may fetch its configuration; of SDXL, for example: "
+            'python -c "from diffusers import StableDiffusionXLPipeline as P; '
+            f"P.from_single_file({str(folder)!r}).save_pretrained({str(folder.with_suffix(''))!r})\"",
+        )  # fmt: skip
     try:
         return Path(snapshot_download(str(path_or_id), local_files_only=True))
     except (OSError, ValueError):

@@ -111,6 +111,14 @@ def test_a_model_that_is_not_on_disk_is_an_error_at_once_and_without_network(mon
         find_model("stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
+def test_a_single_file_is_refused_with_the_command_that_makes_a_folder_of_it(tmp_path):
+    file = tmp_path / "sd_xl.safetensors"
+    file.touch()
+    with pytest.raises(LayeredError, match="not a single file") as error:
+        find_model(file)
+    assert f"P.from_single_file('{file}').save_pretrained('{tmp_path / 'sd_xl'}')" in str(error.value)
+
+
 def test_a_model_of_another_family_is_named(broken):
     path = broken / "model_index.json"
     index = json.loads(path.read_text())
