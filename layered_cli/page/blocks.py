@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,19 @@ TAKE = """(file) => {
 }"""
 """Lets the browser save a file."""
 
+STOPPING = """() => ({__type__: "update", text: "Stopping …", bad: false})"""
+"""Shown by the page itself: an answer of the server could come after that of the run, and stay."""
+
+TO_FIELDS = "(box) => box?.length ? box : [null, null, null, null]"
+"""The box drawn on the board, for its fields. The page does it alone, for a press that comes at once to find it."""
+
+TO_BOARD = "(...box) => [box.some((number) => number == null) ? [] : box]"
+"""The box of the fields, for the board."""
+
+
+class SelectedSinceError(Exception):
+    """Another layer was selected than the one that the page showed."""
+
 
 @dataclass
 class Work:
@@ -47,6 +61,8 @@ class Work:
 
     editor: Editor = field(default_factory=Editor)
     turn: Turn = field(default_factory=Turn)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held by an action that is done at once: the next one begins with what it left."""
 
 
 def build(
@@ -100,14 +116,12 @@ class _Page:
         def add(editor: Editor, how: Any, words: str, *box: float | None) -> None:
             editor.add(pipeline, words, _box(box), **how)
 
-        def anew(editor: Editor, how: Any, words: str) -> None:
-            editor.make_anew(pipeline, _selected(editor), words, **how)
+        def anew(editor: Editor, how: Any, of: str, words: str) -> None:
+            editor.make_anew(pipeline, _shown(of), words, **how)
 
-        def another(editor: Editor, how: Any, words: str) -> None:
-            name = _selected(editor)
-            assert editor.selected is not None
-            tried = editor.selected.recipe.seed
-            editor.make_anew(pipeline, name, words, (how["seed"] if tried is None else tried) + 1, **how)
+        def another(editor: Editor, how: Any, of: str, words: str) -> None:
+            tried = editor.there().layer(_shown(of)).recipe.seed
+            editor.make_anew(pipeline, of, words, (how["seed"] if tried is None else tried) + 1, **how)
 
         def harmonise(editor: Editor, how: Any, rest: float) -> None:
             editor.harmonise(pipeline, rest, **how)
@@ -120,17 +134,18 @@ class _Page:
             [parts.make_background.click, parts.background.submit], background, background_inputs, "add"
         )
         self._run([parts.add.click, parts.words.submit], add, [parts.words, *parts.box], "add", [parts.words])
-        self._run([parts.anew.click, parts.layer_words.submit], anew, [parts.layer_words])
-        self._run([parts.another.click], another, [parts.layer_words])
+        self._run([parts.anew.click, parts.layer_words.submit], anew, [parts.of, parts.layer_words])
+        self._run([parts.another.click], another, [parts.of, parts.layer_words])
         self._run([parts.harmonise.click], harmonise, [parts.rest])
         self._run([parts.missing.click], missing, [])
-        parts.cancel.click(self._stop, parts.work, parts.shown, **QUICK)
+        stopping = parts.cancel.click(None, None, parts.says, js=STOPPING, **QUICK)
+        stopping.then(self._stop, parts.work, parts.shown, **QUICK)
 
     def _connect_actions(self) -> None:
         parts, settings = self.parts, self.settings
 
-        def describe(editor: Editor, words: str, freedom: float) -> None:
-            editor.describe(_selected(editor), words, freedom)
+        def describe(editor: Editor, of: str, words: str, freedom: float) -> None:
+            editor.describe(_selected(editor, of), words, freedom)
 
         def add_pictures(editor: Editor, paths: list[str] | None, words: str, *box: float | None) -> None:
             pictures = read_pictures(paths or [], settings.limits)
@@ -152,37 +167,24 @@ class _Page:
             clears=[parts.pictures, parts.words],
         )  # fmt: skip
         self._quick(parts.opened.upload, open_file, [parts.opened], tab="layer", clears=[parts.opened])
-        words_and_freedom = [parts.layer_words, parts.freedom]
+        words_and_freedom = [parts.of, parts.layer_words, parts.freedom]
         self._quick(parts.freedom.release, describe, words_and_freedom)
         self._quick(parts.keep_words.click, describe, words_and_freedom)
-        self._quick(
-            parts.put.click, lambda editor, *box: editor.place(_selected(editor), _given(box)), parts.place
-        )
-        self._quick(parts.remove.click, lambda editor: editor.remove(_selected(editor)))
-        self._quick(parts.to_front.click, lambda editor: editor.bring(_selected(editor), 1))
-        self._quick(parts.to_back.click, lambda editor: editor.bring(_selected(editor), -1))
+        placed = _on_selected(lambda editor, name, *box: editor.place(name, _given(box)))
+        self._quick(parts.put.click, placed, [parts.of, *parts.place])
+        for button, act in (
+            (parts.remove, Editor.remove),
+            (parts.to_front, lambda editor, name: editor.bring(name, 1)),
+            (parts.to_back, lambda editor, name: editor.bring(name, -1)),
+        ):
+            self._quick(button.click, _on_selected(act), [parts.of])
 
     def _connect_board(self) -> None:
         parts = self.parts
 
-        def drawn(work: Work | None, event: gr.EventData) -> list[Any]:
-            document = _there(work).editor.document
-            box = event.box
-            if document is None or not box:
-                return [gr.update(box=[]), *[None] * 4]
-            return [gr.update(box=box), *map(round, _pixels(document, box))]
-
-        def typed(work: Work | None, *box: float | None) -> Any:
-            document = _there(work).editor.document
-            if document is None or None in box:
-                return gr.update(box=[])
-            x, y, width, height = _given(box)
-            across, down = 100 / document.width, 100 / document.height
-            return gr.update(box=[x * across, y * down, width * across, height * down])
-
         def dragged(editor: Editor, event: gr.EventData) -> None:
             assert editor.document is not None
-            editor.place(_selected(editor), _pixels(editor.document, event.box))
+            editor.place(_selected(editor, event.layer), _pixels(editor.document, event.box))
 
         def tapped(editor: Editor, event: gr.EventData) -> str:
             editor.select(_at(editor.document, event.at))
@@ -196,10 +198,11 @@ class _Page:
             assert editor.document is not None
             editor.show(event.layer, not editor.document.layer(event.layer).visible)
 
-        parts.board.input(drawn, parts.work, [parts.board, *parts.box], **QUICK)
+        parts.board.input(None, parts.board, parts.box, js=TO_FIELDS, **QUICK)
         for number in parts.box:
-            number.input(typed, [parts.work, *parts.box], parts.board, **QUICK)
-        parts.no_box.click(lambda: [gr.update(box=[]), *[None] * 4], None, [parts.board, *parts.box], **QUICK)
+            number.input(None, parts.box, parts.board, js=TO_BOARD, **QUICK)
+        nothing = "() => [[], null, null, null, null]"
+        parts.no_box.click(None, None, [parts.board, *parts.box], js=nothing, **QUICK)
         self._quick_event(parts.board.edit, dragged)
         self._quick_event(parts.board.select, tapped, works_in_a_run=True)
         self._quick_event(parts.layers.select, picked, "layer", works_in_a_run=True)
@@ -245,11 +248,12 @@ class _Page:
     ) -> Updates:
         def go() -> Updates:
             there = _there(work)
-            if there.turn.is_taken and not works_in_a_run:
-                raise LayeredError("a picture is being made. Wait for it, or press Cancel")
-            said = act(there.editor)
-            said = there.editor.history.now.action if said is None else said
-            return self._show(there, said, tab=tab) | dict.fromkeys(clears)
+            with there.lock:
+                if there.turn.is_taken and not works_in_a_run:
+                    raise LayeredError("a picture is being made. Wait for it, or press Cancel")
+                said = act(there.editor)
+                said = there.editor.history.now.action if said is None else said
+                return self._show(there, said, tab=tab) | dict.fromkeys(clears)
 
         return self._told(work, go)
 
@@ -307,8 +311,10 @@ class _Page:
     def _take_turn(self, work: Work | None) -> Updates:
         """Ask for a run; the page shows that it waits for it."""
         parts = self.parts
+        there = _there(work)
         try:
-            ticket = _there(work).turn.take()
+            with there.lock:
+                ticket = there.turn.take()
         except LayeredError as error:
             raise gr.Error(_sentence(str(error)), print_exception=False) from None
         off = gr.update(interactive=False)
@@ -322,10 +328,10 @@ class _Page:
     def _stop(self, work: Work | None) -> Updates:
         """Stop the run, or forget it if it has not begun."""
         there = _there(work)
-        there.turn.stop()
-        if there.turn.is_taken:
-            return {self.parts.says: gr.update(text="Stopping …", bad=False)}
-        return self._show(there, CANCELLED)
+        stopped = there.turn.stop()
+        if stopped == "made":
+            return {self.parts.says: gr.skip()}  # the run itself says how it ended
+        return self._show(there, CANCELLED if stopped == "asked for" else there.editor.history.now.action)
 
     def _told(self, work: Work | None, go: Callable[[], Updates]) -> Updates:
         """Return what ``go`` returns, or what went wrong in it, which leaves the document as it was."""
@@ -334,6 +340,8 @@ class _Page:
         except StoppedError:
             there = _there(work)
             return {self.parts.says: gr.skip()} if there.turn.is_taken else self._show(there, CANCELLED)
+        except SelectedSinceError as error:
+            return self._show(_there(work), str(error))
         except LayeredError as error:
             said = str(error)
         except Exception as error:  # nobody shall lose a picture for a fault of the page or the machine
@@ -366,8 +374,9 @@ class _Page:
         }
         if not bad:  # after an error the words and the box are still there, to be put right
             place = [None] * 4 if layer is None else [layer.x, layer.y, layer.width, layer.height]
-            board["box"] = []
+            board["value"] = []
             updates |= dict.fromkeys(parts.box) | dict(zip(parts.place, place))
+            updates[parts.of] = name or ""
             updates[parts.layer_words] = "" if layer is None else layer.prompt
             if document is not None and name is not None:
                 updates[parts.freedom] = freedom(document, name)
@@ -397,15 +406,34 @@ def _there(work: Work | None) -> Work:
     return work
 
 
-def _selected(editor: Editor) -> str:
-    """Return the name of the selected layer.
+def _shown(of: str) -> str:
+    """Return the name of the layer that the fields show.
+
+    Raises:
+        LayeredError: they show none.
+    """
+    if not of:
+        raise LayeredError("no layer is selected. Select one in the list of layers")
+    return of
+
+
+def _selected(editor: Editor, of: str) -> str:
+    """Return the name of the selected layer, which is the one that the page shows.
 
     Raises:
         LayeredError: none is selected.
+        SelectedSinceError: it is another one.
     """
-    if editor.selected is None:
-        raise LayeredError("no layer is selected. Select one in the list of layers")
-    return editor.selected.name
+    if editor.selected is not None and editor.selected.name != of:
+        raise SelectedSinceError(
+            f"nothing was changed, as {editor.selected.name!r} was selected just now. Look at it, and do it again"
+        )
+    return _shown(of if editor.selected is not None else "")
+
+
+def _on_selected(act: Callable[..., None]) -> Callable[..., None]:
+    """Let ``act(editor, name, *values)`` act on the selected layer, whose name the page gives first."""
+    return lambda editor, of, *values: act(editor, _selected(editor, of), *values)
 
 
 def _at(document: LayerDocument | None, at: Sequence[float]) -> str | None:

@@ -1,6 +1,7 @@
 // The picture with boxes over it. In mode "draw" a drag draws the box of a new thing; in mode "move" it moves the
 // selected layer, or scales it by a corner; a tap selects a layer. Works with mouse, pen and touch alike.
-// Numbers are hundredths of the picture. Text comes into the page as text, never as HTML.
+// Numbers are hundredths of the picture; only the box of a new thing, the board's value, is in whole pixels of it, or
+// empty. Text comes into the page as text, never as HTML.
 const LEAST = 2; // a shorter drag is a tap
 const CORNERS = ["nw", "ne", "sw", "se"];
 const frame = element.querySelector(".ld-frame");
@@ -11,6 +12,8 @@ const hint = element.querySelector(".ld-hint");
 let drag = null; // {kind, corner, start: [x, y], before: [x, y, w, h]}
 let drawn = null; // the box as it is dragged, [x, y, w, h]
 
+const scaled = ([x, y, w, h], across, down) => [x * across, y * down, w * across, h * down];
+const fresh = () => (props.value?.length ? scaled(props.value, 100 / props.width, 100 / props.height) : []);
 const selected = () => props.layers.find((layer) => layer.name === props.selected);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
@@ -50,8 +53,8 @@ function draw() {
     if (layer.rotation && !moving) box.style.rotate = `${layer.rotation}deg`;
     boxes.push(box);
   }
-  const fresh = (drag?.kind === "new" && drawn) || props.box;
-  if (fresh.length && props.mode === "draw") boxes.push(boxElement("ld-box ld-new", fresh, "", true));
+  const box = (drag?.kind === "new" && drawn) || fresh();
+  if (box.length && props.mode === "draw") boxes.push(boxElement("ld-box ld-new", box, "", true));
   overlay.replaceChildren(...boxes);
   picture.hidden = !props.picture;
   if (props.picture && picture.src !== props.picture) picture.src = props.picture;
@@ -81,7 +84,7 @@ frame.addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || !event.isPrimary || !props.picture) return;
   const start = point(event), corner = event.target.dataset?.corner, layer = selected();
   if (props.mode === "draw") {
-    drag = { kind: "new", start: start.map((value) => clamp(value, 0, 100)), corner, before: corner ? props.box : null };
+    drag = { kind: "new", start: start.map((value) => clamp(value, 0, 100)), corner, before: corner ? fresh() : null };
   } else if (props.mode === "move" && layer && (corner || inside(start, layer.box))) {
     drag = { kind: "layer", start, corner, before: layer.box };
   } else {
@@ -109,10 +112,11 @@ frame.addEventListener("pointerup", (event) => {
   const { kind } = drag, box = drawn, at = point(event);
   drag = drawn = null;
   if (kind === "new") {
-    props.box = box && box[2] > 0 && box[3] > 0 ? box : [];
-    trigger("input", { box: props.box });
+    const drawnWell = box && box[2] > 0 && box[3] > 0;
+    props.value = drawnWell ? scaled(box, props.width / 100, props.height / 100).map(Math.round) : [];
+    trigger("input");
   } else if (kind === "layer" && box && box[2] > 0 && box[3] > 0) {
-    trigger("edit", { box });
+    trigger("edit", { box, layer: props.selected });
   } else {
     trigger("select", { at });
   }

@@ -56,12 +56,16 @@ class Parts:
         self.work = gr.State(None, time_to_live=24 * 3600)
         self.ticket = gr.Number(visible=False, precision=0)
         self.file = gr.File(visible=False)
+        self.of = gr.Textbox(visible=False)
+        """Name of the layer whose words, freedom and place the fields show: what was selected may have changed on its
+        way to the page."""
         gr.HTML(HEAD, apply_default_css=False, js_on_load=None, elem_id="ld-head")
         with gr.Row(elem_id="ld-page", equal_height=False):
             with gr.Column(scale=6, min_width=320):
                 self.board = gr.HTML(
-                    html_template=BOARD, js_on_load=_script("board.js"), apply_default_css=False, elem_id="ld-board",
-                    picture="", layers=[], selected="", mode="look", box=[], width=1, height=1, hint="Loading …",
+                    [], html_template=BOARD, js_on_load=_script("board.js"), apply_default_css=False,
+                    elem_id="ld-board", picture="", layers=[], selected="", mode="look", width=1, height=1,
+                    hint="Loading …",
                 )  # fmt: skip
                 with gr.Row(elem_id="ld-tools"):
                     self.undo = gr.Button(
@@ -205,7 +209,7 @@ class Parts:
         """The parts that show what there is; every action may change any of them."""
         return [
             self.board, self.layers, self.says, self.undo, self.redo, self.cancel, self.tabs, self.words, *self.box,
-            self.layer_words, self.freedom, *self.place, self.pictures, self.opened, *self.runs,
+            self.of, self.layer_words, self.freedom, *self.place, self.pictures, self.opened, *self.runs,
         ]  # fmt: skip
 
 

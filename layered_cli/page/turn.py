@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from layered_core.errors import LayeredError
 from layered_core.progress import reporting
@@ -54,13 +55,17 @@ class Turn:
             self._ticket += 1
             return self._ticket
 
-    def stop(self) -> None:
-        """Stop the run before its next step; one that has not begun never does. Without a run, do nothing."""
+    def stop(self) -> Literal["made", "asked for", "none"]:
+        """Stop the run before its next step; one that has not begun never does. Return whether it was being made, and
+        now ends by itself; was asked for; or there was none, and nothing is done."""
         with self._lock:
-            if self._taken is not None:
-                self._taken.set()
-                if not self._runs:
-                    self._taken = None
+            if self._taken is None:
+                return "none"
+            self._taken.set()
+            if self._runs:
+                return "made"
+            self._taken = None
+            return "asked for"
 
     @contextmanager
     def running(self, ticket: int, report: Report) -> Iterator[Report]:

@@ -296,14 +296,16 @@ def test_two_runs_of_one_person_do_not_overlap():
 
 def test_a_run_that_is_stopped_before_it_begins_never_does():
     turn = Turn()
+    assert turn.stop() == "none"
     old = turn.take()
-    turn.stop()
+    assert turn.stop() == "asked for"
     assert not turn.is_taken
     new = turn.take()
     with pytest.raises(StoppedError), turn.running(old, print):
         raise AssertionError("it ran")
     with turn.running(new, print):
         assert turn.is_taken
+        assert turn.stop() == "made"
     assert not turn.is_taken
 
 

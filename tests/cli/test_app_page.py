@@ -80,6 +80,14 @@ class App:
     def wait(self, condition, arg=None):
         self.page.wait_for_function(condition, arg=arg, polling=50)
 
+    def wait_until(self, condition):
+        """Wait until a condition of this process holds."""
+        for _ in range(PATIENCE // 50):
+            if condition():
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError("it did not come")
+
     def said(self, beginning):
         """Wait until the page says a line with this beginning; return the line."""
         line = self.page.locator(".ld-line")
@@ -145,6 +153,24 @@ class App:
 
     def picture(self):
         return self.page.locator(".ld-picture").get_attribute("src")
+
+    @contextlib.contextmanager
+    def late_answer(self, told=""):
+        """Hold back, until the block ends, the answer to the first action at once whose request tells ``told``; the
+        server does it. Yields a list, which is empty until then."""
+        held = []
+
+        def hold(route):
+            if held or told not in route.request.post_data:
+                route.continue_()
+            else:
+                held.append(route)
+                held.append(route.fetch())
+
+        self.page.route("**/run/predict*", hold)
+        yield held
+        route, answer = held
+        route.fulfill(response=answer)
 
     def take(self, kind, folder):
         """Take a file home and return its path."""
@@ -226,6 +252,75 @@ def test_cancel_stops_the_run_and_leaves_the_picture_as_it_was(app):
     page.write("#ld-steps", "2")
     page.press("#ld-add")
     page.said("Added 'a red ball'")
+
+
+def test_an_answer_to_cancel_that_comes_after_the_end_of_the_run_changes_nothing(app):
+    page = app()
+    page.make_background()
+    page.press("button:has-text('Advanced')")
+    page.write("#ld-steps", "1000")
+    page.write("#ld-words", "a red ball")
+    page.press("#ld-add")
+    page.page.wait_for_selector("#ld-board [role=progressbar]")
+    with page.late_answer() as held:
+        page.press("#ld-cancel")
+        page.said("Cancelled: nothing was changed")
+        assert len(held) == 2
+    page.page.wait_for_timeout(500)
+    assert page.page.locator(".ld-line").text_content().startswith("Cancelled")
+    assert page.page.is_disabled("#ld-cancel")
+
+
+def test_a_box_and_its_numbers_are_one_without_the_server(app):
+    page = app()
+    page.make_background()
+    page.press("button:has-text('The box in numbers')")
+    asked = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    page.drag((0.25, 0.5), (0.5, 0.75))
+    fields = [page.page.locator(f"#ld-box-{i} input") for i in range(4)]
+    page.wait("() => document.querySelector('#ld-box-3 input').value === '32'")
+    assert [field.input_value() for field in fields] == ["32", "64", "32", "32"]
+    fields[0].fill("64")
+    page.wait("() => document.querySelector('.ld-new').style.left === '50%'")
+    fields[0].fill("")
+    page.wait("() => !document.querySelector('.ld-new')")
+    fields[0].fill("0")
+    page.wait("() => document.querySelector('.ld-new').style.left === '0%'")
+    page.press("button:has-text('No box')")
+    page.wait("() => !document.querySelector('.ld-new')")
+    assert [field.input_value() for field in fields] == [""] * 4
+    assert asked == []
+
+
+def test_an_action_on_a_layer_that_was_selected_unseen_is_refused(app):
+    page = app()
+    page.make_background()
+    page.add("a red ball", (0.1, 0.1), (0.4, 0.4))
+    page.tab("layer")
+    with page.late_answer('"layer":"background"') as held:
+        page.press("[data-layer=background] .ld-pick")
+        page.wait_until(lambda: len(held) == 2)
+        page.press("#ld-remove")
+        page.said("Nothing was changed, as 'background' was selected just now")
+    assert page.layers() == ["a red ball", "background"]
+    assert page.page.locator("#ld-layer-words textarea").input_value() == "a meadow"
+    page.press("#ld-remove")
+    page.said("Removed 'background'")
+
+
+def test_the_layer_whose_words_are_shown_is_made_anew(app):
+    page = app()
+    page.make_background()
+    page.add("a red ball", (0.1, 0.1), (0.4, 0.4))
+    page.tab("layer")
+    with page.late_answer('"layer":"background"') as held:
+        page.press("[data-layer=background] .ld-pick")
+        page.wait_until(lambda: len(held) == 2)
+        page.write("#ld-layer-words", "a green tree")
+        page.press("#ld-anew")
+        page.said("Made 'a red ball' anew")
+    assert page.layers() == ["a green tree", "background"]
 
 
 def test_a_press_at_the_first_moment_counts(served, chromium):
