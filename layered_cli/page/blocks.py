@@ -61,8 +61,10 @@ class Work:
 
     editor: Editor = field(default_factory=Editor)
     turn: Turn = field(default_factory=Turn)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     """Held by an action that is done at once: the next one begins with what it left."""
+    answers: int = 0
+    """Number of answers to the page so far. It asks again if an older one comes after a newer one."""
 
 
 def build(
@@ -203,6 +205,7 @@ class _Page:
             number.input(None, parts.box, parts.board, js=TO_BOARD, **QUICK)
         nothing = "() => [[], null, null, null, null]"
         parts.no_box.click(None, None, [parts.board, *parts.box], js=nothing, **QUICK)
+        parts.board.outdated(self._show_again, parts.work, parts.shown, **QUICK)
         self._quick_event(parts.board.edit, dragged)
         self._quick_event(parts.board.select, tapped, works_in_a_run=True)
         self._quick_event(parts.layers.select, picked, "layer", works_in_a_run=True)
@@ -315,15 +318,24 @@ class _Page:
         try:
             with there.lock:
                 ticket = there.turn.take()
+                there.answers += 1
+                answer = there.answers
         except LayeredError as error:
             raise gr.Error(_sentence(str(error)), print_exception=False) from None
         off = gr.update(interactive=False)
         return {
             parts.ticket: ticket,
+            parts.board: gr.update(answer=answer),
             parts.says: gr.update(text="Making it …", bad=False),
             parts.cancel: gr.update(interactive=True),
             **dict.fromkeys([*parts.runs, parts.undo, parts.redo], off),
         }
+
+    def _show_again(self, work: Work | None) -> Updates:
+        """Show what there is to a page that shows an older answer."""
+        there = _there(work)
+        said = "Making it …" if there.turn.is_taken else there.editor.history.now.action
+        return self._show(there, said)
 
     def _stop(self, work: Work | None) -> Updates:
         """Stop the run, or forget it if it has not begun."""
@@ -351,6 +363,11 @@ class _Page:
 
     def _show(self, work: Work, said: str, tab: str | None = None, bad: bool = False) -> Updates:
         """Return what shows the present step, a line about it, and ``tab``, if one is given."""
+        with work.lock:
+            work.answers += 1
+            return self._shown_now(work, said, tab, bad)
+
+    def _shown_now(self, work: Work, said: str, tab: str | None, bad: bool) -> Updates:
         parts, editor, busy = self.parts, work.editor, work.turn.is_taken
         document, layer, layers = editor.document, editor.selected, shown_layers(editor.document)
         name = None if layer is None else layer.name
@@ -359,6 +376,7 @@ class _Page:
             "layers": layers,
             "selected": name or "",
             "hint": BEGIN,
+            "answer": work.answers,
         }
         if document is not None:
             board |= {"width": document.width, "height": document.height}

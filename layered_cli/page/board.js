@@ -10,6 +10,7 @@ const overlay = element.querySelector(".ld-overlay");
 const hint = element.querySelector(".ld-hint");
 
 let drag = null; // {kind, corner, start: [x, y], before: [x, y, w, h]}
+let newest = 0; // number of the server's last answer that came
 let drawn = null; // the box as it is dragged, [x, y, w, h]
 
 const scaled = ([x, y, w, h], across, down) => [x * across, y * down, w * across, h * down];
@@ -128,5 +129,11 @@ frame.addEventListener("pointercancel", () => {
   draw();
 });
 
-watch(Object.keys(props), draw); // a quoted name would be one of an event, for Gradio
+/** Ask for what there is when an older answer of the server has come after a newer one. */
+function check() {
+  if (props.answer < newest) trigger("outdated");
+  newest = Math.max(newest, props.answer);
+}
+
+watch(Object.keys(props), () => { check(); draw(); }); // a quoted name would be one of an event, for Gradio
 draw();

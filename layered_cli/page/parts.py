@@ -64,7 +64,7 @@ class Parts:
             with gr.Column(scale=6, min_width=320):
                 self.board = gr.HTML(
                     [], html_template=BOARD, js_on_load=_script("board.js"), apply_default_css=False,
-                    elem_id="ld-board", picture="", layers=[], selected="", mode="look", width=1, height=1,
+                    elem_id="ld-board", picture="", layers=[], selected="", mode="look", width=1, height=1, answer=0,
                     hint="Loading …",
                 )  # fmt: skip
                 with gr.Row(elem_id="ld-tools"):

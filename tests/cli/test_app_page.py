@@ -320,7 +320,9 @@ def test_the_layer_whose_words_are_shown_is_made_anew(app):
         page.write("#ld-layer-words", "a green tree")
         page.press("#ld-anew")
         page.said("Made 'a red ball' anew")
-    assert page.layers() == ["a green tree", "background"]
+        made = page.picture()
+    # The late answer shows what there was before, until the page has asked again.
+    page.wait_until(lambda: page.layers() == ["a green tree", "background"] and page.picture() == made)
 
 
 def test_a_press_at_the_first_moment_counts(served, chromium):
