@@ -43,6 +43,12 @@ def test_a_choice_takes_these_layers_and_leaves_the_others(which, chosen):
     assert [layer.name for layer in rest] == [n for n in NAMES if n not in chosen]
 
 
+def test_a_layer_that_is_called_like_a_pattern_comes_before_the_pattern():
+    document = stack(("sky", "*", "star"))
+    assert [layer.name for layer in select_layers(document, "*")[0]] == ["*"]
+    assert identical(select_layers(document, "**")[0], document)
+
+
 def test_all_is_the_document_itself():
     document = stack()
     selected, rest = select_layers(document, "*")
