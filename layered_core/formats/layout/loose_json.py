@@ -28,6 +28,13 @@ _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
 _BARE = re.compile(r"[^\s,:=\[\](){}\"'“”‘’`#][^\s,:=\[\](){}\"“”`#]*")
 _AFTER_STRING = re.compile(r"\s*(?:[,:\]})]|=>|\Z|//|#|/\*)|[ \t\r]*\n\s*[\"'“]")
 _OPENING = re.compile(r"[\[{]")
+_FENCED = re.compile(
+    r"(?:^[ \t>]*```\s*\w*|```\w*[ \t]*\n)\s*(.*?)(?:(?<=[\]})])[ \t]*```|^[ \t>]*```|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+"""A fence: it begins a line, or a line ends with it; three backticks inside a text are none. Its end begins a line, or
+follows a bracket."""
+_THOUGHT = re.compile("</think(?:ing)?>(?![\"'”’,\\]}])")  # inside a text, a quote follows
 _HEX = re.compile("[0-9a-fA-F]{4}")
 _MAX_DIGITS = 15
 """Greatest length of a number that is read as a whole one."""
@@ -68,7 +75,7 @@ def read_values(text: str, where: str) -> list[tuple[Any, bool]]:
             return read_values(value, where) if isinstance(value, str) else [(value, False)]
         except (ValueError, RecursionError):
             pass
-    answer = re.split("</think(?:ing)?>", text)[-1]
+    answer = _THOUGHT.split(text)[-1]
     for parts in (_fenced(answer), [answer], [text]):
         values = [value for part in parts for value in _Reader(part).values()]
         if values:
@@ -78,8 +85,7 @@ def read_values(text: str, where: str) -> list[tuple[Any, bool]]:
 
 def _fenced(text: str) -> list[str]:
     """Return what stands in Markdown's fences, without the name of the language."""
-    inside = text.split("```")[1::2]
-    return [re.sub(r"\A\s*\w*\s*", "", part) for part in inside]
+    return [fence[1] for fence in _FENCED.finditer(text)]
 
 
 class _Reader:

@@ -352,6 +352,26 @@ def test_lists_that_are_nested_a_thousand_deep_are_refused():
             read_layout(source, 100, 100)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Here it is:\n{"aa": ["```"], "a": [1]}\nDone.',
+        'As [asked]:\n```json\n{"aa": ["```"], "a": [1]}\n```\nDone [1].',
+        'As [asked]: ```json\n{"aa": ["```"], "a": [1]}\n```',
+        '```{"aa": ["```"], "a": [1]}```',
+        '> ```\n{"aa": ["```"],\n"a": [1]} ``` [2]',
+        'As [asked]:\n```json\n{"aa": ["```"], "a": [1]}',
+    ],
+)
+def test_backticks_inside_a_text_are_no_fence(text):
+    assert read_values(text, "text")[0] == ({"aa": ["```"], "a": [1]}, False)
+
+
+def test_the_end_of_a_thought_inside_a_text_is_none():
+    text = 'Think: [0] </think>\nHere it is: {"a": ["</think>"], "b": [1]}.'
+    assert read_values(text, "text") == [({"a": ["</think>"], "b": [1]}, False)]
+
+
 @settings(max_examples=400)
 @given(st.sampled_from(sorted(ANSWERS)), st.data())
 def test_a_mutilated_answer_is_read_or_refused(name, data):
