@@ -265,7 +265,7 @@ def test_an_answer_to_cancel_that_comes_after_the_end_of_the_run_changes_nothing
     with page.late_answer() as held:
         page.press("#ld-cancel")
         page.said("Cancelled: nothing was changed")
-        assert len(held) == 2
+        page.wait_until(lambda: len(held) == 2)
     page.page.wait_for_timeout(500)
     assert page.page.locator(".ld-line").text_content().startswith("Cancelled")
     assert page.page.is_disabled("#ld-cancel")
