@@ -4,6 +4,9 @@
 // empty. Text comes into the page as text, never as HTML.
 const LEAST = 2; // a shorter drag is a tap
 const CORNERS = ["nw", "ne", "sw", "se"];
+const START = {
+  picture: "", layers: [], selected: "", mode: "look", width: 1, height: 1, answer: 0, hint: "Loading …", value: [],
+};
 const frame = element.querySelector(".ld-frame");
 const picture = element.querySelector(".ld-picture");
 const overlay = element.querySelector(".ld-overlay");
@@ -135,5 +138,7 @@ function check() {
   newest = Math.max(newest, props.answer);
 }
 
-watch(Object.keys(props), () => { check(); draw(); }); // a quoted name would be one of an event, for Gradio
+// Of a board that comes late, an answer that came before it may have left nothing but what it changed.
+for (const [name, value] of Object.entries(START)) props[name] ??= value;
+watch(Object.keys(START), () => { check(); draw(); }); // a quoted name would be one of an event, for Gradio
 draw();

@@ -335,6 +335,20 @@ def test_a_press_at_the_first_moment_counts(served, chromium):
     page.close()
 
 
+def test_a_board_that_comes_after_the_first_answer_begins_too(served, chromium):
+    page, complaints, held = chromium.new_page(**DESKTOP), [], []
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.route("**/HTML-*.js", lambda route: held.append(route))  # playwright takes no built-in
+    with page.expect_response("**/run/predict*", timeout=PATIENCE):
+        page.goto(served, wait_until="commit")
+    page.unroute("**/HTML-*.js")  # lets go what was held
+    begins = "() => document.querySelector('.ld-hint')?.textContent.startsWith('Begin')"
+    page.wait_for_function(begins, polling=50, timeout=PATIENCE)
+    assert held
+    assert complaints == []
+    page.close()
+
+
 def test_a_second_press_while_a_run_is_made_does_nothing(app):
     page = app()
     page.write("#ld-background", "a meadow")
