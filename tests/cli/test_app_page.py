@@ -293,14 +293,21 @@ def test_a_box_and_its_numbers_are_one_without_the_server(app):
     assert asked == []
 
 
-def test_an_action_on_a_layer_that_was_selected_unseen_is_refused(app):
-    page = app()
+@contextlib.contextmanager
+def background_selected_unseen(page):
+    """Make a ball in a meadow, and select the meadow; until the block ends the page shows the ball as selected."""
     page.make_background()
     page.add("a red ball", (0.1, 0.1), (0.4, 0.4))
     page.tab("layer")
     with page.late_answer('"layer":"background"') as held:
         page.press("[data-layer=background] .ld-pick")
         page.wait_until(lambda: len(held) == 2)
+        yield
+
+
+def test_an_action_on_a_layer_that_was_selected_unseen_is_refused(app):
+    page = app()
+    with background_selected_unseen(page):
         page.press("#ld-remove")
         page.said("Nothing was changed, as 'background' was selected just now")
     assert page.layers() == ["a red ball", "background"]
@@ -311,12 +318,7 @@ def test_an_action_on_a_layer_that_was_selected_unseen_is_refused(app):
 
 def test_the_layer_whose_words_are_shown_is_made_anew(app):
     page = app()
-    page.make_background()
-    page.add("a red ball", (0.1, 0.1), (0.4, 0.4))
-    page.tab("layer")
-    with page.late_answer('"layer":"background"') as held:
-        page.press("[data-layer=background] .ld-pick")
-        page.wait_until(lambda: len(held) == 2)
+    with background_selected_unseen(page):
         page.write("#ld-layer-words", "a green tree")
         page.press("#ld-anew")
         page.said("Made 'a red ball' anew")
